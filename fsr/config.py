@@ -1,0 +1,296 @@
+"""What a run *is*: frozen, typed dataclasses, and an id made of their content."""
+
+import hashlib
+import json
+import math
+import types
+import typing
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+
+from fsr.errors import UsageError
+
+RECIPE = 1  # raise when unchanged configs change meaning; old results keep their ids
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetInfo:
+    """What every run on a data set shares: shape, classes and the field's threat model for it.
+
+    eps, alpha in pixels of [0, 1]; pad 0 means no augmentation; alpha is the training step.
+    """
+
+    classes: int
+    size: int
+    eps: float
+    alpha: float
+    lr: float
+    pad: int
+    flip: bool
+
+
+# eps 8/255 is meaningless on 8x8 digits: natural training survives it. 0.15 was chosen because it does not.
+DATASETS = {
+    "digits": DatasetInfo(classes=10, size=8, eps=0.15, alpha=0.15 / 4, lr=0.1, pad=0, flip=False),
+    "cifar10": DatasetInfo(classes=10, size=32, eps=8 / 255, alpha=2 / 255, lr=0.1, pad=4, flip=True),
+    "svhn": DatasetInfo(classes=10, size=32, eps=8 / 255, alpha=1 / 255, lr=0.01, pad=0, flip=False),
+    "tinyimagenet": DatasetInfo(classes=200, size=64, eps=8 / 255, alpha=2 / 255, lr=0.1, pad=8, flip=True),
+}
+
+
+def _matches(value, kind) -> bool:
+    """Is value of this annotation?  bool is not an int here, int is not a float: 1 and 1.0 hash differently."""
+    if isinstance(kind, types.UnionType):
+        return any(_matches(value, part) for part in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        inner = typing.get_args(kind)[0]
+        return isinstance(value, tuple) and all(_matches(v, inner) for v in value)
+    if kind in (int, float):
+        return type(value) is kind
+    return isinstance(value, kind)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UsageError(message)
+
+
+def _check_types(config) -> None:
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if not _matches(value, f.type):
+            raise UsageError(f"{type(config).__name__}.{f.name} must be {f.type}, not {value!r}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"{type(config).__name__}.{f.name} must be finite, not {value!r}")
+
+
+def _one_of(config, name: str, allowed) -> None:
+    value = getattr(config, name)
+    _require(value in allowed, f"{type(config).__name__}.{name} is {value!r}; choose one of {', '.join(allowed)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FSRSpec:
+    """The FSR module and its controls (Kim et al. 2023, section 3; spec T4-T6).
+
+    at: module paths, () for the backbone's own place; hidden: channels inside S and R, None for the
+    width rule; kind: fsr, separation (f+ alone is passed on), residual (S and R as plain residual
+    branches, no mask, no auxiliary loss), aux (auxiliary head only, features untouched).
+    """
+
+    at: tuple[str, ...] = ()
+    tau: float = 0.1
+    lambda_sep: float = 1.0
+    lambda_rec: float = 1.0
+    hidden: int | None = None
+    kind: str = "fsr"
+    mask: str = "gumbel"  # gumbel: soft with noise in training; soft: no noise; hard: straight-through with noise
+    granularity: str = "element"  # element, channel (one value per channel), spatial (one per position)
+
+    def __post_init__(self):
+        _check_types(self)
+        _one_of(self, "kind", ("fsr", "separation", "residual", "aux"))
+        _one_of(self, "mask", ("gumbel", "soft", "hard"))
+        _one_of(self, "granularity", ("element", "channel", "spatial"))
+        _require(self.tau > 0, f"FSRSpec.tau must be positive, not {self.tau}")
+        _require(self.lambda_sep >= 0 and self.lambda_rec >= 0, "FSRSpec.lambda_sep and lambda_rec must not be negative")
+        _require(self.hidden is None or self.hidden > 0, f"FSRSpec.hidden must be positive, not {self.hidden}")
+
+    @property
+    def label(self) -> str:
+        """How it shows in a run id: fsr, separation, residual, aux."""
+        return self.kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerSpec:
+    """A deactivation peer: fd (Xie 2019), cas (Bai 2021) or cifs (Yan 2021), with its joint-loss weight."""
+
+    name: str
+    at: tuple[str, ...] = ()  # () for the peer's own places: fd every stage; cas, cifs the last stage's two blocks
+    weight: float = 2.0  # of the mean probe cross-entropy, in training and crafting; fd has no probe
+
+    def __post_init__(self):
+        _check_types(self)
+        _one_of(self, "name", ("fd", "cas", "cifs"))
+        _require(self.weight >= 0, "PeerSpec.weight must not be negative")
+
+    @property
+    def label(self) -> str:
+        """How it shows in a run id."""
+        return self.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training: only what changes its result.  Device, threads, paths and compile are arguments elsewhere."""
+
+    dataset: str = "cifar10"  # a key of DATASETS, or folder:PATH (ImageFolder layout)
+    train_size: int | None = None  # images used for training, stratified and seeded; None: all
+    test_size: int | None = None  # images of the test set that this run knows; None: all
+    holdout: int = 1000  # training images kept back to select `best`; 0: the authors' exact training set
+    image_size: int | None = None  # only for folder: data
+    backbone: str = "resnet18"
+    width: int | None = None  # None: the backbone's own (64, 64, 10)
+    blocks: tuple[int, ...] | None = None  # blocks per stage; None: the backbone's own
+    method: str = "at"  # natural, at, trades, mart
+    module: FSRSpec | PeerSpec | None = None
+    beta: float | None = None  # TRADES, MART; None: 6, 5
+    awp: float = 0.0  # gamma of adversarial weight perturbation; 0: off
+    eps: float = 8 / 255
+    alpha: float = 2 / 255
+    steps: int = 10
+    epochs: int = 100
+    batch: int = 128
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    ema_decay: float = 0.9995
+    precision: str = "bf16"  # of crafting and of the update's matrix products; weights and losses are float32
+    sync_bn: bool = False  # several devices: share BatchNorm statistics; default is per replica
+    seed: int = 0
+
+    def __post_init__(self):
+        _check_types(self)
+        _require(
+            self.dataset in DATASETS or self.dataset.startswith("folder:"),
+            f"unknown data set {self.dataset!r}; choose one of {', '.join(DATASETS)} or folder:PATH",
+        )
+        _one_of(self, "backbone", ("resnet18", "vgg16", "wideresnet34"))
+        _one_of(self, "method", ("natural", "at", "trades", "mart"))
+        _one_of(self, "precision", ("float32", "bf16"))
+        for name in ("epochs", "batch", "lr", "ema_decay"):
+            _require(getattr(self, name) > 0, f"Run.{name} must be positive, not {getattr(self, name)}")
+        for name in ("eps", "alpha", "steps", "holdout", "awp", "momentum", "weight_decay", "seed"):
+            _require(getattr(self, name) >= 0, f"Run.{name} must not be negative, not {getattr(self, name)}")
+
+    @property
+    def fsr(self) -> FSRSpec | None:
+        """The FSR spec, or None for a baseline or a peer."""
+        return self.module if isinstance(self.module, FSRSpec) else None
+
+    @property
+    def peer(self) -> PeerSpec | None:
+        """The peer spec, or None."""
+        return self.module if isinstance(self.module, PeerSpec) else None
+
+    @property
+    def label(self) -> str:
+        """The method as tables print it: at, at+fsr, trades, at+cas, at+awp+fsr."""
+        parts = [self.method] + (["awp"] if self.awp else []) + ([self.module.label] if self.module else [])
+        return "+".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One attack on one checkpoint of a run.
+
+    attack: a key of fsr.attacks.ATTACKS or `clean`; images: None for all the test images the run knows,
+    else that many in the fixed stratified order; eps, steps: None for the data set's and attack's own;
+    surrogate: the run id whose `last` weights craft a transfer attack.
+    """
+
+    attack: str
+    checkpoint: str = "last"
+    images: int | None = None
+    eps: float | None = None
+    steps: int | None = None
+    surrogate: str | None = None
+    intervention: str | None = None  # a key of fsr.models.INTERVENTIONS, applied at test time
+
+    def __post_init__(self):
+        _check_types(self)
+        _one_of(self, "checkpoint", ("last", "best", "ema"))
+        _require(self.images is None or self.images > 0, f"Evaluation.images must be positive, not {self.images}")
+
+    @property
+    def attack_id(self) -> str:
+        """File-name safe: the attack's name, and after it only what differs from its default."""
+        parts = [self.attack]
+        if self.images is not None:
+            parts.append(f"n{self.images}")
+        if self.eps is not None:
+            parts.append(f"eps{self.eps:.5f}")
+        if self.steps is not None:
+            parts.append(f"steps{self.steps}")
+        if self.surrogate is not None:
+            parts.append(f"from-{self.surrogate.rsplit('-', 1)[-1]}")
+        if self.intervention is not None:
+            parts.append(self.intervention)
+        return "-".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis:
+    """One look inside a checkpoint of a run: streams, masks, maps, features, cost, audit."""
+
+    kind: str
+    checkpoint: str = "last"
+    images: int | None = None
+    budget: str | None = None  # audit: quick or full
+
+    def __post_init__(self):
+        _check_types(self)
+        _one_of(self, "kind", ("streams", "masks", "maps", "features", "cost", "audit"))
+        _one_of(self, "checkpoint", ("last", "best", "ema"))
+
+
+def content(config) -> dict:
+    """The fields that differ from their defaults: a field added later leaves old ids as they are."""
+    out = {}
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if value != f.default or type(value) is not type(f.default):
+            out[f.name] = [type(value).__name__, content(value)] if is_dataclass(value) else value
+    return out
+
+
+def content_id(config) -> str:
+    """Ten hex digits that depend on every field's value and on nothing else."""
+    text = json.dumps([RECIPE, type(config).__name__, content(config)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def run_id(run: Run) -> str:
+    """Readable prefix for people, content hash for machines: cifar10-resnet18-at+fsr-s0-c195b1c1cb."""
+    dataset = run.dataset if run.dataset in DATASETS else "folder"
+    return f"{dataset}-{run.backbone}-{run.label}-s{run.seed}-{content_id(run)}"
+
+
+def analysis_id(analysis: Analysis) -> str:
+    """`kind` and a short content hash, file-name safe."""
+    return f"{analysis.kind}-{content_id(analysis)[:6]}"
+
+
+def to_dict(config) -> dict:
+    """Every field, as plain JSON types, with the class of a nested spec beside its fields."""
+    out = asdict(config)
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if is_dataclass(value):
+            out[f.name] = {"type": type(value).__name__, **asdict(value)}
+    return out
+
+
+def run_from_dict(data: dict) -> Run:
+    """The Run that `to_dict` wrote; unknown fields, kinds or types raise UsageError."""
+    data = dict(data)
+    module = data.get("module")
+    try:
+        if isinstance(module, dict):
+            kind = {"FSRSpec": FSRSpec, "PeerSpec": PeerSpec}[module["type"]]
+            rest = {k: tuple(v) if isinstance(v, list) else v for k, v in module.items() if k != "type"}
+            data["module"] = kind(**rest)
+        return Run(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"not the config of a run: {error}") from None
+
+
+def for_dataset(dataset: str, **changes) -> Run:
+    """A Run with the data set's own eps, alpha and lr (spec section 2), and any changes."""
+    if dataset not in DATASETS:
+        raise UsageError(f"unknown data set {dataset!r}; choose one of {', '.join(DATASETS)}")
+    info = DATASETS[dataset]
+    return Run(**{"dataset": dataset, "eps": info.eps, "alpha": info.alpha, "lr": info.lr, **changes})
+
+
+__all__ = [name for name in dir() if not name.startswith("_") and name not in ("replace", "field")] + ["replace"]

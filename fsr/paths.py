@@ -1,0 +1,82 @@
+"""Where things are: one root, everything below it."""
+
+import os
+from pathlib import Path
+
+from fsr.errors import UsageError
+
+MARK = Path("notebooks") / "00-setup.ipynb"
+
+
+def repository() -> Path:
+    """The folder that holds `notebooks/00-setup.ipynb`: the nearest parent of the working directory, else of this package."""
+    for folder in (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parent.parent):
+        if (folder / MARK).is_file():
+            return folder
+    raise UsageError("no notebooks/00-setup.ipynb in this folder or above it; go into the repository, or give --root DIR")
+
+
+def root() -> Path:
+    """Results and figures lie below it: $FSR_ROOT (set by --root), else the repository."""
+    explicit = os.environ.get("FSR_ROOT")
+    return Path(explicit).expanduser().resolve() if explicit else repository()
+
+
+def data() -> Path:
+    """Data sets lie below it: $FSR_DATA (set by --data), else data/ below the root."""
+    explicit = os.environ.get("FSR_DATA")
+    return Path(explicit).expanduser().resolve() if explicit else root() / "data"
+
+
+def use(*, root: Path | str | None = None, data: Path | str | None = None) -> None:
+    """Make --root and --data hold for this process and every process it starts."""
+    for name, value in (("FSR_ROOT", root), ("FSR_DATA", data)):
+        if value is not None:
+            os.environ[name] = str(Path(value).expanduser().resolve())
+
+
+def results() -> Path:
+    """All records, tables, executed notebooks and reports."""
+    return root() / "results"
+
+
+def _inside(parent: Path, name: str) -> Path:
+    """A child of parent; a name that would escape it is refused."""
+    if not name or name in (".", "..") or any(c in name for c in "/\\\0"):
+        raise UsageError(f"{name!r} is not a run id; `python -m fsr status` lists them")
+    return parent / name
+
+
+def run_dir(run_id: str) -> Path:
+    """results/runs/<id>: config.json, env.json, history.csv, evals/, analyses/."""
+    return _inside(results() / "runs", run_id)
+
+
+def checkpoint_dir(run_id: str) -> Path:
+    """results/checkpoints/<id>: last, best and ema weights, optimiser and RNG state."""
+    return _inside(results() / "checkpoints", run_id)
+
+
+def tables(profile: str) -> Path:
+    """results/tables/<profile>."""
+    return _inside(results() / "tables", profile)
+
+
+def figures(profile: str) -> Path:
+    """figures/<profile>."""
+    return _inside(root() / "figures", profile)
+
+
+def executed(profile: str) -> Path:
+    """results/notebooks/<profile>: executed notebooks; the sources are never written."""
+    return _inside(results() / "notebooks", profile)
+
+
+def report(profile: str) -> Path:
+    """results/report/<profile>.html."""
+    return _inside(results() / "report", profile + ".html")
+
+
+def sources() -> Path:
+    """The folder of the notebooks' sources."""
+    return repository() / "notebooks"

@@ -1,0 +1,220 @@
+"""Records of runs: configs, histories, per-sample outcomes and analyses, never overwritten."""
+
+import csv
+import functools
+import io
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fsr import paths
+from fsr.config import Analysis, Evaluation, Run, analysis_id, content_id, run_from_dict, run_id, to_dict
+from fsr.errors import CorruptFile, MissingRecord, UsageError
+from fsr.files import load_json, load_npz, npz_bytes, provenance, save_json, sha256, write_bytes
+
+ENSEMBLE = ("clean", "fgsm", "pgd20", "pgd100", "cw")  # spec section 3: right on clean and all four
+
+
+def id_of(run: Run | str) -> str:
+    """A run's id, from the run or from itself."""
+    return run if isinstance(run, str) else run_id(run)
+
+
+def save_config(run: Run) -> None:
+    """config.json of a run, once; an existing one must be the same run."""
+    path = paths.run_dir(run_id(run)) / "config.json"
+    if not path.exists():
+        save_json(path, {"run": to_dict(run), "run_id": run_id(run)})
+    elif content_id(config_of(run_id(run))) != content_id(run):
+        raise CorruptFile(f"{path} describes another run than its folder's name; move the folder away")
+
+
+def config_of(name: str) -> Run:
+    """The Run that a run id names; UsageError when there is none."""
+    path = paths.run_dir(name) / "config.json"
+    if not path.exists():
+        raise UsageError(f"no run {name!r} in {paths.results() / 'runs'}; `python -m fsr status` lists them")
+    return run_from_dict(load_json(path)["run"])
+
+
+def runs() -> list[Run]:
+    """Every run with a config.json, sorted by id."""
+    return [config_of(p.parent.name) for p in sorted((paths.results() / "runs").glob("*/config.json"))]
+
+
+def is_trained(run: Run | str) -> bool:
+    """Did the training finish?  The weights may be gone: a record is valid without them."""
+    return (paths.run_dir(id_of(run)) / "env.json").exists()
+
+
+def environment(run: Run | str) -> dict:
+    """env.json: commit, versions, hardware, start, seconds, checkpoint hashes."""
+    return load_json(paths.run_dir(id_of(run)) / "env.json")
+
+
+def save_history(run: Run, rows: list[dict]) -> bytes:
+    """history.csv, one row per epoch; returns its bytes."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows([{k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows])
+    data = text.getvalue().encode()
+    write_bytes(paths.run_dir(run_id(run)) / "history.csv", data)
+    return data
+
+
+def history(run: Run | str) -> pd.DataFrame:
+    """history.csv as a frame; of a finished run it must match the hash in env.json."""
+    folder = paths.run_dir(id_of(run))
+    path = folder / "history.csv"
+    if not path.exists():
+        raise MissingRecord(f"{id_of(run)} has no history.csv; `python -m fsr run-all` trains what is missing")
+    data = path.read_bytes()
+    if is_trained(run) and environment(run)["history_sha256"] != sha256(data):
+        raise CorruptFile(f"{path} is damaged (its bytes do not match env.json)")
+    return pd.read_csv(io.BytesIO(data))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Per-sample outcomes: test-set index (N,) int, correct (N,) bool under the attack, and the record beside them."""
+
+    index: np.ndarray
+    correct: np.ndarray
+    record: dict
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction still classified correctly."""
+        return float(self.correct.mean())
+
+
+def eval_path(run: Run | str, evaluation: Evaluation) -> Path:
+    """results/runs/<id>/evals/<checkpoint>-<attack id>.json."""
+    return paths.run_dir(id_of(run)) / "evals" / f"{evaluation.checkpoint}-{evaluation.attack_id}.json"
+
+
+def has_eval(run: Run | str, evaluation: Evaluation) -> bool:
+    """Is this evaluation recorded?"""
+    return eval_path(run, evaluation).exists()
+
+
+def save_eval(run: Run, evaluation: Evaluation, index, correct, **extra) -> Path:
+    """Store outcomes (packed bits) and their record; an existing record is kept as it is.
+
+    index: (N,) test-set positions; correct: (N,) bool; extra: JSON-able fields (seconds, device, flags ...).
+    """
+    path = eval_path(run, evaluation)
+    if path.exists():
+        return path
+    index, correct = np.asarray(index, dtype=np.int32), np.asarray(correct, dtype=bool)
+    data = npz_bytes(index=index, correct=np.packbits(correct))
+    write_bytes(path.with_suffix(".npz"), data)
+    record = {"run_id": run_id(run), "evaluation": asdict(evaluation), "n": len(correct), "correct": int(correct.sum())}
+    record |= {"outcomes_sha256": sha256(data), "eps": run.eps if evaluation.eps is None else evaluation.eps}
+    save_json(path, record | provenance() | extra)
+    return path
+
+
+def load_eval(run: Run | str, evaluation: Evaluation) -> Outcome:
+    """Outcomes of one evaluation, checked against their hash; MissingRecord when it was not run."""
+    path = eval_path(run, evaluation)
+    if not path.exists():
+        raise MissingRecord(f"{path.stem} of {id_of(run)} was not run; `python -m fsr run-all` completes it")
+    return read_outcome(path)
+
+
+def read_outcome(path: Path) -> Outcome:
+    """Outcomes beside a record's json file."""
+    record = load_json(path)
+    arrays = load_npz(path.with_suffix(".npz"), record["outcomes_sha256"])
+    return Outcome(arrays["index"], np.unpackbits(arrays["correct"], count=record["n"]).astype(bool), record)
+
+
+def analysis_path(run: Run | str, analysis: Analysis) -> Path:
+    """results/runs/<id>/analyses/<checkpoint>-<kind>-<id>.json."""
+    return paths.run_dir(id_of(run)) / "analyses" / f"{analysis.checkpoint}-{analysis_id(analysis)}.json"
+
+
+def has_analysis(run: Run | str, analysis: Analysis) -> bool:
+    """Is this analysis recorded?"""
+    return analysis_path(run, analysis).exists()
+
+
+def save_analysis(run: Run, analysis: Analysis, record: dict, **arrays) -> Path:
+    """Store an analysis: a JSON record, and arrays beside it when there are any; an existing one is kept."""
+    path = analysis_path(run, analysis)
+    if path.exists():
+        return path
+    record = {"run_id": run_id(run), "analysis": asdict(analysis), **record, **provenance()}
+    if arrays:
+        data = npz_bytes(**arrays)
+        write_bytes(path.with_suffix(".npz"), data)
+        record["arrays_sha256"] = sha256(data)
+    save_json(path, record)
+    return path
+
+
+def load_analysis(run: Run | str, analysis: Analysis) -> tuple[dict, dict[str, np.ndarray]]:
+    """Record and arrays ({} when there are none) of one analysis; MissingRecord when it was not run."""
+    path = analysis_path(run, analysis)
+    if not path.exists():
+        raise MissingRecord(f"{path.stem} of {id_of(run)} was not run; `python -m fsr run-all` completes it")
+    record = load_json(path)
+    digest = record.get("arrays_sha256")
+    return record, load_npz(path.with_suffix(".npz"), digest) if digest else {}
+
+
+COLUMNS = "run_id dataset backbone width method seed epochs train_size checkpoint attack attack_id images eps steps \
+surrogate intervention n correct accuracy seconds commit".split()
+
+
+def _row(run: Run, record: dict) -> dict:
+    evaluation = Evaluation(**record["evaluation"])
+    return asdict(evaluation) | {
+        "run_id": run_id(run), "dataset": run.dataset, "backbone": run.backbone, "width": run.width,
+        "method": run.label, "seed": run.seed, "epochs": run.epochs, "train_size": run.train_size,
+        "attack_id": evaluation.attack_id, "eps": record["eps"], "n": record["n"], "correct": record["correct"],
+        "accuracy": record["correct"] / record["n"], "seconds": record.get("seconds"), "commit": record.get("commit"),
+    }  # fmt: skip
+
+
+def ensemble(run: Run | str, checkpoint: str, images: int | None = None, intervention: str | None = None) -> Outcome:
+    """Right on clean and all four of the authors' attacks, per sample, on the images common to all five."""
+    parts = [
+        load_eval(run, Evaluation(attack=a, checkpoint=checkpoint, images=images, intervention=intervention))
+        for a in ENSEMBLE
+    ]
+    index = functools.reduce(np.intersect1d, [p.index for p in parts])
+    flags = []
+    for part in parts:
+        order = np.argsort(part.index)
+        flags.append(part.correct[order][np.searchsorted(part.index[order], index)])
+    record = {"n": len(index), "commit": parts[0].record.get("commit"), "eps": parts[0].record["eps"]}
+    return Outcome(index, np.logical_and.reduce(flags), record)
+
+
+def _ensemble_rows(run: Run, rows: list[dict]) -> list[dict]:
+    out = []
+    groups = {(r["checkpoint"], r["images"], r["intervention"]) for r in rows if r["attack"] == "clean"}
+    for checkpoint, images, intervention in sorted(groups, key=str):
+        try:
+            both = ensemble(run, checkpoint, images, intervention)
+        except MissingRecord:
+            continue
+        evaluation = Evaluation(attack="ensemble", checkpoint=checkpoint, images=images, intervention=intervention)
+        record = {"evaluation": asdict(evaluation), "n": len(both.correct), "correct": int(both.correct.sum())}
+        out.append(_row(run, record | {"eps": both.record["eps"], "commit": both.record["commit"]}))
+    return out
+
+
+def metrics(chosen: list[Run] | tuple[Run, ...] | None = None, checkpoint: str | None = None) -> pd.DataFrame:
+    """One tidy frame, a row per (run, checkpoint, attack), `ensemble` computed from outcomes; None: every run."""
+    rows = []
+    for run in dict.fromkeys(runs() if chosen is None else chosen):
+        mine = [_row(run, load_json(p)) for p in sorted((paths.run_dir(run_id(run)) / "evals").glob("*.json"))]
+        rows += mine + _ensemble_rows(run, mine)
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    return frame if checkpoint is None else frame[frame["checkpoint"] == checkpoint].reset_index(drop=True)

@@ -1,0 +1,27 @@
+"""Every test starts from the same seed, in an empty root of its own, on one thread."""
+
+import os
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Same random numbers for every test, whatever ran before it."""
+    import random
+
+    import numpy as np
+    import torch
+
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """An empty root for records; the real results folder is never touched."""
+    monkeypatch.setenv("FSR_ROOT", str(tmp_path))
+    return tmp_path

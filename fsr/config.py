@@ -5,7 +5,7 @@ import json
 import math
 import types
 import typing
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 
 from fsr.errors import UsageError
 
@@ -92,7 +92,7 @@ class FSRSpec:
         _one_of(self, "mask", ("gumbel", "soft", "hard"))
         _one_of(self, "granularity", ("element", "channel", "spatial"))
         _require(self.tau > 0, f"FSRSpec.tau must be positive, not {self.tau}")
-        _require(self.lambda_sep >= 0 and self.lambda_rec >= 0, "FSRSpec.lambda_sep and lambda_rec must not be negative")
+        _require(min(self.lambda_sep, self.lambda_rec) >= 0, "FSRSpec.lambda_sep and lambda_rec must not be negative")
         _require(self.hidden is None or self.hidden > 0, f"FSRSpec.hidden must be positive, not {self.hidden}")
 
     @property

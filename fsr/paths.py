@@ -9,11 +9,13 @@ MARK = Path("notebooks") / "00-setup.ipynb"
 
 
 def repository() -> Path:
-    """The folder that holds `notebooks/00-setup.ipynb`: the nearest parent of the working directory, else of this package."""
+    """The folder that holds `notebooks/00-setup.ipynb`: nearest parent of the working directory, else of the package."""
     for folder in (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parent.parent):
         if (folder / MARK).is_file():
             return folder
-    raise UsageError("no notebooks/00-setup.ipynb in this folder or above it; go into the repository, or give --root DIR")
+    raise UsageError(
+        "no notebooks/00-setup.ipynb in this folder or above it; go into the repository or give --root DIR"
+    )
 
 
 def root() -> Path:

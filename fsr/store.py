@@ -167,8 +167,29 @@ def load_analysis(run: Run | str, analysis: Analysis) -> tuple[dict, dict[str, n
     return record, load_npz(path.with_suffix(".npz"), digest) if digest else {}
 
 
-COLUMNS = "run_id dataset backbone width method seed epochs train_size checkpoint attack attack_id images eps steps \
-surrogate intervention n correct accuracy seconds commit".split()
+COLUMNS = [
+    "run_id",
+    "dataset",
+    "backbone",
+    "width",
+    "method",
+    "seed",
+    "epochs",
+    "train_size",
+    "checkpoint",
+    "attack",
+    "attack_id",
+    "images",
+    "eps",
+    "steps",
+    "surrogate",
+    "intervention",
+    "n",
+    "correct",
+    "accuracy",
+    "seconds",
+    "commit",
+]
 
 
 def _row(run: Run, record: dict) -> dict:

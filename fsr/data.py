@@ -66,7 +66,7 @@ def augment(x: Tensor, *, pad: int, flip: bool, generator: torch.Generator) -> T
 
     x: (N, C, H, W) uint8 or float; pad in pixels, 0 for none; generator on the device of x; returns like x.
     """
-    n, c, h, w = x.shape
+    n, _, h, w = x.shape
     if pad:
         rows, cols = torch.randint(0, 2 * pad + 1, (2, n, 1), generator=generator, device=x.device)
         padded = F.pad(x, (pad, pad, pad, pad))
@@ -106,7 +106,7 @@ def part_of_test(data: Data, images: int | None) -> tuple[Tensor, Tensor, Tensor
 
 
 def _digits(_folder: Path, _run: Run):
-    """scikit-learn's digits: 1,797 real scans of 8x8, three equal channels; 1,297 to train and hold out, 500 to test."""
+    """scikit-learn's digits: 1,797 real 8x8 scans, three equal channels; 1,297 to train and hold out, 500 to test."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -129,7 +129,7 @@ def _torchvision(name: str, folder: Path, **which):
     except (OSError, RuntimeError, ImportError) as error:
         raise MissingData(
             f"{name} is not (or not whole) in {folder} ({str(missing)[:60]}) and could not be downloaded "
-            f"({str(error)[:80]}); put its official files there, or give --data DIR; `python -m fsr data check` says what is there"
+            f"({str(error)[:80]}); put its official files there or give --data DIR (see `python -m fsr data check`)"
         ) from None
 
 

@@ -9,7 +9,7 @@ MARK = Path("notebooks") / "00-setup.ipynb"
 
 
 def repository() -> Path:
-    """The folder that holds `notebooks/00-setup.ipynb`: nearest parent of the working directory, else of the package."""
+    """The folder that holds `notebooks/00-setup.ipynb`: nearest parent of the working directory or of the package."""
     for folder in (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parent.parent):
         if (folder / MARK).is_file():
             return folder

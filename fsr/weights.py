@@ -1,0 +1,57 @@
+"""Tensors on disk: safetensors with the digest of their content inside, written all or nothing."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from fsr.errors import CorruptFile, MissingRecord, UsageError
+from fsr.files import write_bytes
+
+
+def digest(tensors: dict[str, Tensor], meta: str = "") -> str:
+    """SHA-256 over names, types, shapes and values, in the order of the names, and over meta."""
+    total = hashlib.sha256(meta.encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        total.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return total.hexdigest()
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict | None = None) -> str:
+    """Write tensors and JSON-able meta to one safetensors file; returns the digest that is stored inside."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    text = json.dumps(meta or {}, sort_keys=True)
+    mark = digest(tensors, text)
+    write_bytes(path, save(tensors, metadata={"meta": text, "digest": mark}))
+    return mark
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """(tensors on the CPU, meta); MissingRecord when the file is not there, CorruptFile when it is not what was saved."""
+    if not path.exists():
+        raise MissingRecord(f"no such checkpoint: {path}")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            info = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CorruptFile(f"{path} cannot be read ({error}); move it away to train again") from None
+    if info.get("digest") != digest(tensors, info.get("meta", "{}")):
+        raise CorruptFile(f"{path} is damaged (its content does not match its digest); move it away to train again")
+    return tensors, json.loads(info.get("meta", "{}"))
+
+
+def load_into(model: nn.Module, path: Path) -> dict:
+    """Fill a model from a checkpoint, strictly; returns the meta.  CorruptFile or UsageError says what does not fit."""
+    tensors, meta = load_tensors(path)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UsageError(f"{path} does not fit this model: {str(error).splitlines()[1].strip()[:160]}") from None
+    return meta

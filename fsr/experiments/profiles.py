@@ -1,0 +1,124 @@
+"""The five profiles: what is trained, how large, and how much of the test set each kind of attack sees."""
+
+from dataclasses import dataclass
+
+from fsr.config import Run, for_dataset
+
+BACKBONES = ("resnet18", "vgg16", "wideresnet34")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """A budget for the whole plan.  All images fields: that many fixed test images, None for all of them.
+
+    base: plain AT on the main backbone, seed 0; place: where FSR sits in it, () for the backbone's own
+    place; placements: the other places of T6; seeds: of the pair {AT, AT+FSR}; other_seeds: of every
+    other row of T1, T2 and T4 (T5 and T6 are sweeps with seed 0); others: plain AT on further backbones
+    with FSR's place there; scope: full, pair (only {AT, AT+FSR}) or smoke (one of each kind).
+    """
+
+    name: str
+    base: Run
+    place: tuple[str, ...] = ()
+    peers_at: tuple[str, ...] = ()
+    placements: tuple[tuple[str, ...], ...] = (("layer1",), ("layer2",), ("layer3",), ("layer3", "layer4"))
+    seeds: tuple[int, ...] = (0, 1, 2)
+    other_seeds: tuple[int, ...] = (0,)
+    datasets: tuple[str, ...]
+    others: tuple[tuple[Run, tuple[str, ...]], ...] = ()
+    scope: str = "full"
+    images: int | None = None  # the columns of spec section 3
+    autoattack: str = "autoattack"
+    autoattack_images: int | None = None
+    query_images: int | None = 1000  # N-Attack and Square
+    sweep_images: int | None = None  # F6
+    stream_images: int | None = None  # T7, F2, F8
+    audit_images: int | None = 1000
+    audit_budget: str = "full"
+
+
+def _ci() -> Profile:
+    base = for_dataset(
+        "digits", train_size=192, test_size=64, holdout=32, width=4, blocks=(1, 1, 1, 1), epochs=2, precision="float32"
+    )
+    return Profile(
+        name="ci",
+        base=base,
+        place=("layer3",),
+        peers_at=("layer3.0", "layer4.0"),
+        placements=(("layer2",),),
+        seeds=(0, 1),
+        datasets=("digits",),
+        scope="smoke",
+        autoattack="autoattack-ci",
+        autoattack_images=32,
+        query_images=4,
+        sweep_images=32,
+        audit_images=16,
+        audit_budget="quick",
+    )
+
+
+def _demo() -> Profile:
+    base = for_dataset("digits", holdout=100, width=8, blocks=(1, 1, 1, 1), epochs=15, precision="float32")
+    other = {"holdout": 100, "epochs": 15, "precision": "float32"}
+    return Profile(
+        name="demo",
+        base=base,
+        place=("layer3",),  # 2x2 there; layer4 is 1x1
+        peers_at=("layer3.0", "layer4.0"),  # the last two blocks, as layer4.0 and layer4.1 are in ResNet-18
+        placements=(("layer1",), ("layer2",), ("layer4",), ("layer2", "layer3")),
+        datasets=("digits",),
+        others=(
+            (for_dataset("digits", backbone="vgg16", width=8, blocks=(1, 1, 1, 1, 1), **other), ("block3",)),
+            (for_dataset("digits", backbone="wideresnet34", width=1, blocks=(1, 1, 1), **other), ("block3",)),
+        ),
+        autoattack_images=100,
+        query_images=100,
+        audit_images=100,
+        audit_budget="quick",
+    )
+
+
+def _mini() -> Profile:
+    return Profile(
+        name="mini",
+        base=for_dataset("cifar10", width=16, epochs=10),
+        datasets=("cifar10",),
+        others=(
+            (for_dataset("cifar10", backbone="vgg16", width=16, epochs=10), ()),
+            (for_dataset("cifar10", backbone="wideresnet34", width=1, blocks=(2, 2, 2), epochs=10), ()),
+        ),
+        images=2000,
+        autoattack_images=500,
+        query_images=100,
+        sweep_images=500,
+        stream_images=2000,
+        audit_images=500,
+        audit_budget="quick",
+    )
+
+
+def _headline() -> Profile:
+    return Profile(
+        name="headline",
+        base=for_dataset("cifar10"),
+        datasets=("cifar10",),
+        scope="pair",
+        sweep_images=1000,
+    )
+
+
+def _paper() -> Profile:
+    runs = [for_dataset(data, backbone=net) for data in ("cifar10", "svhn", "tinyimagenet") for net in BACKBONES]
+    return Profile(
+        name="paper",
+        base=runs[0],
+        other_seeds=(0, 1, 2),
+        datasets=("cifar10", "svhn", "tinyimagenet"),
+        others=tuple((run, ()) for run in runs[1:]),
+        audit_images=None,
+    )
+
+
+PROFILES = {profile.name: profile for profile in (_ci(), _demo(), _mini(), _headline(), _paper())}

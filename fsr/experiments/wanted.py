@@ -1,0 +1,140 @@
+"""Which evaluations and analyses each set asks of each of its runs."""
+
+from collections.abc import Iterable
+
+from fsr.config import Analysis, Evaluation, Run, run_id
+from fsr.experiments import rows
+from fsr.experiments.profiles import Profile
+
+COLUMNS = ("clean", "fgsm", "pgd20", "pgd100", "cw")  # the authors' protocol; `ensemble` is computed from them
+CHECKPOINTS = ("last", "best", "ema")
+# F6: multiples of the data set's eps (down to no accuracy at all), and steps at the data set's own eps
+EPS_FACTORS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+STEPS = (1, 2, 5, 10, 20, 50, 100, 200)
+
+
+def _columns(profile: Profile, checkpoints: Iterable[str] = CHECKPOINTS, **changes) -> list[Evaluation]:
+    return [
+        Evaluation(attack=attack, checkpoint=checkpoint, images=profile.images, **changes)
+        for checkpoint in checkpoints
+        for attack in COLUMNS
+    ]
+
+
+def _is_main(profile: Profile, run: Run) -> bool:
+    return any(run in row.runs for row in rows.main_rows(profile))
+
+
+def checkpoints(profile: Profile, run: Run) -> tuple[str, ...]:
+    """All that a run keeps; ci looks at the others than `last` only for the main pair."""
+    if run.holdout == 0:
+        return ("last", "ema")
+    if profile.scope == "smoke" and not (_is_main(profile, run) and run.seed == 0):
+        return ("last",)
+    return CHECKPOINTS
+
+
+def _autoattack(profile: Profile, run: Run) -> list[Evaluation]:
+    """On the main backbone always (paper: everywhere); on `best` and `ema` only for the main pair."""
+    if profile.name != "paper" and run.backbone != profile.base.backbone:
+        return []
+    if profile.scope == "smoke" and run.method != "at":
+        return []
+    several = profile.name in ("mini", "headline", "paper") and _is_main(profile, run)
+    kinds = CHECKPOINTS if several else ("last",)
+    images = profile.autoattack_images
+    return [Evaluation(attack=profile.autoattack, checkpoint=kind, images=images) for kind in kinds]
+
+
+def _whitebox(profile: Profile, run: Run) -> list[Evaluation]:
+    return _columns(profile, checkpoints(profile, run)) + _autoattack(profile, run)
+
+
+def _deactivation(profile: Profile, run: Run) -> list[Evaluation]:
+    joint = []
+    if run.peer is not None and run.peer.name in ("cas", "cifs"):
+        joint = [Evaluation(attack="pgd20-joint", images=profile.images)]
+    return _whitebox(profile, run) + joint
+
+
+def _blackbox(profile: Profile, run: Run) -> list[Evaluation]:
+    if run.method == "natural":
+        return _columns(profile, ("last",))
+    if not any(run in row.runs for row in rows.blackbox(profile)):
+        return []  # the AT twin only crafts
+    twin, natural = (run_id(source) for source in rows.surrogates(profile).values())
+    transfers = [("transfer", twin), ("transfer", natural), ("di-fgsm", twin), ("ti-fgsm", twin)]
+    return [
+        Evaluation(attack="clean", images=profile.images),
+        *(Evaluation(attack=name, images=profile.images, surrogate=source) for name, source in transfers),
+        *(Evaluation(attack=name, images=profile.query_images) for name in ("nattack", "square")),
+    ]
+
+
+def _components(profile: Profile, run: Run) -> list[Evaluation]:
+    controls = []
+    if run in rows.main_rows(profile)[1].runs and (profile.scope != "smoke" or run.seed == 0):
+        for name in rows.INTERVENTIONS:
+            controls += _columns(profile, ("last",), intervention=name)
+    return _whitebox(profile, run) + controls
+
+
+def _sweep(profile: Profile, run: Run) -> list[Evaluation]:
+    return _columns(profile, ("last",))
+
+
+def _strength(profile: Profile, run: Run) -> list[Evaluation]:
+    images, smoke = profile.sweep_images, profile.scope == "smoke"
+    factors, steps = (EPS_FACTORS[1::3], STEPS[:5:2]) if smoke else (EPS_FACTORS, STEPS)
+    return [
+        Evaluation(attack="clean", images=images),
+        *(Evaluation(attack="pgd20", images=images, eps=round(factor * run.eps, 6)) for factor in factors),
+        *(Evaluation(attack="pgd20", images=images, steps=count) for count in steps),
+    ]
+
+
+def _nothing(profile: Profile, run: Run) -> list[Evaluation]:
+    return []
+
+
+EVALUATIONS = {
+    "whitebox": _whitebox,
+    "deactivation": _deactivation,
+    "blackbox": _blackbox,
+    "components": _components,
+    "settings": _sweep,
+    "placement": _sweep,
+    "streams": _nothing,
+    "strength": _strength,
+    "audit": _nothing,
+}
+
+
+def _cost(profile: Profile, run: Run) -> list[Analysis]:
+    wanted = run.seed == 0 and run.method == "at" and (run.module is None or run.fsr is not None)
+    return [Analysis(kind="cost")] if wanted else []
+
+
+def _masks(profile: Profile, run: Run) -> list[Analysis]:
+    """F2 shows the masks of each tau, so only the sweep of tau keeps them."""
+    if not any(run in row.runs for row in rows.settings(profile) if row.axis == "tau"):
+        return []
+    return [Analysis(kind="masks", checkpoint="ema", images=profile.stream_images)]
+
+
+def _streams(profile: Profile, run: Run) -> list[Analysis]:
+    """T7 and F3 for every seed; F1, F2 and F8 show seed 0 only."""
+    images = profile.stream_images
+    out = [Analysis(kind="streams", checkpoint=kind, images=images) for kind in ("last", "ema")]
+    if run.seed == 0:
+        out.append(Analysis(kind="masks", checkpoint="ema", images=images))
+        out.append(Analysis(kind="maps", checkpoint="ema", images=8))
+        out.append(Analysis(kind="features", checkpoint="ema", images=2000 if images is None else min(images, 2000)))
+    return out
+
+
+def _audit(profile: Profile, run: Run) -> list[Analysis]:
+    return [Analysis(kind="audit", images=profile.audit_images, budget=profile.audit_budget)]
+
+
+ANALYSES = {"whitebox": _cost, "settings": _masks, "streams": _streams, "audit": _audit}

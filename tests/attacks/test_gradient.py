@@ -1,0 +1,321 @@
+"""FGSM, PGD and their losses against closed forms, invariants and a stored parity fixture."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from fsr.attacks import ATTACKS, attack_named
+from fsr.attacks import gradient as g
+from fsr.errors import UsageError
+
+FIXTURE = Path(__file__).parent.parent / "parity" / "attacks.npz"
+
+
+class Linear(nn.Module):
+    """Logits W x + b of K classes over flattened pixels; with two classes the worst point in the ball is known."""
+
+    def __init__(self, classes=2, pixels=48, seed=0):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.w = nn.Parameter(torch.randn(classes, pixels, generator=generator, dtype=torch.float64))
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return x.flatten(1) @ self.w.T
+
+
+class Small(nn.Module):
+    """A convolution, BatchNorm, dropout and a linear head: everything that a mode or a neighbour could disturb."""
+
+    def __init__(self, classes=5):
+        super().__init__()
+        torch.manual_seed(3)
+        self.layers = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.5),
+                                    nn.Flatten(), nn.Linear(6 * 16, classes))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def batch(n=6, classes=5, dtype=torch.float32, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(n, 3, 4, 4, generator=generator, dtype=torch.float64).to(dtype)
+    return x, torch.randint(0, classes, (n,), generator=generator)
+
+
+@pytest.fixture(scope="module")
+def fixture():
+    arrays = {name: torch.from_numpy(value) for name, value in np.load(FIXTURE).items()}
+    conv, head = nn.Conv2d(3, 8, 3, padding=1).double(), nn.Linear(8, 10).double()
+    with torch.no_grad():
+        for layer, name in ((conv, "conv"), (head, "linear")):
+            layer.weight.copy_(arrays[f"{name}_weight"])
+            layer.bias.copy_(arrays[f"{name}_bias"])
+    return (lambda x: head(conv(x).relu().mean((2, 3)))), arrays
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd20", "pgd100", "cw30"])
+def test_evaluation_attacks_equal_the_parity_fixture(fixture, name):
+    model, arrays = fixture
+    x_adv = ATTACKS[name.replace("cw30", "cw")](model, arrays["x"], arrays["y"], eps=8 / 255)
+    torch.testing.assert_close(x_adv, arrays[f"{name}.x_adv"], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name, delta", [("pgd10_train", None), ("pgd10_train_random", "pgd10_train_random.delta0")])
+def test_training_attack_equals_the_parity_fixture(fixture, name, delta):
+    model, arrays = fixture
+    x_adv = g.pgd(model, arrays["x"], arrays["y"], eps=8 / 255, alpha=2 / 255, steps=10, random_start=False,
+                  start=None if delta is None else arrays[delta])
+    torch.testing.assert_close(x_adv, arrays[f"{name}.x_adv"], rtol=0, atol=1e-12)
+
+
+def linear_optimum(model, x, y, eps):
+    """The point of the ball, inside [0, 1], that lowers z_y - z_other most: every pixel goes its own way."""
+    toward = (model.w[1 - y] - model.w[y]).detach().view(x.shape)
+    return (x + eps * toward.sign()).clamp(0, 1)
+
+
+@pytest.mark.parametrize("n", [1, 3, 8])
+@pytest.mark.parametrize("loss", [g.cross_entropy, g.margin, partial(g.margin, kappa=1e6)])
+def test_pgd_reaches_the_closed_form_optimum_of_a_linear_model(n, loss):
+    model, (x, y) = Linear(), batch(n, classes=2, dtype=torch.float64)
+    x_adv = g.pgd(model, x, y, eps=0.1, alpha=0.02, steps=12, loss=loss,
+                  start=g.uniform_start(x, eps=0.1, seed=0))
+    # a margin that already leads by kappa = 50 may stop early; these models stay far below that
+    torch.testing.assert_close(x_adv, linear_optimum(model, x, y, 0.1), rtol=0, atol=1e-12)
+
+
+def test_fgsm_is_the_optimum_of_a_linear_model_in_one_step():
+    model, (x, y) = Linear(), batch(4, classes=2, dtype=torch.float64)
+    torch.testing.assert_close(g.fgsm(model, x, y, eps=0.1), linear_optimum(model, x, y, 0.1), rtol=0, atol=1e-12)
+
+
+def test_targeted_losses_climb_towards_their_target():
+    model, (x, y) = Linear(classes=4), batch(5, classes=4, dtype=torch.float64)
+    target = (y + 2) % 4
+    toward = (model.w[target] - model.w[y]).detach().view(x.shape).sign()
+    x_adv = g.pgd(model, x, y, eps=0.1, alpha=0.05, steps=5, loss=partial(g.targeted_margin, target=target),
+                  random_start=False)
+    torch.testing.assert_close(x_adv, (x + 0.1 * toward).clamp(0, 1), rtol=0, atol=1e-12)
+    climbed = g.pgd(model, x, y, eps=0.1, alpha=0.05, steps=5, loss=partial(g.targeted, target=target))
+    assert (g.cross_entropy(model(climbed), target) < g.cross_entropy(model(x), target)).all()
+
+
+def test_losses_by_hand():
+    logits = torch.tensor([[3.0, 1.0, 0.5, -1.0], [0.0, 4.0, 2.0, 1.0]], dtype=torch.float64)
+    y, target = torch.tensor([0, 2]), torch.tensor([2, 3])
+    assert g.margin(logits, y, kappa=50).tolist() == [-52.0, -48.0]
+    assert g.margin(logits, y, kappa=0).tolist() == [-2.0, 0.0]
+    assert g.dlr(logits, y).tolist() == pytest.approx([-2 / 2.5, 2 / 3], abs=1e-9)
+    expected = [-2.5 / (3 - (0.5 - 1) / 2), -1 / (4 - (1 + 0) / 2)]
+    assert g.dlr_targeted(logits, y, target).tolist() == pytest.approx(expected, abs=1e-9)
+    assert g.targeted_margin(logits, y, target).tolist() == [-2.5, -1.0]
+    assert g.targeted(logits, y, target).tolist() == pytest.approx((logits.log_softmax(1)[[0, 1], target]).tolist())
+
+
+def test_dlr_ignores_the_scale_of_the_logits_and_cross_entropy_does_not():
+    model, (x, y) = Linear(classes=5), batch(dtype=torch.float64)
+    for scale in (1e-3, 1e3):
+        torch.testing.assert_close(g.dlr(scale * model(x), y), g.dlr(model(x), y), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", [n for n, info in ATTACKS.items() if not info.needs and info.per_sample])
+def test_attacks_stay_in_the_ball_and_leave_the_model_alone(name):
+    model, (x, y) = Small().train(), batch()
+    model.layers[3].eval()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    model.eval()
+    modes = [m.training for m in model.modules()]
+    original, state = x.clone(), torch.get_rng_state()
+    x_adv = ATTACKS[name](model, x, y, eps=0.05, **cheap(name))
+    assert x_adv.shape == x.shape and x_adv.dtype == x.dtype and not x_adv.requires_grad
+    assert (x_adv - x).abs().max() <= 0.05 + 1e-6 and x_adv.min() >= 0 and x_adv.max() <= 1
+    assert torch.equal(x, original), "the attack changed its input"
+    assert modes == [m.training for m in model.modules()]
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert torch.equal(state, torch.get_rng_state()), "the attack drew from the global generator"
+
+
+@pytest.mark.parametrize("name", [n for n, info in ATTACKS.items() if not info.needs and info.per_sample])
+def test_a_sample_is_attacked_the_same_way_in_any_batch(name):
+    model, (x, y) = Small().eval().double(), batch(dtype=torch.float64)
+    index = torch.tensor([7, 1, 40, 3, 900, 12])
+    together = ATTACKS[name](model, x, y, eps=0.05, seed=5, indices=index, **cheap(name))
+    for part in ([0], [4, 2], [5, 3, 1]):
+        alone = ATTACKS[name](model, x[part], y[part], eps=0.05, seed=5, indices=index[part], **cheap(name))
+        torch.testing.assert_close(alone, together[part], rtol=0, atol=1e-9)
+
+
+def cheap(name):
+    """Options that shorten a long attack without changing its nature."""
+    takes = ATTACKS[name].takes
+    return {k: v for k, v in {"steps": 3, "queries": 60}.items() if k in takes}
+
+
+def test_a_cut_graph_gives_no_step_and_inference_mode_is_refused():
+    model, (x, y) = Linear(classes=5), batch(dtype=torch.float64)
+    assert torch.equal(g.fgsm(lambda x: model(x.detach()), x, y, eps=0.1), x)
+    assert torch.equal(g.fgsm(lambda x: model((x * 255).round() / 255), x, y, eps=0.1), x)
+    with torch.no_grad():
+        assert not torch.equal(g.fgsm(model, x, y, eps=0.1), x)
+    with torch.inference_mode(), pytest.raises(UsageError, match="inference_mode"):
+        g.fgsm(model, x, y, eps=0.1)
+
+
+def test_train_mode_of_the_caller_is_respected():
+    model, (x, y) = Small().train(), batch()
+    before = model.layers[1].num_batches_tracked.clone()
+    g.pgd(model, x, y, eps=0.05, alpha=0.01, steps=4, random_start=False)
+    assert model.training and model.layers[1].num_batches_tracked - before == 4
+
+
+def test_random_starts_are_uniform_reproducible_and_their_own():
+    x, _ = batch(64)
+    start = g.uniform_start(x, eps=0.3, seed=1)
+    assert torch.equal(start, g.uniform_start(x, eps=0.3, seed=1))
+    assert not torch.equal(start, g.uniform_start(x, eps=0.3, seed=2))
+    assert not torch.equal(start, g.uniform_start(x, eps=0.3, seed=1, stream=1))
+    assert start.abs().max() <= 0.3
+    assert start.mean().abs() < 0.02 and abs(start.std() - 0.3 / 3**0.5) < 0.01
+    assert torch.equal(g.uniform_start(x[[5, 2]], eps=0.3, seed=1, indices=[5, 2]), start[[5, 2]])
+    normal = g.noise_for(range(50), (3, 8, 8), seed=0, kind="normal")
+    assert abs(normal.mean()) < 0.05 and abs(normal.std() - 1) < 0.05
+
+
+def test_generator_starts_are_projected_and_seeded():
+    x, y = batch(dtype=torch.float64)
+    model = Linear(classes=5)
+    runs = [g.pgd(model, x, y, eps=0.4, alpha=0.01, steps=0, generator=torch.Generator().manual_seed(s))
+            for s in (1, 1, 2)]
+    assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
+    assert (runs[0] - x).abs().max() <= 0.4 and runs[0].min() >= 0 and runs[0].max() <= 1
+    assert not torch.equal(runs[0], x)
+
+
+class Trap(nn.Module):
+    """Class 0 unless the only pixel lies in a narrow window above x = 0.5: gradients point away from it."""
+
+    def forward(self, x):
+        z = x.flatten(1).mean(1)
+        inside = ((z > 0.70) & (z < 0.75)).double()
+        return torch.stack([1 - 2 * inside + z, torch.zeros_like(z)], dim=1)
+
+
+def test_restarts_keep_the_break_that_one_run_misses():
+    x, y = torch.full((3, 1, 1, 1), 0.5, dtype=torch.float64), torch.zeros(3, dtype=torch.long)
+    starts = [0.0, 0.1, 0.225, -0.2]
+    tried = []
+
+    def start(restart):
+        tried.append(restart)
+        return torch.full_like(x, starts[restart])
+
+    kwargs = dict(eps=0.3, alpha=0.0, steps=1)
+    assert (Trap()(g.pgd(Trap(), x, y, start=start(1), **kwargs)).argmax(1) == 0).all()
+    tried.clear()
+    x_adv = g.pgd(Trap(), x, y, start=start, restarts=4, **kwargs)
+    torch.testing.assert_close(x_adv, x + 0.225)
+    assert tried == [0, 1, 2], "a broken sample is not attacked again"
+
+
+def test_strongest_keeps_the_first_break_else_the_largest_loss():
+    model = Linear(classes=2, pixels=1)
+    with torch.no_grad():
+        model.w.copy_(torch.tensor([[1.0], [-1.0]], dtype=torch.float64))
+    x = torch.tensor([0.9, 0.5, 0.0], dtype=torch.float64).view(3, 1, 1, 1) - 0.4
+    y = torch.zeros(3, dtype=torch.long)
+    seen = []
+
+    def move(by):
+        def attempt(rows):
+            seen.append(rows.tolist())
+            return x[rows] + by
+        return attempt
+
+    x_adv = g.strongest(model, x, y, [move(-0.05), move(-0.2), move(0.1)])
+    assert seen == [[0, 1], [0, 1], [0]]
+    torch.testing.assert_close(x_adv.flatten(), torch.tensor([0.3, -0.1, -0.4], dtype=torch.float64))
+
+
+def test_multi_targeted_breaks_at_least_what_its_best_single_target_breaks():
+    model, (x, y) = Linear(classes=5, seed=4), batch(40, dtype=torch.float64)
+    x, y = x * 0.2 + 0.4, Linear(classes=5, seed=4)(x * 0.2 + 0.4).argmax(1)
+    kwargs = dict(eps=0.05, alpha=0.02, steps=3)
+    wrong = g.wrong_classes(model, x, y, 9)
+    assert wrong.shape == (40, 4) and not (wrong == y[:, None]).any()
+    assert (wrong.sort(1).values.diff(dim=1) > 0).all()
+    single = [model(g.pgd(model, x, y, random_start=False, loss=partial(g.targeted_margin, target=wrong[:, i]),
+                          **kwargs)).argmax(1) != y for i in range(4)]
+    broken = model(g.multi_targeted(model, x, y, **kwargs)).argmax(1) != y
+    assert torch.equal(broken, torch.stack(single).any(0)) and 0 < broken.sum() < 40
+
+
+def test_averaged_gradients_find_the_way_that_one_noisy_draw_does_not():
+    class Noisy(Linear):
+        def forward(self, x):
+            return super().forward(x) * torch.tensor([1.0, 1.0]) + (x.flatten(1) * 40 * torch.randn(x[0].numel())
+                                                                   ).sum(1, keepdim=True) * torch.tensor([0, 1])
+
+    model, (x, y) = Noisy(), batch(4, classes=2, dtype=torch.float64)
+    torch.manual_seed(0)
+    truth = (model.w[1 - y] - model.w[y]).detach().view(x.shape).sign()
+
+    def agreement(draws):
+        return (g.input_gradient(model, x, y, partial(g.margin, kappa=1e9), draws).sign() == truth).double().mean()
+
+    assert agreement(3000) > agreement(1) + 0.1
+
+
+def test_noise_control_moves_every_pixel_by_eps_and_reads_no_model():
+    x = torch.full((4, 3, 4, 4), 0.5)
+    noisy = g.random_noise(x, eps=0.1, seed=0)
+    torch.testing.assert_close((noisy - x).abs(), torch.full_like(x, 0.1))
+    assert 0.2 < (noisy > x).float().mean() < 0.8
+
+
+@pytest.mark.parametrize(
+    "x, y, classes, says",
+    [
+        (torch.zeros(2, 3, 4), torch.zeros(2, dtype=torch.long), None, "N, C, H, W"),
+        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(2, dtype=torch.long), None, "floating"),
+        (torch.zeros(2, 3, 4, 4), torch.zeros(3, dtype=torch.long), None, "labels must be"),
+        (torch.zeros(2, 3, 4, 4), torch.zeros(2), None, "int64"),
+        (torch.zeros(0, 3, 4, 4), torch.zeros(0, dtype=torch.long), None, "empty"),
+        (torch.full((2, 3, 4, 4), torch.nan), torch.zeros(2, dtype=torch.long), None, "NaN"),
+        (torch.full((2, 3, 4, 4), 1.01), torch.zeros(2, dtype=torch.long), None, "255"),
+        (torch.full((2, 3, 4, 4), -0.01), torch.zeros(2, dtype=torch.long), None, "0, 1"),
+        (torch.zeros(2, 3, 4, 4), torch.tensor([0, 5]), 5, "0..4"),
+        (torch.zeros(2, 3, 4, 4), torch.tensor([0, -1]), None, "from -1"),
+    ],
+)
+def test_wrong_input_is_refused_with_what_is_wrong(x, y, classes, says):
+    with pytest.raises(UsageError, match=says.replace("(", r"\(").replace("..", r"\.\.")):
+        g.check_images(x, y, classes)
+
+
+def test_right_input_passes():
+    g.check_images(*batch(), classes=5)
+
+
+def test_unknown_and_missing_names_are_refused():
+    with pytest.raises(UsageError, match="pgd20"):
+        attack_named("pgd-20")
+    assert attack_named("pgd20") is ATTACKS["pgd20"]
+    with pytest.raises(UsageError, match="takes no steps"):
+        ATTACKS["fgsm"](Linear(), *batch(), eps=0.1, steps=3)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.floats(0, 0.6), st.floats(0, 0.3), st.integers(0, 4), st.integers(0, 10_000))
+def test_no_setting_leaves_the_ball_or_the_image_range(eps, alpha, steps, seed):
+    x, y = batch(3, seed=seed)
+    x_adv = g.pgd(Small().eval(), x, y, eps=eps, alpha=alpha, steps=steps, start=g.uniform_start(x, eps=eps, seed=seed))
+    assert (x_adv - x).abs().max() <= eps + 1e-6 and x_adv.min() >= 0 and x_adv.max() <= 1

@@ -1,0 +1,138 @@
+"""The verdict's claims, each with its tolerance and test, written down before any run."""
+
+from dataclasses import dataclass
+
+from fsr.reference.known import known_results
+
+PAPER = "arXiv 2303.13846 abstract"
+MIN_SEEDS = 3  # fewer give a number, never a verdict
+FULL = ("headline", "paper")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """One claim and how it is decided.
+
+    rule: how tables.verdict measures it; stated: the claimed value in `unit`, None where only words are stated;
+    tolerance: in the same unit; profiles: where a verdict is possible at all, elsewhere ours is shown beside
+    `not tested`.
+    """
+
+    id: str
+    text: str
+    kind: str
+    source: str
+    rule: str
+    stated: float | None = None
+    unit: str = "points"
+    tolerance: float = 0.0
+    metric: str = ""
+    test: str
+    profiles: tuple[str, ...] = FULL
+    min_seeds: int = MIN_SEEDS
+
+
+def _value(kind: str, metric: str) -> float:
+    """A stated number, from the one file that may hold it."""
+    frame = known_results()
+    values = frame.loc[(frame["kind"] == kind) & (frame["metric"] == metric), "value"]
+    return float(values.iloc[0])
+
+
+def _abstract() -> list[Claim]:
+    return [
+        Claim(
+            id="C1",
+            text="FSR improves the robustness of existing adversarial training",
+            kind="paper",
+            source=PAPER + " (words)",
+            rule="gain",
+            metric="autoattack",
+            test="gain of AT + FSR over AT under AutoAttack (last weights), paired by seed: "
+            "the two-sided 95 % t interval over at least three seeds lies above 0",
+            profiles=("mini", *FULL),
+        ),
+        Claim(
+            id="C2",
+            text="the gain reaches up to the stated points; the setting is not stated",
+            kind="paper",
+            source=PAPER,
+            rule="largest_gain",
+            stated=_value("paper", "max_robust_gain_points"),
+            tolerance=1.0,
+            test="largest gain of T1 over all data sets, backbones, methods and attacks (mean over at least three "
+            "seeds, last weights) within the tolerance of the stated value; every cell must have been run",
+            profiles=("paper",),
+        ),
+        Claim(
+            id="C3",
+            text="the computational overhead is small",
+            kind="paper",
+            source=PAPER + " (words; small is defined here)",
+            rule="overhead",
+            unit="percent",
+            tolerance=10.0,
+            test="on the main backbone, added MACs and added training time per epoch each at most the tolerance",
+            min_seeds=1,
+        ),
+        Claim(
+            id="C4",
+            text="recalibrating beats deactivating (FD, CAS, CIFS)",
+            kind="paper",
+            source=PAPER + " (words)",
+            rule="deactivation",
+            metric="autoattack",
+            test="AT + FSR minus each peer under AutoAttack (last weights), paired by seed: "
+            "all three 95 % t intervals over at least three seeds lie above 0",
+            profiles=("paper",),
+        ),
+        Claim(
+            id="C5",
+            text="recalibrated features regain discriminative cues",
+            kind="paper",
+            source=PAPER + " (words)",
+            rule="cues",
+            metric="knn",
+            test="accuracy of the recalibrated stream minus the non-robust one under PGD-20 by k-nearest neighbours "
+            "(the auxiliary head was trained to be wrong on the latter and proves nothing): "
+            "the 95 % t interval over at least three seeds lies above 0",
+            profiles=("mini", *FULL),
+        ),
+    ]
+
+
+def _rerun() -> list[Claim]:
+    source = known_results().query("kind == 'rerun'")["source"].iloc[0]
+    names = ("clean", "fgsm", "pgd20", "pgd100", "cw", "ensemble")
+    claims = [
+        Claim(
+            id=f"C{6 + i}",
+            text=f"AT + FSR on CIFAR-10 with ResNet-18, last weights: {name} accuracy",
+            kind="rerun",
+            source=source,
+            rule="accuracy",
+            metric=name,
+            stated=_value("rerun", name),
+            unit="percent",
+            tolerance=1.5,
+            test="two one-sided t tests over at least three seeds: the mean lies within the tolerance (level 0.05)",
+        )
+        for i, name in enumerate(names)
+    ]
+    seconds = Claim(
+        id="C12",
+        text="training time of AT + FSR per epoch, CIFAR-10 with ResNet-18",
+        kind="rerun",
+        source=source,
+        rule="seconds",
+        metric="seconds_per_epoch",
+        stated=_value("rerun", "seconds_per_epoch"),
+        unit="seconds",
+        tolerance=3.4,
+        test="not slower than stated plus the tolerance (10 %), on the same kind of device; ours crafts in bf16",
+        min_seeds=1,
+    )
+    return [*claims, seconds]
+
+
+CLAIMS: tuple[Claim, ...] = (*_abstract(), *_rerun())

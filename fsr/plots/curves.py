@@ -1,0 +1,119 @@
+"""F5: training curves, twins side by side."""
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from fsr import experiments, store
+from fsr.config import Run
+from fsr.errors import MissingRecord
+from fsr.experiments import Row
+from fsr.plots import readings, style, words
+
+LOSSES = {
+    "train_cls": ("classification", style.BLACK),
+    "train_robust": ("robust term", style.BLUE),
+    "train_sep": ("separation", style.ORANGE),
+    "train_rec": ("recalibration", style.GREEN),
+}
+TRACES = {
+    "held_clean_acc": ("clean", style.SKY, "-"),
+    "held_robust_acc": ("under attack", style.VERMILION, "-"),
+    "ema_held_robust_acc": ("under attack, EMA", style.PURPLE, (0, (4, 2))),
+    "train_adv_acc": ("training images, under attack", style.GREY, ":"),
+}
+MARKS = {"last": ("o", style.VERMILION), "best": ("*", style.VERMILION), "EMA": ("D", style.PURPLE)}
+
+
+def history(run: Run) -> pd.DataFrame | None:
+    """A run's history, or None when it was not trained yet."""
+    try:
+        return store.history(run)
+    except MissingRecord:
+        return None
+
+
+def draw_losses(ax: Axes, frame: pd.DataFrame) -> None:
+    """Every loss term of a history, unweighted."""
+    for name, (label, colour) in LOSSES.items():
+        if name in frame and frame[name].notna().any():
+            ax.plot(frame["epoch"], frame[name], color=colour, label=label)
+
+
+def draw_accuracy(ax: Axes, frame: pd.DataFrame, alpha: float = 1.0) -> None:
+    """Accuracies of a history; alpha below 1 for the seeds behind the first."""
+    for name, (label, colour, dash) in TRACES.items():
+        if name in frame and frame[name].notna().any():
+            width = 1.5 if alpha == 1 else 0.8
+            ax.plot(frame["epoch"], frame[name], color=colour, linestyle=dash, linewidth=width, alpha=alpha, label=label)
+    if alpha == 1:
+        _mark(ax, frame)
+
+
+def _mark(ax: Axes, frame: pd.DataFrame) -> None:
+    final = len(frame) - 1
+    spots = [("last", "held_robust_acc", final), ("EMA", "ema_held_robust_acc", final)]
+    if "held_robust_acc" in frame and frame["held_robust_acc"].notna().any():
+        spots.append(("best", "held_robust_acc", int(frame["held_robust_acc"].to_numpy().argmax())))  # first on ties
+    for mark, name, at in spots:
+        if name in frame and pd.notna(frame[name].iloc[at]):
+            marker, colour = MARKS[mark]
+            size = 10 if marker == "*" else 5
+            ax.plot(frame["epoch"].iloc[at], frame[name].iloc[at], marker, color=colour, markersize=size,
+                    markeredgecolor="white", markeredgewidth=0.8, zorder=5)  # fmt: skip
+
+
+def _pair(axes: list[Axes], runs: tuple[Run, ...], title: str) -> None:
+    frames = [frame for frame in map(history, runs) if frame is not None]
+    for ax, what in zip(axes, ("loss", "accuracy"), strict=True):
+        ax.set_title(f"{title}: {what}")
+    if not frames:
+        for ax in axes:
+            style.not_run(ax)
+        return
+    draw_losses(axes[0], frames[0])
+    for i, frame in reversed(list(enumerate(frames))):
+        draw_accuracy(axes[1], frame, 1.0 if i == 0 else 0.35)
+    axes[1].set_ylim(-0.02, 1.02)
+    style.percent_axis(axes[1])
+    for ax in axes:
+        ax.locator_params(axis="x", integer=True, nbins=5)
+
+
+def _legend(fig: Figure) -> None:
+    lines = [Line2D([], [], color=colour, label=f"loss: {label}") for label, colour in LOSSES.values()]
+    lines += [Line2D([], [], color=c, linestyle=dash, label=label) for label, c, dash in TRACES.values()]
+    marks = [
+        Line2D([], [], marker=marker, color=colour, linestyle="", label=name, markersize=9 if marker == "*" else 5)
+        for name, (marker, colour) in MARKS.items()
+    ]
+    fig.legend(handles=[*lines, *marks], loc="outside upper center", ncols=4)
+
+
+def curve_rows(profile: str) -> list[Row]:
+    """T1's rows with FSR on the main data set and backbone: AT, then TRADES and MART where they are planned."""
+    base = experiments.profile_of(profile).base
+    return [
+        row
+        for row in readings.gain_rows(profile)
+        if (row.runs[0].dataset, row.runs[0].backbone) == (base.dataset, base.backbone)
+    ]
+
+
+@style.styled
+def training_curves(profile: str) -> Figure:
+    """F5: loss terms and held-out accuracies per epoch; last, best and EMA marked; other seeds pale."""
+    rows = curve_rows(profile)
+    fig = style.figure(1.95 * len(rows) + 1.0)
+    grid = fig.subplots(len(rows), 4, squeeze=False)
+    for line, row in zip(grid.tolist(), rows, strict=True):
+        line[2].sharey(line[0])
+        name = words.method(row.runs[0].method)
+        _pair([line[0], line[1]], row.plain, name)
+        _pair([line[2], line[3]], row.runs, f"{name} + FSR")
+    for ax in grid[-1]:
+        ax.set_xlabel("epoch")
+    _legend(fig)
+    style.foot(fig, "accuracies: held-out images, attacked as in training; bold: seed 0, pale: other seeds")
+    return fig

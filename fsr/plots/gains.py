@@ -1,0 +1,68 @@
+"""F7: what FSR adds to each method, in points."""
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from fsr.experiments import Row
+from fsr.plots import readings, style, words
+
+MARKS = {"at": ("o", style.BLUE), "trades": ("s", style.GREEN), "mart": ("D", style.PURPLE)}
+
+
+def _networks(profile: str) -> dict[tuple[str, str], list[Row]]:
+    """T1's rows with FSR by data set and network."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in readings.gain_rows(profile):
+        run = row.runs[0]
+        groups.setdefault((words.dataset(run.dataset), words.backbone(run)), []).append(row)
+    return groups
+
+
+def _panel(ax: Axes, profile: str, rows: list[Row]) -> None:
+    columns = readings.columns(profile)
+    offsets = [0.24 * (i - (len(rows) - 1) / 2) for i in range(len(rows))]
+    drawn = False
+    for row, offset in zip(rows, offsets, strict=True):
+        marker, colour = MARKS[row.runs[0].method]
+        for i, attack in enumerate(columns):
+            gain = readings.gain(profile, row, attack)
+            if gain is None:
+                continue
+            drawn = True
+            low, high = 100 * (gain.mean - gain.low), 100 * (gain.high - gain.mean)
+            y = i + offset
+            ax.errorbar(100 * gain.mean, y, xerr=[[low], [high]], fmt=marker, color=colour, capsize=2, linewidth=1.1, zorder=3)
+            if len(gain.seeds) > 1:
+                ax.plot([100 * s for s in gain.seeds], [y] * len(gain.seeds), "|", color=colour, markersize=6, alpha=0.6)
+    if not drawn:
+        style.not_run(ax)
+        return
+    ax.axvline(0, color="black", linewidth=0.9, zorder=1)
+    ax.set_yticks(range(len(columns)), [words.attack(a) for a in columns])
+    ax.set(ylim=(len(columns) - 0.5, -0.5), xlabel="gain of + FSR in points")
+    ax.grid(axis="y", visible=False)
+
+
+@style.styled
+def gains(profile: str) -> Figure:
+    """F7: the gain of + FSR per column, method and network, with paired 95 % bootstrap intervals over images."""
+    groups = _networks(profile)
+    cols = min(3, len(groups))
+    lines = -(-len(groups) // cols)
+    fig, grid = style.panels(lines, cols, 2.9 * lines + 0.5)
+    axes = [ax for line in grid for ax in line]
+    for ax, ((dataset, network), rows) in zip(axes, groups.items(), strict=False):
+        _panel(ax, profile, rows)
+        ax.set_title(f"{dataset}, {network}")
+    for ax in axes[len(groups) :]:
+        style.blank(ax)
+    for line in grid:
+        for ax in line[1:]:
+            ax.set_yticklabels([])
+    methods = dict.fromkeys(row.runs[0].method for rows in groups.values() for row in rows)
+    handles = [Line2D([], [], marker=MARKS[m][0], color=MARKS[m][1], linestyle="", label=words.method(m)) for m in methods]
+    handles.append(Line2D([], [], marker="|", color=style.GREY, linestyle="", label="one seed"))
+    fig.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    style.foot(fig, "right of zero: better with FSR; last epoch; bars: 95 % of the difference over test images, paired")
+    return fig

@@ -1,0 +1,146 @@
+"""Figures to files: PNG and PDF that name their runs, and that change only when what they show changes."""
+
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.collections import Collection
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.text import Text
+from PIL import Image
+
+from fsr import paths
+from fsr.config import Run, run_id
+from fsr.errors import FSRError, MissingRecord
+from fsr.files import write_bytes
+from fsr.plots.style import STYLE
+from fsr.store import environment
+
+MAX_PNG = 150_000  # bytes; everything committed stays small
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A figure on disk; in a notebook it shows exactly the PNG that was saved."""
+
+    png: Path
+    pdf: Path
+    title: str
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        data = self.png.read_bytes()
+        with Image.open(io.BytesIO(data)) as image:
+            width = round(image.width * 96 / STYLE["savefig.dpi"])
+        return {"image/png": data, "text/plain": f"{self.title} ({self.png.name})"}, {"image/png": {"width": width}}
+
+
+def _numbers(artist) -> np.ndarray | None:
+    if isinstance(artist, Line2D):
+        return artist.get_xydata()
+    if isinstance(artist, Collection):
+        return np.concatenate([np.asarray(artist.get_offsets(), float).ravel(), *_vertices(artist)])
+    if isinstance(artist, Patch):
+        return artist.get_path().vertices
+    if isinstance(artist, AxesImage):
+        return artist.get_array()
+    return None
+
+
+def _vertices(artist: Collection) -> list[np.ndarray]:
+    return [path.vertices.ravel() for path in artist.get_paths()]
+
+
+def digest(figure: Figure) -> str:
+    """What a figure shows, as a hash: its data and its words, not its pixels, which differ between font versions."""
+    figure.draw_without_rendering()
+    sha = hashlib.sha256()
+    for artist in figure.findobj():
+        if isinstance(artist, Text):
+            sha.update(artist.get_text().encode())
+        elif (numbers := _numbers(artist)) is not None:
+            sha.update(np.round(np.ma.filled(np.ma.asarray(numbers, float), 0.0), 4).tobytes() + b"|")
+    return sha.hexdigest()[:16]
+
+
+def _code() -> str:
+    """Hash of the code that draws: a figure is drawn again when it changes."""
+    sha = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        sha.update(path.read_bytes())
+    return sha.hexdigest()[:8]
+
+
+def _commit(run: Run) -> str:
+    try:
+        return str(environment(run).get("commit"))
+    except MissingRecord:
+        return "not trained"
+
+
+def _metadata(figure: Figure, title: str, runs) -> dict[str, str]:
+    ids = sorted({run_id(run) for run in runs})
+    commits = sorted({_commit(run)[:12] for run in runs})
+    return {
+        "Title": title,
+        "Subject": f"runs: {', '.join(ids) or 'none'}",
+        "Keywords": f"commits of the records: {', '.join(commits) or 'none'}; content {digest(figure)}-{_code()}",
+    }
+
+
+def _same(png: Path, metadata: dict[str, str]) -> bool:
+    try:
+        with Image.open(png) as image:
+            return {key: image.info.get(key) for key in metadata} == metadata
+    except (OSError, SyntaxError):  # not there, or damaged: PIL raises SyntaxError for a broken PNG chunk
+        return False
+
+
+def _png(figure: Figure, metadata: dict[str, str]) -> bytes:
+    """PNG bytes; photographs and gradients are reduced to 256 colours when the full picture would be too large."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={**metadata, "Software": None})
+    data = buffer.getvalue()
+    if len(data) <= MAX_PNG:
+        return data
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    for key, value in metadata.items():
+        info.add_text(key, value)
+    small = io.BytesIO()
+    dpi = STYLE["savefig.dpi"]
+    with Image.open(buffer) as image:
+        image.convert("RGB").quantize(256).save(small, "PNG", optimize=True, pnginfo=info, dpi=(dpi, dpi))
+    if len(small.getvalue()) > MAX_PNG:
+        raise FSRError(f"{metadata['Title']}: {len(small.getvalue())} bytes as PNG; show less in it")
+    return small.getvalue()
+
+
+def _write(path: Path, data: bytes) -> None:
+    if not path.exists() or path.read_bytes() != data:
+        write_bytes(path, data)
+
+
+def save(figure: Figure, profile: str, name: str, slug: str, runs=(), title: str | None = None) -> Saved:
+    """figures/<profile>/<name>-<slug>.png and .pdf, with run ids and the records' commits inside, without a date.
+
+    Files that already show the same content, drawn by the same code, are left untouched.
+    """
+    stem = paths.figures(profile) / f"{name}-{slug}"
+    saved = Saved(stem.with_suffix(".png"), stem.with_suffix(".pdf"), title or f"{name} {slug}")
+    with mpl.rc_context(STYLE):
+        metadata = _metadata(figure, f"{name} {slug} ({profile})", runs)
+        if saved.pdf.exists() and _same(saved.png, metadata):
+            return saved
+        _write(saved.png, _png(figure, metadata))
+        pdf = io.BytesIO()
+        fixed = {"Creator": "fsr", "Producer": "matplotlib", "CreationDate": None}
+        figure.savefig(pdf, format="pdf", metadata={**metadata, **fixed})
+        _write(saved.pdf, pdf.getvalue())
+    return saved

@@ -1,0 +1,117 @@
+"""Records as the figures and sentences need them; what was not run is None, never a number."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fsr import experiments, statistics, store
+from fsr.config import Evaluation, Run
+from fsr.errors import MissingRecord
+from fsr.experiments import Row
+from fsr.store import Outcome
+
+
+def rows(profile: str, kind: str) -> tuple[Row, ...]:
+    """The rows of a set; an unknown profile raises UsageError."""
+    experiments.profile_of(profile)
+    return experiments.ROWS[profile][kind]
+
+
+def columns(profile: str) -> tuple[str, ...]:
+    """The columns of spec section 3, by the profile's own names: clean, fgsm, ..., ensemble, autoattack."""
+    return (*experiments.COLUMNS, "ensemble", experiments.profile_of(profile).autoattack)
+
+
+def images(profile: str, attack: str) -> int | None:
+    """How many test images this profile gives an attack; None for all of them."""
+    chosen = experiments.profile_of(profile)
+    return chosen.autoattack_images if attack == chosen.autoattack else chosen.images
+
+
+def outcome(
+    profile: str, run: Run, attack: str, checkpoint: str = "last", intervention: str | None = None
+) -> Outcome | None:
+    """Per-sample outcomes of a column on a run, or None when it was not run."""
+    count = images(profile, attack)
+    try:
+        if attack == "ensemble":
+            return store.ensemble(run, checkpoint, count, intervention)
+        return store.load_eval(run, Evaluation(attack=attack, checkpoint=checkpoint, images=count, intervention=intervention))
+    except MissingRecord:
+        return None
+
+
+def analysis(profile: str, run: Run, kind: str, checkpoint: str | None = None) -> tuple[dict, dict] | None:
+    """Record and arrays of a run's planned analysis of this kind, or None when it was not run."""
+    for planned in experiments.analyses(profile, "all", run):
+        wanted = planned.kind == kind and checkpoint in (None, planned.checkpoint)
+        if wanted and store.has_analysis(run, planned):
+            return store.load_analysis(run, planned)
+    return None
+
+
+def analysed(profile: str, row: Row, kind: str, checkpoint: str | None = None) -> list[dict]:
+    """Records of one kind over the seeds of a row, those that were run."""
+    found = [analysis(profile, run, kind, checkpoint) for run in row.runs]
+    return [one[0] for one in found if one is not None]
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What FSR changes in one column: accuracies and their paired difference, as fractions.
+
+    plain, both: means over seeds; low, high: 95 % interval of the difference over test images; seeds: the difference
+    of each pair of seeds.
+    """
+
+    plain: float
+    both: float
+    low: float
+    high: float
+    seeds: tuple[float, ...]
+    images: int
+
+    @property
+    def mean(self) -> float:
+        """The gain: mean difference over seeds and images."""
+        return self.both - self.plain
+
+
+def gain(profile: str, row: Row, attack: str, checkpoint: str = "last") -> Gain | None:
+    """The row against the same runs without FSR, paired by seed and by image; None unless one pair is complete."""
+    pairs = []
+    for plain, both in zip(row.plain, row.runs, strict=False):
+        one, two = (outcome(profile, run, attack, checkpoint) for run in (plain, both))
+        if one is not None and two is not None:
+            _, left, right = np.intersect1d(one.index, two.index, return_indices=True)
+            pairs.append((one.correct[left], two.correct[right]))
+    if not pairs:
+        return None
+    plain, both = (np.mean([pair[i] for pair in pairs], axis=0) for i in (0, 1))  # (n,) mean over seeds
+    low, high = statistics.paired_bootstrap(plain, both)
+    seeds = tuple(float(two.mean() - one.mean()) for one, two in pairs)
+    return Gain(float(plain.mean()), float(both.mean()), low, high, seeds, len(plain))
+
+
+def gain_rows(profile: str) -> list[Row]:
+    """T1's rows with FSR, the ones that have a twin without it."""
+    return [row for row in rows(profile, "whitebox") if row.plain]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A fraction with its 95 % Wilson interval and the number of images."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def accuracy(found: Outcome | None) -> Accuracy | None:
+    """Accuracy of outcomes, or None."""
+    if found is None:
+        return None
+    correct, n = int(found.correct.sum()), len(found.correct)
+    low, high = statistics.wilson(correct, n)
+    return Accuracy(correct / n, low, high, n)

@@ -1,0 +1,54 @@
+"""F3: what each stream knows about the class, under attack."""
+
+from matplotlib.figure import Figure
+
+from fsr import statistics
+from fsr.plots import readings, style, words
+
+CHECKPOINT = "last"
+PROBES = {"aux": ("auxiliary head", style.BLUE, ""), "knn": ("k nearest neighbours", style.ORANGE, "//")}
+
+
+def pooled(records: list[dict]) -> dict[tuple[str, str], tuple[int, int]]:
+    """(stream, probe) -> (correct, n), summed over the runs."""
+    total: dict[tuple[str, str], tuple[int, int]] = {}
+    for record in records:
+        for row in record["rows"]:
+            key = (row["stream"], row["probe"])
+            correct, n = total.get(key, (0, 0))
+            total[key] = (correct + row["correct"], n + row["n"])
+    return total
+
+
+@style.styled
+def stream_bars(profile: str) -> Figure:
+    """F3: bars of T7, with 95 % intervals; all seeds' images pooled, chance level dotted."""
+    records = readings.analysed(profile, readings.rows(profile, "streams")[0], "streams", CHECKPOINT)
+    fig, axes = style.panels(1, 1, 2.7)
+    ax = axes[0][0]
+    if not records:
+        style.not_run(ax, "streams of AT + FSR")
+        return fig
+    total = pooled(records)
+    names = list(words.STREAMS)
+    for shift, (probe, (label, colour, hatch)) in zip((-0.2, 0.2), PROBES.items(), strict=True):
+        for i, stream in enumerate(names):
+            if (stream, probe) not in total:
+                ax.text(i + shift, 0.01, "not run", rotation=90, ha="center", va="bottom", fontsize=6.5, color="#666666")
+                continue
+            correct, n = total[stream, probe]
+            low, high = statistics.wilson(correct, n)
+            share = correct / n
+            ax.bar(i + shift, share, 0.37, color=colour, edgecolor="white", hatch=hatch, label=label if i == 0 else None)
+            ax.errorbar(i + shift, share, [[share - low], [high - share]], color="black", linewidth=0.9, capsize=2)
+            ax.text(i + shift, high + 0.012, f"{100 * share:.0f}", ha="center", va="bottom", fontsize=7)
+    chance = 1 / records[0].get("classes", 10)
+    ax.axhline(chance, color=style.GREY, linestyle=":", linewidth=1)
+    ax.text(len(names) - 0.45, chance, "chance", ha="right", va="bottom", fontsize=6.5, color=style.GREY)
+    ax.set_xticks(range(len(names)), [f"{words.STREAMS[s]}\n{words.STREAM_WORDS[s]}" for s in names])
+    ax.set(ylim=(0, 1.08), xlim=(-0.55, len(names) - 0.45), ylabel="accuracy under PGD-20")
+    ax.grid(axis="x", visible=False)
+    style.percent_axis(ax)
+    handles, labels = ax.get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside upper center", ncols=2)
+    return fig

@@ -1,0 +1,119 @@
+"""The one way a module gets into a network, and the one way its streams come out.
+
+N images, K classes.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fsr.errors import UsageError
+from fsr.modes import eval_mode
+
+
+class Recorder:
+    """What one `trace` collects: the labels it was given and the streams of each inserted module, in running order."""
+
+    def __init__(self, y: Tensor | None):
+        self.y = y
+        self.streams: list[Any] = []
+
+
+class Inserted(nn.Module):
+    """A submodule of a network, followed by a module that changes its features.
+
+    module: maps features to features of the same shape; `module.streams(f, y)` gives a named tuple whose first field
+    is the same features. The recorder is there only inside `trace`, so that copies, pickles and compiled graphs of
+    the network never carry one.
+    """
+
+    recorder: Recorder | None = None
+
+    def __init__(self, submodule: nn.Module, module: nn.Module):
+        super().__init__()
+        self.submodule, self.module = submodule, module
+
+    def forward(self, *args, **kwargs) -> Tensor:
+        f = self.submodule(*args, **kwargs)
+        recorder = self.recorder
+        if recorder is None:
+            return self.module(f)
+        streams = self.module.streams(f, recorder.y)
+        recorder.streams.append(streams)
+        return streams.features
+
+
+class Classifier(nn.Module):
+    """A network whose call gives logits (N, K) and nothing else; `trace` gives the streams of its inserted modules too."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+    def inserted(self) -> list[Inserted]:
+        """Every insertion, in the order of `modules()`."""
+        return [part for part in self.modules() if isinstance(part, Inserted)]
+
+    def trace(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, list[Any]]:
+        """Logits (N, K), and the streams that produced them, one entry per inserted module in running order.
+
+        y: (N,) int64, read only in training mode and only by modules that need labels there (CAS, CIFS).
+        """
+        recorder = Recorder(y)
+        places = self.inserted()
+        for place in places:
+            place.recorder = recorder
+        try:
+            logits = self.net(x)
+        finally:
+            for place in places:
+                place.recorder = None
+        return logits, recorder.streams
+
+
+def submodule_at(net: nn.Module, path: str) -> nn.Module:
+    """The submodule at a path as in `named_modules()`; an unknown path raises UsageError with the ones nearby."""
+    names = [name for name, _ in net.named_modules() if name]
+    if path not in names:
+        parent = path.rpartition(".")[0]
+        near = [n for n in names if n.rpartition(".")[0] == parent] or [n for n in names if "." not in n]
+        raise UsageError(f"no module {path!r} in this network; choose one of {', '.join(near[:20])}")
+    return net.get_submodule(path)
+
+
+def insert(net: nn.Module, path: str, module: nn.Module) -> None:
+    """Put module after the submodule at path, changing net."""
+    inserted = Inserted(submodule_at(net, path), module)
+    parent, _, name = path.rpartition(".")
+    setattr(net.get_submodule(parent), name, inserted)
+
+
+def channels_at(net: nn.Module, path: str, x: Tensor) -> int:
+    """Channels C of the features (N, C, H, W) after the submodule at path, by a dry run on x that changes nothing.
+
+    Raises UsageError when the submodule does not run exactly once, or gives anything but such a map.
+    """
+    outputs: list[Any] = []
+    handle = submodule_at(net, path).register_forward_hook(lambda module, args, output: outputs.append(output))
+    try:
+        with eval_mode(net), torch.no_grad():
+            net(x)
+    finally:
+        handle.remove()
+    if len(outputs) != 1:
+        raise UsageError(f"{path!r} runs {len(outputs)} times in a forward pass; choose a module that runs once")
+    f = outputs[0]
+    if not isinstance(f, Tensor):
+        raise UsageError(f"{path!r} gives a {type(f).__name__}, not one feature map; choose another module")
+    if f.ndim == 3:
+        raise UsageError(
+            f"{path!r} gives tokens (N, T, C) = {tuple(f.shape)}; FSR needs maps (N, C, H, W): its 3x3 convolutions "
+            "mean nothing on a list of tokens; choose a convolutional stage"
+        )
+    if f.ndim != 4:
+        raise UsageError(f"{path!r} gives {tuple(f.shape)}, not a feature map (N, C, H, W); choose another module")
+    return f.shape[1]

@@ -1,0 +1,88 @@
+"""Checkpoints of the authors' code (wkim97/FSR): reading them safely, and their names in ours."""
+
+import logging
+import pickle
+import re
+import zipfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fsr.errors import UsageError
+
+log = logging.getLogger("fsr")
+
+DEAD = "sub_block1."  # built by their WideResNet, run by nothing
+SEQUENTIAL_BLOCK = re.compile(r"block(\d+)\.(\d+)\.")
+
+
+def _resnet_name(name: str) -> str:
+    return name
+
+
+def _vgg_name(name: str) -> str:
+    """block0.3 is conv1_2: stages count from 1 here, and from the second on a max-pool opens them."""
+
+    def shift(found: re.Match) -> str:
+        stage, layer = int(found[1]), int(found[2])
+        return f"block{stage + 1}.{layer + (stage > 0)}."
+
+    return SEQUENTIAL_BLOCK.sub(shift, name, count=1)
+
+
+def _wideresnet_name(name: str) -> str:
+    if name.startswith("bn1."):
+        return "block3.bn." + name.removeprefix("bn1.")
+    return name.replace(".layer.", ".").replace(".convShortcut.", ".shortcut.")
+
+
+NAMES = {"resnet18": _resnet_name, "vgg16": _vgg_name, "wideresnet34": _wideresnet_name}
+HEADS = {"resnet18": "linear.weight", "vgg16": "classifier.4.weight", "wideresnet34": "fc.weight"}
+MODULE_NAMES = {"separation.sep_net.": "score.", "recalibration.rec_net.": "correct.", "aux.0.": "aux."}
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by name, without running any code that it may hold."""
+    if not path.is_file():
+        raise UsageError(f"no file {path}; give the authors' checkpoint")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError,
+            IndexError, UnicodeDecodeError, OSError, zipfile.BadZipFile) as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UsageError(f"{path} is not a whole file of weights: {first[:150]}") from None
+    for wrapper in ("state_dict", "net", "model"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UsageError(f"{path} holds no state_dict: a mapping of names to tensors is expected")
+    return {str(name).removeprefix("module."): value for name, value in state.items()}
+
+
+def our_name(name: str, backbone: str, stage: str) -> str:
+    """The name in our Classifier of a weight in their network; stage: where FSR sits."""
+    for theirs, ours in MODULE_NAMES.items():
+        if name.startswith(theirs):
+            return f"net.{stage}.module.{ours}{name.removeprefix(theirs)}"
+    name = NAMES[backbone](name)
+    if name.startswith(stage + "."):
+        name = f"{stage}.submodule.{name.removeprefix(stage + '.')}"
+    return f"net.{name}"
+
+
+def official_state(path, backbone: str, stage: str) -> tuple[dict[str, Tensor], int]:
+    """The checkpoint under our names, and its number of classes; dead weights are dropped with a note in the log.
+
+    Raises UsageError, in one line, for a file that is not there, not whole, not weights, or of another network.
+    """
+    path = Path(path)
+    state = _read(path)
+    head = state.get(HEADS[backbone])
+    if head is None or head.ndim != 2:
+        raise UsageError(f"{path} is not the authors' {backbone}: it has no {HEADS[backbone]!r}")
+    dead = [name for name in state if name.startswith(DEAD)] if backbone == "wideresnet34" else []
+    if dead:
+        count = sum(state[name].numel() for name in dead if "running" not in name and "num_batches" not in name)
+        log.info("%s: dropped %s parameters of sub_block1, which the authors' network never runs", path.name, f"{count:,}")
+    return {our_name(n, backbone, stage): v for n, v in state.items() if n not in set(dead)}, head.shape[0]

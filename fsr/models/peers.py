@@ -1,0 +1,104 @@
+"""Modules that FSR is compared with: feature denoising, and two that re-weight channels by a probe's classes.
+
+N images, C channels, H and W positions, K classes; f is the feature map (N, C, H, W) after one block or stage.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fsr.errors import UsageError
+
+
+class PeerStreams(NamedTuple):
+    """What one peer made of its input."""
+
+    features: Tensor  # (N, C, H, W)  what the network sees next
+    aux: dict[str, Tensor]  # {"probe": (N, K)} for CAS and CIFS, {} for feature denoising
+    inputs: Tensor | None = None  # (N, C, H, W)  f itself
+
+
+class FeatureDenoising(nn.Module):
+    """Residual non-local mean with dot-product weights and a 1x1 convolution (Xie et al. 2019, section 4.2, eq. 2).
+
+    (N, C, H, W) to the same shape. As in their code the convolution has a BatchNorm whose scale starts at zero: the
+    dot products grow with the cube of the features, so the block must start as the identity.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 1, bias=False)
+        self.bn = nn.BatchNorm2d(channels)
+        nn.init.zeros_(self.bn.weight)
+
+    def forward(self, f: Tensor) -> Tensor:
+        flat = f.flatten(2)  # (N, C, HW)
+        if flat.shape[1] < flat.shape[2]:  # the cheaper of the two orders of the same product
+            mean = (flat @ flat.transpose(1, 2)) @ flat
+        else:
+            mean = flat @ (flat.transpose(1, 2) @ flat)
+        return f + self.bn(self.conv((mean / flat.shape[2]).view_as(f)))
+
+    def streams(self, f: Tensor, y: Tensor | None = None) -> PeerStreams:
+        """Features alone: there is no probe, and y is not read."""
+        return PeerStreams(self(f), {}, f)
+
+
+class _Probed(nn.Module):
+    """Shared by CAS and CIFS: needs the labels in training, its own predictions otherwise."""
+
+    def forward(self, f: Tensor) -> Tensor:
+        return self.streams(f).features
+
+    def streams(self, f: Tensor, y: Tensor | None = None) -> PeerStreams:
+        """Features, and the probe's logits; y: (N,) int64, read in training mode only, where UsageError asks for it."""
+        if self.training and y is None:
+            raise UsageError(f"{type(self).__name__} in training mode needs the labels: call trace(x, y)")
+        gate, logits = self.gate(f, y if self.training else None)
+        return PeerStreams(f * gate[:, :, None, None].to(f.dtype), {"probe": logits}, f)
+
+
+class CAS(_Probed):
+    """Channel-wise activation suppressing: features times one row of a linear probe (Bai et al. 2021, section 3.2).
+
+    The row is the label's in training and the probe's own prediction otherwise.
+    """
+
+    def __init__(self, channels: int, num_classes: int):
+        super().__init__()
+        self.probe = nn.Linear(channels, num_classes)
+
+    def gate(self, f: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Weight per channel (N, C), and the probe's logits (N, K)."""
+        logits = self.probe(f.mean((2, 3)))
+        return self.probe.weight[logits.argmax(1) if y is None else y], logits
+
+
+class CIFS(_Probed):
+    """Channel-wise importance-based feature selection (Yan et al. 2021, section 4).
+
+    A channel's weight is the softmax of its relevance: the gradient, summed over positions, of two of the probe's
+    logits, the label's and the second largest in training, the two largest otherwise. bottleneck: hidden channels of a
+    softplus(beta 5) layer, or None for a linear probe. As in their code the features are not differentiated through
+    the relevance, the probe is.
+    """
+
+    def __init__(self, channels: int, num_classes: int, bottleneck: int | None = None):
+        super().__init__()
+        self.bottleneck = nn.Linear(channels, bottleneck) if bottleneck else None
+        self.probe = nn.Linear(bottleneck or channels, num_classes)
+
+    def gate(self, f: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Weight per channel (N, C), in (0, 1) with sum 1, and the probe's logits (N, K)."""
+        pooled = f.mean((2, 3))
+        hidden = pooled if self.bottleneck is None else F.softplus(self.bottleneck(pooled), beta=5)
+        logits = self.probe(hidden)
+        top = logits.topk(2, dim=1).indices
+        # The pooled gradient in closed form: d logit_k / d pooled is the probe's row k, through the layer's slopes.
+        relevance = self.probe.weight[top[:, 0] if y is None else y] + self.probe.weight[top[:, 1]]
+        if self.bottleneck is not None:
+            slope = torch.sigmoid(5 * self.bottleneck(pooled.detach()))
+            relevance = (relevance * slope) @ self.bottleneck.weight
+        return relevance.softmax(dim=1), logits

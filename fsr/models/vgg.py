@@ -1,0 +1,59 @@
+"""VGG-16 with BatchNorm for small images (Simonyan & Zisserman 2015), with a 512-512-K head.
+
+N images, H and W pixels, K classes. Stages block1..block5; each max-pool opens the next stage, so that a module
+after block4 sits between conv4_3 + BN + ReLU and that stage's max-pool.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+STAGES = ("block1", "block2", "block3", "block4", "block5")
+
+
+def max_pool() -> nn.MaxPool2d:
+    """2x2 max-pool, rounding up: the same as rounding down at 32 and 64 pixels, and it leaves 1x1 maps alone at 8."""
+    return nn.MaxPool2d(2, 2, ceil_mode=True)
+
+
+class VGG(nn.Module):
+    """Images (N, 3, H, W) to logits (N, K); stages hold width x (1, 2, 4, 8, 8) channels, the head 8 x width.
+
+    blocks: convolutions per stage, each followed by BatchNorm and ReLU; (2, 2, 3, 3, 3) is VGG-16. Any image size.
+    """
+
+    def __init__(self, num_classes: int = 10, width: int = 64, blocks: tuple[int, ...] = (2, 2, 3, 3, 3)):
+        super().__init__()
+        channels = 3
+        for i, (name, count) in enumerate(zip(STAGES, blocks, strict=True)):
+            out = width * min(2**i, 8)
+            layers: list[nn.Module] = [max_pool()] if i else []
+            for _ in range(count):
+                layers += [nn.Conv2d(channels, out, 3, padding=1), nn.BatchNorm2d(out), nn.ReLU()]
+                channels = out
+            self.add_module(name, nn.Sequential(*layers))
+        self.pool = max_pool()
+        self.classifier = nn.Sequential(
+            nn.Linear(channels, channels), nn.ReLU(),
+            nn.Linear(channels, channels), nn.ReLU(),
+            nn.Linear(channels, num_classes),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.block5(self.block4(self.block3(self.block2(self.block1(x)))))
+        x = F.adaptive_avg_pool2d(self.pool(x), 1).flatten(1)  # (N, C)
+        return self.classifier(x)
+
+
+@torch.no_grad()
+def initialise(module: nn.Module) -> None:
+    """Convolutions kaiming-normal fan_out, linears N(0, 0.01), biases zero, for every part of module (spec section 2)."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(part, nn.Linear):
+            nn.init.normal_(part.weight, 0, 0.01)
+        else:
+            continue
+        if part.bias is not None:
+            nn.init.zeros_(part.bias)

@@ -148,6 +148,7 @@ class Run:
     precision: str = "bf16"  # of crafting and of the update's matrix products; weights and losses are float32
     sync_bn: bool = False  # several devices: share BatchNorm statistics; default is per replica
     seed: int = 0
+    imported: str | None = None  # digest of the authors' file whose weights these are; None: trained here
 
     def __post_init__(self):
         _check_types(self)

@@ -55,3 +55,12 @@ def load_into(model: nn.Module, path: Path) -> dict:
     except RuntimeError as error:
         raise UsageError(f"{path} does not fit this model: {str(error).splitlines()[1].strip()[:160]}") from None
     return meta
+
+
+def digest_of(path: Path) -> str:
+    """The digest stored in a checkpoint, without reading its tensors."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return (file.metadata() or {}).get("digest", "")
+    except (SafetensorError, OSError) as error:
+        raise CorruptFile(f"{path} cannot be read ({error}); move it away to train again") from None

@@ -1,0 +1,62 @@
+# Two commands do everything on a fresh machine with Python 3.11+: `make reproduce` and `make test`.
+SHELL := /bin/bash
+PROFILE ?= demo
+VENV ?= .venv
+PY := $(VENV)/bin/python
+EXTRAS := test,cluster,tensorboard
+RUN := $(PY) -m fsr
+SCRATCH ?= $(shell mktemp -d)
+
+.PHONY: setup setup-test reproduce retrain test lint pytest nbval lab api
+
+setup: $(VENV)/.installed
+setup-test: $(VENV)/.installed-test
+
+# the first interpreter that really runs and is new enough
+$(PY):
+	@for p in $(PYTHON) python3.12 python3.13 python3.11 python3 python; do \
+	  if $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then \
+	    echo "using $$($$p --version)"; exec $$p -m venv $(VENV); fi; done; \
+	echo "Python 3.11, 3.12 or 3.13 is needed; type: make setup PYTHON=/path/to/python3.12" >&2; exit 2
+
+$(VENV)/.installed: pyproject.toml | $(PY)
+	$(PY) -m pip install -q --upgrade pip
+	$(PY) -m pip install -q -e .
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml | $(PY)
+	$(PY) -m pip install -q --upgrade pip
+	$(PY) -m pip install -q -e '.[$(EXTRAS)]'
+	@touch $@ $(VENV)/.installed
+
+reproduce: setup
+	$(RUN) run-all --profile $(PROFILE)
+
+# train everything again beside the committed records, then compare the two
+retrain: setup
+	$(RUN) run-all --profile $(PROFILE) --root reproduced
+	$(RUN) compare reproduced --profile $(PROFILE)
+
+lab: setup
+	cd notebooks && ../$(VENV)/bin/jupyter lab
+
+test: setup-test lint pytest nbval
+
+lint: setup-test
+	$(VENV)/bin/ruff check fsr tests benchmarks
+	$(VENV)/bin/ruff format --check fsr tests benchmarks
+	$(VENV)/bin/mypy fsr
+
+pytest: setup-test
+	OMP_NUM_THREADS=1 $(PY) -m coverage run -m pytest
+	$(PY) -m coverage combine -q
+	$(PY) -m coverage report --fail-under=90 --skip-covered
+
+# the smoke profile from nothing, then every notebook again, compared with that first execution
+nbval: setup-test
+	@scratch=$(SCRATCH); set -e; \
+	$(RUN) run-all --profile ci --root $$scratch; \
+	cp -r $$scratch/results/notebooks/ci $$scratch/executed; \
+	export FSR_ROOT=$$scratch FSR_PROFILE=ci PYDEVD_DISABLE_FILE_VALIDATION=1; \
+	$(PY) -m pytest --nbval-lax $$scratch/executed -o addopts= -q -p no:cacheprovider; \
+	$(PY) -m pytest --nbval-lax notebooks -o addopts= -q -p no:cacheprovider

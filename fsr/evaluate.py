@@ -1,0 +1,101 @@
+"""Per-sample outcomes of one attack on one network: crafted fast, judged in float32, resumable by chunk."""
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fsr.attacks import attack_named
+from fsr.attacks.gradient import check_images
+from fsr.config import Evaluation, Run
+from fsr.data import as_float
+from fsr.fast import fast_net
+from fsr.models import intervene
+from fsr.modes import eval_mode
+
+SEED = 0  # of every evaluation attack: a column means the same for every run
+
+
+@dataclass
+class Progress:
+    """Outcomes so far; `extra` is what an attack of several parts remembers to go on from."""
+
+    done: int = 0
+    correct: list[bool] = field(default_factory=list)
+    flips: int = 0
+    seconds: float = 0.0
+    extra: dict = field(default_factory=dict)
+
+
+def batch_size(device: torch.device, evaluation: Evaluation) -> int:
+    """Images at once: a fixed number per kind of device, since some attacks depend on it."""
+    return 1000 if device.type == "cuda" else 250
+
+
+@torch.no_grad()
+def right(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
+    """Is each image classified correctly?  x (N, C, H, W) in [0, 1], y (N,); returns (N,) bool."""
+    return model(x).argmax(1) == y
+
+
+@contextlib.contextmanager
+def _prepared(model: nn.Module, run: Run, evaluation: Evaluation, switches: dict):
+    """(the float32 judge, the network to differentiate), in eval mode, under the evaluation's intervention."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(eval_mode(model))
+        if evaluation.intervention:
+            stack.enter_context(intervene(model, evaluation.intervention))
+        yield model, fast_net(model, precision=run.precision, **switches)
+
+
+def survives(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    index: Tensor,
+    *,
+    run: Run,
+    evaluation: Evaluation,
+    surrogate: Callable[[Tensor], Tensor] | None = None,
+    switches: dict | None = None,
+    progress: Progress | None = None,
+    on_chunk: Callable[[Progress], None] | None = None,
+) -> Progress:
+    """Which images are still classified correctly under the evaluation's attack.
+
+    x: (N, C, H, W) uint8; y: (N,); index: (N,) places in the test set, which seed the random starts, so
+    that an outcome does not depend on the batch. A sample is broken only if the float32 model errs on the
+    final clipped float32 image; flips counts where the faster crafting network judged otherwise.
+    progress: from an earlier call that was stopped; on_chunk may raise to stop.
+    """
+    progress = progress or Progress()
+    device = next(model.parameters()).device
+    attack, eps = attack_named(evaluation.attack), run.eps if evaluation.eps is None else evaluation.eps
+    options = {"steps": evaluation.steps, "surrogate": surrogate}
+    options = {k: v for k, v in options.items() if v is not None}
+    size = batch_size(device, evaluation)
+    with _prepared(model, run, evaluation, switches or {}) as (judge, net):
+        while progress.done < len(y):
+            started = time.monotonic()
+            chunk = slice(progress.done, progress.done + size)
+            xs, ys = as_float(x[chunk]).to(device), y[chunk].to(device)
+            check_images(xs, ys)
+            x_adv = attack(net, xs, ys, eps=eps, seed=SEED, indices=index[chunk], **options)
+            x_adv = x_adv.float().clamp(0, 1)
+            verdict = right(judge, x_adv, ys)
+            progress.flips += int((verdict != right(net, x_adv, ys)).sum())
+            progress.correct += verdict.tolist()
+            progress.done += len(ys)
+            progress.seconds += time.monotonic() - started
+            if on_chunk:
+                on_chunk(progress)
+    return progress
+
+
+def accuracy(progress: Progress) -> float:
+    """Fraction of the images done that are still classified correctly."""
+    return float(np.mean(progress.correct))

@@ -1,0 +1,182 @@
+"""The same tasks inline, in local worker processes, or on a Ray cluster."""
+
+import logging
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from fsr import hardware
+from fsr.config import run_id
+from fsr.errors import FSRError, Interrupted, TimeUp
+from fsr.runs import Options, Task, perform
+
+log = logging.getLogger("fsr")
+_WORKER: dict = {}  # of a worker process: its channel to the parent
+
+
+@dataclass
+class Outcome:
+    """What came of a list of tasks: failures as lines, and whether it was stopped early (and why)."""
+
+    failed: list[str] = field(default_factory=list)
+    stopped: str | None = None  # "time", "signal" or None
+
+
+@contextmanager
+def stoppable():
+    """A flag that SIGINT and SIGTERM set instead of killing; a second signal kills as usual."""
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+
+    def handle(number, _frame):
+        if flag.is_set():
+            raise KeyboardInterrupt
+        flag.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield flag
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def shape(tasks: Iterable[Task], device: torch.device, workers: int | None = None) -> tuple[int, int]:
+    """(processes, threads each): never more threads than cores.
+
+    Small float32 nets run one thread per process (two threads on tiny tensors can be 40 times slower beside
+    another process); wider ones take all cores. One process per GPU unless `workers` says more.
+    """
+    cores, tasks = hardware.cores(), list(tasks)
+    if device.type == "cuda":
+        return (workers or 1), max(1, cores // (workers or 1))
+    small = all(t.run.precision == "float32" and (t.run.width or 64) < 16 for t in tasks)
+    count = workers or (cores if small else 1)
+    count = max(1, min(count, len(tasks), cores))
+    return count, (1 if small else max(1, cores // count))
+
+
+def inline(tasks: Iterable[Task], options: Options) -> Outcome:
+    """One task after the other in this process."""
+    outcome = Outcome()
+    with stoppable() as flag:
+        options = replace(options, interrupted=flag.is_set)
+        for task in tasks:
+            try:
+                outcome.failed += perform(task, options)
+            except (TimeUp, Interrupted) as error:
+                outcome.stopped = "time" if isinstance(error, TimeUp) else "signal"
+                break
+    return outcome
+
+
+# --- worker processes --------------------------------------------------------------------------------------
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)  # the parent was killed: its locks and this work must not outlive it
+
+
+def _start_worker(events, stop, threads: int, deterministic: bool) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; it sets `stop`
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    torch.set_num_threads(threads)
+    if deterministic:
+        hardware.make_deterministic()
+    _WORKER.update(events=events, stop=stop, last=0.0)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _report(name: str, what: str, done: int, of: int) -> None:
+    now = time.monotonic()
+    if done >= of or now - _WORKER["last"] > 0.2:
+        _WORKER["last"] = now
+        _WORKER["events"].put((name, what, done, of))
+
+
+def _work(task: Task, options: Options) -> tuple[list[str], str | None]:
+    options = replace(options, interrupted=_WORKER["stop"].is_set, report=_report)
+    try:
+        return perform(task, options), None
+    except TimeUp:
+        return [], "time"
+    except Interrupted:
+        return [], "signal"
+
+
+def local(tasks: Iterable[Task], options: Options, *, workers: int | None = None, deterministic=False) -> Outcome:
+    """In worker processes on this machine; a worker that dies ends its task alone, the next call goes on from there."""
+    tasks, report = list(tasks), options.report
+    count, threads = shape(tasks, options.torch_device, workers)
+    if not tasks:
+        return Outcome()
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    context, outcome = multiprocessing.get_context("spawn"), Outcome()
+    events, stop = context.Queue(), context.Event()
+    plain = replace(options, report=_ignore, interrupted=_never)
+    start = (events, stop, threads, deterministic)
+    with stoppable() as flag, ProcessPoolExecutor(count, context, _start_worker, start) as pool:
+        pending = {pool.submit(_work, task, plain): task for task in tasks}
+        while pending:
+            done, _ = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+            _drain(events, report)
+            if flag.is_set() and not stop.is_set():
+                stop.set()
+                for future in pending:
+                    future.cancel()
+            _collect(done, pending, outcome)
+            pending = {f: t for f, t in pending.items() if not f.cancelled()}
+    if flag.is_set():
+        outcome.stopped = "signal"
+    return outcome
+
+
+def _collect(done, pending: dict, outcome: Outcome) -> None:
+    for future in done:
+        task = pending.pop(future)
+        if future.cancelled():
+            continue
+        try:
+            failed, stopped = future.result()
+        except BrokenProcessPool:
+            failed, stopped = [f"{task.name}: a worker process died (killed, or out of memory); run it again"], None
+        except FSRError as error:
+            failed, stopped = [f"{task.name}: {error}"], None
+        outcome.failed += failed
+        outcome.stopped = outcome.stopped or stopped
+
+
+def _drain(events, report: Callable) -> None:
+    while True:
+        try:
+            report(*events.get_nowait())
+        except queue.Empty:
+            return
+
+
+def _ignore(*_) -> None:
+    pass
+
+
+def _never() -> bool:
+    return False
+
+
+EXECUTORS = {"inline": inline, "local": local}
+
+__all__ = ["EXECUTORS", "Outcome", "inline", "local", "run_id", "shape", "stoppable"]

@@ -1,0 +1,68 @@
+"""The machine by its parts, the device a user asked for, and how many threads to use."""
+
+import functools
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+from fsr.errors import UsageError
+
+
+@functools.cache
+def cpu_name() -> str:
+    """The processor's own name, as the kernel prints it; the architecture's where it prints none."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else (platform.processor() or platform.machine())
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def bf16_is_fast() -> bool:
+    """Does this CPU multiply bf16 matrices natively (AVX512-BF16 or AMX)?"""
+    try:
+        return "bf16" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+
+
+def device_named(name: str | None) -> torch.device:
+    """cpu, cuda or cuda:N; None: cuda when there is one.  UsageError when it is not there."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"unknown device {name!r}; type --device cpu or --device cuda") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"device {name!r} is not supported; type --device cpu or --device cuda")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: this machine or this torch has no CUDA; type --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
+    return device
+
+
+def describe(device: torch.device | str = "cpu") -> dict:
+    """JSON-able parts of the machine: processor, cores, threads in use, and the GPU when that is the device."""
+    device = torch.device(device)
+    parts = {"cpu": cpu_name(), "cores": cores(), "threads": torch.get_num_threads(), "device": device.type}
+    if device.type == "cuda":
+        parts |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+    return parts
+
+
+def make_deterministic() -> None:
+    """Bit-identical results on one machine: deterministic kernels only, no autotuning (slower on a GPU)."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True

@@ -1,0 +1,145 @@
+"""Execute the numbered notebooks as JupyterLab would: strictly, never over the sources, skipped while nothing changed."""
+
+import hashlib
+import json
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import nbformat
+import papermill
+from papermill.exceptions import PapermillExecutionError
+
+from fsr import experiments, paths
+from fsr.config import run_id
+from fsr.errors import FSRError, UsageError
+from fsr.files import write_bytes
+
+log = logging.getLogger("fsr")
+CELL_SECONDS = 6 * 3600
+
+
+def numbered(only: str | None = None) -> list[str]:
+    """Notebook names in order; only: comma-separated numbers or names (05,09-settings). UsageError on an unknown one."""
+    names = list(experiments.NOTEBOOKS)
+    if only is None:
+        return names
+    chosen = []
+    for part in (p.strip() for p in only.split(",") if p.strip()):
+        found = [n for n in names if n == part or n.split("-")[0] == part.zfill(2)]
+        if not found:
+            raise UsageError(f"unknown notebook {part!r}; choose from {', '.join(names)}")
+        chosen += found
+    if not chosen:
+        raise UsageError("--only names no notebook; for example --only 05,09")
+    return [n for n in names if n in chosen]
+
+
+def source(name: str) -> Path:
+    """The source of a notebook; UsageError when there is none."""
+    path = paths.sources() / f"{name}.ipynb"
+    if not path.is_file():
+        raise UsageError(f"no notebook {path}; the sources are {', '.join(experiments.NOTEBOOKS)}")
+    return path
+
+
+def key(name: str, profile: str) -> str:
+    """Hash of what an executed notebook depends on: its source, the package, and the records that it reads."""
+    package = Path(__file__).resolve().parent
+    files = [source(name), *sorted(package.rglob("*.py"))]
+    runs = {run_id(r) for s in experiments.NEEDS[name] for r in experiments.SETS[profile][s]}
+    for each in sorted(runs):
+        folder = paths.run_dir(each)
+        files += [p for p in sorted(folder.rglob("*")) if p.suffix in (".json", ".csv")]
+    total = hashlib.sha256(profile.encode())
+    for path in files:
+        total.update(path.name.encode() + path.read_bytes())
+    return total.hexdigest()
+
+
+def is_current(name: str, profile: str) -> bool:
+    """Was this notebook executed with exactly this source, package and records?"""
+    path = paths.executed(profile) / f"{name}.ipynb"
+    try:
+        return json.loads(path.read_bytes())["metadata"].get("fsr", {}).get("key") == key(name, profile)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def check_parameters(name: str, parameters: dict) -> None:
+    """papermill only warns about an unknown parameter; here it is refused."""
+    known = papermill.inspect_notebook(str(source(name)))
+    unknown = sorted(parameters.keys() - known.keys())
+    if unknown:
+        raise UsageError(f"{name} has no parameter {', '.join(unknown)}; it has {', '.join(known)}")
+
+
+@contextmanager
+def _environment(profile: str, compute: bool):
+    """What a kernel inherits: the package, the root, the profile, and whether it may compute what is missing."""
+    changes = {
+        "FSR_PROFILE": profile,
+        "FSR_ROOT": str(paths.root()),
+        "FSR_COMPUTE": "1" if compute else "0",
+        "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def run_notebook(name: str, profile: str, **parameters) -> Path:
+    """Execute one notebook into results/notebooks/<profile>; FSRError names it and its last error when it fails.
+
+    A failed execution is kept under results/.failed and never replaces a good one.
+    """
+    check_parameters(name, parameters)
+    target = paths.executed(profile) / f"{name}.ipynb"
+    scratch = paths.results() / ".failed" / profile / f"{name}.ipynb"
+    scratch.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(scratch.parent.parent / ".gitignore", b"*\n")
+    mark = key(name, profile)
+    try:
+        papermill.execute_notebook(
+            str(source(name)), str(scratch), {"profile": profile, **parameters}, cwd=str(paths.sources()),
+            progress_bar=False, kernel_name="python3", execution_timeout=CELL_SECONDS, log_output=False,
+        )  # fmt: skip
+    except PapermillExecutionError as error:
+        raise FSRError(f"{name}: {error.ename}: {str(error.evalue)[:300]} (see {scratch})") from None
+    book = nbformat.read(scratch, as_version=4)
+    book.metadata["fsr"] = {"key": mark}
+    for field in ("input_path", "output_path", "environment_variables"):  # paths of this machine say nothing elsewhere
+        book.metadata.get("papermill", {}).pop(field, None)
+    write_bytes(target, nbformat.writes(book).encode())
+    scratch.unlink()
+    return target
+
+
+def execute(names: list[str], profile: str, *, force=False, compute=True, workers: int = 1, report=print) -> list[str]:
+    """Execute the notebooks that are not current; returns a line per failure, the others still run."""
+    failed = []
+
+    def one(name: str) -> None:
+        if not force and is_current(name, profile):
+            report(f"{name}: unchanged")
+            return
+        try:
+            run_notebook(name, profile)
+            report(f"{name}: executed")
+        except (FSRError, nbformat.ValidationError, OSError, RuntimeError) as error:
+            failed.append(f"{name}: {error}" if not str(error).startswith(name) else str(error))
+            report(f"{failed[-1]}")
+
+    with _environment(profile, compute), ThreadPoolExecutor(workers) as pool:
+        list(pool.map(one, names))
+    return failed

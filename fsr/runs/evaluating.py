@@ -1,0 +1,102 @@
+"""Evaluate or load, analyse or load: outcomes are kept after every chunk, so that a kill costs little."""
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from fsr import hardware, paths, store
+from fsr.analyse import analyse
+from fsr.config import Analysis, Evaluation, Run, run_id
+from fsr.data import part_of_test
+from fsr.errors import CorruptFile
+from fsr.evaluate import Progress, survives
+from fsr.files import load_json, save_json
+from fsr.runs.auditing import audit_run
+from fsr.runs.base import Options, data_of, locked
+from fsr.runs.training import ensure_weights, load_model
+
+SAVE_SECONDS = 5.0  # outcomes so far are written at most this often
+
+
+def _partial(run: Run, evaluation: Evaluation) -> Path:
+    name = f"partial-{evaluation.checkpoint}-{evaluation.attack_id}.json"
+    return paths.checkpoint_dir(run_id(run)) / name
+
+
+def _resume(path: Path, digest: str) -> Progress:
+    """Outcomes of an earlier, stopped call on the same weights; a damaged or foreign file is left aside."""
+    try:
+        record = load_json(path) if path.exists() else {}
+    except CorruptFile:
+        return Progress()
+    return Progress(**record["progress"]) if record.get("weights") == digest else Progress()
+
+
+def _surrogate(evaluation: Evaluation, options: Options):
+    """The network whose gradients a transfer attack uses: `last` of another run, trained first if need be."""
+    if evaluation.surrogate is None:
+        return None
+    return load_model(store.config_of(evaluation.surrogate), "last", options)
+
+
+def ensure_evaluated(run: Run, evaluation: Evaluation, options: Options | None = None) -> None:
+    """Evaluate unless the record is there; goes on after the last chunk of a stopped call."""
+    options = options or Options()
+    if store.has_eval(run, evaluation):
+        return
+    surrogate = _surrogate(evaluation, options)
+    with locked(run, options):
+        if not store.has_eval(run, evaluation):
+            _evaluate(run, evaluation, options, surrogate)
+
+
+def _evaluate(run: Run, evaluation: Evaluation, options: Options, surrogate) -> None:
+    digest = ensure_weights(run, evaluation.checkpoint, options)
+    options.check()
+    device = options.torch_device
+    model = load_model(run, evaluation.checkpoint, options)
+    x, y, index = part_of_test(data_of(run, device), evaluation.images)
+    path, saved = _partial(run, evaluation), time.monotonic()
+    progress = _resume(path, digest)
+
+    def on_chunk(progress: Progress) -> None:
+        nonlocal saved
+        options.report(run_id(run), f"{evaluation.checkpoint} {evaluation.attack_id}", progress.done, len(y))
+        stopping = options.interrupted() or (options.deadline is not None and time.time() >= options.deadline)
+        if progress.done < len(y) and (stopping or time.monotonic() - saved > SAVE_SECONDS):
+            save_json(path, {"weights": digest, "progress": asdict(progress)})
+            saved = time.monotonic()
+        if progress.done < len(y):
+            options.check()
+
+    switches = dict(options.switches)
+    call = {"run": run, "evaluation": evaluation, "surrogate": surrogate, "switches": switches}
+    progress = survives(model, x, y, index, progress=progress, on_chunk=on_chunk, **call)
+    extra = {"weights": digest, "seconds": round(progress.seconds, 3), "flips": progress.flips}
+    extra |= {"hardware": hardware.describe(device), "precision": run.precision, **progress.extra.get("record", {})}
+    store.save_eval(run, evaluation, index.numpy(), progress.correct, **extra)
+    path.unlink(missing_ok=True)  # a stopped call's scratch file; the record is whole now
+
+
+def ensure_analysed(run: Run, analysis: Analysis, options: Options | None = None) -> None:
+    """Analyse unless the record is there."""
+    options = options or Options()
+    if store.has_analysis(run, analysis):
+        return
+    with locked(run, options):
+        if store.has_analysis(run, analysis):
+            return
+        digest = ensure_weights(run, analysis.checkpoint, options)
+        options.check()
+        options.report(run_id(run), f"{analysis.checkpoint} {analysis.kind}", 0, 1)
+        model, data = load_model(run, analysis.checkpoint, options), data_of(run, options.torch_device)
+        started = time.monotonic()
+        if analysis.kind == "audit":
+            record, arrays = audit_run(run, analysis, model, data, options)
+        else:
+            seconds = None if run.imported else float(store.history(run)["seconds"].median())
+            record, arrays = analyse(model, run, analysis, data, device=options.torch_device, seconds_per_epoch=seconds)
+        extra = {"weights": digest, "seconds": round(time.monotonic() - started, 3)}
+        extra["hardware"] = hardware.describe(options.torch_device)
+        store.save_analysis(run, analysis, record | extra, **arrays)
+        options.report(run_id(run), f"{analysis.checkpoint} {analysis.kind}", 1, 1)

@@ -1,0 +1,38 @@
+"""An authors' checkpoint becomes a run that can be evaluated and audited like any other."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from fsr import paths, store
+from fsr.config import DATASETS, FSRSpec, for_dataset, run_id
+from fsr.errors import UsageError
+from fsr.files import file_sha256, provenance, save_json
+from fsr.models import load_official
+from fsr.runs.training import weights_path
+from fsr.weights import save_tensors
+
+
+def import_official(path: Path, backbone: str, dataset: str) -> str:
+    """Import one file of the authors' code (AT+FSR, last epoch); returns the run id.  Importing it again changes nothing.
+
+    UsageError when the file is missing, damaged, of another network, or carries code.
+    """
+    if dataset not in DATASETS:
+        raise UsageError(f"unknown data set {dataset!r}; choose one of {', '.join(DATASETS)}")
+    if not Path(path).is_file():
+        raise UsageError(f"no file {path}; give the authors' .pth file")
+    model = load_official(path, backbone)
+    digest = file_sha256(Path(path))
+    run = for_dataset(
+        dataset, backbone=backbone, module=FSRSpec(), holdout=0, precision="float32", imported=digest[:16]
+    )
+    store.save_config(run)
+    target = weights_path(run, "last")
+    if not target.exists():
+        save_tensors(target, model.state_dict(), {"run_id": run_id(run), "checkpoint": "last"})
+    environment = paths.run_dir(run_id(run)) / "env.json"
+    if not environment.exists():
+        record = {"run_id": run_id(run), "imported": Path(path).name, "imported_sha256": digest}
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        save_json(environment, record | provenance() | {"finished": now, "seconds": None, "checkpoints": {}})
+    return run_id(run)

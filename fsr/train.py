@@ -1,0 +1,234 @@
+"""The training loop: recipe of spec section 2, resumable after any batch, writing nothing itself."""
+
+import copy
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from fsr.config import Run
+from fsr.data import Data, as_float, augment, augmentation, batches
+from fsr.errors import Diverged, FSRError, Interrupted, TimeUp
+from fsr.fast import Crafter, Stepper, ema_update
+from fsr.models import model_of
+from fsr.modes import eval_mode
+from fsr.objectives import Objective
+
+EVAL_BATCH = 500  # held-out images at once
+
+
+def stream_seed(*parts) -> int:
+    """A 63-bit seed that is a function of its parts: every random number of a run comes from (seed, purpose, step).
+
+    So nothing needs to be remembered for a resumed run to continue bit for bit.
+    """
+    text = "/".join(str(p) for p in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def learning_rate(run: Run, epoch: int) -> float:
+    """x0.1 from epoch ceil(0.75 E) and x0.01 from ceil(0.9 E), epochs counted from 1 (authors' code: 75, 90 of 100)."""
+    if epoch >= math.ceil(0.9 * run.epochs):
+        return run.lr * 0.01
+    return run.lr * 0.1 if epoch >= math.ceil(0.75 * run.epochs) else run.lr
+
+
+def ema_decay(run: Run, step: int) -> float:
+    """min(decay, (1 + t) / (10 + t)) at step t, counted from 0."""
+    return min(run.ema_decay, (1 + step) / (10 + step))
+
+
+@dataclass
+class Progress:
+    """Where a training stands; JSON-able, saved beside the tensors."""
+
+    epoch: int = 1  # the epoch under way, from 1
+    batch: int = 0  # batches of it that are done
+    step: int = 0  # optimiser steps done in all
+    seconds: float = 0.0  # of training, over all sittings
+    epoch_seconds: float = 0.0
+    best_acc: float = -1.0
+    best_epoch: int = 0
+    rows: list[dict] = field(default_factory=list)
+
+
+class Trainer:
+    """A model in training, its averages, its optimiser, and where it stands.
+
+    run: what to train; data: from fsr.data.load, on `device`; switches: compile, graphs, channels_last
+    (None: measured defaults), which change speed and not the result beyond rounding.
+    """
+
+    def __init__(self, run: Run, data: Data, *, device="cpu", switches: dict | None = None):
+        self.run, self.data, self.device = run, data, torch.device(device)
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(stream_seed(run.seed, "init"))
+            self.model = model_of(run, num_classes=data.classes).to(self.device)
+        self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
+        self.best: dict[str, Tensor] | None = None
+        self.objective = Objective(self.model, run)
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(), lr=run.lr, momentum=run.momentum, weight_decay=run.weight_decay, foreach=True
+        )
+        self.crafter = Crafter(self.model, run, self.device, **(switches or {}))
+        self.stepper = Stepper(self.objective, self.optimizer, run, self.device)
+        self.generator = torch.Generator(self.device)
+        self.progress = Progress()
+
+    # --- state ---------------------------------------------------------------------------------------------
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything a resumed training needs, by name: weights, averages, best, momentum and the epoch's sums."""
+        out = {f"model/{k}": v for k, v in self.model.state_dict().items()}
+        out |= {f"ema/{k}": v for k, v in self.ema.state_dict().items()}
+        out |= {f"best/{k}": v for k, v in (self.best or {}).items()}
+        for i, parameter in enumerate(self.model.parameters()):
+            momentum = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
+            if momentum is not None:
+                out[f"momentum/{i}"] = momentum
+        return out | {f"sums/{k}": v for k, v in self.stepper.state().items()}
+
+    def restore(self, tensors: dict[str, Tensor], progress: dict) -> None:
+        """Continue from what `tensors` and `progress` (as JSON) said."""
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        self.model.load_state_dict(part("model/"))
+        self.ema.load_state_dict(part("ema/"))
+        self.best = part("best/") or None
+        parameters = list(self.model.parameters())
+        for i, momentum in part("momentum/").items():
+            self.optimizer.state[parameters[int(i)]]["momentum_buffer"] = momentum.to(self.device)
+        self.stepper.load_state({k: v.to(self.device) for k, v in part("sums/").items()})
+        self.progress = Progress(**progress)
+
+    def checkpoints(self) -> dict[str, dict[str, Tensor]]:
+        """The weights that are kept and always named: last, ema and, with a held-out part, best."""
+        kept = {"last": self.model.state_dict(), "ema": self.ema.state_dict()}
+        return kept | ({"best": self.best} if self.best is not None else {})
+
+    # --- one step, one epoch -------------------------------------------------------------------------------
+
+    def step(self, index: Tensor) -> None:
+        """Craft on one batch, update the weights and their average; no host synchronisation on a GPU."""
+        run, progress = self.run, self.progress
+        self.generator.manual_seed(stream_seed(run.seed, "batch", progress.step))
+        torch.manual_seed(stream_seed(run.seed, "mask", progress.step))
+        index = index.to(self.device)
+        pad, flip = augmentation(run)
+        x = as_float(augment(self.data.train_x[index], pad=pad, flip=flip, generator=self.generator))
+        y = self.data.train_y[index]
+        x_adv = self.crafter.craft(x, y, self.generator)
+        self.stepper.step(x, x_adv, y, awp=self.awp_is_on())
+        ema_update(self.ema, self.model, ema_decay(run, progress.step))
+        progress.step += 1
+        progress.batch += 1
+
+    def awp_is_on(self) -> bool:
+        """Adversarial weight perturbation starts after a tenth of the epochs (Wu et al. 2020)."""
+        return self.run.awp > 0 and self.progress.epoch > self.run.epochs / 10
+
+    def epoch(self, *, stop: Callable[[], bool] = lambda: False, on_batch: Callable[[int, int], None] | None = None):
+        """Finish the epoch under way; returns False as soon as `stop()` says so, with everything ready to be saved."""
+        run, progress = self.run, self.progress
+        order = torch.Generator().manual_seed(stream_seed(run.seed, "order", progress.epoch))
+        parts = batches(len(self.data.train_y), run.batch, generator=order)
+        self.model.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(run, progress.epoch)
+        before, started = progress.epoch_seconds, time.monotonic()
+        for index in parts[progress.batch :]:
+            if stop():
+                return False
+            self.step(index)
+            progress.epoch_seconds = before + time.monotonic() - started
+            if on_batch:
+                on_batch(progress.batch, len(parts))
+        self._close_epoch(before + time.monotonic() - started)
+        return True
+
+    def _close_epoch(self, seconds: float) -> None:
+        progress = self.progress
+        tally = self.stepper.tally()  # synchronises, so that the time below is the epoch's own
+        bad = next((k for k, v in tally.items() if not math.isfinite(v)), None)
+        if bad is not None:
+            step = self.stepper.first_bad_step()
+            raise Diverged(
+                f"{bad} is not finite in epoch {progress.epoch}, step {step}; the last good checkpoint is kept: "
+                "lower lr, or set precision to float32"
+            )
+        row = {"epoch": progress.epoch, "seconds": seconds, "lr": learning_rate(self.run, progress.epoch)}
+        row |= {f"train_{name}": value for name, value in tally.items()} | self._held_out()
+        progress.rows.append(row)
+        progress.seconds += seconds
+        if self.run.holdout and row["held_robust_acc"] > progress.best_acc:
+            progress.best_acc, progress.best_epoch = row["held_robust_acc"], progress.epoch
+            self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        progress.epoch, progress.batch, progress.epoch_seconds = progress.epoch + 1, 0, 0.0
+
+    def _held_out(self) -> dict[str, float]:
+        """Accuracies on held-out images, clean and under the training attack with a fixed start, live and EMA."""
+        out = {}
+        for prefix, model in (("", self.model), ("ema_", self.ema)):
+            clean, robust = self._accuracies(model) if self.run.holdout else (math.nan, math.nan)
+            out |= {f"{prefix}held_clean_acc": clean, f"{prefix}held_robust_acc": robust}
+        return out
+
+    @torch.no_grad()
+    def _accuracies(self, model: nn.Module) -> tuple[float, float]:
+        x_all, y_all = self.data.held_x, self.data.held_y
+        clean, robust = 0, 0
+        self.generator.manual_seed(stream_seed("held-out"))
+        with eval_mode(model):
+            for x, y in zip(as_float(x_all).split(EVAL_BATCH), y_all.split(EVAL_BATCH)):
+                x_adv = self.crafter.attack(x, y, self.generator, source=model)
+                clean += (model(x).argmax(1) == y).sum()
+                robust += (model(x_adv).argmax(1) == y).sum()
+        return float(clean) / len(y_all), float(robust) / len(y_all)
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What the caller of `fit` is told and asks for; every field may be left out."""
+
+    on_epoch: Callable[[Trainer], None] | None = None  # after every epoch: save, show
+    on_batch: Callable[[int, int], None] | None = None  # (done, of) within the epoch
+    on_stop: Callable[[Trainer], None] | None = None  # before TimeUp or Interrupted is raised: save
+    deadline: float | None = None  # time.monotonic() at which to stop
+    interrupted: Callable[[], bool] = lambda: False
+
+    def stop(self) -> bool:
+        """Is it time to stop?"""
+        return self.interrupted() or (self.deadline is not None and time.monotonic() >= self.deadline)
+
+
+def fit(trainer: Trainer, watch: Watch = Watch(), *, on_epoch: Callable[[Trainer], None] | None = None) -> Trainer:  # noqa: B008
+    """Train to the last epoch of the run, or raise TimeUp, Interrupted or Diverged; files are the caller's.
+
+    on_epoch: called with the trainer after every epoch (also settable in `watch`).
+    """
+    on_epoch = on_epoch or watch.on_epoch
+    run, progress = trainer.run, trainer.progress
+    cuda = [trainer.device] if trainer.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        while progress.epoch <= run.epochs:
+            try:
+                whole = trainer.epoch(stop=watch.stop, on_batch=watch.on_batch)
+            except torch.OutOfMemoryError as error:
+                raise FSRError(
+                    f"out of memory at batch {run.batch}, {run.precision}: try a smaller batch, precision bf16 or a "
+                    f"narrower width ({str(error)[:80]})"
+                ) from None
+            if not whole:
+                if watch.on_stop:
+                    watch.on_stop(trainer)
+                kind = Interrupted if watch.interrupted() else TimeUp
+                raise kind(f"stopped in epoch {progress.epoch} of {run.epochs}, batch {progress.batch}; run it again")
+            if on_epoch:
+                on_epoch(trainer)
+    return trainer

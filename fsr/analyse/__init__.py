@@ -1,0 +1,50 @@
+"""Looks inside one trained network, by the kind that records and figures use (spec section 4: T7, T8, F1, F2, F8)."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from fsr.analyse.cost import cost
+from fsr.analyse.look import Job, exact
+from fsr.analyse.pictures import features, maps, masks
+from fsr.analyse.streams import streams
+from fsr.config import Analysis, Run
+from fsr.data import Data
+from fsr.errors import UsageError
+from fsr.models import Classifier
+from fsr.modes import eval_mode
+
+__all__ = ["ANALYSES", "analyse"]
+
+ANALYSES: dict[str, Callable[[Job], tuple[dict, dict]]] = {
+    "streams": streams,
+    "masks": masks,
+    "maps": maps,
+    "features": features,
+    "cost": cost,
+}
+
+
+def analyse(
+    model: Classifier,
+    run: Run,
+    analysis: Analysis,
+    data: Data,
+    *,
+    device: torch.device | str = "cpu",
+    seconds_per_epoch: float | None = None,
+    batch: int = 250,
+) -> tuple[dict, dict[str, np.ndarray]]:
+    """(record, arrays) of one analysis of a run's network, in float32 and eval mode; model is left as it was.
+
+    model: the run's weights, on device; data: its data, on any device; seconds_per_epoch: from history.csv, for cost;
+    batch: images at once. analysis.images beyond the test set means all of it. Deterministic but for cost's
+    times. The last inserted module is the one looked at. A kind that needs what the network does not have gives
+    {"not_applicable": why} and no arrays; an unknown kind raises UsageError.
+    """
+    if analysis.kind not in ANALYSES:
+        raise UsageError(f"no analysis {analysis.kind!r} here; choose one of {', '.join(ANALYSES)}")
+    job = Job(model, run, analysis, data, torch.device(device), batch, seconds_per_epoch)
+    with eval_mode(model), exact():
+        return ANALYSES[analysis.kind](job)

@@ -1,0 +1,147 @@
+"""One look inside a network: the features around its last inserted module, on clean and on adversarial images.
+
+N images, C channels, h and w positions, K classes; f is the feature map (N, C, h, w) that the module was given.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fsr.attacks import attack_named
+from fsr.config import Analysis, Run
+from fsr.data import Data, as_float, batches, part_of_test
+from fsr.models import BACKBONES, FSR, Classifier, Inserted
+from fsr.models.insert import submodule_at
+
+ATTACK = "pgd20"  # of every analysis (spec section 4, T7)
+STREAMS = ("robust", "nonrobust", "recalibrated")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What an analysis is given: a network in eval mode on `device`, and data on any device."""
+
+    model: Classifier
+    run: Run
+    analysis: Analysis
+    data: Data
+    device: torch.device
+    batch: int
+    seconds_per_epoch: float | None = None
+
+    def images(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(x uint8, y, index) of the test images: as many as asked for, or all there are when they are fewer."""
+        wanted, there = self.analysis.images, len(self.data.test_y)
+        return part_of_test(self.data, None if wanted is None else min(wanted, there))
+
+    def facts(self, index: Tensor) -> dict:
+        """What every record says: which images, attacked how, and where in the network."""
+        return {"n": len(index), "attack": ATTACK, "eps": self.run.eps, "classes": self.data.classes,
+                "class_names": list(self.data.class_names), "place": last_place(self)[0]}  # fmt: skip
+
+
+class Seen(NamedTuple):
+    """One batch seen at the last inserted module."""
+
+    logits: Tensor  # (N, K) of the network
+    maps: dict[str, Tensor]  # f, the streams that exist, and output: each (N, C, h, w)
+    mask: Tensor | None  # (N, C, h, w) in [0, 1]
+
+
+def last_place(job: Job) -> tuple[str, Inserted | None]:
+    """(path, insertion) that runs last; without one, the stage after which the authors put FSR, and None.
+
+    Paths are those of the network as it was before the insertion.
+    """
+    order: list[nn.Module] = []
+    places = {part: name for name, part in job.model.named_modules() if isinstance(part, Inserted)}
+    if not places:
+        return BACKBONES[job.run.backbone].fsr_stage, None
+    handles = [part.register_forward_hook(lambda module, args, output: order.append(module)) for part in places]
+    try:
+        with torch.no_grad():
+            job.model(as_float(job.data.test_x[:1].to(job.device)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    last = order[-1]
+    return places[last].removeprefix("net.").replace(".submodule", ""), last
+
+
+def fsr_module(job: Job) -> FSR | None:
+    """The last inserted module when it is FSR or one of its controls."""
+    place = last_place(job)[1]
+    return place.module if place is not None and isinstance(place.module, FSR) else None
+
+
+def lacks(job: Job, *, recalibrated: bool = True) -> str | None:
+    """Why this network has no mask (or no recalibrated stream), in words; None when it has."""
+    module = fsr_module(job)
+    if module is None or not module.has_mask:
+        return f"{job.run.label} has no FSR mask, so its features are not split into streams"
+    if recalibrated and module.correct is None:
+        return f"{job.run.label} has no recalibration"
+    return None
+
+
+def see(job: Job, x: Tensor) -> Seen:
+    """The network on x (N, 3, H, W) in [0, 1]; no gradients. A control without a mask shows f and its output only."""
+    with torch.no_grad():
+        if not job.model.inserted():
+            return _see_stage(job, x)
+        logits, streams = job.model.trace(x)
+    last = streams[-1]
+    mask = getattr(last, "mask", None)
+    maps = {"f": last.inputs, "output": last.features}
+    if mask is not None:
+        maps |= {name: getattr(last, name) for name in STREAMS if getattr(last, name) is not None}
+    return Seen(logits, maps, mask)
+
+
+def _see_stage(job: Job, x: Tensor) -> Seen:
+    """f alone, of a network into which nothing was inserted; the hook only reads, and is gone afterwards."""
+    found: list[Tensor] = []
+    stage = submodule_at(job.model.net, last_place(job)[0])
+    handle = stage.register_forward_hook(lambda module, args, output: found.append(output))
+    try:
+        logits = job.model(x)
+    finally:
+        handle.remove()
+    return Seen(logits, {"f": found[-1]}, None)
+
+
+def pooled(features: Tensor) -> Tensor:
+    """Mean over positions: (N, C, h, w) to (N, C) float32."""
+    return features.float().mean((2, 3))
+
+
+class Pair(NamedTuple):
+    """A batch of test images, clean and under attack."""
+
+    x: Tensor  # (N, 3, H, W) in [0, 1]
+    x_adv: Tensor
+    y: Tensor  # (N,)
+
+
+def pairs(job: Job) -> Iterator[Pair]:
+    """The job's images in batches, each with its PGD-20 twin, crafted and judged in float32."""
+    x, y, index = job.images()
+    attack = attack_named(ATTACK)
+    for rows in batches(len(y), job.batch):
+        chosen = rows.to(x.device)
+        xs, ys = as_float(x[chosen].to(job.device)), y[chosen].to(job.device)
+        yield Pair(xs, attack(job.model, xs, ys, eps=job.run.eps, indices=index[rows]), ys)
+
+
+@contextlib.contextmanager
+def exact():
+    """Full float32 and repeatable convolutions on a GPU, whose default is TF32; afterwards as before."""
+    if not torch.backends.cudnn.is_available():
+        yield
+        return
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        yield

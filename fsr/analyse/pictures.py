@@ -1,0 +1,106 @@
+"""F1, F2 and F8: attention maps, mask histograms and the feature space, as arrays for the plots."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fsr.analyse.look import STREAMS, Job, fsr_module, lacks, pairs, pooled, see
+
+BINS = 40  # 0.05 and 0.95 are edges
+SATURATED = 0.05  # below it, or above 1 minus it, the mask passes almost no gradient
+PERPLEXITY, SEED = 30, 0  # of t-SNE (spec section 4)
+
+
+def histogram(values: Tensor, bins: int = BINS) -> Tensor:
+    """Counts of values in [0, 1], any shape, in equal bins, (bins,) int64; 1 belongs to the last bin."""
+    where = (values.flatten().double() * bins).long().clamp_(0, bins - 1)
+    return torch.bincount(where, minlength=bins)
+
+
+def saturated(values: Tensor) -> int:
+    """How many values lie below 0.05 or above 0.95."""
+    return int(((values < SATURATED) | (values > 1 - SATURATED)).sum())
+
+
+def masks(job: Job) -> tuple[dict, dict]:
+    """F2: histograms of the mask m on clean and adversarial images, and the shares of its saturated entries.
+
+    flipped: share of entries that the attack moves across one half. Channel and spatial masks count once per entry
+    of f, as the module applies them.
+    """
+    reason = lacks(job, recalibrated=False)
+    if reason is not None:
+        return {"not_applicable": reason}, {}
+    hist = {name: torch.zeros(BINS, dtype=torch.int64) for name in ("clean", "adv")}
+    tally, flips, entries = dict.fromkeys(hist, 0), 0, 0
+    for x, x_adv, _ in pairs(job):
+        found = {"clean": see(job, x).mask, "adv": see(job, x_adv).mask}
+        for name, mask in found.items():
+            hist[name] += histogram(mask).cpu()
+            tally[name] += saturated(mask)
+        flips += int(((found["clean"] > 0.5) != (found["adv"] > 0.5)).sum())
+        entries += found["clean"].numel()
+    record = job.facts(job.images()[2]) | {"tau": fsr_module(job).tau, "entries": entries, "flipped": flips / entries}
+    record |= {f"saturated_{name}": count / entries for name, count in tally.items()}
+    arrays = {f"hist_{name}": counts.numpy() for name, counts in hist.items()}
+    return record, {"edges": np.linspace(0, 1, BINS + 1), **arrays}
+
+
+def attention(features: Tensor) -> np.ndarray:
+    """Mean over channels of |f|: (N, C, h, w) to (N, h, w) float16."""
+    return features.abs().mean(1).half().cpu().numpy()
+
+
+def _uint8(x: Tensor) -> np.ndarray:
+    return (x * 255).round().to(torch.uint8).cpu().numpy()
+
+
+def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+def maps(job: Job) -> tuple[dict, dict]:
+    """F1: natural and adversarial images, what the network says of them, and every stream's map under attack."""
+    reason = lacks(job)
+    if reason is not None:
+        return {"not_applicable": reason}, {}
+    parts = []
+    for x, x_adv, y in pairs(job):
+        seen = see(job, x_adv)
+        said = {"labels": y, "pred_clean": see(job, x).logits.argmax(1), "pred_adv": seen.logits.argmax(1)}
+        part = {"natural": _uint8(x), "adversarial": _uint8(x_adv)} | {k: v.cpu().numpy() for k, v in said.items()}
+        part |= {"map_f": attention(seen.maps["f"]), "map_features": attention(seen.maps["output"])}
+        parts.append(part | {f"map_{name}": attention(seen.maps[name]) for name in STREAMS})
+    index = job.images()[2]
+    return job.facts(index), _joined(parts) | {"index": index.numpy()}
+
+
+def perplexity_of(n: int) -> float:
+    """30, and a third of the neighbours there are when that is less: t-SNE refuses more."""
+    return min(PERPLEXITY, max(1.0, (n - 1) / 3))
+
+
+def embedded(points: np.ndarray) -> np.ndarray:
+    """t-SNE of points (n, C) with a fixed seed: (n, 2) float16."""
+    from sklearn.manifold import TSNE
+
+    start = "pca" if len(points) > 1 and np.ptp(points, axis=0).any() else "random"  # equal points have no axes
+    tsne = TSNE(perplexity=perplexity_of(len(points)), init=start, random_state=SEED)
+    return tsne.fit_transform(points.astype(np.float32)).astype(np.float16)
+
+
+def features(job: Job) -> tuple[dict, dict]:
+    """F8: pooled non-robust and recalibrated features of adversarial images, (n, C), and their t-SNE, (n, 2)."""
+    reason = lacks(job)
+    if reason is not None:
+        return {"not_applicable": reason}, {}
+    parts = []
+    for _, x_adv, y in pairs(job):
+        seen = see(job, x_adv)
+        part = {name: pooled(seen.maps[name]).cpu().numpy() for name in ("nonrobust", "recalibrated")}
+        parts.append(part | {"labels": y.cpu().numpy()})
+    arrays, index = _joined(parts), job.images()[2]
+    for name in ("nonrobust", "recalibrated"):
+        arrays[f"tsne_{name}"] = embedded(arrays[name])
+        arrays[name] = arrays[name].astype(np.float16)
+    return job.facts(index) | {"perplexity": perplexity_of(len(index)), "seed": SEED}, arrays | {"index": index.numpy()}

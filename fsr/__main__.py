@@ -46,12 +46,13 @@ def _known_profile(name: str) -> str:
 
 
 def _options(device: str | None, minutes: float | None, tensorboard: bool = False):
+    from fsr import hardware
     from fsr.runs import Options
 
     if minutes is not None and minutes <= 0:
         raise UsageError(f"--limit-minutes must be positive, not {minutes:g}")
-    options = Options(device=device, deadline=time.time() + 60 * minutes if minutes else None, tensorboard=tensorboard)
-    return options if options.torch_device else options
+    hardware.device_named(device)  # fails at once when the device is not there
+    return Options(device=device, deadline=time.time() + 60 * minutes if minutes else None, tensorboard=tensorboard)
 
 
 def _writable_root() -> None:
@@ -250,6 +251,24 @@ def report(profile: ProfileOption = "demo", root: Root = None) -> None:
     """Write the profile's self-contained HTML report from its records."""
     paths.use(root=root)
     _report(_known_profile(profile))
+
+
+@app.command()
+def compare(
+    other: Annotated[Path, typer.Argument(metavar="ROOT", help="Another root, for example `reproduced`.")],
+    profile: ProfileOption = "demo",
+    root: Root = None,
+) -> None:
+    """Print the records here against those of another root, as `make retrain` does."""
+    from fsr import compare as room
+    from fsr import experiments
+
+    paths.use(root=root)
+    _known_profile(profile)
+    table = room.compare(other, list(experiments.SETS[profile]["all"]))
+    columns = ["run_id", "checkpoint", "attack_id", "n", "accuracy", "accuracy_again", "difference"]
+    typer.echo(table[columns].to_string(index=False, float_format=lambda v: f"{v:.4f}"))
+    typer.echo(room.summary(table))
 
 
 @app.command("data")

@@ -1,6 +1,9 @@
 """Per-sample outcomes of one attack on one network: crafted fast, judged in float32, resumable by chunk."""
 
+import base64
 import contextlib
+import io
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,25 +13,37 @@ import torch
 from torch import Tensor, nn
 
 from fsr.attacks import attack_named
+from fsr.attacks.auto import autoattack
 from fsr.attacks.gradient import check_images
 from fsr.config import Evaluation, Run
 from fsr.data import as_float
 from fsr.fast import fast_net
+from fsr.files import npz_bytes
 from fsr.models import intervene
 from fsr.modes import eval_mode
 
 SEED = 0  # of every evaluation attack: a column means the same for every run
+AUTOATTACK = {  # attacks of several parts, each of which sees only what the parts before left correct
+    "autoattack": {},
+    "autoattack-rand": {"version": "rand"},
+    "autoattack-ci": {"steps": 5, "queries": 50},
+}
 
 
 @dataclass
 class Progress:
-    """Outcomes so far; `extra` is what an attack of several parts remembers to go on from."""
+    """Outcomes so far, JSON-able.
+
+    state: what AutoAttack goes on from, an npz in base64; after: attack name to outcomes after it; flags: its warnings.
+    """
 
     done: int = 0
     correct: list[bool] = field(default_factory=list)
     flips: int = 0
     seconds: float = 0.0
-    extra: dict = field(default_factory=dict)
+    state: str = ""
+    after: dict[str, list[bool]] = field(default_factory=dict)
+    flags: dict = field(default_factory=dict)
 
 
 def batch_size(device: torch.device, evaluation: Evaluation) -> int:
@@ -73,6 +88,8 @@ def survives(
     progress: from an earlier call that was stopped; on_chunk may raise to stop.
     """
     progress = progress or Progress()
+    if evaluation.attack in AUTOATTACK:
+        return _autoattack(model, x, y, run, evaluation, switches or {}, progress, on_chunk)
     device = next(model.parameters()).device
     attack, eps = attack_named(evaluation.attack), run.eps if evaluation.eps is None else evaluation.eps
     options = {"steps": evaluation.steps, "surrogate": surrogate}
@@ -94,6 +111,46 @@ def survives(
             if on_chunk:
                 on_chunk(progress)
     return progress
+
+
+def _autoattack(model, x, y, run, evaluation, switches, progress: Progress, on_chunk) -> Progress:
+    """AutoAttack with its own resumable loop: survivors only, batches of fixed size, judged in float32."""
+    device = next(model.parameters()).device
+    state = _unpacked(progress.state)
+    before, started = progress.seconds, time.monotonic()
+
+    def remember(state: dict) -> None:
+        progress.state, progress.seconds = _packed(state), before + time.monotonic() - started
+        record = json.loads(str(state["record"]))
+        progress.done = min(len(y) - 1, sum(min(n, len(y)) for n in record["done"].values()) // 4)
+        if on_chunk:
+            on_chunk(progress)
+
+    call = {"steps": evaluation.steps} if evaluation.steps else {}
+    call |= AUTOATTACK[evaluation.attack]
+    xs, ys = as_float(x).to(device), y.to(device)
+    check_images(xs, ys)
+    with _prepared(model, run, evaluation, switches) as (judge, net):
+        result = autoattack(
+            net, xs, ys, eps=run.eps if evaluation.eps is None else evaluation.eps, seed=SEED, judge=judge,
+            batch=batch_size(device, evaluation), keep_images=False, state=state, on_chunk=remember, **call,
+        )  # fmt: skip
+    progress.seconds = before + time.monotonic() - started
+    progress.done, progress.correct = len(y), result.correct.tolist()
+    progress.flips, progress.flags = sum(result.flips.values()), result.flags
+    progress.after = {name: outcome.tolist() for name, outcome in result.outcomes.items()}
+    return progress
+
+
+def _packed(state: dict[str, np.ndarray]) -> str:
+    return base64.b64encode(npz_bytes(**state)).decode()
+
+
+def _unpacked(text: str) -> dict[str, np.ndarray]:
+    if not text:
+        return {}
+    with np.load(io.BytesIO(base64.b64decode(text)), allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
 
 
 def accuracy(progress: Progress) -> float:

@@ -1,4 +1,4 @@
-"""Execute the numbered notebooks as JupyterLab would: strictly, never over the sources, skipped while nothing changed."""
+"""Execute the numbered notebooks as JupyterLab would: strictly, never over the sources, not twice."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ CELL_SECONDS = 6 * 3600
 
 
 def numbered(only: str | None = None) -> list[str]:
-    """Notebook names in order; only: comma-separated numbers or names (05,09-settings). UsageError on an unknown one."""
+    """Notebook names in order; only: comma-separated numbers or names (05,09-settings), unknown ones refused."""
     names = list(experiments.NOTEBOOKS)
     if only is None:
         return names

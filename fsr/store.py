@@ -101,19 +101,23 @@ def has_eval(run: Run | str, evaluation: Evaluation) -> bool:
     return eval_path(run, evaluation).exists()
 
 
-def save_eval(run: Run, evaluation: Evaluation, index, correct, **extra) -> Path:
+def save_eval(run: Run, evaluation: Evaluation, index, correct, *, after: dict | None = None, **extra) -> Path:
     """Store outcomes (packed bits) and their record; an existing record is kept as it is.
 
-    index: (N,) test-set positions; correct: (N,) bool; extra: JSON-able fields (seconds, device, flags ...).
+    index: (N,) test-set positions; correct: (N,) bool; after: name of a part of the attack to the outcomes after it;
+    extra: JSON-able fields (seconds, device, flags ...).
     """
     path = eval_path(run, evaluation)
     if path.exists():
         return path
     index, correct = np.asarray(index, dtype=np.int32), np.asarray(correct, dtype=bool)
-    data = npz_bytes(index=index, correct=np.packbits(correct))
+    parts = {f"after_{name}": np.packbits(np.asarray(flags, dtype=bool)) for name, flags in (after or {}).items()}
+    data = npz_bytes(index=index, correct=np.packbits(correct), **parts)
     write_bytes(path.with_suffix(".npz"), data)
     record = {"run_id": run_id(run), "evaluation": asdict(evaluation), "n": len(correct), "correct": int(correct.sum())}
     record |= {"outcomes_sha256": sha256(data), "eps": run.eps if evaluation.eps is None else evaluation.eps}
+    if after:
+        record["after"] = {name: int(np.sum(flags)) for name, flags in after.items()}
     save_json(path, record | provenance() | extra)
     return path
 

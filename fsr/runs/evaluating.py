@@ -73,8 +73,10 @@ def _evaluate(run: Run, evaluation: Evaluation, options: Options, surrogate) -> 
     call = {"run": run, "evaluation": evaluation, "surrogate": surrogate, "switches": switches}
     progress = survives(model, x, y, index, progress=progress, on_chunk=on_chunk, **call)
     extra = {"weights": digest, "seconds": round(progress.seconds, 3), "flips": progress.flips}
-    extra |= {"hardware": hardware.describe(device), "precision": run.precision, **progress.extra.get("record", {})}
-    store.save_eval(run, evaluation, index.numpy(), progress.correct, **extra)
+    extra |= {"hardware": hardware.describe(device), "precision": run.precision}
+    if progress.flags:
+        extra["flags"] = progress.flags
+    store.save_eval(run, evaluation, index.numpy(), progress.correct, after=progress.after, **extra)
     path.unlink(missing_ok=True)  # a stopped call's scratch file; the record is whole now
 
 

@@ -13,7 +13,7 @@ from fsr.weights import save_tensors
 
 
 def import_official(path: Path, backbone: str, dataset: str) -> str:
-    """Import one file of the authors' code (AT+FSR, last epoch); returns the run id.  Importing it again changes nothing.
+    """Import one file of the authors' code (AT+FSR, last epoch); returns the run id.  A second import changes nothing.
 
     UsageError when the file is missing, damaged, of another network, or carries code.
     """

@@ -1,0 +1,43 @@
+"""Two roots side by side: what was committed against what was computed again."""
+
+import os
+from pathlib import Path
+
+import pandas as pd
+
+from fsr import paths, store
+from fsr.config import Run
+from fsr.errors import UsageError
+
+KEYS = ["run_id", "checkpoint", "attack_id"]
+
+
+def _metrics(root: Path, runs: list[Run]) -> pd.DataFrame:
+    before = os.environ.get("FSR_ROOT")
+    paths.use(root=root)
+    try:
+        return store.metrics(runs)
+    finally:
+        os.environ.pop("FSR_ROOT") if before is None else os.environ.update(FSR_ROOT=before)
+
+
+def compare(other: Path, runs: list[Run]) -> pd.DataFrame:
+    """One row per evaluation in both roots: accuracy here, there, and the difference in points of percent.
+
+    UsageError when the other root holds no evaluation of these runs.
+    """
+    there = _metrics(other, runs)
+    if there.empty:
+        raise UsageError(f"{other} holds no results of this profile; type `make retrain`")
+    both = store.metrics(runs).merge(there, on=KEYS, how="inner", suffixes=("", "_again"), validate="one_to_one")
+    table = both[["method", "seed", *KEYS, "n", "accuracy", "accuracy_again"]].copy()
+    table["difference"] = 100 * (table["accuracy_again"] - table["accuracy"])
+    return table
+
+
+def summary(table: pd.DataFrame) -> str:
+    """One line: how many values, how many equal, and the largest difference."""
+    if table.empty:
+        return "nothing in common"
+    equal, largest = int((table["difference"] == 0).sum()), table["difference"].abs().max()
+    return f"{len(table)} values: {equal} equal, largest difference {largest:.2f} points"

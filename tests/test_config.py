@@ -1,0 +1,98 @@
+"""What a run is: typed, checked, and named by its content alone."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from fsr.config import (
+    DATASETS,
+    Evaluation,
+    FSRSpec,
+    PeerSpec,
+    Run,
+    content_id,
+    for_dataset,
+    replace,
+    run_from_dict,
+    run_id,
+    to_dict,
+)  # fmt: skip
+from fsr.errors import UsageError
+
+
+def test_ids_of_known_runs_never_change():
+    # stored values: records in the repository are found by them
+    assert run_id(Run()) == "cifar10-resnet18-at-s0-f641cfa360"
+    assert run_id(Run(module=FSRSpec())) == "cifar10-resnet18-at+fsr-s0-1ed096158c"
+
+
+def test_every_field_changes_the_id():
+    base = Run()
+    others = [
+        Run(dataset="svhn"), Run(train_size=5), Run(test_size=5), Run(holdout=0), Run(backbone="vgg16"), Run(width=8),
+        Run(blocks=(1, 1, 1, 1)), Run(method="trades"), Run(module=FSRSpec()), Run(module=FSRSpec(tau=0.5)),
+        Run(module=PeerSpec(name="cas")), Run(beta=6.0), Run(awp=0.01), Run(eps=0.1), Run(alpha=0.1), Run(steps=7),
+        Run(epochs=3), Run(batch=64), Run(lr=0.2), Run(momentum=0.8), Run(weight_decay=0.0), Run(ema_decay=0.9),
+        Run(precision="float32"), Run(sync_bn=True), Run(seed=1), Run(imported="ab"), Run(image_size=64),
+    ]  # fmt: skip
+    ids = {content_id(run) for run in (base, *others)}
+    assert len(ids) == 1 + len(others)
+
+
+def test_the_id_is_the_same_in_another_process():
+    code = "from fsr.config import *; print(run_id(Run(module=FSRSpec(tau=0.5), seed=3)))"
+    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert there == run_id(Run(module=FSRSpec(tau=0.5), seed=3))
+
+
+@pytest.mark.parametrize("module", [None, FSRSpec(at=("layer2", "layer3"), mask="hard"), PeerSpec(name="cifs")])
+def test_a_config_survives_json(module):
+    run = for_dataset("digits", module=module, blocks=(1, 1, 1, 1), seed=2)
+    assert run_from_dict(json.loads(json.dumps(to_dict(run)))) == run
+
+
+def test_integers_where_floats_belong_are_refused_because_they_would_hash_differently():
+    with pytest.raises(UsageError, match="lr"):
+        Run(lr=1)
+    with pytest.raises(UsageError, match="steps"):
+        Run(steps=True)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"dataset": "cifar11"}, {"backbone": "resnet"}, {"method": "pgd"}, {"epochs": 0}, {"lr": -1.0},
+        {"eps": float("nan")}, {"precision": "fp16"}, {"blocks": [1, 1]}, {"seed": -1},
+    ],
+)  # fmt: skip
+def test_wrong_fields_are_named_in_one_line(wrong):
+    with pytest.raises(UsageError) as caught:
+        Run(**wrong)
+    name = next(iter(wrong))
+    assert "\n" not in str(caught.value)
+    assert name in str(caught.value) or "data set" in str(caught.value)
+
+
+def test_an_unknown_field_of_a_stored_config_is_refused():
+    with pytest.raises(UsageError, match="not the config of a run"):
+        run_from_dict(to_dict(Run()) | {"surprise": 1})
+
+
+def test_attack_ids_name_what_differs_from_the_default_and_are_file_names():
+    assert Evaluation(attack="pgd20").attack_id == "pgd20"
+    full = Evaluation(attack="pgd20", images=500, eps=0.1, steps=50, surrogate="a-b-c0ffee", intervention="mask_one")
+    assert full.attack_id == "pgd20-n500-eps0.10000-steps50-from-c0ffee-mask_one"
+
+
+def test_threat_models_are_those_of_the_specification():
+    assert DATASETS["cifar10"].eps == 8 / 255 and DATASETS["cifar10"].alpha == 2 / 255
+    assert DATASETS["svhn"].lr == 0.01 and DATASETS["svhn"].alpha == 1 / 255 and DATASETS["svhn"].pad == 0
+    assert DATASETS["digits"].eps == 0.15 and DATASETS["digits"].alpha == DATASETS["digits"].eps / 4
+    assert DATASETS["tinyimagenet"].pad == 8 and DATASETS["tinyimagenet"].classes == 200
+
+
+def test_labels_name_method_and_module():
+    assert Run(awp=0.005, method="trades", module=FSRSpec()).label == "trades+awp+fsr"
+    assert Run(module=replace(FSRSpec(), kind="residual")).label == "at+residual"

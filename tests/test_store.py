@@ -1,0 +1,136 @@
+"""Records: whole or absent, hashed, never overwritten, and joined per sample."""
+
+import json
+
+import numpy as np
+import pytest
+
+from fsr import files, paths, store
+from fsr.config import Analysis, Evaluation, Run, run_id
+from fsr.errors import CorruptFile, FSRError, MissingRecord, UsageError
+
+RUN = Run(epochs=2)
+
+
+def _outcomes(attack: str, correct, run=RUN, **more):
+    store.save_config(run)
+    store.save_eval(
+        run, Evaluation(attack=attack, **more), np.arange(len(correct)), np.array(correct, bool), seconds=1.0
+    )
+
+
+def test_outcomes_come_back_per_sample(root):
+    correct = np.random.default_rng(0).random(37) < 0.5
+    _outcomes("pgd20", correct)
+    got = store.load_eval(RUN, Evaluation(attack="pgd20"))
+    assert (got.correct == correct).all() and (got.index == np.arange(37)).all()
+    assert got.accuracy == correct.mean()
+
+
+def test_an_existing_record_is_kept_as_it_is(root):
+    _outcomes("clean", [True, True])
+    _outcomes("clean", [False, False])
+    assert store.load_eval(RUN, Evaluation(attack="clean")).correct.all()
+
+
+def test_the_ensemble_is_the_and_over_clean_and_four_attacks_per_sample(root):
+    table = np.array([[1, 1, 1, 0, 1], [1, 1, 0, 1, 1], [1, 1, 1, 1, 1], [1, 0, 1, 1, 1], [0, 1, 1, 1, 1]], bool)
+    for attack, correct in zip(store.ENSEMBLE, table):
+        _outcomes(attack, correct)
+    frame = store.metrics([RUN])
+    row = frame[frame["attack"] == "ensemble"].iloc[0]
+    assert row["n"] == 5 and row["correct"] == table.all(axis=0).sum() == 1
+    assert len(frame) == 6
+
+
+def test_the_ensemble_uses_only_images_that_every_attack_saw(root):
+    store.save_config(RUN)
+    for i, attack in enumerate(store.ENSEMBLE):
+        index = np.arange(i, i + 6)
+        store.save_eval(RUN, Evaluation(attack=attack), index, index != 5)
+    both = store.ensemble(RUN, "last")
+    assert both.index.tolist() == [4, 5] and both.correct.tolist() == [True, False]
+
+
+def test_no_ensemble_without_all_five(root):
+    _outcomes("clean", [True])
+    assert set(store.metrics([RUN])["attack"]) == {"clean"}
+
+
+@pytest.mark.parametrize("suffix", [".json", ".npz"])
+def test_a_flipped_bit_is_found_and_named(root, suffix):
+    _outcomes("clean", [True, False, True])
+    path = store.eval_path(RUN, Evaluation(attack="clean")).with_suffix(suffix)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CorruptFile, match="clean"):
+        store.load_eval(RUN, Evaluation(attack="clean"))
+
+
+def test_half_a_record_is_found(root):
+    _outcomes("clean", [True, False, True])
+    path = store.eval_path(RUN, Evaluation(attack="clean"))
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(CorruptFile):
+        store.load_eval(RUN, Evaluation(attack="clean"))
+
+
+def test_a_record_of_a_newer_schema_is_refused_and_says_so(root):
+    path = root / "x.json"
+    record = {"schema": files.SCHEMA + 1}
+    path.write_text(json.dumps(record | {"sha256": files.sha256(json.dumps(record).encode())}))
+    with pytest.raises(CorruptFile, match="newer"):
+        files.load_json(path)
+
+
+def test_a_failed_write_leaves_the_old_file(root, monkeypatch):
+    path = root / "a.json"
+    files.save_json(path, {"a": 1})
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(FSRError, match="No space left"):
+        files.save_json(path, {"a": 2})
+    assert files.load_json(path)["a"] == 1
+    assert [p.name for p in root.iterdir()] == ["a.json"]
+
+
+def test_missing_records_name_the_command(root):
+    with pytest.raises(MissingRecord, match="run-all"):
+        store.load_eval(RUN, Evaluation(attack="clean"))
+    with pytest.raises(UsageError, match="status"):
+        store.config_of("nothing")
+
+
+@pytest.mark.parametrize("name", ["../../etc", "a/b", "..", "", "a\\b", "a\0b"])
+def test_a_name_from_outside_never_leaves_the_results_folder(root, name):
+    with pytest.raises(UsageError):
+        paths.run_dir(name)
+
+
+def test_analyses_come_back_with_arrays_and_without(root):
+    store.save_config(RUN)
+    store.save_analysis(RUN, Analysis(kind="masks"), {"tau": 0.1}, edges=np.linspace(0, 1, 5))
+    store.save_analysis(RUN, Analysis(kind="cost"), {"params": 7})
+    record, arrays = store.load_analysis(RUN, Analysis(kind="masks"))
+    assert record["tau"] == 0.1 and arrays["edges"].tolist() == [0, 0.25, 0.5, 0.75, 1]
+    assert store.load_analysis(RUN, Analysis(kind="cost"))[1] == {}
+
+
+def test_history_of_a_finished_run_must_match_its_hash(root):
+    store.save_config(RUN)
+    data = store.save_history(RUN, [{"epoch": 1, "train_cls": 2.0}])
+    files.save_json(paths.run_dir(run_id(RUN)) / "env.json", {"history_sha256": files.sha256(data)})
+    assert store.history(RUN)["train_cls"].tolist() == [2.0]
+    path = paths.run_dir(run_id(RUN)) / "history.csv"
+    path.write_text(path.read_text().replace("2", "3"))
+    with pytest.raises(CorruptFile, match=r"history\.csv"):
+        store.history(RUN)
+
+
+def test_the_same_arrays_give_the_same_bytes():
+    one, two = (files.npz_bytes(a=np.arange(5), b=np.ones(3)) for _ in range(2))
+    assert one == two

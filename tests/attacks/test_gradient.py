@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fsr.attacks import ATTACKS, attack_named
+from fsr.attacks import ATTACKS, attack_named, joint_loss
 from fsr.attacks import gradient as g
 from fsr.errors import UsageError
 
@@ -42,6 +43,11 @@ class Small(nn.Module):
 
     def forward(self, x):
         return self.layers(x)
+
+    def trace(self, x):
+        """As fsr.models.Classifier.trace: logits, and a stream with one auxiliary head."""
+        logits = self.layers(x)
+        return logits, [SimpleNamespace(aux={"probe": logits.flip(1)})]
 
 
 def batch(n=6, classes=5, dtype=torch.float32, seed=1):
@@ -106,6 +112,16 @@ def test_targeted_losses_climb_towards_their_target():
     torch.testing.assert_close(x_adv, (x + 0.1 * toward).clamp(0, 1), rtol=0, atol=1e-12)
     climbed = g.pgd(model, x, y, eps=0.1, alpha=0.05, steps=5, loss=partial(g.targeted, target=target))
     assert (g.cross_entropy(model(climbed), target) < g.cross_entropy(model(x), target)).all()
+
+
+def test_joint_loss_adds_twice_the_mean_of_the_probes():
+    y = torch.tensor([1, 0])
+    heads = [torch.randn(2, 3, dtype=torch.float64) for _ in range(3)]
+    streams = [SimpleNamespace(aux=aux) for aux in ({"probe": heads[1]}, {}, {"probe": heads[2]})]
+    expected = g.cross_entropy(heads[0], y) + g.cross_entropy(heads[1], y) + g.cross_entropy(heads[2], y)
+    torch.testing.assert_close(joint_loss((heads[0], streams), y), expected)
+    with pytest.raises(UsageError, match="auxiliary"):
+        joint_loss((heads[0], []), y)
 
 
 def test_losses_by_hand():
@@ -308,6 +324,10 @@ def test_right_input_passes():
 def test_unknown_and_missing_names_are_refused():
     with pytest.raises(UsageError, match="pgd20"):
         attack_named("pgd-20")
+    with pytest.raises(UsageError, match="needs surrogate"):
+        ATTACKS["transfer"](Linear(), *batch(), eps=0.1, surrogate=None)
+    with pytest.raises(UsageError, match="trace"):
+        ATTACKS["pgd20-joint"](Linear(), *batch(), eps=0.1)
     assert attack_named("pgd20") is ATTACKS["pgd20"]
     with pytest.raises(UsageError, match="takes no steps"):
         ATTACKS["fgsm"](Linear(), *batch(), eps=0.1, steps=3)

@@ -43,7 +43,7 @@ def trades_loss(clean: Tensor, adv: Tensor, y: Tensor, *, beta: float = BETAS["t
 
 
 def mart_parts(clean: Tensor, adv: Tensor, y: Tensor, *, log_eps: float = 1e-12) -> dict[str, Tensor]:
-    """cls = boosted CE on adv, robust = KL(clean || adv) weighted by 1 - p_clean[y], batch means (Wang et al. 2020, eq. 8-11).
+    """cls = boosted CE on adv, robust = KL(clean || adv) times 1 - p_clean[y], means (Wang et al. 2020, eq. 8-11).
 
     log_eps and the constants 1.0001 and 1.0000001 are those of their code, which bound both logarithms.
     """
@@ -153,7 +153,7 @@ def crafting(run: Run) -> Crafting:
 
 
 def first_step(x: Tensor, run: Run, generator: torch.Generator | None = None, noise: Tensor | None = None) -> Tensor:
-    """The first perturbation, like x. noise: uniform in [0, 1) or standard normal, as crafting(run).start says, else drawn."""
+    """The first perturbation, like x. noise: uniform in [0, 1) or normal, as crafting(run).start says; else drawn."""
     if crafting(run).start == "normal":
         if noise is None:
             noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
@@ -216,7 +216,7 @@ def craft(
 
 
 class AWP:
-    """Adversarial weight perturbation (Wu et al. 2020, eq. 8): the update's gradient is taken at the worst nearby weights.
+    """Adversarial weight perturbation (Wu et al. 2020, eq. 8): the gradient is taken at the worst nearby weights.
 
     objective: the bare Objective, not its DDP or compiled wrapper; gamma: the perturbation's size relative to each
     weight tensor's norm. Tensors with one dimension (biases, BatchNorm) stay, as in their code.
@@ -245,7 +245,7 @@ class AWP:
 
     @contextmanager
     def perturbed(self, x: Tensor, x_adv: Tensor, y: Tensor) -> Iterator[None]:
-        """Weights are perturbed inside the block, which takes the gradient and the step; then the perturbation is taken off."""
+        """Weights are perturbed inside the block, which takes gradient and step; then the perturbation is taken off."""
         moves = self._directions(x, x_adv, y)
         with torch.no_grad():
             for weight, move in moves:

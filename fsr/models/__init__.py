@@ -101,7 +101,7 @@ def build_model(
         raise UsageError("a network takes an FSRSpec or a PeerSpec, not both")
     blocks = chosen.blocks if blocks is None else tuple(blocks)
     if len(blocks) != len(chosen.stages) or min(blocks) < 1:
-        raise UsageError(f"{backbone} has {len(chosen.stages)} stages: blocks must be that many positive numbers, not {blocks}")
+        raise UsageError(f"{backbone} needs {len(chosen.stages)} positive numbers of blocks, not {blocks}")
     if width is not None and width < 1:
         raise UsageError(f"width must be positive, not {width}")
     net = chosen.network(num_classes, chosen.width if width is None else width, blocks)
@@ -135,16 +135,14 @@ def model_of(run: Run, num_classes: int | None = None) -> Classifier:
     return build_model(run.backbone, num_classes, run.fsr, run.peer, run.width, run.blocks)
 
 
-def _example(model: nn.Module, path: str, example: Tensor | None) -> int:
-    """Channels after path, on the example or on black images of the usual sizes."""
-    p = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
-    if example is not None:
-        return channels_at(model, path, example)
+def _dry_run_channels(model: nn.Module, path: str, like: Tensor) -> int:
+    """Channels after path, on black images of the usual sizes, in like's type and place."""
+    reason = ""
     for size in (32, 64, 224):
         try:
-            return channels_at(model, path, torch.zeros(1, 3, size, size, dtype=p.dtype, device=p.device))
+            return channels_at(model, path, like.new_zeros(1, 3, size, size))
         except (RuntimeError, ValueError, AssertionError) as error:  # the network refuses this size
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
     raise UsageError(f"a dry run on images of 32, 64 and 224 pixels failed ({reason}); give example=, a batch it takes")
 
 
@@ -160,6 +158,7 @@ def attach_fsr(
 
     at: module paths as in `named_modules()`, whose output is one map (N, C, H, W); example: a batch for the dry run
     that finds C, else black images. New weights keep PyTorch's defaults. UsageError leaves model as it was.
+    Train it through `trace` and `fsr.objectives`; under DDP wrap an Objective, whose forward runs the auxiliary head.
     """
     spec = FSRSpec() if spec is None else spec
     paths = (at,) if isinstance(at, str) else tuple(at)
@@ -167,8 +166,11 @@ def attach_fsr(
         raise UsageError(f"at must name at least one place, each once, not {at!r}")
     if isinstance(model, Classifier):
         model = model.net
-    p = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
-    modules = {path: FSR(_example(model, path, example), num_classes, spec).to(p.device, p.dtype) for path in paths}
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    modules = {}
+    for path in paths:
+        channels = _dry_run_channels(model, path, like) if example is None else channels_at(model, path, example)
+        modules[path] = FSR(channels, num_classes, spec).to(like.device, like.dtype)
     _insert_all(model, modules)
     return Classifier(model)
 
@@ -183,9 +185,11 @@ def load_official(path, backbone: str, tau: float = 0.1) -> Classifier:
     state, num_classes = official_state(path, backbone, chosen.fsr_stage)
     model = build_model(backbone, num_classes, fsr=FSRSpec(tau=tau))
     own = model.state_dict()
-    wrong = [k for k in own if k not in state] + [k for k in state if k not in own]
-    wrong += [k for k in own if k in state and own[k].shape != state[k].shape]
-    if wrong:
-        raise UsageError(f"{path} is not the authors' {backbone}: {len(wrong)} weights do not fit, first {wrong[0]!r}")
+    misfits = sorted(own.keys() ^ state.keys()) + [k for k in own if k in state and own[k].shape != state[k].shape]
+    if misfits:
+        raise UsageError(
+            f"{path} is not the authors' {backbone} with FSR: {len(misfits)} weights are missing, unknown "
+            f"or of another shape, first {misfits[0]!r}"
+        )
     model.load_state_dict(state, strict=True)
     return model.eval()

@@ -24,7 +24,7 @@ def hidden_channels(channels: int, reference: int = 512) -> int:
 
 
 def _noise(score: Tensor, u: tuple[Tensor, Tensor] | None, stable_eps: float) -> Tensor:
-    """Difference of two Gumbel draws, like score: from the two uniform draws, or as the one Logistic draw that it is."""
+    """Difference of two Gumbel draws, like score: from two uniform draws, or as the one Logistic draw that it is."""
     if u is None:
         v = torch.rand_like(score).clamp(1e-8, 1 - 2**-24)
         return torch.log(v) - torch.log1p(-v)
@@ -48,8 +48,8 @@ def gumbel_mask(
 ) -> Tensor:
     """Soft two-way choice per activation: towards 1 keeps it as robust, towards 0 as non-robust.
 
-    score: any shape, real; returns the same shape, in [0, 1]. The difference of two Gumbel draws is one Logistic draw,
-    so the two-class Gumbel softmax of (log p, log(1 - p)), p = sigmoid(score), is one sigmoid (Jang et al. 2017, eq. 2).
+    score: any shape, real; returns the same shape, in [0, 1]. The difference of two Gumbel draws is one Logistic
+    draw, so the two-class Gumbel softmax of (log p, log(1 - p)), p = sigmoid(score), is one sigmoid (Jang et al. 2017).
     noisy=False uses no noise; u: two uniform draws with score's number of values, in place of fresh ones; hard: 0 or 1
     forward, soft backward (straight through); stable_eps: what the authors' code adds inside each logarithm and to tau
     (1e-8; 0 is the clean formula); backward_tau: the gradient as if tau had this value (BPDA, Athalye et al. 2018).

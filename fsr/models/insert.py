@@ -45,7 +45,7 @@ class Inserted(nn.Module):
 
 
 class Classifier(nn.Module):
-    """A network whose call gives logits (N, K) and nothing else; `trace` gives the streams of its inserted modules too."""
+    """A network whose call gives logits (N, K) and nothing else; `trace` gives its inserted modules' streams too."""
 
     def __init__(self, net: nn.Module):
         super().__init__()

@@ -84,5 +84,5 @@ def official_state(path, backbone: str, stage: str) -> tuple[dict[str, Tensor], 
     dead = [name for name in state if name.startswith(DEAD)] if backbone == "wideresnet34" else []
     if dead:
         count = sum(state[name].numel() for name in dead if "running" not in name and "num_batches" not in name)
-        log.info("%s: dropped %s parameters of sub_block1, which the authors' network never runs", path.name, f"{count:,}")
+        log.info("%s: dropped %d parameters of sub_block1, which the authors' network never runs", path.name, count)
     return {our_name(n, backbone, stage): v for n, v in state.items() if n not in set(dead)}, head.shape[0]

@@ -47,7 +47,7 @@ class VGG(nn.Module):
 
 @torch.no_grad()
 def initialise(module: nn.Module) -> None:
-    """Convolutions kaiming-normal fan_out, linears N(0, 0.01), biases zero, for every part of module (spec section 2)."""
+    """Convolutions kaiming-normal fan_out, linears N(0, 0.01), biases zero, in every part of module (spec 2)."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")

@@ -20,7 +20,7 @@ def conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
 class PreActBlock(nn.Module):
     """BN, ReLU, convolution, twice: (N, C_in, H, W) to (N, C_out, H / stride, W / stride).
 
-    Where the width changes, the shortcut's 1x1 convolution starts from the activated input, elsewhere the raw input is added.
+    Where the width changes, the shortcut's 1x1 convolution starts from the activated input; else the input is added.
     """
 
     def __init__(self, channels_in: int, channels_out: int, stride: int):
@@ -63,7 +63,7 @@ class WideResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.block3(self.block2(self.block1(self.conv1(x))))
-        x = F.adaptive_avg_pool2d(x, 1).flatten(1)  # (N, C); adaptive, where the authors' fixed 8x8 window breaks at 64x64
+        x = F.adaptive_avg_pool2d(x, 1).flatten(1)  # (N, C); the authors' fixed 8x8 window breaks at 64x64
         return self.fc(x)
 
 

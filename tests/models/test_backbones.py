@@ -1,0 +1,165 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from fsr.config import FSRSpec, PeerSpec, Run
+from fsr.errors import UsageError
+from fsr.models import BACKBONES, build_model, count_macs, count_params, model_of
+
+NARROW = {"resnet18": 4, "vgg16": 4, "wideresnet34": 1}
+# spec section 1: added parameters and MACs at 32x32, percent to two digits, MACs to the digits printed there
+TABLE = {
+    "resnet18": (1_259_018, 11.27, 0.5554e9, 20.05e6, (512, 4, 4)),
+    "vgg16": (1_259_018, 8.25, 0.3137e9, 20.05e6, (512, 4, 4)),
+    "wideresnet34": (1_555_210, 3.37, 6.6589e9, 99.09e6, (640, 8, 8)),
+}
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_parameters_macs_and_feature_shape_are_those_of_the_spec(backbone):
+    added, percent, macs, added_macs, shape = TABLE[backbone]
+    chosen = BACKBONES[backbone]
+    plain = chosen.network(10, chosen.width, chosen.blocks)  # the rule's draws are not needed here
+    with torch.device("meta"):
+        model = meta_with_fsr(backbone)
+    assert count_params(model) - count_params(plain) == added
+    assert round(100 * added / count_params(plain), 2) == percent
+    x = torch.empty(1, 3, 32, 32, device="meta")
+    base = count_macs(plain.to("meta"), x)
+    assert round(base / 1e9, 4) == macs / 1e9
+    assert round((count_macs(model, x) - base) / 1e6, 2) == added_macs / 1e6
+    assert model.eval().trace(x)[1][0].mask.shape == (1, *shape)
+
+
+def meta_with_fsr(backbone):
+    """Full size without memory: build_model's own dry run and initialisation need real numbers."""
+    from fsr.models.fsr import FSR
+    from fsr.models.insert import Classifier, insert
+
+    chosen = BACKBONES[backbone]
+    net = chosen.network(10, chosen.width, chosen.blocks)
+    insert(net, chosen.fsr_stage, FSR(chosen.reference, 10, FSRSpec(), hidden=64))
+    return Classifier(net)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_real_full_size_networks_add_as_many_parameters(backbone):
+    added = count_params(build_model(backbone, fsr=FSRSpec())) - count_params(build_model(backbone))
+    assert added == TABLE[backbone][0]
+
+
+@pytest.mark.parametrize("size", [8, 32, 64])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_any_usual_image_size_gives_logits_and_finite_gradients(backbone, size):
+    model = build_model(backbone, num_classes=7, fsr=FSRSpec(), width=NARROW[backbone])
+    x = torch.rand(3, 3, size, size, requires_grad=True)
+    logits, streams = model.trace(x)
+    assert logits.shape == (3, 7) and all(v.shape == (3, 7) for v in streams[0].aux.values())
+    (logits.square().sum() + sum(v.sum() for v in streams[0].aux.values())).backward()
+    assert torch.isfinite(x.grad).all() and x.grad.abs().sum() > 0
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_stage_takes_fsr_and_streams_come_in_running_order(backbone):
+    stages = BACKBONES[backbone].stages
+    model = build_model(backbone, fsr=FSRSpec(at=tuple(reversed(stages))), width=NARROW[backbone]).eval()
+    x = torch.rand(2, 3, 16, 16)
+    logits, streams = model.trace(x)
+    channels = [s.features.shape[1] for s in streams]
+    assert len(streams) == len(stages) and channels == sorted(channels)
+    assert torch.equal(logits, model(x))
+
+
+def test_a_place_inside_another_place_works():
+    model = build_model("resnet18", fsr=FSRSpec(at=("layer4", "layer4.0", "layer3.1")), width=4).eval()
+    assert len(model.trace(torch.rand(2, 3, 8, 8))[1]) == 3
+
+
+def test_blocks_set_the_depth():
+    counts = {"resnet18": (1, 1, 1, 1), "vgg16": (1, 1, 1, 1, 1), "wideresnet34": (1, 1, 1)}
+    convolutions = {"resnet18": 9 + 3, "vgg16": 5, "wideresnet34": 7 + 2}  # with 1x1 shortcuts where the width changes
+    for backbone, blocks in counts.items():
+        model = build_model(backbone, width=NARROW[backbone], blocks=blocks)
+        assert sum(isinstance(m, nn.Conv2d) for m in model.modules()) == convolutions[backbone]
+        assert model(torch.rand(2, 3, 8, 8)).shape == (2, 10)
+
+
+def test_vgg_places_the_pool_after_block4():
+    """The module sees conv4_3 + BN + ReLU before that stage's max-pool: 4x4 at 32 pixels."""
+    model = build_model("vgg16", fsr=FSRSpec(), width=4).eval()
+    s = model.trace(torch.rand(1, 3, 32, 32))[1][0]
+    assert s.inputs.shape[2:] == (4, 4) and s.inputs.min() >= 0
+    assert isinstance(model.net.block5[0], nn.MaxPool2d)
+
+
+def test_initialisation_follows_each_backbones_rule():
+    vgg = build_model("vgg16", fsr=FSRSpec(), width=16)
+    for part in vgg.modules():
+        if isinstance(part, nn.Conv2d) and part.weight.numel() > 2000:
+            expected = math.sqrt(2 / (9 * part.out_channels))
+            assert abs(part.weight.std().item() / expected - 1) < 0.1
+        if isinstance(part, nn.Linear):
+            assert abs(part.weight.std().item() / 0.01 - 1) < 0.15 and part.bias.abs().max() == 0
+    wide = build_model("wideresnet34", fsr=FSRSpec(), width=2, blocks=(1, 1, 1))
+    for part in wide.modules():
+        if isinstance(part, nn.Conv2d) and part.weight.numel() > 2000:
+            expected = math.sqrt(2 / (part.kernel_size[0] ** 2 * part.out_channels))
+            assert abs(part.weight.std().item() / expected - 1) < 0.1
+        if isinstance(part, nn.Linear):
+            assert part.bias.abs().max() == 0
+            assert abs(part.weight.abs().max().item() * math.sqrt(part.in_features) - 1) < 0.1  # PyTorch's own range
+    resnet = build_model("resnet18", fsr=FSRSpec(), width=8)
+    for part in resnet.modules():
+        if isinstance(part, nn.Conv2d):
+            fan_in = part.weight[0].numel()
+            assert abs(part.weight.abs().max().item() * math.sqrt(fan_in) - 1) < 0.1
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_twins_start_from_the_same_backbone_weights(backbone):
+    weights = []
+    for module in (None, FSRSpec(), PeerSpec(name="cas")):
+        torch.manual_seed(5)
+        fsr, peer = (module, None) if isinstance(module, FSRSpec) else (None, module)
+        model = build_model(backbone, fsr=fsr, peer=peer, width=NARROW[backbone])
+        weights.append({k.replace("submodule.", ""): v for k, v in model.state_dict().items()})
+    for other in weights[1:]:
+        assert all(torch.equal(value, other[name]) for name, value in weights[0].items())
+
+
+def test_hidden_channels_of_a_wide_resnet_refer_to_640():
+    model = build_model("wideresnet34", fsr=FSRSpec(), width=4, blocks=(1, 1, 1))
+    assert model.inserted()[0].module.score[0].out_channels == round(64 * 256 / 640)
+
+
+def test_model_of_a_run_is_what_the_run_says():
+    run = Run(dataset="tinyimagenet", backbone="resnet18", width=4, blocks=(1, 1, 1, 1), module=FSRSpec(at=("layer2",)))
+    model = model_of(run)
+    assert model(torch.rand(2, 3, 64, 64)).shape == (2, 200) and model.inserted()[0].module.score[0].in_channels == 8
+    folder = Run(dataset="folder:x", width=4, blocks=(1, 1, 1, 1))
+    assert model_of(folder, num_classes=3)(torch.rand(2, 3, 8, 8)).shape == (2, 3)
+    with pytest.raises(UsageError, match="num_classes"):
+        model_of(folder)
+
+
+def test_wrong_use_is_one_clear_line():
+    for arguments in (
+        {"backbone": "resnet50"}, {"backbone": "resnet18", "blocks": (1, 1)}, {"backbone": "resnet18", "width": 0},
+        {"backbone": "resnet18", "fsr": FSRSpec(at=("layer9",)), "width": 4},
+        {"backbone": "resnet18", "fsr": FSRSpec(at=("linear",)), "width": 4},
+        {"backbone": "resnet18", "fsr": FSRSpec(), "peer": PeerSpec(name="fd")},
+    ):
+        with pytest.raises(UsageError) as caught:
+            build_model(**arguments)
+        assert "\n" not in str(caught.value)
+
+
+def test_odd_last_batch_of_a_narrow_network_trains():
+    """A backward pass of 1x1 stride-2 convolutions with 8 input channels, an odd batch."""
+    model = build_model("resnet18", fsr=FSRSpec(), width=8)
+    model(torch.rand(5, 3, 16, 16)).sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)

@@ -1,0 +1,245 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fsr.config import FSRSpec
+from fsr.errors import UsageError
+from fsr.models.fsr import FSR, gumbel_mask, hidden_channels
+from fsr.models.interventions import INTERVENTIONS, Intervention, intervene
+from fsr.objectives import fsr_terms, runner_up
+
+PARITY = Path(__file__).parent.parent / "parity"
+NAMES = {"sep.sep_net.": "score.", "rec.rec_net.": "correct.", "aux.": "aux."}
+STREAMS = {"mask": "mask", "robust": "robust", "non_robust": "nonrobust", "recalibrated": "recalibrated"}
+
+
+@pytest.fixture(scope="module")
+def fixture():
+    with np.load(PARITY / "fsr_block.npz") as stored:
+        return {name: torch.from_numpy(stored[name]) for name in stored.files}
+
+
+def module_of(fixture):
+    """Our module with the fixture's weights."""
+    weights = {ours + k.removeprefix(theirs): v for k, v in fixture.items()
+               for theirs, ours in NAMES.items() if k.startswith(theirs)}
+    module = FSR(8, 10, FSRSpec(tau=float(fixture["tau"]), hidden=16)).double()
+    module.load_state_dict(weights, strict=True)
+    return module
+
+
+@pytest.mark.parametrize("stable_eps, tolerance", [(0.0, 1e-6), (1e-8, 1e-12)])
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_values_losses_and_gradient_match_the_authors_code(fixture, mode, stable_eps, tolerance):
+    module = module_of(fixture).train(mode == "train")
+    module.stable_eps = stable_eps
+    u = (fixture["u_mask"], fixture["u_complement"]) if mode == "train" else None
+    f, y = fixture["feat"].clone().requires_grad_(), fixture["y"]
+    streams = module.streams(f, u=u)
+    logits = F.linear(streams.features.mean((2, 3)), fixture["head.weight"], fixture["head.bias"])
+    terms = fsr_terms(logits, [streams], y)
+    cls = F.cross_entropy(logits, y)
+    total = cls + terms["sep"] + terms["rec"]
+    (grad,) = torch.autograd.grad(total, f)
+    found = {theirs: getattr(streams, ours) for theirs, ours in STREAMS.items()}
+    found |= {"aux_" + theirs: streams.aux[ours] for theirs, ours in STREAMS.items() if ours != "mask"}
+    found |= {"logits": logits, "wrong_label": runner_up(logits, y), "loss_cls": cls, "loss_sep": terms["sep"],
+              "loss_rec": terms["rec"], "loss_total": total, "grad_feat": grad}
+    assert found.keys() == {k.removeprefix(mode + ".") for k in fixture if k.startswith(mode + ".")}
+    for name, value in found.items():
+        torch.testing.assert_close(value, fixture[f"{mode}.{name}"], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_the_output_is_the_input_plus_a_gated_residual(fixture):
+    module = module_of(fixture).eval()
+    f = fixture["feat"]
+    s = module.streams(f)
+    torch.testing.assert_close(s.features, f + (1 - s.mask) * module.correct((1 - s.mask) * f))
+    torch.testing.assert_close(s.robust + s.nonrobust, f)
+    torch.testing.assert_close(s.features, module(f), rtol=0, atol=0)
+
+
+def small(**spec):
+    """A module on 6 channels whose scores are neither tiny nor saturated."""
+    module = FSR(6, 4, FSRSpec(**spec))
+    if module.score is not None:
+        torch.nn.init.normal_(module.score[-1].weight, 0, 0.5)
+    return module
+
+
+def test_noise_follows_the_mode_unless_it_is_set():
+    module, f = small(), torch.rand(3, 6, 4, 4)
+    assert not torch.equal(module.mask(f), module.mask(f))
+    module.eval()
+    assert torch.equal(module.mask(f), module.mask(f))
+    module.noise = True
+    assert not torch.equal(module.mask(f), module.mask(f))
+    module.train()
+    module.noise = False
+    score = module.score(f)
+    torch.testing.assert_close(module.mask(f), torch.sigmoid(score / 0.1))
+
+
+def test_mask_noise_is_the_two_way_gumbel_softmax():
+    """P(m > 1/2) = sigmoid(score) exactly, whatever tau: the Gumbel-max trick."""
+    n = 200_000
+    for score, tau in ((0.0, 0.1), (1.0, 0.1), (-0.7, 1.0)):
+        mask = gumbel_mask(torch.full((n,), score), tau, noisy=True)
+        p = torch.sigmoid(torch.tensor(score)).item()
+        assert abs((mask > 0.5).float().mean().item() - p) < 4.5 * (p * (1 - p) / n) ** 0.5
+    u = (torch.rand(n, dtype=torch.float64), torch.rand(n, dtype=torch.float64))
+    gumbel = [-torch.log(-torch.log(v)) for v in u]
+    score = torch.randn(n, dtype=torch.float64)
+    log_p, log_not = F.logsigmoid(score), F.logsigmoid(-score)
+    expected = torch.softmax(torch.stack([log_p + gumbel[0], log_not + gumbel[1]]) / 0.3, 0)[0]
+    torch.testing.assert_close(gumbel_mask(score, 0.3, noisy=True, u=u), expected)
+
+
+@pytest.mark.parametrize("stable_eps", [0.0, 1e-8])
+@pytest.mark.parametrize("hard", [False, True])
+def test_saturated_scores_and_extreme_draws_keep_gradients_finite(stable_eps, hard):
+    score = torch.tensor([-1e4, -90.0, -17.0, 0.0, 17.0, 90.0, 1e4], requires_grad=True)
+    edge = (torch.tensor([0.0, 1.0, 0.0, 1.0, 0.5, 0.0, 1.0]), torch.tensor([1.0, 0.0, 0.0, 1.0, 0.5, 1.0, 0.0]))
+    for noisy, u in ((False, None), (True, None), (True, edge)):
+        mask = gumbel_mask(score, 0.1, noisy=noisy, u=u, hard=hard, stable_eps=stable_eps)
+        (grad,) = torch.autograd.grad(mask.sum(), score)
+        assert torch.isfinite(mask).all() and torch.isfinite(grad).all()
+        assert mask.min() >= 0 and mask.max() <= 1
+
+
+def test_saturated_module_and_confident_logits_keep_gradients_finite():
+    module = small()
+    with torch.no_grad():
+        module.score[-1].weight.mul_(1e4)
+        module.aux.weight.mul_(1e4)
+    for training in (True, False):
+        f = torch.rand(4, 6, 4, 4, requires_grad=True)
+        streams = module.train(training).streams(f)
+        terms = fsr_terms(1e4 * torch.randn(4, 4), [streams], torch.tensor([0, 1, 2, 3]))
+        grads = torch.autograd.grad(terms["sep"] + terms["rec"], [f, *module.parameters()])
+        assert all(torch.isfinite(g).all() for g in grads)
+
+
+def test_backward_tau_changes_the_gradient_and_not_the_value():
+    score = torch.linspace(-3, 3, 13, requires_grad=True)
+    plain = gumbel_mask(score, 0.1, noisy=False)
+    bpda = gumbel_mask(score, 0.1, noisy=False, backward_tau=1.0)
+    assert torch.equal(plain, bpda)
+    m = torch.sigmoid(score.detach())
+    torch.testing.assert_close(torch.autograd.grad(bpda.sum(), score)[0], m * (1 - m))
+
+
+def test_hard_mask_is_binary_with_the_soft_gradient():
+    score = torch.randn(50, requires_grad=True)
+    hard = gumbel_mask(score, 0.5, noisy=False, hard=True)
+    assert torch.equal(hard, (score > 0).float())
+    soft = gumbel_mask(score, 0.5, noisy=False)
+    assert torch.equal(torch.autograd.grad(hard.sum(), score)[0], torch.autograd.grad(soft.sum(), score)[0])
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", ["fsr", "separation", "residual", "aux"])
+def test_gradcheck_in_float64(kind, training):
+    module = small(kind=kind, tau=0.5).double().train(training)
+    u = (torch.rand(2, 6, 3, 3, dtype=torch.float64), torch.rand(2, 6, 3, 3, dtype=torch.float64))
+    f = torch.rand(2, 6, 3, 3, dtype=torch.float64, requires_grad=True)
+
+    def outputs(f):
+        streams = module.streams(f, u=u)
+        return (streams.features, *streams.aux.values())
+
+    assert torch.autograd.gradcheck(outputs, (f,))
+
+
+def test_kinds_pass_on_what_they_say():
+    f = torch.rand(3, 6, 4, 4)
+    separation = small(kind="separation").eval()
+    s = separation.streams(f)
+    assert separation.correct is None and torch.equal(s.features, f * s.mask) and set(s.aux) == {"robust", "nonrobust"}
+    residual = small(kind="residual").eval()
+    g = f + residual.score(f)
+    assert torch.equal(residual(f), g + residual.correct(g)) and residual.streams(f).aux == {}
+    aux = small(kind="aux").eval()
+    s = aux.streams(f)
+    assert torch.equal(s.features, f) and sum(p.numel() for p in aux.parameters()) == 6 * 4 + 4
+    torch.testing.assert_close(s.aux["robust"], aux.aux(f.mean((2, 3))))
+    assert torch.equal(s.aux["robust"], s.aux["recalibrated"]) and "nonrobust" not in s.aux
+
+
+def test_residual_control_has_the_capacity_of_fsr_without_its_head():
+    count = {k: sum(p.numel() for p in small(kind=k).parameters()) for k in ("fsr", "residual", "aux")}
+    assert count["residual"] == count["fsr"] - count["aux"]
+
+
+@pytest.mark.parametrize("granularity, kept", [("channel", (2, 3)), ("spatial", (1,))])
+def test_granularity_shares_one_value(granularity, kept):
+    module, f = small(granularity=granularity), torch.rand(3, 6, 4, 4)
+    for training in (True, False):
+        mask = module.train(training).mask(f)
+        assert mask.shape == f.shape
+        assert torch.equal(mask, mask.mean(kept, keepdim=True).expand(f.shape)) or torch.allclose(
+            mask, mask.mean(kept, keepdim=True).expand(f.shape), atol=1e-7)
+    torch.testing.assert_close(mask, torch.sigmoid(module.score(f).mean(kept, keepdim=True) / 0.1).expand(f.shape))
+
+
+def test_soft_mask_has_no_noise_and_hard_mask_is_binary_in_both_modes():
+    f = torch.rand(3, 6, 4, 4)
+    soft, hard = small(mask="soft"), small(mask="hard")
+    assert torch.equal(soft.mask(f), soft.mask(f)) and torch.unique(soft.mask(f)).numel() > 2
+    for training in (True, False):
+        assert set(torch.unique(hard.train(training).mask(f)).tolist()) <= {0.0, 1.0}
+    assert not torch.equal(hard.train().mask(f), hard.mask(f))
+
+
+def test_hidden_channels_follow_the_rule():
+    cases = {8: 8, 64: 8, 72: 9, 128: 16, 256: 32, 512: 64, 1024: 64}
+    assert {c: hidden_channels(c) for c in cases} == cases
+    assert hidden_channels(640, 640) == 64 and hidden_channels(64, 640) == 8 and hidden_channels(320, 640) == 32
+    assert FSR(128, 10).score[0].out_channels == 16 and FSR(128, 10, FSRSpec(hidden=5)).score[0].out_channels == 5
+
+
+def test_interventions_change_the_mask_as_their_names_say():
+    module, f = small().eval(), torch.rand(3, 6, 4, 4)
+    own, plain = module.mask(f), module(f)
+    found = {}
+    for name in INTERVENTIONS:
+        with intervene(module, name, seed=3):
+            found[name] = module.streams(f)
+    assert torch.equal(module(f), plain) and module.intervention is None
+    torch.testing.assert_close(found["mask_one"].features, f)
+    torch.testing.assert_close(found["no_recalibration"].features, f)  # f+ and f- are added again
+    torch.testing.assert_close(found["no_recalibration"].mask, own)
+    constant = found["mask_constant"].mask
+    torch.testing.assert_close(constant, own.mean((1, 2, 3), keepdim=True).expand(f.shape))
+    shuffled = found["mask_shuffled"].mask
+    torch.testing.assert_close(shuffled.flatten(1).sort().values, own.flatten(1).sort().values)
+    assert not torch.allclose(shuffled, own)
+    random = found["mask_random"].mask
+    assert torch.equal(random[0], random[2]) and 0 <= random.min() and random.max() < 1
+    with intervene(module, "mask_random", seed=4):
+        assert not torch.equal(module.mask(f), random)
+
+
+def test_interventions_are_taken_off_after_an_error_and_refused_where_they_mean_nothing():
+    module = small()
+    module.intervention = kept = Intervention(recalibrate=False)
+    with pytest.raises(RuntimeError, match="stop"):
+        with intervene(module, "mask_one"):
+            raise RuntimeError("stop")
+    assert module.intervention is kept
+    for model, name in ((small(), "mask_two"), (small(kind="residual"), "mask_one"), (torch.nn.Linear(2, 2), "mask_one")):
+        with pytest.raises(UsageError):
+            with intervene(model, name):
+                pass
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_copies_give_their_own_type_and_nearly_the_same_features(dtype):
+    module, f = small().eval(), torch.rand(3, 6, 4, 4)
+    expected = module(f)
+    streams = module.to(dtype).streams(f.to(dtype))
+    assert streams.features.dtype == dtype and streams.mask.dtype == torch.float32
+    torch.testing.assert_close(streams.features.float(), expected, atol=0.1, rtol=0.1)

@@ -1,0 +1,136 @@
+import json
+import logging
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from official_net import NETWORKS, randomised
+
+from fsr.errors import UsageError
+from fsr.models import FSRSpec, attach_fsr, build_model, load_official
+from fsr.models.official import official_state
+
+PARITY = Path(__file__).parent.parent / "parity"
+STAGE = {"resnet18": "layer4", "vgg16": "block4", "wideresnet34": "block3"}
+NARROW = {"resnet18": 4, "vgg16": 4, "wideresnet34": 1}
+
+
+def assert_same_function(theirs, ours, x):
+    """Logits, auxiliary logits and input gradients of logits and of auxiliary logits, to float32 rounding."""
+    def close(a, b):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-6 * float(b.detach().abs().max()))
+
+    x1, x2 = x.clone().requires_grad_(), x.clone().requires_grad_()
+    logits, aux = theirs(x1)
+    own, streams = ours.trace(x2)
+    close(own, logits)
+    for name, value in zip(("robust", "nonrobust", "recalibrated"), aux):
+        close(streams[0].aux[name], value)
+    weight = torch.randn_like(logits)
+    for mine, other in ((own, logits), *zip(streams[0].aux.values(), aux)):
+        close(torch.autograd.grad((mine * weight).sum(), x2, retain_graph=True)[0],
+              torch.autograd.grad((other * weight).sum(), x1, retain_graph=True)[0])
+
+
+@pytest.mark.parametrize("backbone", NETWORKS)
+def test_a_narrow_network_of_theirs_computes_the_same_under_our_names(backbone, tmp_path):
+    theirs = randomised(NETWORKS[backbone](classes=7, width=NARROW[backbone], hidden=8))
+    torch.save(theirs.state_dict(), tmp_path / "net.pth")
+    state, classes = official_state(tmp_path / "net.pth", backbone, STAGE[backbone])
+    ours = build_model(backbone, classes, fsr=FSRSpec(hidden=8), width=NARROW[backbone]).eval()
+    ours.load_state_dict(state, strict=True)
+    assert_same_function(theirs, ours, torch.rand(3, 3, 32, 32))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", NETWORKS)
+def test_a_checkpoint_of_their_size_computes_the_same(backbone, tmp_path, caplog):
+    theirs = randomised(NETWORKS[backbone](classes=10, tau=0.1))
+    torch.save(theirs.state_dict(), tmp_path / "net.pth")
+    with caplog.at_level(logging.INFO, "fsr"):
+        ours = load_official(tmp_path / "net.pth", backbone)
+    assert not ours.training
+    assert ("2102112" in caplog.text) == (backbone == "wideresnet34")
+    assert_same_function(theirs, ours, torch.rand(2, 3, 32, 32))
+
+
+@pytest.mark.parametrize("backbone", NETWORKS)
+def test_every_name_and_shape_of_their_checkpoints_finds_its_place(backbone, tmp_path):
+    shapes = dict(json.loads((PARITY / "official_state_dict_keys.json").read_text())[backbone])
+    with torch.device("meta"):
+        theirs = {k: tuple(v.shape) for k, v in NETWORKS[backbone]().state_dict().items()}
+        own = build_model_on_meta(backbone)
+    assert {k: tuple(v) for k, v in shapes.items()} == theirs
+    torch.save({k: torch.empty(0).expand(0) if v == [] else torch.zeros(1).expand(v) for k, v in shapes.items()},
+               tmp_path / "net.pth")
+    state, classes = official_state(tmp_path / "net.pth", backbone, STAGE[backbone])
+    assert classes == 10
+    assert {k: tuple(v.shape) for k, v in state.items() if v.numel()} == {k: v for k, v in own.items() if v}
+    assert state.keys() == own.keys()
+
+
+def build_model_on_meta(backbone):
+    """Shapes of our full-size network by name, without its memory."""
+    from fsr.models import BACKBONES
+
+    net = BACKBONES[backbone].network(10, BACKBONES[backbone].width, BACKBONES[backbone].blocks)
+    example = torch.zeros(1, 3, 8, 8, device="meta")
+    return {k: tuple(v.shape) for k, v in attach_fsr(net, STAGE[backbone], 10, FSRSpec(hidden=64), example=example)
+            .state_dict().items()}
+
+
+@pytest.fixture
+def narrow_file(tmp_path):
+    """A checkpoint whose names are right and whose shapes are not."""
+    torch.save(NETWORKS["resnet18"](width=4, hidden=8).state_dict(), tmp_path / "narrow.pth")
+    return tmp_path / "narrow.pth"
+
+
+def refused(path, backbone="resnet18"):
+    """The message of the refusal, which must be one line."""
+    with pytest.raises(UsageError) as caught:
+        load_official(path, backbone)
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def test_wrappers_and_prefixes_are_seen_through(tmp_path):
+    plain = NETWORKS["resnet18"](width=4, hidden=8).state_dict()
+    expected = None
+    for i, content in enumerate((plain, {"state_dict": plain, "epoch": 100}, {"net": plain},
+                                 {"module." + k: v for k, v in plain.items()})):
+        torch.save(content, tmp_path / f"{i}.pth")
+        names = official_state(tmp_path / f"{i}.pth", "resnet18", "layer4")[0].keys()
+        expected = expected or names
+        assert names == expected
+
+
+def test_files_that_are_not_their_checkpoint_are_refused_in_one_line(tmp_path, narrow_file):
+    assert "no file" in refused(tmp_path / "absent.pth")
+    assert "another shape" in refused(narrow_file)
+    assert "fc.weight" in refused(narrow_file, "wideresnet34")
+    whole = narrow_file.read_bytes()
+    for name, content in (("cut.pth", whole[: len(whole) // 2]), ("empty.pth", b""), ("text.pth", b"not weights\n" * 9)):
+        (tmp_path / name).write_bytes(content)
+        assert "not a whole file" in refused(tmp_path / name)
+    torch.save([1, 2], tmp_path / "list.pth")
+    assert "state_dict" in refused(tmp_path / "list.pth")
+    with pytest.raises(UsageError, match="unknown backbone"):
+        load_official(narrow_file, "resnet19")
+
+
+class Bomb:
+    """Runs code when a plain unpickler reads it."""
+
+    def __reduce__(self):
+        return (Path.touch, (Path("bomb-went-off"),))
+
+
+def test_code_in_a_file_is_never_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"linear.weight": Bomb()}, tmp_path / "bomb.pth")
+    (tmp_path / "raw.pth").write_bytes(pickle.dumps({"linear.weight": Bomb()}))
+    refused(tmp_path / "bomb.pth")
+    refused(tmp_path / "raw.pth")
+    assert not (tmp_path / "bomb-went-off").exists()

@@ -108,6 +108,11 @@ def analyses(profile: str, kind: str, run: Run) -> tuple[Analysis, ...]:
     return _collect(profile, kind, run, wanted.ANALYSES)
 
 
+def columns(profile: str, kind: str) -> dict[str, Evaluation]:
+    """The columns of a set's table in order: metric -> the evaluation of `last` that fills it."""
+    return wanted.columns(profile_of(profile), kind)
+
+
 def main_pair(profile: str) -> tuple[Run, Run]:
     """AT and AT + FSR on the main backbone, seed 0."""
     plain, both = rows.main_rows(profile_of(profile))
@@ -140,6 +145,7 @@ __all__ = [
     "STEPS",
     "Row",
     "analyses",
+    "columns",
     "evaluations",
     "main_pair",
     "named",

@@ -18,10 +18,10 @@ CONTROLS = ("same-capacity residual, no mask", "auxiliary heads only")  # is it 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One row of a table: its name, its runs in the order of their seeds, and the runs without FSR beside them.
+    """One row of a table: its name, its runs in the order of their seeds, and the runs its gain is measured against.
 
     axis, value: the setting that T5 and T6 vary and its value here; intervention: T4's controls that act at
-    test time on the same trained runs.
+    test time on the same trained runs, so their gain is against these runs left alone.
     """
 
     name: str
@@ -110,7 +110,9 @@ def components(profile: Profile) -> tuple[Row, ...]:
     trained = [
         _variant(profile, name, with_fsr(profile.base, profile.place, **fields)) for name, fields in variants.items()
     ]
-    controls = [replace(both, name=text, intervention=name) for name, text in INTERVENTIONS.items()]
+    controls = [
+        replace(both, name=text, plain=both.runs, intervention=name) for name, text in INTERVENTIONS.items()
+    ]
     return plain, both, *trained, *controls
 
 

@@ -57,18 +57,39 @@ def _deactivation(profile: Profile, run: Run) -> list[Evaluation]:
     return _whitebox(profile, run) + joint
 
 
+def _blackbox_columns(profile: Profile) -> dict[str, Evaluation]:
+    """T3: which evaluation each column is; transfer's source is part of the column."""
+    twin, natural = (run_id(source) for source in rows.surrogates(profile).values())
+    many, few = profile.images, profile.query_images
+    return {
+        "clean": Evaluation(attack="clean", images=many),
+        "transfer-twin": Evaluation(attack="transfer", images=many, surrogate=twin),
+        "transfer-natural": Evaluation(attack="transfer", images=many, surrogate=natural),
+        "di-fgsm": Evaluation(attack="di-fgsm", images=many, surrogate=twin),
+        "ti-fgsm": Evaluation(attack="ti-fgsm", images=many, surrogate=twin),
+        "nattack": Evaluation(attack="nattack", images=few),
+        "square": Evaluation(attack="square", images=few),
+    }
+
+
+def columns(profile: Profile, kind: str) -> dict[str, Evaluation]:
+    """The columns of a set's table: metric -> evaluation of `last`; `ensemble` is computed, never run."""
+    if kind == "blackbox":
+        return _blackbox_columns(profile)
+    out = {name: Evaluation(attack=name, images=profile.images) for name in (*COLUMNS, "ensemble")}
+    if kind == "deactivation":
+        out["pgd20-joint"] = Evaluation(attack="pgd20-joint", images=profile.images)
+    if kind in ("whitebox", "deactivation", "components"):
+        out[profile.autoattack] = Evaluation(attack=profile.autoattack, images=profile.autoattack_images)
+    return out
+
+
 def _blackbox(profile: Profile, run: Run) -> list[Evaluation]:
     if run.method == "natural":
         return _columns(profile, ("last",))
     if not any(run in row.runs for row in rows.blackbox(profile)):
         return []  # the AT twin only crafts
-    twin, natural = (run_id(source) for source in rows.surrogates(profile).values())
-    transfers = [("transfer", twin), ("transfer", natural), ("di-fgsm", twin), ("ti-fgsm", twin)]
-    return [
-        Evaluation(attack="clean", images=profile.images),
-        *(Evaluation(attack=name, images=profile.images, surrogate=source) for name, source in transfers),
-        *(Evaluation(attack=name, images=profile.query_images) for name in ("nattack", "square")),
-    ]
+    return list(_blackbox_columns(profile).values())
 
 
 def _components(profile: Profile, run: Run) -> list[Evaluation]:

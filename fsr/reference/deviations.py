@@ -197,8 +197,8 @@ DEVIATIONS = {"Model": _MODEL, "Training": _TRAINING, "Evaluation": _EVALUATION,
 HEAD = """# Where this code differs from the authors'
 
 Written by `fsr.reference.deviations()`; edit `fsr/reference/deviations.py` and not this file.
-*Theirs* is the released code of Kim et al. (CVPR 2023), `github.com/wkim97/FSR`, as it was read; the paper's full text was
-not available, so what only the paper states cannot be listed here. *Effect* says whether a number can change.
+*Theirs* is the released code of Kim et al. (CVPR 2023), `github.com/wkim97/FSR`, as it was read. The paper's text was
+not available, so what it alone states cannot be listed here. *Effect* says whether a number can change.
 """
 
 

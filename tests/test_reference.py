@@ -1,0 +1,110 @@
+"""What others report is read as it is, typed cells are checked line by line, and claims are fixed."""
+
+from pathlib import Path
+
+import pytest
+
+from fsr import experiments, reference
+from fsr.errors import UsageError
+
+HEADER = "table,dataset,backbone,row,metric,value,unit,note\n"
+
+
+def typed(tmp_path, *lines, header=HEADER):
+    path = tmp_path / "paper_values.csv"
+    path.write_text(header + "\n".join(lines) + "\n")
+    return path
+
+
+def test_only_the_abstracts_number_may_be_called_the_papers():
+    frame = reference.known_results()
+    paper = frame[frame["kind"] == "paper"]
+    assert list(paper["value"]) == [8.57] and set(frame["kind"]) == {"paper", "rerun", "anchor", "computed"}
+
+
+def test_the_epoch_log_is_whole_and_starts_near_chance():
+    log = reference.epoch_log()
+    assert list(log["epoch"]) == list(range(1, 101))
+    assert log["train_adv_acc"].iloc[:2].max() < 11 and log["test_pgd10_acc"].max() == 52.16
+    assert log["test_pgd10_acc"].iloc[-1] == 51.97 and log["test_clean_acc"].iloc[-1] == 82.86
+
+
+def test_the_committed_file_holds_the_abstracts_claim_and_nothing_else():
+    here = Path(__file__).parent.parent / "results" / "paper_values.csv"
+    frame = reference.paper_values(here)
+    assert list(frame["value"]) == [8.57] and list(frame["table"]) == ["T10"]
+
+
+def test_a_typed_cell_is_read(tmp_path):
+    frame = reference.paper_values(typed(tmp_path, "T1,cifar10,resnet18,AT + FSR,pgd20, 52.5 ,percent,page 6"))
+    assert frame.iloc[0][["row", "metric", "value", "line"]].tolist() == ["AT + FSR", "pgd20", 52.5, 2]
+
+
+def test_blank_lines_and_a_byte_order_mark_are_forgiven(tmp_path):
+    path = typed(tmp_path, "", "T1,cifar10,resnet18,AT,clean,82,percent,", "")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(reference.paper_values(path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("T1,cifar10,resnet18,AT,clean,82 %,percent,", "line 2: '82 %' is not a number"),
+        ("T1,cifar10,resnet18,AT,clean,nan,percent,", "line 2: nan percent is not between"),
+        ("T1,cifar10,resnet18,AT,clean,182,percent,", "line 2: 182 percent is not between 0 and 100"),
+        ("T1,cifar10,resnet18,AT,clean,-1,percent,", "line 2: -1 percent"),
+        ("T1,cifar10,resnet18,AT,clean,82,procent,", "line 2: unknown unit 'procent'"),
+        ("T11,cifar10,resnet18,AT,clean,82,percent,", "line 2: unknown table 'T11'"),
+        ("T1,cifar-10,resnet18,AT,clean,82,percent,", "line 2: unknown data set 'cifar-10'"),
+        ("T1,cifar10,resnet18,AT,,82,percent,", "line 2: the metric is empty"),
+        ("T1,cifar10,resnet18,AT,clean,82,percent,a,b", "line 2: 9 fields instead of 8"),
+    ],
+)
+def test_a_bad_cell_names_its_line(tmp_path, line, message):
+    with pytest.raises(UsageError, match=message):
+        reference.paper_values(typed(tmp_path, line))
+
+
+def test_a_cell_typed_twice_names_both_lines(tmp_path):
+    line = "T1,cifar10,resnet18,AT,clean,82,percent,"
+    with pytest.raises(UsageError, match="line 4: the same cell is already in line 2"):
+        reference.paper_values(typed(tmp_path, line, "T1,cifar10,resnet18,AT,fgsm,50,percent,", line))
+
+
+def test_an_unknown_column_is_refused(tmp_path):
+    path = typed(tmp_path, "T1,a,b", header="table,data,value\n")
+    with pytest.raises(UsageError, match="line 1: the columns must be table,dataset"):
+        reference.paper_values(path)
+
+
+def test_no_file_is_no_cells(tmp_path):
+    assert reference.paper_values(tmp_path / "none.csv").empty
+
+
+def test_claims_cover_the_abstract_and_the_reruns_seven_numbers():
+    rerun = {c.metric: c.stated for c in reference.CLAIMS if c.kind == "rerun"}
+    assert rerun == {"clean": 82.86, "fgsm": 57.71, "pgd20": 52.38, "pgd100": 50.81, "cw": 50.13, "ensemble": 48.42,
+                     "seconds_per_epoch": 34.1}  # fmt: skip
+    paper = {c.rule: c.stated for c in reference.CLAIMS if c.kind == "paper"}
+    assert paper == {"gain": None, "largest_gain": 8.57, "overhead": None, "deactivation": None, "cues": None}
+
+
+def test_every_claim_has_a_test_and_profiles_that_exist():
+    assert len({c.id for c in reference.CLAIMS}) == len(reference.CLAIMS)
+    for claim in reference.CLAIMS:
+        assert claim.test and claim.profiles and set(claim.profiles) <= set(experiments.PROFILES)
+        assert not {"ci", "demo"} & set(claim.profiles)  # digits settle nothing about CIFAR-10
+        assert claim.stated is None or claim.tolerance > 0
+
+
+def test_deviations_file_is_what_the_list_says():
+    path = Path(__file__).parent.parent / "DEVIATIONS.md"
+    assert path.read_text() == reference.deviations()
+
+
+def test_deviations_name_the_traps_and_the_open_choices():
+    text = reference.deviations()
+    for word in ("noise", "sub_block1", "held out", "TRADES", "AutoAttack", "bf16", "CUDA", "Digits"):
+        assert word in text
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert all(line.count(" | ") == 4 for line in rows)

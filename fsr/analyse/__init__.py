@@ -5,10 +5,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from fsr.analyse.cost import cost
 from fsr.analyse.look import Job, exact
+from fsr.analyse.overhead import cost
 from fsr.analyse.pictures import features, maps, masks
-from fsr.analyse.streams import streams
+from fsr.analyse.probes import streams
 from fsr.config import Analysis, Run
 from fsr.data import Data
 from fsr.errors import UsageError

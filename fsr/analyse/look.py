@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fsr.attacks import attack_named
 from fsr.config import Analysis, Run
@@ -49,7 +49,7 @@ class Seen(NamedTuple):
 
     logits: Tensor  # (N, K) of the network
     maps: dict[str, Tensor]  # f, the streams that exist, and output: each (N, C, h, w)
-    mask: Tensor | None  # (N, C, h, w) in [0, 1]
+    mask: Tensor  # (N, C, h, w) in [0, 1]; (0,) where there is none: ask `lacks`
 
 
 def last_place(job: Job) -> tuple[str, Inserted | None]:
@@ -57,7 +57,7 @@ def last_place(job: Job) -> tuple[str, Inserted | None]:
 
     Paths are those of the network as it was before the insertion.
     """
-    order: list[nn.Module] = []
+    order: list[Inserted] = []
     places = {part: name for name, part in job.model.named_modules() if isinstance(part, Inserted)}
     if not places:
         return BACKBONES[job.run.backbone].fsr_stage, None
@@ -95,11 +95,11 @@ def see(job: Job, x: Tensor) -> Seen:
             return _see_stage(job, x)
         logits, streams = job.model.trace(x)
     last = streams[-1]
-    mask = getattr(last, "mask", None)
     maps = {"f": last.inputs, "output": last.features}
-    if mask is not None:
-        maps |= {name: getattr(last, name) for name in STREAMS if getattr(last, name) is not None}
-    return Seen(logits, maps, mask)
+    if getattr(last, "mask", None) is None:
+        return Seen(logits, maps, torch.empty(0))
+    maps |= {name: getattr(last, name) for name in STREAMS if getattr(last, name) is not None}
+    return Seen(logits, maps, last.mask)
 
 
 def _see_stage(job: Job, x: Tensor) -> Seen:
@@ -111,7 +111,7 @@ def _see_stage(job: Job, x: Tensor) -> Seen:
         logits = job.model(x)
     finally:
         handle.remove()
-    return Seen(logits, {"f": found[-1]}, None)
+    return Seen(logits, {"f": found[-1]}, torch.empty(0))
 
 
 def pooled(features: Tensor) -> Tensor:

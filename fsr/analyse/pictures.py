@@ -28,8 +28,8 @@ def masks(job: Job) -> tuple[dict, dict]:
     flipped: share of entries that the attack moves across one half. Channel and spatial masks count once per entry
     of f, as the module applies them.
     """
-    reason = lacks(job, recalibrated=False)
-    if reason is not None:
+    module, reason = fsr_module(job), lacks(job, recalibrated=False)
+    if module is None or reason is not None:
         return {"not_applicable": reason}, {}
     hist = {name: torch.zeros(BINS, dtype=torch.int64) for name in ("clean", "adv")}
     tally, flips, entries = dict.fromkeys(hist, 0), 0, 0
@@ -38,9 +38,9 @@ def masks(job: Job) -> tuple[dict, dict]:
         for name, mask in found.items():
             hist[name] += histogram(mask).cpu()
             tally[name] += saturated(mask)
-        flips += int(((found["clean"] > 0.5) != (found["adv"] > 0.5)).sum())
+        flips += int(((found["clean"] > 0.5) ^ (found["adv"] > 0.5)).sum())
         entries += found["clean"].numel()
-    record = job.facts(job.images()[2]) | {"tau": fsr_module(job).tau, "entries": entries, "flipped": flips / entries}
+    record = job.facts(job.images()[2]) | {"tau": module.tau, "entries": entries, "flipped": flips / entries}
     record |= {f"saturated_{name}": count / entries for name, count in tally.items()}
     arrays = {f"hist_{name}": counts.numpy() for name, counts in hist.items()}
     return record, {"edges": np.linspace(0, 1, BINS + 1), **arrays}

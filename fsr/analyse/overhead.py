@@ -62,7 +62,7 @@ def _step(model: Classifier, x: Tensor, y: Tensor) -> None:
     """Forward and backward pass of one training batch: the final cross-entropy and one for each auxiliary output."""
     logits, streams = model.trace(x, y)
     outputs = [logits, *(aux for one in streams for aux in one.aux.values())]
-    sum(F.cross_entropy(output, y) for output in outputs).backward()
+    torch.stack([F.cross_entropy(output, y) for output in outputs]).sum().backward()
 
 
 def _own_bytes(model: nn.Module) -> int:
@@ -72,18 +72,20 @@ def _own_bytes(model: nn.Module) -> int:
 def peak_memory(model: Classifier, x: Tensor, y: Tensor) -> float:
     """MiB at the peak of one training batch, weights and gradients included, the optimiser's state not.
 
-    On a GPU as its allocator saw it, else the live tensors' sum. model is left as it was.
+    On a GPU as its allocator saw it, else the live tensors' sum. model and the random state are left as they were.
     """
     model = copy.deepcopy(model).train()
-    if x.device.type != "cuda":
-        with LiveMemory() as live:
-            _step(model, x, y)
-        return (live.peak + _own_bytes(model)) / 2**20
-    torch.cuda.synchronize(x.device)
-    before = torch.cuda.memory_allocated(x.device) - _own_bytes(model)
-    torch.cuda.reset_peak_memory_stats(x.device)
-    _step(model, x, y)
-    return (torch.cuda.max_memory_allocated(x.device) - before) / 2**20
+    cuda = x.device.type == "cuda"
+    with torch.random.fork_rng(devices=[x.device] if cuda else []):  # the mask's noise draws
+        if not cuda:
+            with LiveMemory() as live:
+                _step(model, x, y)
+            return (live.peak + _own_bytes(model)) / 2**20
+        torch.cuda.synchronize(x.device)
+        before = torch.cuda.memory_allocated(x.device) - _own_bytes(model)
+        torch.cuda.reset_peak_memory_stats(x.device)
+        _step(model, x, y)
+        return (torch.cuda.max_memory_allocated(x.device) - before) / 2**20
 
 
 def _milliseconds(model: nn.Module, x: Tensor) -> float:

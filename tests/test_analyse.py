@@ -1,0 +1,322 @@
+"""The analyses against slow re-derivations of the spec's formulas, on a tiny network that has learned a little."""
+
+import copy
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import KNeighborsClassifier
+from torch.nn import functional as F
+
+from fsr import data as data_room
+from fsr.analyse import ANALYSES, analyse
+from fsr.analyse.overhead import LiveMemory, latencies, peak_memory, without_inserted
+from fsr.analyse.pictures import attention, embedded, histogram, saturated
+from fsr.analyse.probes import knn
+from fsr.attacks.gradient import pgd
+from fsr.config import Analysis, FSRSpec, PeerSpec, for_dataset
+from fsr.config import replace as changed
+from fsr.errors import UsageError
+from fsr.models import build_model, count_macs, count_params, model_of
+
+RUN = for_dataset("digits", train_size=160, test_size=48, holdout=16, width=4, blocks=(1, 1, 1, 1),
+                  module=FSRSpec(at=("layer2", "layer3")))  # fmt: skip
+STREAMS = ("f", "robust", "nonrobust", "recalibrated", "output")
+
+
+@pytest.fixture(scope="module")
+def data():
+    return data_room.load(RUN)
+
+
+@pytest.fixture(scope="module")
+def model(data):
+    """A few steps of clean training: enough for streams and probes to differ."""
+    torch.manual_seed(3)
+    model = model_of(RUN)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    x, y = data_room.as_float(data.train_x), data.train_y
+    for _ in range(25):
+        logits, streams = model.trace(x)
+        loss = F.cross_entropy(logits, y) + sum(F.cross_entropy(s.aux["robust"], y) for s in streams)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    optimizer.zero_grad()
+    return model.eval()
+
+
+def images(data, n):
+    x, y, index = data_room.part_of_test(data, n)
+    return data_room.as_float(x), y, index
+
+
+def attacked(model, x, y):
+    return pgd(model, x, y, eps=0.15, alpha=0.015, steps=20, random_start=False)
+
+
+def traced(model, x):
+    """The last module's streams by the names of T7, each (N, C, h, w)."""
+    with torch.no_grad():
+        last = model.trace(x)[1][-1]
+    maps = {name: getattr(last, name) for name in ("robust", "nonrobust", "recalibrated")}
+    return {"f": last.inputs, "output": last.features, **maps}, last
+
+
+def look(model, kind, data, run=RUN, **given):
+    fields = {name: given.pop(name) for name in ("images",) if name in given}
+    return analyse(model, run, Analysis(kind=kind, **fields), data, **given)
+
+
+def counts(rows, probe):
+    return {row["stream"]: row["correct"] for row in rows if row["probe"] == probe}
+
+
+def test_knn_agrees_with_scikit_learn():
+    rng = np.random.default_rng(0)
+    bank, queries, labels = rng.normal(size=(80, 6)), rng.normal(size=(33, 6)), rng.integers(0, 5, 80)
+    slow = KNeighborsClassifier(15, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
+    expected = slow.fit(bank, labels).predict(queries)
+    assert (expected != KNeighborsClassifier(15, metric="cosine").fit(bank, labels).predict(queries)).any()
+    found = knn(*(torch.from_numpy(a) for a in (bank, labels, queries)), k=15, classes=5, chunk=7)
+    assert found.tolist() == expected.tolist()
+
+
+def test_one_near_neighbour_outweighs_two_far_ones_by_angle_alone():
+    bank = torch.tensor([[100.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    queries = torch.tensor([[0.01, 0.002], [0.002, 0.01]])
+    assert knn(bank, torch.tensor([4, 2, 2]), queries, k=3, classes=5).tolist() == [4, 2]
+
+
+@pytest.mark.parametrize("key,under_attack", [("rows", True), ("rows_clean", False)])
+def test_stream_accuracies_are_those_of_a_slow_count(model, data, key, under_attack):
+    record, arrays = look(model, "streams", data)
+    x, y, _ = images(data, None)
+    x = attacked(model, x, y) if under_attack else x
+    maps, last = traced(model, x)
+    bank, _ = traced(model, data_room.as_float(data.train_x))
+    head = model.net.layer3.module.aux
+    aux, near = {}, {}
+    for name, features in maps.items():
+        flat = features.mean((2, 3))
+        logits = last.aux[name] if name in last.aux else flat @ head.weight.T + head.bias
+        aux[name] = int((logits.argmax(1) == y).sum())
+        slow = KNeighborsClassifier(10, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07))
+        slow.fit(bank[name].mean((2, 3)).numpy(), data.train_y.numpy())
+        near[name] = int((slow.predict(flat.detach().numpy()) == y.numpy()).sum())
+    assert set(aux) == set(STREAMS)
+    assert counts(record[key], "aux") == aux
+    assert counts(record[key], "knn") == near
+    assert len(set(near.values()) | set(aux.values())) > 2  # else the streams could be swapped unseen
+    assert {row["n"] for row in record[key]} == {48}
+    assert (record["place"], record["k"], record["bank"], record["eps"]) == ("layer3", 10, 160, 0.15)
+    with torch.no_grad():
+        right = int((model(x).argmax(1) == y).sum())
+    assert record["network_adv" if under_attack else "network_clean"] == right
+    assert json.dumps(record) and arrays == {}
+
+
+def test_k_is_200_elsewhere_and_never_more_than_the_bank(model, data):
+    run = changed(RUN, dataset="cifar10", train_size=None)
+    assert look(model, "streams", data, run, images=4)[0]["k"] == 160
+    more = replace(data, train_x=data.train_x.repeat(2, 1, 1, 1), train_y=data.train_y.repeat(2))
+    assert look(model, "streams", more, run, images=4)[0]["k"] == 200
+
+
+def test_histogram_and_saturation_count_as_numpy_does():
+    values = torch.rand(4, 5, 7, 7) ** 3
+    assert histogram(values).tolist() == np.histogram(values.numpy(), 40, (0, 1))[0].tolist()
+    ends = torch.tensor([0.0, 0.04, 0.05, 0.5, 0.94, 0.96, 1.0])
+    assert saturated(ends) == 4
+    assert {i: int(n) for i, n in enumerate(histogram(ends)) if n} == {0: 1, 1: 1, 2: 1, 20: 1, 37: 1, 38: 1, 39: 1}
+    assert histogram(torch.full((2, 3), 0.5))[20] == 6
+
+
+@pytest.mark.parametrize("batch", [250, 11])
+def test_masks_are_those_of_the_last_module(model, data, batch):
+    record, arrays = look(model, "masks", data, images=30, batch=batch)
+    x, y, _ = images(data, 30)
+    clean, adv = (traced(model, v)[1].mask.numpy() for v in (x, attacked(model, x, y)))
+    for name, mask in (("clean", clean), ("adv", adv)):
+        expected = np.histogram(mask, arrays["edges"])[0]
+        assert np.abs(arrays[f"hist_{name}"] - expected).sum() <= 4  # another batch size, another last bit
+        assert record[f"saturated_{name}"] == pytest.approx(((mask < 0.05) | (mask > 0.95)).mean(), abs=1e-3)
+    assert record["flipped"] == pytest.approx(((clean > 0.5) != (adv > 0.5)).mean(), abs=1e-3)
+    assert record["flipped"] > 0 and not np.array_equal(arrays["hist_clean"], arrays["hist_adv"])
+    assert (record["tau"], record["entries"], record["n"]) == (0.1, 30 * 16 * 4, 30)
+
+
+@pytest.mark.parametrize("granularity", ["channel", "spatial"])
+def test_masks_of_every_granularity_count_per_entry(data, granularity):
+    run = changed(RUN, module=FSRSpec(at=("layer3",), granularity=granularity, tau=0.5))
+    record, arrays = look(model_of(run), "masks", data, run, images=6)
+    assert record["tau"] == 0.5 and arrays["hist_clean"].sum() == record["entries"] == 6 * 16 * 4
+
+
+def test_attention_is_the_mean_magnitude_over_channels():
+    features = torch.tensor([[[[1.0, -2.0]], [[-3.0, 0.0]]]])  # (1, 2, 1, 2)
+    assert attention(features).tolist() == [[[2.0, 1.0]]] and attention(features).dtype == np.float16
+
+
+def test_maps_show_the_attacked_images_and_their_streams(model, data):
+    record, arrays = look(model, "maps", data, images=8)
+    x, y, index = images(data, 8)
+    x_adv = attacked(model, x, y)
+    maps, _ = traced(model, x_adv)
+    assert np.array_equal(arrays["index"], index.numpy()) and np.array_equal(arrays["labels"], y.numpy())
+    assert np.array_equal(arrays["natural"], data.test_x[index].numpy())
+    change = np.abs(arrays["adversarial"].astype(int) - arrays["natural"].astype(int)).max()
+    assert 1 < change <= round(0.15 * 255) and arrays["adversarial"].dtype == np.uint8
+    with torch.no_grad():
+        assert arrays["pred_clean"].tolist() == model(x).argmax(1).tolist()
+        assert arrays["pred_adv"].tolist() == model(x_adv).argmax(1).tolist()
+    for name, features in maps.items():
+        found = arrays["map_features" if name == "output" else f"map_{name}"]
+        np.testing.assert_allclose(found, features.abs().mean(1).numpy(), rtol=2e-3, atol=1e-5)
+    assert record["class_names"] == [str(d) for d in range(10)]
+
+
+def test_features_are_pooled_and_embedded_alike_twice(model, data):
+    record, arrays = look(model, "features", data, images=2000)  # more than there are: all of them
+    x, y, index = images(data, 48)
+    _, order = index.sort()
+    maps, _ = traced(model, attacked(model, x, y)[order])
+    assert record["n"] == 48 and arrays["labels"].shape == (48,)
+    by_place = np.argsort(arrays["index"])
+    for name in ("nonrobust", "recalibrated"):
+        np.testing.assert_allclose(arrays[name][by_place], maps[name].mean((2, 3)).numpy(), rtol=2e-3, atol=1e-4)
+        points = arrays[f"tsne_{name}"]
+        assert points.shape == (48, 2) and points.dtype == np.float16 and np.isfinite(points).all()
+    again = look(model, "features", data, images=2000)[1]
+    assert all(np.array_equal(arrays[key], again[key]) for key in arrays)
+
+
+@pytest.mark.parametrize("n", [2, 5, 40])
+def test_equal_points_and_few_points_have_an_embedding(n):
+    assert np.isfinite(embedded(np.zeros((n, 3), dtype=np.float32)).astype(float)).all()
+
+
+def test_taking_the_module_out_leaves_the_plain_network():
+    twins = []
+    for spec in (FSRSpec(at=("layer2", "layer2.0", "layer4")), None):
+        torch.manual_seed(5)
+        twins.append(build_model("resnet18", 10, spec, width=4, blocks=(1, 1, 1, 1)).eval())
+    both, plain = twins
+    x = torch.rand(3, 3, 8, 8)
+    bare = without_inserted(both)
+    assert list(bare.state_dict()) == list(plain.state_dict()) and bare.inserted() == []
+    assert torch.equal(bare(x), plain(x)) and len(both.inserted()) == 3
+    assert not torch.equal(both(x), plain(x))
+
+
+def test_the_spec_s_overhead_of_resnet18():
+    full = build_model("resnet18", 10, FSRSpec())
+    bare, x = without_inserted(full), torch.rand(1, 3, 32, 32)
+    assert count_params(full) - count_params(bare) == 1_259_018
+    assert count_macs(full, x) - count_macs(bare, x) == 20_054_016
+    assert count_macs(bare, x) == pytest.approx(0.5554e9, rel=1e-3)
+
+
+def test_live_memory_is_the_sum_of_what_is_alive():
+    x = torch.zeros(100)  # 400 bytes each, made before: not counted
+    with LiveMemory() as live:
+        for _ in range(5):
+            passing = (x + 1).view(10, 10).relu_()  # a view and a write in place take nothing
+            kept = passing * 2
+            del passing
+        assert (live.peak, live.now) == (1200, 400)  # the last kept, passing and the new kept
+        del kept
+    assert live.now == 0
+
+
+def test_peak_memory_grows_with_the_batch_and_leaves_the_model(model):
+    state = copy.deepcopy(model.state_dict())
+    y = torch.arange(64) % 10
+    small, large = (peak_memory(model, torch.rand(n, 3, 8, 8), y[:n]) for n in (16, 64))
+    weights = sum(t.numel() * t.element_size() for t in state.values()) / 2**20
+    assert small > 2 * weights  # weights and their gradients
+    assert large - 2 * weights > 3 * (small - 2 * weights) > 0
+    assert peak_memory(model, torch.rand(16, 3, 8, 8), y[:16]) == small
+    assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+
+
+def test_latency_is_the_median_over_turns(monkeypatch):
+    clock = iter([0, 9, 0, 9, 0, 9, 0, 9] + [0, 1, 0, 5, 0, 2, 0, 6, 0, 70, 0, 7])  # warm-ups, then three turns of two
+    monkeypatch.setattr("fsr.analyse.overhead.time.perf_counter", lambda: next(clock))
+    identity = torch.nn.Identity()
+    assert latencies([identity, identity], torch.zeros(1), repeats=3) == [2000.0, 6000.0]
+
+
+def test_cost_sets_the_network_beside_itself_without_its_modules(model, data):
+    record, arrays = look(model, "cost", data, seconds_per_epoch=1.5)
+    modules = sum(count_params(place.module) for place in model.inserted())
+    assert record["params_added"] == modules and record["params"] == count_params(model)
+    assert record["macs_added"] > 0 and record["train_seconds_per_epoch"] == 1.5
+    assert set(record["latency_ms"]) == set(record["latency_ms_without"]) == {"1", "128"}
+    assert min(*record["latency_ms"].values(), *record["latency_ms_without"].values()) > 0
+    assert record["peak_memory_mb"] > record["peak_memory_mb_without"] > 0
+    assert json.dumps(record) and arrays == {}
+    plain = changed(RUN, module=None)
+    bare = look(model_of(plain), "cost", data, plain)[0]
+    assert (bare["params_added"], bare["macs_added"]) == (0, 0) and bare["params"] == record["params"] - modules
+
+
+@pytest.mark.parametrize("kind", ANALYSES)
+def test_the_network_is_left_as_it_was(model, data, kind):
+    subject = copy.deepcopy(model).train()
+    subject.net.bn1.eval()  # frozen on purpose
+    state = copy.deepcopy(subject.state_dict())
+    modes = [part.training for part in subject.modules()]
+    random = torch.get_rng_state()
+    look(subject, kind, data, images=6)
+    assert [part.training for part in subject.modules()] == modes
+    assert all(torch.equal(state[key], value) for key, value in subject.state_dict().items())
+    assert all(p.grad is None for p in subject.parameters())
+    assert not any(part._forward_hooks for part in subject.modules()) and len(subject.inserted()) == 2
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+@pytest.mark.parametrize("module", [None, PeerSpec(name="cas"), FSRSpec(kind="residual"), FSRSpec(kind="aux")])
+def test_networks_without_a_mask_say_so(data, module):
+    run = changed(RUN, module=module)
+    network = model_of(run)
+    for kind in ("masks", "maps", "features"):
+        record, arrays = look(network, kind, data, run, images=4)
+        assert record["not_applicable"].startswith(run.label) and arrays == {}
+    record, _ = look(network, "streams", data, run, images=4)
+    assert set(counts(record["rows"], "knn")) == ({"f"} if module is None else {"f", "output"})
+    has_head = isinstance(module, FSRSpec) and module.kind == "aux"
+    assert set(counts(record["rows"], "aux")) == ({"f", "output"} if has_head else set())
+
+
+def test_separation_has_masks_but_nothing_recalibrated(data):
+    run = changed(RUN, module=FSRSpec(at=("layer3",), kind="separation"))
+    network = model_of(run)
+    assert look(network, "masks", data, run, images=4)[0]["entries"] == 4 * 16 * 4
+    assert "no recalibration" in look(network, "maps", data, run, images=4)[0]["not_applicable"]
+    rows = look(network, "streams", data, run, images=4)[0]["rows"]
+    assert set(counts(rows, "aux")) == {"f", "robust", "nonrobust", "output"}
+
+
+def test_a_plain_network_is_looked_at_where_the_authors_put_fsr(data):
+    run = changed(RUN, module=None)
+    network = model_of(run).eval()
+    record, _ = look(network, "streams", data, run)
+    x, y, _ = images(data, None)
+    net = network.net
+
+    def f(x):  # (N, C) after layer4
+        with torch.no_grad():
+            x = F.relu(net.bn1(net.conv1(x)))
+            return net.layer4(net.layer3(net.layer2(net.layer1(x)))).mean((2, 3))
+
+    bank = f(data_room.as_float(data.train_x))
+    found = knn(bank, data.train_y, f(attacked(network, x, y)), k=10, classes=10)
+    assert counts(record["rows"], "knn") == {"f": int((found == y).sum())} and record["place"] == "layer4"
+
+
+def test_an_unknown_kind_is_refused(model, data):
+    with pytest.raises(UsageError, match="audit"):
+        look(model, "audit", data)

@@ -1,0 +1,158 @@
+"""T1 to T6: accuracy under attack, a row per plan row and checkpoint, whether it was run or not."""
+
+import pandas as pd
+
+from fsr import experiments, reference
+from fsr.config import Run
+from fsr.errors import UsageError
+from fsr.experiments import Row
+from fsr.tables import cells, names
+from fsr.tables.frame import About, Sources, Table, make
+from fsr.tables.text import NOT_RUN
+from fsr.tables.wide import wide
+
+KEYS = ["dataset", "backbone", "network", "checkpoint", "row", "kind", "source"]
+COLUMNS = [
+    *KEYS, "metric", "value", "low", "high", "sd", "n", "seeds", "planned", "p", "flags", "axis", "setting",
+    "full_size", "status",
+]  # fmt: skip
+TITLES = {
+    "T1": ("whitebox", "White-box robustness"),
+    "T2": ("deactivation", "Against deactivation"),
+    "T3": ("blackbox", "Black-box attacks"),
+    "T4": ("components", "Components and controls"),
+    "T5": ("settings", "Settings of the module"),
+    "T6": ("placement", "Where FSR sits"),
+}
+NOTE = (
+    "Percent; in brackets the 95 % interval over images (Wilson; gains: paired bootstrap), ± the standard deviation "
+    "over seeds. Bold: best of our rows for the same weights. Authors' protocol except AutoAttack."
+)
+
+
+def full_size(run: Run) -> bool:
+    """Is this the setting of the paper: whole network, whole training set, 100 epochs?"""
+    return run.width is None and run.blocks is None and run.train_size is None and run.epochs == 100
+
+
+def _checkpoints(profile: str, kind: str, row: Row) -> list[str]:
+    asked = experiments.evaluations(profile, kind, row.runs[0])
+    kinds = {e.checkpoint for e in asked if e.intervention == row.intervention}
+    return [name for name in experiments.CHECKPOINTS if name in kinds] or ["last"]
+
+
+def _ours(profile: str, kind: str, sources: Sources) -> list[dict]:
+    records = []
+    for row in experiments.ROWS[profile][kind]:
+        run = row.runs[0]
+        for checkpoint in _checkpoints(profile, kind, row):
+            keys = {
+                "dataset": run.dataset, "backbone": run.backbone, "network": names.network(run),
+                "checkpoint": checkpoint, "source": "this project", "axis": row.axis, "setting": row.value,
+                "full_size": full_size(run),
+            }  # fmt: skip
+            for metric, evaluation in experiments.columns(profile, kind).items():
+                here = cells.at(evaluation, checkpoint, row.intervention)
+                cell = cells.accuracy(row.runs, here, sources) | _status(metric, run)
+                records.append({**keys, "row": row.name, "kind": "ours", "metric": metric, **cell})
+            for metric, evaluation in experiments.columns(profile, kind).items() if row.plain else ():
+                here = cells.at(evaluation, checkpoint, row.intervention)
+                cell = cells.gain(row.runs, row.plain, here, cells.at(evaluation, checkpoint)) | _status(metric)
+                name = f"{row.name}: gain over {names.method(row.plain[0].label)}"
+                records.append({**keys, "row": name, "kind": "gain", "metric": metric, **cell})
+    return records
+
+
+def _status(metric: str, run: Run | None = None) -> dict[str, str]:
+    """What an empty cell means: only CAS and CIFS have a joint loss, and no gain is taken under it."""
+    joint = run is not None and run.peer is not None and run.peer.name in ("cas", "cifs")
+    return {"status": "not applicable" if metric == "pgd20-joint" and not joint else NOT_RUN}
+
+
+def _known(table: str, ours: list[dict]) -> list[dict]:
+    """What others report for the same data set and network, in T1 and T2 (where rows are whole methods)."""
+    if table not in ("T1", "T2"):
+        return []
+    places = {(r["dataset"], r["backbone"]) for r in ours}
+    metrics = {r["metric"] for r in ours}
+    known = reference.known_results()
+    records = []
+    for row in known[known["kind"].isin(["rerun", "anchor"])].itertuples():
+        if (row.dataset, row.backbone) in places and row.metric in metrics and row.unit == "percent":
+            records.append({
+                "dataset": row.dataset, "backbone": row.backbone, "network": names.network(Run(backbone=row.backbone)),
+                "checkpoint": row.checkpoint or "unknown", "row": names.method(row.method), "kind": row.kind,
+                "source": row.source, "metric": row.metric, "value": row.value / 100, "full_size": True,
+            })  # fmt: skip
+    return records
+
+
+def _paper(table: str, ours: list[dict]) -> list[dict]:
+    """The paper's own cells and our difference to them, beside the `last` weights, which the authors' code keeps.
+
+    A difference is taken only at the paper's own size. A cell that no row or column of any profile has is a typing
+    error: UsageError names its line.
+    """
+    typed = reference.paper_values()
+    typed = typed[typed["table"] == table]
+    kind = TITLES[table][0]
+    plans = [(name, row) for name in experiments.PROFILES for row in experiments.ROWS[name][kind]]
+    rows = {(row.runs[0].dataset, row.runs[0].backbone, row.name) for _, row in plans}
+    metrics = {metric for name in experiments.PROFILES for metric in experiments.columns(name, kind)}
+    index = {(r["dataset"], r["backbone"], r["row"], r["metric"]): r for r in ours if r["checkpoint"] == "last"}
+    records = []
+    for cell in typed.itertuples():
+        where = f"{reference.paper_file()}, line {cell.line}"
+        if (cell.dataset, cell.backbone, cell.row) not in rows:
+            raise UsageError(f"{where}: {table} has no row {cell.row!r} for {cell.dataset}, {cell.backbone}")
+        if cell.metric not in metrics or cell.unit != "percent":
+            raise UsageError(f"{where}: {table} has no column {cell.metric!r} in {cell.unit}; use percent")
+        mine = index.get((cell.dataset, cell.backbone, cell.row, cell.metric))
+        if mine is None:
+            continue
+        base = {key: mine[key] for key in (*KEYS, "metric", "full_size")} | {"source": "paper"}
+        records.append(base | {"kind": "paper", "row": f"{cell.row}: paper", "value": cell.value / 100})
+        same = mine["full_size"] and mine["value"] is not None
+        difference = mine["value"] - cell.value / 100 if same else None
+        status = NOT_RUN if mine["full_size"] else "not comparable"
+        name = f"{cell.row}: ours minus paper"
+        records.append(base | {"kind": "difference", "row": name, "value": difference, "status": status})
+    return records
+
+
+def long(name: str, profile: str, sources: Sources) -> pd.DataFrame:
+    """T1 to T6 as numbers: a row per (network, checkpoint, row, kind, metric), values as fractions.
+
+    kind: ours, gain, paper, difference, rerun, anchor; value is NaN where nothing was run.
+    """
+    experiments.profile_of(profile)
+    ours = _ours(profile, TITLES[name][0], sources)
+    frame = pd.DataFrame([*ours, *_paper(name, ours), *_known(name, ours)], columns=COLUMNS)
+    numbers = ["value", "low", "high", "sd", "n", "seeds", "planned", "p"]
+    frame[numbers] = frame[numbers].astype(float)
+    return frame
+
+
+def table(name: str, profile: str) -> Table:
+    """One of T1 to T6 of a profile, whatever of it has been run."""
+    sources = Sources()
+    frame = long(name, profile, sources)
+    shown, bold = wide(frame)
+    kind, title = TITLES[name]
+    notes = (NOTE, *_extra_notes(frame, name))
+    about = About(
+        id=name, slug=kind, title=title, profile=profile, numbers=frame, bold=bold, notes=notes,
+        runs=tuple(sorted(sources.runs)), commits=tuple(sorted(sources.commits)),
+    )  # fmt: skip
+    return make(shown, about)
+
+
+def _extra_notes(frame: pd.DataFrame, name: str) -> list[str]:
+    notes = []
+    if frame["kind"].isin(["rerun", "anchor"]).any():
+        notes.append("Rows that name a source are what others report, at full size and their own budget.")
+    if name in ("T1", "T2") and not frame["full_size"].all():
+        notes.append("Ours is smaller or trained for fewer epochs than the paper's: it cannot confirm its numbers.")
+    if not (frame["kind"] == "paper").any():
+        notes.append("The paper's own cells: none given (results/paper_values.csv).")
+    return notes

@@ -1,0 +1,93 @@
+"""From per-sample outcomes to one cell: accuracy with its interval, gain with its paired test."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from fsr import statistics, store
+from fsr.config import Evaluation, Run
+from fsr.errors import MissingRecord
+from fsr.tables.frame import Sources
+
+DRAWS = 2000  # of the paired bootstrap; its 95 % bounds then move by less than 0.1 points
+
+
+def outcome(run: Run, evaluation: Evaluation) -> store.Outcome | None:
+    """Per-sample outcomes, sorted by test-set position; None when not run. `ensemble` is computed from its parts."""
+    try:
+        if evaluation.attack == "ensemble":
+            e = evaluation
+            found = store.ensemble(run, e.checkpoint, e.images, e.intervention)
+        else:
+            found = store.load_eval(run, evaluation)
+    except MissingRecord:
+        return None
+    order = np.argsort(found.index)
+    return store.Outcome(found.index[order], found.correct[order], found.record)
+
+
+def accuracy(runs: tuple[Run, ...], evaluation: Evaluation, sources: Sources) -> dict:
+    """Mean over seeds as a fraction, n images, seeds, standard deviation over seeds and a 95 % Wilson interval.
+
+    The interval is of the images: for several seeds, Wilson's at the mean accuracy and the n of one seed, since all
+    seeds see the same images. The value is None when no seed was run.
+    """
+    found = [o for run in runs if (o := outcome(run, evaluation)) is not None]
+    for o in found:
+        sources.add(o.record)
+    cell: dict = {"planned": len(runs), "seeds": len(found)}
+    if not found:
+        return cell | {"value": None}
+    values = [o.accuracy for o in found]
+    n = min(len(o.correct) for o in found)
+    low, high = statistics.wilson(round(float(np.mean(values)) * n), n)
+    sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    flags = [o.record["flags"] for o in found if o.record.get("flags") is not None]
+    return cell | {
+        "value": float(np.mean(values)), "low": low, "high": high, "n": n, "sd": sd, "flags": flag_text(flags),
+    }  # fmt: skip
+
+
+def gain(
+    runs: tuple[Run, ...], plain: tuple[Run, ...], evaluation: Evaluation, plain_evaluation: Evaluation | None = None
+) -> dict:
+    """Accuracy of `runs` minus `plain` as a fraction, on the same images and seeds.
+
+    The interval is a paired bootstrap over images of the difference averaged over seeds; p is McNemar's exact test
+    of the first seed (one network against one network); per_seed holds each seed's difference.
+    """
+    pairs = []
+    for run in runs:
+        other = next((p for p in plain if p.seed == run.seed), None)
+        both = (outcome(run, evaluation), outcome(other, plain_evaluation or evaluation) if other else None)
+        if both[0] is not None and both[1] is not None:
+            pairs.append(_common(*both))
+    cell: dict = {"planned": len(runs), "seeds": len(pairs)}
+    if not pairs:
+        return cell | {"value": None}
+    after, before = (np.mean([pair[i] for pair in pairs], axis=0) for i in (0, 1))
+    per_seed = [float(np.mean(a) - np.mean(b)) for a, b in pairs]
+    low, high = statistics.paired_bootstrap(before, after, draws=DRAWS)
+    sd = float(np.std(per_seed, ddof=1)) if len(per_seed) > 1 else None
+    return cell | {
+        "value": float(np.mean(per_seed)), "low": low, "high": high, "n": len(after), "sd": sd,
+        "p": statistics.mcnemar_exact(*pairs[0]), "per_seed": per_seed,
+    }  # fmt: skip
+
+
+def _common(a: store.Outcome, b: store.Outcome) -> tuple[np.ndarray, np.ndarray]:
+    _, i, j = np.intersect1d(a.index, b.index, return_indices=True)
+    return a.correct[i], b.correct[j]
+
+
+def flag_text(flags: list[dict]) -> str | None:
+    """AutoAttack's own warnings: their names, `none` when it raised none, None when it was not run."""
+    if not flags:
+        return None
+    raised = sorted({name for record in flags for name, on in record.items() if on is True})
+    return ", ".join(raised).replace("_", " ") or "none"
+
+
+def at(evaluation: Evaluation, checkpoint: str, intervention: str | None = None) -> Evaluation:
+    """The same evaluation on another checkpoint, or under an intervention."""
+    return replace(evaluation, checkpoint=checkpoint, intervention=intervention)

@@ -1,0 +1,81 @@
+"""A table: a plain DataFrame of strings to look at, the numbers behind it, and where they come from."""
+
+import html
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """Beside a table's cells: its numbers as a tidy frame, bold cells (row, column), notes, run ids and commits."""
+
+    id: str
+    slug: str
+    title: str
+    profile: str
+    numbers: pd.DataFrame
+    bold: frozenset[tuple[int, str]] = frozenset()
+    notes: tuple[str, ...] = ()
+    runs: tuple[str, ...] = ()
+    commits: tuple[str, ...] = ()
+
+    def footer(self) -> list[str]:
+        """Notes, then the run ids and the records' own commits that the numbers come from."""
+        commits = ", ".join(commit[:10] for commit in self.commits) or "none"
+        runs = ", ".join(self.runs) or "none yet"
+        return [*self.notes, f"Records made by commit: {commits}. Runs: {runs}."]
+
+
+@dataclass(kw_only=True)
+class Sources:
+    """Collects the run ids and commits of the records that a table reads."""
+
+    runs: set[str] = field(default_factory=set)
+    commits: set[str] = field(default_factory=set)
+
+    def add(self, record: dict) -> None:
+        """Note where this record comes from."""
+        if record.get("run_id"):
+            self.runs.add(record["run_id"])
+        if record.get("commit"):
+            self.commits.add(record["commit"])
+
+
+class Table(pd.DataFrame):
+    """What a reader sees, every cell a string; `about` holds the rest.
+
+    A notebook shows it whole, with bold cells and notes; anything derived from it is an ordinary DataFrame.
+    """
+
+    _metadata = ["about"]  # noqa: RUF012  (pandas' own way to let an attribute live on a subclass)
+    about: About
+
+    @property
+    def _constructor(self):
+        return pd.DataFrame
+
+    @property
+    def numbers(self) -> pd.DataFrame:
+        """The values behind the strings, as fractions and counts."""
+        return self.about.numbers
+
+    def _repr_html_(self) -> str:
+        cells = [[html.escape(str(value)) for value in row] for row in self.to_numpy()]
+        for i, column in self.about.bold:
+            j = list(self.columns).index(column)
+            cells[i][j] = f"<b>{cells[i][j]}</b>"
+        head = "".join(f"<th>{html.escape(column)}</th>" for column in self.columns)
+        body = "\n".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in cells)
+        notes = "".join(f"<p><small>{html.escape(note)}</small></p>" for note in self.about.notes)
+        return f'<table class="dataframe">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>{notes}'
+
+    def __repr__(self) -> str:
+        return pd.DataFrame(self).to_string(index=False) if len(self) else f"{self.about.id}: no rows"
+
+
+def make(shown: pd.DataFrame, about: About) -> Table:
+    """A Table of these strings."""
+    table = Table(shown)
+    table.about = about
+    return table

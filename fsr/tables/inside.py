@@ -1,0 +1,234 @@
+"""T7, T8 and T9: what the streams know, what FSR costs, and the adaptive audit."""
+
+import pandas as pd
+
+from fsr import experiments, reference, statistics, store
+from fsr.config import Analysis, Run
+from fsr.errors import MissingRecord
+from fsr.tables import names
+from fsr.tables.frame import About, Sources, Table, make
+from fsr.tables.text import NOT_RUN, missing, number, percent, quantity
+
+STREAMS = ("f", "robust", "nonrobust", "recalibrated", "output")
+STREAM_NAMES = {"f": "f", "robust": "f⁺", "nonrobust": "f⁻", "recalibrated": "f̃⁻", "output": "f̃"}
+PROBES = {"aux": "auxiliary head", "knn": "k-nearest neighbours"}
+GROUPS = (
+    "autoattack", "bpda", "mask", "latent", "transfer", "restarts", "noise", "square", "unmasked", "random-noise",
+)  # fmt: skip
+
+
+def record_of(run: Run, analysis: Analysis, sources: Sources) -> dict | None:
+    """The record of an analysis; None when it was not run."""
+    try:
+        record, _ = store.load_analysis(run, analysis)
+    except MissingRecord:
+        return None
+    sources.add(record)
+    return record
+
+
+def about(
+    name: str, slug: str, title: str, profile: str, numbers: pd.DataFrame, sources: Sources, *notes: str
+) -> About:
+    """The part beside the cells of a table without bold cells."""
+    return About(
+        id=name, slug=slug, title=title, profile=profile, numbers=numbers, notes=notes,
+        runs=tuple(sorted(sources.runs)), commits=tuple(sorted(sources.commits)),
+    )  # fmt: skip
+
+
+def planned(profile: str, run: Run, kind: str) -> list[Analysis]:
+    """A run's analyses of this kind in this profile."""
+    return [a for a in experiments.analyses(profile, "all", run) if a.kind == kind]
+
+
+def stream_numbers(profile: str, sources: Sources) -> pd.DataFrame:
+    """T7 as numbers: a row per checkpoint, seed, stream and probe; attack pgd20 and clean; accuracy as a fraction."""
+    records = []
+    for row in experiments.ROWS[profile]["streams"]:
+        for run in row.runs:
+            for analysis in planned(profile, run, "streams"):
+                found = record_of(run, analysis, sources) or {}
+                known = {(r["stream"], r["probe"], attack): r for attack, key in
+                         (("pgd20", "rows"), ("clean", "rows_clean")) for r in found.get(key, [])}  # fmt: skip
+                for stream in STREAMS:
+                    for probe in PROBES:
+                        for attack in ("pgd20", "clean"):
+                            cell = known.get((stream, probe, attack)) or known.get(("features", probe, attack), {})
+                            cell = cell if stream == "f" or (stream, probe, attack) in known else {}
+                            records.append({
+                                "row": row.name, "seed": run.seed, "checkpoint": analysis.checkpoint, "stream": stream,
+                                "probe": probe, "attack": attack, "n": cell.get("n"), "correct": cell.get("correct"),
+                            })  # fmt: skip
+    frame = pd.DataFrame(records)
+    frame[["n", "correct"]] = frame[["n", "correct"]].astype(float)
+    return frame.assign(accuracy=frame["correct"] / frame["n"])
+
+
+def streams(profile: str) -> Table:
+    """T7: accuracy of every stream under PGD-20 by both probes, mean over seeds with Wilson interval."""
+    experiments.profile_of(profile)
+    sources = Sources()
+    numbers = stream_numbers(profile, sources)
+    shown = []
+    for (row, checkpoint, stream), part in numbers.groupby(["row", "checkpoint", "stream"], sort=False):
+        out = {"method": row, "weights": checkpoint, "stream": f"{STREAM_NAMES[stream]} ({stream})"}
+        for probe, title in PROBES.items():
+            for attack, words in (("pgd20", "PGD-20"), ("clean", "no attack")):
+                mine = part[(part["probe"] == probe) & (part["attack"] == attack)]
+                out[f"{title}, {words}"] = _over_seeds(mine)
+        shown.append(out | {"n": quantity(part["n"].max(), digits=0)})
+    notes = (
+        "Percent, with 95 % Wilson intervals at one seed's n, ± the standard deviation over seeds.",
+        "The auxiliary head was trained to be wrong on f⁻ and right on f⁺ and f̃⁻, and is a guest on f and f̃: only "
+        "the neighbours, which nothing was trained on, are evidence.",
+    )
+    return make(pd.DataFrame(shown), about("T7", "streams", "What the streams know", profile, numbers, sources, *notes))
+
+
+def _over_seeds(part: pd.DataFrame) -> str:
+    done = part.dropna(subset="accuracy")
+    if done.empty:
+        return NOT_RUN
+    mean, n = float(done["accuracy"].mean()), int(done["n"].min())
+    text = percent(mean, *statistics.wilson(round(mean * n), n))
+    if len(done) > 1:
+        head, tail = text.split(" ", 1)
+        text = f"{head} ± {number(100 * float(done['accuracy'].std(ddof=1)))} {tail}"
+    return text if len(done) == len(part) else f"{text} ({len(done)} of {len(part)} seeds)"
+
+
+COST = ("params", "macs", "train_seconds_per_epoch", "latency_ms", "peak_memory_mb")
+
+
+def cost_numbers(profile: str, sources: Sources) -> pd.DataFrame:
+    """T8 as numbers: a row per network, without and with FSR; latency of the largest batch that was timed, in ms."""
+    records = []
+    for row in experiments.ROWS[profile]["whitebox"]:
+        run = row.runs[0]
+        for analysis in planned(profile, run, "cost")[:1]:
+            found = record_of(run, analysis, sources) or {}
+            latency = found.get("latency_ms")
+            if isinstance(latency, dict):
+                latency = latency[max(latency, key=int)]
+            records.append({
+                "dataset": run.dataset, "backbone": run.backbone, "network": names.network(run), "row": row.name,
+                "fsr": run.fsr is not None, "full_size": run.width is None and run.blocks is None,
+                **{name: found.get(name) for name in COST}, "latency_ms": latency,
+            })  # fmt: skip
+    frame = pd.DataFrame(records)
+    frame[list(COST)] = frame[list(COST)].astype(float)
+    return frame
+
+
+def overhead(profile: str) -> Table:
+    """T8: parameters, MACs, seconds per epoch, latency and memory without and with FSR, and the difference."""
+    experiments.profile_of(profile)
+    sources = Sources()
+    numbers = cost_numbers(profile, sources)
+    shown = []
+    for (dataset, network), pair in numbers.groupby(["dataset", "network"], sort=False):
+        keys = {"data": names.dataset(dataset), "network": network}
+        shown += [keys | {"method": r.row} | _costs(r) for r in pair.itertuples()]
+        plain, both = (pair[pair["fsr"] == value].iloc[0] for value in (False, True))
+        shown.append(keys | {"method": "added by FSR"} | {k: _added(plain[n], both[n]) for k, n in zip(_HEAD, COST)})
+        if pair["full_size"].all():
+            stated = _stated(pair["backbone"].iloc[0])
+            shown.append(keys | {"method": "added, from the authors' code (computed)"} | stated)
+    notes = (
+        "Parameters include the auxiliary head; MACs, latency and memory are of the device and batches in the records. "
+        "Seconds per epoch are the median over a training, latency the median of eager passes in eval mode.",
+        "WRN's dead `sub_block1` is not counted.",
+    )
+    return make(pd.DataFrame(shown), about("T8", "overhead", "Overhead", profile, numbers, sources, *notes))
+
+
+_HEAD = ("parameters", "MACs", "seconds per epoch", "latency, ms", "peak memory, MiB")
+
+
+def _costs(row) -> dict[str, str]:
+    digits = (0, 0, 2, 3, 1)
+    return {head: quantity(getattr(row, name), digits=d) for head, name, d in zip(_HEAD, COST, digits)}
+
+
+def _added(plain: float, both: float) -> str:
+    if missing(plain) or missing(both):
+        return NOT_RUN
+    return f"{number(100 * (both / plain - 1), digits=2, sign=True)} %"
+
+
+def _stated(backbone: str) -> dict[str, str]:
+    known = reference.known_results().query("kind == 'computed' and metric == 'added_params'")
+    row = known[known["backbone"] == backbone].iloc[0]
+    return {head: "" for head in _HEAD} | {"parameters": f"+{row['value']:,.0f}"}
+
+
+def audit_numbers(profile: str, sources: Sources) -> pd.DataFrame:
+    """T9 as numbers: a row per network and group, `correct` of `n` images still right; reason where not applicable."""
+    records = []
+    for row in experiments.ROWS[profile]["audit"]:
+        for analysis in planned(profile, row.runs[0], "audit"):
+            found = record_of(row.runs[0], analysis, sources) or {}
+            keys = {"row": row.name, "checkpoint": analysis.checkpoint, "budget": analysis.budget}
+            records += [keys | cell for cell in _audit_cells(found)]
+    frame = pd.DataFrame(records)
+    frame[["n", "correct", "value"]] = frame[["n", "correct", "value"]].astype(float)
+    return frame
+
+
+def _audit_cells(found: dict) -> list[dict]:
+    """Protocol, every group (a reason where it does not apply), worst case, then flags and indicators."""
+    n, groups, left_out = found.get("n"), found.get("groups", {}), found.get("not_applicable", {})
+    whole = {name: why for name, why in left_out.items() if "/" not in name}
+    cells = [{"item": "authors' protocol", "n": n, "correct": found.get("authors_protocol")}]
+    for name in [*groups, *(name for name in whole if name not in groups)] or GROUPS:
+        cell = groups.get(name, {})
+        cells.append({"item": name, "n": cell.get("n"), "correct": cell.get("correct"), "text": whole.get(name)})
+    cells.append({"item": "worst case", "n": n, "correct": found.get("worst_case")})
+    flags = [name for name, on in found.get("flags", {}).items() if on is True]
+    cells.append({"item": "AutoAttack's flags", "text": (", ".join(flags) or "none") if found else None})
+    cells += [{"item": f"indicator: {name}", "value": value} for name, value in found.get("indicators", {}).items()]
+    return [{"n": None, "correct": None, "value": None, "text": None, **cell} for cell in cells]
+
+
+def audit(profile: str) -> Table:
+    """T9: accuracy per attack group and in the worst case over all of them, per network."""
+    experiments.profile_of(profile)
+    sources = Sources()
+    numbers = audit_numbers(profile, sources)
+    columns = list(dict.fromkeys(zip(numbers["row"], numbers["checkpoint"])))
+    cells = {(r.row, r.checkpoint, r.item): r for r in numbers.itertuples()}
+    shown = []
+    for item in _items(numbers):
+        out = {"attack group": item.replace("_", " ")}
+        for row, checkpoint in columns:
+            out[f"{row}, {checkpoint}"] = _audit_text(cells.get((row, checkpoint, item)))
+        shown.append(out)
+    budget = ", ".join(sorted({b for b in numbers["budget"].dropna()}))
+    notes = (
+        f"Percent of images still right, with 95 % Wilson intervals; budget: {budget}. A group breaks an image when "
+        "one of its attacks does; the worst case is over every group and the protocol.",
+        "Indicators are shares of the images that are right when clean; high values say that attacks failed to attack.",
+    )
+    return make(pd.DataFrame(shown), about("T9", "audit", "Adaptive audit", profile, numbers, sources, *notes))
+
+
+def _items(numbers: pd.DataFrame) -> list[str]:
+    """Every item once: groups, then the worst case, flags and indicators at the end."""
+    last = ("worst case", "AutoAttack's flags")
+    items = list(dict.fromkeys(numbers["item"]))
+    groups = [i for i in items if i not in last and not i.startswith("indicator")]
+    return [*groups, *last, *(i for i in items if i.startswith("indicator"))]
+
+
+def _audit_text(cell) -> str:
+    if cell is None:
+        return NOT_RUN
+    if isinstance(cell.text, str):
+        return cell.text if cell.item.startswith("Auto") else f"not applicable: {cell.text}"
+    if not missing(cell.value):
+        return f"{cell.value:.2f}"
+    if missing(cell.correct) or missing(cell.n):
+        return NOT_RUN
+    n, correct = int(cell.n), int(cell.correct)
+    return f"{percent(correct / n, *statistics.wilson(correct, n))} (n = {n:,})"

@@ -1,0 +1,168 @@
+"""How T10 measures each kind of claim from the records; deciding is `fsr.tables.verdict`'s job."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from fsr import experiments, store
+from fsr.errors import MissingRecord
+from fsr.experiments import Row
+from fsr.reference import Claim
+from fsr.tables import accuracy, cells
+from fsr.tables.frame import Sources
+from fsr.tables.inside import cost_numbers, stream_numbers
+from fsr.tables.text import missing, number
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Ours for one claim, in the claim's unit; passed is None where the test cannot be made, and `why` says why."""
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    seeds: int = 0
+    passed: bool | None = None
+    why: str = ""
+
+
+NOTHING = Measured(why="not run")
+LEVEL = 0.05
+
+
+def _row(profile: str, kind: str, name: str) -> Row | None:
+    return next((row for row in experiments.ROWS[profile][kind] if row.name == name), None)
+
+
+def _of_seeds(values: list[float], *, scale: float = 100.0) -> Measured:
+    """Mean and two-sided 95 % t interval over seeds; passed when it lies above 0."""
+    if not values:
+        return NOTHING
+    values = [scale * value for value in values]
+    if len(values) < 2:
+        return Measured(value=values[0], seeds=1, why="one seed has no interval")
+    low, high = cells.t_interval(values)
+    return Measured(value=sum(values) / len(values), low=low, high=high, seeds=len(values), passed=low > 0)
+
+
+def _evaluation(profile: str, metric: str, kind: str = "whitebox"):
+    """The column's evaluation; `autoattack` is the profile's own AutoAttack."""
+    name = experiments.profile_of(profile).autoattack if metric == "autoattack" else metric
+    return experiments.columns(profile, kind)[name]
+
+
+def gain(profile: str, claim: Claim, sources: Sources) -> Measured:
+    """AT + FSR minus AT, seed by seed, in points."""
+    row = _row(profile, "whitebox", "AT + FSR")
+    evaluation = _evaluation(profile, claim.metric)
+    cells.accuracy(row.runs, evaluation, sources)
+    return _of_seeds(cells.gain(row.runs, row.plain, evaluation).get("per_seed", []))
+
+
+def largest_gain(profile: str, claim: Claim, sources: Sources) -> Measured:
+    """The largest gain among T1's robust cells (last weights), in points; every cell must have been run."""
+    frame = accuracy.long("T1", profile, sources)
+    chosen = (frame["kind"] == "gain") & (frame["checkpoint"] == "last") & (frame["metric"] != "clean")
+    gains = frame[chosen]
+    done = gains.dropna(subset="value")
+    if done.empty:
+        return NOTHING
+    top = done.loc[done["value"].idxmax()]
+    value = 100 * top["value"]
+    place = f"largest at {top['dataset']}, {top['network']}, {top['row'].split(':')[0]}, {top['metric']}"
+    whole = len(done) == len(gains)
+    why = place if whole else f"{place}; {len(done)} of {len(gains)} cells run"
+    passed = abs(value - claim.stated) <= claim.tolerance if whole else None
+    low, high, seeds = 100 * top["low"], 100 * top["high"], int(done["seeds"].min())
+    return Measured(value=value, low=low, high=high, seeds=seeds, passed=passed, why=why)
+
+
+def overhead(profile: str, claim: Claim, sources: Sources) -> Measured:
+    """The larger of added MACs and added seconds per epoch on the main network, in percent."""
+    numbers = cost_numbers(profile, sources)
+    main = numbers.iloc[0][["dataset", "network"]]
+    pair = numbers[(numbers[["dataset", "network"]] == main).all(axis=1)].sort_values("fsr")
+    added = {}
+    for name in ("macs", "train_seconds_per_epoch"):
+        plain, both = pair[name]
+        if missing(plain) or missing(both):
+            return NOTHING
+        added[name] = 100 * (both / plain - 1)
+    worst = max(added.values())
+    why = "; ".join(f"{name.replace('_', ' ')} {number(value, sign=True)} %" for name, value in added.items())
+    return Measured(value=worst, seeds=1, passed=worst <= claim.tolerance, why=why)
+
+
+def deactivation(profile: str, claim: Claim, sources: Sources) -> Measured:
+    """The smallest lead of AT + FSR over FD, CAS and CIFS, in points; all three intervals must lie above 0."""
+    evaluation = _evaluation(profile, claim.metric, "deactivation")
+    ours = _row(profile, "deactivation", "AT + FSR")
+    leads: dict[str, Measured] = {}
+    for peer in ("AT + FD", "AT + CAS", "AT + CIFS"):
+        row = _row(profile, "deactivation", peer)
+        if row is None:
+            return Measured(why="the peers are not in this profile")
+        cells.accuracy(row.runs, evaluation, sources)
+        leads[peer] = _of_seeds(cells.gain(ours.runs, row.runs, evaluation).get("per_seed", []))
+    if any(lead.value is None for lead in leads.values()):
+        return NOTHING
+    least = min(leads.values(), key=lambda lead: lead.value)
+    tests = [lead.passed for lead in leads.values()]
+    passed = None if None in tests else all(tests)
+    why = "; ".join(f"over {peer} {number(lead.value, sign=True)}" for peer, lead in leads.items())
+    seeds = min(lead.seeds for lead in leads.values())
+    return Measured(value=least.value, low=least.low, high=least.high, seeds=seeds, passed=passed, why=why)
+
+
+def cues(profile: str, claim: Claim, sources: Sources) -> Measured:
+    """Accuracy of the recalibrated minus the non-robust stream under PGD-20 by neighbours, seed by seed, in points."""
+    numbers = stream_numbers(profile, sources)
+    chosen = (numbers["probe"] == claim.metric) & (numbers["attack"] == "pgd20") & (numbers["checkpoint"] == "last")
+    wide = numbers[chosen].pivot(index="seed", columns="stream", values="accuracy")
+    return _of_seeds(list((wide["recalibrated"] - wide["nonrobust"]).dropna()))
+
+
+def _comparable(profile: str) -> bool:
+    base = experiments.profile_of(profile).base
+    return (base.dataset, base.backbone) == ("cifar10", "resnet18")
+
+
+def accuracy_of(profile: str, claim: Claim, sources: Sources) -> Measured:
+    """Accuracy of AT + FSR (last weights), in percent; equivalent to the stated value by two one-sided t tests."""
+    if not _comparable(profile):
+        return Measured(why="another data set or network")
+    row, evaluation = _row(profile, "whitebox", "AT + FSR"), _evaluation(profile, claim.metric)
+    cells.accuracy(row.runs, evaluation, sources)
+    values = [o.accuracy for run in row.runs if (o := cells.outcome(run, evaluation)) is not None]
+    ours = _of_seeds(values)
+    if ours.low is None:
+        return ours
+    p = cells.equivalence([100 * v - claim.stated for v in values], claim.tolerance)
+    return replace(ours, passed=p < LEVEL, why=f"p = {p:.3f}")
+
+
+def seconds(profile: str, claim: Claim, sources: Sources) -> Measured:
+    """Median seconds per epoch of AT + FSR, seed 0, on the device that the stated value names."""
+    if not _comparable(profile):
+        return Measured(why="another data set or network")
+    run = experiments.main_pair(profile)[1]
+    try:
+        value, record = float(store.history(run)["seconds"].median()), store.environment(run)
+    except MissingRecord:
+        return NOTHING
+    sources.add(record)
+    device = claim.source.rsplit(" ", 1)[-1].strip(")")
+    if device not in json.dumps(record.get("hardware")):
+        return Measured(value=value, seeds=1, why=f"not on an {device}")
+    return Measured(value=value, seeds=1, passed=value <= claim.stated + claim.tolerance)
+
+
+RULES: dict[str, Callable[[str, Claim, Sources], Measured]] = {
+    "gain": gain,
+    "largest_gain": largest_gain,
+    "overhead": overhead,
+    "deactivation": deactivation,
+    "cues": cues,
+    "accuracy": accuracy_of,
+    "seconds": seconds,
+}

@@ -1,0 +1,51 @@
+"""How tables write data sets, networks and attacks."""
+
+from fsr.config import Run
+
+DATASETS = {"digits": "digits", "cifar10": "CIFAR-10", "svhn": "SVHN", "tinyimagenet": "Tiny ImageNet"}
+METRICS = {
+    "clean": "no attack",
+    "fgsm": "FGSM",
+    "pgd20": "PGD-20",
+    "pgd100": "PGD-100",
+    "cw": "C&W",
+    "ensemble": "Ensemble",
+    "autoattack": "AutoAttack",
+    "autoattack-ci": "AutoAttack (capped)",
+    "pgd20-joint": "PGD-20, joint loss",
+    "transfer-twin": "transfer (AT twin)",
+    "transfer-natural": "transfer (natural)",
+    "di-fgsm": "DI-FGSM",
+    "ti-fgsm": "TI-FGSM",
+    "nattack": "N-Attack",
+    "square": "Square",
+}
+METHODS = {"natural": "natural", "at": "AT", "trades": "TRADES", "mart": "MART", "fsr": "FSR", "awp": "AWP"}
+
+
+def network(run: Run) -> str:
+    """The network as it was really built: ResNet-18, ResNet-10 (width 8), WRN-10-1."""
+    blocks, width = run.blocks, run.width
+    if run.backbone == "wideresnet34":
+        depth = 34 if blocks is None else 4 + 2 * sum(blocks)
+        return f"WRN-{depth}-{10 if width is None else width}"
+    if run.backbone == "vgg16":
+        name = f"VGG-{16 if blocks is None else sum(blocks) + 3}-BN"
+    else:
+        name = f"ResNet-{18 if blocks is None else 2 + 2 * sum(blocks)}"
+    return name if width is None else f"{name} (width {width})"
+
+
+def dataset(name: str) -> str:
+    """`cifar10` as it is written: CIFAR-10; a folder by its last part."""
+    return DATASETS.get(name, name.rstrip("/").rsplit("/", 1)[-1])
+
+
+def method(label: str) -> str:
+    """`at+fsr` as rows are named: AT + FSR."""
+    return " + ".join(METHODS.get(part, part) for part in label.split("+"))
+
+
+def metric(name: str) -> str:
+    """`pgd20` as it is written: PGD-20."""
+    return METRICS.get(name, name)

@@ -1,0 +1,88 @@
+"""T10: every claim beside ours, and one of three verdicts, by rules written down in `fsr.reference`."""
+
+import pandas as pd
+
+from fsr import experiments
+from fsr.reference import CLAIMS, Claim
+from fsr.tables import names
+from fsr.tables.frame import Sources, Table, make
+from fsr.tables.inside import about
+from fsr.tables.measure import RULES, Measured
+from fsr.tables.text import NOT_RUN, missing, number, span
+
+REPRODUCED, FAILED, UNTESTED = "reproduced", "not reproduced", "not tested"
+
+
+def decide(claim: Claim, profile: str, ours: Measured) -> tuple[str, str]:
+    """(verdict, reason): a verdict needs the right profile, enough seeds, and a test that could be made."""
+    if ours.value is None:
+        return UNTESTED, ours.why
+    if profile not in claim.profiles:
+        needed = " or ".join(claim.profiles)
+        return UNTESTED, "; ".join(part for part in (f"needs {needed}", ours.why) if part)
+    if ours.seeds < claim.min_seeds:
+        return UNTESTED, f"{ours.seeds} of {claim.min_seeds} seeds"
+    if ours.passed is None:
+        return UNTESTED, ours.why
+    return (REPRODUCED if ours.passed else FAILED), ours.why
+
+
+def budget(profile: str) -> str:
+    """What the verdict holds for, in words: data, network and epochs."""
+    base = experiments.profile_of(profile).base
+    epochs = f"{base.epochs} epoch{'s' if base.epochs > 1 else ''}"
+    return f"{names.dataset(base.dataset)}, {names.network(base)}, {epochs}"
+
+
+def numbers(profile: str, sources: Sources) -> pd.DataFrame:
+    """T10 as numbers: a row per claim, in the claim's own unit."""
+    records = []
+    for claim in CLAIMS:
+        ours = RULES[claim.rule](profile, claim, sources)
+        verdict, reason = decide(claim, profile, ours)
+        records.append({
+            "id": claim.id, "claim": claim.text, "kind": claim.kind, "source": claim.source, "stated": claim.stated,
+            "unit": claim.unit, "ours": ours.value, "low": ours.low, "high": ours.high, "seeds": ours.seeds,
+            "tolerance": claim.tolerance, "verdict": verdict, "reason": reason, "test": claim.test,
+        })  # fmt: skip
+    frame = pd.DataFrame(records)
+    values = ["stated", "ours", "low", "high", "tolerance"]
+    frame[values] = frame[values].astype(float)
+    return frame
+
+
+def _value(value: float, row, *, sign: bool) -> str:
+    return f"{number(value, digits=2, sign=sign)} {row.unit}"
+
+
+def _shown(row, where: str) -> dict[str, str]:
+    sign = row.unit == "points"
+    ours = NOT_RUN if missing(row.ours) else _value(row.ours, row, sign=sign)
+    if not missing(row.low):
+        ours += " " + span(row.low, row.high, digits=2, sign=sign)
+    return {
+        "claim": f"{row.id}. {row.claim}",
+        "stated": "words only" if missing(row.stated) else _value(row.stated, row, sign=sign),
+        "by": f"{row.kind}: {row.source}",
+        "ours": ours,
+        "seeds": str(row.seeds),
+        "tolerance": _value(row.tolerance, row, sign=False) if row.tolerance else "",
+        "verdict": row.verdict,
+        "why": row.reason,
+        "holds for": where if row.verdict != UNTESTED else "",
+        "test": row.test,
+    }
+
+
+def verdict(profile: str) -> Table:
+    """T10: reproduced, not reproduced or not tested, claim by claim, for this profile."""
+    experiments.profile_of(profile)
+    sources = Sources()
+    frame, where = numbers(profile, sources), budget(profile)
+    notes = (
+        f"Profile {profile}: {where}. Tolerances and tests were fixed in fsr/reference/claims.py before any run.",
+        "Only rows of kind paper are the paper's; rerun is a third party's run of the authors' code. An interval that "
+        "holds zero is not reproduced: it does not show that there is no effect.",
+    )
+    shown = pd.DataFrame([_shown(row, where) for row in frame.itertuples()])
+    return make(shown, about("T10", "verdict", "Verdict", profile, frame, sources, *notes))

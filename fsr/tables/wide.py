@@ -1,0 +1,45 @@
+"""From the long frame of T1 to T6 to what a reader sees: a row per method and checkpoint, a column per attack."""
+
+import math
+
+import pandas as pd
+
+from fsr.tables import names
+from fsr.tables.text import measured
+
+GROUP = ["dataset", "network", "checkpoint"]
+ROW = [*GROUP, "row", "kind", "source"]
+OTHERS = ("rerun", "anchor")
+
+
+def wide(frame: pd.DataFrame) -> tuple[pd.DataFrame, frozenset[tuple[int, str]]]:
+    """Strings, and the bold cells: the best of our rows in each column, for the same data, network and checkpoint."""
+    metrics = list(dict.fromkeys(frame["metric"]))
+    order = list(dict.fromkeys(frame[ROW].itertuples(index=False, name=None)))
+    cells = {(*(getattr(cell, name) for name in ROW), cell.metric): cell for cell in frame.itertuples()}
+    best = _best(frame)
+    shown, bold = [], set()
+    for i, key in enumerate(order):
+        mine = {metric: cells[*key, metric] for metric in metrics if (*key, metric) in cells}
+        shown.append(_row(key, mine, metrics))
+        for metric, cell in mine.items():
+            if cell.kind == "ours" and cell.value == best.get((*key[:3], metric)):
+                bold.add((i, names.metric(metric)))
+    out = pd.DataFrame(shown)
+    return (out if out["AutoAttack flags"].any() else out.drop(columns="AutoAttack flags")), frozenset(bold)
+
+
+def _row(key: tuple, mine: dict, metrics: list[str]) -> dict[str, str]:
+    dataset, network, checkpoint, row, kind, source = key
+    n = next((cell.n for cell in mine.values() if not pd.isna(cell.n)), math.nan)
+    name = f"{row} ({kind}: {source})" if kind in OTHERS else row
+    out = {"data": names.dataset(dataset), "network": network, "weights": checkpoint, "method": name}
+    out |= {names.metric(m): measured(mine[m], n) if m in mine else "" for m in metrics}
+    flags = [cell.flags for cell in mine.values() if isinstance(cell.flags, str)] if kind == "ours" else []
+    return out | {"n": "" if pd.isna(n) else f"{n:.0f}", "AutoAttack flags": "; ".join(flags)}
+
+
+def _best(frame: pd.DataFrame) -> dict[tuple, float]:
+    ours = frame[(frame["kind"] == "ours") & frame["value"].notna()]
+    groups = ours.groupby([*GROUP, "metric"], sort=False)["value"]
+    return {key: values.max() for key, values in groups if len(values) > 1}

@@ -1,0 +1,205 @@
+"""T1 to T6 from records whose numbers are known."""
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from fsr import experiments, tables
+from fsr.errors import UsageError
+from fsr.store import id_of
+
+AT, BOTH = experiments.main_pair("demo")
+ROWS = {row.name: row for row in experiments.ROWS["demo"]["whitebox"][:2]}
+
+
+def pick(table, **keys):
+    frame = table.numbers
+    for key, value in keys.items():
+        frame = frame[frame[key] == value]
+    assert len(frame) == 1, (keys, len(frame))
+    return frame.iloc[0]
+
+
+def shown(table, method, weights="last"):
+    return table[(table["method"] == method) & (table["weights"] == weights)].iloc[0]
+
+
+@pytest.mark.parametrize("profile", experiments.PROFILES)
+def test_without_records_every_planned_row_is_there_and_says_not_run(root, profile):
+    for name in ("T1", "T2", "T3", "T4", "T5", "T6"):
+        table = tables.TABLES[name].make(profile)
+        kind = tables.TABLES[name].slug
+        planned = {row.name for row in experiments.ROWS[profile][kind]}
+        assert planned <= set(table["method"])
+        ours = table[table["method"].isin(planned)]
+        for column in table.columns[4:]:
+            words = {"not run", ""} | ({"not applicable"} if "joint" in column else set())
+            assert set(ours[column]) <= words, (name, column)
+        assert not table.about.bold and not table.about.runs
+
+
+def test_accuracy_and_wilsons_interval_of_one_seed(records):
+    records("demo").columns(AT, 400)
+    table = tables.whitebox("demo")
+    cell = pick(table, backbone="resnet18", row="AT", kind="ours", checkpoint="last", metric="pgd20")
+    exact = binomtest(400, 500).proportion_ci(0.95, method="wilson")
+    assert (cell["value"], cell["n"], cell["seeds"]) == (0.8, 500, 1)
+    assert (cell["low"], cell["high"]) == pytest.approx((exact.low, exact.high))
+    assert shown(table, "AT")["PGD-20"] == "80.0 [76.3, 83.3] (1 of 3 seeds)"
+    assert shown(table, "AT")["AutoAttack"] == "not run" and shown(table, "AT", "ema")["PGD-20"] == "not run"
+    assert table.about.runs == (id_of(AT),)
+
+
+def test_mean_and_standard_deviation_over_seeds(records):
+    for run, right in zip(ROWS["AT"].runs, (390, 400, 410)):
+        records("demo").columns(run, right)
+    text = shown(tables.whitebox("demo"), "AT")["no attack"]
+    assert text == "80.0 ± 2.0 [76.3, 83.3]"  # the interval is of 500 images, not of 1500: all seeds see the same ones
+
+
+def test_gain_is_paired_by_image_and_seed(records):
+    write = records("demo")
+    write.columns(AT, 400)
+    write.columns(BOTH, 420)
+    table = tables.whitebox("demo")
+    cell = pick(table, backbone="resnet18", kind="gain", row="AT + FSR: gain over AT", checkpoint="last", metric="cw")
+    assert cell["value"] == pytest.approx(0.04) and cell["p"] == pytest.approx(2 * 0.5**20)
+    spread = 1.96 * np.sqrt(0.04 * 0.96 / 500)
+    assert (cell["low"], cell["high"]) == pytest.approx((0.04 - spread, 0.04 + spread), abs=0.004)
+    assert shown(table, "AT + FSR: gain over AT")["C&W"].startswith("+4.0 [+2.")
+
+
+def test_a_loss_has_a_minus_sign(records):
+    write = records("demo")
+    write.columns(AT, 420)
+    write.columns(BOTH, 400)
+    assert shown(tables.whitebox("demo"), "AT + FSR: gain over AT")["C&W"].startswith("\N{MINUS SIGN}4.0 [")
+
+
+def test_gain_needs_the_same_seed(records):
+    write = records("demo")
+    write.columns(ROWS["AT"].runs[1], 400)
+    write.columns(ROWS["AT + FSR"].runs[2], 400)
+    assert shown(tables.whitebox("demo"), "AT + FSR: gain over AT")["C&W"] == "not run"
+
+
+def test_ensemble_is_taken_per_image_and_needs_all_five(records):
+    write = records("demo")
+    write.columns(AT, 400, only=("clean", "fgsm", "pgd20", "pgd100"))
+    assert shown(tables.whitebox("demo"), "AT")["Ensemble"] == "not run"
+    write.evaluation(AT, "cw", np.arange(500) >= 100)  # right where the others are wrong, and on 300 of theirs
+    table = tables.whitebox("demo")
+    assert pick(table, backbone="resnet18", row="AT", kind="ours", checkpoint="last", metric="ensemble")["value"] == 0.6
+
+
+def test_autoattack_shows_its_own_n_and_flags(records):
+    write = records("demo")
+    write.columns(AT, 400)
+    write.evaluation(AT, "autoattack", 70, flags={"zero_gradient": True, "dynamic": False, "zero_gradient_points": 3})
+    row = shown(tables.whitebox("demo"), "AT")
+    assert row["AutoAttack"].startswith("70.0 [") and "n=100" in row["AutoAttack"]
+    assert row["AutoAttack flags"] == "zero gradient" and row["n"] == "500"
+
+
+def test_unflagged_autoattack_says_none(records):
+    records("demo").evaluation(AT, "autoattack", 70, flags={"dynamic": False})
+    assert shown(tables.whitebox("demo"), "AT")["AutoAttack flags"] == "none"
+
+
+def test_the_best_of_our_rows_is_bold_and_only_there(records):
+    write = records("demo")
+    write.columns(AT, 400)
+    write.columns(BOTH, 420)
+    table = tables.whitebox("demo")
+    bold = {(table["method"][i], table["weights"][i], column) for i, column in table.about.bold}
+    assert {row for row, _, _ in bold} == {"AT + FSR"} and {weights for _, weights, _ in bold} == {"last"}
+    assert "<b>84.0" in table._repr_html_() and "C&amp;W" in table._repr_html_()
+
+
+def test_checkpoints_are_rows_of_their_own(records):
+    write = records("demo")
+    write.columns(AT, 400, checkpoint="last")
+    write.columns(AT, 450, checkpoint="ema")
+    table = tables.whitebox("demo")
+    values = [shown(table, "AT", weights)["FGSM"].split(" ")[0] for weights in ("last", "ema")]
+    assert values == ["80.0", "90.0"] and shown(table, "AT", "best")["FGSM"] == "not run"
+
+
+def test_interventions_are_other_rows_and_are_compared_with_the_same_network(records):
+    write = records("demo")
+    write.columns(BOTH, 400, kind="components")
+    write.columns(BOTH, 300, kind="components", intervention="mask_one")
+    table = tables.components("demo")
+    assert shown(table, "AT + FSR")["PGD-20"].startswith("80.0")
+    assert shown(table, "m = 1 at test (FSR bypassed)")["PGD-20"].startswith("60.0")
+    gain = "m = 1 at test (FSR bypassed): gain over AT + FSR"
+    assert shown(table, gain)["Ensemble"].startswith("\N{MINUS SIGN}20.0")
+    assert set(table[table["method"] == "m = 1 at test (FSR bypassed)"]["weights"]) == {"last"}
+
+
+def test_surrogates_do_not_mix(records):
+    write = records("demo")
+    write.evaluation(AT, "transfer-twin", 300, kind="blackbox")
+    row = shown(tables.blackbox("demo"), "AT")
+    assert row["transfer (AT twin)"].startswith("60.0") and row["transfer (natural)"] == "not run"
+
+
+def test_ablations_do_not_enter_the_main_rows(records):
+    sweep = next(row for row in experiments.ROWS["demo"]["settings"] if row.name == "tau = 1.0")
+    records("demo").columns(sweep.runs[0], 250, kind="settings")
+    assert shown(tables.whitebox("demo"), "AT + FSR")["PGD-20"] == "not run"
+    assert shown(tables.settings("demo"), "tau = 1.0")["PGD-20"].startswith("50.0")
+    assert shown(tables.settings("demo"), "tau = 0.1")["PGD-20"] == "not run"
+
+
+def test_joint_loss_column_is_of_the_peers_that_have_one(records):
+    cas = experiments.named("demo")["at+cas"]
+    records("demo").evaluation(cas, "pgd20-joint", 200, kind="deactivation")
+    table = tables.deactivation("demo")
+    assert shown(table, "AT + CAS")["PGD-20, joint loss"].startswith("40.0")
+    assert shown(table, "AT + FD")["PGD-20, joint loss"] == "not applicable"
+
+
+def test_known_results_stand_beside_ours_on_their_data_only(root):
+    mini, demo = tables.whitebox("mini"), tables.whitebox("demo")
+    assert set(demo.numbers["kind"]) == {"ours", "gain"}
+    row = mini[mini["method"].str.contains("rerun: github S-creator31")].iloc[0]
+    assert (row["no attack"], row["PGD-20"], row["AutoAttack"]) == ("82.86", "52.38", "")
+    assert row["method"].startswith("AT + FSR") and row["weights"] == "last"
+    assert any("own budget" in note for note in mini.about.notes)
+
+
+def paper_cells(root, *lines):
+    (root / "results").mkdir(exist_ok=True)
+    head = "table,dataset,backbone,row,metric,value,unit,note\n"
+    (root / "results" / "paper_values.csv").write_text(head + "\n".join(lines) + "\n")
+
+
+def test_typed_cells_give_paper_and_difference_at_full_size(root, records):
+    paper_cells(root, "T1,cifar10,resnet18,AT + FSR,pgd20,50.5,percent,")
+    run = experiments.main_pair("headline")[1]
+    records("headline").columns(run, 260)
+    table = tables.whitebox("headline")
+    assert shown(table, "AT + FSR: paper")["PGD-20"] == "50.50"
+    assert shown(table, "AT + FSR: ours minus paper")["PGD-20"] == "+1.50"
+    assert shown(table, "AT + FSR: paper")["C&W"] == ""
+
+
+def test_a_smaller_network_is_never_subtracted_from_the_paper(root, records):
+    paper_cells(root, "T1,cifar10,resnet18,AT + FSR,pgd20,50.5,percent,")
+    records("mini").columns(experiments.main_pair("mini")[1], 900)
+    table = tables.whitebox("mini")
+    assert shown(table, "AT + FSR: paper")["PGD-20"] == "50.50"
+    assert shown(table, "AT + FSR: ours minus paper")["PGD-20"] == "not comparable"
+
+
+@pytest.mark.parametrize("cell", ["AT + FRS,pgd20", "AT + FSR,pdg20"])
+def test_a_misspelt_cell_names_its_line_instead_of_vanishing(root, cell):
+    paper_cells(root, f"T1,cifar10,resnet18,{cell},50.5,percent,")
+    with pytest.raises(UsageError, match="line 2"):
+        tables.whitebox("mini")
+
+
+def test_an_unknown_profile_says_what_to_type():
+    with pytest.raises(UsageError, match="choose one of"):
+        tables.whitebox("dmeo")

@@ -1,0 +1,85 @@
+"""T7, T8 and T9 from records whose numbers are known."""
+
+import pytest
+
+from fsr import experiments, tables
+
+AT, BOTH = experiments.main_pair("demo")
+
+
+def stream_rows(recalibrated, *, probe="knn"):
+    right = {"f": 300, "robust": 320, "nonrobust": 100, "recalibrated": recalibrated, "output": 350}
+    return [{"stream": s, "probe": probe, "attack": "pgd20", "n": 500, "correct": c} for s, c in right.items()]
+
+
+@pytest.mark.parametrize("profile", experiments.PROFILES)
+@pytest.mark.parametrize("name", ["T7", "T8", "T9", "T10"])
+def test_without_records_they_say_not_run(root, profile, name):
+    table = tables.TABLES[name].make(profile)
+    assert len(table) and "nan" not in repr(table).lower().replace("resonance", "")
+    assert "not run" in repr(table) and not table.about.runs
+
+
+def test_streams_show_every_stream_with_interval_and_seeds(records):
+    for run, right in zip(experiments.SETS["demo"]["streams"], (240, 250, 260)):
+        records("demo").analysis(run, "streams", {"rows": stream_rows(right), "rows_clean": []})
+    table = tables.streams("demo")
+    row = table[(table["weights"] == "last") & (table["stream"] == "f̃⁻ (recalibrated)")].iloc[0]
+    assert row["k-nearest neighbours, PGD-20"] == "50.0 ± 2.0 [45.6, 54.4]" and row["n"] == "500"
+    assert row["auxiliary head, PGD-20"] == "not run" and row["k-nearest neighbours, no attack"] == "not run"
+    assert list(dict.fromkeys(table["stream"]))[0] == "f (f)"
+
+
+def test_streams_name_missing_seeds(records):
+    records("demo").analysis(BOTH, "streams", {"rows": stream_rows(250), "rows_clean": []}, "last")
+    table = tables.streams("demo")
+    assert table["k-nearest neighbours, PGD-20"][0].endswith("(1 of 3 seeds)")
+
+
+def cost(params, macs, seconds):
+    return {"params": params, "macs": macs, "train_seconds_per_epoch": seconds, "latency_ms": {"1": 9.0, "64": 20.5},
+            "peak_memory_mb": 100.0}  # fmt: skip
+
+
+def test_overhead_is_the_difference_of_the_pair(records):
+    write = records("demo")
+    write.analysis(AT, "cost", cost(1000, 2_000_000, 1.0))
+    write.analysis(BOTH, "cost", cost(1113, 2_072_000, 1.5))
+    rows = tables.overhead("demo").set_index(["network", "method"])
+    added = rows.loc[("ResNet-10 (width 8)", "added by FSR")]
+    assert (added["parameters"], added["MACs"]) == ("+11.30 %", "+3.60 %")
+    assert added["seconds per epoch"] == "+50.00 %" and added["peak memory, MiB"] == "+0.00 %"
+    assert rows.loc[("ResNet-10 (width 8)", "AT")]["MACs"] == "2,000,000"
+    assert rows.loc[("ResNet-10 (width 8)", "AT")]["latency, ms"] == "20.500"
+    assert rows.loc[("WRN-10-1", "added by FSR")]["MACs"] == "not run"
+
+
+def test_known_parameter_counts_stand_beside_full_size_only(root):
+    assert "+1,259,018" in set(tables.overhead("headline")["parameters"])
+    assert not any("+1," in cell for cell in tables.overhead("mini")["parameters"])
+
+
+def audit_record(**changes):
+    groups = {"autoattack": {"n": 100, "correct": 60}, "mask": {"n": 100, "correct": 55}}
+    return {"n": 100, "groups": groups, "authors_protocol": 70, "worst_case": 50, "not_applicable": {},
+            "indicators": {"silent_success": 0.25}, "flags": {"zero_gradient": True, "dynamic": False}} | changes  # fmt: skip
+
+
+def test_audit_shows_groups_worst_case_flags_and_indicators(records):
+    write = records("demo")
+    write.analysis(BOTH, "audit", audit_record())
+    plain = audit_record(groups={"autoattack": {"n": 100, "correct": 65}}, not_applicable={"mask": "no FSR mask"})
+    write.analysis(AT, "audit", plain)
+    rows = tables.audit("demo").set_index("attack group")
+    assert rows.loc["mask", "AT + FSR, last"] == "55.0 [45.2, 64.4] (n = 100)"
+    assert rows.loc["mask", "AT, last"] == "not applicable: no FSR mask"
+    assert rows.loc["worst case", "AT, last"].startswith("50.0") and rows.index[0] == "authors' protocol"
+    assert rows.loc["authors' protocol", "AT, last"].startswith("70.0")
+    assert rows.loc["AutoAttack's flags", "AT, last"] == "zero_gradient"
+    assert rows.loc["indicator: silent success", "AT + FSR, last"] == "0.25"
+
+
+def test_a_single_attack_left_out_does_not_hide_its_group(records):
+    records("demo").analysis(BOTH, "audit", audit_record(not_applicable={"mask/frozen": "no slope"}))
+    rows = tables.audit("demo").set_index("attack group")
+    assert rows.loc["mask", "AT + FSR, last"].startswith("55.0") and "mask/frozen" not in rows.index

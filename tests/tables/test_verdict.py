@@ -1,0 +1,137 @@
+"""T10: a verdict needs the right profile, enough seeds and a test that was fixed before."""
+
+import numpy as np
+import pytest
+
+from fsr import experiments, reference, tables
+from fsr.tables.frame import Sources
+from fsr.tables.measure import Measured
+from fsr.tables.verdict import decide, numbers
+
+CLAIMS = {claim.id: claim for claim in reference.CLAIMS}
+
+
+def row(profile, claim):
+    return numbers(profile, Sources()).set_index("id").loc[claim]
+
+
+def pair(profile, kind="whitebox"):
+    rows = {r.name: r for r in experiments.ROWS[profile][kind]}
+    return zip(rows["AT"].runs, rows["AT + FSR"].runs)
+
+
+@pytest.mark.parametrize("profile", experiments.PROFILES)
+def test_every_claim_is_there_and_nothing_is_claimed_without_records(root, profile):
+    frame = numbers(profile, Sources())
+    assert list(frame["id"]) == list(CLAIMS) and set(frame["verdict"]) == {"not tested"}
+
+
+def test_gain_in_every_seed_is_reproduced_and_names_the_budget(records):
+    for i, (plain, both) in enumerate(pair("mini")):
+        records("mini").evaluation(plain, "autoattack", 200)
+        records("mini").evaluation(both, "autoattack", 220 + i)
+    found = row("mini", "C1")
+    assert found["verdict"] == "reproduced" and found["ours"] == pytest.approx(100 * 21 / 500)
+    half = 4.302653 * 0.2 / np.sqrt(3)  # Student's t with two degrees of freedom; the seeds differ by 0.2 points
+    assert (found["low"], found["high"]) == pytest.approx((4.2 - half, 4.2 + half), abs=1e-4)
+    shown = tables.verdict("mini").set_index("claim").filter(like="C1.", axis=0).iloc[0]
+    assert shown["holds for"] == "CIFAR-10, ResNet-18 (width 16), 10 epochs" and shown["stated"] == "words only"
+
+
+def test_an_interval_that_holds_zero_is_not_reproduced(records):
+    for step, (plain, both) in zip((-20, 0, 30), pair("mini")):
+        records("mini").evaluation(plain, "autoattack", 200)
+        records("mini").evaluation(both, "autoattack", 200 + step)
+    assert row("mini", "C1")["verdict"] == "not reproduced"
+
+
+def test_two_seeds_give_a_number_but_no_verdict(records):
+    for plain, both in list(pair("mini"))[:2]:
+        records("mini").evaluation(plain, "autoattack", 200)
+        records("mini").evaluation(both, "autoattack", 250)
+    found = row("mini", "C1")
+    assert found["ours"] == pytest.approx(10) and (found["verdict"], found["reason"]) == ("not tested", "2 of 3 seeds")
+
+
+def test_digits_settle_nothing_about_the_paper(records):
+    for plain, both in pair("demo"):
+        records("demo").evaluation(plain, "autoattack", 50)
+        records("demo").evaluation(both, "autoattack", 60)
+    found = row("demo", "C1")
+    assert found["verdict"] == "not tested" and found["ours"] == pytest.approx(10)
+    assert "needs mini or headline or paper" in found["reason"]
+
+
+def test_the_largest_gain_needs_every_cell(records):
+    for plain, both in pair("paper"):
+        if plain.dataset == "cifar10":
+            records("paper").evaluation(plain, "pgd20", 200)
+            records("paper").evaluation(both, "pgd20", 243)
+    found = row("paper", "C2")
+    assert found["ours"] == pytest.approx(8.6) and found["verdict"] == "not tested" and "cells run" in found["reason"]
+
+
+@pytest.mark.parametrize(("right", "verdict"), [((262, 263, 261), "reproduced"), ((280, 281, 279), "not reproduced")])
+def test_the_reruns_accuracy_is_tested_for_equivalence(records, right, verdict):
+    for (_, both), count in zip(pair("headline"), right):
+        records("headline").evaluation(both, "pgd20", count)
+    claim = next(c.id for c in reference.CLAIMS if c.metric == "pgd20")
+    assert row("headline", claim)["verdict"] == verdict
+
+
+def test_better_than_deactivation_needs_all_three_peers(records):
+    write = records("paper")
+    rows = {r.name: r for r in experiments.ROWS["paper"]["deactivation"]}
+    for name, right in {"AT + FSR": 300, "AT + FD": 250, "AT + CAS": 260}.items():
+        for i, run in enumerate(rows[name].runs):
+            write.evaluation(run, "autoattack", right + i * (name == "AT + FSR"), kind="deactivation")
+    assert row("paper", "C4")["verdict"] == "not tested"
+    for run in rows["AT + CIFS"].runs:
+        write.evaluation(run, "autoattack", 290, kind="deactivation")
+    found = row("paper", "C4")
+    assert found["verdict"] == "reproduced" and found["ours"] == pytest.approx(2.2)
+
+
+def test_regained_cues_are_judged_by_neighbours_not_by_the_trained_head(records):
+    for i, run in enumerate(experiments.SETS["mini"]["streams"]):
+        rows = [
+            {"stream": stream, "probe": probe, "n": 1000, "correct": right}
+            for probe, pair in {"aux": (10, 900), "knn": (500, 480 - i)}.items()
+            for stream, right in zip(("nonrobust", "recalibrated"), pair)
+        ]
+        records("mini").analysis(run, "streams", {"rows": rows})
+    found = row("mini", "C5")
+    assert found["verdict"] == "not reproduced" and found["ours"] == pytest.approx(-2.1)
+
+
+def cost(macs, seconds):
+    return {"params": 1, "macs": macs, "train_seconds_per_epoch": seconds, "latency_ms": 1.0, "peak_memory_mb": 1.0}
+
+
+@pytest.mark.parametrize(("seconds", "verdict"), [(31.0, "reproduced"), (35.0, "not reproduced")])
+def test_overhead_is_small_when_macs_and_seconds_are(records, seconds, verdict):
+    plain, both = experiments.main_pair("headline")
+    records("headline").analysis(plain, "cost", cost(1000, 30.0))
+    records("headline").analysis(both, "cost", cost(1036, seconds))
+    assert row("headline", "C3")["verdict"] == verdict
+
+
+def test_seconds_count_only_on_the_device_that_the_rerun_used(records):
+    both = experiments.main_pair("headline")[1]
+    records("headline").trained(both, 20.0, {"device": "another card"})
+    found = row("headline", "C12")
+    assert found["verdict"] == "not tested" and found["ours"] == 20.0 and "H200" in found["reason"]
+
+
+def test_fast_enough_on_that_device_is_reproduced(records):
+    records("headline").trained(experiments.main_pair("headline")[1], 36.0, {"device": "NVIDIA H200"})
+    assert row("headline", "C12")["verdict"] == "reproduced"
+
+
+def test_deciding_asks_profile_then_seeds_then_the_test():
+    good = Measured(value=5.0, seeds=3, passed=True)
+    assert decide(CLAIMS["C1"], "mini", good) == ("reproduced", "")
+    assert decide(CLAIMS["C1"], "demo", good)[0] == "not tested"
+    assert decide(CLAIMS["C1"], "mini", Measured(value=5.0, seeds=2, passed=True))[0] == "not tested"
+    assert decide(CLAIMS["C1"], "mini", Measured(value=5.0, seeds=3, why="odd"))[0] == "not tested"
+    assert decide(CLAIMS["C1"], "mini", Measured(why="not run"))[0] == "not tested"

@@ -1,0 +1,79 @@
+"""A function of tensors made faster: traced and compiled, or recorded as one CUDA graph; each with a logged fallback.
+
+Both take the very function that the plain path runs, and are kept only if they agree with it on an example.
+"""
+
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+log = logging.getLogger("fsr")
+
+Function = Callable[..., Tensor]
+# What tracing, a missing or failing compiler, and graph capture raise; torch's own exceptions are RuntimeErrors.
+FAILURES = (RuntimeError, OSError)
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:160]
+
+
+def disagreement(a: Tensor, b: Tensor, tolerance: float = 1e-6) -> float:
+    """Share of entries that differ by more than tolerance; NaN counts as differing."""
+    return float((~((a - b).abs() <= tolerance)).float().mean())
+
+
+def compiled(function: Function, *example: Tensor, may_differ: float) -> Function | None:
+    """function compiled for the example's shapes and layouts, gradients inside it included; None, logged, if not.
+
+    function: tensors to one tensor, every tensor it closes over may change in place later. It is first unrolled into
+    single operations, so that it may hold any Python. may_differ: the largest share of output entries that may differ
+    from the plain function's: signs of gradients near zero depend on rounding.
+    """
+    try:
+        fast = torch.compile(make_fx(function)(*example), dynamic=False)
+        differing = disagreement(fast(*example), function(*example))
+    except FAILURES as error:
+        log.warning("not compiled, going on without: %s: %s", type(error).__name__, _reason(error))
+        return None
+    if differing > may_differ:
+        log.warning("not compiled, going on without: %.3g of the results differ", differing)
+        return None
+    return fast
+
+
+def recorded(function: Function, *example: Tensor) -> Function | None:
+    """function as one CUDA graph on static buffers, for the example's shapes; None, logged, if that fails.
+
+    function: tensors to one tensor without host synchronisation. Results are copies: the next call does not change them.
+    """
+    buffers = [tensor.clone() for tensor in example]
+    try:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # warm-up: libraries choose algorithms and allocate workspaces outside the graph
+            for _ in range(2):
+                expected = function(*buffers)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = function(*buffers)
+        graph.replay()
+        differing = disagreement(result, expected)
+    except FAILURES as error:
+        log.warning("no CUDA graph, going on without: %s: %s", type(error).__name__, _reason(error))
+        return None
+    if differing > 1e-2:
+        log.warning("no CUDA graph, going on without: %.3g of the results differ", differing)
+        return None
+
+    def replay(*tensors: Tensor) -> Tensor:
+        for buffer, tensor in zip(buffers, tensors, strict=True):
+            buffer.copy_(tensor)
+        graph.replay()
+        return result.clone()
+
+    return replay

@@ -1,0 +1,290 @@
+"""The same crafting and the same update as in `objectives`, faster.
+
+N images, C channels, H and W pixels, K classes.
+"""
+
+import contextlib
+import logging
+import math
+
+import torch
+from torch import Tensor, nn
+
+from fsr.attacks.gradient import project_linf
+from fsr.capture import FAILURES, compiled, recorded
+from fsr.config import Run
+from fsr.fold import Twin
+from fsr.hardware import bf16_is_fast
+from fsr.objectives import AWP, Crafting, Objective, craft_loss, craft_outputs, crafting, first_step
+
+log = logging.getLogger("fsr")
+
+NARROW = 16  # channels; below, torch 2.15 can crash in channels-last backward passes on a CPU
+MANY_STEPS = 2000  # crafting steps of a run from which compiling (about 10 s on a CPU) pays
+# Largest share of pixels whose sign may differ between compiled and plain crafting: fusion rounds bf16 less often.
+MAY_DIFFER = {torch.float32: 1e-3, torch.bfloat16: 0.05}
+
+
+def dtype_of(precision: str, device: torch.device) -> torch.dtype:
+    """What crafting computes in: bf16 only where the processor multiplies it natively, else the more exact float32."""
+    if precision == "bf16" and (device.type == "cuda" or bf16_is_fast()):
+        return torch.bfloat16
+    return torch.float32
+
+
+def narrowest(model: nn.Module) -> int:
+    """Output channels of the narrowest convolution."""
+    return min((m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)), default=0)
+
+
+def use_channels_last(model: nn.Module, device: torch.device) -> bool:
+    """The layout's default: channels last except for narrow networks on a CPU."""
+    return device.type == "cuda" or narrowest(model) >= NARROW
+
+
+def _laid_out(x: Tensor, channels_last: bool) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+class Crafter:
+    """Crafts a run's training images on a folded twin of the live model, refilled before each batch.
+
+    model: the live network, which is laid out as `channels_last` says; run: what is crafted and in which precision;
+    compile, graphs (CUDA), channels_last: None for the default of this shape and device. `switches` says what is in
+    use; it is final after the first batch, whose shape decides and on which compiled code must agree with plain code.
+    """
+
+    def __init__(self, model: nn.Module, run: Run, device="cpu", *, compile=None, channels_last=None, graphs=None):
+        self.model, self.run, self.device = model, run, torch.device(device)
+        self.how = crafting(run) if run.method != "natural" else Crafting(start="uniform")
+        cuda = self.device.type == "cuda"
+        self.dtype = dtype_of(run.precision, self.device)
+        self.switches = {
+            "compile": compile,
+            "channels_last": use_channels_last(model, self.device) if channels_last is None else channels_last,
+            "graphs": cuda and graphs is not False,
+            "crafting": str(self.dtype).removeprefix("torch."),
+        }
+        if cuda:
+            torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+            self.switches["tf32_convolutions"] = torch.backends.cudnn.allow_tf32
+        if self.switches["channels_last"]:
+            model.to(memory_format=torch.channels_last)
+        self.twin: Twin | None = None
+        self._loop = None  # the compiled or recorded loop over whole batches, else None
+
+    def craft(self, x: Tensor, y: Tensor, generator=None, *, start_noise: Tensor | None = None) -> Tensor:
+        """Training images like x, float32, not part of any graph: as `objectives.craft`; natural training gets x."""
+        if self.run.method == "natural":
+            return x
+        return self.attack(x, y, generator, start_noise=start_noise)
+
+    @torch.no_grad()
+    def attack(self, x: Tensor, y: Tensor, generator=None, *, source: nn.Module | None = None, start_noise=None) -> Tensor:
+        """The training attack (for natural runs, the one of plain AT) on source, by default the live model.
+
+        x: (N, C, H, W) float32 in [0, 1]; y: (N,) int64; any N. generator, start_noise: see `objectives.first_step`.
+        source: a model of the same structure, as the running average; eval mode is the twin's own.
+        """
+        x = _laid_out(x.detach(), self.switches["channels_last"])
+        x_adv = project_linf(x + first_step(x, self.run, generator, start_noise), x, self.run.eps)
+        if self.twin is None:
+            self._prepare(x, x_adv, y)
+        self.twin.refill(self.model if source is None else source)
+        size = self.run.batch
+        if self._loop is None:
+            parts = [self._climb(*rows) for rows in zip(x.split(size), x_adv.split(size), y.split(size))]
+        else:
+            parts = [self._whole(*rows) for rows in zip(x.split(size), x_adv.split(size), y.split(size))]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _step(self, x_adv: Tensor, x: Tensor, y: Tensor, clean: Tensor) -> Tensor:
+        """One projected sign step on the crafting loss, taken in float32."""
+        with torch.enable_grad():
+            leaf = x_adv.detach().requires_grad_()
+            logits, probes = craft_outputs(self.twin.net, self.how)(leaf)
+            loss = craft_loss(self.how, y, clean)((logits.float(), [p.float() for p in probes]))
+            gradient = torch.autograd.grad(loss.sum(), leaf)[0]
+        return project_linf(x_adv + self.run.alpha * gradient.sign(), x, self.run.eps)
+
+    def _climb(self, x: Tensor, x_adv: Tensor, y: Tensor, step=None) -> Tensor:
+        """All the steps from x_adv on; clean logits are needed by the KL loss alone."""
+        clean = self.twin.net(x).float() if self.how.loss == "kl" else x.new_zeros(0)
+        for _ in range(self.run.steps):
+            x_adv = (step or self._step)(x_adv, x, y, clean)
+        return x_adv
+
+    def _whole(self, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
+        """The fast loop on a batch filled up to the one size that it is made for; images do not see each other."""
+        missing = self.run.batch - len(x)
+        if not missing:
+            return self._loop(x, x_adv, y)
+        filled = [torch.cat([t, t[-1:].expand(missing, *t.shape[1:])]) for t in (x, x_adv, y)]
+        filled = [_laid_out(t, self.switches["channels_last"]) if t.ndim == 4 else t for t in filled]
+        return self._loop(*filled)[: len(x)]
+
+    def _worth_compiling(self, x: Tensor) -> bool:
+        """Measured: on a CPU it gains a quarter from 16 channels and 32 pixels on, and costs about 10 s."""
+        if self.device.type == "cuda":
+            return True
+        batches = self.run.epochs * math.ceil((self.run.train_size or 50_000) / self.run.batch)
+        return narrowest(self.model) >= NARROW and x.shape[-1] >= 32 and batches * self.run.steps >= MANY_STEPS
+
+    def _prepare(self, x: Tensor, x_adv: Tensor, y: Tensor) -> None:
+        """Make the twin, and the fast loop where it helps, on the first batch."""
+        on = self.switches
+        self.twin = Twin(self.model, x, dtype=self.dtype, channels_last=on["channels_last"])
+        on["crafting"] = str(self.twin.dtype).removeprefix("torch.")
+        wanted = self._worth_compiling(x) if on["compile"] is None else on["compile"]
+        rows = torch.arange(self.run.batch, device=x.device) % len(x)  # any batch, repeated or cut to the usual size
+        x, x_adv = (_laid_out(t[rows], on["channels_last"]) for t in (x, x_adv))
+        y, step = y[rows], None
+        if wanted:
+            clean = self.twin.net(x).float() if self.how.loss == "kl" else x.new_zeros(0)
+            step = compiled(self._step, x_adv, x, y, clean, may_differ=MAY_DIFFER[self.twin.dtype])
+        on["compile"] = step is not None
+
+        def loop(x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
+            return self._climb(x, x_adv, y, step)
+
+        recording = recorded(loop, x, x_adv, y) if on["graphs"] else None
+        on["graphs"] = recording is not None
+        self._loop = recording or (loop if step is not None else None)
+
+
+class FastNet(nn.Module):
+    """A network for evaluation attacks to differentiate: model in eval mode, folded, in `precision`; logits float32.
+
+    It is a copy, made at the first call from the model of that moment, with its interventions; the float32 model
+    judges. compile, channels_last: None for the device's default.
+    """
+
+    def __init__(self, model: nn.Module, precision: str = "float32", *, compile=None, channels_last=None):
+        super().__init__()
+        device = next(model.parameters()).device
+        self._model = [model]  # in a list: not a submodule
+        self.dtype = dtype_of(precision, device)
+        self.channels_last = use_channels_last(model, device) if channels_last is None else channels_last
+        self.compile_wanted = device.type == "cuda" if compile is None else compile
+        self.net: nn.Module | None = None
+        self._fast = None
+
+    def _ready(self, x: Tensor) -> Tensor:
+        if self.net is None:
+            self.net = Twin(self._model[0], x.detach(), dtype=self.dtype, channels_last=self.channels_last).net
+            if self.compile_wanted:
+                self._fast = torch.compile(self.net)
+        return _laid_out(x, self.channels_last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, C, H, W) float32 to logits (N, K) float32, differentiable in x."""
+        x = self._ready(x)
+        if self._fast is not None:
+            try:
+                return self._fast(x).float()
+            except FAILURES as error:
+                log.warning("evaluation is not compiled: %s: %s", type(error).__name__, str(error).strip()[:160])
+                self._fast = None
+        return self.net(x).float()
+
+    def trace(self, x: Tensor, y: Tensor | None = None):
+        """Logits and streams of the copy, for attacks on more than the logits; not compiled."""
+        x = self._ready(x)
+        logits, streams = self.net.trace(x, y)
+        return logits.float(), streams
+
+
+def fast_net(model: nn.Module, precision: str = "float32", *, compile=None, channels_last=None, graphs=None) -> FastNet:
+    """A faster copy of model for evaluation attacks (see FastNet); graphs is accepted for symmetry and not used."""
+    return FastNet(model, precision, compile=compile, channels_last=channels_last)
+
+
+class Stepper:
+    """One optimiser step at a time; losses and accuracy stay on the device until `tally`.
+
+    objective: an Objective, or what wraps one; with precision bf16 its matrix products run in bf16 on float32
+    master weights.
+    """
+
+    def __init__(self, objective: nn.Module, optimizer: torch.optim.Optimizer, run: Run, device="cpu"):
+        self.objective, self.optimizer, self.run, self.device = objective, optimizer, run, torch.device(device)
+        self.bare: Objective = getattr(objective, "module", objective)
+        self.autocast = dtype_of(run.precision, self.device) == torch.bfloat16
+        self.awp = AWP(self.bare, run.awp) if run.awp else None
+        convolution = next((p for p in objective.parameters() if p.ndim == 4), None)
+        self.channels_last = convolution is not None and convolution.is_contiguous(memory_format=torch.channels_last)
+        self._sums: dict[str, Tensor] = {}
+        self._bad = 0
+
+    def step(self, x: Tensor, x_adv: Tensor, y: Tensor, awp: bool = False) -> None:
+        """One update on a batch: images (N, C, H, W) in [0, 1], labels (N,); awp: at perturbed weights."""
+        x, x_adv = (_laid_out(t, self.channels_last) for t in (x, x_adv))
+        perturb = awp and self.awp is not None  # moves weights in place, which autocast's cache of them would not see
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.autocast(
+                self.device.type, torch.bfloat16, enabled=self.autocast, cache_enabled=not perturb
+            ))  # fmt: skip
+            if perturb:
+                stack.enter_context(self.awp.perturbed(x, x_adv, y))
+            parts, logits = self.objective(x, x_adv, y)
+            total = self.bare.total(parts)
+            self.optimizer.zero_grad(set_to_none=True)
+            total.backward()
+            self.optimizer.step()
+        self._add({**parts, "total": total}, logits, y)
+
+    @torch.no_grad()
+    def _add(self, parts: dict[str, Tensor], logits: Tensor, y: Tensor) -> None:
+        if not self._sums:
+            names = (*parts, "adv_acc", "images", "steps", "bad")
+            self._sums = {name: torch.zeros((), dtype=torch.float64, device=y.device) for name in names}
+        sums, n = self._sums, len(y)
+        values = torch.stack([v.detach().double() for v in parts.values()])
+        first_bad = (sums["bad"] == 0) & ~torch.isfinite(values).all()
+        sums["steps"] += 1
+        sums["images"] += n
+        sums["bad"] += sums["steps"] * first_bad
+        sums["adv_acc"] += (logits.argmax(1) == y).sum()
+        for name, value in zip(parts, values * n):
+            sums[name] += value
+
+    def state(self) -> dict[str, Tensor]:
+        """The epoch's sums so far, for a resumed run; empty before its first step."""
+        return dict(self._sums)
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Go on from `state`; momentum takes on its weights' memory layout, which files do not keep."""
+        self._sums = {k: v.clone().to(self.device) for k, v in state.items()}
+        for parameter, own in self.optimizer.state.items():
+            momentum = own.get("momentum_buffer")
+            if momentum is not None and momentum.stride() != parameter.stride():
+                own["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
+
+    def tally(self) -> dict[str, float]:
+        """Means over the epoch's images of every loss part, of their total, and adv_acc; then everything starts anew.
+
+        Synchronises with the device, once.
+        """
+        if not self._sums:
+            return {}
+        values = dict(zip(self._sums, torch.stack(list(self._sums.values())).tolist()))
+        self._sums = {}
+        images, self._bad = values.pop("images"), int(values.pop("bad"))
+        values.pop("steps")
+        return {name: value / images for name, value in values.items()}
+
+    def first_bad_step(self) -> int:
+        """The first step of the last tallied epoch, from 1, with a loss that is not finite; 0 if there is none."""
+        return self._bad
+
+
+@torch.no_grad()
+def ema_update(ema: nn.Module, model: nn.Module, decay: float) -> None:
+    """ema = decay * ema + (1 - decay) * model, for parameters and floating buffers; counters are copied."""
+    mine = [*ema.parameters(), *ema.buffers()]
+    live = [*model.parameters(), *model.buffers()]
+    floating = [(a, b) for a, b in zip(mine, live, strict=True) if a.is_floating_point()]
+    torch._foreach_lerp_([a for a, _ in floating], [b for _, b in floating], 1 - decay)
+    for a, b in zip(mine, live):
+        if not a.is_floating_point():
+            a.copy_(b)

@@ -77,7 +77,7 @@ def isolated(seed: int) -> Iterator[None]:
 
 
 def connected(model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The model with fresh float32 logits that always belong to the graph.
+    """The model with fresh float32 logits that always depend on the image, if only with gradient zero.
 
     Square writes into the logits that it gets; a model that cuts the graph would make APGD and FAB raise, while a zero
     gradient is what they should see and flag.
@@ -86,7 +86,7 @@ def connected(model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     def net(x: Tensor) -> Tensor:
         logits = model(x).float()
         if x.requires_grad and torch.is_grad_enabled():
-            return logits if logits.requires_grad else logits + 0 * x.flatten(1).sum(1, keepdim=True)
+            return logits + 0 * x.flatten(1).sum(1, keepdim=True)
         return logits.clone()
 
     return net
@@ -113,7 +113,7 @@ def _quiet_fab(model, **settings):
             with torch.enable_grad():
                 logits = self.predict(leaf)
                 lead = logits[rows, la_target] - logits[rows, la]
-            (gradient,) = torch.autograd.grad(lead.sum(), leaf)
+                (gradient,) = torch.autograd.grad(lead.sum(), leaf)
             return lead.detach()[:, None], gradient[:, None]
 
     return ImageOnlyFAB(model, **settings)

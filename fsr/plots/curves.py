@@ -23,7 +23,7 @@ TRACES = {
     "ema_held_robust_acc": ("under attack, EMA", style.PURPLE, (0, (4, 2))),
     "train_adv_acc": ("training images, under attack", style.GREY, ":"),
 }
-MARKS = {"last": ("o", style.VERMILION), "best": ("*", style.VERMILION), "EMA": ("D", style.PURPLE)}
+MARKS = {"last": ("o", "none"), "best": ("*", style.VERMILION), "EMA": ("D", style.PURPLE)}  # last: a ring
 
 
 def history(run: Run) -> pd.DataFrame | None:
@@ -46,7 +46,8 @@ def draw_accuracy(ax: Axes, frame: pd.DataFrame, alpha: float = 1.0) -> None:
     for name, (label, colour, dash) in TRACES.items():
         if name in frame and frame[name].notna().any():
             width = 1.5 if alpha == 1 else 0.8
-            ax.plot(frame["epoch"], frame[name], color=colour, linestyle=dash, linewidth=width, alpha=alpha, label=label)
+            look = {"color": colour, "linestyle": dash, "linewidth": width, "alpha": alpha, "label": label}
+            ax.plot(frame["epoch"], frame[name], **look)
     if alpha == 1:
         _mark(ax, frame)
 
@@ -58,16 +59,21 @@ def _mark(ax: Axes, frame: pd.DataFrame) -> None:
         spots.append(("best", "held_robust_acc", int(frame["held_robust_acc"].to_numpy().argmax())))  # first on ties
     for mark, name, at in spots:
         if name in frame and pd.notna(frame[name].iloc[at]):
-            marker, colour = MARKS[mark]
-            size = 10 if marker == "*" else 5
-            ax.plot(frame["epoch"].iloc[at], frame[name].iloc[at], marker, color=colour, markersize=size,
-                    markeredgecolor="white", markeredgewidth=0.8, zorder=5)  # fmt: skip
+            ax.plot(frame["epoch"].iloc[at], frame[name].iloc[at], zorder=5, **_look(mark))
+
+
+def _look(mark: str) -> dict:
+    marker, fill = MARKS[mark]
+    edge = style.BLACK if fill == "none" else "white"
+    size = {"last": 9, "best": 9, "EMA": 5.5}[mark]
+    return {"marker": marker, "markerfacecolor": fill, "markeredgecolor": edge, "markeredgewidth": 0.8,
+            "markersize": size, "linestyle": ""}  # fmt: skip
 
 
 def _pair(axes: list[Axes], runs: tuple[Run, ...], title: str) -> None:
     frames = [frame for frame in map(history, runs) if frame is not None]
-    for ax, what in zip(axes, ("loss", "accuracy"), strict=True):
-        ax.set_title(f"{title}: {what}")
+    for ax, text in zip(axes, (f"{title}: loss", "accuracy"), strict=True):
+        ax.set_title(text)
     if not frames:
         for ax in axes:
             style.not_run(ax)
@@ -84,11 +90,11 @@ def _pair(axes: list[Axes], runs: tuple[Run, ...], title: str) -> None:
 def _legend(fig: Figure) -> None:
     lines = [Line2D([], [], color=colour, label=f"loss: {label}") for label, colour in LOSSES.values()]
     lines += [Line2D([], [], color=c, linestyle=dash, label=label) for label, c, dash in TRACES.values()]
-    marks = [
-        Line2D([], [], marker=marker, color=colour, linestyle="", label=name, markersize=9 if marker == "*" else 5)
-        for name, (marker, colour) in MARKS.items()
-    ]
-    fig.legend(handles=[*lines, *marks], loc="outside upper center", ncols=4)
+    drawn = {line.get_label() for ax in fig.axes for line in ax.get_lines()}
+    marks = [Line2D([], [], label=name, **_look(name)) for name in MARKS]
+    shown = [line for line in lines if line.get_label().removeprefix("loss: ") in drawn]
+    if shown:
+        fig.legend(handles=[*shown, *marks], loc="outside upper center", ncols=4)
 
 
 def curve_rows(profile: str) -> list[Row]:

@@ -32,7 +32,7 @@ BOXES = (
 HEADS = (
     Box(66, 50, 23, 4.8, "cross-entropy of $h(f^{+})$ with $y$", "white"),
     Box(43, 0, 24, 4.8, "cross-entropy of $h(f^{-})$ with $y'$", "white"),
-    Box(85, 0, 23, 4.8, "cross-entropy of $h(\\tilde f^{-})$ with $y$", "white"),
+    Box(85, 0, 23, 4.8, "cross-entropy of $h(\\tilde{f}^{\\,-})$ with $y$", "white"),
 )
 GATES = ((51, 40, "×"), (51, 13, "×"), (79, 13, "×"), (85, 13, "+"), (85, 40, "+"))
 # Each path is a list of corners; the last one carries the arrow head.
@@ -68,7 +68,7 @@ LABELS = (
     (38, 41.8, "$f$"),
     (56, 15, "$f^{-}$"),
     (48.5, 8.3, "non-robust"),
-    (86.2, 30, "$\\tilde f^{-}$  recalibrated"),
+    (86.2, 30, "$\\tilde{f}^{\\,-}$  recalibrated"),
     (88.6, 42.3, "$\\tilde f$"),
 )
 
@@ -114,6 +114,6 @@ def module_diagram(profile: str = "") -> Figure:
         _path(ax, corners, AUX, dashed=True)
     for x, y, text in LABELS:
         ax.text(x, y, text, ha="left" if "recalibrated" in text else "center", va="center", fontsize=7.5)
-    note = "dashed: one auxiliary head $h$ (pool, linear),\nused by the training losses only;\n$y'$ = most probable wrong class"
-    ax.text(1, 50.5, note, ha="left", va="center", fontsize=6.6, color=AUX)
+    note = "dashed: one auxiliary head $h$ (pool, linear),\nused by the training losses only;\n"
+    ax.text(1, 50.5, note + "$y'$ = most probable wrong class", ha="left", va="center", fontsize=6.6, color=AUX)
     return fig

@@ -22,6 +22,7 @@ def _scatter(ax: Axes, points: np.ndarray, labels: np.ndarray, names: list[str])
         ax.text(*middle, name, ha="center", va="center", fontsize=6.8, fontweight="bold", bbox=box,
                 color=style.TEN[int(label) % len(style.TEN)])  # fmt: skip
     ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(True)
     ax.grid(False)
 
 
@@ -40,5 +41,6 @@ def feature_space(profile: str) -> Figure:
         else:
             _scatter(ax, found[1][key], found[1]["labels"], found[0].get("class_names", []))
     if found is not None:
-        style.foot(fig, f"t-SNE of {len(found[1]['labels'])} adversarial test images; distances between groups mean nothing")
+        count = len(found[1]["labels"])
+        style.foot(fig, f"t-SNE of {count} adversarial test images; distances between groups mean nothing")
     return fig

@@ -32,9 +32,11 @@ def _panel(ax: Axes, profile: str, rows: list[Row]) -> None:
             drawn = True
             low, high = 100 * (gain.mean - gain.low), 100 * (gain.high - gain.mean)
             y = i + offset
-            ax.errorbar(100 * gain.mean, y, xerr=[[low], [high]], fmt=marker, color=colour, capsize=2, linewidth=1.1, zorder=3)
+            look = {"fmt": marker, "color": colour, "capsize": 2, "linewidth": 1.1, "zorder": 3}
+            ax.errorbar(100 * gain.mean, y, xerr=[[low], [high]], **look)
             if len(gain.seeds) > 1:
-                ax.plot([100 * s for s in gain.seeds], [y] * len(gain.seeds), "|", color=colour, markersize=6, alpha=0.6)
+                seeds = [100 * one for one in gain.seeds]
+                ax.plot(seeds, [y] * len(seeds), "|", color=colour, markersize=6, alpha=0.6)
     if not drawn:
         style.not_run(ax)
         return
@@ -61,8 +63,11 @@ def gains(profile: str) -> Figure:
         for ax in line[1:]:
             ax.set_yticklabels([])
     methods = dict.fromkeys(row.runs[0].method for rows in groups.values() for row in rows)
-    handles = [Line2D([], [], marker=MARKS[m][0], color=MARKS[m][1], linestyle="", label=words.method(m)) for m in methods]
+    looks = {words.method(m): MARKS[m] for m in methods}
+    handles = [Line2D([], [], marker=m, color=c, linestyle="", label=name) for name, (m, c) in looks.items()]
     handles.append(Line2D([], [], marker="|", color=style.GREY, linestyle="", label="one seed"))
     fig.legend(handles=handles, loc="outside upper center", ncols=len(handles))
-    style.foot(fig, "right of zero: better with FSR; last epoch; bars: 95 % of the difference over test images, paired")
+    style.foot(
+        fig, "right of zero: better with FSR; last epoch; bars: paired 95 % interval of the difference over test images"
+    )
     return fig

@@ -10,7 +10,7 @@ from fsr.plots import readings, style, words
 
 MAX_ROWS = 6
 STREAM_OF = {
-    "map_f": "features",
+    "map_f": "f",
     "map_robust": "robust",
     "map_nonrobust": "nonrobust",
     "map_recalibrated": "recalibrated",

@@ -21,15 +21,14 @@ def _histogram(ax: Axes, tau: float, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _saturation(ax: Axes, records: list[dict]) -> None:
-    taus = [r["tau"] for r in records]
+    places = range(len(records))
     for key, label, colour, marker in (
         ("saturated_clean", "clean images", style.CLEAN, "o"),
         ("saturated_adv", "adversarial images", style.ATTACKED, "s"),
     ):
-        ax.plot(taus, [r[key] for r in records], color=colour, marker=marker, label=label)
-    ax.set(title="saturated share", xlabel="temperature $\\tau$", xscale="log", ylim=(-0.03, 1.03))
-    ax.set_xticks(taus, [f"{tau:g}" for tau in taus])
-    ax.minorticks_off()
+        ax.plot(places, [r[key] for r in records], color=colour, marker=marker, label=label)
+    ax.set(title="saturated", xlabel="temperature $\\tau$", ylim=(-0.03, 1.03), xlim=(-0.4, len(records) - 0.6))
+    ax.set_xticks(places, [f"{record['tau']:g}" for record in records])
     style.percent_axis(ax)
 
 
@@ -46,7 +45,7 @@ def mask_records(profile: str) -> list[tuple[dict, dict[str, np.ndarray]]]:
 
 @style.styled
 def mask_histograms(profile: str) -> Figure:
-    """F2: per temperature, the distribution of m on clean and adversarial images; then the share below .05 or above .95."""
+    """F2: per temperature, the distribution of m on clean and adversarial images; then its saturated share."""
     found = mask_records(profile)
     if not found:
         fig, axes = style.panels(1, 1, 1.6)
@@ -58,12 +57,17 @@ def mask_histograms(profile: str) -> Figure:
     axes = [ax for line in grid for ax in line]
     for ax, (record, arrays) in zip(axes, found, strict=False):
         _histogram(ax, record["tau"], arrays)
+        if ax is not axes[0]:
+            ax.sharey(axes[0])
+            ax.tick_params(labelleft=False)
+    axes[0].autoscale(axis="y")
     _saturation(axes[len(found)], [record for record, _ in found])
     for ax in axes[len(found) + 1 :]:
         style.blank(ax)
-    for line in grid:
-        line[0].set_ylabel("share of activations")
+    axes[0].set_ylabel("share of activations")
     handles, labels = axes[0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside upper center", ncols=2)
-    style.foot(fig, "saturated: m below 0.05 or above 0.95, where the mask passes almost no gradient; no noise (test mode)")
+    style.foot(
+        fig, "saturated: m below 0.05 or above 0.95, where the mask passes almost no gradient; test mode, no noise"
+    )
     return fig

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,9 +36,15 @@ class Saved:
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         data = self.png.read_bytes()
-        with Image.open(io.BytesIO(data)) as image:
-            width = round(image.width * 96 / STYLE["savefig.dpi"])
-        return {"image/png": data, "text/plain": f"{self.title} ({self.png.name})"}, {"image/png": {"width": width}}
+        return {"image/png": data, "text/plain": f"{self.title} ({self.png.name})"}, {
+            "image/png": {"width": _width(data)}
+        }
+
+
+def _width(png: bytes) -> int:
+    """Width on the screen, in CSS pixels of 1/96 inch, a little enlarged: figures are made for paper."""
+    with Image.open(io.BytesIO(png)) as image:
+        return round(image.width * 120 / STYLE["savefig.dpi"])
 
 
 def _numbers(artist) -> np.ndarray | None:
@@ -122,6 +129,18 @@ def _png(figure: Figure, metadata: dict[str, str]) -> bytes:
     return small.getvalue()
 
 
+def _pdf(figure: Figure, metadata: dict[str, str]) -> bytes:
+    buffer, fonts = io.BytesIO(), logging.getLogger("fontTools")
+    level = fonts.level
+    fonts.setLevel(logging.ERROR)  # it warns about the dates inside matplotlib's own fonts
+    try:
+        fixed = {"Creator": "fsr", "Producer": "matplotlib", "CreationDate": None}
+        figure.savefig(buffer, format="pdf", metadata={**metadata, **fixed})
+    finally:
+        fonts.setLevel(level)
+    return buffer.getvalue()
+
+
 def _write(path: Path, data: bytes) -> None:
     if not path.exists() or path.read_bytes() != data:
         write_bytes(path, data)
@@ -139,8 +158,24 @@ def save(figure: Figure, profile: str, name: str, slug: str, runs=(), title: str
         if saved.pdf.exists() and _same(saved.png, metadata):
             return saved
         _write(saved.png, _png(figure, metadata))
-        pdf = io.BytesIO()
-        fixed = {"Creator": "fsr", "Producer": "matplotlib", "CreationDate": None}
-        figure.savefig(pdf, format="pdf", metadata={**metadata, **fixed})
-        _write(saved.pdf, pdf.getvalue())
+        _write(saved.pdf, _pdf(figure, metadata))
     return saved
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure for the screen only: it shows itself in a notebook and is written nowhere."""
+
+    png: bytes
+    title: str
+
+    @classmethod
+    def of(cls, figure: Figure, title: str) -> "Picture":
+        """The figure as PNG."""
+        buffer = io.BytesIO()
+        with mpl.rc_context(STYLE):
+            figure.savefig(buffer, format="png", metadata={"Software": None})
+        return cls(buffer.getvalue(), title)
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        return {"image/png": self.png, "text/plain": self.title}, {"image/png": {"width": _width(self.png)}}

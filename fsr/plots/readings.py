@@ -10,6 +10,8 @@ from fsr.errors import MissingRecord
 from fsr.experiments import Row
 from fsr.store import Outcome
 
+DRAWS = 2000  # of the paired bootstrap, as in the tables
+
 
 def rows(profile: str, kind: str) -> tuple[Row, ...]:
     """The rows of a set; an unknown profile raises UsageError."""
@@ -36,17 +38,19 @@ def outcome(
     try:
         if attack == "ensemble":
             return store.ensemble(run, checkpoint, count, intervention)
-        return store.load_eval(run, Evaluation(attack=attack, checkpoint=checkpoint, images=count, intervention=intervention))
+        wanted = Evaluation(attack=attack, checkpoint=checkpoint, images=count, intervention=intervention)
+        return store.load_eval(run, wanted)
     except MissingRecord:
         return None
 
 
 def analysis(profile: str, run: Run, kind: str, checkpoint: str | None = None) -> tuple[dict, dict] | None:
-    """Record and arrays of a run's planned analysis of this kind, or None when it was not run."""
+    """Record and arrays of a run's planned analysis of this kind, or None when it was not run or does not apply."""
     for planned in experiments.analyses(profile, "all", run):
         wanted = planned.kind == kind and checkpoint in (None, planned.checkpoint)
         if wanted and store.has_analysis(run, planned):
-            return store.load_analysis(run, planned)
+            found = store.load_analysis(run, planned)
+            return None if "not_applicable" in found[0] else found
     return None
 
 
@@ -80,15 +84,16 @@ class Gain:
 def gain(profile: str, row: Row, attack: str, checkpoint: str = "last") -> Gain | None:
     """The row against the same runs without FSR, paired by seed and by image; None unless one pair is complete."""
     pairs = []
-    for plain, both in zip(row.plain, row.runs, strict=False):
-        one, two = (outcome(profile, run, attack, checkpoint) for run in (plain, both))
+    twins = {run.seed: run for run in row.plain}
+    for both in (run for run in row.runs if run.seed in twins):
+        one, two = (outcome(profile, run, attack, checkpoint) for run in (twins[both.seed], both))
         if one is not None and two is not None:
             _, left, right = np.intersect1d(one.index, two.index, return_indices=True)
             pairs.append((one.correct[left], two.correct[right]))
     if not pairs:
         return None
     plain, both = (np.mean([pair[i] for pair in pairs], axis=0) for i in (0, 1))  # (n,) mean over seeds
-    low, high = statistics.paired_bootstrap(plain, both)
+    low, high = statistics.paired_bootstrap(plain, both, draws=DRAWS)
     seeds = tuple(float(two.mean() - one.mean()) for one, two in pairs)
     return Gain(float(plain.mean()), float(both.mean()), low, high, seeds, len(plain))
 

@@ -34,12 +34,13 @@ def stream_bars(profile: str) -> Figure:
     for shift, (probe, (label, colour, hatch)) in zip((-0.2, 0.2), PROBES.items(), strict=True):
         for i, stream in enumerate(names):
             if (stream, probe) not in total:
-                ax.text(i + shift, 0.01, "not run", rotation=90, ha="center", va="bottom", fontsize=6.5, color="#666666")
+                look = {"rotation": 90, "ha": "center", "va": "bottom", "fontsize": 6.5, "color": "#666666"}
+                ax.text(i + shift, 0.01, "not run", **look)
                 continue
             correct, n = total[stream, probe]
             low, high = statistics.wilson(correct, n)
             share = correct / n
-            ax.bar(i + shift, share, 0.37, color=colour, edgecolor="white", hatch=hatch, label=label if i == 0 else None)
+            ax.bar(i + shift, share, 0.37, color=colour, edgecolor="white", hatch=hatch, label=None if i else label)
             ax.errorbar(i + shift, share, [[share - low], [high - share]], color="black", linewidth=0.9, capsize=2)
             ax.text(i + shift, high + 0.012, f"{100 * share:.0f}", ha="center", va="bottom", fontsize=7)
     chance = 1 / records[0].get("classes", 10)

@@ -38,7 +38,6 @@ def _panel(ax: Axes, profile: str, axis: str, scale: float) -> bool:
     if not drawn:
         style.not_run(ax)
         return False
-    ax.set_ylim(-0.02, 1.02)
     style.percent_axis(ax)
     return True
 
@@ -47,13 +46,14 @@ def _panel(ax: Axes, profile: str, axis: str, scale: float) -> bool:
 def attack_strength(profile: str) -> Figure:
     """F6: PGD accuracy against eps, which must fall to zero, and against steps, which must not rise.
 
-    Both are sanity checks (Carlini 2019): a curve that stays up says the attack is broken, not that the model is strong.
+    Both are sanity checks (Carlini 2019): a curve that stays up means a failed attack, not a strong network.
     """
     run = experiments.main_pair(profile)[0]
     small = run.eps < 0.1
-    fig, grid = style.panels(1, 2, 3.0, sharey=True)
+    fig, grid = style.panels(1, 2, 3.0)
     left, right = grid[0]
     if _panel(left, profile, "eps", 255 if small else 1):
+        left.set_ylim(-0.02, 1.02)
         left.axvline(run.eps * (255 if small else 1), color=style.GREY, linestyle=":", linewidth=1)
     left.set(title="radius, 20 steps", xlabel="eps, in 1/255" if small else "eps", ylabel="accuracy")
     if _panel(right, profile, "steps", 1):
@@ -65,5 +65,7 @@ def attack_strength(profile: str) -> Figure:
     shown = [ax for ax in (left, right) if ax.get_legend_handles_labels()[1]]
     if shown:
         fig.legend(*shown[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
-    style.foot(fig, "step size 0.1 eps, no random start, seed 0, last epoch; bands: 95 %; dotted: the data set's own eps")
+    style.foot(
+        fig, "step 0.1 eps, no random start, seed 0, last epoch; bands: 95 %; dotted: the usual eps; right: axis cut"
+    )
     return fig

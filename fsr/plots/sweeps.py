@@ -62,7 +62,6 @@ def _panel(ax: Axes, profile: str, axis: str, rows: list[Row]) -> None:
     else:
         ax.set_xlim(-0.5, len(rows) - 0.5)
     ax.set_xticks(places, labels)
-    ax.set_ylim(-0.03, 1.03)
     style.percent_axis(ax)
 
 

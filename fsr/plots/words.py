@@ -10,7 +10,6 @@ MODULES = {
     "cas": "CAS",
     "cifs": "CIFS",
 }
-BACKBONES = {"resnet18": "ResNet-18", "vgg16": "VGG-16", "wideresnet34": "WRN-34-10"}
 DATASETS = {"digits": "digits", "cifar10": "CIFAR-10", "svhn": "SVHN", "tinyimagenet": "Tiny ImageNet"}
 ATTACKS = {
     "clean": "no attack",
@@ -32,14 +31,14 @@ ATTACKS = {
     "random-noise": "random noise",
 }
 STREAMS = {
-    "features": "$f$",
+    "f": "$f$",
     "robust": "$f^{+}$",
     "nonrobust": "$f^{-}$",
-    "recalibrated": "$\\tilde f^{-}$",
+    "recalibrated": "$\\tilde{f}^{\\,-}$",
     "output": "$\\tilde f$",
 }
 STREAM_WORDS = {
-    "features": "input",
+    "f": "input",
     "robust": "robust",
     "nonrobust": "non-robust",
     "recalibrated": "recalibrated",
@@ -56,13 +55,14 @@ def method(label: str) -> str:
 
 def backbone(run) -> str:
     """The network as it was really built: its family, and its width or blocks where they are not the family's own."""
-    name = BACKBONES.get(run.backbone, run.backbone)
-    if run.backbone == "resnet18" and run.blocks is not None:
-        name = f"ResNet-{2 + 2 * sum(run.blocks)}"
-    if run.backbone == "wideresnet34" and (run.width is not None or run.blocks is not None):
-        depth = 34 if run.blocks is None else 4 + 2 * sum(run.blocks)
-        return f"WRN-{depth}-{10 if run.width is None else run.width}"
-    return name if run.width is None else f"{name}, width {run.width}"
+    blocks, width = run.blocks, run.width
+    if run.backbone == "wideresnet34":
+        return f"WRN-{34 if blocks is None else 4 + 2 * sum(blocks)}-{10 if width is None else width}"
+    if run.backbone == "vgg16":
+        name = f"VGG-{16 if blocks is None else sum(blocks) + 3}-BN"
+    else:
+        name = f"ResNet-{18 if blocks is None else 2 + 2 * sum(blocks)}"
+    return name if width is None else f"{name} (width {width})"
 
 
 def dataset(name: str) -> str:

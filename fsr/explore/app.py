@@ -1,0 +1,57 @@
+"""The explorer's controls: every change calls the plain functions and shows their picture or their error."""
+
+import ipywidgets as widgets
+from IPython.display import display
+
+from fsr.errors import FSRError
+from fsr.explore.look import ATTACKS, Choice, choices, look
+from fsr.explore.pictures import compare, picture
+from fsr.plots import words
+from fsr.plots.output import Picture
+
+
+def shown(first: Choice, second: Choice | None, attack: str, image: int) -> Picture:
+    """What the app displays for these settings."""
+    left = look(first, attack=attack, image=image)
+    return picture(left) if second is None else compare(left, look(second, attack=attack, image=image))
+
+
+class App:
+    """Menus for one or two networks, an attack and an image; `box` is the widget, `refresh` what a change calls."""
+
+    def __init__(self, profile: str):
+        known = choices(profile)
+        menu = [(c.name, c) for c in known.networks]
+        wide = widgets.Layout(width="95%")
+        start = known.default("at+fsr")
+        self.first = widgets.Dropdown(options=menu, value=start, description="network", layout=wide)
+        self.second = widgets.Dropdown(options=[("(none)", None), *menu], description="beside it", layout=wide)
+        self.attack = widgets.Dropdown(
+            options=[(words.attack(name), name) for name in ATTACKS], value="pgd20", description="attack"
+        )
+        self.image = widgets.BoundedIntText(value=0, min=0, max=10_000_000, description="image")
+        self.message = widgets.HTML()
+        self.output = widgets.Output()
+        controls = (self.first, self.second, self.attack, self.image)
+        for control in controls:
+            control.observe(self.refresh, names="value")
+        self.box = widgets.VBox([*controls, self.message, self.output])
+        self.refresh()
+
+    def refresh(self, _change=None) -> None:
+        """Show the chosen look; an error of the package becomes a line above the picture, and nothing is swallowed."""
+        self.message.value = "computing ..."
+        try:
+            result = shown(self.first.value, self.second.value, self.attack.value, self.image.value)
+        except FSRError as error:
+            self.message.value = f"<b>{error}</b>"
+            return
+        self.output.clear_output(wait=True)
+        with self.output:
+            display(result)
+        self.message.value = ""
+
+
+def app(profile: str) -> widgets.VBox:
+    """The controls as one widget."""
+    return App(profile).box

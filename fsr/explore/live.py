@@ -1,0 +1,57 @@
+"""Progress in a notebook: a bar for the step at hand, and the curves of the run that is training."""
+
+from IPython.display import display
+from tqdm.auto import tqdm
+
+from fsr import runs, store
+from fsr.errors import MissingRecord
+from fsr.explore.records import picture_of
+
+
+class Live:
+    """Called as `Options.report`: (run id, what, done, of).  A bar per step, curves per epoch."""
+
+    def __init__(self):
+        self.bar: tqdm | None = None
+        self.step = ("", "")
+        self.handle = None
+
+    def __call__(self, run_id: str, what: str, done: int, of: int) -> None:
+        training = what.startswith("epoch")
+        step = (run_id, "training" if training else what)
+        if step != self.step:
+            self.close()
+            self.step, self.handle = step, None
+            self.bar = tqdm(total=of, desc=f"{run_id}: {step[1]}", leave=False)
+        if self.bar is not None:
+            self.bar.n = done
+            self.bar.set_postfix_str(what if training else "")
+        if training and done % max(1, of // int(what.split("/")[1])) == 0:
+            self._curves(run_id)
+        if done == of:
+            self.close()
+
+    def _curves(self, run_id: str) -> None:
+        try:
+            picture = picture_of(store.config_of(run_id))
+        except MissingRecord:
+            return
+        if self.handle is None:
+            self.handle = display(picture, display_id=True)
+        else:
+            self.handle.update(picture)
+
+    def close(self) -> None:
+        """End the bar at hand."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+def complete(profile: str, notebook: str, device: str | None = None) -> None:
+    """`runs.ensure` with a bar and live curves: returns at once when everything a notebook reads is recorded."""
+    live = Live()
+    try:
+        runs.ensure(profile, notebook, runs.Options(device=device, report=live))
+    finally:
+        live.close()

@@ -1,0 +1,140 @@
+"""What T7 to T10 and the figures about the inside say, in words, and how much of a notebook's needs is recorded."""
+
+from itertools import pairwise
+
+from fsr import experiments, store, tables
+from fsr.plots import curves, readings, strength, words
+from fsr.plots.masks import mask_records
+from fsr.plots.streams import CHECKPOINT, pooled
+from fsr.prose.robustness import NOTHING
+from fsr.prose.text import Prose, accuracy_text, budget, missing, number, percent, points
+
+
+def progress(profile: str, notebook: str) -> Prose:
+    """How much of what a notebook reads is recorded, and what to type when something is missing."""
+    there: dict[tuple, bool] = {}
+    for kind in experiments.NEEDS[notebook]:
+        for run in experiments.SETS[experiments.profile_of(profile).name][kind]:
+            there[run, "train"] = store.is_trained(run)
+            there |= {(run, e): store.has_eval(run, e) for e in experiments.evaluations(profile, kind, run)}
+            there |= {(run, a): store.has_analysis(run, a) for a in experiments.analyses(profile, kind, run)}
+    done, planned = sum(there.values()), len(there)
+    text = f"Profile **{profile}**: {done} of {planned} records that this notebook reads are there."
+    if done < planned:
+        command = f"python -m fsr run-all --profile {profile} --only {notebook.split('-')[0]}"
+        text += f" The others show as *not run*; `{command}` makes them."
+    return Prose(text)
+
+
+def streams(profile: str) -> Prose:
+    """T7 and F3 in words: the step from the non-robust to the recalibrated stream, by both probes."""
+    records = readings.analysed(profile, readings.rows(profile, "streams")[0], "streams", CHECKPOINT)
+    if not records:
+        return Prose(NOTHING)
+    total, lines = pooled(records), []
+    for probe, name in (("aux", "the auxiliary head"), ("knn", "nearest neighbours")):
+        pair = [total.get((stream, probe)) for stream in ("nonrobust", "recalibrated")]
+        if None not in pair:
+            before, after = (correct / n for correct, n in pair)
+            step = f"{percent(before)} % in the non-robust stream, {percent(after)} % recalibrated"
+            lines.append(f"- by {name}: {step}, {points(after - before)}")
+    note = "The head was trained to produce this step, so it is no evidence by itself; the neighbours were not."
+    return Prose.of(f"Under PGD-20, {len(records)} seeds, last epoch:", "\n".join(lines), note, budget(profile))
+
+
+def masks(profile: str) -> Prose:
+    """F2 in words: the saturated share per temperature, clean and under attack."""
+    lines = []
+    for record, _ in mask_records(profile):
+        clean, adversarial = (percent(record[name]) for name in ("saturated_clean", "saturated_adv"))
+        text = f"- temperature {record['tau']:g}: {clean} % on clean images, {adversarial} % on attacked ones"
+        lines.append(f"{text}; the attack moves {percent(record['flipped'])} % of the entries across one half")
+    return Prose.of("Saturated share of the mask:", "\n".join(lines)) if lines else Prose(NOTHING)
+
+
+def overhead(profile: str) -> Prose:
+    """T8 in words: what FSR adds, network by network."""
+    numbers, lines = tables.overhead(profile).numbers, []
+    for network, pair in numbers.groupby("network", sort=False):
+        plain, both = (pair[pair["fsr"] == value] for value in (False, True))
+        if len(plain) and len(both) and not pair[["params", "macs"]].isna().any(axis=None):
+            ratio = {
+                name: both[name].iloc[0] / plain[name].iloc[0] - 1
+                for name in ("params", "macs", "train_seconds_per_epoch")
+            }
+            text = f"- {network}: {_plus(ratio['params'])} parameters, {_plus(ratio['macs'])} multiply-adds"
+            seconds = ratio["train_seconds_per_epoch"]
+            lines.append(text if missing(seconds) else f"{text}, {_plus(seconds)} seconds per training epoch")
+    return Prose.of("Added by FSR:", "\n".join(lines)) if lines else Prose(NOTHING)
+
+
+def _plus(ratio: float) -> str:
+    return f"{number(100 * ratio, sign=True)} %"
+
+
+def _course(frame) -> str:
+    robust = frame["held_robust_acc"]
+    best = int(robust.to_numpy().argmax())
+    third = robust.iloc[max(0, len(robust) // 3 - 1)]
+    text = f"{percent(third)} % after a third of the epochs"
+    text += f", best {percent(robust.iloc[best])} % at epoch {int(frame['epoch'].iloc[best])}"
+    return f"{text}, last {percent(robust.iloc[-1])} %, EMA {percent(frame['ema_held_robust_acc'].iloc[-1])} %"
+
+
+def training(profile: str) -> Prose:
+    """F5 in words: held-out robust accuracy early, at best and at the end, for both twins, seed 0."""
+    lines = []
+    for row in curves.curve_rows(profile):
+        for run in (row.plain[0], row.runs[0]):
+            frame = curves.history(run)
+            if frame is not None and "held_robust_acc" in frame and frame["held_robust_acc"].notna().any():
+                lines.append(f"- {words.method(run.label)}: {_course(frame)}.")
+    if not lines:
+        return Prose(NOTHING)
+    return Prose.of("Held-out accuracy under the training attack, seed 0:", "\n".join(lines), budget(profile))
+
+
+def attack_strength(profile: str) -> Prose:
+    """F6 in words: what is left at the largest radius, and the largest rise with more steps."""
+    lines = []
+    for row in readings.rows(profile, "strength"):
+        far, steps = (strength.sweep(profile, row.runs[0], axis) for axis in ("eps", "steps"))
+        if len(far) > 1:
+            eps, last = far[-1]
+            radius = f"eps {eps:.3g}, {eps / row.runs[0].eps:.3g} times the usual radius"
+            lines.append(f"- {row.name}: {accuracy_text(last)} left at {radius}.")
+        if len(steps) > 1:
+            rise = max(b.value - a.value for (_, a), (_, b) in pairwise(steps))
+            verdict = "never rises" if rise <= 0 else f"rises by at most {points(rise)}"
+            lines.append(f"- {row.name}: with more steps accuracy {verdict}.")
+    return Prose.of("\n".join(lines), budget(profile)) if lines else Prose(NOTHING)
+
+
+def audit(profile: str) -> Prose:
+    """T9 in words: from the authors' protocol over AutoAttack to the worst case, per network."""
+    numbers, lines = tables.audit(profile).numbers, []
+    for name, part in numbers.groupby("row", sort=False):
+        share = {r.item: r.correct / r.n for r in part.itertuples() if not missing(r.correct) and r.n}
+        if "worst case" not in share or "authors' protocol" not in share:
+            continue
+        protocol, worst = share["authors' protocol"], share["worst case"]
+        text = f"- {name}: {percent(protocol)} % under the authors' protocol"
+        if "autoattack" in share:
+            text += f", {percent(share['autoattack'])} % under AutoAttack"
+        lines.append(
+            f"{text}, **{percent(worst)} %** in the worst case: {points(worst - protocol)} against the protocol."
+        )
+    if not lines:
+        return Prose(NOTHING)
+    note = "If the last difference is larger with FSR than without, part of its robustness is an attack that failed."
+    return Prose.of("\n".join(lines), note, budget(profile))
+
+
+def verdict(profile: str) -> Prose:
+    """T10 in words: how many claims got which verdict, and which."""
+    numbers = tables.verdict(profile).numbers
+    lines = []
+    for name, part in numbers.groupby("verdict", sort=False):
+        claims = "; ".join(f"{row.id}: {row.claim}" for row in part.itertuples())
+        lines.append(f"- **{name}** ({len(part)}): {claims}.")
+    return Prose.of("\n".join(lines), budget(profile))

@@ -1,0 +1,141 @@
+"""What T1 to T6 say, in words."""
+
+from fsr import experiments, store
+from fsr.config import Evaluation, Run
+from fsr.errors import MissingRecord
+from fsr.experiments import Row
+from fsr.plots import readings, words
+from fsr.prose.text import Prose, budget, difference, percent
+from fsr.tables import cells, names
+from fsr.tables.frame import Sources
+
+NOTHING = "Nothing of this has been run yet, so there is nothing to say."
+NO_MASKING = "No black-box attack breaks an image that survives the white-box Ensemble: no sign of masked gradients."
+SOME_MASKING = "A few such images are normal: the attacks start differently. Many would be a sign of masked gradients."
+AGAINST_FULL = "Each against AT + FSR, Ensemble, last epoch. A control as good as the method speaks against it."
+PUZZLE = "AutoAttack and Ensemble disagree about the sign: do not rank by the weaker attacks."
+
+
+def _gain(row: Row, plain: tuple[Run, ...], evaluation: Evaluation) -> dict | None:
+    found = cells.gain(row.runs, plain, evaluation)
+    return None if found["value"] is None else found
+
+
+def _strong(profile: str, kind: str) -> dict[str, Evaluation]:
+    """The two columns that count: the authors' Ensemble and AutoAttack."""
+    columns = experiments.columns(profile, kind)
+    return {name: columns[name] for name in ("ensemble", experiments.profile_of(profile).autoattack) if name in columns}
+
+
+def _signs_differ(found: dict[str, dict]) -> bool:
+    values = [cell["value"] for cell in found.values()]
+    return len(values) == 2 and values[0] * values[1] < 0
+
+
+def _gains_of(profile: str, kind: str, row: Row, plain: tuple[Run, ...], label: str) -> str | None:
+    found = {name: cell for name, e in _strong(profile, kind).items() if (cell := _gain(row, plain, e)) is not None}
+    if not found:
+        return None
+    parts = [f"{names.metric(name)} {difference(cell)}" for name, cell in found.items()]
+    return f"- {label}: " + "; ".join(parts) + "." + (f" {PUZZLE}" if _signs_differ(found) else "")
+
+
+def whitebox(profile: str) -> Prose:
+    """T1 and F7 in words: what FSR adds to each method, last epoch."""
+    lines = []
+    for row in readings.gain_rows(profile):
+        run = row.runs[0]
+        label = f"{words.dataset(run.dataset)}, {words.backbone(run)}, {words.method(run.method)}"
+        lines.append(_gains_of(profile, "whitebox", row, row.plain, label))
+    lines = [line for line in lines if line]
+    if not lines:
+        return Prose(NOTHING)
+    return Prose.of("What FSR adds, last epoch:", "\n".join(lines), budget(profile))
+
+
+def deactivation(profile: str) -> Prose:
+    """T2 in words: AT + FSR against each peer."""
+    rows = readings.rows(profile, "deactivation")
+    ours = rows[-1]
+    lines = [_gains_of(profile, "deactivation", ours, row.runs, f"AT + FSR against {row.name}") for row in rows[1:-1]]
+    lines = [line for line in lines if line]
+    joint = [line for row in rows[1:-1] if (line := _joint(profile, row)) is not None]
+    if not lines:
+        return Prose(NOTHING if len(rows) > 2 else "This profile trains no peers.")
+    return Prose.of("\n".join(lines), " ".join(joint), budget(profile))
+
+
+def _joint(profile: str, row: Row) -> str | None:
+    evaluations = experiments.columns(profile, "deactivation")
+    both = [cells.accuracy(row.runs, evaluations[name], Sources()) for name in ("pgd20", "pgd20-joint")]
+    if any(cell["value"] is None for cell in both):
+        return None
+    plain, joint = (percent(cell["value"]) for cell in both)
+    return f"{row.name}: PGD-20 on the final logits leaves {plain} %, on the joint loss {joint} %."
+
+
+def _broken_only(run: Run, evaluation: Evaluation, white: store.Outcome) -> tuple[int, int] | None:
+    """(images that survive the white-box Ensemble and fall to this attack, images that both saw)."""
+    try:
+        black = store.load_eval(run, evaluation)
+    except MissingRecord:
+        return None
+    known = dict(zip(white.index.tolist(), white.correct.tolist(), strict=True))
+    seen = [(known[i], c) for i, c in zip(black.index.tolist(), black.correct.tolist(), strict=True) if i in known]
+    return sum(survives and not right for survives, right in seen), len(seen)
+
+
+def _against_white(profile: str, row: Row) -> dict[str, tuple[int, int]]:
+    """Black-box attack to (images only it breaks, images that both saw), for what was run."""
+    white = readings.outcome(profile, row.runs[0], "ensemble")
+    columns = experiments.columns(profile, "blackbox") if white is not None else {}
+    found = {n: _broken_only(row.runs[0], e, white) for n, e in columns.items() if e.attack != "clean"}
+    return {name: counts for name, counts in found.items() if counts is not None}
+
+
+def blackbox(profile: str) -> Prose:
+    """T3 in words: does any attack without gradients break images that the white-box attacks do not?"""
+    found = {row.name: _against_white(profile, row) for row in readings.rows(profile, "blackbox")}
+    if not any(found.values()):
+        return Prose(NOTHING)
+    lines = [
+        f"- {row}: {names.metric(name)} breaks {only} of {seen} images that Ensemble does not."
+        for row, counts in found.items()
+        for name, (only, seen) in counts.items()
+        if only
+    ]
+    return Prose.of("\n".join(lines), SOME_MASKING if lines else NO_MASKING, budget(profile))
+
+
+def components(profile: str) -> Prose:
+    """T4 in words: every variant and control against the full method."""
+    rows = readings.rows(profile, "components")
+    full = rows[1]
+    ensemble = experiments.columns(profile, "components")["ensemble"]
+    lines = []
+    for row in (rows[0], *rows[2:]):
+        here = cells.at(ensemble, "last", row.intervention)
+        found = cells.gain(row.runs, full.runs, here, ensemble)
+        if found["value"] is not None:
+            lines.append(f"- {row.name}: {difference(found)}.")
+    if not lines:
+        return Prose(NOTHING)
+    return Prose.of(AGAINST_FULL, "\n".join(lines), budget(profile))
+
+
+def settings(profile: str) -> Prose:
+    """T5, T6 and F4 in words: the spread over settings beside the spread over seeds."""
+    rows = (*readings.rows(profile, "settings"), *readings.rows(profile, "placement"))
+    found = {row.name: readings.outcome(profile, row.runs[0], "ensemble") for row in rows}
+    values = {name: outcome.accuracy for name, outcome in found.items() if outcome is not None}
+    if len(values) < 2:
+        return Prose(NOTHING)
+    low, high = (f"{percent(values[n])} % ({n})" for n in (min(values, key=values.get), max(values, key=values.get)))
+    text = f"Over {len(values)} settings and places Ensemble lies between {low} and {high}."
+    main = readings.rows(profile, "streams")[0].runs
+    seeds = [o.accuracy for run in main if (o := readings.outcome(profile, run, "ensemble")) is not None]
+    if len(seeds) > 1:
+        low, high = percent(min(seeds)), percent(max(seeds))
+        text += f" {len(seeds)} seeds of the default setting alone lie between {low} % and {high} %."
+        text += " A setting inside that range cannot be told from the default."
+    return Prose.of(text, budget(profile))

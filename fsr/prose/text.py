@@ -1,0 +1,63 @@
+"""Sentences that state numbers: made from records each time they are shown, never typed."""
+
+from fsr import experiments
+from fsr.plots import words
+from fsr.tables.text import MINUS, missing, number, percent
+
+__all__ = ["MINUS", "Prose", "accuracy_text", "budget", "difference", "missing", "number", "percent", "points"]
+
+
+class Prose(str):
+    """Markdown that a notebook renders."""
+
+    __slots__ = ()
+
+    def _repr_markdown_(self) -> str:
+        return str(self)
+
+    @classmethod
+    def of(cls, *paragraphs: str | None) -> "Prose":
+        """Paragraphs in order; empty ones vanish."""
+        return cls("\n\n".join(text for text in paragraphs if text))
+
+
+def points(fraction: float) -> str:
+    """A difference in points with its sign: +1.2 points."""
+    return f"{number(100 * fraction, sign=True)} points"
+
+
+def accuracy_text(cell) -> str:
+    """`75.6 % (72.1 to 78.8)`, or `not run`; cell: value, low and high as fractions."""
+    if missing(cell.value):
+        return "not run"
+    return f"{number(100 * cell.value)} % ({number(100 * cell.low)} to {number(100 * cell.high)})"
+
+
+def difference(cell: dict) -> str:
+    """A paired difference with its interval, its seeds, and whether it excludes zero.
+
+    cell: value, low, high as fractions and per_seed, as `tables.cells.gain` gives them.
+    """
+    low, high = cell["low"], cell["high"]
+    text = (
+        f"**{points(cell['value'])}** (95 % interval {number(100 * low, sign=True)} to {number(100 * high, sign=True)}"
+    )
+    seeds = cell.get("per_seed", [])
+    if len(seeds) > 1:
+        ends = [number(100 * end, sign=True) for end in (min(seeds), max(seeds))]
+        text += f"; {len(seeds)} seeds, from {ends[0]} to {ends[1]}"
+    else:
+        text += "; one seed"
+    if low > 0:
+        return f"{text}), better on these images"
+    return f"{text}), worse on these images" if high < 0 else f"{text}), no difference shown"
+
+
+def budget(profile: str) -> str:
+    """What every sentence of this profile holds for, and how far that is from the paper's setting."""
+    run = experiments.profile_of(profile).base
+    full = run.width is None and run.blocks is None and run.train_size is None and run.epochs == 100
+    text = f"This is {words.dataset(run.dataset)}, {words.backbone(run)}, {run.epochs} epochs"
+    if full and run.dataset == "cifar10":
+        return f"{text}: the setting of the authors' code."
+    return f"{text}: far from the paper's setting. It shows that the code works and what happens *here*, nothing more."

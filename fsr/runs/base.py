@@ -49,24 +49,36 @@ class Options:
 
 
 @contextlib.contextmanager
-def locked(run: Run, options: Options):
-    """Only one process at a time computes anything of a run; another one waits, and says so."""
+def locked(run: Run, options: Options, part: str = ""):
+    """Only one process at a time trains a run, or computes the same part of it; another one waits, and says so.
+
+    part: file-name safe, "" for the run's weights. A part's holder may take the weights' lock, never the other way
+    round, so that nobody waits in a circle.
+    """
     folder = paths.results() / ".locks"
     if not (folder / ".gitignore").exists():
         write_bytes(folder / ".gitignore", b"*\n")
-    lock = FileLock(folder / f"{run_id(run)}.lock")
+    name = f"{run_id(run)}.{part}" if part else run_id(run)
+    lock = FileLock(folder / f"{name}.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        log.warning("%s is being computed by another process: waiting", run_id(run))
-        try:
-            lock.acquire(timeout=options.lock_seconds, poll_interval=0.5)
-        except Timeout:
-            raise Busy(f"{run_id(run)} is still being computed by another process; try again later") from None
+        log.warning("%s is being computed by another process: waiting", name)
+        _wait(lock, name, options)
     try:
         yield
     finally:
         lock.release()
+
+
+def _wait(lock: FileLock, name: str, options: Options) -> None:
+    until = time.monotonic() + options.lock_seconds
+    while time.monotonic() < until:
+        options.check()
+        with contextlib.suppress(Timeout):
+            lock.acquire(timeout=1.0, poll_interval=0.25)
+            return
+    raise Busy(f"{name} is still being computed by another process; try again later")
 
 
 @functools.lru_cache(maxsize=2)

@@ -45,13 +45,14 @@ def ensure_evaluated(run: Run, evaluation: Evaluation, options: Options | None =
     if store.has_eval(run, evaluation):
         return
     surrogate = _surrogate(evaluation, options)
-    with locked(run, options):
+    with locked(run, options, store.eval_path(run, evaluation).stem):
         if not store.has_eval(run, evaluation):
             _evaluate(run, evaluation, options, surrogate)
 
 
 def _evaluate(run: Run, evaluation: Evaluation, options: Options, surrogate) -> None:
-    digest = ensure_weights(run, evaluation.checkpoint, options)
+    with locked(run, options):
+        digest = ensure_weights(run, evaluation.checkpoint, options)
     options.check()
     device = options.torch_device
     model = load_model(run, evaluation.checkpoint, options)
@@ -85,10 +86,11 @@ def ensure_analysed(run: Run, analysis: Analysis, options: Options | None = None
     options = options or Options()
     if store.has_analysis(run, analysis):
         return
-    with locked(run, options):
+    with locked(run, options, store.analysis_path(run, analysis).stem):
         if store.has_analysis(run, analysis):
             return
-        digest = ensure_weights(run, analysis.checkpoint, options)
+        with locked(run, options):
+            digest = ensure_weights(run, analysis.checkpoint, options)
         options.check()
         options.report(run_id(run), f"{analysis.checkpoint} {analysis.kind}", 0, 1)
         model, data = load_model(run, analysis.checkpoint, options), data_of(run, options.torch_device)

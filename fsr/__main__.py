@@ -45,13 +45,14 @@ def _known_profile(name: str) -> str:
     return name
 
 
-def _options(device: str | None, minutes: float | None, tensorboard: bool = False):
+def _options(device: str | None, minutes: float | None, tensorboard: bool = False, elsewhere: bool = False):
     from fsr import hardware
     from fsr.runs import Options
 
     if minutes is not None and minutes <= 0:
         raise UsageError(f"--limit-minutes must be positive, not {minutes:g}")
-    hardware.device_named(device)  # fails at once when the device is not there
+    if not elsewhere:  # on a cluster the driver needs no GPU
+        hardware.device_named(device)  # fails at once when the device is not there
     return Options(device=device, deadline=time.time() + 60 * minutes if minutes else None, tensorboard=tensorboard)
 
 
@@ -78,7 +79,9 @@ def _compute(tasks, options, executor: Executor, workers, address, deterministic
         if executor is Executor.inline:
             return executors.inline(tasks, options)
         if executor is Executor.ray:
-            return executors.on_ray(tasks, options, address=address)
+            from fsr import cluster
+
+            return cluster.on_ray(tasks, options, address=address, deterministic=deterministic)
         return executors.local(tasks, options, workers=workers, deterministic=deterministic)
 
 
@@ -116,7 +119,7 @@ def run_all(
 
     paths.use(root=root, data=data)
     _known_profile(profile)
-    options, names = _options(device, limit_minutes, tensorboard), notebooks.numbered(only)
+    options, names = _options(device, limit_minutes, tensorboard, executor is Executor.ray), notebooks.numbered(only)
     sets = ("all",) if only is None else tuple(dict.fromkeys(s for n in names for s in experiments.NEEDS[n]))
     todo = runs.missing(profile, sets)
     if dry_run:
@@ -161,7 +164,7 @@ def train(
 ) -> None:
     """Train what is missing of a set; needs no Jupyter."""
     paths.use(root=root, data=data)
-    options = _options(device, limit_minutes, tensorboard)
+    options = _options(device, limit_minutes, tensorboard, executor is Executor.ray)
     _do(_chosen(profile, which, train_only=True), options, executor, workers, address, deterministic, dry_run)
 
 
@@ -181,7 +184,7 @@ def evaluate(
 ) -> None:
     """Evaluate and analyse what is missing of a set, training first what is not trained; needs no Jupyter."""
     paths.use(root=root, data=data)
-    options = _options(device, limit_minutes)
+    options = _options(device, limit_minutes, elsewhere=executor is Executor.ray)
     _do(_chosen(profile, which), options, executor, workers, address, deterministic, dry_run)
 
 

@@ -124,13 +124,15 @@ def _versions() -> dict:
 def provenance() -> dict:
     """Commit, whether fsr/ had uncommitted changes, and package versions; unknown is None, never "" or False.
 
-    Read once per process: the code that is running is the code as it was loaded.
+    Read once per process: the code that is running is the code as it was loaded. FSR_COMMIT and FSR_DIRTY (0, 1) stand
+    in where the code is away from its repository, as on a cluster's nodes.
     """
     commit = os.environ.get("FSR_COMMIT") or _git("rev-parse", "HEAD")
     changes = _git("status", "--porcelain", "--", ".") if _git("rev-parse", "HEAD") else None
+    dirty = {"0": False, "1": True}.get(os.environ.get("FSR_DIRTY", ""))
     return {
         "commit": commit,
-        "dirty": None if changes is None else bool(changes),
+        "dirty": dirty if changes is None else bool(changes),
         "python": platform.python_version(),
         "versions": _versions(),
     }

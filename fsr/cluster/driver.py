@@ -1,0 +1,185 @@
+"""The driver's side: everything is handed to Ray, which places, queues and retries it."""
+
+import contextlib
+import importlib.util
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import fsr
+from fsr import files, paths
+from fsr.cluster.plan import Job, plan, resources
+from fsr.cluster.worker import Board, mark, work
+from fsr.errors import UsageError
+from fsr.executors import Outcome, stoppable
+from fsr.runs import Options, Task
+
+log = logging.getLogger("fsr")
+
+RETRIES = 5  # times that Ray starts a task again whose worker or node was lost; each goes on from the last checkpoint
+TASKS_PER_WORKER = 50  # of one kind, before Ray starts a fresh GPU process; its own default, 1, imports torch each time
+HEAR_SECONDS = 0.3  # how often the driver looks
+HELP = "start one by `ray start --head`, or give --address HOST:PORT of one, or --address local"
+
+
+def on_ray(tasks: Iterable[Task], options: Options, *, address: str = "auto", deterministic: bool = False) -> Outcome:
+    """On a Ray cluster: every missing training, evaluation and analysis is a Ray task; this process needs no GPU.
+
+    address: local (start one here), auto (the one of this machine, or $RAY_ADDRESS) or HOST:PORT. A task whose worker
+    is lost is started again by Ray and goes on from its last checkpoint. UsageError when Ray is not installed or no
+    cluster answers.
+    """
+    jobs = plan(tasks)
+    if not jobs:
+        return Outcome()
+    with _connected(address) as ray, _shared() as token, stoppable() as flag:
+        driver = _Driver(ray, jobs, options, {"token": token, "deterministic": deterministic})
+        return driver.watch(flag)
+
+
+class _Driver:
+    """Hands all jobs to Ray at once and listens until the last has come back."""
+
+    def __init__(self, ray, jobs: list[Job], options: Options, setting: dict):
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        self.ray, self.options, self.outcome = ray, options, Outcome()
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        self.board = ray.remote(Board).options(
+            num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here
+        ).remote()  # fmt: skip
+        self.refs = self._submit(jobs, setting)
+        self.pending = {ref: (key, job) for key, (ref, job) in enumerate(zip(self.refs, jobs))}
+
+    def _submit(self, jobs: list[Job], setting: dict) -> list:
+        plain = replace(self.options, report=_ignore, interrupted=_never, deadline=None)  # one clock: the driver's
+        gpus, cpus = _offer(self.ray, self.options.device)
+        remote, refs = self.ray.remote(work), []
+        for key, job in enumerate(jobs):
+            need = resources(job.task, gpus=gpus, cpus=cpus)
+            calls = {"max_calls": TASKS_PER_WORKER} if need["num_gpus"] else {}
+            what = (job.task.evaluations + job.task.analyses) or ("train",)
+            name = f"{job.task.name} {getattr(what[0], 'attack_id', getattr(what[0], 'kind', what[0]))}"
+            task = remote.options(name=name, max_retries=RETRIES, retry_exceptions=False, **need, **calls)
+            needed = [refs[i] for i in job.needs]
+            refs.append(task.remote(key, job, plain, self.board, setting | {"threads": need["num_cpus"]}, *needed))
+        return refs
+
+    def watch(self, flag) -> Outcome:
+        """Until everything is back; a signal or the deadline calls off what has not begun and stops the rest."""
+        while self.pending:
+            refs = list(self.pending)
+            done, _ = self.ray.wait(refs, num_returns=len(refs), timeout=HEAR_SECONDS, fetch_local=False)
+            late = self.options.deadline is not None and time.time() >= self.options.deadline
+            reason = "signal" if flag.is_set() else "time" if late else None
+            begun = self._hear(stopping=bool(reason or self.outcome.stopped))
+            if reason and not self.outcome.stopped:
+                self.outcome.stopped = reason
+                for ref in [r for r in self.pending if self.pending[r][0] not in begun]:
+                    self.ray.cancel(ref)
+            for ref in done:
+                self._collect(ref, self.pending.pop(ref)[1])
+        self._hear(stopping=False)
+        self.outcome.failed = list(dict.fromkeys(self.outcome.failed))
+        return self.outcome
+
+    def _hear(self, *, stopping: bool) -> set[int]:
+        try:
+            news, begun = self.ray.get(self.board.hear.remote(stopping), timeout=20)
+        except (self.ray.exceptions.RayActorError, self.ray.exceptions.GetTimeoutError):
+            return set()  # it is being started again elsewhere
+        for event in news:
+            self.options.report(*event)
+        return begun
+
+    def _collect(self, ref, job: Job) -> None:
+        errors, name = self.ray.exceptions, job.task.name
+        try:
+            self.outcome.failed += self.ray.get(ref) or []
+        except errors.TaskCancelledError:
+            pass
+        except errors.RayTaskError as error:  # a bug: kept as a line, so that one task cannot end a night's work
+            log.error("%s", error)
+            cause = error.cause
+            self.outcome.failed.append(f"{name}: {type(cause).__name__}: {str(cause).strip().splitlines()[0][:200]}")
+        except errors.RayError as error:
+            self.outcome.failed.append(
+                f"{name}: its worker was lost more than {RETRIES} times ({type(error).__name__}: killed, or out of "
+                "memory); the same command goes on from the last checkpoint"
+            )
+
+
+def _offer(ray, device: str | None) -> tuple[bool, int]:
+    """(are there GPUs to use, cores of the smallest node that has any)."""
+    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
+    gpus = any(n.get("GPU", 0) for n in nodes)
+    if device is not None:  # asked for by name: an autoscaling cluster may have none yet
+        gpus = device != "cpu"
+    return gpus, int(min((n["CPU"] for n in nodes if n.get("CPU", 0) >= 1), default=1))
+
+
+@contextlib.contextmanager
+def _shared() -> Iterator[str]:
+    """A mark in the results folder, by whose token every worker knows that it sees the same folder."""
+    token = secrets.token_hex(8)
+    files.write_bytes(mark(token).parent / ".gitignore", b"*\n")
+    files.write_bytes(mark(token), b"")
+    try:
+        yield token
+    finally:
+        mark(token).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _connected(address: str):
+    """Ray, connected; workers run this very package, in this root, whatever is installed on their node."""
+    if importlib.util.find_spec("ray") is None:
+        raise UsageError("Ray is not installed; type `pip install 'ray>=2.40'` (or `pip install -e '.[cluster]'`)")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    origin = files.provenance()
+    variables = {"FSR_ROOT": str(paths.root()), "FSR_DATA": str(paths.data())}
+    if origin["commit"] is not None:
+        variables["FSR_COMMIT"] = origin["commit"]
+    if origin["dirty"] is not None:
+        variables["FSR_DIRTY"] = str(int(origin["dirty"]))
+    package = str(Path(fsr.__file__).parent)
+    local = {"include_dashboard": False} if address == "local" else {}
+    _answers(address)
+    try:
+        ray.init(
+            address, runtime_env={"env_vars": variables, "py_modules": [package]}, log_to_driver=False,
+            logging_level=logging.WARNING, **local,
+        )  # fmt: skip
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        raise UsageError(f"no Ray cluster at {address!r} ({first}); {HELP}") from None
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _answers(address: str) -> None:
+    """Fail in seconds where Ray itself would wait for a minute."""
+    host, _, port = address.rpartition(":")
+    if "://" in address or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError as error:
+        raise UsageError(f"no Ray cluster at {address!r} ({error.strerror or error}); {HELP}") from None
+
+
+def _ignore(*_) -> None:
+    pass
+
+
+def _never() -> bool:
+    return False

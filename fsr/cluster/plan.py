@@ -1,0 +1,51 @@
+"""Tasks as a cluster sees them: what comes after what, and what each needs of a node."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from fsr import store
+from fsr.experiments.cost import forward_macs
+from fsr.runs import Task, weights_path
+
+# Share of a GPU by multiply-adds of one forward pass of one image: networks this small leave most of a GPU idle.
+SHARES = ((5e6, 0.125), (60e6, 0.25))
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training, evaluation or analysis, and the positions of the trainings that must come before it."""
+
+    task: Task
+    needs: tuple[int, ...] = ()
+
+
+def plan(tasks: Iterable[Task]) -> list[Job]:
+    """Everything that is missing, each a job of its own: trainings first, then what is made of their weights."""
+    tasks, jobs, trainings = list(tasks), [], {}
+    for task in tasks:
+        trained = store.is_trained(task.run) and (not task.missing() or weights_path(task.run, "last").exists())
+        if not trained and task.name not in trainings:
+            trainings[task.name] = len(jobs)
+            jobs.append(Job(Task(run=task.run)))
+    for task in tasks:
+        for evaluation in task.evaluations:
+            if not store.has_eval(task.run, evaluation):
+                needs = {trainings.get(task.name), trainings.get(evaluation.surrogate)} - {None}
+                jobs.append(Job(Task(run=task.run, evaluations=(evaluation,)), tuple(sorted(needs))))
+        for analysis in task.analyses:
+            if not store.has_analysis(task.run, analysis):
+                needs = {trainings.get(task.name)} - {None}
+                jobs.append(Job(Task(run=task.run, analyses=(analysis,)), tuple(needs)))
+    return jobs
+
+
+def resources(task: Task, *, gpus: bool, cpus: int) -> dict:
+    """num_gpus and num_cpus of a task, as Ray names them.
+
+    gpus: does the cluster have any; cpus: of the smallest node. On a GPU: one core and a share by the network's
+    size. Without: one core for small networks, which two threads slow down, else a whole node of the smallest size.
+    """
+    if gpus:
+        macs = forward_macs(task.run)
+        return {"num_gpus": next((share for limit, share in SHARES if macs < limit), 1), "num_cpus": 1}
+    return {"num_gpus": 0, "num_cpus": 1 if forward_macs(task.run) < SHARES[0][0] else max(1, cpus)}

@@ -1,0 +1,182 @@
+"""Statistics against textbook values, enumeration and slow re-derivations."""
+
+import itertools
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from fsr import statistics as s
+
+
+def test_wilson_is_the_formula():
+    z = stats.norm.ppf(0.975)
+    for correct, n in ((0, 10), (7, 10), (10, 10), (5197, 10_000)):
+        p = correct / n
+        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+        assert s.wilson(correct, n) == pytest.approx((centre - half, centre + half), abs=1e-12)
+
+
+def test_wilson_at_ten_thousand_images_is_about_one_point_each_way():
+    low, high = s.wilson(5000, 10_000)
+    assert (high - low) / 2 == pytest.approx(0.0098, abs=1e-4)
+
+
+def test_wilson_inverts_the_score_test():
+    """Its ends are the fractions that the observed count rejects at exactly 5 %."""
+    for end in s.wilson(31, 80):
+        z = (31 / 80 - end) / math.sqrt(end * (1 - end) / 80)
+        assert abs(z) == pytest.approx(stats.norm.ppf(0.975), abs=1e-6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 500), st.data())
+def test_wilson_holds_its_fraction_and_grows_with_the_level(n, data):
+    correct = data.draw(st.integers(0, n))
+    low, high = s.wilson(correct, n)
+    wide = s.wilson(correct, n, level=0.99)
+    assert 0 <= wide[0] <= low <= correct / n + 1e-12 and correct / n - 1e-12 <= high <= wide[1] <= 1
+
+
+@pytest.mark.parametrize("correct, n", [(1, 0), (-1, 5), (6, 5)])
+def test_wilson_refuses_impossible_counts(correct, n):
+    with pytest.raises(ValueError, match="no count"):
+        s.wilson(correct, n)
+
+
+def outcomes(both, only_a, only_b, neither):
+    """Paired outcomes with these four counts."""
+    a = [1] * both + [1] * only_a + [0] * only_b + [0] * neither
+    b = [1] * both + [0] * only_a + [1] * only_b + [0] * neither
+    return np.array(a, dtype=bool), np.array(b, dtype=bool)
+
+
+@pytest.mark.parametrize("only_a, only_b", [(0, 0), (3, 0), (1, 6), (5, 5), (2, 9), (7, 1)])
+def test_mcnemar_is_the_exact_binomial_by_enumeration(only_a, only_b):
+    n = only_a + only_b
+    observed = abs(only_a - n / 2)
+    extreme = sum(abs(sum(signs) - n / 2) >= observed for signs in itertools.product((0, 1), repeat=n))
+    assert s.mcnemar_exact(*outcomes(20, only_a, only_b, 9)) == pytest.approx(extreme / 2**n)
+
+
+def test_mcnemar_reads_only_the_images_that_differ_and_is_symmetric():
+    a, b = outcomes(10, 8, 1, 3)
+    assert s.mcnemar_exact(a, b) == s.mcnemar_exact(b, a) == s.mcnemar_exact(*outcomes(5000, 8, 1, 4000))
+    assert s.mcnemar_exact(a, b) == pytest.approx(2 * 10 / 2**9)
+
+
+def test_mcnemar_refuses_averages():
+    with pytest.raises(ValueError, match="one run each"):
+        s.mcnemar_exact([0.5, 1], [0, 1])
+
+
+def test_bootstrap_of_two_images_is_known_exactly():
+    """Differences 0 and 1: the resampled mean is 0, 1/2, 1 with chances 1/4, 1/2, 1/4."""
+    rng = np.random.default_rng(0)
+    means = s._resampled_sums(np.array([0.0, 1.0]), 40_000, rng) / 2
+    for value, chance in ((0, 0.25), (0.5, 0.5), (1, 0.25)):
+        assert np.mean(means == value) == pytest.approx(chance, abs=0.01)
+    assert s.paired_bootstrap([0, 0], [0, 1]) == (0.0, 1.0)
+
+
+def test_bootstrap_equals_drawing_indices():
+    rng = np.random.default_rng(3)
+    a, b = rng.random(300) < 0.5, rng.random(300) < 0.6
+    d = b.astype(float) - a
+    slow = d[rng.integers(0, 300, size=(20_000, 300))].mean(axis=1)
+    expected = np.quantile(slow, [0.025, 0.975])
+    assert s.paired_bootstrap(a, b, draws=20_000) == pytest.approx(expected, abs=0.005)
+    normal = d.mean() + np.array([-1.96, 1.96]) * d.std() / math.sqrt(300)
+    assert s.paired_bootstrap(a, b, draws=20_000) == pytest.approx(normal, abs=0.006)
+
+
+def test_bootstrap_sign_seed_and_level():
+    a, b = outcomes(50, 5, 30, 15)
+    low, high = s.paired_bootstrap(a, b)
+    assert 0 < low < 0.25 < high, "b is better: the difference is b - a"
+    assert s.paired_bootstrap(b, a)[0] == pytest.approx(-high, abs=0.02)
+    assert s.paired_bootstrap(a, b) == (low, high)
+    assert s.paired_bootstrap(a, b, seed=1, draws=200) != s.paired_bootstrap(a, b, seed=2, draws=200)
+    narrow = s.paired_bootstrap(a, b, level=0.5)
+    assert low < narrow[0] < narrow[1] < high
+
+
+def test_bootstrap_covers_the_truth_about_as_often_as_it_says():
+    rng, hits = np.random.default_rng(0), 0
+    for trial in range(300):
+        a = rng.random(200) < 0.5
+        b = np.where(rng.random(200) < 0.3, rng.random(200) < 0.8, a)  # P(b) - P(a) = 0.3 * (0.8 - 0.5)
+        low, high = s.paired_bootstrap(a, b, seed=trial, draws=500)
+        hits += low <= 0.09 <= high
+    assert 0.90 <= hits / 300 <= 0.99
+
+
+def test_strata_keep_their_sizes():
+    """All of the difference lies between classes: within them nothing varies, so neither does the stratified mean."""
+    strata = np.repeat([0, 1, 2], [10, 20, 30])
+    a, b = np.zeros(60), (strata == 2).astype(float)
+    assert s.stratified_bootstrap(a, b, strata) == (0.5, 0.5)
+    low, high = s.paired_bootstrap(a, b)
+    assert low < 0.4 and high > 0.6
+    rng = np.random.default_rng(1)
+    noise = rng.random(60)
+    whole = s.stratified_bootstrap(a, noise, np.zeros(60), draws=20_000)
+    assert whole == pytest.approx(s.paired_bootstrap(a, noise, draws=20_000), abs=0.005)
+
+
+@pytest.mark.parametrize("call", [lambda: s.paired_bootstrap([], []), lambda: s.paired_bootstrap([1], [1, 0]),
+                                  lambda: s.mcnemar_exact([[1]], [[0]]),
+                                  lambda: s.stratified_bootstrap([1, 0], [0, 0], [1])])
+def test_arrays_that_are_no_pair_are_refused(call):
+    with pytest.raises(ValueError, match=r"must be"):
+        call()
+
+
+def test_seed_summary_by_hand():
+    found = s.seed_summary([0.50, 0.52, 0.54])
+    assert found.mean == pytest.approx(0.52) and found.sd == pytest.approx(0.02) and found.n == 3
+    half = 4.302652729749464 * 0.02 / math.sqrt(3)  # Student's t, 2 degrees of freedom, from any table
+    assert (found.low, found.high) == pytest.approx((0.52 - half, 0.52 + half))
+    assert s.seed_summary([0.5]) == (0.5, None, None, None, 1)
+    for wrong in ([], [[1.0]], [float("nan")]):
+        with pytest.raises(ValueError, match="finite"):
+            s.seed_summary(wrong)
+
+
+def test_tost_is_two_one_sided_t_tests():
+    differences = np.array([0.004, -0.002, 0.003, 0.001, -0.001])
+    found = s.tost(differences, margin=0.01)
+    lower = stats.ttest_1samp(differences, -0.01, alternative="greater").pvalue
+    upper = stats.ttest_1samp(differences, 0.01, alternative="less").pvalue
+    assert found.p == pytest.approx(max(lower, upper)) and found.equivalent
+    assert not s.tost(differences, margin=0.002).equivalent
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.floats(-0.05, 0.05), min_size=2, max_size=8), st.floats(0.001, 0.05))
+def test_tost_agrees_with_its_interval(differences, margin):
+    found = s.tost(differences, margin)
+    inside = -margin < found.low and found.high < margin
+    near = min(abs(found.low + margin), abs(found.high - margin)) < 1e-9
+    assert near or found.equivalent == inside
+
+
+def test_no_spread_few_values_and_no_margin():
+    assert s.tost([0.001, 0.001], 0.01) == (0.001, 0.001, 0.001, 0.0, True)
+    assert s.tost([0.02, 0.02], 0.01).p == 1.0
+    with pytest.raises(ValueError, match="two"):
+        s.tost([0.1], 0.2)
+    for margin in (0, -1, float("nan")):
+        with pytest.raises(ValueError, match="margin"):
+            s.tost([0.1, 0.1], margin)
+
+
+def test_needs_no_torch():
+    code = "import sys, fsr.statistics; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

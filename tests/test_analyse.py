@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from fsr import data as data_room
 from fsr.analyse import ANALYSES, analyse
+from fsr.analyse.look import exact
 from fsr.analyse.overhead import LiveMemory, latencies, peak_memory, without_inserted
 from fsr.analyse.pictures import attention, embedded, histogram, saturated
 from fsr.analyse.probes import knn
@@ -315,6 +316,19 @@ def test_a_plain_network_is_looked_at_where_the_authors_put_fsr(data):
     bank = f(data_room.as_float(data.train_x))
     found = knn(bank, data.train_y, f(attacked(network, x, y)), k=10, classes=10)
     assert counts(record["rows"], "knn") == {"f": int((found == y).sum())} and record["place"] == "layer4"
+
+
+def test_float32_is_exact_inside_and_as_before_afterwards():
+    def now():
+        backends = torch.backends
+        precisions = backends.cudnn.conv.fp32_precision, backends.cuda.matmul.fp32_precision
+        return *precisions, backends.cudnn.deterministic, backends.cudnn.benchmark
+
+    before = now()
+    with pytest.raises(KeyError), exact():
+        assert now() == ("ieee", "ieee", True, False) != before
+        raise KeyError
+    assert now() == before
 
 
 def test_an_unknown_kind_is_refused(model, data):

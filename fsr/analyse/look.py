@@ -140,8 +140,13 @@ def pairs(job: Job) -> Iterator[Pair]:
 @contextlib.contextmanager
 def exact():
     """Full float32 and repeatable convolutions on a GPU, whose default is TF32; afterwards as before."""
-    if not torch.backends.cudnn.is_available():
+    settings = [(place, "fp32_precision", "ieee") for place in (torch.backends.cudnn.conv, torch.backends.cuda.matmul)]
+    settings += [(torch.backends.cudnn, "deterministic", True), (torch.backends.cudnn, "benchmark", False)]
+    before = [getattr(place, name) for place, name, _ in settings]
+    try:
+        for place, name, value in settings:
+            setattr(place, name, value)
         yield
-        return
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-        yield
+    finally:
+        for (place, name, _), value in zip(settings, before):
+            setattr(place, name, value)

@@ -4,7 +4,6 @@ import numpy as np
 import torch
 
 from fsr import paths, store
-from fsr.audit import audit
 from fsr.config import Analysis, Run, run_id
 from fsr.data import Data, as_float, part_of_test
 from fsr.errors import CorruptFile
@@ -25,6 +24,8 @@ def _surrogate(run: Run, analysis: Analysis, options: Options):
 
 def audit_run(run: Run, analysis: Analysis, model, data: Data, options: Options) -> tuple[dict, dict]:
     """(record, arrays) of an audit: n and correct of every group and of the worst case, and the outcomes themselves."""
+    from fsr.audit import audit  # a room of its own size: training and plain evaluation do without it
+
     x, y, index = part_of_test(data, analysis.images)
     name, surrogate = _surrogate(run, analysis, options)
     digest = digest_of(weights_path(run, analysis.checkpoint))

@@ -11,9 +11,8 @@ from fsr.config import FSRSpec, Run, for_dataset, run_id
 from fsr.errors import UsageError
 from fsr.experiments import NEEDS, NOTEBOOKS, PROFILES, ROWS, SETS, cost
 
-KINDS = {
-    "whitebox", "deactivation", "blackbox", "components", "settings", "placement", "streams", "strength", "audit", "all",
-}  # fmt: skip
+KINDS = {"all", "audit", "blackbox", "components", "deactivation", "placement", "settings", "streams", "strength",
+         "whitebox"}  # fmt: skip
 
 
 @pytest.mark.parametrize("profile", PROFILES)

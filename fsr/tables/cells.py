@@ -9,8 +9,6 @@ from fsr.config import Evaluation, Run
 from fsr.errors import MissingRecord
 from fsr.tables.frame import Sources
 
-DRAWS = 2000  # of the paired bootstrap; its 95 % bounds then move by less than 0.1 points
-
 
 def outcome(run: Run, evaluation: Evaluation) -> store.Outcome | None:
     """Per-sample outcomes, sorted by test-set position; None when not run. `ensemble` is computed from its parts."""
@@ -67,7 +65,7 @@ def gain(
         return cell | {"value": None}
     after, before = (np.mean([pair[i] for pair in pairs], axis=0) for i in (0, 1))
     per_seed = [float(np.mean(a) - np.mean(b)) for a, b in pairs]
-    low, high = statistics.paired_bootstrap(before, after, draws=DRAWS)
+    low, high = statistics.paired_bootstrap(before, after)
     sd = float(np.std(per_seed, ddof=1)) if len(per_seed) > 1 else None
     return cell | {
         "value": float(np.mean(per_seed)), "low": low, "high": high, "n": len(after), "sd": sd,

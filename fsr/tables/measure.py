@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from fsr import experiments, store
+from fsr import experiments, statistics, store
 from fsr.errors import MissingRecord
 from fsr.experiments import Row
 from fsr.reference import Claim
@@ -27,7 +27,6 @@ class Measured:
 
 
 NOTHING = Measured(why="not run")
-LEVEL = 0.05
 
 
 def _row(profile: str, kind: str, name: str) -> Row | None:
@@ -41,8 +40,8 @@ def _of_seeds(values: list[float], *, scale: float = 100.0) -> Measured:
     values = [scale * value for value in values]
     if len(values) < 2:
         return Measured(value=values[0], seeds=1, why="one seed has no interval")
-    low, high = cells.t_interval(values)
-    return Measured(value=sum(values) / len(values), low=low, high=high, seeds=len(values), passed=low > 0)
+    found = statistics.seed_summary(values)
+    return Measured(value=found.mean, low=found.low, high=found.high, seeds=found.n, passed=found.low > 0)
 
 
 def _evaluation(profile: str, metric: str, kind: str = "whitebox"):
@@ -137,8 +136,8 @@ def accuracy_of(profile: str, claim: Claim, sources: Sources) -> Measured:
     ours = _of_seeds(values)
     if ours.low is None:
         return ours
-    p = cells.equivalence([100 * v - claim.stated for v in values], claim.tolerance)
-    return replace(ours, passed=p < LEVEL, why=f"p = {p:.3f}")
+    found = statistics.tost([100 * v - claim.stated for v in values], claim.tolerance)
+    return replace(ours, passed=found.equivalent, why=f"p = {found.p:.3f}")
 
 
 def seconds(profile: str, claim: Claim, sources: Sources) -> Measured:

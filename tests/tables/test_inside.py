@@ -27,7 +27,7 @@ def test_streams_show_every_stream_with_interval_and_seeds(records):
     row = table[(table["weights"] == "last") & (table["stream"] == "f̃⁻ (recalibrated)")].iloc[0]
     assert row["k-nearest neighbours, PGD-20"] == "50.0 ± 2.0 [45.6, 54.4]" and row["n"] == "500"
     assert row["auxiliary head, PGD-20"] == "not run" and row["k-nearest neighbours, no attack"] == "not run"
-    assert list(dict.fromkeys(table["stream"]))[0] == "f (f)"
+    assert next(iter(table["stream"])) == "f (f)"
 
 
 def test_streams_name_missing_seeds(records):
@@ -61,8 +61,9 @@ def test_known_parameter_counts_stand_beside_full_size_only(root):
 
 def audit_record(**changes):
     groups = {"autoattack": {"n": 100, "correct": 60}, "mask": {"n": 100, "correct": 55}}
-    return {"n": 100, "groups": groups, "authors_protocol": 70, "worst_case": 50, "not_applicable": {},
-            "indicators": {"silent_success": 0.25}, "flags": {"zero_gradient": True, "dynamic": False}} | changes  # fmt: skip
+    record = {"n": 100, "groups": groups, "authors_protocol": 70, "worst_case": 50, "not_applicable": {}}
+    flags = {"zero_gradient": True, "dynamic": False}
+    return record | {"indicators": {"silent_success": 0.25}, "flags": flags} | changes
 
 
 def test_audit_shows_groups_worst_case_flags_and_indicators(records):
@@ -71,8 +72,8 @@ def test_audit_shows_groups_worst_case_flags_and_indicators(records):
     plain = audit_record(groups={"autoattack": {"n": 100, "correct": 65}}, not_applicable={"mask": "no FSR mask"})
     write.analysis(AT, "audit", plain)
     rows = tables.audit("demo").set_index("attack group")
-    assert rows.loc["mask", "AT + FSR, last"] == "55.0 [45.2, 64.4] (n = 100)"
-    assert rows.loc["mask", "AT, last"] == "not applicable: no FSR mask"
+    assert rows.loc["3 the mask frozen or driven", "AT + FSR, last"] == "55.0 [45.2, 64.4] (n = 100)"
+    assert rows.loc["3 the mask frozen or driven", "AT, last"] == "not applicable: no FSR mask"
     assert rows.loc["worst case", "AT, last"].startswith("50.0") and rows.index[0] == "authors' protocol"
     assert rows.loc["authors' protocol", "AT, last"].startswith("70.0")
     assert rows.loc["AutoAttack's flags", "AT, last"] == "zero_gradient"
@@ -82,4 +83,11 @@ def test_audit_shows_groups_worst_case_flags_and_indicators(records):
 def test_a_single_attack_left_out_does_not_hide_its_group(records):
     records("demo").analysis(BOTH, "audit", audit_record(not_applicable={"mask/frozen": "no slope"}))
     rows = tables.audit("demo").set_index("attack group")
-    assert rows.loc["mask", "AT + FSR, last"].startswith("55.0") and "mask/frozen" not in rows.index
+    assert rows.loc["3 the mask frozen or driven", "AT + FSR, last"].startswith("55.0") and "mask/frozen" not in rows.index
+
+
+def test_every_group_of_the_audit_has_a_title():
+    from fsr import audit
+    from fsr.tables.inside import GROUPS
+
+    assert set(GROUPS) == set(audit.GROUPS) - {audit.PROTOCOL, "indicators"}

@@ -8,6 +8,7 @@ from fsr.plots.masks import mask_records
 from fsr.plots.streams import CHECKPOINT, pooled
 from fsr.prose.robustness import NOTHING
 from fsr.prose.text import Prose, accuracy_text, budget, missing, number, percent, points
+from fsr.tables.verdict import UNTESTED
 
 
 def progress(profile: str, notebook: str) -> Prose:
@@ -131,10 +132,10 @@ def audit(profile: str) -> Prose:
 
 
 def verdict(profile: str) -> Prose:
-    """T10 in words: how many claims got which verdict, and which."""
+    """T10 in words: how many claims got which verdict, and which; the table says why a claim was not tested."""
     numbers = tables.verdict(profile).numbers
     lines = []
     for name, part in numbers.groupby("verdict", sort=False):
-        claims = "; ".join(f"{row.id}: {row.claim}" for row in part.itertuples())
-        lines.append(f"- **{name}** ({len(part)}): {claims}.")
+        told = [row.id if name == UNTESTED else f"{row.id}: {row.claim}" for row in part.itertuples()]
+        lines.append(f"- **{name}** ({len(part)}): {'; '.join(told)}.")
     return Prose.of("\n".join(lines), budget(profile))

@@ -1,0 +1,105 @@
+"""One self-contained HTML file per profile: every table and figure, how to read them, and where they come from."""
+
+import base64
+import html
+from pathlib import Path
+
+from fsr import experiments, paths, plots, prose, tables
+from fsr.files import write_bytes
+from fsr.plots import words
+from fsr.report.markup import markdown, table_html
+from fsr.report.sections import SECTIONS, Section
+from fsr.report.style import STYLE
+
+__all__ = ["SECTIONS", "page", "write"]
+
+TITLE = "Feature Separation and Recalibration: a replication"
+
+
+def _table(profile: str, name: str, sources: dict[str, set[str]]) -> str:
+    info = tables.TABLES[name]
+    table = info.make(profile)
+    tables.save(table, profile, name, info.slug)
+    sources["runs"].update(table.about.runs)
+    sources["commits"].update(table.about.commits)
+    base = f"../tables/{profile}/{name}-{info.slug}"
+    links = ", ".join(f'<a href="{base}.{kind}">{kind}</a>' for kind in ("csv", "md", "tex"))
+    heading = f'<h3 id="{name}">{name}. {html.escape(table.about.title)}</h3>'
+    return f'{heading}\n{table_html(table)}\n<p class="files">{links}</p>'
+
+
+def _figure(profile: str, name: str) -> str:
+    saved, info = plots.show(profile, name), plots.info(name)
+    data = base64.b64encode(saved.png.read_bytes()).decode()
+    reading = html.escape(info.reading)
+    image = f'<img alt="{html.escape(info.title)}. {reading}" src="data:image/png;base64,{data}">'
+    link = f'<a href="../../figures/{profile}/{saved.pdf.name}">pdf</a>'
+    caption = f"<figcaption>How to read it: {reading} {link}</figcaption>"
+    return f'<h3 id="{name}">{name}. {html.escape(info.title)}</h3>\n<figure>{image}{caption}</figure>'
+
+
+def _section(profile: str, section: Section, sources: dict[str, set[str]]) -> str:
+    parts = [f'<h2 id="{section.notebook}">{section.heading}</h2>', f'<p class="question">{section.question}</p>']
+    budget = prose.budget(profile)  # said once, at the top
+    parts += [markdown(getattr(prose, name)(profile).replace(budget, "")) for name in section.prose]
+    parts += [_figure(profile, name) for name in section.figures]
+    parts += [_table(profile, name, sources) for name in section.tables]
+    path = f"../notebooks/{profile}/{section.notebook}.ipynb"
+    parts.append(f'<p class="files">Notebook: <a href="{path}">{section.notebook}</a></p>')
+    return "<section>\n" + "\n".join(parts) + "\n</section>"
+
+
+def _provenance(sources: dict[str, set[str]]) -> str:
+    commits = ", ".join(sorted(commit[:12] for commit in sources["commits"])) or "none"
+    runs = "".join(f"<li>{html.escape(run)}</li>" for run in sorted(sources["runs"]))
+    text = (
+        "<p>Every number above is read from records below <code>results/runs</code>; each record names the commit, "
+        "the package versions and the hardware that made it, and the hash of its outcomes. Nothing is typed in by "
+        "hand, and what was not run is called <em>not run</em>.</p>"
+    )
+    count = len(sources["runs"])
+    listed = f"<details><summary>{count} runs</summary><ul>{runs}</ul></details>"
+    heading = '<h2 id="provenance">Where the numbers come from</h2>'
+    return f"<section>{heading}{text}<p>Commits: {commits}.</p>{listed}</section>"
+
+
+def page(profile: str) -> str:
+    """The whole report as HTML; the same records always give the same text."""
+    experiments.profile_of(profile)
+    sources: dict[str, set[str]] = {"runs": set(), "commits": set()}
+    body = [_section(profile, section, sources) for section in SECTIONS]
+    run, _ = experiments.main_pair(profile)
+    about = f"Profile {profile}: {words.dataset(run.dataset)}, {words.backbone(run)}, {run.epochs} epochs."
+    entries = "".join(f'<li><a href="#{s.notebook}">{s.heading}</a></li>' for s in SECTIONS)
+    lead = markdown(prose.budget(profile))
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{TITLE} ({profile})</title>
+<style>{STYLE}</style>
+</head>
+<body>
+<header>
+<h1>{TITLE}</h1>
+<p>{html.escape(about)} The paper: Kim, Cho, Jung and Yoon, <em>Feature Separation and Recalibration for Adversarial
+Robustness</em>, CVPR 2023 (arXiv 2303.13846). Intervals are 95 %; gains are paired on the same images.</p>
+<div class="lead">{lead}</div>
+</header>
+<nav aria-label="Contents"><ol>{entries}<li><a href="#provenance">Where the numbers come from</a></li></ol></nav>
+<main>
+{chr(10).join(body)}
+{_provenance(sources)}
+</main>
+</body>
+</html>
+"""
+
+
+def write(profile: str) -> Path:
+    """Write results/report/<profile>.html, with the tables and figures in it; untouched when nothing changed."""
+    path, data = paths.report(profile), page(profile).encode()
+    if not path.exists() or path.read_bytes() != data:
+        write_bytes(path, data)
+    return path

@@ -6,84 +6,35 @@ N images, K classes. Losses see logits only; modes, steps and records belong to 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fsr.attacks.gradient import pgd
 from fsr.config import Run
+from fsr.losses import (
+    BETAS,
+    ce,
+    fsr_terms,
+    kl,
+    mart_loss,
+    mart_parts,
+    probe_terms,
+    runner_up,
+    trades_loss,
+    trades_parts,
+)
 from fsr.models import Classifier
 
-BETAS = {"trades": 6.0, "mart": 5.0}
-Net = Callable[[Tensor], Tensor]
+PAIRS = {"trades": trades_parts, "mart": mart_parts}  # methods that also look at the clean images
+Outputs = tuple[Tensor, list[Tensor]]  # logits (N, K) and the probes' logits
 
-
-def runner_up(logits: Tensor, y: Tensor) -> Tensor:
-    """Most probable wrong class, (N,) int64; logits (N, K), y (N,)."""
-    return logits.scatter(1, y[:, None], float("-inf")).argmax(dim=1)
-
-
-def kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
-    """KL(p || q) per sample, (N,) >= 0, from logits (N, K)."""
-    log_p, log_q = p_logits.log_softmax(1), q_logits.log_softmax(1)
-    return (log_p.exp() * (log_p - log_q)).sum(1)
-
-
-def trades_parts(clean: Tensor, adv: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """cls = CE(clean, y) and robust = KL(clean || adv), batch means (Zhang et al. 2019, eq. 5)."""
-    return {"cls": F.cross_entropy(clean, y), "robust": kl(clean, adv).mean()}
-
-
-def trades_loss(clean: Tensor, adv: Tensor, y: Tensor, *, beta: float = BETAS["trades"]) -> Tensor:
-    """CE(clean, y) + beta * KL(clean || adv), a batch mean; clean, adv: logits (N, K)."""
-    parts = trades_parts(clean, adv, y)
-    return parts["cls"] + beta * parts["robust"]
-
-
-def mart_parts(clean: Tensor, adv: Tensor, y: Tensor, *, log_eps: float = 1e-12) -> dict[str, Tensor]:
-    """cls = boosted CE on adv, robust = KL(clean || adv) times 1 - p_clean[y], means (Wang et al. 2020, eq. 8-11).
-
-    log_eps and the constants 1.0001 and 1.0000001 are those of their code, which bound both logarithms.
-    """
-    probabilities = adv.softmax(1)
-    wrong = probabilities.gather(1, runner_up(adv, y)[:, None]).squeeze(1)
-    boosted = F.cross_entropy(adv, y, reduction="none") - torch.log(1.0001 - wrong + log_eps)
-    log_clean = clean.log_softmax(1)
-    distance = (log_clean.exp() * (log_clean - torch.log(probabilities + log_eps))).sum(1)
-    right = log_clean.exp().gather(1, y[:, None]).squeeze(1)
-    return {"cls": boosted.mean(), "robust": (distance * (1.0000001 - right)).mean()}
-
-
-def mart_loss(clean: Tensor, adv: Tensor, y: Tensor, *, beta: float = BETAS["mart"], log_eps: float = 1e-12) -> Tensor:
-    """Boosted CE + beta * weighted KL, a batch mean; clean, adv: logits (N, K)."""
-    parts = mart_parts(clean, adv, y, log_eps=log_eps)
-    return parts["cls"] + beta * parts["robust"]
-
-
-def fsr_terms(logits: Tensor, streams: list, y: Tensor) -> dict[str, Tensor]:
-    """sep = CE(h(robust), y) + CE(h(nonrobust), y'), rec = CE(h(recalibrated), y): batch means, averaged over modules.
-
-    logits: (N, K) of the same pass, whose most probable wrong class is y'; streams: as `trace` gives them. A term that
-    no module has (peers, controls) is left out. Kim et al. 2023, eq. 4 and 6; nothing is detached, as in their code.
-    """
-    wrong = runner_up(logits, y)
-    targets = {"robust": ("sep", y), "nonrobust": ("sep", wrong), "recalibrated": ("rec", y)}
-    terms: dict[str, Tensor] = {}
-    modules = [s.aux for s in streams if targets.keys() & s.aux.keys()]
-    for aux in modules:
-        for stream, (term, labels) in targets.items():
-            if stream in aux:
-                value = F.cross_entropy(aux[stream], labels) / len(modules)
-                terms[term] = terms[term] + value if term in terms else value
-    return terms
-
-
-def probe_terms(streams: list, y: Tensor) -> dict[str, Tensor]:
-    """probe = CE of the peers' probes, a batch mean, averaged over modules; empty without a probe."""
-    losses = [F.cross_entropy(s.aux["probe"], y) for s in streams if "probe" in s.aux]
-    return {"probe": torch.stack(losses).mean()} if losses else {}
+__all__ = [
+    "AWP", "Crafting", "Objective", "craft", "craft_loss", "craft_outputs", "crafting", "first_step", "fsr_terms", "kl",
+    "mart_loss", "mart_parts", "probe_terms", "runner_up", "trades_loss", "trades_parts", "weights_of",
+]
 
 
 def weights_of(run: Run) -> dict[str, float]:
@@ -112,21 +63,14 @@ class Objective(nn.Module):
         self.weights = weights_of(run)
 
     def forward(self, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        clean = None
-        if self.method in ("trades", "mart"):
-            clean = self.model.trace(x, y)[0]
+        clean = self.model.trace(x, y)[0] if self.method in PAIRS else None
         logits, streams = self.model.trace(x if self.method == "natural" else x_adv, y)
-        if self.method == "trades":
-            parts = trades_parts(clean, logits, y)
-        elif self.method == "mart":
-            parts = mart_parts(clean, logits, y)
-        else:
-            parts = {"cls": F.cross_entropy(logits, y)}
+        parts = {"cls": ce(logits, y).mean()} if clean is None else PAIRS[self.method](clean, logits, y)
         return {**parts, **fsr_terms(logits, streams, y), **probe_terms(streams, y)}, logits
 
     def total(self, parts: dict[str, Tensor]) -> Tensor:
         """The weighted sum that is minimised."""
-        return sum(self.weights[name] * part for name, part in parts.items())
+        return torch.stack([self.weights[name] * part for name, part in parts.items()]).sum()
 
 
 @dataclass(frozen=True)
@@ -163,23 +107,23 @@ def first_step(x: Tensor, run: Run, generator: torch.Generator | None = None, no
     return run.eps * (2 * noise - 1)
 
 
-def craft_loss(how: Crafting, y: Tensor, clean: Tensor | None) -> Callable[[tuple[Tensor, list[Tensor]]], Tensor]:
+def craft_loss(how: Crafting, y: Tensor, clean: Tensor | None) -> Callable[[Outputs], Tensor]:
     """What crafting climbs, (N,), from (logits, probe logits); clean: logits (N, K) of the clean images, for kl."""
 
-    def loss(outputs: tuple[Tensor, list[Tensor]]) -> Tensor:
+    def loss(outputs: Outputs) -> Tensor:
         logits, probes = outputs
-        value = kl(clean, logits) if how.loss == "kl" else F.cross_entropy(logits, y, reduction="none")
+        value = ce(logits, y) if clean is None else kl(clean, logits)
         if how.probe:
-            value = value + how.probe * sum(F.cross_entropy(p, y, reduction="none") for p in probes) / len(probes)
+            value = value + how.probe * torch.stack([ce(p, y) for p in probes]).mean(0)
         return value
 
     return loss
 
 
-def craft_outputs(model: Classifier, how: Crafting) -> Callable[[Tensor], tuple[Tensor, list[Tensor]]]:
+def craft_outputs(model: Classifier, how: Crafting) -> Callable[[Tensor], Outputs]:
     """Images to (logits, probe logits): what `craft_loss` reads; the probes only where the loss needs them."""
 
-    def outputs(x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def outputs(x: Tensor) -> Outputs:
         if not how.probe:
             return model(x), []
         logits, streams = model.trace(x)
@@ -194,7 +138,7 @@ def craft(
     y: Tensor,
     run: Run,
     generator: torch.Generator | None = None,
-    net: nn.Module | None = None,
+    net: Classifier | None = None,
     start_noise: Tensor | None = None,
 ) -> Tensor:
     """The training images of a run's method, like x: PGD on its crafting loss; natural training gets x itself.
@@ -212,7 +156,10 @@ def craft(
             clean = outputs(x)[0]
     loss = craft_loss(how, y, clean)
     start = first_step(x, run, generator, start_noise)
-    return pgd(outputs, x, y, eps=run.eps, alpha=run.alpha, steps=run.steps, start=start, loss=lambda out, _: loss(out))
+    # pgd only hands the network's outputs to the loss, so that any outputs will do; y is bound above.
+    climb: Any = lambda out, _: loss(out)  # noqa: E731
+    net_outputs: Any = outputs
+    return pgd(net_outputs, x, y, eps=run.eps, alpha=run.alpha, steps=run.steps, start=start, loss=climb)
 
 
 class AWP:
@@ -235,7 +182,7 @@ class AWP:
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
-            out = []
+            out: list[tuple[Tensor, Tensor]] = []
             for weight, grad in zip(named, grads):
                 grad = torch.zeros_like(weight) if grad is None else grad
                 if dist.is_available() and dist.is_initialized():  # replicas must move alike

@@ -167,7 +167,7 @@ def attach_fsr(
     if isinstance(model, Classifier):
         model = model.net
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
-    modules = {}
+    modules: dict[str, nn.Module] = {}
     for path in paths:
         channels = _dry_run_channels(model, path, like) if example is None else channels_at(model, path, example)
         modules[path] = FSR(channels, num_classes, spec).to(like.device, like.dtype)

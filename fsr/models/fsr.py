@@ -3,7 +3,7 @@
 N images, C channels, H and W positions, K classes; f is the feature map (N, C, H, W) after one stage.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -106,9 +106,9 @@ class FSR(nn.Module):
         self.backward_tau: float | None = None
         self.stable_eps = 0.0
         self.intervention: Intervention | None = None
-        self.score = _network(channels, hidden) if spec.kind != "aux" else None
-        self.correct = _network(channels, hidden) if spec.kind in ("fsr", "residual") else None
-        self.aux = nn.Linear(channels, num_classes) if spec.kind != "residual" else None
+        self.score: Any = _network(channels, hidden) if spec.kind != "aux" else None
+        self.correct: Any = _network(channels, hidden) if spec.kind in ("fsr", "residual") else None
+        self.aux: Any = nn.Linear(channels, num_classes) if spec.kind != "residual" else None
 
     @property
     def has_mask(self) -> bool:

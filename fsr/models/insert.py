@@ -32,7 +32,8 @@ class Inserted(nn.Module):
 
     def __init__(self, submodule: nn.Module, module: nn.Module):
         super().__init__()
-        self.submodule, self.module = submodule, module
+        self.submodule = submodule
+        self.module: Any = module
 
     def forward(self, *args, **kwargs) -> Tensor:
         f = self.submodule(*args, **kwargs)

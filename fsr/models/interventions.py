@@ -6,6 +6,7 @@ N images, C channels, H and W positions.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +78,7 @@ def intervene(model: nn.Module, name: str, seed: int = 0) -> Iterator[nn.Module]
     """
     if name not in INTERVENTIONS:
         raise UsageError(f"unknown intervention {name!r}; choose one of {', '.join(INTERVENTIONS)}")
-    parts = [part for part in model.modules() if getattr(part, "has_mask", False)]
+    parts: list[Any] = [part for part in model.modules() if getattr(part, "has_mask", False)]
     if not parts:
         raise UsageError(f"intervention {name!r} needs a model with an FSR mask; this one has none")
     before = [part.intervention for part in parts]

@@ -49,6 +49,10 @@ class FeatureDenoising(nn.Module):
 class _Probed(nn.Module):
     """Shared by CAS and CIFS: needs the labels in training, its own predictions otherwise."""
 
+    def gate(self, f: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Weight per channel (N, C), and the probe's logits (N, K); y: None for the probe's own predictions."""
+        raise NotImplementedError
+
     def forward(self, f: Tensor) -> Tensor:
         return self.streams(f).features
 

@@ -22,6 +22,12 @@ class VGG(nn.Module):
     blocks: convolutions per stage, each followed by BatchNorm and ReLU; (2, 2, 3, 3, 3) is VGG-16. Any image size.
     """
 
+    block1: nn.Sequential
+    block2: nn.Sequential
+    block3: nn.Sequential
+    block4: nn.Sequential
+    block5: nn.Sequential
+
     def __init__(self, num_classes: int = 10, width: int = 64, blocks: tuple[int, ...] = (2, 2, 3, 3, 3)):
         super().__init__()
         channels = 3

@@ -46,6 +46,10 @@ class WideResNet(nn.Module):
     and ReLU close block3, so that a module after block3 sees activated features. Any image size.
     """
 
+    block1: nn.Sequential
+    block2: nn.Sequential
+    block3: nn.Sequential
+
     def __init__(self, num_classes: int = 10, width: int = 10, blocks: tuple[int, ...] = (5, 5, 5)):
         super().__init__()
         channels = 16

@@ -50,7 +50,8 @@ def test_values_losses_and_gradient_match_the_authors_code(fixture, mode, stable
               "loss_rec": terms["rec"], "loss_total": total, "grad_feat": grad}
     assert found.keys() == {k.removeprefix(mode + ".") for k in fixture if k.startswith(mode + ".")}
     for name, value in found.items():
-        torch.testing.assert_close(value, fixture[f"{mode}.{name}"], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            value, fixture[f"{mode}.{name}"], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_the_output_is_the_input_plus_a_gated_residual(fixture):
@@ -218,7 +219,7 @@ def test_interventions_change_the_mask_as_their_names_say():
     torch.testing.assert_close(shuffled.flatten(1).sort().values, own.flatten(1).sort().values)
     assert not torch.allclose(shuffled, own)
     random = found["mask_random"].mask
-    assert torch.equal(random[0], random[2]) and 0 <= random.min() and random.max() < 1
+    assert torch.equal(random[0], random[2]) and random.min() >= 0 and random.max() < 1
     with intervene(module, "mask_random", seed=4):
         assert not torch.equal(module.mask(f), random)
 
@@ -230,7 +231,8 @@ def test_interventions_are_taken_off_after_an_error_and_refused_where_they_mean_
         with intervene(module, "mask_one"):
             raise RuntimeError("stop")
     assert module.intervention is kept
-    for model, name in ((small(), "mask_two"), (small(kind="residual"), "mask_one"), (torch.nn.Linear(2, 2), "mask_one")):
+    wrong = ((small(), "mask_two"), (small(kind="residual"), "mask_one"), (torch.nn.Linear(2, 2), "mask_one"))
+    for model, name in wrong:
         with pytest.raises(UsageError):
             with intervene(model, name):
                 pass

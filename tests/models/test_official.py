@@ -111,7 +111,8 @@ def test_files_that_are_not_their_checkpoint_are_refused_in_one_line(tmp_path, n
     assert "another shape" in refused(narrow_file)
     assert "fc.weight" in refused(narrow_file, "wideresnet34")
     whole = narrow_file.read_bytes()
-    for name, content in (("cut.pth", whole[: len(whole) // 2]), ("empty.pth", b""), ("text.pth", b"not weights\n" * 9)):
+    broken = (("cut.pth", whole[: len(whole) // 2]), ("empty.pth", b""), ("text.pth", b"not weights\n" * 9))
+    for name, content in broken:
         (tmp_path / name).write_bytes(content)
         assert "not a whole file" in refused(tmp_path / name)
     torch.save([1, 2], tmp_path / "list.pth")

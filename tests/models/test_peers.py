@@ -7,7 +7,7 @@ from torch import nn
 
 from fsr.config import PeerSpec
 from fsr.errors import UsageError
-from fsr.models import CAS, CIFS, BACKBONES, FeatureDenoising, build_model
+from fsr.models import BACKBONES, CAS, CIFS, FeatureDenoising, build_model
 
 PARITY = Path(__file__).parent.parent / "parity"
 NAMES = {"Probe.0.fc.": "bottleneck.", "Probe.1.": "probe.", "cas_fc_": "probe."}

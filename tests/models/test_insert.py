@@ -1,0 +1,258 @@
+import copy
+import io
+import os
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fsr.config import FSRSpec, Run
+from fsr.errors import UsageError
+from fsr.models import Classifier, Inserted, attach_fsr, build_model
+from fsr.objectives import Objective, fsr_terms
+
+
+class Tiny(nn.Module):
+    """Someone else's network: two convolutional stages, one that runs twice, tokens, a pair, a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.body = nn.Sequential(nn.Conv2d(4, 6, 3, 2, padding=1), nn.ReLU())
+        self.twice, self.never, self.tokens, self.pair = nn.ReLU(), nn.ReLU(), nn.Flatten(2), Pair()
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x):
+        f = self.body(self.twice(self.twice(self.stem(x))))
+        return self.head(self.pair(self.tokens(f))[0].mean(2))
+
+
+class Pair(nn.Module):
+    def forward(self, x):
+        return x, x
+
+
+X = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def attached(**spec):
+    """FSR after Tiny's body, in eval mode."""
+    return attach_fsr(Tiny(), at="body", num_classes=5, spec=FSRSpec(**spec)).eval()
+
+
+def test_attached_model_gives_logits_and_streams():
+    plain = Tiny().eval()
+    expected = plain(X)
+    model = attach_fsr(plain, at="body", num_classes=5).eval()
+    logits, streams = model.trace(X)
+    assert torch.equal(logits, model(X)) and streams[0].mask.shape == (4, 6, 4, 4)
+    shapes = {name: tuple(v.shape) for name, v in streams[0].aux.items()}
+    assert shapes == dict.fromkeys(["robust", "nonrobust", "recalibrated"], (4, 5))
+    module = model.inserted()[0].module
+    assert module.score[0].out_channels == 8  # the width rule's least
+    nn.init.zeros_(module.correct[-1].weight)
+    torch.testing.assert_close(model(X), expected)  # R = 0 leaves someone else's network as it was
+
+
+def test_the_dry_run_changes_nothing():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(3))
+    model(torch.rand(1, 3, 32, 32))
+    model[1].eval()
+    before = copy.deepcopy(model.state_dict())
+    attach_fsr(model, at="1", num_classes=3)
+    after = {k.replace(".submodule", ""): v for k, v in model.state_dict().items() if ".module." not in k}
+    assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+    assert model.training and not model[1].submodule.training and not model[1].submodule._forward_hooks
+
+
+def test_images_of_any_size_and_channels_by_example_or_by_trying():
+    net = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.Flatten(), nn.Linear(3 * 12 * 12, 2))
+    model = attach_fsr(net, at="0", num_classes=2, example=torch.rand(2, 1, 12, 12))
+    assert model(torch.rand(2, 1, 12, 12)).shape == (2, 2)
+    only64 = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.Flatten(), nn.Linear(3 * 64 * 64, 2))
+    assert attach_fsr(only64, at="0", num_classes=2)(torch.rand(2, 3, 64, 64)).shape == (2, 2)
+    only12 = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.Flatten(), nn.Linear(3 * 12 * 12, 2))
+    with pytest.raises(UsageError, match="example="):
+        attach_fsr(only12, at="0", num_classes=2)
+
+
+@pytest.mark.parametrize("at, why", [
+    ("layer4", "no module"), ("twice", "2 times"), ("never", "0 times"), ("tokens", "tokens"), ("pair", "tuple"),
+    ("head", "not a feature map"), ("", "no module"), ((), "at least one"), (("body", "body"), "once"),
+    (("body", "head"), "not a feature map"),
+])
+def test_a_place_that_cannot_take_fsr_is_refused_and_the_network_left_alone(at, why):
+    net = Tiny()
+    with pytest.raises(UsageError, match=why) as caught:
+        attach_fsr(net, at=at, num_classes=5)
+    assert "\n" not in str(caught.value)
+    assert not any(isinstance(part, Inserted) for part in net.modules())
+
+
+def test_new_weights_follow_the_networks_type():
+    model = attach_fsr(Tiny().double(), at="body", num_classes=5)
+    assert model(X.double()).dtype == torch.float64
+
+
+def test_copies_are_independent_of_the_original():
+    model = attached()
+    logits, _ = model.trace(X)
+    twin = copy.deepcopy(model)
+    assert torch.equal(twin(X), logits)
+    with torch.no_grad():
+        for p in twin.parameters():
+            p.add_(0.1)
+    assert torch.equal(model(X), logits) and not torch.equal(twin(X), logits)
+
+
+def test_pickle_and_state_dict_round_trip():
+    model = attached()
+    model.trace(X)
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    assert torch.equal(torch.load(buffer, weights_only=False)(X), model(X))
+    fresh = attached()
+    assert not torch.equal(fresh(X), model(X))
+    fresh.load_state_dict(model.state_dict(), strict=True)
+    assert torch.equal(fresh(X), model(X))
+
+
+def test_the_recorder_is_gone_after_a_trace_and_after_an_error():
+    model = attached()
+    kept = model.trace(X)[1]
+    assert all(place.recorder is None for place in model.inserted())
+    with pytest.raises(RuntimeError):
+        model.trace(torch.rand(1, 1, 8, 8))
+    assert all(place.recorder is None for place in model.inserted())
+    model(X)
+    assert len(kept) == 1  # a plain call records nothing
+
+
+def test_forward_does_not_run_the_auxiliary_head():
+    model = attached()
+    calls = []
+    model.inserted()[0].module.aux.register_forward_hook(lambda *args: calls.append(1))
+    model(X)
+    assert calls == []
+    model.trace(X)
+    assert len(calls) == 3
+
+
+def test_two_insertions_at_one_place_and_attaching_twice():
+    model = attach_fsr(attached(), at="body", num_classes=5).eval()  # an Inserted is a module like any other
+    assert len(model.trace(X)[1]) == 2 and isinstance(model.net, Tiny)
+
+
+def test_compiled_forward_and_trace_agree_with_eager_in_one_graph():
+    model = attached()
+    logits, streams = model.trace(X)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(X), logits)
+    again, recorded = torch.compile(model.trace, backend="eager", fullgraph=True)(X)
+    torch.testing.assert_close(again, logits)
+    torch.testing.assert_close(recorded[0].aux["nonrobust"], streams[0].aux["nonrobust"])
+    assert all(place.recorder is None for place in model.inserted())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["at", "trades"])
+def test_compiled_objective_has_the_gradients_of_the_eager_one(method):
+    spec = FSRSpec(at=("layer3",), mask="soft")
+    run = Run(dataset="digits", method=method, width=4, blocks=(1, 1, 1, 1), module=spec)
+    model = build_model("resnet18", fsr=run.fsr, width=4, blocks=run.blocks)
+    y, grads = torch.arange(4), []
+    for wrap in (lambda m: m, lambda m: torch.compile(m, backend="aot_eager", fullgraph=True)):
+        objective = Objective(copy.deepcopy(model), run)
+        parts, _ = wrap(objective)(X, X.flip(3), y)
+        grads.append(torch.autograd.grad(objective.total(parts), list(objective.parameters())))
+    for a, b in zip(*grads):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    """One process that is a group of one, on a file."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_distributed_objective_trains_several_steps(process_group):
+    run = Run(dataset="digits", method="at", module=FSRSpec())
+    objective = Objective(attached().train(), run)
+    ddp = nn.parallel.DistributedDataParallel(objective)
+    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        parts, logits = ddp(X, X, torch.tensor([0, 1, 2, 3]))
+        objective.total(parts).backward()
+        optimizer.step()
+    assert logits.shape == (4, 5) and all(p.grad is not None for p in objective.parameters())
+
+
+def _replica(rank, folder, results):
+    """One of two processes, each with its half of the batch; returns its gradients."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    objective = Objective(attached(mask="soft"), Run(dataset="digits", method="at", module=FSRSpec()))
+    ddp = nn.parallel.DistributedDataParallel(objective)
+    torch.manual_seed(1)
+    x, y = torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])
+    half = slice(2 * rank, 2 * rank + 2)
+    objective.total(ddp(x[half], x[half], y[half])[0]).backward()
+    torch.save([p.grad for p in objective.parameters()], f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_replicas_average_the_gradients_of_every_loss_term(tmp_path):
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.multiprocessing.spawn(_replica, (str(tmp_path), None), nprocs=2)
+    torch.manual_seed(0)
+    objective = Objective(attached(mask="soft"), Run(dataset="digits", method="at", module=FSRSpec()))
+    torch.manual_seed(1)
+    x, y = torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])
+    # In eval mode BatchNorm does not couple the halves.
+    whole = torch.autograd.grad(objective.total(objective(x, x, y)[0]), list(objective.parameters()))
+    for rank in range(2):
+        for mine, theirs in zip(whole, torch.load(tmp_path / f"{rank}.pt")):
+            torch.testing.assert_close(theirs, mine, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name, at, size", [("resnet50", "layer4", 32), ("convnext_tiny", "features.5", 32)])
+def test_torchvision_networks(name, at, size):
+    from torchvision import models
+
+    with torch.device("meta"):  # their init would take seconds; any numbers do
+        net = getattr(models, name)(num_classes=5)
+    net = net.to_empty(device="cpu").eval()
+    with torch.no_grad():
+        for value in net.state_dict().values():
+            value.normal_(0, 0.02) if value.is_floating_point() and value.ndim > 1 else value.fill_(1)
+    model = attach_fsr(net, at=at, num_classes=5, spec=FSRSpec(hidden=8)).eval()
+    x, y = torch.rand(2, 3, size, size, requires_grad=True), torch.tensor([0, 1])
+    logits, streams = model.trace(x)
+    terms = fsr_terms(logits, streams, y)
+    (F.cross_entropy(logits, y) + terms["sep"] + terms["rec"]).backward()
+    assert logits.shape == (2, 5) and torch.isfinite(x.grad).all()
+    twin = attach_fsr(getattr(models, name)(num_classes=5), at=at, num_classes=5, spec=FSRSpec(hidden=8)).eval()
+    twin.load_state_dict(copy.deepcopy(model.state_dict()), strict=True)
+    torch.testing.assert_close(twin(x), logits)
+
+
+def test_a_timm_convolutional_network_works_and_a_vit_block_is_refused():
+    timm = pytest.importorskip("timm")
+    net = timm.create_model("resnet10t", num_classes=5)
+    model = attach_fsr(net, at="layer4", num_classes=5, spec=FSRSpec(hidden=8)).eval()
+    assert model(torch.rand(1, 3, 64, 64)).shape == (1, 5)
+    vit = timm.create_model("vit_tiny_patch16_224", num_classes=5, depth=1, img_size=32, embed_dim=12, num_heads=1)
+    with pytest.raises(UsageError, match=r"tokens \(N, T, C\) = \(1, 5, 12\)"):
+        attach_fsr(vit, at="blocks.0", num_classes=5)
+    assert vit(torch.rand(1, 3, 32, 32)).shape == (1, 5)
+
+
+def test_a_classifier_is_wrapped_once():
+    model = build_model("resnet18", width=4, blocks=(1, 1, 1, 1))
+    assert not isinstance(attach_fsr(model, at="layer3", num_classes=10).net, Classifier)

@@ -8,9 +8,10 @@ from fsr.explore.look import ATTACKS, Choice, choices, look
 from fsr.explore.pictures import compare, picture
 from fsr.plots import words
 from fsr.plots.output import Picture
+from fsr.prose import Prose
 
 
-def shown(first: Choice, second: Choice | None, attack: str, image: int) -> Picture:
+def shown(first: Choice | None, second: Choice | None, attack: str, image: int) -> Picture | Prose:
     """What the app displays for these settings."""
     left = look(first, attack=attack, image=image)
     return picture(left) if second is None else compare(left, look(second, attack=attack, image=image))
@@ -21,9 +22,9 @@ class App:
 
     def __init__(self, profile: str):
         known = choices(profile)
-        menu = [(c.name, c) for c in known.networks]
+        menu = [(c.name, c) for c in known.networks] or [("(no weights here)", None)]
         wide = widgets.Layout(width="95%")
-        start = known.default("at+fsr")
+        start = known.default("at+fsr") or menu[0][1]
         self.first = widgets.Dropdown(options=menu, value=start, description="network", layout=wide)
         self.second = widgets.Dropdown(options=[("(none)", None), *menu], description="beside it", layout=wide)
         self.attack = widgets.Dropdown(

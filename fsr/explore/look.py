@@ -7,22 +7,16 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from fsr import experiments, runs, store
+from fsr import experiments, runs
+from fsr.analyse.look import Job, see
 from fsr.attacks import attack_named
-from fsr.config import Run, run_id
-from fsr.data import as_float, part_of_test
+from fsr.config import Analysis, Run, run_id
+from fsr.data import Data, as_float, part_of_test
 from fsr.errors import UsageError
 from fsr.modes import eval_mode
 from fsr.plots import words
 
 ATTACKS = ("clean", "fgsm", "pgd20", "pgd100", "cw")  # quick enough to wait for
-MAPS = {
-    "f": "inputs",
-    "robust": "robust",
-    "nonrobust": "nonrobust",
-    "recalibrated": "recalibrated",
-    "output": "features",
-}
 
 
 @dataclass(frozen=True)
@@ -57,15 +51,11 @@ class Choices:
         ]
         return pd.DataFrame(rows, columns=["method", "network", "seed", "weights", "run"])
 
-    def default(self, label: str) -> Choice:
-        """Seed 0 with this label, EMA weights when they are here, else whatever checkpoint is."""
+    def default(self, label: str) -> Choice | None:
+        """Seed 0 with this label, EMA weights when they are here, else any checkpoint; None when there is none."""
         wanted = experiments.named(self.profile).get(label)
         mine = [c for c in self.networks if c.run == wanted]
-        if not mine:
-            raise UsageError(
-                f"the weights of {label!r} are not here; `python -m fsr train all --profile {self.profile}` makes them"
-            )
-        return next((c for c in mine if c.checkpoint == "ema"), mine[0])
+        return next((c for c in mine if c.checkpoint == "ema"), mine[0] if mine else None)
 
 
 def choices(profile: str) -> Choices:
@@ -84,7 +74,7 @@ def choices(profile: str) -> Choices:
 class Look:
     """What one image does in one network; pictures (3, H, W) in [0, 1], probabilities (K,), maps (h, w).
 
-    maps and masks are of the attacked image and empty for networks without streams.
+    maps and the mask's values are of the attacked image; a network without FSR has the map of f alone, and no mask.
     """
 
     choice: Choice
@@ -110,24 +100,22 @@ class Look:
         return self.class_names[int(probabilities.argmax())]
 
 
-def _streams(model: nn.Module, x: Tensor) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-    """Maps of mean |feature| over channels per stream, and the mask's mean over channels, of a single image."""
-    with torch.no_grad():
-        _, streams = model.trace(x)
-    first = streams[-1] if streams else None
-    maps = {}
-    for name, attribute in MAPS.items():
-        tensor = getattr(first, attribute, None)
-        if tensor is not None:
-            maps[name] = tensor[0].float().abs().mean(0).numpy()
-    mask = getattr(first, "mask", None)
-    return maps, None if mask is None else mask[0].float().flatten().numpy()
+def _inside(model: nn.Module, run: Run, data: Data, x: Tensor) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """Maps of mean |feature| over channels per stream, and the mask's values, of a single image (1, 3, H, W)."""
+    seen = see(Job(model, run, Analysis(kind="maps"), data, torch.device("cpu"), batch=1), x)
+    maps = {name: f[0].float().abs().mean(0).numpy() for name, f in seen.maps.items()}
+    return maps, seen.mask[0].float().flatten().numpy() if seen.mask.numel() else None
 
 
-def look(choice: Choice, *, attack: str = "pgd20", image: int = 0) -> Look:
-    """Attack one test image (its place in the fixed stratified order) on the CPU and keep all there is to see."""
+def look(choice: Choice | None, *, attack: str = "pgd20", image: int = 0) -> Look | None:
+    """Attack one test image (its place in the fixed stratified order) on the CPU and keep all there is to see.
+
+    None without a network to look at: its weights are not on this machine.
+    """
     if attack not in ATTACKS:
         raise UsageError(f"unknown attack {attack!r}; choose one of {', '.join(ATTACKS)}")
+    if choice is None:
+        return None
     run, data = choice.run, runs.data_of(choice.run)
     if not 0 <= image < len(data.test_y):
         raise UsageError(f"image must lie in 0..{len(data.test_y) - 1}, not {image}")
@@ -138,20 +126,8 @@ def look(choice: Choice, *, attack: str = "pgd20", image: int = 0) -> Look:
         x_adv = attack_named(attack)(model, x, y, eps=run.eps, seed=0, indices=index).detach().float().clamp(0, 1)
         with torch.no_grad():
             before, after = (model(batch).softmax(1)[0].numpy() for batch in (x, x_adv))
-        maps, mask = _streams(model, x_adv)
+        maps, mask = _inside(model, run, data, x_adv)
     return Look(
         choice=choice, attack=attack, index=int(index), label=int(y), class_names=data.class_names, eps=run.eps,
         clean=x[0].numpy(), attacked=x_adv[0].numpy(), prob_clean=before, prob_attacked=after, maps=maps, mask=mask,
     )  # fmt: skip
-
-
-def recorded_verdict(seen: Look) -> bool | None:
-    """What the recorded evaluation says about this image (still right?), None when it is not recorded."""
-    for found in store.metrics([seen.choice.run], seen.choice.checkpoint).itertuples():
-        if found.attack == seen.attack and found.attack_id == seen.attack:
-            path = store.eval_path(
-                seen.choice.run, store.Evaluation(attack=seen.attack, checkpoint=seen.choice.checkpoint)
-            )
-            outcome = store.read_outcome(path)
-            return bool(outcome.correct[outcome.index == seen.index][0])
-    return None

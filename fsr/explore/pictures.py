@@ -8,8 +8,12 @@ from fsr.explore.look import Look
 from fsr.plots import style, words
 from fsr.plots.maps import show_map
 from fsr.plots.output import Picture
+from fsr.prose import Prose
 
 TOP = 10  # classes shown as bars
+ABSENT = Prose(
+    "The weights of this network are not on this machine: `python -m fsr train SET --profile NAME` makes them."
+)
 
 
 def _image(ax: Axes, image: np.ndarray, title: str, good: bool | None = None) -> None:
@@ -82,11 +86,15 @@ def _two(left: Look, right: Look) -> Figure:
     return fig
 
 
-def picture(seen: Look) -> Picture:
+def picture(seen: Look | None) -> Picture | Prose:
     """One look: image, perturbation, attacked image, confidences, mask and the maps of the streams."""
+    if seen is None:
+        return ABSENT
     return Picture.of(_one(seen), f"{seen.choice.name}: test image {seen.index} under {seen.attack}")
 
 
-def compare(left: Look, right: Look) -> Picture:
+def compare(left: Look | None, right: Look | None) -> Picture | Prose:
     """Two looks side by side: each network with its own attack on the same image."""
+    if left is None or right is None:
+        return ABSENT
     return Picture.of(_two(left, right), f"{left.choice.name} beside {right.choice.name}: test image {left.index}")

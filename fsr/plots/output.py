@@ -3,7 +3,7 @@
 import hashlib
 import io
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import matplotlib as mpl
@@ -166,7 +166,7 @@ def save(figure: Figure, profile: str, name: str, slug: str, runs=(), title: str
 class Picture:
     """A figure for the screen only: it shows itself in a notebook and is written nowhere."""
 
-    png: bytes
+    png: bytes = field(repr=False)
     title: str
 
     @classmethod

@@ -90,7 +90,9 @@ def stratified_bootstrap(a: ArrayLike, b: ArrayLike, strata: ArrayLike, seed: in
     if strata.shape != a.shape:
         raise ValueError(f"strata must be ({len(a)},), one label per image, not {strata.shape}")
     rng = np.random.default_rng(seed)
-    sums = sum(_resampled_sums((b - a)[strata == label], draws, rng) for label in np.unique(strata))
+    sums = np.zeros(draws)
+    for label in np.unique(strata):
+        sums += _resampled_sums((b - a)[strata == label], draws, rng)
     return _percentiles(sums / len(a), level)
 
 
@@ -116,7 +118,7 @@ def tost(differences: ArrayLike, margin: float, alpha: float = 0.05) -> Equivale
     if not margin > 0:
         raise ValueError(f"the margin must be positive, not {margin}")
     found = seed_summary(differences, level=1 - 2 * alpha)
-    if found.n < 2:
+    if found.sd is None or found.low is None or found.high is None:
         raise ValueError("equivalence needs at least two differences")
     if found.sd == 0:
         p = 0.0 if abs(found.mean) < margin else 1.0

@@ -96,7 +96,8 @@ def joint_loss(traced, y: Tensor, weight: float = 2.0) -> Tensor:
     heads = [head for stream in streams for head in stream.aux.values()]
     if not heads:
         raise UsageError("pgd20-joint needs a model whose modules have auxiliary classifiers: cas, cifs or fsr")
-    return cross_entropy(logits, y) + weight * sum(cross_entropy(head, y) for head in heads) / len(heads)
+    probes = sum(cross_entropy(head.to(logits.dtype), y) for head in heads) / len(heads)
+    return cross_entropy(logits, y) + weight * probes
 
 
 def _joint(model, x, y, *, eps, seed, indices, steps=20) -> Tensor:
@@ -127,11 +128,12 @@ def _apgd(model, x, y, *, eps, seed, indices, name) -> Tensor:
 
 
 def _autoattack(model, x, y, *, eps, seed, indices, version="standard", steps=None, queries=None) -> Tensor:
-    budget = {"steps": steps, "queries": queries}
-    return autoattack(model, x, y, eps=eps, version=version, seed=seed, batch=len(x), **budget).x_adv
+    found = autoattack(model, x, y, eps=eps, version=version, seed=seed, batch=len(x), steps=steps, queries=queries)
+    assert found.x_adv is not None  # kept by default
+    return found.x_adv.to(x.dtype)
 
 
-_OF_BATCH = {"survivors_ok": True, "per_sample": False}
+_of_batch = partial(AttackInfo, survivors_ok=True, per_sample=False)
 
 ATTACKS: dict[str, AttackInfo] = {
     "clean": AttackInfo(function=_clean, description="no attack"),
@@ -161,18 +163,15 @@ ATTACKS: dict[str, AttackInfo] = {
                           description="pgd20 with momentum 1"),
     "nattack": AttackInfo(function=_nattack, takes=("queries",), survivors_ok=True, images=1000,
                           description="N-Attack: scores only, population 300, 20,000 queries"),
-    "square": AttackInfo(function=_square, takes=("queries",), **_OF_BATCH,
-                         description="Square Attack: scores only, 5,000 queries"),
-    "apgd-ce": AttackInfo(function=partial(_apgd, name="apgd-ce"), **_OF_BATCH,
-                          description="APGD, 100 steps, cross-entropy"),
-    "apgd-dlr": AttackInfo(function=partial(_apgd, name="apgd-dlr"), **_OF_BATCH,
-                           description="APGD, 100 steps, difference of logits ratio"),
-    "autoattack": AttackInfo(function=_autoattack, **_OF_BATCH,
-                             description="AutoAttack standard: APGD-CE, APGD-T, FAB-T, Square"),
-    "autoattack-rand": AttackInfo(function=partial(_autoattack, version="rand"), **_OF_BATCH,
-                                  description="AutoAttack rand: APGD-CE, APGD-DLR, 20 draws per gradient"),
-    "autoattack-ci": AttackInfo(function=partial(_autoattack, steps=5, queries=50), **_OF_BATCH,
-                                description="AutoAttack standard cut to 5 steps and 50 queries: tests plumbing only"),
+    "square": _of_batch(function=_square, takes=("queries",), description="Square Attack: scores only, 5,000 queries"),
+    "apgd-ce": _of_batch(function=partial(_apgd, name="apgd-ce"), description="APGD, 100 steps, cross-entropy"),
+    "apgd-dlr": _of_batch(function=partial(_apgd, name="apgd-dlr"),
+                          description="APGD, 100 steps, difference of logits ratio"),
+    "autoattack": _of_batch(function=_autoattack, description="AutoAttack standard: APGD-CE, APGD-T, FAB-T, Square"),
+    "autoattack-rand": _of_batch(function=partial(_autoattack, version="rand"),
+                                 description="AutoAttack rand: APGD-CE, APGD-DLR, 20 draws per gradient"),
+    "autoattack-ci": _of_batch(function=partial(_autoattack, steps=5, queries=50),
+                               description="AutoAttack standard cut to 5 steps and 50 queries: tests plumbing only"),
 }
 
 

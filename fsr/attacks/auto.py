@@ -153,7 +153,7 @@ class _Loop:
         by = torch.from_numpy(self.state["broken_by"].copy())
         after = {"clean": by != 0} | {name: (by == -1) | (by > i + 1) for i, name in enumerate(self.attacks)}
         check_square({name: float(right.double().mean()) for name, right in after.items()}, self.log)
-        flags = {flag: flag in self.log.flags for flag in FLAGS}
+        flags: dict[str, object] = {flag: flag in self.log.flags for flag in FLAGS}
         flags |= {"zero_gradient_points": self.log.zero_gradient_points, "messages": dict(self.log.flags)}
         images = torch.from_numpy(self.state["x_adv"]).to(self.x.device) if "x_adv" in self.state else None
         clean = after.pop("clean")

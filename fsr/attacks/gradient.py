@@ -119,23 +119,29 @@ def input_gradient(model: Net, x: Tensor, y: Tensor, loss: Loss, draws: int = 1)
     """
     if torch.is_inference_mode_enabled():
         raise UsageError("an attack needs gradients: call it outside torch.inference_mode()")
-    total = torch.zeros_like(x)
-    for _ in range(draws):
-        leaf = x.detach().requires_grad_()
-        with torch.enable_grad():
-            objective = loss(model(leaf), y).sum()
-        if objective.requires_grad:
-            total = total + torch.autograd.grad(objective, leaf, allow_unused=True, materialize_grads=True)[0]
-    return total / draws
+    total = _one_gradient(model, x, y, loss)
+    for _ in range(draws - 1):
+        total = total + _one_gradient(model, x, y, loss)
+    return total if draws == 1 else total / draws
+
+
+def _one_gradient(model: Net, x: Tensor, y: Tensor, loss: Loss) -> Tensor:
+    leaf = x.detach().requires_grad_()
+    with torch.enable_grad():
+        objective = loss(model(leaf), y).sum()
+    if not objective.requires_grad:
+        return torch.zeros_like(x)
+    return torch.autograd.grad(objective, leaf, allow_unused=True, materialize_grads=True)[0]
 
 
 def _ascend(model, x, y, delta, *, eps, alpha, steps, loss, direction, draws) -> Tensor:
     """One run of projected sign ascent from x + delta; the last iterate."""
-    x_adv = x.detach() if delta is None else project_linf(x + delta, x, eps)
+    x, low, high = x.detach(), (x - eps).clamp_min(0), (x + eps).clamp_max(1)  # the ball inside [0, 1], once
+    x_adv = x if delta is None else torch.clamp(x + delta, low, high)
     for _ in range(steps):
         gradient = input_gradient(model, x_adv, y, loss, draws)
         gradient = gradient if direction is None else direction(gradient)
-        x_adv = project_linf(x_adv + alpha * gradient.sign(), x, eps)
+        x_adv = torch.clamp(x_adv + alpha * gradient.sign(), low, high)
     return x_adv.detach()
 
 

@@ -77,6 +77,22 @@ def test_same_outcomes_and_images_as_the_package_called_plainly(problem, version
     assert 0 < ours.correct.sum() < ours.clean.sum() < 30
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["standard", "rand"])
+def test_same_outcomes_and_images_as_the_package_at_full_budget(problem, version):
+    from pyautoattack import AutoAttack
+
+    net, x, y = problem
+    theirs = AutoAttack(copy.deepcopy(net), eps=0.01, version=version, seed=5, device="cpu")
+    theirs.apgd_targeted.n_target_classes = theirs.fab.n_target_classes = 5  # it would fail for six classes
+    x_adv, _ = theirs.run_standard_evaluation(x, y, batch_size=10)
+    ours = a.autoattack(net, x, y, eps=0.01, version=version, seed=5, batch=10)
+    torch.testing.assert_close(ours.x_adv, x_adv, rtol=0, atol=1e-6)
+    with torch.no_grad():
+        assert torch.equal(ours.correct, net(x_adv).argmax(1) == y)
+    assert 3 < ours.correct.sum() < ours.clean.sum() - 3
+
+
 @pytest.mark.parametrize("version", ["standard", "rand"])
 def test_full_budget_is_the_packages_own(version):
     from pyautoattack import AutoAttack

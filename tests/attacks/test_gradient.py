@@ -13,7 +13,9 @@ from torch import nn
 
 from fsr.attacks import ATTACKS, attack_named, joint_loss
 from fsr.attacks import gradient as g
+from fsr.config import PeerSpec
 from fsr.errors import UsageError
+from fsr.models import build_model
 
 FIXTURE = Path(__file__).parent.parent / "parity" / "attacks.npz"
 
@@ -122,6 +124,18 @@ def test_joint_loss_adds_twice_the_mean_of_the_probes():
     torch.testing.assert_close(joint_loss((heads[0], streams), y), expected)
     with pytest.raises(UsageError, match="auxiliary"):
         joint_loss((heads[0], []), y)
+
+
+@pytest.mark.parametrize("peer", ["cas", "cifs"])
+def test_joint_attack_climbs_the_peers_joint_loss(peer):
+    torch.manual_seed(0)
+    model = build_model("resnet18", width=4, blocks=(1, 1, 1, 1), peer=PeerSpec(name=peer, at=("layer3.0",))).eval()
+    x, y = torch.rand(6, 3, 8, 8), torch.arange(6)
+    x_adv = ATTACKS["pgd20-joint"](model, x, y, eps=0.1)
+    with torch.no_grad():
+        gain = joint_loss(model.trace(x_adv), y) - joint_loss(model.trace(x), y)
+    assert (gain > 0).all()
+    assert not torch.equal(x_adv, ATTACKS["pgd20"](model, x, y, eps=0.1))
 
 
 def test_losses_by_hand():

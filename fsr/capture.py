@@ -1,14 +1,17 @@
 """A function of tensors made faster: traced and compiled, or recorded as one CUDA graph; each with a logged fallback.
 
-Both take the very function that the plain path runs, and are kept only if they agree with it on an example.
+Both take the very function that the plain path runs, and are kept only if they agree with it on an example. Here are
+also the defaults of precision and memory layout per network and device.
 """
 
 import logging
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
+
+from fsr.hardware import bf16_is_fast
 
 log = logging.getLogger("fsr")
 
@@ -17,7 +20,33 @@ Function = Callable[..., Tensor]
 FAILURES = (RuntimeError, OSError)
 
 
-def _reason(error: Exception) -> str:
+NARROW = 16  # channels; below, torch 2.15 can crash in channels-last backward passes on a CPU
+
+
+def dtype_of(precision: str, device: torch.device) -> torch.dtype:
+    """What crafting computes in: bf16 only where the processor multiplies it natively, else the more exact float32."""
+    if precision == "bf16" and (device.type == "cuda" or bf16_is_fast()):
+        return torch.bfloat16
+    return torch.float32
+
+
+def narrowest(model: nn.Module) -> int:
+    """Output channels of the narrowest convolution."""
+    return min((m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)), default=0)
+
+
+def use_channels_last(model: nn.Module, device: torch.device) -> bool:
+    """The memory layout's default: channels last, except for narrow networks on a CPU."""
+    return device.type == "cuda" or narrowest(model) >= NARROW
+
+
+def laid_out(x: Tensor, channels_last: bool) -> Tensor:
+    """Images (N, C, H, W) in the wanted memory layout."""
+    return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def reason(error: Exception) -> str:
+    """An error's first line, for a log."""
     return (str(error).strip().splitlines() or [""])[0][:160]
 
 
@@ -34,10 +63,10 @@ def compiled(function: Function, *example: Tensor, may_differ: float) -> Functio
     from the plain function's: signs of gradients near zero depend on rounding.
     """
     try:
-        fast = torch.compile(make_fx(function)(*example), dynamic=False)
+        fast = torch.compile(make_fx(lambda *tensors: function(*tensors))(*example), dynamic=False)
         differing = disagreement(fast(*example), function(*example))
     except FAILURES as error:
-        log.warning("not compiled, going on without: %s: %s", type(error).__name__, _reason(error))
+        log.warning("not compiled, going on without: %s: %s", type(error).__name__, reason(error))
         return None
     if differing > may_differ:
         log.warning("not compiled, going on without: %.3g of the results differ", differing)
@@ -48,7 +77,7 @@ def compiled(function: Function, *example: Tensor, may_differ: float) -> Functio
 def recorded(function: Function, *example: Tensor) -> Function | None:
     """function as one CUDA graph on static buffers, for the example's shapes; None, logged, if that fails.
 
-    function: tensors to one tensor without host synchronisation. Results are copies: the next call does not change them.
+    function: tensors to one tensor without host synchronisation. Results are copies that the next call leaves alone.
     """
     buffers = [tensor.clone() for tensor in example]
     try:
@@ -64,7 +93,7 @@ def recorded(function: Function, *example: Tensor) -> Function | None:
         graph.replay()
         differing = disagreement(result, expected)
     except FAILURES as error:
-        log.warning("no CUDA graph, going on without: %s: %s", type(error).__name__, _reason(error))
+        log.warning("no CUDA graph, going on without: %s: %s", type(error).__name__, reason(error))
         return None
     if differing > 1e-2:
         log.warning("no CUDA graph, going on without: %.3g of the results differ", differing)

@@ -4,46 +4,23 @@ N images, C channels, H and W pixels, K classes.
 """
 
 import contextlib
-import logging
 import math
 
 import torch
 from torch import Tensor, nn
 
 from fsr.attacks.gradient import project_linf
-from fsr.capture import FAILURES, compiled, recorded
+from fsr.capture import NARROW, compiled, dtype_of, laid_out, narrowest, recorded, use_channels_last
 from fsr.config import Run
+from fsr.fastnet import FastNet, fast_net
 from fsr.fold import Twin
-from fsr.hardware import bf16_is_fast
 from fsr.objectives import AWP, Crafting, Objective, craft_loss, craft_outputs, crafting, first_step
 
-log = logging.getLogger("fsr")
+__all__ = ["Crafter", "FastNet", "Stepper", "ema_update", "fast_net"]
 
-NARROW = 16  # channels; below, torch 2.15 can crash in channels-last backward passes on a CPU
 MANY_STEPS = 2000  # crafting steps of a run from which compiling (about 10 s on a CPU) pays
 # Largest share of pixels whose sign may differ between compiled and plain crafting: fusion rounds bf16 less often.
 MAY_DIFFER = {torch.float32: 1e-3, torch.bfloat16: 0.05}
-
-
-def dtype_of(precision: str, device: torch.device) -> torch.dtype:
-    """What crafting computes in: bf16 only where the processor multiplies it natively, else the more exact float32."""
-    if precision == "bf16" and (device.type == "cuda" or bf16_is_fast()):
-        return torch.bfloat16
-    return torch.float32
-
-
-def narrowest(model: nn.Module) -> int:
-    """Output channels of the narrowest convolution."""
-    return min((m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)), default=0)
-
-
-def use_channels_last(model: nn.Module, device: torch.device) -> bool:
-    """The layout's default: channels last except for narrow networks on a CPU."""
-    return device.type == "cuda" or narrowest(model) >= NARROW
-
-
-def _laid_out(x: Tensor, channels_last: bool) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 class Crafter:
@@ -80,13 +57,13 @@ class Crafter:
         return self.attack(x, y, generator, start_noise=start_noise)
 
     @torch.no_grad()
-    def attack(self, x: Tensor, y: Tensor, generator=None, *, source: nn.Module | None = None, start_noise=None) -> Tensor:
+    def attack(self, x: Tensor, y: Tensor, generator=None, *, source=None, start_noise: Tensor | None = None) -> Tensor:
         """The training attack (for natural runs, the one of plain AT) on source, by default the live model.
 
         x: (N, C, H, W) float32 in [0, 1]; y: (N,) int64; any N. generator, start_noise: see `objectives.first_step`.
         source: a model of the same structure, as the running average; eval mode is the twin's own.
         """
-        x = _laid_out(x.detach(), self.switches["channels_last"])
+        x = laid_out(x.detach(), self.switches["channels_last"])
         x_adv = project_linf(x + first_step(x, self.run, generator, start_noise), x, self.run.eps)
         if self.twin is None:
             self._prepare(x, x_adv, y)
@@ -98,20 +75,23 @@ class Crafter:
             parts = [self._whole(*rows) for rows in zip(x.split(size), x_adv.split(size), y.split(size))]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _step(self, x_adv: Tensor, x: Tensor, y: Tensor, clean: Tensor) -> Tensor:
-        """One projected sign step on the crafting loss, taken in float32."""
+    def _clean(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The logits (N, K) that the KL loss starts from, as an optional last argument of a step."""
+        return (self.twin.net(x),) if self.how.loss == "kl" else ()
+
+    def _step(self, x_adv: Tensor, x: Tensor, y: Tensor, clean: Tensor | None = None) -> Tensor:
+        """One projected sign step on the crafting loss."""
         with torch.enable_grad():
             leaf = x_adv.detach().requires_grad_()
-            logits, probes = craft_outputs(self.twin.net, self.how)(leaf)
-            loss = craft_loss(self.how, y, clean)((logits.float(), [p.float() for p in probes]))
+            loss = craft_loss(self.how, y, clean)(craft_outputs(self.twin.net, self.how)(leaf))
             gradient = torch.autograd.grad(loss.sum(), leaf)[0]
         return project_linf(x_adv + self.run.alpha * gradient.sign(), x, self.run.eps)
 
     def _climb(self, x: Tensor, x_adv: Tensor, y: Tensor, step=None) -> Tensor:
-        """All the steps from x_adv on; clean logits are needed by the KL loss alone."""
-        clean = self.twin.net(x).float() if self.how.loss == "kl" else x.new_zeros(0)
+        """All the steps from x_adv on; step: a faster `_step`."""
+        clean, step = self._clean(x), self._step if step is None else step
         for _ in range(self.run.steps):
-            x_adv = (step or self._step)(x_adv, x, y, clean)
+            x_adv = step(x_adv, x, y, *clean)
         return x_adv
 
     def _whole(self, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
@@ -120,7 +100,7 @@ class Crafter:
         if not missing:
             return self._loop(x, x_adv, y)
         filled = [torch.cat([t, t[-1:].expand(missing, *t.shape[1:])]) for t in (x, x_adv, y)]
-        filled = [_laid_out(t, self.switches["channels_last"]) if t.ndim == 4 else t for t in filled]
+        filled = [laid_out(t, self.switches["channels_last"]) if t.ndim == 4 else t for t in filled]
         return self._loop(*filled)[: len(x)]
 
     def _worth_compiling(self, x: Tensor) -> bool:
@@ -137,11 +117,10 @@ class Crafter:
         on["crafting"] = str(self.twin.dtype).removeprefix("torch.")
         wanted = self._worth_compiling(x) if on["compile"] is None else on["compile"]
         rows = torch.arange(self.run.batch, device=x.device) % len(x)  # any batch, repeated or cut to the usual size
-        x, x_adv = (_laid_out(t[rows], on["channels_last"]) for t in (x, x_adv))
+        x, x_adv = (laid_out(t[rows], on["channels_last"]) for t in (x, x_adv))
         y, step = y[rows], None
         if wanted:
-            clean = self.twin.net(x).float() if self.how.loss == "kl" else x.new_zeros(0)
-            step = compiled(self._step, x_adv, x, y, clean, may_differ=MAY_DIFFER[self.twin.dtype])
+            step = compiled(self._step, x_adv, x, y, *self._clean(x), may_differ=MAY_DIFFER[self.twin.dtype])
         on["compile"] = step is not None
 
         def loop(x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
@@ -149,54 +128,7 @@ class Crafter:
 
         recording = recorded(loop, x, x_adv, y) if on["graphs"] else None
         on["graphs"] = recording is not None
-        self._loop = recording or (loop if step is not None else None)
-
-
-class FastNet(nn.Module):
-    """A network for evaluation attacks to differentiate: model in eval mode, folded, in `precision`; logits float32.
-
-    It is a copy, made at the first call from the model of that moment, with its interventions; the float32 model
-    judges. compile, channels_last: None for the device's default.
-    """
-
-    def __init__(self, model: nn.Module, precision: str = "float32", *, compile=None, channels_last=None):
-        super().__init__()
-        device = next(model.parameters()).device
-        self._model = [model]  # in a list: not a submodule
-        self.dtype = dtype_of(precision, device)
-        self.channels_last = use_channels_last(model, device) if channels_last is None else channels_last
-        self.compile_wanted = device.type == "cuda" if compile is None else compile
-        self.net: nn.Module | None = None
-        self._fast = None
-
-    def _ready(self, x: Tensor) -> Tensor:
-        if self.net is None:
-            self.net = Twin(self._model[0], x.detach(), dtype=self.dtype, channels_last=self.channels_last).net
-            if self.compile_wanted:
-                self._fast = torch.compile(self.net)
-        return _laid_out(x, self.channels_last)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (N, C, H, W) float32 to logits (N, K) float32, differentiable in x."""
-        x = self._ready(x)
-        if self._fast is not None:
-            try:
-                return self._fast(x).float()
-            except FAILURES as error:
-                log.warning("evaluation is not compiled: %s: %s", type(error).__name__, str(error).strip()[:160])
-                self._fast = None
-        return self.net(x).float()
-
-    def trace(self, x: Tensor, y: Tensor | None = None):
-        """Logits and streams of the copy, for attacks on more than the logits; not compiled."""
-        x = self._ready(x)
-        logits, streams = self.net.trace(x, y)
-        return logits.float(), streams
-
-
-def fast_net(model: nn.Module, precision: str = "float32", *, compile=None, channels_last=None, graphs=None) -> FastNet:
-    """A faster copy of model for evaluation attacks (see FastNet); graphs is accepted for symmetry and not used."""
-    return FastNet(model, precision, compile=compile, channels_last=channels_last)
+        self._loop = loop if recording is None and step is not None else recording
 
 
 class Stepper:
@@ -218,7 +150,7 @@ class Stepper:
 
     def step(self, x: Tensor, x_adv: Tensor, y: Tensor, awp: bool = False) -> None:
         """One update on a batch: images (N, C, H, W) in [0, 1], labels (N,); awp: at perturbed weights."""
-        x, x_adv = (_laid_out(t, self.channels_last) for t in (x, x_adv))
+        x, x_adv = (laid_out(t, self.channels_last) for t in (x, x_adv))
         perturb = awp and self.awp is not None  # moves weights in place, which autocast's cache of them would not see
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.autocast(

@@ -1,0 +1,61 @@
+"""A faster copy of a network for evaluation attacks to differentiate; the float32 network itself judges.
+
+N images, C channels, H and W pixels, K classes.
+"""
+
+import logging
+
+import torch
+from torch import Tensor, nn
+
+from fsr.capture import FAILURES, dtype_of, laid_out, reason, use_channels_last
+from fsr.fold import Twin
+
+log = logging.getLogger("fsr")
+
+
+class FastNet(nn.Module):
+    """A network for evaluation attacks to differentiate: model in eval mode, folded, in `precision`; logits float32.
+
+    It is a copy, made at the first call from the model of that moment, with its interventions; the float32 model
+    judges. compile, channels_last: None for the device's default.
+    """
+
+    def __init__(self, model: nn.Module, precision: str = "float32", *, compile=None, channels_last=None):
+        super().__init__()
+        device = next(model.parameters()).device
+        self._model = [model]  # in a list: not a submodule
+        self.dtype = dtype_of(precision, device)
+        self.channels_last = use_channels_last(model, device) if channels_last is None else channels_last
+        self.compile_wanted = device.type == "cuda" if compile is None else compile
+        self.net: nn.Module | None = None
+        self._fast = None
+
+    def _ready(self, x: Tensor) -> Tensor:
+        if self.net is None:
+            self.net = Twin(self._model[0], x.detach(), dtype=self.dtype, channels_last=self.channels_last).net
+            if self.compile_wanted:
+                self._fast = torch.compile(self.net)
+        return laid_out(x, self.channels_last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, C, H, W) float32 to logits (N, K) float32, differentiable in x."""
+        x = self._ready(x)
+        if self._fast is not None:
+            try:
+                return self._fast(x).float()
+            except FAILURES as error:
+                log.warning("evaluation is not compiled: %s: %s", type(error).__name__, reason(error))
+                self._fast = None
+        return self.net(x).float()
+
+    def trace(self, x: Tensor, y: Tensor | None = None):
+        """Logits and streams of the copy, for attacks on more than the logits; not compiled."""
+        x = self._ready(x)
+        logits, streams = self.net.trace(x, y)
+        return logits.float(), streams
+
+
+def fast_net(model: nn.Module, precision: str = "float32", *, compile=None, channels_last=None, graphs=None) -> FastNet:
+    """A faster copy of model for evaluation attacks (see FastNet); graphs is accepted for symmetry and not used."""
+    return FastNet(model, precision, compile=compile, channels_last=channels_last)

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from fsr import hardware
-from fsr.config import run_id
 from fsr.errors import FSRError, Interrupted, TimeUp
 from fsr.runs import Options, Task, perform
 
@@ -120,7 +119,7 @@ def _work(task: Task, options: Options) -> tuple[list[str], str | None]:
 
 
 def local(tasks: Iterable[Task], options: Options, *, workers: int | None = None, deterministic=False) -> Outcome:
-    """In worker processes on this machine; a worker that dies ends its task alone, the next call goes on from there."""
+    """In worker processes on this machine; one that is killed ends the call, and the next call goes on from there."""
     tasks, report = list(tasks), options.report
     count, threads = shape(tasks, options.torch_device, workers)
     if not tasks:
@@ -147,18 +146,28 @@ def local(tasks: Iterable[Task], options: Options, *, workers: int | None = None
 
 
 def _collect(done, pending: dict, outcome: Outcome) -> None:
+    """Results of finished tasks; whatever one of them raised is a line, so that the others are not lost."""
     for future in done:
         task = pending.pop(future)
         if future.cancelled():
             continue
-        try:
+        error = future.exception()
+        if isinstance(error, BrokenProcessPool):
+            outcome.failed.append(f"{task.name}: a worker process died (killed, or out of memory); run it again")
+        elif error is not None:
+            outcome.failed.append(f"{task.name}: {_described(error)}")
+        else:
             failed, stopped = future.result()
-        except BrokenProcessPool:
-            failed, stopped = [f"{task.name}: a worker process died (killed, or out of memory); run it again"], None
-        except FSRError as error:
-            failed, stopped = [f"{task.name}: {error}"], None
-        outcome.failed += failed
-        outcome.stopped = outcome.stopped or stopped
+            outcome.failed += failed
+            outcome.stopped = outcome.stopped or stopped
+
+
+def _described(error: BaseException) -> str:
+    if isinstance(error, FSRError):
+        return str(error)
+    log.debug("a task failed", exc_info=error)
+    last = (str(error).strip().splitlines() or [""])[-1]
+    return f"{type(error).__name__}: {last} (-v shows where)"
 
 
 def _drain(events, report: Callable) -> None:
@@ -175,8 +184,3 @@ def _ignore(*_) -> None:
 
 def _never() -> bool:
     return False
-
-
-EXECUTORS = {"inline": inline, "local": local}
-
-__all__ = ["EXECUTORS", "Outcome", "inline", "local", "run_id", "shape", "stoppable"]

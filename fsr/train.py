@@ -207,7 +207,7 @@ class Watch:
         return self.interrupted() or (self.deadline is not None and time.monotonic() >= self.deadline)
 
 
-def fit(trainer: Trainer, watch: Watch = Watch(), *, on_epoch: Callable[[Trainer], None] | None = None) -> Trainer:  # noqa: B008
+def fit(trainer: Trainer, watch: Watch = Watch(), *, on_epoch: Callable[[Trainer], None] | None = None) -> Trainer:
     """Train to the last epoch of the run, or raise TimeUp, Interrupted or Diverged; files are the caller's.
 
     on_epoch: called with the trainer after every epoch (also settable in `watch`).

@@ -33,7 +33,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict | None = Non
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
-    """(tensors on the CPU, meta); MissingRecord when the file is not there, CorruptFile when it is not what was saved."""
+    """(tensors on the CPU, meta); MissingRecord when there is none, CorruptFile when it is not what was saved."""
     if not path.exists():
         raise MissingRecord(f"no such checkpoint: {path}")
     try:

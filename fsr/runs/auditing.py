@@ -1,25 +1,36 @@
-"""The adaptive audit of a run, group by group, kept as it goes."""
+"""The adaptive audit of a run, kept group by group as it goes."""
 
 import numpy as np
-import torch
 
 from fsr import paths, store
 from fsr.config import Analysis, Run, run_id
 from fsr.data import Data, as_float, part_of_test
 from fsr.errors import CorruptFile
+from fsr.files import load_json, save_json
 from fsr.runs.base import Options
 from fsr.runs.training import load_model, weights_path
-from fsr.weights import digest_of, load_tensors, save_tensors
+from fsr.weights import digest_of
 
 
-def _surrogate(run: Run, analysis: Analysis, options: Options):
-    """(name, network): the plain AT twin of a run with a module, when its weights are here; (None, None) otherwise."""
+def _twin(run: Run, options: Options):
+    """(run id, network) of the plain AT twin, when its weights are here, for the transfer group; else (None, None)."""
+    shape = (run.dataset, run.backbone, run.width, run.blocks, run.epochs, "at", None, None)
     for known in store.runs():
         same = (known.dataset, known.backbone, known.width, known.blocks, known.epochs, known.method)
-        twin = same == (run.dataset, run.backbone, run.width, run.blocks, run.epochs, "at") and known.module is None
-        if twin and known != run and not known.imported and weights_path(known, "last").exists():
+        if (*same, known.module, known.imported) == shape and known != run and weights_path(known, "last").exists():
             return run_id(known), load_model(known, "last", options)
     return None, None
+
+
+def _plain(value):
+    """Arrays as lists, so that a finished group fits a JSON record."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+
+
+def _counts(outcomes: dict) -> dict:
+    return {name: {"n": len(kept), "correct": int(kept.sum())} for name, kept in outcomes.items()}
 
 
 def audit_run(run: Run, analysis: Analysis, model, data: Data, options: Options) -> tuple[dict, dict]:
@@ -27,46 +38,47 @@ def audit_run(run: Run, analysis: Analysis, model, data: Data, options: Options)
     from fsr.audit import audit  # a room of its own size: training and plain evaluation do without it
 
     x, y, index = part_of_test(data, analysis.images)
-    name, surrogate = _surrogate(run, analysis, options)
-    digest = digest_of(weights_path(run, analysis.checkpoint))
-    path = (
-        paths.checkpoint_dir(run_id(run))
-        / f"partial-{analysis.checkpoint}-audit-{analysis.budget}-{len(y)}.safetensors"
-    )
-    done = _resume(path, digest)
+    twin, surrogate = _twin(run, options)
+    identity = {"weights": digest_of(weights_path(run, analysis.checkpoint)), "images": len(y), "twin": twin}
+    path = paths.checkpoint_dir(run_id(run)) / f"partial-{analysis.checkpoint}-audit-{analysis.budget or 'quick'}.json"
+    done = _resume(path, identity)
 
-    def on_group(group: str, correct) -> None:
-        done[group] = torch.as_tensor(correct)
-        save_tensors(path, done, {"weights": digest})
-        options.report(run_id(run), f"{analysis.checkpoint} audit", len(done), len(done) + 1)
+    def on_group(group: str, found: dict) -> None:
+        done[group] = _plain(found)
+        save_json(path, {**identity, "done": done})
+        options.report(run_id(run), f"{analysis.checkpoint} audit", len(done), 11)
         options.check()
 
-    result = audit(
-        model, as_float(x), y, eps=run.eps, budget=analysis.budget or "quick", surrogate=surrogate,
-        train=(as_float(data.held_x), data.held_y), on_group=on_group, done=dict(done),
-    )  # fmt: skip
-    groups = {k: np.asarray(v, dtype=bool) for k, v in result.groups.items()}
+    budget, held = analysis.budget or "quick", (as_float(data.held_x), data.held_y)
+    train = held if len(data.held_y) else None
+    more = {"surrogate": surrogate, "train": train, "on_group": on_group, "done": dict(done)}
+    result = audit(model, as_float(x), y, eps=run.eps, budget=budget, **more)
     record = {
         "n": len(y),
-        "groups": {k: {"n": len(v), "correct": int(v.sum())} for k, v in groups.items()},
-        "authors_protocol": int(np.asarray(result.authors_protocol).sum()),
-        "worst_case": int(np.asarray(result.worst_case).sum()),
+        "groups": _counts(result.groups),
+        "attacks": _counts(result.attacks),
+        "columns": _counts(result.columns),
+        "clean": int(result.clean.sum()),
+        "authors_protocol": int(result.authors_protocol.sum()),
+        "worst_case": int(result.worst_case.sum()),
         "not_applicable": result.not_applicable,
-        "indicators": result.indicators,
-        "flags": result.flags,
+        "indicators": _plain(result.indicators),
+        "flags": _plain(result.flags),
         "group_seconds": result.seconds,
-        "surrogate": name,
-        "budget": analysis.budget or "quick",
+        "randomised": result.randomised,
+        "surrogate": twin,
+        "budget": budget,
     }
-    arrays = {"index": index.numpy().astype(np.int32), "worst_case": np.asarray(result.worst_case, dtype=bool)}
-    arrays["authors_protocol"] = np.asarray(result.authors_protocol, dtype=bool)
+    arrays = {"index": index.numpy().astype(np.int32), "worst_case": result.worst_case.numpy()}
+    arrays |= {f"group_{name}": kept.numpy() for name, kept in result.groups.items()}
     path.unlink(missing_ok=True)  # scratch of a stopped call
-    return record, arrays | {f"group_{i}": v for i, v in enumerate(groups.values())}
+    return record, arrays | {"authors_protocol": result.authors_protocol.numpy()}
 
 
-def _resume(path, digest: str) -> dict:
+def _resume(path, identity: dict) -> dict:
+    """Groups that a stopped call finished on the same weights and images; a damaged file is left aside."""
     try:
-        tensors, meta = load_tensors(path) if path.exists() else ({}, {})
+        record = load_json(path) if path.exists() else {}
     except CorruptFile:
         return {}
-    return tensors if meta.get("weights") == digest else {}
+    return record["done"] if all(record.get(k) == v for k, v in identity.items()) else {}

@@ -1,0 +1,224 @@
+"""Seeing through gradient masking in any model: the same forward pass with honest slopes, and slopes without backward.
+
+A model may round its input, threshold its features or saturate its units; its gradient is then zero although its
+decision is not flat. Backward pass differentiable approximation (BPDA, Athalye et al. 2018, section 4.1) replaces such
+an operation's derivative and keeps its value. Here that happens to every such operation that a model calls.
+"""
+
+import logging
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from fsr.attacks.ascent import Look, errs
+from fsr.attacks.gradient import Loss, Net
+
+log = logging.getLogger("fsr")
+
+STAIRS = {"round", "floor", "ceil", "trunc", "fix", "detach", "clamp", "clip", "clamp_min", "clamp_max", "hardtanh",
+          "relu6", "fake_quantize_per_tensor_affine", "nan_to_num"}
+SIGNS = {"sign", "sgn", "heaviside"}
+SQUASHED = {"sigmoid": torch.sigmoid, "expit": torch.sigmoid, "hardsigmoid": torch.sigmoid, "tanh": torch.tanh}
+PROBABILITIES = {"softmax": torch.softmax, "log_softmax": torch.log_softmax}
+QUOTIENTS = {"floor_divide", "__floordiv__", "div", "divide"}  # the last two only with a rounding mode
+REMAINDERS = {"remainder", "fmod", "__mod__"}
+CASTS = {"int", "long", "short", "char", "byte", "bool", "to", "type"}
+COMPARED = {"gt": 1, "ge": 1, "greater": 1, "greater_equal": 1, "__gt__": 1, "__ge__": 1,
+            "lt": -1, "le": -1, "less": -1, "less_equal": -1, "__lt__": -1, "__le__": -1}
+LOGIC = {"__and__": torch.mul, "bitwise_and": torch.mul, "logical_and": torch.mul,
+         "__or__": torch.maximum, "bitwise_or": torch.maximum, "logical_or": torch.maximum,
+         "__invert__": lambda a: 1 - a, "bitwise_not": lambda a: 1 - a, "logical_not": lambda a: 1 - a}
+
+
+def _graded(x) -> bool:
+    return isinstance(x, Tensor) and x.requires_grad and x.is_floating_point()
+
+
+def _like(value: Tensor, slope: Tensor) -> Tensor:
+    """value in the forward pass, the derivative of slope in the backward pass."""
+    return value.detach() + (slope - slope.detach())
+
+
+def _unsaturated(x: Tensor) -> Tensor:
+    """x shrunk until it spreads over the sloping part of a squashing function."""
+    return x / x.detach().std(correction=0).clamp_min(1)
+
+
+def _compared(out: Tensor, x, other, sign: int) -> Tensor:
+    """A comparison as 0 or 1 in floating point, with the slope of a sigmoid as wide as the differences."""
+    difference = sign * (x - other)
+    width = difference.detach().abs().mean().clamp_min(1e-12)
+    return _like(out.to(difference.dtype), torch.sigmoid(difference / width))
+
+
+def _sloped(name: str, out: Tensor, x: Tensor, args: tuple, kwargs: dict) -> Tensor | None:
+    """What `out`, the result of the operation of this name on x, becomes; None: it keeps its own slope."""
+    if out.shape != x.shape or not out.is_floating_point():
+        return None
+    if name in STAIRS:
+        return _like(out, x)
+    if name in SIGNS:
+        return _like(out, torch.tanh(_unsaturated(x)))
+    if name in SQUASHED:
+        return _like(out, SQUASHED[name](_unsaturated(x)))
+    if name in PROBABILITIES:
+        return _like(out, PROBABILITIES[name](_unsaturated(x), kwargs["dim"] if "dim" in kwargs else args[1]))
+    if name in REMAINDERS:
+        return out.detach()
+    if name in QUOTIENTS and (name.strip("_").startswith("floor") or kwargs.get("rounding_mode")):
+        return _like(out, x / args[1])
+    return None
+
+
+def _whole(name: str, out: Tensor, x: Tensor, args: tuple) -> Tensor | None:
+    """As `_sloped`, for operations whose result is no floating point: it becomes that."""
+    if out.is_floating_point():
+        return None
+    if name in CASTS:
+        return _like(out.to(x.dtype), x)
+    if name in COMPARED and len(args) > 1:
+        return _compared(out, args[0], args[1], COMPARED[name])
+    return None
+
+
+class Sloped(TorchFunctionMode):
+    """Inside, flat operations keep their values and get slopes, and no_grad has no effect.
+
+    whole: also casts and comparisons, whose results become floating point; a model that indexes with them then
+    raises, and the caller goes on without.
+    """
+
+    def __init__(self, *, whole: bool):
+        super().__init__()
+        self.whole = whole
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if func is torch._C._set_grad_enabled:
+            return None
+        graded = [x for x in args if _graded(x)]
+        if not graded:
+            return func(*args, **kwargs)
+        x = graded[0]
+        if func == Tensor.data.__get__:
+            return x
+        if self.whole and name in LOGIC:
+            return LOGIC[name](*args)
+        if self.whole and name == "where" and len(args) == 3 and _graded(args[0]):
+            return args[2] + args[0] * (args[1] - args[2])
+        if name.endswith("_") and not name.startswith("__"):
+            x = x.clone()  # the operation below works in place
+        out = func(*args, **kwargs)
+        if not isinstance(out, Tensor):
+            return out
+        new = _sloped(name.removesuffix("_") if not name.startswith("__") else name, out, x, args, kwargs)
+        if new is None and self.whole:
+            new = _whole(name, out, x, args)
+        if new is None:
+            return out
+        return out.copy_(new) if out is args[0] else new
+
+
+class Softened(nn.Module):
+    """A model with the same logits and honest slopes (see `Sloped`); whole=None tries the stronger form first.
+
+    Where neither form runs (the model refuses floating point for a whole number, say), it is the model itself.
+    """
+
+    def __init__(self, model: nn.Module, probe: Tensor):
+        super().__init__()
+        self.model, self.whole = model, None
+        for whole in (True, False):
+            try:
+                self.whole = whole
+                with torch.enable_grad():
+                    self(probe.detach().clone().requires_grad_())
+                return
+            except (RuntimeError, TypeError, IndexError, ValueError, NotImplementedError):
+                self.whole = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, K)."""
+        if self.whole is None:
+            return self.model(x)
+        with Sloped(whole=self.whole):
+            return self.model(x)
+
+
+class _Guard(torch.autograd.Function):
+    """Runs a model inside one node of the graph, whose backward pass never fails."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, model: nn.Module) -> Tensor:
+        with torch.enable_grad():
+            ctx.leaf = x.detach().requires_grad_()
+            ctx.logits = model(ctx.leaf)
+        return ctx.logits.detach().clone()
+
+    @staticmethod
+    def backward(ctx, up: Tensor):
+        if not ctx.logits.requires_grad:
+            return torch.zeros_like(ctx.leaf), None
+        try:
+            (grad,) = torch.autograd.grad(ctx.logits, ctx.leaf, up, allow_unused=True)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # an operation without a derivative
+            log.debug("zero gradient in place of: %s", error)
+            grad = None
+        return torch.zeros_like(ctx.leaf) if grad is None else grad.nan_to_num(0, 0, 0), None
+
+
+class Guarded(nn.Module):
+    """A model with the same logits whose input gradient always exists: zero where the model's own cannot be had.
+
+    Integer casts, numpy, detach and operations without a derivative otherwise end a gradient attack with an exception.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, K)."""
+        if torch.is_grad_enabled() and x.requires_grad:
+            return _Guard.apply(x, self.model)
+        return self.model(x)
+
+
+class Averaged(nn.Module):
+    """Log of a randomised model's mean softmax over several draws, (N, K): what it decides, not what one draw says."""
+
+    def __init__(self, model: nn.Module, draws: int):
+        super().__init__()
+        self.model, self.draws = model, draws
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Log probabilities (N, K)."""
+        mean = sum(self.model(x).softmax(dim=1) for _ in range(self.draws)) / self.draws
+        return mean.clamp_min(1e-30).log()
+
+
+def estimated(net: Net, loss: Loss, *, sigma: float, pairs: int, seed: int = 0) -> Look:
+    """Look that never calls backward: antithetic Gaussian differences of width sigma (NES, Ilyas et al. 2018, alg. 1).
+
+    sigma in pixels of [0, 1], chosen larger than a quantiser's step. Half of the directions move all channels together,
+    which is the better half on grey images.
+    """
+
+    def look(x_adv: Tensor, y: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        generator = torch.Generator(device=x_adv.device).manual_seed(seed)
+        with torch.no_grad():
+            logits = net(x_adv)
+            gradient = torch.zeros_like(x_adv)
+            for i in range(pairs):
+                shape = list(x_adv.shape) if i % 2 else [len(x_adv), 1, *x_adv.shape[2:]]
+                direction = torch.randn(shape, generator=generator, device=x_adv.device, dtype=x_adv.dtype)
+                # not clipped to [0, 1]: a clip would shrink one side of the difference
+                up, down = loss(net(x_adv + sigma * direction), y), loss(net(x_adv - sigma * direction), y)
+                gradient = gradient + (up - down).nan_to_num(0, 0, 0).view(-1, 1, 1, 1) * direction
+            return loss(logits, y), gradient, errs(logits, y)
+
+    return look

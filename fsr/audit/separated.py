@@ -1,0 +1,116 @@
+"""Groups that look for what FSR may hide: the mask's slope, the mask itself, latent features, twins, training noise."""
+
+from functools import partial
+
+from torch import Tensor
+
+from fsr.attacks import adaptive, auto
+from fsr.attacks.adaptive import changed, has_auxiliary, masked
+from fsr.attacks.ascent import ascend, differentiated, lead, of
+from fsr.attacks.distill import through
+from fsr.attacks.gradient import Loss, cross_entropy
+from fsr.attacks.latent import LatentHeads
+from fsr.attacks.unmask import Averaged
+from fsr.audit.case import Case, Craft
+from fsr.audit.judge import Judge
+from fsr.audit.result import Findings
+from fsr.audit.whitebox import ratio, scaled_cross_entropy
+
+NO_MASK = "this model has no FSR mask"
+
+
+def bpda(case: Case) -> Findings:
+    """APGD-CE and APGD-DLR with the mask's backward pass at tau = 1 (spec item 2)."""
+    if not case.masks:
+        return Findings(not_applicable={"": NO_MASK})
+
+    losses = {"apgd-ce": cross_entropy, "apgd-dlr": ratio(case)}
+    crafts = [(name, case.aimed(adaptive.smooth_mask, case.model, 30, loss=loss)) for name, loss in losses.items()]
+    return Findings(case.sweep(crafts, together=False))
+
+
+def mask(case: Case) -> Findings:
+    """The mask frozen at its clean value, and driven towards 0 and towards 1 (spec item 3)."""
+    if not case.masks:
+        return Findings(not_applicable={"": NO_MASK})
+    crafts = [("frozen", case.aimed(adaptive.frozen_mask, case.model, 40)),
+              ("towards-0", case.aimed(adaptive.driven_mask, case.model, 41, towards=0.0)),
+              ("towards-1", case.aimed(adaptive.driven_mask, case.model, 41, towards=1.0))]
+    return Findings(case.sweep(crafts, together=False))
+
+
+def latent(case: Case) -> Findings:
+    """Final and auxiliary logits together; final logits and freshly trained heads on the stages (spec item 4)."""
+    crafts: list[tuple[str, Craft]] = []
+    missing = {}
+    if has_auxiliary(case.model):
+        crafts.append(("joint", case.aimed(adaptive.joint_logits, case.model, 50)))
+    else:
+        missing["joint"] = "this model has no auxiliary logits"
+    images, labels = (case.x, case.y) if case.train is None else case.train
+    heads = LatentHeads(case.model, images, labels, classes=case.classes, batch=case.batch)
+    if not heads.places:
+        missing["heads"] = "this model has no stages below its logits"
+    for name, weight in (("heads", 1.0), ("heads-strong", 10.0)) if heads.places else ():
+        look = differentiated(heads.objective(case.softened, weight), draws=case.draws)
+        crafts.append((name, case.aimed(ascend, look, 51, until_wrong=not case.randomised)))
+    return Findings(case.sweep(crafts, together=False), {"stages": len(heads.places)}, missing)
+
+
+def transfer(case: Case) -> Findings:
+    """Images made on another network: the twins m = 1 and R = 0, the given surrogate, a student (spec item 5)."""
+    crafts: list[tuple[str, Craft]] = []
+    missing = {}
+    for twin in ("m1", "r0"):
+        if not case.masks or (twin == "r0" and all(m.correct is None for m in masked(case.model))):
+            missing[twin] = NO_MASK if not case.masks else "this model has no recalibration"
+            continue
+        for name, loss in (("margin", lead), ("ce", cross_entropy)):
+            crafts.append((f"{twin}-{name}", case.aimed(adaptive.bypassed, case.model, 60, twin=twin, loss=loss)))
+    if case.surrogate is None:
+        missing["surrogate"] = "no surrogate network was given"
+    else:
+        for name, loss in (("margin", lead), ("ce", scaled_cross_entropy)):
+            look = differentiated(of(case.surrogate, loss))
+            crafts.append((f"surrogate-{name}", case.aimed(ascend, look, 61, until_wrong=False)))
+    crafts += [(f"student-{i}", case.aimed(through, case.student, 62 + i)) for i in range(2)]
+    return Findings(case.sweep(crafts, together=False), not_applicable=missing)
+
+
+def noise(case: Case) -> Findings:
+    """Gradients averaged over 20 draws, and AutoAttack `rand` (spec item 7).
+
+    On a randomised model as it is; on FSR with its training noise switched on, judged on the model as it is. The
+    detail `noisy_accuracy` is that noisy network's own: images that its mean softmax still gets right.
+    """
+    modules = masked(case.model)
+    noisy = [m for m in modules if m.spec.mask != "soft"]
+    if not case.randomised and not noisy:
+        return Findings(not_applicable={"": "this model draws no noise"})
+    switches = {} if case.randomised else {"noise": True}
+    own = case.clean.clone()  # right in the eyes of the noisy network
+    voice = Judge(case.model, case.x, case.y, eps=case.eps, draws=case.budget.draws, seed=case.seed)
+
+    def averaged(x: Tensor, y: Tensor, rows: Tensor, loss: Loss) -> Tensor:
+        with changed(noisy, **switches):
+            x_adv = ascend(differentiated(of(case.net, loss), draws=case.budget.draws), x, y, eps=case.eps,
+                           steps=case.budget.noisy_steps, start=case.start(rows, 70), until_wrong=False)
+            own[rows] &= voice.correct(x_adv, rows)
+        return x_adv
+
+    def rand(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
+        with changed(noisy, **switches):
+            vote = Averaged(case.model, case.budget.draws)
+            result = auto.autoattack(case.net, x, y, eps=case.eps, version="rand", seed=case.seed, batch=case.batch,
+                                     judge=vote, **case.budget.rand)
+        return x if result.x_adv is None else result.x_adv
+
+    crafts: list[tuple[str, Craft]] = [
+        ("eot-margin", partial(averaged, loss=lead)), ("eot-ce", partial(averaged, loss=scaled_cross_entropy))]
+    missing = {}
+    if case.classes >= 3:
+        crafts.append(("rand", rand))
+    else:
+        missing["rand"] = "APGD-DLR needs three classes"
+    attacks = case.sweep(crafts, together=False)
+    return Findings(attacks, {"noisy_accuracy": float(own.double().mean())}, missing)

@@ -1,0 +1,321 @@
+"""The audit's attacks: the ascent against a closed form, restored slopes, FSR's mask and twins, latent heads, students."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fsr.attacks import adaptive
+from fsr.attacks.ascent import ascend, differentiated, errs, lead, of, scale_free, windows
+from fsr.attacks.distill import distill, through
+from fsr.attacks.gradient import cross_entropy
+from fsr.attacks.latent import LatentHeads, stages
+from fsr.attacks.unmask import Averaged, Guarded, Softened, estimated
+from fsr.config import FSRSpec
+from fsr.models import build_model
+from fsr.models.fsr import Intervention
+
+EPS = 0.1
+
+
+class Linear(nn.Module):
+    """Three classes on 3x4x4 images, logits (+w.x, -w.x, -100): the worst L-inf point for class 0 is x - eps * sign(w)."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("w", torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(1)))
+
+    def forward(self, x):
+        score = (x * self.w).sum((1, 2, 3))
+        return torch.stack([score, -score, torch.full_like(score, -100)], dim=1)
+
+
+def grey(batch: int):
+    return torch.full((batch, 3, 4, 4), 0.5), torch.zeros(batch, dtype=torch.long)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+@pytest.mark.parametrize("loss", [cross_entropy, lead])
+def test_the_ascent_reaches_the_optimum_of_a_linear_model(batch, loss):
+    model, (x, y) = Linear(), grey(batch)
+    x_adv = ascend(differentiated(of(model, loss)), x, y, eps=EPS, steps=10, until_wrong=False)
+    torch.testing.assert_close(x_adv, x - EPS * model.w.sign())
+
+
+def test_finite_differences_come_near_the_optimum_without_a_gradient():
+    class Deaf(Linear):
+        def forward(self, x):
+            return super().forward(x.detach())
+
+    model, (x, y) = Deaf(), grey(2)
+    model.w = model.w[:1].expand(3, 4, 4)  # half of the directions are grey, and so is the answer
+    look = estimated(model, lead, sigma=EPS, pairs=400)
+    x_adv = ascend(look, x, y, eps=EPS, steps=10, until_wrong=False)
+    optimum = 2 * EPS * model.w.abs().sum()
+    gain = lead(model(x_adv), y) - lead(model(x), y)
+    assert (gain > 0.8 * optimum).all() and (gain <= optimum + 1e-4).all()
+
+
+@pytest.mark.parametrize("steps", [1, 7, 40, 100])
+def test_windows_add_up_and_shrink(steps):
+    lengths = windows(steps)
+    assert sum(lengths) == steps and min(lengths) >= 1
+    assert lengths[:-1] == sorted(lengths[:-1], reverse=True)
+
+
+def test_a_wrong_iterate_is_kept_although_the_ascent_leaves_it():
+    class Shell(nn.Module):
+        """Wrong only between 0.15 and 0.25 above grey."""
+
+        def forward(self, x):
+            far = x.mean((1, 2, 3)) - 0.5
+            return torch.stack([torch.zeros_like(far), ((far > 0.15) & (far < 0.25)) - 0.5], dim=1)
+
+    def brightness(x_adv, y, rows):
+        return x_adv.mean((1, 2, 3)), Shell()(x_adv)
+
+    x, y = grey(2)
+    settings = {"eps": 0.4, "steps": 10, "start": torch.full_like(x, 0.2)}
+    assert errs(Shell()(ascend(differentiated(brightness), x, y, **settings)), y).all()
+    torch.testing.assert_close(ascend(differentiated(brightness), x, y, until_wrong=False, **settings), x + 0.4)
+
+
+def test_scale_free_logits_ignore_scale_and_offset():
+    logits = torch.randn(5, 10)
+    torch.testing.assert_close(scale_free(1000 * logits + 3), scale_free(logits), rtol=1e-4, atol=1e-4)
+    assert (scale_free(logits).argmax(1) == logits.argmax(1)).all()
+
+
+class Front(nn.Module):
+    """A linear classifier behind any function of its pixels."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.linear = function, nn.Linear(48, 3)
+
+    def forward(self, x):
+        return self.linear(self.function(x).flatten(1))
+
+
+def _without_graph(x):
+    with torch.no_grad():
+        return 2 * x
+
+
+FLAT = {
+    "round": lambda x: torch.round(8 * x) / 8,
+    "round in place": lambda x: (8 * x).round_() / 8,
+    "integer cast": lambda x: (255 * x).int().float() / 255,
+    "byte": lambda x: (255 * x).to(torch.uint8) / 255,
+    "threshold": lambda x: (x > 0.5).float(),
+    "two thresholds": lambda x: ((x > 0.2) & (x < 0.7)).float(),
+    "where": lambda x: torch.where(x > 0.5, 1.0, 0.0),
+    "sign": lambda x: torch.sign(x - 0.5),
+    "saturated sigmoid": lambda x: torch.sigmoid((x - 0.47) * 1e6),
+    "detach": lambda x: x.detach(),
+    "data": lambda x: 2 * x.data,
+    "no_grad": _without_graph,
+    "floor division": lambda x: (x // 0.1) * 0.1,
+    "remainder": lambda x: x - x % 0.1,
+}
+
+
+@pytest.mark.parametrize("name", FLAT)
+def test_softened_models_keep_their_logits_and_get_a_slope(name):
+    model, x = Front(FLAT[name]), torch.rand(4, 3, 4, 4)
+    plain, soft = Guarded(model), Guarded(Softened(model, x))
+    torch.testing.assert_close(soft(x), model(x), rtol=0, atol=0)
+    leaf = x.clone().requires_grad_()
+    (before,) = torch.autograd.grad(plain(leaf).square().sum(), leaf)
+    (after,) = torch.autograd.grad(soft(leaf).square().sum(), leaf)
+    assert (before == 0).all()
+    assert (after.flatten(1).abs().amax(1) > 0).all()
+
+
+def test_softening_leaves_a_smooth_model_as_it_is():
+    model = Front(lambda x: torch.relu(x - 0.3))
+    leaf = torch.rand(4, 3, 4, 4).requires_grad_()
+    gradients = [torch.autograd.grad(net(leaf).square().sum(), leaf)[0]
+                 for net in (model, Guarded(model), Guarded(Softened(model, leaf)))]
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=0)
+    torch.testing.assert_close(gradients[0], gradients[2], rtol=0, atol=0)
+
+
+def test_a_model_that_needs_whole_numbers_is_attacked_as_it_is():
+    model = Front(lambda x: torch.arange(256.0)[(255 * x).long()] / 255)
+    x = torch.rand(2, 3, 4, 4)
+    assert not Softened(model, x).whole
+    torch.testing.assert_close(Guarded(Softened(model, x))(x.requires_grad_()), model(x))
+
+
+def test_averaged_is_the_mean_softmax():
+    class Alternating(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.logits = [torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, -3.0]])]
+
+        def forward(self, x):
+            self.logits.reverse()
+            return self.logits[0]
+
+    model = Alternating()
+    expected = (model.logits[0].softmax(1) + model.logits[1].softmax(1)) / 2
+    torch.testing.assert_close(Averaged(model, 2)(torch.zeros(1)).exp(), expected)
+
+
+@pytest.fixture
+def network():
+    """A small untrained FSR network in eval mode with BatchNorm statistics that are not trivial, images and labels."""
+    model = build_model("resnet18", 10, FSRSpec(at=("layer2",), hidden=8), width=4, blocks=(1, 1, 1, 1))
+    x = torch.rand(6, 3, 8, 8)
+    for _ in range(3):
+        model(torch.rand(16, 3, 8, 8))
+    model.eval().requires_grad_(False)
+    with torch.no_grad():
+        return model, x, model(x).argmax(1)
+
+
+def attributes(model):
+    return [(m.noise, m.backward_tau, m.intervention) for m in adaptive.masked(model)]
+
+
+FSR_ATTACKS = {
+    "smooth": adaptive.smooth_mask,
+    "frozen": adaptive.frozen_mask,
+    "to 0": lambda *a, **k: adaptive.driven_mask(*a, towards=0.0, **k),
+    "to 1": lambda *a, **k: adaptive.driven_mask(*a, towards=1.0, **k),
+    "joint": adaptive.joint_logits,
+    "m1": lambda *a, **k: adaptive.bypassed(*a, twin="m1", **k),
+    "r0": lambda *a, **k: adaptive.bypassed(*a, twin="r0", **k),
+    "noisy": lambda *a, **k: adaptive.noisy_mask(*a, loss=lead, draws=2, **k),
+}
+
+
+@pytest.mark.parametrize("name", FSR_ATTACKS)
+def test_fsr_attacks_stay_in_the_ball_raise_the_margin_and_put_the_model_back(network, name):
+    model, x, y = network
+    before = copy.deepcopy(model.state_dict())
+    x_adv = FSR_ATTACKS[name](model, x, y, eps=EPS, steps=8)
+    assert ((x_adv - x).abs() <= EPS + 1e-6).all() and x_adv.min() >= 0 and x_adv.max() <= 1
+    assert attributes(model) == [(None, None, None)]
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    corners = (x + EPS * torch.randn_like(x).sign()).clamp(0, 1)
+    assert lead(model(x_adv), y).mean() > lead(model(corners), y).mean()
+
+
+def test_attributes_are_put_back_after_an_exception(network):
+    model = network[0]
+    with pytest.raises(KeyError), adaptive.changed(adaptive.masked(model), backward_tau=1.0, noise=True):
+        raise KeyError
+    assert attributes(model) == [(None, None, None)]
+
+
+def test_a_smooth_backward_pass_changes_the_gradient_and_not_the_logits(network):
+    model, x, _ = network
+    adaptive.masked(model)[0].tau = 1e-12  # a saturated mask
+    leaf = x.clone().requires_grad_()
+
+    def score_gradient():
+        logits, streams = adaptive.traced(model, leaf)
+        (gradient,) = torch.autograd.grad(streams[0].mask.sum(), leaf)
+        return logits.detach(), gradient
+
+    plain, zero = score_gradient()
+    with adaptive.changed(adaptive.masked(model), backward_tau=1.0):
+        smooth, gradient = score_gradient()
+    torch.testing.assert_close(smooth, plain, rtol=0, atol=0)
+    assert zero.abs().max() == 0 and gradient.abs().max() > 0
+
+
+def test_the_frozen_attack_is_the_attack_on_the_network_with_constant_masks(network):
+    model, x, y = network
+    mask = adaptive.traced(model, x)[1][0].mask
+    twin = copy.deepcopy(model)
+    adaptive.masked(twin)[0].intervention = Intervention(mask=lambda _: mask)
+    expected = ascend(differentiated(of(twin, cross_entropy)), x, y, eps=EPS, steps=8, until_wrong=False)
+    torch.testing.assert_close(adaptive.frozen_mask(model, x, y, eps=EPS, steps=8), expected)
+
+
+@pytest.mark.parametrize("towards", [0.0, 1.0])
+def test_a_strong_push_moves_the_mask_where_it_is_sent(network, towards):
+    model, x, y = network
+    before = adaptive.traced(model, x)[1][0].mask.mean()
+    x_adv = adaptive.driven_mask(model, x, y, eps=EPS, steps=10, towards=towards, push=1e4)
+    after = adaptive.traced(model, x_adv)[1][0].mask.mean()
+    assert (after - before) * (1 if towards else -1) > 0
+
+
+def test_the_joint_loss_is_the_sum_that_the_streams_give(network):
+    model, x, y = network
+    value, logits = adaptive.joint(model)(x, y, torch.arange(len(x)))
+    expected, streams = model.trace(x)
+    aux = streams[0].aux
+    mean = sum(F.cross_entropy(aux[name], y, reduction="none") for name in ("robust", "nonrobust", "recalibrated")) / 3
+    torch.testing.assert_close(value, F.cross_entropy(expected, y, reduction="none") + mean)
+    torch.testing.assert_close(logits, expected)
+
+
+def test_both_twins_pass_the_features_on_unchanged(network):
+    model, x, y = network
+    bare = copy.deepcopy(model)
+    place = bare.inserted()[0]
+    place.module = nn.Identity()
+    expected = ascend(differentiated(of(bare, lead)), x, y, eps=EPS, steps=8, until_wrong=False)
+    for twin in ("m1", "r0"):  # f + (1 - m) R is f where m = 1, and where R = 0
+        torch.testing.assert_close(adaptive.bypassed(model, x, y, eps=EPS, steps=8, twin=twin), expected)
+
+
+def test_streams_are_found_inside_another_module(network):
+    model, x, _ = network
+    outer = nn.Sequential(nn.Identity(), model)
+    assert adaptive.has_auxiliary(outer) and len(adaptive.traced(outer, x)[1]) == 1
+    assert all(place.recorder is None for place in model.inserted())
+
+
+def test_stages_are_found_in_any_network(network):
+    model, x, _ = network
+    assert stages(model, x)[-1] is model.net.layer4
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+    assert stages(plain, x) == list(plain.children())[:3]
+    assert stages(nn.Linear(8, 10), torch.rand(2, 8)) == []
+
+
+def test_latent_heads_learn_what_the_features_tell_and_leave_no_hooks():
+    y = torch.arange(40) % 4
+    x = 0.1 * torch.rand(40, 3, 4, 4)
+    for i, k in enumerate(y.tolist()):  # the class is a bright quarter
+        x[i, :, 2 * (k // 2) : 2 * (k // 2) + 2, 2 * (k % 2) : 2 * (k % 2) + 2] += 0.8
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Flatten(), nn.Linear(128, 4))
+    heads = LatentHeads(model, x, y, classes=4, steps=50)
+    logits, latent = heads(model, x)
+    torch.testing.assert_close(logits, model(x))
+    assert all((z.argmax(1) == y).all() for z in latent) and len(latent) == 2
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_latent_objective_is_differentiable_down_to_the_pixels(network):
+    model, x, y = network
+    heads = LatentHeads(model, x, y, classes=10, steps=20)
+    _, gradient, _ = differentiated(heads.objective(model))(x, y, torch.arange(len(x)))
+    assert (gradient.flatten(1).abs().amax(1) > 0).all()
+
+
+def test_a_student_agrees_with_a_teacher_that_has_no_gradient_and_betrays_it():
+    class Teacher(nn.Module):
+        """Is the left half brighter?  Coarsely quantised, so flat everywhere."""
+
+        def forward(self, x):
+            x = torch.round(6 * x) / 6
+            gap = x[..., :4].mean((1, 2, 3)) - x[..., 4:].mean((1, 2, 3))
+            return torch.stack([gap, -gap], dim=1)
+
+    x = torch.rand(60, 3, 8, 8)
+    model = Teacher()
+    y = model(x).argmax(1)
+    student = distill(model, x, classes=2, eps=EPS, rounds=2, samples=600, steps=60)
+    assert (student(x).argmax(1) == y).float().mean() > 0.8
+    x_adv = through(student, x, y, eps=EPS, steps=10)
+    assert ((x_adv - x).abs() <= EPS + 1e-6).all()
+    assert errs(model(x_adv), y).float().mean() > 0.9

@@ -136,9 +136,9 @@ def _replacement(module: nn.Module, folds: bool) -> nn.Module | None:
 class Twin:
     """The folded copy of a model: `net` computes model(x) of eval mode, `refill` takes over the live weights.
 
-    model: any nn.Module; x: a few of its images (N, C, H, W), which show what feeds what. dtype: of convolutions and
-    linear layers (other modules with parameters keep theirs, and then everything stays float32). What folds is checked
-    on random statistics in float64: a convolution that something else reads too keeps its BatchNorm apart.
+    model: any nn.Module; x: a few of its images (N, C, H, W), which show what feeds what. dtype: of the convolutions;
+    linear layers, cheap and last, stay float32, and everything does where a module of another kind has parameters.
+    What folds is checked on random statistics in float64: a convolution with a second reader keeps its BatchNorm apart.
     Attributes of modules (FSR's noise, interventions) are those at the time of copying.
     """
 
@@ -188,9 +188,9 @@ class Twin:
             log.warning("crafting stays in float32: %s has parameters of its own", type(strangers[0]).__name__)
             self.dtype = torch.float32
         for module in net.modules():
-            if isinstance(module, (FoldedConv, FoldedLinear)):
+            if isinstance(module, FoldedConv):
                 module.to(self.dtype)
-            elif isinstance(module, ScaleShift):
+            elif isinstance(module, (FoldedLinear, ScaleShift)):
                 module.to(torch.promote_types(self.dtype, torch.float32))
         if self.channels_last:
             net = net.to(memory_format=torch.channels_last)

@@ -69,9 +69,11 @@ def _writable_root() -> None:
 
 
 def _compute(tasks, options, executor: Executor, workers, address, deterministic: bool):
-    from fsr import executors
+    from fsr import distributed, executors
     from fsr.progress import live
 
+    if distributed.requested():
+        raise UsageError("torchrun is for `python -m fsr train`; type the other commands without it")
     with live(tasks) as report:
         from dataclasses import replace
 
@@ -83,6 +85,17 @@ def _compute(tasks, options, executor: Executor, workers, address, deterministic
 
             return cluster.on_ray(tasks, options, address=address, deterministic=deterministic)
         return executors.local(tasks, options, workers=workers, deterministic=deterministic)
+
+
+def _together(todo, options):
+    """Under torchrun: every process comes here, whatever it found to do; rank 0's list holds for all."""
+    from fsr import executors
+    from fsr.progress import live
+
+    if any(task.evaluations or task.analyses for task in todo):
+        raise UsageError("torchrun is for `python -m fsr train`; type the other commands without it")
+    _writable_root()
+    return executors.together(todo, options, live)
 
 
 def _say(outcome, failed: list[str]) -> None:
@@ -204,6 +217,11 @@ def _chosen(profile: str, which: str, *, train_only: bool = False):
 
 
 def _do(todo, options, executor, workers, address, deterministic, dry_run) -> None:
+    from fsr import distributed
+
+    if distributed.requested() and not dry_run:
+        _say(_together(todo, options), [])
+        return
     if dry_run or not todo:
         _dry(todo)
         return
@@ -304,9 +322,18 @@ def import_official(
     typer.echo(import_run(file, backbone, dataset))
 
 
+def _log_to_stderr() -> None:
+    """Our own messages only: what libraries log is their business."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
 def main() -> None:
     """Run the command line; wrong use is one line and exit code 2."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    _log_to_stderr()
     try:
         app(standalone_mode=False)
     except typer.Exit as done:

@@ -113,6 +113,7 @@ def run_notebook(name: str, profile: str, **parameters) -> Path:
         papermill.execute_notebook(
             str(source(name)), str(scratch), {"profile": profile, **parameters}, cwd=str(paths.sources()),
             progress_bar=False, kernel_name="python3", execution_timeout=CELL_SECONDS, log_output=False,
+            extra_arguments=["--IPKernelApp.log_level=40"],
         )  # fmt: skip
     except PapermillExecutionError as error:
         raise FSRError(f"{name}: {error.ename}: {str(error.evalue)[:300]} (see {scratch})") from None

@@ -139,7 +139,8 @@ class Case:
         outcomes, alive = {}, self.clean
         for name, craft in attacks:
             correct = alive.clone()
-            for rows in correct.nonzero().squeeze(1).split(self.batch):
+            survivors = correct.nonzero().squeeze(1)
+            for rows in survivors.split(self.batch) if len(survivors) else ():  # an empty split is one empty chunk
                 correct[rows] = self.judge.correct(craft(self.x[rows], self.y[rows], rows), rows)
             outcomes[name] = correct
             alive = correct if together else self.clean

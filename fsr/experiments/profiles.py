@@ -39,7 +39,8 @@ class Profile:
 
 def _ci() -> Profile:
     base = for_dataset(
-        "digits", train_size=192, test_size=64, holdout=32, width=4, blocks=(1, 1, 1, 1), epochs=2, precision="float32"
+        "digits", train_size=192, test_size=64, holdout=32, width=4, blocks=(1, 1, 1, 1), epochs=2, batch=32,
+        precision="float32",
     )
     return Profile(
         name="ci",

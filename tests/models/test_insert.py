@@ -56,14 +56,14 @@ def test_attached_model_gives_logits_and_streams():
 
 
 def test_the_dry_run_changes_nothing():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(3))
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(3))
     model(torch.rand(1, 3, 32, 32))
-    model[1].eval()
+    model[2].eval()
     before = copy.deepcopy(model.state_dict())
-    attach_fsr(model, at="1", num_classes=3)
+    attach_fsr(model, at="2", num_classes=3)
     after = {k.replace(".submodule", ""): v for k, v in model.state_dict().items() if ".module." not in k}
     assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
-    assert model.training and not model[1].submodule.training and not model[1].submodule._forward_hooks
+    assert model.training and not model[2].submodule.training and not model[2].submodule._forward_hooks
 
 
 def test_images_of_any_size_and_channels_by_example_or_by_trying():

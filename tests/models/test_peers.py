@@ -52,6 +52,16 @@ def test_closed_form_relevance_is_the_gradient(kind):
         torch.testing.assert_close(torch.zeros(1) if a is None else a, torch.zeros(1) if b is None else b)
 
 
+@pytest.mark.parametrize("kind", ["cifs_linear", "cifs_nonlinear"])
+def test_features_are_not_differentiated_through_the_relevance_and_the_probe_is(kind):
+    module, fixture = load(kind)
+    f = fixture["feat"].clone().requires_grad_()
+    gate, logits = module.gate(f, None)
+    grad, probe = torch.autograd.grad(gate[:, 0].sum(), (f, module.probe.weight), allow_unused=True, retain_graph=True)
+    assert grad is None and probe.abs().sum() > 0
+    assert torch.autograd.grad(logits.sum(), f)[0].abs().sum() > 0
+
+
 def test_eval_mode_ignores_the_labels():
     for kind in ("cas", "cifs_linear", "cifs_nonlinear"):
         module, fixture = load(kind)

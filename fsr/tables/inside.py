@@ -226,7 +226,9 @@ def _items(numbers: pd.DataFrame) -> list[str]:
     """Every item once: groups, then the worst case, flags and indicators at the end."""
     last = ("worst case", "AutoAttack's flags")
     items = list(dict.fromkeys(numbers["item"]))
-    groups = [i for i in items if i not in last and not i.startswith("indicator")]
+    found = [i for i in items if i not in last and not i.startswith("indicator")]
+    order = list(GROUPS)
+    groups = sorted(found, key=lambda item: order.index(item) if item in order else -1)
     return [*groups, *last, *(i for i in items if i.startswith("indicator"))]
 
 

@@ -11,6 +11,7 @@ from fsr.files import write_bytes
 from fsr.tables.frame import Table
 from fsr.tables.text import MINUS, missing
 
+SENTENCE = 50  # characters; longer cells wrap
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
@@ -47,12 +48,18 @@ def latex_text(text: str) -> str:
     return "".join(LATEX["f̃"] if c == "\0" else LATEX.get(c, c) for c in text)
 
 
+def _columns(table: Table) -> str:
+    """LaTeX's column types: sentences wrap, everything else stays on its line."""
+    longest = [max((len(str(value)) for value in table[column]), default=0) for column in table.columns]
+    return "".join("p{5cm}" if length > SENTENCE else "l" for length in longest)
+
+
 def latex(table: Table) -> str:
     """A booktabs table, shrunk to the line; needs the packages booktabs and graphicx."""
     about = table.about
     lines = ["% needs \\usepackage{booktabs,graphicx}", r"\begin{table}", r"\centering"]
     lines += [rf"\caption{{{latex_text(f'{about.title} ({about.profile})')}.}}", rf"\label{{tab:{about.slug}}}"]
-    lines += [r"\resizebox{\linewidth}{!}{%", rf"\begin{{tabular}}{{{'l' * len(table.columns)}}}", r"\toprule"]
+    lines += [r"\resizebox{\linewidth}{!}{%", rf"\begin{{tabular}}{{{_columns(table)}}}", r"\toprule"]
     lines += [" & ".join(map(latex_text, table.columns)) + r" \\", r"\midrule"]
     for i, row in enumerate(table.to_numpy()):
         texts = [latex_text(str(value)) for value in row]

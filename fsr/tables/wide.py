@@ -15,7 +15,7 @@ OTHERS = ("rerun", "anchor")
 def wide(frame: pd.DataFrame) -> tuple[pd.DataFrame, frozenset[tuple[int, str]]]:
     """Strings, and the bold cells: the best of our rows in each column, for the same data, network and checkpoint."""
     metrics = list(dict.fromkeys(frame["metric"]))
-    order = list(dict.fromkeys(frame[ROW].itertuples(index=False, name=None)))
+    order = _order(frame)
     cells = {(*(getattr(cell, name) for name in ROW), cell.metric): cell for cell in frame.itertuples()}
     best = _best(frame)
     shown, bold = [], set()
@@ -27,6 +27,14 @@ def wide(frame: pd.DataFrame) -> tuple[pd.DataFrame, frozenset[tuple[int, str]]]
                 bold.add((i, names.metric(metric)))
     out = pd.DataFrame(shown)
     return (out if out["AutoAttack flags"].any() else out.drop(columns="AutoAttack flags")), frozenset(bold)
+
+
+def _order(frame: pd.DataFrame) -> list[tuple]:
+    """Rows as they stand in the frame, but those with the same data, network and checkpoint together."""
+    rows = list(dict.fromkeys(frame[ROW].itertuples(index=False, name=None)))
+    places = list(dict.fromkeys(row[:2] for row in rows))
+    kinds = ["last", "best", "ema"]
+    return sorted(rows, key=lambda row: (places.index(row[:2]), kinds.index(row[2]) if row[2] in kinds else len(kinds)))
 
 
 def _row(key: tuple, mine: dict, metrics: list[str]) -> dict[str, str]:

@@ -203,3 +203,32 @@ def test_a_misspelt_cell_names_its_line_instead_of_vanishing(root, cell):
 def test_an_unknown_profile_says_what_to_type():
     with pytest.raises(UsageError, match="choose one of"):
         tables.whitebox("dmeo")
+
+
+def test_rows_of_the_same_weights_stand_together(root):
+    table = tables.whitebox("demo")
+    weights = list(table[table["network"] == "ResNet-10 (width 8)"]["weights"])
+    assert weights == sorted(weights, key=("last", "best", "ema").index) and set(weights) == {"last", "best", "ema"}
+
+
+def test_a_rewritten_record_is_read_again(records, root):
+    records("demo").columns(AT, 400)
+    assert shown(tables.whitebox("demo"), "AT")["FGSM"].startswith("80.0")
+    for path in root.rglob("last-fgsm*"):
+        path.unlink()
+    assert shown(tables.whitebox("demo"), "AT")["FGSM"] == "not run"
+    records("demo").evaluation(AT, "fgsm", 300)
+    assert shown(tables.whitebox("demo"), "AT")["FGSM"].startswith("60.0")
+
+
+def test_ensemble_agrees_with_the_store(records):
+    from fsr import store
+    from fsr.config import Evaluation
+    from fsr.tables.cells import outcome
+
+    rng = np.random.default_rng(0)
+    for metric in experiments.COLUMNS:
+        records("demo").evaluation(AT, metric, rng.random(500) < 0.8)
+    mine = outcome(AT, Evaluation(attack="ensemble"))
+    theirs = store.ensemble(AT, "last")
+    assert (mine.index == theirs.index).all() and (mine.correct == theirs.correct).all()

@@ -4,16 +4,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from fsr.explore.look import Look
+from fsr.explore.looking import Look
 from fsr.plots import style, words
 from fsr.plots.maps import show_map
 from fsr.plots.output import Picture
 from fsr.prose import Prose
 
 TOP = 10  # classes shown as bars
-ABSENT = Prose(
-    "The weights of this network are not on this machine: `python -m fsr train SET --profile NAME` makes them."
-)
+ABSENT = Prose("The weights of this network are not here; `python -m fsr train SET --profile NAME` makes them.")
 
 
 def _image(ax: Axes, image: np.ndarray, title: str, good: bool | None = None) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.collections import Collection
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.text import Text
 from PIL import Image
 
 from fsr import paths
@@ -47,7 +47,7 @@ def _width(png: bytes) -> int:
         return round(image.width * 120 / STYLE["savefig.dpi"])
 
 
-def _numbers(artist) -> np.ndarray | None:
+def _numbers(artist: Artist) -> np.ndarray | None:
     if isinstance(artist, Line2D):
         return artist.get_xydata()
     if isinstance(artist, Collection):
@@ -63,15 +63,24 @@ def _vertices(artist: Collection) -> list[np.ndarray]:
     return [path.vertices.ravel() for path in artist.get_paths()]
 
 
+def _texts(figure: Figure) -> list[str]:
+    """The words that were set; tick labels that matplotlib makes up follow from the numbers."""
+    found = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    for ax in figure.axes:
+        found += [text.get_text() for text in ax.texts]
+        found += [ax.get_title(loc) for loc in ("left", "center", "right")] + [ax.get_xlabel(), ax.get_ylabel()]
+        for axis in (ax.xaxis, ax.yaxis):
+            found += map(str, getattr(axis.get_major_formatter(), "seq", []))
+    return [*found, figure.get_supxlabel(), figure.get_suptitle()]
+
+
 def digest(figure: Figure) -> str:
     """What a figure shows, as a hash: its data and its words, not its pixels, which differ between font versions."""
-    figure.draw_without_rendering()
-    sha = hashlib.sha256()
-    for artist in figure.findobj():
-        if isinstance(artist, Text):
-            sha.update(artist.get_text().encode())
-        elif (numbers := _numbers(artist)) is not None:
-            sha.update(np.round(np.ma.filled(np.ma.asarray(numbers, float), 0.0), 4).tobytes() + b"|")
+    sha = hashlib.sha256("\n".join(_texts(figure)).encode())
+    for ax in figure.axes:
+        for artist in (*ax.lines, *ax.patches, *ax.collections, *ax.images):
+            numbers = np.asarray(np.ma.filled(np.ma.asarray(_numbers(artist), float), 0.0))
+            sha.update(np.round(numbers, 4).tobytes() + b"|")
     return sha.hexdigest()[:16]
 
 
@@ -158,6 +167,7 @@ def save(figure: Figure, profile: str, name: str, slug: str, runs=(), title: str
         if saved.pdf.exists() and _same(saved.png, metadata):
             return saved
         _write(saved.png, _png(figure, metadata))
+        figure.set_layout_engine("none")  # the layout stays as it is: once is enough
         _write(saved.pdf, _pdf(figure, metadata))
     return saved
 

@@ -10,8 +10,6 @@ from fsr.errors import MissingRecord
 from fsr.experiments import Row
 from fsr.store import Outcome
 
-DRAWS = 2000  # of the paired bootstrap, as in the tables
-
 
 def rows(profile: str, kind: str) -> tuple[Row, ...]:
     """The rows of a set; an unknown profile raises UsageError."""
@@ -93,7 +91,7 @@ def gain(profile: str, row: Row, attack: str, checkpoint: str = "last") -> Gain 
     if not pairs:
         return None
     plain, both = (np.mean([pair[i] for pair in pairs], axis=0) for i in (0, 1))  # (n,) mean over seeds
-    low, high = statistics.paired_bootstrap(plain, both, draws=DRAWS)
+    low, high = statistics.paired_bootstrap(plain, both)
     seeds = tuple(float(two.mean() - one.mean()) for one, two in pairs)
     return Gain(float(plain.mean()), float(both.mean()), low, high, seeds, len(plain))
 

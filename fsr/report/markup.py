@@ -11,10 +11,14 @@ ONCE = ("data", "network")  # said above the table when every row has the same
 
 def inline(text: str) -> str:
     """Markdown's **bold**, *emphasis* and `code` as HTML, everything else escaped."""
-    text = html.escape(text, quote=False)
-    text = re.sub(r"`([^`]+)`", r"<code>\1</code>", text)
-    text = re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", text)
-    return re.sub(r"\*([^*\s][^*]*)\*", r"<em>\1</em>", text)
+    parts = html.escape(text, quote=False).split("`")
+    for i, part in enumerate(parts):
+        if i % 2:  # between two backticks
+            parts[i] = f"<code>{part}</code>"
+        else:
+            part = re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", part)
+            parts[i] = re.sub(r"\*([^*\s][^*]*)\*", r"<em>\1</em>", part)
+    return "".join(parts)
 
 
 def markdown(text: str) -> str:

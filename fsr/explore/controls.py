@@ -4,7 +4,7 @@ import ipywidgets as widgets
 from IPython.display import display
 
 from fsr.errors import FSRError
-from fsr.explore.look import ATTACKS, Choice, choices, look
+from fsr.explore.looking import ATTACKS, Choice, choices, look
 from fsr.explore.pictures import compare, picture
 from fsr.plots import words
 from fsr.plots.output import Picture

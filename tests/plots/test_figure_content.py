@@ -1,0 +1,134 @@
+"""Every figure shows its records' numbers, and says so where there are none."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from fsr import experiments, plots, store
+from fsr.plots import curves, maps, readings, streams, strength
+
+PROFILE = "ci"
+
+
+def texts(figure: Figure) -> str:
+    """All words of a figure."""
+    import matplotlib.text
+
+    return "\n".join(t.get_text() for t in figure.findobj(matplotlib.text.Text))
+
+
+@pytest.mark.parametrize("name", plots.FIGURES)
+def test_without_records_a_figure_says_so(root, name):
+    figure = plots.draw(PROFILE, name)
+    assert ("not run" in texts(figure)) == (name != "F9")
+
+
+@pytest.mark.parametrize("name", plots.FIGURES)
+def test_with_records_nothing_is_called_not_run(recorded, name):
+    assert "not run" not in texts(plots.draw(PROFILE, name))
+
+
+def test_gains_draws_each_gain_in_points(recorded):
+    figure = plots.gains(PROFILE)
+    drawn = np.concatenate([line.get_xdata() for ax in figure.axes for line in ax.get_lines()])
+    row = readings.gain_rows(PROFILE)[0]
+    for attack in ("clean", "ensemble"):
+        assert np.isclose(drawn, 100 * readings.gain(PROFILE, row, attack).mean).any()
+
+
+def test_attack_strength_starts_at_the_clean_accuracy(recorded):
+    run = experiments.main_pair(PROFILE)[0]
+    points = strength.sweep(PROFILE, run, "eps")
+    images = experiments.profile_of(PROFILE).sweep_images
+    clean = next(e for e in experiments.evaluations(PROFILE, "strength", run) if e.attack == "clean")
+    assert (points[0][0], points[0][1].value) == (0.0, store.load_eval(run, clean).accuracy)
+    assert clean.images == images
+    assert [x for x, _ in points] == sorted(x for x, _ in points)
+    left = plots.attack_strength(PROFILE).axes[0]
+    drawn = next(line for line in left.get_lines() if line.get_label() == "AT")
+    assert drawn.get_ydata().tolist() == [a.value for _, a in points]
+
+
+def test_more_steps_are_drawn_from_few_to_many(recorded):
+    run = experiments.main_pair(PROFILE)[0]
+    planned = [e.steps for e in experiments.evaluations(PROFILE, "strength", run) if e.steps]
+    assert [x for x, _ in strength.sweep(PROFILE, run, "steps")] == sorted(planned)
+
+
+def test_stream_bars_pool_the_seeds():
+    rows = [{"stream": "robust", "probe": "knn", "n": 10, "correct": 4}]
+    more = [{"stream": "robust", "probe": "knn", "n": 30, "correct": 24}]
+    assert streams.pooled([{"rows": rows}, {"rows": more}]) == {("robust", "knn"): (28, 40)}
+
+
+def test_stream_bars_have_the_recorded_heights(recorded):
+    records = readings.analysed(PROFILE, readings.rows(PROFILE, "streams")[0], "streams", "last")
+    shares = sorted(correct / n for correct, n in streams.pooled(records).values())
+    heights = sorted(patch.get_height() for patch in plots.stream_bars(PROFILE).axes[0].patches)
+    assert heights == pytest.approx(shares)
+
+
+def test_mask_histograms_are_shares_that_sum_to_one(recorded):
+    figure = plots.mask_histograms(PROFILE)
+    steps = [patch for ax in figure.axes for patch in ax.patches if hasattr(patch, "get_data")]
+    assert len(steps) >= 2
+    for patch in steps:
+        assert patch.get_data().values.sum() == pytest.approx(1)
+
+
+def test_best_is_the_first_of_equal_epochs():
+    frame = pd.DataFrame({"epoch": [1, 2, 3, 4], "held_robust_acc": [0.1, 0.5, 0.5, 0.4]})
+    figure = Figure()
+    ax = figure.add_subplot()
+    curves.draw_accuracy(ax, frame)
+    marked = {line.get_marker(): float(line.get_xdata()[0]) for line in ax.get_lines() if len(line.get_xdata()) == 1}
+    assert marked == {"o": 4.0, "*": 2.0}
+
+
+def test_a_run_without_held_out_images_has_no_best():
+    frame = pd.DataFrame({"epoch": [1, 2], "train_cls": [2.0, 1.0], "held_robust_acc": [np.nan, np.nan]})
+    ax = Figure().add_subplot()
+    curves.draw_accuracy(ax, frame)
+    assert not ax.get_lines()
+
+
+def test_a_half_finished_training_is_drawn(root):
+    from synthetic_records import write_history
+
+    run = experiments.main_pair(PROFILE)[0]
+    store.save_config(run)
+    write_history(run, epochs=1)
+    assert len(curves.history(run)) == 1
+    plots.training_curves(PROFILE)
+
+
+def test_attention_is_stretched_from_zero_to_one_and_keeps_its_corners():
+    large = maps.attention(np.array([[0.0, 1.0], [2.0, 3.0]]), (8, 8))
+    assert large.shape == (8, 8)
+    assert (large[0, 0], large[-1, -1]) == (0.0, 1.0)
+    assert large[0, -1] == pytest.approx(1 / 3)
+    assert (np.diff(large, axis=0) >= 0).all() and (np.diff(large, axis=1) >= 0).all()
+
+
+def test_a_constant_map_is_black_not_an_error():
+    assert not maps.attention(np.full((4, 4), 0.7), (8, 8)).any()
+
+
+def test_maps_show_right_and_wrong_answers(recorded):
+    shown = texts(plots.attention_maps(PROFILE))
+    assert "right: 0" in shown and "wrong: 2" in shown
+
+
+def test_feature_space_names_every_class(recorded):
+    figure = plots.feature_space(PROFILE)
+    for ax in figure.axes:
+        assert {t.get_text() for t in ax.texts} == {str(i) for i in range(10)}
+
+
+def test_sweeps_draw_every_setting_of_the_plan(recorded):
+    figure = plots.sweeps(PROFILE)
+    ticks = [[t.get_text() for t in ax.get_xticklabels()] for ax in figure.axes]
+    taus = sorted(row.value for row in readings.rows(PROFILE, "settings") if row.axis == "tau")
+    assert ticks[0] == [f"{tau:g}" for tau in taus]
+    assert len(ticks[5]) == len(readings.rows(PROFILE, "placement"))

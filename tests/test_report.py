@@ -1,0 +1,132 @@
+"""The report: one file, whole, the same every time, and honest about what was not run."""
+
+import re
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+from synthetic_records import write_all
+
+from fsr import plots, report, tables
+from fsr.config import run_id
+from fsr.errors import UsageError
+from fsr.report.markup import inline, markdown, table_html
+from fsr.tables.frame import About, make
+
+PROFILE = "ci"
+VOID = {"meta", "img", "br"}
+
+
+class Checker(HTMLParser):
+    """Every element is closed in order; collects what the page refers to."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.links, self.ids = [], [], []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.links += [found[name] for name in ("href", "src") if name in found]
+        self.ids += [found["id"]] if "id" in found else []
+        if tag == "img":
+            assert found["alt"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """A root with made-up records of the smallest profile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FSR_ROOT", str(tmp_path_factory.mktemp("report")))
+        patch.setenv("FSR_COMMIT", "c0ffee")
+        write_all(PROFILE)
+        yield
+
+
+@pytest.fixture(scope="module")
+def page(recorded):
+    """The whole page."""
+    return report.page(PROFILE)
+
+
+def test_every_table_and_figure_is_there_once(page):
+    ids = Checker(page).ids
+    for name in (*tables.TABLES, *plots.FIGURES):
+        assert ids.count(name) == 1
+    assert len(ids) == len(set(ids))
+
+
+def test_it_needs_nothing_but_itself(page):
+    links = Checker(page).links
+    assert sum(link.startswith("data:image/png;base64,") for link in links) == len(plots.FIGURES)
+    inside = {f"#{name}" for name in Checker(page).ids}
+    for link in links:
+        assert link.startswith(("data:image/png", "../")) or link in inside
+    assert "<script" not in page and "url(" not in page and "@import" not in page
+
+
+def test_links_to_files_that_were_written(page, recorded):
+    from fsr import paths
+
+    base = paths.report(PROFILE).parent
+    for link in Checker(page).links:
+        if link.startswith("../") and "/notebooks/" not in link:
+            assert (base / link).resolve().is_file(), link
+
+
+def test_it_names_runs_and_commits_and_no_date(page):
+    run = plots.runs_of(PROFILE, "F6")[0]
+    assert f"<li>{run_id(run)}</li>" in page and "c0ffee" in page
+    assert not re.search(r"20\d\d-\d\d-\d\d", page.replace("2026-04", ""))
+
+
+def test_writing_twice_touches_nothing(page, recorded):
+    path = report.write(PROFILE)
+    before = path.stat().st_mtime_ns
+    assert report.write(PROFILE) == path and path.stat().st_mtime_ns == before
+    assert path.read_text() == page
+
+
+def test_without_any_record_it_still_stands_and_says_so(root):
+    page = report.page(PROFILE)
+    Checker(page)
+    assert page.count("not run") > 20 and "Nothing of this has been run" in page
+    assert "0 runs" in page
+
+
+def test_an_unknown_profile_is_refused():
+    with pytest.raises(UsageError, match="unknown profile"):
+        report.page("nothing")
+
+
+def test_markdown_becomes_html_and_everything_else_is_escaped():
+    assert inline("a < b & **c** `d*e*` *f*") == "a &lt; b &amp; <strong>c</strong> <code>d*e*</code> <em>f</em>"
+    assert inline("2 * 3 * 4") == "2 * 3 * 4"
+    assert markdown("one\ntwo\n\n- a\n- b") == "<p>one two</p>\n<ul><li>a</li><li>b</li></ul>"
+
+
+def _table(**columns):
+    frame = pd.DataFrame(columns)
+    about = About(
+        id="T1", slug="x", title="X", profile="ci", numbers=frame, bold=frozenset({(1, "PGD-20")}), notes=("a<b",)
+    )
+    return make(frame, about)
+
+
+def test_table_cells_are_escaped_marked_and_their_intervals_apart():
+    text = table_html(_table(method=["<AT>", "AT"], **{"PGD-20": ["not run", "50.0 [40.1, 59.9] n=100"]}))
+    Checker(text)
+    assert "&lt;AT&gt;" in text and "a&lt;b" in text
+    assert '<td class="missing">not run</td>' in text
+    assert '<b>50.0 <span class="ci">[40.1, 59.9] n=100</span></b>' in text
+
+
+def test_what_all_rows_share_is_said_once():
+    text = table_html(_table(data=["digits", "digits"], network=["a", "b"], **{"PGD-20": ["1", "2"]}))
+    assert text.count("digits") == 1 and '<th scope="col">network</th>' in text

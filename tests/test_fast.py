@@ -191,6 +191,14 @@ def test_compiled_crafting_equals_plain_crafting(run):
     assert capture.disagreement(x_adv, plain_craft(model, x, y, run, start_noise=noise)) <= 2 * TIES[run.method]
 
 
+def test_first_step_on_kl_is_not_lost_in_bf16_rounding():
+    run, (x, y) = replace(RUNS["trades"], steps=1), images(8)
+    model, noise = network(run), torch.randn(8, 3, 8, 8)
+    expected = plain_craft(model, x, y, run, start_noise=noise)
+    x_adv = Crafter(model, replace(run, precision="bf16")).craft(x, y, start_noise=noise)
+    assert capture.disagreement(x_adv, expected) <= TIES["trades"]
+
+
 def test_defaults_keep_narrow_networks_contiguous_and_uncompiled_on_a_cpu():
     wide = Crafter(model_of(replace(TINY, width=16)), replace(TINY, width=16))
     narrow = Crafter(model_of(TINY), TINY)

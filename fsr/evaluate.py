@@ -19,6 +19,7 @@ from fsr.config import Evaluation, Run
 from fsr.data import as_float
 from fsr.fast import fast_net
 from fsr.files import npz_bytes
+from fsr.hardware import exact_float32
 from fsr.models import intervene
 from fsr.modes import eval_mode
 
@@ -54,7 +55,8 @@ def batch_size(device: torch.device, evaluation: Evaluation) -> int:
 @torch.no_grad()
 def right(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
     """Is each image classified correctly?  x (N, C, H, W) in [0, 1], y (N,); returns (N,) bool."""
-    return model(x).argmax(1) == y
+    with exact_float32():
+        return model(x).argmax(1) == y
 
 
 @contextlib.contextmanager
@@ -132,7 +134,7 @@ def _autoattack(model, x, y, run, evaluation, switches, progress: Progress, on_c
     check_images(xs, ys)
     with _prepared(model, run, evaluation, switches) as (judge, net):
         result = autoattack(
-            net, xs, ys, eps=run.eps if evaluation.eps is None else evaluation.eps, seed=SEED, judge=judge,
+            net, xs, ys, eps=run.eps if evaluation.eps is None else evaluation.eps, seed=SEED, judge=_Exact(judge),
             batch=batch_size(device, evaluation), keep_images=False, state=state, on_chunk=remember, **call,
         )  # fmt: skip
     progress.seconds = before + time.monotonic() - started
@@ -140,6 +142,18 @@ def _autoattack(model, x, y, run, evaluation, switches, progress: Progress, on_c
     progress.flips, progress.flags = sum(result.flips.values()), result.flags
     progress.after = {name: outcome.tolist() for name, outcome in result.outcomes.items()}
     return progress
+
+
+class _Exact(nn.Module):
+    """The judge without TF32, for attacks that ask it themselves."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        with exact_float32():
+            return self.model(x)
 
 
 def _packed(state: dict[str, np.ndarray]) -> str:

@@ -28,8 +28,13 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict | None = Non
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     text = json.dumps(meta or {}, sort_keys=True)
     mark = digest(tensors, text)
-    write_bytes(path, save(tensors, metadata={"meta": text, "digest": mark}))
+    # one entry: several would be written in an order that changes from call to call
+    write_bytes(path, save(tensors, metadata={"fsr": json.dumps({"digest": mark, "meta": text})}))
     return mark
+
+
+def _info(file) -> dict[str, str]:
+    return json.loads((file.metadata() or {}).get("fsr", "{}"))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
@@ -38,7 +43,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
         raise MissingRecord(f"no such checkpoint: {path}")
     try:
         with safe_open(str(path), framework="pt") as file:
-            info = file.metadata() or {}
+            info = _info(file)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, ValueError) as error:
         raise CorruptFile(f"{path} cannot be read ({error}); move it away to train again") from None
@@ -61,6 +66,6 @@ def digest_of(path: Path) -> str:
     """The digest stored in a checkpoint, without reading its tensors."""
     try:
         with safe_open(str(path), framework="pt") as file:
-            return (file.metadata() or {}).get("digest", "")
+            return _info(file).get("digest", "")
     except (SafetensorError, OSError) as error:
         raise CorruptFile(f"{path} cannot be read ({error}); move it away to train again") from None

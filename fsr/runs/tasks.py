@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from fsr import experiments, paths, store
+from fsr import experiments, store
 from fsr.config import Analysis, Evaluation, Run, run_id
 from fsr.errors import FSRError, Interrupted, TimeUp, UsageError
 from fsr.runs.base import Options
@@ -39,6 +39,7 @@ def tasks(profile: str, sets: Iterable[str] = ("all",), *, train_only: bool = Fa
     A transfer attack needs another run's weights, so its evaluation is a task of its own behind all trainings.
     """
     sets = tuple(sets)
+    experiments.profile_of(profile)
     wanted = {run: None for name in sets for run in experiments.SETS[profile][name]}
     order = [run for run in experiments.SETS[profile]["all"] if run in wanted]
     order += [run for run in wanted if run not in set(order)]
@@ -117,8 +118,3 @@ def status(profile: str, sets: Iterable[str] = ("all",)) -> pd.DataFrame:
         of = 1 + len(task.evaluations) + len(task.analyses)
         rows.append([task.name, _state(task, left), f"{of - len(left)}/{of}", left[0] if left else ""])
     return pd.DataFrame(rows, columns=["run", "state", "recorded", "next"])
-
-
-def where() -> str:
-    """The results folder, for messages."""
-    return str(paths.results())

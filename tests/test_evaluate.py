@@ -1,0 +1,80 @@
+"""Outcomes per sample: closed form on a linear model, chunked, resumed, judged in float32."""
+
+import pytest
+import torch
+from tiny import tiny_run
+from torch import nn
+
+from fsr import evaluate
+from fsr.config import Evaluation
+from fsr.evaluate import Progress, survives
+
+
+class Sum(nn.Module):
+    """Four classes, logits (d, -d, -d - 1, -d - 1), d the mean pixel less a threshold: an attack moves d by eps."""
+
+    def __init__(self, threshold: float = 0.5):
+        super().__init__()
+        self.threshold = nn.Parameter(torch.tensor(threshold))
+
+    def forward(self, x):
+        lead = x.mean((1, 2, 3)) - self.threshold
+        return torch.stack([lead, -lead, -lead - 1, -lead - 1], dim=1)
+
+
+def grey(values) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 4, 4).contiguous()
+
+
+RUN = tiny_run(eps=0.1)
+X = grey([255, 180, 160, 155, 140, 120, 20, 180, 128])
+Y = torch.zeros(9, dtype=torch.int64)
+# right while value / 255 - eps > 0.5, that is value > 153 at eps 0.1
+EXPECTED = {"clean": [1, 1, 1, 1, 1, 0, 0, 1, 1], "pgd20": [1, 1, 1, 1, 0, 0, 0, 1, 0]}
+
+
+@pytest.mark.parametrize("attack", ["clean", "pgd20", "fgsm", "cw"])
+def test_outcomes_equal_the_closed_form(attack):
+    progress = survives(Sum(), X, Y, torch.arange(9), run=RUN, evaluation=Evaluation(attack=attack))
+    assert progress.correct == [bool(v) for v in EXPECTED.get(attack, EXPECTED["pgd20"])]
+    assert progress.done == 9 and progress.flips == 0
+
+
+def test_a_smaller_ball_is_an_argument_of_the_evaluation():
+    progress = survives(Sum(), X, Y, torch.arange(9), run=RUN, evaluation=Evaluation(attack="pgd20", eps=0.01))
+    assert progress.correct[:5] == [True] * 5
+
+
+def test_chunks_and_a_resumed_call_give_what_one_call_gives(monkeypatch):
+    monkeypatch.setattr(evaluate, "batch_size", lambda *_: 2)
+    evaluation, saved = Evaluation(attack="pgd20"), []
+
+    def stop(progress: Progress) -> None:
+        if progress.done == 4:
+            saved.append(Progress(progress.done, list(progress.correct), progress.flips, progress.seconds))
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        survives(Sum(), X, Y, torch.arange(9), run=RUN, evaluation=evaluation, on_chunk=stop)
+    rest = survives(Sum(), X, Y, torch.arange(9), run=RUN, evaluation=evaluation, progress=saved[0])
+    assert rest.correct == [bool(v) for v in EXPECTED["pgd20"]]
+
+
+def test_only_the_float32_model_decides_and_flips_are_counted(monkeypatch):
+    model = Sum()
+    monkeypatch.setattr(evaluate, "fast_net", lambda *_, **__: Sum(threshold=0.9))  # a crafting net that errs often
+    progress = survives(model, X, Y, torch.arange(9), run=RUN, evaluation=Evaluation(attack="clean"))
+    assert progress.correct == [bool(v) for v in EXPECTED["clean"]]
+    assert progress.flips == 6  # all but the brightest of the seven that the model has right
+
+
+def test_autoattack_agrees_with_the_closed_form_and_keeps_outcomes_after_each_part():
+    progress = survives(Sum(), X, Y, torch.arange(9), run=RUN, evaluation=Evaluation(attack="autoattack-ci"))
+    assert progress.correct == [bool(v) for v in EXPECTED["pgd20"]]
+    assert all(len(outcome) == 9 for outcome in progress.after.values()) and progress.after
+
+
+def test_mode_and_gradients_are_left_alone():
+    model = Sum().train()
+    survives(model, X, Y, torch.arange(9), run=RUN, evaluation=Evaluation(attack="pgd20"))
+    assert model.training and model.threshold.grad is None

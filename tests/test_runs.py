@@ -1,0 +1,160 @@
+"""Ensure: computes once, goes on after a stop, believes no damaged file, and needs no weights to be valid."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from tiny import FSR_HERE, tiny_run
+
+from fsr import experiments, paths, runs, store
+from fsr.config import Analysis, Evaluation, run_id
+from fsr.errors import Busy, CorruptFile, FSRError, MissingRecord, TimeUp, UsageError
+from fsr.runs import Options, Task, perform
+
+RUN = tiny_run(epochs=1)
+CLEAN = Evaluation(attack="clean")
+CPU = Options(device="cpu")
+
+
+def snapshot(root) -> dict:
+    return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in root.rglob("*") if p.is_file() and p.suffix != ".lock"}
+
+
+def test_a_second_call_changes_no_file(root):
+    def ensure() -> dict:
+        runs.ensure_trained(RUN, CPU)
+        runs.ensure_evaluated(RUN, CLEAN, CPU)
+        return snapshot(root)
+
+    assert ensure() == ensure()
+    assert store.is_trained(RUN) and store.has_eval(RUN, CLEAN)
+
+
+def test_a_record_says_where_it_came_from(root):
+    runs.ensure_trained(RUN, CPU)
+    record = store.environment(RUN)
+    assert {"commit", "dirty", "versions", "hardware", "started", "seconds", "checkpoints", "switches"} <= record.keys()
+    assert record["hardware"]["cores"] >= 1 and record["versions"]["torch"]
+    assert set(record["checkpoints"]) == {"last", "best", "ema"}
+
+
+def test_records_stay_valid_without_weights_and_weights_come_back_the_same(root):
+    runs.ensure_trained(RUN, CPU)
+    runs.ensure_evaluated(RUN, CLEAN, CPU)
+    folder = paths.checkpoint_dir(run_id(RUN))
+    first = {p.name: p.read_bytes() for p in folder.glob("*.safetensors") if p.name != "state.safetensors"}
+    for path in folder.iterdir():
+        path.unlink()
+    before = snapshot(paths.run_dir(run_id(RUN)))
+    assert not runs.Task(run=RUN, evaluations=(CLEAN,)).missing()
+    runs.ensure_evaluated(RUN, Evaluation(attack="fgsm"), CPU)  # needs weights: trains again
+    after = snapshot(paths.run_dir(run_id(RUN)))
+    assert {p: after[p] for p in before} == before
+    assert {p.name: p.read_bytes() for p in folder.glob("*.safetensors") if p.name in first} == first
+
+
+def test_the_time_limit_stops_cleanly_and_the_next_call_ends_as_an_uninterrupted_one(root, monkeypatch, tmp_path):
+    run = tiny_run(module=FSR_HERE, epochs=2)
+    with pytest.raises(TimeUp):
+        runs.ensure_trained(run, Options(device="cpu", deadline=time.time() + 0.05, report=lambda *_: time.sleep(0.05)))
+    assert not store.is_trained(run)
+    runs.ensure_trained(run, CPU)
+    resumed = store.environment(run)["checkpoints"]
+    monkeypatch.setenv("FSR_ROOT", str(tmp_path / "other"))
+    runs.ensure_trained(run, CPU)
+    assert store.environment(run)["checkpoints"] == resumed
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip"])
+def test_a_damaged_checkpoint_is_named_and_never_used(root, damage):
+    runs.ensure_trained(RUN, CPU)
+    path = runs.weights_path(RUN, "last")
+    data = bytearray(path.read_bytes())
+    path.write_bytes(data[: len(data) // 2] if damage == "truncate" else data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])
+    before = path.read_bytes()
+    with pytest.raises(CorruptFile, match="last"):
+        runs.ensure_evaluated(RUN, CLEAN, CPU)
+    assert not store.has_eval(RUN, CLEAN) and path.read_bytes() == before
+
+
+def test_a_damaged_resume_state_is_named_and_never_overwritten(root):
+    run = tiny_run(epochs=2)
+    path = runs.state_path(run)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"half a file")
+    with pytest.raises(CorruptFile, match="state"):
+        runs.ensure_trained(run, CPU)
+    assert path.read_bytes() == b"half a file"
+
+
+def test_two_processes_on_one_run_wait_for_each_other(root):
+    with runs.locked(RUN, CPU):
+        outcome = []
+
+        def other():
+            try:
+                runs.ensure_trained(RUN, Options(device="cpu", lock_seconds=0.2))
+            except Busy as error:
+                outcome.append(str(error))
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+    assert outcome and run_id(RUN) in outcome[0]
+
+
+def test_one_part_that_fails_does_not_lose_the_others(root):
+    task = Task(run=RUN, evaluations=(Evaluation(attack="nothing"), CLEAN), analyses=(Analysis(kind="cost"),))
+    failed = perform(task, CPU)
+    assert len(failed) == 1 and "nothing" in failed[0] and run_id(RUN) in failed[0]
+    assert store.has_eval(RUN, CLEAN) and store.has_analysis(RUN, Analysis(kind="cost"))
+
+
+def test_best_of_a_run_without_held_out_images_is_refused(root):
+    run = tiny_run(holdout=0, epochs=1)
+    with pytest.raises(MissingRecord, match="holdout"):
+        runs.ensure_evaluated(run, Evaluation(attack="clean", checkpoint="best"), CPU)
+
+
+def test_outcomes_belong_to_the_test_images_that_they_name(root):
+    runs.ensure_evaluated(RUN, Evaluation(attack="clean", images=15), CPU)
+    part = store.load_eval(RUN, Evaluation(attack="clean", images=15))
+    runs.ensure_evaluated(RUN, CLEAN, CPU)
+    whole = store.load_eval(RUN, CLEAN)
+    assert len(part.index) == 15 and (whole.correct[part.index] == part.correct).all()
+
+
+def test_transfers_come_behind_all_trainings_and_every_run_is_trained_once():
+    tasks = runs.tasks("demo")
+    first = [t for t in tasks if all(e.surrogate is None for e in t.evaluations)]
+    second = tasks[len(first) :]
+    assert second and all(e.surrogate for t in second for e in t.evaluations)
+    names = [t.name for t in first]
+    assert len(names) == len(set(names)) == len(set(experiments.SETS["demo"]["all"]))
+
+
+def test_status_counts_done_partial_and_missing(root):
+    run = experiments.SETS["ci"]["whitebox"][0]
+    store.save_config(run)
+    frame = runs.status("ci", ("whitebox",))
+    assert set(frame["state"]) == {"missing"} and len(frame) == len(experiments.SETS["ci"]["whitebox"])
+    runs.ensure_trained(run, CPU)
+    frame = runs.status("ci", ("whitebox",)).set_index("run")
+    assert frame.loc[run_id(run), "state"] == "partial" and frame.loc[run_id(run), "recorded"].startswith("1/")
+
+
+def test_unknown_names_are_refused_with_the_choices():
+    with pytest.raises(UsageError, match="05-whitebox"):
+        runs.ensure("ci", "05-blackbox")
+    with pytest.raises(FSRError, match="demo"):
+        runs.status("demonstration")
+
+
+def test_an_audit_is_an_analysis_with_outcomes_per_sample(root):
+    analysis = Analysis(kind="audit", images=12, budget="quick")
+    runs.ensure_analysed(RUN, analysis, CPU)
+    record, arrays = store.load_analysis(RUN, analysis)
+    assert record["worst_case"] <= record["authors_protocol"] <= record["n"] == 12
+    assert arrays["worst_case"].sum() == record["worst_case"]
+    assert np.all(arrays["worst_case"] <= arrays["authors_protocol"])

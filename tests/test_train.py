@@ -1,0 +1,169 @@
+"""The loop: the recipe's numbers, equal to a plain loop written out, and resumable bit for bit."""
+
+import copy
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+from tiny import FSR_HERE, tiny_run
+
+from fsr import data
+from fsr.config import Run
+from fsr.data import as_float
+from fsr.errors import Diverged, TimeUp
+from fsr.models import model_of
+from fsr.objectives import Objective, craft
+from fsr.recipe import ema_decay, learning_rate, stream_seed
+from fsr.train import Trainer, Watch, fit
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k].cpu(), b[k].cpu()) for k in a)
+
+
+def rows_without_time(trainer: Trainer) -> list[dict]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in trainer.progress.rows]
+
+
+def test_the_learning_rate_drops_where_the_authors_code_drops_it():
+    rates = [learning_rate(Run(), epoch) for epoch in range(1, 101)]
+    assert rates[:74] == [0.1] * 74
+    assert rates[74:89] == [pytest.approx(0.01)] * 15
+    assert rates[89:] == [pytest.approx(0.001)] * 11
+    assert learning_rate(Run(epochs=10), 7) == 0.1 and learning_rate(Run(epochs=10), 8) == pytest.approx(0.01)
+
+
+def test_the_average_follows_the_weights_at_first_and_slows_down():
+    assert ema_decay(Run(), 0) == 0.1
+    assert ema_decay(Run(), 90) == 0.91
+    assert ema_decay(Run(), 10**6) == 0.9995
+
+
+def test_seeds_differ_by_purpose_and_step_and_never_change():
+    assert stream_seed(0, "batch", 1) != stream_seed(0, "mask", 1) != stream_seed(0, "batch", 2)
+    assert stream_seed(0, "batch", 0) == stream_seed(0, "batch", 0)
+
+
+def plain_loop(run: Run, d) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """The recipe written out slowly: no fast path, no trainer."""
+    torch.manual_seed(stream_seed(run.seed, "init"))
+    model = model_of(run, num_classes=10)
+    ema = copy.deepcopy(model)
+    objective = Objective(model, run)
+    optimizer = torch.optim.SGD(model.parameters(), lr=run.lr, momentum=0.9, weight_decay=5e-4)
+    step = 0
+    for epoch in range(1, run.epochs + 1):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(run, epoch)
+        order = torch.randperm(len(d.train_y), generator=torch.Generator().manual_seed(stream_seed(0, "order", epoch)))
+        for index in order.split(run.batch):
+            generator = torch.Generator().manual_seed(stream_seed(run.seed, "batch", step))
+            torch.manual_seed(stream_seed(run.seed, "mask", step))
+            x, y = as_float(d.train_x[index]), d.train_y[index]
+            model.eval()
+            x_adv = craft(model, x, y, run, generator)
+            model.train()
+            parts, _ = objective(x, x_adv, y)
+            optimizer.zero_grad()
+            objective.total(parts).backward()
+            optimizer.step()
+            decay = min(0.9995, (1 + step) / (10 + step))
+            with torch.no_grad():
+                for a, b in zip(ema.state_dict().values(), model.state_dict().values()):
+                    a.copy_(decay * a + (1 - decay) * b if a.is_floating_point() else b)
+            step += 1
+    return model, ema
+
+
+@pytest.mark.parametrize("module", [None, FSR_HERE], ids=["at", "at+fsr"])
+def test_training_equals_the_recipe_written_out(module):
+    # a sign tie of the folded network may move single pixels, so weights agree closely and not to the bit
+    run = tiny_run(module=module, epochs=1)
+    d = data.load(run)
+    trainer = fit(Trainer(run, d))
+    model, ema = plain_loop(run, d)
+    for mine, theirs in ((trainer.model, model), (trainer.ema, ema)):
+        for (name, a), b in zip(mine.state_dict().items(), theirs.state_dict().values()):
+            torch.testing.assert_close(a, b, atol=2e-3, rtol=2e-2, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("module", [None, FSR_HERE], ids=["at", "at+fsr"])
+def test_the_same_run_twice_is_the_same_to_the_bit(module):
+    run = tiny_run(module=module)
+    one, two = (fit(Trainer(run, data.load(run))) for _ in range(2))
+    assert same(one.tensors(), two.tensors())
+    assert rows_without_time(one) == rows_without_time(two)
+
+
+def test_another_seed_gives_another_network():
+    one, two = (fit(Trainer(run, data.load(run))) for run in (tiny_run(), tiny_run(seed=1)))
+    assert not same(one.model.state_dict(), two.model.state_dict())
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 4])
+def test_a_run_stopped_after_any_batch_ends_as_if_it_had_not_been(stop_after):
+    run = tiny_run(module=FSR_HERE)
+    d = data.load(run)
+    whole = fit(Trainer(run, d))
+    seen, saved = [], {}
+
+    def on_stop(trainer: Trainer) -> None:
+        saved["tensors"] = {k: v.clone() for k, v in trainer.tensors().items()}
+        saved["progress"] = json.loads(json.dumps(asdict(trainer.progress)))
+
+    watch = Watch(on_batch=lambda *_: seen.append(1), on_stop=on_stop, deadline=None)
+    object.__setattr__(watch, "stop", lambda: len(seen) >= stop_after)
+    with pytest.raises(TimeUp):
+        fit(Trainer(run, d), watch)
+    torch.rand(7)  # whatever else the process draws must not matter
+    resumed = Trainer(run, d)
+    resumed.restore(saved["tensors"], saved["progress"])
+    fit(resumed)
+    assert same(resumed.tensors(), whole.tensors())
+    assert rows_without_time(resumed) == rows_without_time(whole)
+
+
+def test_best_is_the_first_epoch_with_the_highest_held_out_accuracy():
+    run = tiny_run(epochs=4)
+    trainer = fit(Trainer(run, data.load(run)))
+    robust = [row["held_robust_acc"] for row in trainer.progress.rows]
+    assert trainer.progress.best_epoch == robust.index(max(robust)) + 1
+    assert set(trainer.checkpoints()) == {"last", "best", "ema"}
+
+
+def test_without_held_out_images_there_is_no_best():
+    run = tiny_run(holdout=0, epochs=1)
+    assert set(fit(Trainer(run, data.load(run))).checkpoints()) == {"last", "ema"}
+
+
+def test_training_leaves_the_callers_random_numbers_alone():
+    run = tiny_run(epochs=1)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    fit(Trainer(run, data.load(run)))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_divergence_stops_with_epoch_and_step_after_the_last_good_epoch_was_handed_out():
+    run = tiny_run(lr=0.1, epochs=3)
+    trainer, good = Trainer(run, data.load(run)), []
+
+    def on_epoch(trainer: Trainer) -> None:
+        good.append(trainer.progress.epoch)
+        with torch.no_grad():
+            next(trainer.model.parameters()).fill_(float("nan"))
+
+    with pytest.raises(Diverged, match="epoch 2, step 1"):
+        fit(trainer, on_epoch=on_epoch)
+    assert good == [2]
+
+
+def test_losses_fall_on_real_digits():
+    run = tiny_run(train_size=400, epochs=4, module=FSR_HERE)
+    rows = fit(Trainer(run, data.load(run))).progress.rows
+    assert rows[-1]["train_cls"] < 0.85 * rows[0]["train_cls"]
+    assert {"train_cls", "train_sep", "train_rec", "train_total", "train_adv_acc"} <= rows[0].keys()
+    total = rows[0]["train_cls"] + rows[0]["train_sep"] + rows[0]["train_rec"]
+    assert rows[0]["train_total"] == pytest.approx(total, rel=1e-5)

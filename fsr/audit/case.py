@@ -130,6 +130,10 @@ class Case:
 
         return craft
 
+    def parts(self, chosen: Tensor) -> list[Tensor]:
+        """The numbers of the chosen images, (N,) bool, batch by batch; an empty split would be one empty batch."""
+        return [rows for rows in chosen.nonzero().squeeze(1).split(self.batch) if len(rows)]
+
     def sweep(self, attacks: Iterable[tuple[str, Craft]], *, together: bool) -> dict[str, Tensor]:
         """Name to (N,) bool, right on clean images and under the attack.
 
@@ -139,8 +143,7 @@ class Case:
         outcomes, alive = {}, self.clean
         for name, craft in attacks:
             correct = alive.clone()
-            survivors = correct.nonzero().squeeze(1)
-            for rows in survivors.split(self.batch) if len(survivors) else ():  # an empty split is one empty chunk
+            for rows in self.parts(correct):
                 correct[rows] = self.judge.correct(craft(self.x[rows], self.y[rows], rows), rows)
             outcomes[name] = correct
             alive = correct if together else self.clean

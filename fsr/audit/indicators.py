@@ -97,7 +97,7 @@ def indicators(case: Case) -> Findings:
     still brought more than 1 % of the whole gain, and the image held. transfer_failure: an image fools the smooth
     student and not the model. unbounded_attack_fails: not even eps = 1 breaks it.
     """
-    parts = [signs(case, rows) for rows in case.clean.nonzero().squeeze(1).split(case.batch)]
+    parts = [signs(case, rows) for rows in case.parts(case.clean)]
     if not parts:
         return Findings(details=dict.fromkeys(NAMES))
     return Findings(details={name: float(torch.cat([part[name] for part in parts]).double().mean()) for name in NAMES})

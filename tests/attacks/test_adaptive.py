@@ -1,4 +1,4 @@
-"""The audit's attacks: the ascent against a closed form, restored slopes, FSR's mask and twins, latent heads, students."""
+"""The audit's attacks: ascent against a closed form, restored slopes, FSR's mask and twins, latent heads, students."""
 
 import copy
 
@@ -21,7 +21,7 @@ EPS = 0.1
 
 
 class Linear(nn.Module):
-    """Three classes on 3x4x4 images, logits (+w.x, -w.x, -100): the worst L-inf point for class 0 is x - eps * sign(w)."""
+    """Logits (w.x, -w.x, -100) of 3x4x4 images: the worst L-inf point for class 0 is x - eps * sign(w)."""
 
     def __init__(self):
         super().__init__()
@@ -71,7 +71,7 @@ def test_a_wrong_iterate_is_kept_although_the_ascent_leaves_it():
 
         def forward(self, x):
             far = x.mean((1, 2, 3)) - 0.5
-            return torch.stack([torch.zeros_like(far), ((far > 0.15) & (far < 0.25)) - 0.5], dim=1)
+            return torch.stack([torch.zeros_like(far), ((far > 0.15) & (far < 0.25)).float() - 0.5], dim=1)
 
     def brightness(x_adv, y, rows):
         return x_adv.mean((1, 2, 3)), Shell()(x_adv)

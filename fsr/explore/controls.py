@@ -28,7 +28,7 @@ class App:
         self.first = widgets.Dropdown(options=menu, value=start, description="network", layout=wide)
         self.second = widgets.Dropdown(options=[("(none)", None), *menu], description="beside it", layout=wide)
         self.attack = widgets.Dropdown(
-            options=[(words.attack(name), name) for name in ATTACKS], value="pgd20", description="attack"
+            options=[(words.metric(name), name) for name in ATTACKS], value="pgd20", description="attack"
         )
         self.image = widgets.BoundedIntText(value=0, min=0, max=10_000_000, description="image")
         self.message = widgets.HTML()

@@ -32,7 +32,7 @@ class Choice:
         run = self.run
         place = f", at {'+'.join(run.fsr.at)}" if run.fsr and run.fsr.at else ""
         setting = f" ({run_id(run).rsplit('-', 1)[-1]})"
-        return f"{words.method(run.label)}, {words.backbone(run)}{place}, seed {run.seed}, {self.checkpoint}{setting}"
+        return f"{words.method(run.label)}, {words.network(run)}{place}, seed {run.seed}, {self.checkpoint}{setting}"
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Choices:
     def frame(self) -> pd.DataFrame:
         """A row per network, with its run id."""
         rows = [
-            [words.method(c.run.label), words.backbone(c.run), c.run.seed, c.checkpoint, run_id(c.run)]
+            [words.method(c.run.label), words.network(c.run), c.run.seed, c.checkpoint, run_id(c.run)]
             for c in self.networks
         ]
         return pd.DataFrame(rows, columns=["method", "network", "seed", "weights", "run"])

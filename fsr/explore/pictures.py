@@ -51,7 +51,7 @@ def _draw(fig: SubFigure | Figure, seen: Look) -> None:
     before, after = seen.answer(seen.prob_clean), seen.answer(seen.prob_attacked)
     truth = seen.class_names[seen.label]
     _image(top[0], seen.clean, f"natural\nanswer: {before}", before == truth)
-    _image(top[1], 0.5 + seen.perturbation / (2 * seen.eps), f"perturbation\n{words.attack(seen.attack)}")
+    _image(top[1], 0.5 + seen.perturbation / (2 * seen.eps), f"perturbation\n{words.metric(seen.attack)}")
     _image(top[2], seen.attacked, f"attacked\nanswer: {after}", after == truth)
     _bars(fig.add_subplot(grid[1, :3]), seen)
     _mask(fig.add_subplot(grid[1, 3:]), seen)

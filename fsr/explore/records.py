@@ -34,7 +34,7 @@ def _at(frame: pd.DataFrame, name: str, row: int) -> float | None:
 
 
 def _trained_row(run: Run) -> list:
-    start = [words.method(run.label), words.backbone(run), _variant(run), run.seed]
+    start = [words.method(run.label), words.network(run), _variant(run), run.seed]
     try:
         frame = store.history(run)
     except MissingRecord:

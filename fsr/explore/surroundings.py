@@ -36,7 +36,7 @@ def plan(profile: str) -> pd.DataFrame:
     evaluations = sum(len(experiments.evaluations(profile, "all", one)) for one in sets["all"])
     rows = {
         "data set": words.dataset(run.dataset),
-        "network": words.backbone(run),
+        "network": words.network(run),
         "eps": f"{run.eps:.4f} = {255 * run.eps:.1f}/255",
         "epochs": str(run.epochs),
         "trainings": str(len(sets["all"])),

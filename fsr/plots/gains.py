@@ -15,7 +15,7 @@ def _networks(profile: str) -> dict[tuple[str, str], list[Row]]:
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in readings.gain_rows(profile):
         run = row.runs[0]
-        groups.setdefault((words.dataset(run.dataset), words.backbone(run)), []).append(row)
+        groups.setdefault((words.dataset(run.dataset), words.network(run)), []).append(row)
     return groups
 
 
@@ -41,7 +41,7 @@ def _panel(ax: Axes, profile: str, rows: list[Row]) -> None:
         style.not_run(ax)
         return
     ax.axvline(0, color="black", linewidth=0.9, zorder=1)
-    ax.set_yticks(range(len(columns)), [words.attack(a) for a in columns])
+    ax.set_yticks(range(len(columns)), [words.metric(a) for a in columns])
     ax.set(ylim=(len(columns) - 0.5, -0.5), xlabel="gain of + FSR in points")
     ax.grid(axis="y", visible=False)
 

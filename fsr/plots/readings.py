@@ -2,13 +2,11 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from fsr import experiments, statistics, store
 from fsr.config import Evaluation, Run
-from fsr.errors import MissingRecord
 from fsr.experiments import Row
 from fsr.store import Outcome
+from fsr.tables import cells
 
 
 def rows(profile: str, kind: str) -> tuple[Row, ...]:
@@ -33,13 +31,7 @@ def outcome(
 ) -> Outcome | None:
     """Per-sample outcomes of a column on a run, or None when it was not run."""
     count = images(profile, attack)
-    try:
-        if attack == "ensemble":
-            return store.ensemble(run, checkpoint, count, intervention)
-        wanted = Evaluation(attack=attack, checkpoint=checkpoint, images=count, intervention=intervention)
-        return store.load_eval(run, wanted)
-    except MissingRecord:
-        return None
+    return cells.outcome(run, Evaluation(attack=attack, checkpoint=checkpoint, images=count, intervention=intervention))
 
 
 def analysis(profile: str, run: Run, kind: str, checkpoint: str | None = None) -> tuple[dict, dict] | None:
@@ -60,40 +52,25 @@ def analysed(profile: str, row: Row, kind: str, checkpoint: str | None = None) -
 
 @dataclass(frozen=True)
 class Gain:
-    """What FSR changes in one column: accuracies and their paired difference, as fractions.
+    """What FSR changes in one column, as fractions: the mean over seeds and images with its paired 95 % interval.
 
-    plain, both: means over seeds; low, high: 95 % interval of the difference over test images; seeds: the difference
-    of each pair of seeds.
+    seeds: the difference of each pair of seeds; images: how many both saw.
     """
 
-    plain: float
-    both: float
+    mean: float
     low: float
     high: float
     seeds: tuple[float, ...]
     images: int
 
-    @property
-    def mean(self) -> float:
-        """The gain: mean difference over seeds and images."""
-        return self.both - self.plain
-
 
 def gain(profile: str, row: Row, attack: str, checkpoint: str = "last") -> Gain | None:
-    """The row against the same runs without FSR, paired by seed and by image; None unless one pair is complete."""
-    pairs = []
-    twins = {run.seed: run for run in row.plain}
-    for both in (run for run in row.runs if run.seed in twins):
-        one, two = (outcome(profile, run, attack, checkpoint) for run in (twins[both.seed], both))
-        if one is not None and two is not None:
-            _, left, right = np.intersect1d(one.index, two.index, return_indices=True)
-            pairs.append((one.correct[left], two.correct[right]))
-    if not pairs:
+    """The row against the same runs without FSR, the very number of T1; None unless one pair of seeds is complete."""
+    evaluation = Evaluation(attack=attack, checkpoint=checkpoint, images=images(profile, attack))
+    cell = cells.gain(row.runs, row.plain, evaluation)
+    if cell["value"] is None:
         return None
-    plain, both = (np.mean([pair[i] for pair in pairs], axis=0) for i in (0, 1))  # (n,) mean over seeds
-    low, high = statistics.paired_bootstrap(plain, both)
-    seeds = tuple(float(two.mean() - one.mean()) for one, two in pairs)
-    return Gain(float(plain.mean()), float(both.mean()), low, high, seeds, len(plain))
+    return Gain(cell["value"], cell["low"], cell["high"], tuple(cell["per_seed"]), cell["n"])
 
 
 def gain_rows(profile: str) -> list[Row]:

@@ -45,7 +45,8 @@ def stream_bars(profile: str) -> Figure:
             ax.text(i + shift, high + 0.012, f"{100 * share:.0f}", ha="center", va="bottom", fontsize=7)
     chance = 1 / records[0].get("classes", 10)
     ax.axhline(chance, color=style.GREY, linestyle=":", linewidth=1)
-    ax.text(len(names) - 0.45, chance, "chance", ha="right", va="bottom", fontsize=6.5, color=style.GREY)
+    look = {"ha": "left", "va": "center", "fontsize": 6.5, "color": style.GREY}
+    ax.text(1.01, chance, "chance", transform=ax.get_yaxis_transform(), **look)
     ax.set_xticks(range(len(names)), [f"{words.STREAMS[s]}\n{words.STREAM_WORDS[s]}" for s in names])
     ax.set(ylim=(0, 1.08), xlim=(-0.55, len(names) - 0.45), ylabel="accuracy under PGD-20")
     ax.grid(axis="x", visible=False)

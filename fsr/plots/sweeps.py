@@ -41,17 +41,19 @@ def _panel(ax: Axes, profile: str, axis: str, rows: list[Row]) -> None:
         rows = sorted(rows, key=lambda row: row.value) if isinstance(rows[0].value, float) else rows
     places, labels, numeric = _positions(rows)
     drawn = False
-    for attack, (marker, colour) in LINES.items():
+    for i, (attack, (marker, colour)) in enumerate(LINES.items()):
         found = [readings.accuracy(readings.outcome(profile, row.runs[0], attack)) for row in rows]
         points = [(x, a) for x, a in zip(places, found, strict=True) if a is not None]
         if not points:
             continue
         drawn = True
-        xs, ys = [x for x, _ in points], [a.value for _, a in points]
+        shift = i - 1  # beside each other, so that no bar hides another
+        xs = [x * 1.03**shift if numeric else x + 0.09 * shift for x, _ in points]
+        ys = [a.value for _, a in points]
         errors = [[a.value - a.low for _, a in points], [a.high - a.value for _, a in points]]
         line = "-" if numeric else ""
         ax.errorbar(xs, ys, yerr=errors, marker=marker, color=colour, linestyle=line, capsize=2, elinewidth=0.9,
-                    label=words.attack(attack))  # fmt: skip
+                    label=words.metric(attack))  # fmt: skip
         _baseline(ax, profile, rows[0], attack, colour)
     if not drawn:
         style.not_run(ax)

@@ -6,7 +6,7 @@ from fsr.errors import MissingRecord
 from fsr.experiments import Row
 from fsr.plots import readings, words
 from fsr.prose.text import Prose, budget, difference, percent
-from fsr.tables import cells, names
+from fsr.tables import cells
 from fsr.tables.frame import Sources
 
 NOTHING = "Nothing of this has been run yet, so there is nothing to say."
@@ -36,7 +36,7 @@ def _gains_of(profile: str, kind: str, row: Row, plain: tuple[Run, ...], label: 
     found = {name: cell for name, e in _strong(profile, kind).items() if (cell := _gain(row, plain, e)) is not None}
     if not found:
         return None
-    parts = [f"{names.metric(name)} {difference(cell)}" for name, cell in found.items()]
+    parts = [f"{words.metric(name)} {difference(cell)}" for name, cell in found.items()]
     return f"- {label}: " + "; ".join(parts) + "." + (f" {PUZZLE}" if _signs_differ(found) else "")
 
 
@@ -45,7 +45,7 @@ def whitebox(profile: str) -> Prose:
     lines = []
     for row in readings.gain_rows(profile):
         run = row.runs[0]
-        label = f"{words.dataset(run.dataset)}, {words.backbone(run)}, {words.method(run.method)}"
+        label = f"{words.dataset(run.dataset)}, {words.network(run)}, {words.method(run.method)}"
         lines.append(_gains_of(profile, "whitebox", row, row.plain, label))
     lines = [line for line in lines if line]
     if not lines:
@@ -99,7 +99,7 @@ def blackbox(profile: str) -> Prose:
     if not any(found.values()):
         return Prose(NOTHING)
     lines = [
-        f"- {row}: {names.metric(name)} breaks {only} of {seen} images that Ensemble does not."
+        f"- {row}: {words.metric(name)} breaks {only} of {seen} images that Ensemble does not."
         for row, counts in found.items()
         for name, (only, seen) in counts.items()
         if only

@@ -57,7 +57,7 @@ def budget(profile: str) -> str:
     """What every sentence of this profile holds for, and how far that is from the paper's setting."""
     run = experiments.profile_of(profile).base
     full = run.width is None and run.blocks is None and run.train_size is None and run.epochs == 100
-    text = f"This is {words.dataset(run.dataset)}, {words.backbone(run)}, {run.epochs} epochs"
+    text = f"This is {words.dataset(run.dataset)}, {words.network(run)}, {run.epochs} epochs"
     if full and run.dataset == "cifar10":
         return f"{text}: the setting of the authors' code."
     return f"{text}: far from the paper's setting. It shows that the code works and what happens *here*, nothing more."

@@ -69,7 +69,7 @@ def page(profile: str) -> str:
     sources: dict[str, set[str]] = {"runs": set(), "commits": set()}
     body = [_section(profile, section, sources) for section in SECTIONS]
     run, _ = experiments.main_pair(profile)
-    about = f"Profile {profile}: {words.dataset(run.dataset)}, {words.backbone(run)}, {run.epochs} epochs."
+    about = f"Profile {profile}: {words.dataset(run.dataset)}, {words.network(run)}, {run.epochs} epochs."
     entries = "".join(f'<li><a href="#{s.notebook}">{s.heading}</a></li>' for s in SECTIONS)
     lead = markdown(prose.budget(profile))
     return f"""<!DOCTYPE html>

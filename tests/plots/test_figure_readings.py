@@ -9,7 +9,6 @@ from fsr import experiments, store, tables
 from fsr.config import Analysis, Evaluation
 from fsr.errors import UsageError
 from fsr.plots import readings, words
-from fsr.tables import names
 
 PROFILE = "ci"
 
@@ -31,7 +30,7 @@ def test_gain_is_with_fsr_minus_without_paired_by_seed_and_image(root):
     gain = readings.gain(PROFILE, row, "pgd20")
     assert gain.mean == pytest.approx(0.25)
     assert gain.seeds == pytest.approx((0.25, 0.25))
-    assert (gain.plain, gain.both, gain.images) == (0.5, 0.75, 4)
+    assert gain.images == 4
     assert gain.low <= gain.mean <= gain.high
 
 
@@ -103,21 +102,6 @@ def test_accuracy_has_its_interval_around_it(root):
 def test_unknown_profiles_are_refused():
     with pytest.raises(UsageError, match="unknown profile"):
         readings.rows("no-such-profile", "whitebox")
-
-
-@pytest.mark.parametrize("profile", experiments.PROFILES)
-def test_figures_and_tables_name_things_alike(profile):
-    for run in experiments.SETS[profile]["all"]:
-        assert words.backbone(run) == names.network(run)
-        assert words.dataset(run.dataset) == names.dataset(run.dataset)
-    for attack in readings.columns(profile):
-        assert words.attack(attack) == names.metric(attack)
-
-
-def test_points_have_a_sign_and_no_negative_zero():
-    assert words.points(0.012) == "+1.2"
-    assert words.points(-0.0001) == "+0.0"
-    assert words.points(-0.05) == "\N{MINUS SIGN}5.0"
 
 
 def test_methods_are_written_out():

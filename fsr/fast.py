@@ -6,8 +6,10 @@ N images, C channels, H and W pixels, K classes.
 import contextlib
 import math
 from functools import partial
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from fsr.attacks.gradient import project_linf
@@ -15,7 +17,7 @@ from fsr.capture import NARROW, compiled, dtype_of, laid_out, narrowest, recorde
 from fsr.config import Run
 from fsr.fastnet import FastNet, fast_net
 from fsr.fold import Twin
-from fsr.objectives import AWP, Crafting, Objective, craft_loss, craft_outputs, crafting, first_step
+from fsr.objectives import AWP, Crafting, craft_loss, craft_outputs, crafting, first_step
 
 __all__ = ["Crafter", "FastNet", "Stepper", "ema_update", "fast_net"]
 
@@ -37,7 +39,7 @@ class Crafter:
         self.how = crafting(run) if run.method != "natural" else Crafting(start="uniform")
         cuda = self.device.type == "cuda"
         self.dtype = dtype_of(run.precision, self.device)
-        self.switches = {
+        self.switches: dict[str, Any] = {
             "compile": compile,
             "channels_last": use_channels_last(model, self.device) if channels_last is None else channels_last,
             "graphs": cuda and graphs is not False,
@@ -45,12 +47,14 @@ class Crafter:
         }
         if cuda:
             torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
-            self.switches["tf32_convolutions"] = torch.backends.cudnn.allow_tf32
+            self.switches["float32_convolutions"] = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
         if self.switches["channels_last"]:
             model.to(memory_format=torch.channels_last)
-        self.twin: Twin | None = None
-        self.exact: Twin | None = None  # takes the first step on KL: so near its start it is lost in bf16 rounding
-        self._loop = None  # the compiled or recorded loop over whole batches, else None
+        processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        self.size = math.ceil(run.batch / processes)  # images at once
+        self.twin: Any = None  # a Twin from the first batch on
+        self.exact: Any = None  # its float32 twin for the first step on KL, which bf16 rounding would drown
+        self._loop: Any = None  # the compiled or recorded loop over whole batches, where there is one
 
     def craft(self, x: Tensor, y: Tensor, generator=None, *, start_noise: Tensor | None = None) -> Tensor:
         """Training images like x, float32, not part of any graph: as `objectives.craft`; natural training gets x."""
@@ -72,18 +76,15 @@ class Crafter:
         for twin in (self.twin, self.exact):
             if twin is not None:
                 twin.refill(self.model if source is None else source)
-        size = self.run.batch
-        if self._loop is None:
-            parts = [self._climb(*rows) for rows in zip(x.split(size), x_adv.split(size), y.split(size))]
-        else:
-            parts = [self._whole(*rows) for rows in zip(x.split(size), x_adv.split(size), y.split(size))]
+        climb = self._climb if self._loop is None else self._whole
+        parts = [climb(*rows) for rows in zip(*(t.split(self.size) for t in (x, x_adv, y)))]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _clean(self, net: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
         """The logits (N, K) that the KL loss starts from, as an optional last argument of a step."""
         return (net(x),) if self.how.loss == "kl" else ()
 
-    def _step(self, net: nn.Module, x_adv: Tensor, x: Tensor, y: Tensor, clean: Tensor | None = None) -> Tensor:
+    def _step(self, net, x_adv: Tensor, x: Tensor, y: Tensor, clean: Tensor | None = None) -> Tensor:
         """One projected sign step on the crafting loss of net."""
         with torch.enable_grad():
             leaf = x_adv.detach().requires_grad_()
@@ -104,7 +105,7 @@ class Crafter:
 
     def _whole(self, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
         """The fast loop on a batch filled up to the one size that it is made for; images do not see each other."""
-        missing = self.run.batch - len(x)
+        missing = self.size - len(x)
         if not missing:
             return self._loop(x, x_adv, y)
         filled = [torch.cat([t, t[-1:].expand(missing, *t.shape[1:])]) for t in (x, x_adv, y)]
@@ -126,7 +127,7 @@ class Crafter:
             self.exact = Twin(self.model, x, channels_last=on["channels_last"])
         on["crafting"] = str(self.twin.dtype).removeprefix("torch.")
         wanted = self._worth_compiling(x) if on["compile"] is None else on["compile"]
-        rows = torch.arange(self.run.batch, device=x.device) % len(x)  # any batch, repeated or cut to the usual size
+        rows = torch.arange(self.size, device=x.device) % len(x)  # any batch, repeated or cut to the usual size
         x = laid_out(x[rows], on["channels_last"])
         noise = torch.rand(x.shape, generator=torch.Generator(x.device).manual_seed(0), device=x.device)
         x_adv = project_linf(x + self.run.eps * (2 * noise - 1), x, self.run.eps)  # far from x, where KL is not flat
@@ -154,9 +155,9 @@ class Stepper:
 
     def __init__(self, objective: nn.Module, optimizer: torch.optim.Optimizer, run: Run, device="cpu"):
         self.objective, self.optimizer, self.run, self.device = objective, optimizer, run, torch.device(device)
-        self.bare: Objective = getattr(objective, "module", objective)
+        self.bare: Any = getattr(objective, "module", objective)  # the Objective itself
         self.autocast = dtype_of(run.precision, self.device) == torch.bfloat16
-        self.awp = AWP(self.bare, run.awp) if run.awp else None
+        self.awp = AWP(self.bare, run.awp)
         convolution = next((p for p in objective.parameters() if p.ndim == 4), None)
         self.channels_last = convolution is not None and convolution.is_contiguous(memory_format=torch.channels_last)
         self._sums: dict[str, Tensor] = {}
@@ -165,7 +166,7 @@ class Stepper:
     def step(self, x: Tensor, x_adv: Tensor, y: Tensor, awp: bool = False) -> None:
         """One update on a batch: images (N, C, H, W) in [0, 1], labels (N,); awp: at perturbed weights."""
         x, x_adv = (laid_out(t, self.channels_last) for t in (x, x_adv))
-        perturb = awp and self.awp is not None  # moves weights in place, which autocast's cache of them would not see
+        perturb = awp and self.run.awp > 0  # moves weights in place, which autocast's cache of them would not see
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.autocast(
                 self.device.type, torch.bfloat16, enabled=self.autocast, cache_enabled=not perturb

@@ -4,6 +4,8 @@ N images, C channels, H and W pixels, K classes.
 """
 
 import logging
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +30,8 @@ class FastNet(nn.Module):
         self.dtype = dtype_of(precision, device)
         self.channels_last = use_channels_last(model, device) if channels_last is None else channels_last
         self.compile_wanted = device.type == "cuda" if compile is None else compile
-        self.net: nn.Module | None = None
-        self._fast = None
+        self.net: Any = None
+        self._fast: Callable[[Tensor], Tensor] | None = None
 
     def _ready(self, x: Tensor) -> Tensor:
         if self.net is None:

@@ -7,6 +7,7 @@ channel: it folds exactly into the convolution that feeds it, and parameters nee
 import copy
 import logging
 from collections import Counter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,9 @@ class FoldedLinear(nn.Linear):
 
 class ScaleShift(nn.Module):
     """BatchNorm in eval mode where no convolution feeds it: one multiply-add per channel, in float32 at least."""
+
+    scale: Tensor
+    shift: Tensor
 
     def __init__(self, channels: int):
         super().__init__()
@@ -99,6 +103,7 @@ def randomised_statistics(net: nn.Module) -> nn.Module:
     """net, changed: statistics and weights of every BatchNorm are random, since fresh ones are nearly the identity."""
     device = next((p.device for p in net.parameters()), "cpu")
     generator = torch.Generator(device).manual_seed(0)
+    module: Any
     for module in net.modules():
         if _foldable(module):
             for tensor, low, high in ((module.running_mean, -0.2, 0.2), (module.running_var, 0.5, 1.5),
@@ -108,7 +113,7 @@ def randomised_statistics(net: nn.Module) -> nn.Module:
     return net
 
 
-def scale_and_shift(bn: nn.Module) -> tuple[Tensor, Tensor]:
+def scale_and_shift(bn: Any) -> tuple[Tensor, Tensor]:
     """BatchNorm in eval mode as x * scale + shift, each (C,)."""
     scale = torch.rsqrt(bn.running_var + bn.eps)
     if bn.weight is not None:
@@ -117,13 +122,12 @@ def scale_and_shift(bn: nn.Module) -> tuple[Tensor, Tensor]:
     return scale, shift if bn.bias is None else shift + bn.bias
 
 
-def _replacement(module: nn.Module, folds: bool) -> nn.Module | None:
+def _replacement(module: Any, folds: bool) -> nn.Module | None:
     """What stands for module in a twin (its values are filled in later), or None to keep it."""
     if type(module) is nn.Conv2d:
-        conv = FoldedConv(
-            module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding, module.dilation,
-            module.groups, bias=folds or module.bias is not None, padding_mode=module.padding_mode, device="meta",
-        )  # fmt: skip
+        same = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+        bias = folds or module.bias is not None
+        conv = FoldedConv(**{name: getattr(module, name) for name in same}, bias=bias, device="meta")
         return conv.to_empty(device=module.weight.device)
     if type(module) is nn.Linear:
         linear = FoldedLinear(module.in_features, module.out_features, module.bias is not None, device="meta")
@@ -199,9 +203,12 @@ class Twin:
     def _bind(self, source: nn.Module) -> None:
         """Pair every tensor of the twin with what it is made of; once per source."""
         convs = {conv: bn for bn, conv in self.pairs.items()}
-        self._convs, self._norms, self._copies = [], [], []
+        self._convs: list[tuple[FoldedConv, Any, Any]] = []
+        self._norms: list[tuple[ScaleShift, Any]] = []
+        self._copies: list[tuple[Tensor, Tensor]] = []
+        module: Any
         for name, module in self.net.named_modules():
-            live = source.get_submodule(name)
+            live: Any = source.get_submodule(name)
             if name in convs:
                 self._convs.append((module, live, source.get_submodule(convs[name])))
             elif isinstance(module, ScaleShift):
@@ -223,6 +230,7 @@ class Twin:
         for conv, live, bn in self._convs:
             scale, shift = scale_and_shift(bn)
             conv.weight.copy_(live.weight * scale.view(-1, 1, 1, 1))
+            assert conv.bias is not None  # `_replacement` gave it one
             conv.bias.copy_(shift if live.bias is None else shift + live.bias * scale)
         for norm, bn in self._norms:
             scale, shift = scale_and_shift(bn)

@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
 
-from fsr import hardware
+from fsr import distributed, hardware
 from fsr.errors import FSRError, Interrupted, TimeUp
 from fsr.runs import Options, Task, perform
 
@@ -69,7 +69,8 @@ def shape(tasks: Iterable[Task], device: torch.device, workers: int | None = Non
 
 def inline(tasks: Iterable[Task], options: Options) -> Outcome:
     """One task after the other in this process."""
-    outcome = Outcome()
+    tasks, outcome = list(tasks), Outcome()
+    torch.set_num_threads(shape(tasks, options.torch_device, 1)[1])
     with stoppable() as flag:
         options = replace(options, interrupted=flag.is_set)
         for task in tasks:
@@ -78,6 +79,31 @@ def inline(tasks: Iterable[Task], options: Options) -> Outcome:
             except (TimeUp, Interrupted) as error:
                 outcome.stopped = "time" if isinstance(error, TimeUp) else "signal"
                 break
+    return outcome
+
+
+def together(tasks: Iterable[Task], options: Options, show: Callable) -> Outcome:
+    """One training after the other, each by all of torchrun's processes; rank 0 decides, shows and writes.
+
+    show: a context manager of the tasks that gives `report`. A task that fails ends them all: torchrun stops the
+    other processes, wherever they are.
+    """
+    outcome, number = Outcome(), os.environ.get("RANK", "0")
+    try:
+        with stoppable() as flag, distributed.group(options.device) as device:
+            tasks = distributed.decide(list(tasks))
+            options = replace(options, device=device, interrupted=flag.is_set)
+            with show(tasks) if distributed.rank() == 0 else nullcontext(_ignore) as report:
+                for task in tasks:
+                    failed = perform(task, replace(options, report=report))
+                    if failed:
+                        raise FSRError("; ".join(failed))
+    except distributed.Lost as error:
+        outcome.failed.append(f"process {number}: {error}")
+    except (TimeUp, Interrupted) as error:
+        outcome.stopped = "time" if isinstance(error, TimeUp) else "signal"
+    except FSRError as error:
+        outcome.failed.append(f"process {number}: {error}")
     return outcome
 
 

@@ -61,6 +61,7 @@ class Objective(nn.Module):
         super().__init__()
         self.model, self.method = model, run.method
         self.weights = weights_of(run)
+        self.share = 1.0  # of several processes: what this one's mean counts for (see distributed.share)
 
     def forward(self, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         clean = self.model.trace(x, y)[0] if self.method in PAIRS else None
@@ -96,15 +97,17 @@ def crafting(run: Run) -> Crafting:
     return Crafting(start="normal", loss="kl" if run.method == "trades" else "ce", probe=probe)
 
 
+def draw_start(x: Tensor, run: Run, generator: torch.Generator | None = None) -> Tensor:
+    """The random numbers of `first_step`, like x: normal or uniform in [0, 1), as crafting(run).start says."""
+    draw = torch.randn if crafting(run).start == "normal" else torch.rand
+    return draw(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+
+
 def first_step(x: Tensor, run: Run, generator: torch.Generator | None = None, noise: Tensor | None = None) -> Tensor:
     """The first perturbation, like x. noise: uniform in [0, 1) or normal, as crafting(run).start says; else drawn."""
-    if crafting(run).start == "normal":
-        if noise is None:
-            noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-        return 0.001 * noise
     if noise is None:
-        noise = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-    return run.eps * (2 * noise - 1)
+        noise = draw_start(x, run, generator)
+    return 0.001 * noise if crafting(run).start == "normal" else run.eps * (2 * noise - 1)
 
 
 def craft_loss(how: Crafting, y: Tensor, clean: Tensor | None) -> Callable[[Outputs], Tensor]:
@@ -177,7 +180,7 @@ class AWP:
         named = [p for p in self.objective.parameters() if p.requires_grad and p.ndim > 1]
         buffers = [(b, b.clone()) for b in self.objective.buffers()]
         with torch.enable_grad():
-            total = self.objective.total(self.objective(x, x_adv, y)[0])
+            total = self.objective.share * self.objective.total(self.objective(x, x_adv, y)[0])
             grads = torch.autograd.grad(total, named, allow_unused=True)
         with torch.no_grad():
             for buffer, before in buffers:

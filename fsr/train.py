@@ -1,45 +1,25 @@
 """The training loop: recipe of spec section 2, resumable after any batch, writing nothing itself."""
 
 import copy
-import hashlib
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
+from fsr import distributed
 from fsr.config import Run
 from fsr.data import Data, as_float, augment, augmentation, batches
 from fsr.errors import Diverged, FSRError, Interrupted, TimeUp
 from fsr.fast import Crafter, Stepper, ema_update
-from fsr.models import model_of
+from fsr.models import FSR, model_of
 from fsr.modes import eval_mode
-from fsr.objectives import Objective
+from fsr.objectives import Objective, draw_start
+from fsr.recipe import ema_decay, learning_rate, stream_seed
 
 EVAL_BATCH = 500  # held-out images at once
-
-
-def stream_seed(*parts) -> int:
-    """A 63-bit seed that is a function of its parts: every random number of a run comes from (seed, purpose, step).
-
-    So nothing needs to be remembered for a resumed run to continue bit for bit.
-    """
-    text = "/".join(str(p) for p in parts)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
-
-
-def learning_rate(run: Run, epoch: int) -> float:
-    """x0.1 from epoch ceil(0.75 E) and x0.01 from ceil(0.9 E), epochs counted from 1 (authors' code: 75, 90 of 100)."""
-    if epoch >= math.ceil(0.9 * run.epochs):
-        return run.lr * 0.01
-    return run.lr * 0.1 if epoch >= math.ceil(0.75 * run.epochs) else run.lr
-
-
-def ema_decay(run: Run, step: int) -> float:
-    """min(decay, (1 + t) / (10 + t)) at step t, counted from 0."""
-    return min(run.ema_decay, (1 + step) / (10 + step))
 
 
 @dataclass
@@ -60,7 +40,8 @@ class Trainer:
     """A model in training, its averages, its optimiser, and where it stands.
 
     run: what to train; data: from fsr.data.load, on `device`; switches: compile, graphs, channels_last
-    (None: measured defaults), which change speed and not the result beyond rounding.
+    (None: measured defaults), which change speed and not the result beyond rounding. In a group of processes
+    (fsr.distributed) every process holds all of this, identical after each step, and works on its shard of each batch.
     """
 
     def __init__(self, run: Run, data: Data, *, device="cpu", switches: dict | None = None):
@@ -68,14 +49,18 @@ class Trainer:
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(stream_seed(run.seed, "init"))
             self.model = model_of(run, num_classes=data.classes).to(self.device)
+        if run.sync_bn:
+            self.model = distributed.synchronised(self.model)
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.best: dict[str, Tensor] | None = None
         self.objective = Objective(self.model, run)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), lr=run.lr, momentum=run.momentum, weight_decay=run.weight_decay, foreach=True
         )
-        self.crafter = Crafter(self.model, run, self.device, **(switches or {}))
-        self.stepper = Stepper(self.objective, self.optimizer, run, self.device)
+        mine = replace(run, batch=math.ceil(run.batch / distributed.size()))
+        self.crafter = Crafter(self.model, mine, self.device, **(switches or {}))
+        smallest = min(len(part) for part in batches(len(data.train_y), run.batch))
+        self.stepper = Stepper(distributed.averaging(self.objective, smallest), self.optimizer, run, self.device)
         self.generator = torch.Generator(self.device)
         self.progress = Progress()
 
@@ -104,7 +89,9 @@ class Trainer:
         parameters = list(self.model.parameters())
         for i, momentum in part("momentum/").items():
             self.optimizer.state[parameters[int(i)]]["momentum_buffer"] = momentum.to(self.device)
-        self.stepper.load_state({k: v.to(self.device) for k, v in part("sums/").items()})
+        sums = {k: v.to(self.device) for k, v in part("sums/").items()}
+        alone = distributed.rank() == 0  # what a group had summed up counts once
+        self.stepper.load_state(sums if alone else {k: torch.zeros_like(v) for k, v in sums.items()})
         self.progress = Progress(**progress)
 
     def checkpoints(self) -> dict[str, dict[str, Tensor]]:
@@ -123,11 +110,24 @@ class Trainer:
         pad, flip = augmentation(run)
         x = as_float(augment(self.data.train_x[index], pad=pad, flip=flip, generator=self.generator))
         y = self.data.train_y[index]
-        x_adv = self.crafter.craft(x, y, self.generator)
+        x, y, noise = self._mine(x, y)
+        x_adv = self.crafter.craft(x, y, self.generator, start_noise=noise)
         self.stepper.step(x, x_adv, y, awp=self.awp_is_on())
+        distributed.average_buffers(self.model)
         ema_update(self.ema, self.model, ema_decay(run, progress.step))
         progress.step += 1
         progress.batch += 1
+
+    def _mine(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """This process's shard of a batch and of the start noise that one process alone would draw (None: draw it)."""
+        if not distributed.together():
+            return x, y, None
+        part, n = distributed.shard(len(y)), len(y)
+        self.objective.share = distributed.share(n)
+        for module in self.model.modules():
+            if isinstance(module, FSR):
+                module.part = (part.start, n)
+        return x[part], y[part], draw_start(x, self.run, self.generator)[part]
 
     def awp_is_on(self) -> bool:
         """Adversarial weight perturbation starts after a tenth of the epochs (Wu et al. 2020)."""
@@ -143,7 +143,8 @@ class Trainer:
             group["lr"] = learning_rate(run, progress.epoch)
         before, started = progress.epoch_seconds, time.monotonic()
         for index in parts[progress.batch :]:
-            if stop():
+            if distributed.any_of(stop()):
+                self.merge()
                 return False
             self.step(index)
             progress.epoch_seconds = before + time.monotonic() - started
@@ -152,8 +153,15 @@ class Trainer:
         self._close_epoch(before + time.monotonic() - started)
         return True
 
+    def merge(self) -> None:
+        """Make the epoch's sums those of all processes; to be tallied or saved by rank 0, then not used again."""
+        if distributed.together():
+            sums = distributed.summed(self.stepper.state(), largest=("steps", "bad"))
+            self.stepper.load_state(sums)
+
     def _close_epoch(self, seconds: float) -> None:
         progress = self.progress
+        self.merge()
         tally = self.stepper.tally()  # synchronises, so that the time below is the epoch's own
         bad = next((k for k, v in tally.items() if not math.isfinite(v)), None)
         if bad is not None:
@@ -182,14 +190,18 @@ class Trainer:
     @torch.no_grad()
     def _accuracies(self, model: nn.Module) -> tuple[float, float]:
         x_all, y_all = self.data.held_x, self.data.held_y
-        clean, robust = 0, 0
+        clean, robust = torch.zeros((2,), dtype=torch.int64, device=y_all.device)
         self.generator.manual_seed(stream_seed("held-out"))
         with eval_mode(model):
             for x, y in zip(as_float(x_all).split(EVAL_BATCH), y_all.split(EVAL_BATCH)):
-                x_adv = self.crafter.attack(x, y, self.generator, source=model)
+                x, y, noise = self._mine(x, y)
+                if len(y) == 0:  # more processes than images
+                    continue
+                x_adv = self.crafter.attack(x, y, self.generator, source=model, start_noise=noise)
                 clean += (model(x).argmax(1) == y).sum()
                 robust += (model(x_adv).argmax(1) == y).sum()
-        return float(clean) / len(y_all), float(robust) / len(y_all)
+        right = distributed.summed({"clean": clean, "robust": robust})
+        return float(right["clean"]) / len(y_all), float(right["robust"]) / len(y_all)
 
 
 @dataclass(frozen=True)
@@ -218,7 +230,8 @@ def fit(trainer: Trainer, watch: Watch = Watch(), *, on_epoch: Callable[[Trainer
     with torch.random.fork_rng(devices=cuda):
         while progress.epoch <= run.epochs:
             try:
-                whole = trainer.epoch(stop=watch.stop, on_batch=watch.on_batch)
+                with distributed.noticing_losses():
+                    whole = trainer.epoch(stop=watch.stop, on_batch=watch.on_batch)
             except torch.OutOfMemoryError as error:
                 raise FSRError(
                     f"out of memory at batch {run.batch}, {run.precision}: try a smaller batch, precision bf16 or a "
@@ -227,7 +240,7 @@ def fit(trainer: Trainer, watch: Watch = Watch(), *, on_epoch: Callable[[Trainer
             if not whole:
                 if watch.on_stop:
                     watch.on_stop(trainer)
-                kind = Interrupted if watch.interrupted() else TimeUp
+                kind = Interrupted if distributed.any_of(watch.interrupted()) else TimeUp
                 raise kind(f"stopped in epoch {progress.epoch} of {run.epochs}, batch {progress.batch}; run it again")
             if on_epoch:
                 on_epoch(trainer)

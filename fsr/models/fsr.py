@@ -23,10 +23,21 @@ def hidden_channels(channels: int, reference: int = 512) -> int:
     return min(HIDDEN, max(8, round(HIDDEN * channels / reference)))
 
 
-def _noise(score: Tensor, u: tuple[Tensor, Tensor] | None, stable_eps: float) -> Tensor:
+def _uniform(score: Tensor, part: tuple[int, int] | None) -> Tensor:
+    """Uniform draws like score; part (start, N): its rows of what a whole batch of N images would have drawn."""
+    if part is None:
+        return torch.rand_like(score)
+    start, n = part
+    whole = torch.empty_strided((n, *score.shape[1:]), score.stride(), dtype=score.dtype, device=score.device)
+    return whole.uniform_()[start : start + len(score)]
+
+
+def _noise(
+    score: Tensor, u: tuple[Tensor, Tensor] | None, stable_eps: float, part: tuple[int, int] | None = None
+) -> Tensor:
     """Difference of two Gumbel draws, like score: from two uniform draws, or as the one Logistic draw that it is."""
     if u is None:
-        v = torch.rand_like(score).clamp(1e-8, 1 - 2**-24)
+        v = _uniform(score, part).clamp(1e-8, 1 - 2**-24)
         return torch.log(v) - torch.log1p(-v)
     first, second = (v.reshape(score.shape) for v in u)
     if not stable_eps:
@@ -45,6 +56,7 @@ def gumbel_mask(
     hard: bool = False,
     stable_eps: float = 0.0,
     backward_tau: float | None = None,
+    part: tuple[int, int] | None = None,
 ) -> Tensor:
     """Soft two-way choice per activation: towards 1 keeps it as robust, towards 0 as non-robust.
 
@@ -52,13 +64,14 @@ def gumbel_mask(
     draw, so the two-class Gumbel softmax of (log p, log(1 - p)), p = sigmoid(score), is one sigmoid (Jang et al. 2017).
     noisy=False uses no noise; u: two uniform draws with score's number of values, in place of fresh ones; hard: 0 or 1
     forward, soft backward (straight through); stable_eps: what the authors' code adds inside each logarithm and to tau
-    (1e-8; 0 is the clean formula); backward_tau: the gradient as if tau had this value (BPDA, Athalye et al. 2018).
+    (1e-8; 0 is the clean formula); backward_tau: the gradient as if tau had this value (BPDA, Athalye et al. 2018);
+    part: (start, N) when score is the rows from start of a batch of N that several processes share: the draws too.
     """
     if stable_eps:
         p = torch.sigmoid(score)
         score = torch.log(p + stable_eps) - torch.log(1 - p + stable_eps)
     if noisy:
-        score = score + _noise(score, u, stable_eps)
+        score = score + _noise(score, u, stable_eps, part)
     soft = torch.sigmoid(score / (tau + stable_eps))
     if not hard and backward_tau is None:
         return soft
@@ -94,7 +107,7 @@ class FSR(nn.Module):
     spec.kind chooses the method or a control (spec T4): separation has no R and passes the robust part on; residual
     has S and R as two plain residual branches one after the other, no mask, no auxiliary head; aux has the head alone,
     trained on f with the weight that FSR gives to the label's two terms.
-    Noise follows `training` unless `noise` is True or False; `backward_tau`, `stable_eps`: see `gumbel_mask`.
+    Noise follows `training` unless `noise` is True or False; `backward_tau`, `stable_eps`, `part`: see `gumbel_mask`.
     """
 
     def __init__(self, channels: int, num_classes: int, spec: FSRSpec | None = None, *, hidden: int | None = None):
@@ -106,6 +119,7 @@ class FSR(nn.Module):
         self.backward_tau: float | None = None
         self.stable_eps = 0.0
         self.intervention: Intervention | None = None
+        self.part: tuple[int, int] | None = None
         self.score: Any = _network(channels, hidden) if spec.kind != "aux" else None
         self.correct: Any = _network(channels, hidden) if spec.kind in ("fsr", "residual") else None
         self.aux: Any = nn.Linear(channels, num_classes) if spec.kind != "residual" else None
@@ -124,7 +138,7 @@ class FSR(nn.Module):
         noisy = self.training if self.noise is None else self.noise
         mask = gumbel_mask(
             score, self.tau, noisy=noisy and self.spec.mask != "soft", u=u, hard=self.spec.mask == "hard",
-            stable_eps=self.stable_eps, backward_tau=self.backward_tau,
+            stable_eps=self.stable_eps, backward_tau=self.backward_tau, part=self.part,
         ).expand(f.shape)
         if self.intervention is not None and self.intervention.mask is not None:
             mask = self.intervention.mask(mask)

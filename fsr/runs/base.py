@@ -11,7 +11,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from fsr import data as data_room
-from fsr import hardware, paths
+from fsr import distributed, hardware, paths
 from fsr.config import Run, run_id
 from fsr.errors import Busy, Interrupted, TimeUp
 from fsr.files import write_bytes
@@ -53,8 +53,11 @@ def locked(run: Run, options: Options, part: str = ""):
     """Only one process at a time trains a run, or computes the same part of it; another one waits, and says so.
 
     part: file-name safe, "" for the run's weights. A part's holder may take the weights' lock, never the other way
-    round, so that nobody waits in a circle.
+    round, so that nobody waits in a circle. In a group of processes (fsr.distributed) rank 0 holds it for all.
     """
+    if distributed.rank():
+        yield
+        return
     folder = paths.results() / ".locks"
     if not (folder / ".gitignore").exists():
         write_bytes(folder / ".gitignore", b"*\n")
@@ -95,4 +98,5 @@ def data_of(run: Run, device="cpu") -> data_room.Data:
         holdout=run.holdout,
         image_size=run.image_size,
     )
-    return _data(key, str(device))
+    with distributed.first_alone():
+        return _data(key, str(device))

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fsr import hardware, paths, store, weights
+from fsr import distributed, hardware, paths, store, weights
 from fsr.config import Run, run_id
 from fsr.errors import CorruptFile, MissingRecord
 from fsr.files import provenance, save_json, sha256
@@ -49,6 +49,7 @@ def _finish(trainer: Trainer, digests: dict[str, str], started: str) -> None:
         "steps": trainer.progress.step,
         "best_epoch": trainer.progress.best_epoch or None,
         "switches": trainer.crafter.switches,
+        "processes": distributed.size(),
         "checkpoints": digests,
         "history_sha256": sha256(history),
     }
@@ -58,7 +59,7 @@ def _finish(trainer: Trainer, digests: dict[str, str], started: str) -> None:
 def _trainer(run: Run, options: Options) -> Trainer:
     device = options.torch_device
     trainer = Trainer(run, data_of(run, device), device=device, switches=dict(options.switches))
-    if state_path(run).exists():
+    if distributed.decide(state_path(run).exists()):
         trainer.restore(*weights.load_tensors(state_path(run)))
         log.info("%s resumes in epoch %d", run_id(run), trainer.progress.epoch)
     return trainer
@@ -66,6 +67,9 @@ def _trainer(run: Run, options: Options) -> Trainer:
 
 def _train(run: Run, options: Options) -> None:
     """Train or resume; a record that is already complete is left as it is, only the weights come back."""
+    if distributed.rank():
+        fit(_trainer(run, options), Watch(interrupted=options.interrupted))  # rank 0 writes, shows and minds the time
+        return
     known = store.is_trained(run)
     store.save_config(run)
     started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -108,11 +112,12 @@ def _tensorboard(run: Run, row: dict) -> None:
 def ensure_trained(run: Run, options: Options | None = None) -> None:
     """Train the run unless its record is complete; resumes where an earlier process stopped."""
     options = options or Options()
-    if store.is_trained(run):
+    if distributed.decide(store.is_trained(run)):
         return
     with locked(run, options):
-        if not store.is_trained(run):
-            options.check()
+        if not distributed.decide(store.is_trained(run)):
+            if not distributed.together():  # in a group all stop at the same batch
+                options.check()
             _train(run, options)
 
 

@@ -54,12 +54,12 @@ class Log:
 
 @contextmanager
 def isolated(seed: int) -> Iterator[None]:
-    """Seed every generator inside; afterwards they, the trace function and the package's counters are as before."""
+    """Seed every generator inside; afterwards they and the package's counters are as before."""
     from pyautoattack import checks
 
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     on_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
-    trace, counters = sys.gettrace(), dict(checks.funcs)
+    counters = dict(checks.funcs)
     checks.funcs.update(dict.fromkeys(checks.funcs, 0))
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -73,7 +73,6 @@ def isolated(seed: int) -> Iterator[None]:
         if on_cuda is not None:
             torch.cuda.set_rng_state_all(on_cuda)
         checks.funcs.update(counters)
-        sys.settrace(trace)
 
 
 def connected(model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -151,7 +150,7 @@ def check_model(model, x: Tensor, y: Tensor, attacks: tuple[str, ...], *, random
     if not randomised_ok:
         checks.check_randomized(net, x, y, bs=len(x), logger=log)
     classes = checks.check_range_output(net, x, logger=log)
-    trace = sys.gettrace()
+    trace = sys.gettrace()  # the package sets its own and then none
     try:
         checks.check_dynamic(net, x, False, logger=log)
     finally:

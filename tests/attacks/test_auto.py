@@ -236,7 +236,10 @@ def test_state_is_restored_when_the_model_raises(problem):
 # Flags, each by a defence that deserves it.
 
 
-def test_an_honest_net_raises_no_flag(problem):
+def test_an_honest_net_raises_no_flag(problem, monkeypatch):
+    from pyautoattack import checks
+
+    monkeypatch.setitem(checks.funcs, "backward", 5)  # an earlier model was dynamic; this one is not
     flags = run(problem, queries=1).flags
     assert not any(flags[name] for name in c.FLAGS) and flags["messages"] == {}
 
@@ -339,6 +342,16 @@ def test_square_alone_breaks_images_by_scores_only(problem):
         right, was = net(x_adv).argmax(1) == y, net(x).argmax(1) == y
     assert right.sum() < was.sum() and (x_adv - x).abs().max() <= 0.1 + 1e-6
     assert torch.equal(x_adv, a.square(scores, x, y, eps=0.1, queries=300, seed=1))
+
+
+def test_a_model_that_returns_its_own_memory_is_not_written_into():
+    """Square sets logits to -inf; here the logits are the image's first pixels themselves."""
+    x = torch.rand(8, 1, 3, 3)
+    original, y = x.clone(), x.flatten(1)[:, :6].argmax(1)
+    x_adv = a.square(lambda x: x.flatten(1)[:, :6], x, y, eps=0.3, queries=200)
+    assert torch.equal(x, original)
+    broken = x_adv.flatten(1)[:, :6].argmax(1) != y
+    assert broken.sum() > 4 and (x_adv - x).abs().flatten(1).amax(1)[broken].min() > 0
 
 
 def test_a_longer_square_is_a_rescaled_one():

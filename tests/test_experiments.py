@@ -186,3 +186,13 @@ def test_measured_speed_is_that_of_the_largest_network():
 def test_plans_references_and_tables_import_no_torch():
     code = "import sys, fsr.experiments, fsr.reference, fsr.tables; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_demo_spends_autoattack_on_t1s_and_t2s_resnets_only():
+    asked = [run for run in SETS["demo"]["all"] for e in experiments.evaluations("demo", "all", run)
+             if e.attack == "autoattack"]  # fmt: skip
+    labels = {"at", "at+fsr", "trades", "trades+fsr", "mart", "mart+fsr", "at+fd", "at+cas", "at+cifs"}
+    assert {run.label for run in asked} == labels
+    assert len(asked) == 13 and {run.backbone for run in asked} == {"resnet18"}
+    assert "autoattack" not in experiments.columns("demo", "components")
+    assert "autoattack" in experiments.columns("mini", "components")

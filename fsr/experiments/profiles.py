@@ -30,6 +30,7 @@ class Profile:
     images: int | None = None  # the columns of spec section 3
     autoattack: str = "autoattack"
     autoattack_images: int | None = None
+    autoattack_components: bool = True  # also in T4; ci and demo have only minutes
     query_images: int | None = 1000  # N-Attack and Square
     sweep_images: int | None = None  # F6
     stream_images: int | None = None  # T7, F2, F8
@@ -39,7 +40,14 @@ class Profile:
 
 def _ci() -> Profile:
     base = for_dataset(
-        "digits", train_size=192, test_size=64, holdout=32, width=4, blocks=(1, 1, 1, 1), epochs=2, batch=32,
+        "digits",
+        train_size=192,
+        test_size=64,
+        holdout=32,
+        width=4,
+        blocks=(1, 1, 1, 1),
+        epochs=2,
+        batch=32,
         precision="float32",
     )
     return Profile(
@@ -53,6 +61,7 @@ def _ci() -> Profile:
         scope="smoke",
         autoattack="autoattack-ci",
         autoattack_images=32,
+        autoattack_components=False,
         query_images=4,
         sweep_images=32,
         audit_images=16,
@@ -75,6 +84,7 @@ def _demo() -> Profile:
             (for_dataset("digits", backbone="wideresnet34", width=1, blocks=(1, 1, 1), **other), ("block3",)),
         ),
         autoattack_images=100,
+        autoattack_components=False,
         query_images=100,
         audit_images=100,
         audit_budget="quick",

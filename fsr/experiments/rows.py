@@ -110,9 +110,7 @@ def components(profile: Profile) -> tuple[Row, ...]:
     trained = [
         _variant(profile, name, with_fsr(profile.base, profile.place, **fields)) for name, fields in variants.items()
     ]
-    controls = [
-        replace(both, name=text, plain=both.runs, intervention=name) for name, text in INTERVENTIONS.items()
-    ]
+    controls = [replace(both, name=text, plain=both.runs, intervention=name) for name, text in INTERVENTIONS.items()]
     return plain, both, *trained, *controls
 
 

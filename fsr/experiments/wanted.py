@@ -79,7 +79,7 @@ def columns(profile: Profile, kind: str) -> dict[str, Evaluation]:
     out = {name: Evaluation(attack=name, images=profile.images) for name in (*COLUMNS, "ensemble")}
     if kind == "deactivation":
         out["pgd20-joint"] = Evaluation(attack="pgd20-joint", images=profile.images)
-    if kind in ("whitebox", "deactivation", "components"):
+    if kind in ("whitebox", "deactivation") or (kind == "components" and profile.autoattack_components):
         out[profile.autoattack] = Evaluation(attack=profile.autoattack, images=profile.autoattack_images)
     return out
 
@@ -97,7 +97,8 @@ def _components(profile: Profile, run: Run) -> list[Evaluation]:
     if run in rows.main_rows(profile)[1].runs and (profile.scope != "smoke" or run.seed == 0):
         for name in rows.INTERVENTIONS:
             controls += _columns(profile, ("last",), intervention=name)
-    return _whitebox(profile, run) + controls
+    strong = _autoattack(profile, run) if profile.autoattack_components else []
+    return _columns(profile, checkpoints(profile, run)) + strong + controls
 
 
 def _sweep(profile: Profile, run: Run) -> list[Evaluation]:

@@ -32,7 +32,7 @@ def check_images(x: Tensor, y: Tensor, classes: int | None = None) -> None:
     if not torch.isfinite(x).all():
         raise UsageError("images hold NaN or infinite pixels")
     if x.min() < 0 or x.max() > 1:
-        raise UsageError(f"pixels must lie in [0, 1], these reach from {x.min():g} to {x.max():g}; divide 0..255 by 255")
+        raise UsageError(f"pixels must lie in [0, 1], not from {x.min():g} to {x.max():g}; divide 0..255 by 255")
     if int(y.min()) < 0 or (classes is not None and int(y.max()) >= classes):
         raise UsageError(f"labels must lie in 0..{'K-1' if classes is None else classes - 1}, "
                          f"these reach from {int(y.min())} to {int(y.max())}")

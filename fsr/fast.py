@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from fsr.attacks.gradient import project_linf
@@ -50,8 +49,6 @@ class Crafter:
             self.switches["float32_convolutions"] = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
         if self.switches["channels_last"]:
             model.to(memory_format=torch.channels_last)
-        processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        self.size = math.ceil(run.batch / processes)  # images at once
         self.twin: Any = None  # a Twin from the first batch on
         self.exact: Any = None  # its float32 twin for the first step on KL, which bf16 rounding would drown
         self._loop: Any = None  # the compiled or recorded loop over whole batches, where there is one
@@ -77,7 +74,7 @@ class Crafter:
             if twin is not None:
                 twin.refill(self.model if source is None else source)
         climb = self._climb if self._loop is None else self._whole
-        parts = [climb(*rows) for rows in zip(*(t.split(self.size) for t in (x, x_adv, y)))]
+        parts = [climb(*rows) for rows in zip(*(t.split(self.run.batch) for t in (x, x_adv, y)))]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _clean(self, net: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
@@ -105,7 +102,7 @@ class Crafter:
 
     def _whole(self, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
         """The fast loop on a batch filled up to the one size that it is made for; images do not see each other."""
-        missing = self.size - len(x)
+        missing = self.run.batch - len(x)
         if not missing:
             return self._loop(x, x_adv, y)
         filled = [torch.cat([t, t[-1:].expand(missing, *t.shape[1:])]) for t in (x, x_adv, y)]
@@ -127,7 +124,7 @@ class Crafter:
             self.exact = Twin(self.model, x, channels_last=on["channels_last"])
         on["crafting"] = str(self.twin.dtype).removeprefix("torch.")
         wanted = self._worth_compiling(x) if on["compile"] is None else on["compile"]
-        rows = torch.arange(self.size, device=x.device) % len(x)  # any batch, repeated or cut to the usual size
+        rows = torch.arange(self.run.batch, device=x.device) % len(x)  # any batch, repeated or cut to the usual size
         x = laid_out(x[rows], on["channels_last"])
         noise = torch.rand(x.shape, generator=torch.Generator(x.device).manual_seed(0), device=x.device)
         x_adv = project_linf(x + self.run.eps * (2 * noise - 1), x, self.run.eps)  # far from x, where KL is not flat

@@ -1,0 +1,74 @@
+"""The same tasks in this process and in workers: same records, and no failure takes the others along."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import FSR_HERE, tiny_run
+
+from fsr import executors, hardware, paths, store
+from fsr.config import Evaluation, run_id
+from fsr.runs import Options, Task
+
+CPU = Options(device="cpu")
+PAIR = (tiny_run(epochs=1), tiny_run(epochs=1, module=FSR_HERE))
+TASKS = [Task(run=run, evaluations=(Evaluation(attack="clean"), Evaluation(attack="fgsm"))) for run in PAIR]
+
+
+def test_never_more_threads_than_cores(monkeypatch):
+    monkeypatch.setattr(hardware, "cores", lambda: 4)
+    cpu = torch.device("cpu")
+    assert executors.shape(TASKS * 5, cpu) == (4, 1)  # small nets: a thread each
+    wide = [Task(run=tiny_run(width=64, precision="bf16"))] * 5
+    assert executors.shape(wide, cpu) == (1, 4)  # wide nets: all cores for one
+    assert executors.shape(wide, cpu, workers=2) == (2, 2)
+    assert executors.shape(wide, cpu, workers=99) == (4, 1)
+    assert executors.shape(TASKS, cpu) == (2, 1)  # no more processes than tasks
+
+
+def test_workers_make_the_records_that_this_process_makes(root, monkeypatch, tmp_path):
+    assert executors.inline(TASKS, CPU) == executors.Outcome()
+    digests = [store.environment(run)["checkpoints"] for run in PAIR]
+    outcomes = [store.load_eval(run, e).correct.tolist() for run in PAIR for e in TASKS[0].evaluations]
+    monkeypatch.setenv("FSR_ROOT", str(tmp_path / "workers"))
+    seen = []
+    options = Options(device="cpu", report=lambda name, what, done, of: seen.append(name))
+    assert executors.local(TASKS, options, workers=2) == executors.Outcome()
+    assert [store.environment(run)["checkpoints"] for run in PAIR] == digests
+    assert [store.load_eval(run, e).correct.tolist() for run in PAIR for e in TASKS[0].evaluations] == outcomes
+    assert set(seen) == {run_id(run) for run in PAIR}
+
+
+def test_a_failing_task_is_named_and_the_others_are_done(root):
+    wrong = Task(run=tiny_run(epochs=1, train_size=5000))
+    outcome = executors.local([wrong, TASKS[0]], CPU, workers=1)
+    assert len(outcome.failed) == 1 and run_id(wrong.run) in outcome.failed[0]
+    assert store.has_eval(PAIR[0], Evaluation(attack="fgsm")) and outcome.stopped is None
+
+
+def test_the_time_limit_stops_workers(root):
+    outcome = executors.local(TASKS, Options(device="cpu", deadline=time.time() - 1), workers=1)
+    assert outcome.stopped == "time" and not store.is_trained(PAIR[0])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_ends_in_seconds_and_the_next_call_finishes(root, number):
+    command = [sys.executable, "-m", "fsr", "train", "whitebox", "--profile", "ci", "--device", "cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    end = time.time() + 120
+    while not list(Path(root).rglob("state.safetensors")) and time.time() < end:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode in (0, 130), errors
+    assert not list(Path(root).rglob("*.tmp"))
+    if process.returncode == 130:
+        assert "goes on from here" in errors
+    for folder in paths.results().glob("checkpoints/*"):
+        assert (folder / "state.safetensors").exists() or not list(folder.glob("*.safetensors"))

@@ -1,0 +1,76 @@
+"""The runner: strict about parameters, never over sources, failures by name, nothing twice."""
+
+import json
+
+import nbformat
+import pytest
+
+from fsr import experiments, notebooks, paths
+from fsr.errors import FSRError, UsageError
+
+PARAMETERS = 'import os\n\nprofile = os.environ.get("FSR_PROFILE", "demo")'
+
+
+def write(folder, name: str, code: str) -> None:
+    cell = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
+    book = nbformat.v4.new_notebook(cells=[cell, nbformat.v4.new_code_cell(code)])
+    book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(book, folder / f"{name}.ipynb")
+
+
+@pytest.fixture
+def sources(root, tmp_path, monkeypatch):
+    """Three small notebooks in place of the real ones."""
+    folder = tmp_path / "repository" / "notebooks"
+    folder.mkdir(parents=True)
+    needs = {"00-setup": (), "01-broken": (), "02-fine": ()}
+    monkeypatch.setattr(experiments, "NEEDS", needs)
+    monkeypatch.setattr(experiments, "NOTEBOOKS", tuple(needs))
+    monkeypatch.chdir(folder)
+    write(folder, "00-setup", "profile")
+    write(folder, "01-broken", "raise ValueError('the reason')")
+    write(folder, "02-fine", "1 + 1")
+    return folder
+
+
+def test_a_failing_notebook_is_named_with_its_last_error_and_the_others_run(sources):
+    before = {p.name: p.read_bytes() for p in sources.iterdir()}
+    failed = notebooks.execute(["00-setup", "01-broken", "02-fine"], "ci", report=lambda _: None)
+    assert len(failed) == 1 and failed[0].startswith("01-broken: ValueError: the reason")
+    assert sorted(p.name for p in paths.executed("ci").iterdir()) == ["00-setup.ipynb", "02-fine.ipynb"]
+    assert {p.name: p.read_bytes() for p in sources.iterdir()} == before
+    book = json.loads((paths.executed("ci") / "00-setup.ipynb").read_text())
+    assert "'ci'" in str(book["cells"][-1]["outputs"])
+    assert str(sources) not in json.dumps(book)
+
+
+def test_an_unchanged_notebook_is_not_executed_again_unless_forced(sources):
+    said = []
+    notebooks.execute(["02-fine"], "ci", report=said.append)
+    notebooks.execute(["02-fine"], "ci", report=said.append)
+    write(sources, "02-fine", "1 + 2")
+    notebooks.execute(["02-fine"], "ci", report=said.append)
+    notebooks.execute(["02-fine"], "ci", report=said.append, force=True)
+    assert said == ["02-fine: executed", "02-fine: unchanged", "02-fine: executed", "02-fine: executed"]
+
+
+def test_an_unknown_parameter_is_refused(sources):
+    with pytest.raises(UsageError, match="profil"):
+        notebooks.run_notebook("02-fine", "ci", profil="demo")
+
+
+def test_an_unknown_notebook_is_refused_with_the_choices(sources):
+    with pytest.raises(UsageError, match="02-fine"):
+        notebooks.numbered("99")
+    with pytest.raises(UsageError, match="no notebook"):
+        notebooks.source("07-missing")
+    assert notebooks.numbered("2,00-setup") == ["00-setup", "02-fine"]
+
+
+def test_a_failure_never_replaces_a_good_execution(sources):
+    notebooks.execute(["02-fine"], "ci", report=lambda _: None)
+    good = (paths.executed("ci") / "02-fine.ipynb").read_bytes()
+    write(sources, "02-fine", "1 / 0")
+    with pytest.raises(FSRError, match="ZeroDivisionError"):
+        notebooks.run_notebook("02-fine", "ci")
+    assert (paths.executed("ci") / "02-fine.ipynb").read_bytes() == good

@@ -96,7 +96,7 @@ def deactivation(profile: Profile) -> tuple[Row, ...]:
 def components(profile: Profile) -> tuple[Row, ...]:
     """T4: the trained variants and controls, then the controls that act at test time."""
     plain, both = main_rows(profile)
-    variants = {
+    variants: dict[str, dict] = {
         "separation only": {"kind": "separation", "lambda_rec": 0.0},
         "recalibration without L_sep": {"lambda_sep": 0.0},
         "recalibration without L_rec": {"lambda_rec": 0.0},
@@ -114,7 +114,7 @@ def components(profile: Profile) -> tuple[Row, ...]:
     return plain, both, *trained, *controls
 
 
-SWEEPS = {
+SWEEPS: dict[str, tuple] = {
     "tau": (0.05, 0.5, 1.0),
     "lambda_sep": (0.5, 2.0),
     "lambda_rec": (0.5, 2.0),
@@ -127,7 +127,8 @@ DEFAULTS = {name: getattr(FSRSpec(), name) for name in SWEEPS}
 def settings(profile: Profile) -> tuple[Row, ...]:
     """T5: one setting at a time, seed 0; the default of each setting is the main AT + FSR run, shared."""
     main = seeded(with_fsr(profile.base, profile.place), (0,))[0]
-    sweeps = {"full": SWEEPS, "smoke": {"tau": (1.0,)}, "pair": {}}[profile.scope]
+    scopes: dict[str, dict[str, tuple]] = {"full": SWEEPS, "smoke": {"tau": (1.0,)}, "pair": {}}
+    sweeps = scopes[profile.scope]
     rows = []
     for axis, default in DEFAULTS.items():
         plain = main_rows(profile)[0].runs[:1]

@@ -28,8 +28,9 @@ def outcome(run: Run, evaluation: Evaluation) -> store.Outcome | None:
 
 def _ensemble(run: Run, evaluation: Evaluation) -> store.Outcome | None:
     """Right under all five of the authors' columns, on the images that all five have."""
-    parts = [outcome(run, replace(evaluation, attack=name)) for name in store.ENSEMBLE]
-    if any(part is None for part in parts):
+    found = [outcome(run, replace(evaluation, attack=name)) for name in store.ENSEMBLE]
+    parts = [part for part in found if part is not None]
+    if len(parts) < len(found):
         return None
     index = reduce(np.intersect1d, [part.index for part in parts])
     right = [part.correct[np.searchsorted(part.index, index)] for part in parts]
@@ -69,18 +70,19 @@ def gain(
     pairs = []
     for run in runs:
         other = next((p for p in plain if p.seed == run.seed), None)
-        both = (outcome(run, evaluation), outcome(other, plain_evaluation or evaluation) if other else None)
-        if both[0] is not None and both[1] is not None:
-            pairs.append(_common(*both))
+        after = outcome(run, evaluation)
+        before = outcome(other, plain_evaluation or evaluation) if other else None
+        if after is not None and before is not None:
+            pairs.append(_common(after, before))
     cell: dict = {"planned": len(runs), "seeds": len(pairs)}
     if not pairs:
         return cell | {"value": None}
-    after, before = (np.mean([pair[i] for pair in pairs], axis=0) for i in (0, 1))
+    mean_after, mean_before = (np.mean([pair[i] for pair in pairs], axis=0) for i in (0, 1))
     per_seed = [float(np.mean(a) - np.mean(b)) for a, b in pairs]
-    low, high = statistics.paired_bootstrap(before, after)
+    low, high = statistics.paired_bootstrap(mean_before, mean_after)
     sd = float(np.std(per_seed, ddof=1)) if len(per_seed) > 1 else None
     return cell | {
-        "value": float(np.mean(per_seed)), "low": low, "high": high, "n": len(after), "sd": sd,
+        "value": float(np.mean(per_seed)), "low": low, "high": high, "n": len(mean_after), "sd": sd,
         "p": statistics.mcnemar_exact(*pairs[0]), "per_seed": per_seed,
     }  # fmt: skip
 

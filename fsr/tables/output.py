@@ -69,10 +69,17 @@ def latex(table: Table) -> str:
     return "\n".join([*lines, *(f"% {note}" for note in about.footer())]) + "\n"
 
 
-def save(table: Table, profile: str, table_id: str, slug: str) -> list[Path]:
+class Saved(list[Path]):
+    """The files written; shown without the folders above the root, so that a notebook names no machine's paths."""
+
+    def __repr__(self) -> str:
+        return ", ".join(path.relative_to(paths.root()).as_posix() for path in self)
+
+
+def save(table: Table, profile: str, table_id: str, slug: str) -> Saved:
     """Write <T id>-<slug>.csv (numbers), .md and .tex (as shown); a file whose content is the same is left alone."""
     texts = {"csv": csv_text(table.numbers), "md": markdown(table), "tex": latex(table)}
-    written = []
+    written = Saved()
     for suffix, text in texts.items():
         path = paths.tables(profile) / f"{table_id}-{slug}.{suffix}"
         if not path.exists() or path.read_bytes() != text.encode():

@@ -30,7 +30,7 @@ def percent(value: float, low: float | None = None, high: float | None = None, *
     if missing(value):
         return NOT_RUN
     text = number(100 * value, digits=digits)
-    return text if missing(low) or missing(high) else f"{text} {span(100 * low, 100 * high, digits=digits)}"
+    return text if low is None or high is None else f"{text} {span(100 * low, 100 * high, digits=digits)}"
 
 
 def quantity(value, *, digits: int = 1, unit: str = "") -> str:

@@ -34,6 +34,11 @@ def test_three_files_are_written_once(filled, root):
     assert [path.stat().st_mtime_ns for path in paths] == before
 
 
+def test_a_notebook_shows_where_it_was_saved_without_the_machines_folders(filled, root):
+    text = repr(tables.save(filled, "demo", "T1", "whitebox"))
+    assert text.startswith("results/tables/demo/T1-whitebox.csv, ") and str(root) not in text
+
+
 def test_new_records_change_the_files(filled, root, records):
     paths = tables.save(filled, "demo", "T1", "whitebox")
     before = [path.read_text() for path in paths]

@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from synthetic_records import write_all
 
-from fsr import experiments, explore, runs
+from fsr import experiments, explore, runs, store
 from fsr.config import DATASETS
 from fsr.errors import UsageError
 from fsr.explore import controls as app_room
@@ -87,6 +88,12 @@ def test_streams_are_there_with_fsr_and_f_alone_without(networks):
     assert ((both.mask >= 0) & (both.mask <= 1)).all()
 
 
+def test_choices_list_each_network_once_with_its_weights(networks):
+    more = [Choice(choice.run, "last") for choice in networks]
+    frame = Choices(PROFILE, tuple([*networks, *more])).frame
+    assert frame["method"].tolist() == ["AT", "AT + FSR"] and set(frame["weights"]) == {"ema, last"}
+
+
 def test_one_and_two_looks_become_pictures(networks):
     plain, both = (explore.look(choice, attack="fgsm") for choice in networks)
     assert isinstance(explore.picture(both), Picture) and isinstance(explore.compare(both, plain), Picture)
@@ -137,6 +144,19 @@ def test_every_planned_run_has_a_row_whether_trained_or_not(root):
     assert sum(map(len, frames)) == len(experiments.SETS[PROFILE]["all"])
     assert all((frame["epochs"] == "not run").all() for frame in frames)
     assert (explore.recorded(PROFILE)["state"] == "missing").all()
+
+
+def test_outcomes_are_the_recorded_columns(root, monkeypatch):
+    monkeypatch.setenv("FSR_COMMIT", "c0ffee")
+    write_all(PROFILE, ("whitebox",))
+    frame = explore.outcomes(PROFILE, "at")
+    assert frame.index.tolist() == [
+        "no attack", "FGSM", "PGD-20", "PGD-100", "C&W", "Ensemble", "AutoAttack (capped)",
+    ]  # fmt: skip
+    run = experiments.main_pair(PROFILE)[0]
+    clean = store.load_eval(run, experiments.columns(PROFILE, "whitebox")["clean"])
+    assert frame.loc["no attack", "correct"] == clean.correct.sum()
+    assert (frame["percent"] == (100 * frame["correct"] / frame["n"]).round(1)).all()
 
 
 def test_progress_draws_curves_once_an_epoch(networks, monkeypatch):

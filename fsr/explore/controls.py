@@ -22,7 +22,8 @@ class App:
 
     def __init__(self, profile: str):
         known = choices(profile)
-        menu = [(c.name, c) for c in known.networks] or [("(no weights here)", None)]
+        menu: list[tuple[str, Choice | None]] = [(c.name, c) for c in known.networks]
+        menu = menu or [("(no weights here)", None)]
         wide = widgets.Layout(width="95%")
         start = known.default("at+fsr") or menu[0][1]
         self.first = widgets.Dropdown(options=menu, value=start, description="network", layout=wide)

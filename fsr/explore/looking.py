@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fsr import experiments, runs
 from fsr.analyse.look import Job, see
@@ -13,6 +13,7 @@ from fsr.attacks import attack_named
 from fsr.config import Analysis, Run, run_id
 from fsr.data import Data, as_float, part_of_test
 from fsr.errors import UsageError
+from fsr.models import Classifier
 from fsr.modes import eval_mode
 from fsr.plots import words
 
@@ -44,10 +45,13 @@ class Choices:
 
     @property
     def frame(self) -> pd.DataFrame:
-        """A row per network, with its run id."""
+        """A row per network, with the checkpoints whose weights are here."""
+        weights: dict[Run, list[str]] = {}
+        for choice in self.networks:
+            weights.setdefault(choice.run, []).append(choice.checkpoint)
         rows = [
-            [words.method(c.run.label), words.network(c.run), c.run.seed, c.checkpoint, run_id(c.run)]
-            for c in self.networks
+            [words.method(run.label), words.network(run), run.seed, ", ".join(kinds), run_id(run)]
+            for run, kinds in weights.items()
         ]
         return pd.DataFrame(rows, columns=["method", "network", "seed", "weights", "run"])
 
@@ -100,7 +104,7 @@ class Look:
         return self.class_names[int(probabilities.argmax())]
 
 
-def _inside(model: nn.Module, run: Run, data: Data, x: Tensor) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+def _inside(model: Classifier, run: Run, data: Data, x: Tensor) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
     """Maps of mean |feature| over channels per stream, and the mask's values, of a single image (1, 3, H, W)."""
     seen = see(Job(model, run, Analysis(kind="maps"), data, torch.device("cpu"), batch=1), x)
     maps = {name: f[0].float().abs().mean(0).numpy() for name, f in seen.maps.items()}

@@ -1,5 +1,7 @@
 """A look at one image as a figure, and two looks side by side."""
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
@@ -41,7 +43,7 @@ def _mask(ax: Axes, seen: Look) -> None:
         style.not_run(ax, "no mask in this network")
         ax.texts[-1].set_text("no mask\nin this network")
         return
-    ax.hist(seen.mask, bins=np.linspace(0, 1, 21), color=style.GREY)
+    ax.hist(seen.mask, bins=np.linspace(0, 1, 21).tolist(), color=style.GREY)
     ax.set(xlim=(0, 1), xlabel="mask value m", ylabel="activations")
 
 
@@ -79,7 +81,8 @@ def _one(seen: Look) -> Figure:
 @style.styled
 def _two(left: Look, right: Look) -> Figure:
     fig = style.figure(5.2, width=12.6)
-    for part, seen in zip(fig.subfigures(1, 2, wspace=0.03), (left, right), strict=True):
+    parts: Any = fig.subfigures(1, 2, wspace=0.03)
+    for part, seen in zip(parts, (left, right), strict=True):
         _draw(part, seen)
     return fig
 

@@ -70,7 +70,7 @@ def _training_figure(frame: pd.DataFrame, title: str):
     style.percent_axis(right)
     for ax in axes[0]:
         ax.legend(loc="best")
-        ax.locator_params(axis="x", integer=True, nbins=6)
+        curves.epoch_axis(ax)
     return fig
 
 
@@ -102,7 +102,7 @@ def outcomes(profile: str, label: str, checkpoint: str = "last") -> pd.DataFrame
         plain = [e.attack_id for e in _planned(profile, run, name)]
         frames.append(metrics[(metrics["attack"] == name) & metrics["attack_id"].isin(plain)])
     frame = pd.concat(frames)
-    frame = frame.assign(attack=frame["attack"].map(words.attack), percent=(100 * frame["accuracy"]).round(1))
+    frame = frame.assign(attack=frame["attack"].map(words.metric), percent=(100 * frame["accuracy"]).round(1))
     return frame[["attack", "n", "correct", "percent"]].set_index("attack")
 
 

@@ -1,9 +1,12 @@
 """F5: training curves, twins side by side."""
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from fsr import experiments, store
 from fsr.config import Run
@@ -17,7 +20,7 @@ LOSSES = {
     "train_sep": ("separation", style.ORANGE),
     "train_rec": ("recalibration", style.GREEN),
 }
-TRACES = {
+TRACES: dict[str, tuple[str, str, Any]] = {
     "held_clean_acc": ("clean", style.SKY, "-"),
     "held_robust_acc": ("under attack", style.VERMILION, "-"),
     "ema_held_robust_acc": ("under attack, EMA", style.PURPLE, (0, (4, 2))),
@@ -34,11 +37,21 @@ def history(run: Run) -> pd.DataFrame | None:
         return None
 
 
+def epoch_axis(ax: Axes) -> None:
+    """Whole epochs only, also when there is just one."""
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, min_n_ticks=1))
+
+
+def _marker(frame: pd.DataFrame) -> str:
+    """So few epochs that lines alone would hardly be seen get points as well."""
+    return "." if len(frame) < 4 else ""
+
+
 def draw_losses(ax: Axes, frame: pd.DataFrame) -> None:
     """Every loss term of a history, unweighted."""
     for name, (label, colour) in LOSSES.items():
         if name in frame and frame[name].notna().any():
-            ax.plot(frame["epoch"], frame[name], color=colour, label=label)
+            ax.plot(frame["epoch"], frame[name], color=colour, marker=_marker(frame), label=label)
 
 
 def draw_accuracy(ax: Axes, frame: pd.DataFrame, alpha: float = 1.0) -> None:
@@ -46,7 +59,14 @@ def draw_accuracy(ax: Axes, frame: pd.DataFrame, alpha: float = 1.0) -> None:
     for name, (label, colour, dash) in TRACES.items():
         if name in frame and frame[name].notna().any():
             width = 1.5 if alpha == 1 else 0.8
-            look = {"color": colour, "linestyle": dash, "linewidth": width, "alpha": alpha, "label": label}
+            look: dict[str, Any] = {
+                "color": colour,
+                "linestyle": dash,
+                "linewidth": width,
+                "alpha": alpha,
+                "label": label,
+                "marker": _marker(frame),
+            }
             ax.plot(frame["epoch"], frame[name], **look)
     if alpha == 1:
         _mark(ax, frame)
@@ -62,7 +82,7 @@ def _mark(ax: Axes, frame: pd.DataFrame) -> None:
             ax.plot(frame["epoch"].iloc[at], frame[name].iloc[at], zorder=5, **_look(mark))
 
 
-def _look(mark: str) -> dict:
+def _look(mark: str) -> dict[str, Any]:
     marker, fill = MARKS[mark]
     edge = style.BLACK if fill == "none" else "white"
     size = {"last": 9, "best": 9, "EMA": 5.5}[mark]
@@ -84,15 +104,15 @@ def _pair(axes: list[Axes], runs: tuple[Run, ...], title: str) -> None:
     axes[1].set_ylim(-0.02, 1.02)
     style.percent_axis(axes[1])
     for ax in axes:
-        ax.locator_params(axis="x", integer=True, nbins=5)
+        epoch_axis(ax)
 
 
 def _legend(fig: Figure) -> None:
     lines = [Line2D([], [], color=colour, label=f"loss: {label}") for label, colour in LOSSES.values()]
     lines += [Line2D([], [], color=c, linestyle=dash, label=label) for label, c, dash in TRACES.values()]
-    drawn = {line.get_label() for ax in fig.axes for line in ax.get_lines()}
+    drawn = {str(line.get_label()) for ax in fig.axes for line in ax.get_lines()}
     marks = [Line2D([], [], label=name, **_look(name)) for name in MARKS]
-    shown = [line for line in lines if line.get_label().removeprefix("loss: ") in drawn]
+    shown = [line for line in lines if str(line.get_label()).removeprefix("loss: ") in drawn]
     if shown:
         fig.legend(handles=[*shown, *marks], loc="outside upper center", ncols=4)
 

@@ -1,6 +1,6 @@
 """F9: the FSR module, drawn by code."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -34,9 +34,15 @@ HEADS = (
     Box(43, 0, 24, 4.8, "cross-entropy of $h(f^{-})$ with $y'$", "white"),
     Box(85, 0, 23, 4.8, "cross-entropy of $h(\\tilde{f}^{\\,-})$ with $y$", "white"),
 )
-GATES = ((51, 40, "×"), (51, 13, "×"), (79, 13, "×"), (85, 13, "+"), (85, 40, "+"))
+GATES: tuple[tuple[float, float, str], ...] = (
+    (51, 40, "×"),
+    (51, 13, "×"),
+    (79, 13, "×"),
+    (85, 13, "+"),
+    (85, 40, "+"),
+)
 # Each path is a list of corners; the last one carries the arrow head.
-PATHS = (
+PATHS: tuple[list[tuple[float, float]], ...] = (
     [(11.5, 27), (24.3, 27)],
     [(19, 27), (19, 40), (49.2, 40)],
     [(19, 27), (19, 13), (49.2, 13)],
@@ -52,12 +58,12 @@ PATHS = (
     [(85, 14.8), (85, 38.2)],
     [(86.8, 40), (90.3, 40)],
 )
-AUX_PATHS = (
+AUX_PATHS: tuple[list[tuple[float, float]], ...] = (
     [(66, 40), (66, 47.5)],
     [(54.5, 13), (54.5, 6), (43, 6), (43, 2.5)],
     [(85, 20), (92, 20), (92, 2.5)],
 )
-LABELS = (
+LABELS: tuple[tuple[float, float, str], ...] = (
     (15.2, 28.8, "$f$"),
     (40.4, 28.8, "$r$"),
     (53, 34.3, "$m$"),
@@ -87,7 +93,14 @@ def _path(ax: Axes, corners: list[tuple[float, float]], colour: str, dashed: boo
     dash = (0, (3, 2)) if dashed else "-"
     xs, ys = zip(*corners, strict=True)
     ax.plot(xs[:-1], ys[:-1], color=colour, linewidth=0.9, linestyle=dash, zorder=1, solid_capstyle="round")
-    arrow = {"arrowstyle": "-|>", "color": colour, "linewidth": 0.9, "linestyle": dash, "shrinkA": 0, "shrinkB": 0}
+    arrow: dict[str, Any] = {
+        "arrowstyle": "-|>",
+        "color": colour,
+        "linewidth": 0.9,
+        "linestyle": dash,
+        "shrinkA": 0,
+        "shrinkB": 0,
+    }
     ax.annotate("", xy=corners[-1], xytext=corners[-2], arrowprops=arrow | {"mutation_scale": 8}, zorder=1)
 
 

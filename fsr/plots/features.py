@@ -14,12 +14,12 @@ def _scatter(ax: Axes, points: np.ndarray, labels: np.ndarray, names: list[str])
     for label in np.unique(labels)[: len(style.TEN)]:
         mine = points[labels == label].astype(float)
         colour = style.TEN[int(label) % len(style.TEN)]
-        ax.scatter(*mine.T, s=4, color=colour, linewidths=0, alpha=0.65, rasterized=True)
+        ax.scatter(mine[:, 0], mine[:, 1], s=4, color=colour, linewidths=0, alpha=0.65, rasterized=True)
     for label in np.unique(labels)[: len(style.TEN)]:  # names last, above every point
-        middle = np.median(points[labels == label].astype(float), axis=0)
+        x, y = np.median(points[labels == label].astype(float), axis=0)
         name = names[int(label)] if int(label) < len(names) else str(label)
         box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
-        ax.text(*middle, name, ha="center", va="center", fontsize=6.8, fontweight="bold", bbox=box,
+        ax.text(x, y, name, ha="center", va="center", fontsize=6.8, fontweight="bold", bbox=box,
                 color=style.TEN[int(label) % len(style.TEN)])  # fmt: skip
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(True)

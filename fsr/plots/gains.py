@@ -1,5 +1,7 @@
 """F7: what FSR adds to each method, in points."""
 
+from typing import Any
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -32,7 +34,7 @@ def _panel(ax: Axes, profile: str, rows: list[Row]) -> None:
             drawn = True
             low, high = 100 * (gain.mean - gain.low), 100 * (gain.high - gain.mean)
             y = i + offset
-            look = {"fmt": marker, "color": colour, "capsize": 2, "linewidth": 1.1, "zorder": 3}
+            look: dict[str, Any] = {"fmt": marker, "color": colour, "capsize": 2, "linewidth": 1.1, "zorder": 3}
             ax.errorbar(100 * gain.mean, y, xerr=[[low], [high]], **look)
             if len(gain.seeds) > 1:
                 seeds = [100 * one for one in gain.seeds]

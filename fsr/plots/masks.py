@@ -48,8 +48,8 @@ def mask_histograms(profile: str) -> Figure:
     """F2: per temperature, the distribution of m on clean and adversarial images; then its saturated share."""
     found = mask_records(profile)
     if not found:
-        fig, axes = style.panels(1, 1, 1.6)
-        style.not_run(axes[0][0], "masks of AT + FSR")
+        fig, only = style.panels(1, 1, 1.6)
+        style.not_run(only[0][0], "masks of AT + FSR")
         return fig
     cols = min(5, len(found) + 1)
     rows = -(-(len(found) + 1) // cols)

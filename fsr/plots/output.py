@@ -5,6 +5,7 @@ import io
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -47,7 +48,7 @@ def _width(png: bytes) -> int:
         return round(image.width * 120 / STYLE["savefig.dpi"])
 
 
-def _numbers(artist: Artist) -> np.ndarray | None:
+def _numbers(artist: Artist) -> Any:
     if isinstance(artist, Line2D):
         return artist.get_xydata()
     if isinstance(artist, Collection):
@@ -60,7 +61,7 @@ def _numbers(artist: Artist) -> np.ndarray | None:
 
 
 def _vertices(artist: Collection) -> list[np.ndarray]:
-    return [path.vertices.ravel() for path in artist.get_paths()]
+    return [np.asarray(path.vertices, float).ravel() for path in artist.get_paths()]
 
 
 def _texts(figure: Figure) -> list[str]:
@@ -79,7 +80,7 @@ def digest(figure: Figure) -> str:
     sha = hashlib.sha256("\n".join(_texts(figure)).encode())
     for ax in figure.axes:
         for artist in (*ax.lines, *ax.patches, *ax.collections, *ax.images):
-            numbers = np.asarray(np.ma.filled(np.ma.asarray(_numbers(artist), float), 0.0))
+            numbers: np.ndarray = np.asarray(np.ma.filled(np.ma.asarray(_numbers(artist), float), 0.0))
             sha.update(np.round(numbers, 4).tobytes() + b"|")
     return sha.hexdigest()[:16]
 

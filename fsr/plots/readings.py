@@ -90,8 +90,11 @@ class Accuracy:
 
 def accuracy(found: Outcome | None) -> Accuracy | None:
     """Accuracy of outcomes, or None."""
-    if found is None:
-        return None
+    return None if found is None else counted(found)
+
+
+def counted(found: Outcome) -> Accuracy:
+    """Accuracy of outcomes, with its interval."""
     correct, n = int(found.correct.sum()), len(found.correct)
     low, high = statistics.wilson(correct, n)
     return Accuracy(correct / n, low, high, n)

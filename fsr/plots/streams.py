@@ -1,5 +1,7 @@
 """F3: what each stream knows about the class, under attack."""
 
+from typing import Any
+
 from matplotlib.figure import Figure
 
 from fsr import statistics
@@ -34,7 +36,13 @@ def stream_bars(profile: str) -> Figure:
     for shift, (probe, (label, colour, hatch)) in zip((-0.2, 0.2), PROBES.items(), strict=True):
         for i, stream in enumerate(names):
             if (stream, probe) not in total:
-                look = {"rotation": 90, "ha": "center", "va": "bottom", "fontsize": 6.5, "color": "#666666"}
+                look: dict[str, Any] = {
+                    "rotation": 90,
+                    "ha": "center",
+                    "va": "bottom",
+                    "fontsize": 6.5,
+                    "color": "#666666",
+                }
                 ax.text(i + shift, 0.01, "not run", **look)
                 continue
             correct, n = total[stream, probe]
@@ -45,8 +53,8 @@ def stream_bars(profile: str) -> Figure:
             ax.text(i + shift, high + 0.012, f"{100 * share:.0f}", ha="center", va="bottom", fontsize=7)
     chance = 1 / records[0].get("classes", 10)
     ax.axhline(chance, color=style.GREY, linestyle=":", linewidth=1)
-    look = {"ha": "left", "va": "center", "fontsize": 6.5, "color": style.GREY}
-    ax.text(1.01, chance, "chance", transform=ax.get_yaxis_transform(), **look)
+    beside: dict[str, Any] = {"ha": "left", "va": "center", "fontsize": 6.5, "color": style.GREY}
+    ax.text(1.01, chance, "chance", transform=ax.get_yaxis_transform(), **beside)
     ax.set_xticks(range(len(names)), [f"{words.STREAMS[s]}\n{words.STREAM_WORDS[s]}" for s in names])
     ax.set(ylim=(0, 1.08), xlim=(-0.55, len(names) - 0.45), ylabel="accuracy under PGD-20")
     ax.grid(axis="x", visible=False)

@@ -17,7 +17,7 @@ def sweep(profile: str, run: Run, axis: str) -> list[tuple[float, Accuracy]]:
     for evaluation in experiments.evaluations(profile, "strength", run):
         value = 0.0 if evaluation.attack == "clean" and axis == "eps" else getattr(evaluation, axis)
         if value is not None and store.has_eval(run, evaluation):
-            points.append((float(value), readings.accuracy(store.load_eval(run, evaluation))))
+            points.append((float(value), readings.counted(store.load_eval(run, evaluation))))
     return sorted(points, key=lambda point: point[0])
 
 

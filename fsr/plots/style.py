@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -18,7 +19,7 @@ PLAIN, WITH_FSR = BLUE, VERMILION
 TEN = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, "#8C5A2B", SKY, GREY, "#B8A900", BLACK)  # ten classes, labelled as well
 CLEAN, ATTACKED = SKY, VERMILION
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "figure.dpi": 150,
     "savefig.dpi": 150,
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same bytes on every machine

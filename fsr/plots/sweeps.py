@@ -23,10 +23,11 @@ LINES = {
 
 
 def _positions(rows: list[Row]) -> tuple[list[float], list[str], bool]:
-    values = [row.value for row in rows]
-    if all(isinstance(v, float) for v in values):
-        return values, [f"{v:g}" for v in values], True
-    labels = [VALUES.get(v, str(v).replace("layer", "").replace("block", "")) for v in values]
+    numbers = [row.value for row in rows if isinstance(row.value, float)]
+    if len(numbers) == len(rows):
+        return numbers, [f"{v:g}" for v in numbers], True
+    texts = [str(row.value) for row in rows]
+    labels = [VALUES.get(v, v.replace("layer", "").replace("block", "")) for v in texts]
     return [float(i) for i in range(len(rows))], labels, False
 
 
@@ -36,9 +37,9 @@ def _baseline(ax: Axes, profile: str, row: Row, attack: str, colour: str) -> Non
         ax.axhline(plain.value, color=colour, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
 
 
-def _panel(ax: Axes, profile: str, axis: str, rows: list[Row]) -> None:
-    if axis != "place":
-        rows = sorted(rows, key=lambda row: row.value) if isinstance(rows[0].value, float) else rows
+def _panel(ax: Axes, profile: str, rows: list[Row]) -> None:
+    if isinstance(rows[0].value, float):
+        rows = sorted(rows, key=lambda row: float(row.value or 0))
     places, labels, numeric = _positions(rows)
     drawn = False
     for i, (attack, (marker, colour)) in enumerate(LINES.items()):
@@ -72,11 +73,11 @@ def sweeps(profile: str) -> Figure:
     """F4: T5's and T6's runs as curves, seed 0, last epoch, 95 % intervals; dashed lines: the same run without FSR."""
     groups: dict[str, list[Row]] = {axis: [] for axis in AXES}
     for row in (*readings.rows(profile, "settings"), *readings.rows(profile, "placement")):
-        groups[row.axis].append(row)
+        groups[str(row.axis)].append(row)
     fig, grid = style.panels(2, 3, 4.6, sharey=True)
     axes = [ax for line in grid for ax in line]
     for ax, (axis, title) in zip(axes, AXES.items(), strict=True):
-        _panel(ax, profile, axis, groups[axis])
+        _panel(ax, profile, groups[axis])
         ax.set_title(title)
     for line in grid:
         line[0].set_ylabel("accuracy")

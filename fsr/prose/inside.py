@@ -34,9 +34,9 @@ def streams(profile: str) -> Prose:
         return Prose(NOTHING)
     total, lines = pooled(records), []
     for probe, name in (("aux", "the auxiliary head"), ("knn", "nearest neighbours")):
-        pair = [total.get((stream, probe)) for stream in ("nonrobust", "recalibrated")]
-        if None not in pair:
-            before, after = (correct / n for correct, n in pair)
+        pair = [(stream, probe) for stream in ("nonrobust", "recalibrated")]
+        if all(key in total for key in pair):
+            before, after = (total[key][0] / total[key][1] for key in pair)
             step = f"{percent(before)} % in the non-robust stream, {percent(after)} % recalibrated"
             lines.append(f"- by {name}: {step}, {points(after - before)}")
     note = "The head was trained to produce this step, so it is no evidence by itself; the neighbours were not."

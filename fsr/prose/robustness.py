@@ -42,12 +42,12 @@ def _gains_of(profile: str, kind: str, row: Row, plain: tuple[Run, ...], label: 
 
 def whitebox(profile: str) -> Prose:
     """T1 and F7 in words: what FSR adds to each method, last epoch."""
-    lines = []
+    found = []
     for row in readings.gain_rows(profile):
         run = row.runs[0]
         label = f"{words.dataset(run.dataset)}, {words.network(run)}, {words.method(run.method)}"
-        lines.append(_gains_of(profile, "whitebox", row, row.plain, label))
-    lines = [line for line in lines if line]
+        found.append(_gains_of(profile, "whitebox", row, row.plain, label))
+    lines = [line for line in found if line]
     if not lines:
         return Prose(NOTHING)
     return Prose.of("What FSR adds, last epoch:", "\n".join(lines), budget(profile))
@@ -57,8 +57,8 @@ def deactivation(profile: str) -> Prose:
     """T2 in words: AT + FSR against each peer."""
     rows = readings.rows(profile, "deactivation")
     ours = rows[-1]
-    lines = [_gains_of(profile, "deactivation", ours, row.runs, f"AT + FSR against {row.name}") for row in rows[1:-1]]
-    lines = [line for line in lines if line]
+    found = [_gains_of(profile, "deactivation", ours, row.runs, f"AT + FSR against {row.name}") for row in rows[1:-1]]
+    lines = [line for line in found if line]
     joint = [line for row in rows[1:-1] if (line := _joint(profile, row)) is not None]
     if not lines:
         return Prose(NOTHING if len(rows) > 2 else "This profile trains no peers.")
@@ -88,7 +88,9 @@ def _broken_only(run: Run, evaluation: Evaluation, white: store.Outcome) -> tupl
 def _against_white(profile: str, row: Row) -> dict[str, tuple[int, int]]:
     """Black-box attack to (images only it breaks, images that both saw), for what was run."""
     white = readings.outcome(profile, row.runs[0], "ensemble")
-    columns = experiments.columns(profile, "blackbox") if white is not None else {}
+    if white is None:
+        return {}
+    columns = experiments.columns(profile, "blackbox")
     found = {n: _broken_only(row.runs[0], e, white) for n, e in columns.items() if e.attack != "clean"}
     return {name: counts for name, counts in found.items() if counts is not None}
 
@@ -130,7 +132,8 @@ def settings(profile: str) -> Prose:
     values = {name: outcome.accuracy for name, outcome in found.items() if outcome is not None}
     if len(values) < 2:
         return Prose(NOTHING)
-    low, high = (f"{percent(values[n])} % ({n})" for n in (min(values, key=values.get), max(values, key=values.get)))
+    ordered = sorted(values, key=values.__getitem__)
+    low, high = (f"{percent(values[name])} % ({name})" for name in (ordered[0], ordered[-1]))
     text = f"Over {len(values)} settings and places Ensemble lies between {low} and {high}."
     main = readings.rows(profile, "streams")[0].runs
     seeds = [o.accuracy for run in main if (o := readings.outcome(profile, run, "ensemble")) is not None]

@@ -1,0 +1,88 @@
+"""Rooms import downwards only, and what rebuilds tables imports no torch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fsr
+
+PACKAGE = Path(fsr.__file__).parent
+RANK = {
+    name: rank
+    for rank, names in enumerate(
+        (
+            "errors losses modes statistics words fold models.resnet models.vgg models.wideresnet",
+            "config paths files hardware distributed progress attacks.gradient attacks.components models.cost "
+            "models.insert models.interventions models.official models.peers",
+            "store experiments reference recipe data weights capture models.fsr attacks.ascent attacks.auto "
+            "attacks.query attacks.transfer",
+            "models tables compare fastnet attacks attacks.adaptive attacks.distill attacks.latent attacks.unmask",
+            "objectives plots analyse audit",
+            "fast prose",
+            "train evaluate report",
+            "runs",
+            "executors explore",
+            "cluster",
+            "notebooks",
+            "__main__",
+        )
+    )
+    for name in names.split()
+}
+WITHOUT_TORCH = ("config", "paths", "reference", "statistics", "experiments", "store", "tables", "plots", "report")
+
+
+def _room(module: str) -> str:
+    """The entry of RANK that a dotted module below fsr belongs to; in models/ and attacks/ every file is a room."""
+    top = module.split(".")[0]
+    room = module if top in ("models", "attacks") else top
+    assert room in RANK, f"{room} has no rank: add it to RANK"
+    return room
+
+
+def _imported(path: Path) -> set[str]:
+    """Dotted fsr modules that a file imports at its top level."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name.removeprefix("fsr.") for alias in node.names if alias.name.startswith("fsr.")}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "fsr":
+            base = node.module.removeprefix("fsr").lstrip(".")
+            for alias in node.names:
+                whole = f"{base}.{alias.name}".lstrip(".")
+                is_module = (PACKAGE / whole.replace(".", "/")).is_dir() or (
+                    PACKAGE / (whole.replace(".", "/") + ".py")
+                ).is_file()
+                if is_module or base:
+                    found.add(whole if is_module else base)
+    return found
+
+
+FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+    mine = _room(name)
+    for other in _imported(path):
+        theirs = _room(other)
+        assert theirs == mine or RANK[theirs] < RANK[mine], f"{name} (rank {RANK[mine]}) imports {other}"
+
+
+@pytest.mark.parametrize("room", WITHOUT_TORCH)
+def test_no_torch_is_needed_to_rebuild_a_table(room):
+    code = f"import sys, fsr.{room}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_no_star_imports_bare_excepts_or_eval():
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            assert not (isinstance(node, ast.ImportFrom) and node.names[0].name == "*"), path
+            assert not (isinstance(node, ast.ExceptHandler) and node.type is None), path
+            called = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id
+            assert called not in ("eval", "exec"), path

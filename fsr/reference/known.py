@@ -12,7 +12,7 @@ from fsr.errors import CorruptFile, UsageError
 
 DATA = Path(__file__).resolve().parent.parent / "reference_data"
 COLUMNS = ("table", "dataset", "backbone", "row", "metric", "value", "unit", "note")
-TABLES = tuple(f"T{i}" for i in range(1, 11))
+TABLES = ("T1", "T2", "T3", "T4", "T5", "T6", "T7", "T8", "T10")  # nobody has published T9's audit
 # unit -> smallest and largest value that can be meant; an accuracy typed as a fraction stays visible as 0.5 %
 UNITS = {
     "percent": (0.0, 100.0),

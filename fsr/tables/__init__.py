@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fsr.tables import accuracy
+from fsr.tables.cost import overhead
 from fsr.tables.frame import Table
-from fsr.tables.inside import audit, overhead, streams
+from fsr.tables.inside import audit, streams
 from fsr.tables.output import save
 from fsr.tables.verdict import verdict
 

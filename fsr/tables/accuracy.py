@@ -9,6 +9,7 @@ from fsr.experiments import Row
 from fsr.tables import cells, names
 from fsr.tables.frame import About, Sources, Table, make
 from fsr.tables.text import NOT_RUN
+from fsr.tables.typed import full_size
 from fsr.tables.wide import wide
 
 KEYS = ["dataset", "backbone", "network", "checkpoint", "row", "kind", "source"]
@@ -28,11 +29,6 @@ NOTE = (
     "Percent; in brackets the 95 % interval over images (Wilson; gains: paired bootstrap), ± the standard deviation "
     "over seeds. Bold: best of our rows for the same weights. Authors' protocol except AutoAttack."
 )
-
-
-def full_size(run: Run) -> bool:
-    """Is this the setting of the paper: whole network, whole training set, 100 epochs?"""
-    return run.width is None and run.blocks is None and run.train_size is None and run.epochs == 100
 
 
 def _checkpoints(profile: str, kind: str, row: Row) -> list[str]:

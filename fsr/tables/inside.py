@@ -1,17 +1,18 @@
-"""T7, T8 and T9: what the streams know, what FSR costs, and the adaptive audit."""
+"""T7 and T9: what the streams know, and the adaptive audit."""
 
 import pandas as pd
 
-from fsr import experiments, reference, statistics, store
+from fsr import experiments, statistics, store
 from fsr.config import Analysis, Run
 from fsr.errors import MissingRecord
-from fsr.tables import names
+from fsr.tables import typed
 from fsr.tables.frame import About, Sources, Table, make
 from fsr.tables.text import NOT_RUN, missing, number, percent, quantity
 
 STREAMS = ("f", "robust", "nonrobust", "recalibrated", "output")
 STREAM_NAMES = {"f": "f", "robust": "f⁺", "nonrobust": "f⁻", "recalibrated": "f̃⁻", "output": "f̃"}
 PROBES = {"aux": "auxiliary head", "knn": "k-nearest neighbours"}
+STREAM_COLUMNS = [f"{probe}, {attack}" for probe in PROBES.values() for attack in ("PGD-20", "no attack")]
 GROUPS = {  # as `fsr.audit` names them; the numbers are the specification's
     "autoattack": "1 AutoAttack",
     "bpda": "2 the mask's backward pass at tau = 1 (BPDA)",
@@ -62,8 +63,7 @@ def stream_numbers(profile: str, sources: Sources) -> pd.DataFrame:
                 for stream in STREAMS:
                     for probe in PROBES:
                         for attack in ("pgd20", "clean"):
-                            cell = known.get((stream, probe, attack)) or known.get(("features", probe, attack), {})
-                            cell = cell if stream == "f" or (stream, probe, attack) in known else {}
+                            cell = known.get((stream, probe, attack), {})
                             records.append({
                                 "row": row.name, "seed": run.seed, "checkpoint": analysis.checkpoint, "stream": stream,
                                 "probe": probe, "attack": attack, "n": cell.get("n"), "correct": cell.get("correct"),
@@ -86,12 +86,30 @@ def streams(profile: str) -> Table:
                 mine = part[(part["probe"] == probe) & (part["attack"] == attack)]
                 out[f"{title}, {words}"] = _over_seeds(mine)
         shown.append(out | {"n": quantity(part["n"].max(), digits=0)})
+    shown += _typed_streams(profile, numbers)
     notes = (
         "Percent, with 95 % Wilson intervals at one seed's n, ± the standard deviation over seeds.",
         "The auxiliary head was trained to be wrong on f⁻ and right on f⁺ and f̃⁻, and is a guest on f and f̃: only "
         "the neighbours, which nothing was trained on, are evidence.",
     )
     return make(pd.DataFrame(shown), about("T7", "streams", "What the streams know", profile, numbers, sources, *notes))
+
+
+def _typed_streams(profile: str, numbers: pd.DataFrame) -> list[dict[str, str]]:
+    """The paper's cells under PGD-20 (row: a stream, metric: a probe) and ours minus them at full size."""
+    base, shown = experiments.profile_of(profile).base, []
+    for cell in typed.cells("T7", rows=STREAMS, units=dict.fromkeys(PROBES, "percent")):
+        if (cell.dataset, cell.backbone) == (base.dataset, base.backbone):
+            chosen = (numbers["checkpoint"] == "last") & (numbers["stream"] == cell.row)
+            mine = numbers[chosen & (numbers["probe"] == cell.metric) & (numbers["attack"] == "pgd20")]
+            ours = 100 * mine["accuracy"].mean()
+            texts = typed.pair(ours, cell.value, full_size=typed.full_size(base), digits=2)
+            for name, text in zip(("paper", "ours minus paper"), texts):
+                keys = {"method": name, "weights": "last", "stream": f"{STREAM_NAMES[cell.row]} ({cell.row})"}
+                shown.append(
+                    dict.fromkeys(STREAM_COLUMNS, "") | keys | {f"{PROBES[cell.metric]}, PGD-20": text, "n": ""}
+                )
+    return shown
 
 
 def _over_seeds(part: pd.DataFrame) -> str:
@@ -104,71 +122,6 @@ def _over_seeds(part: pd.DataFrame) -> str:
         head, tail = text.split(" ", 1)
         text = f"{head} ± {number(100 * float(done['accuracy'].std(ddof=1)))} {tail}"
     return text if len(done) == len(part) else f"{text} ({len(done)} of {len(part)} seeds)"
-
-
-COST = ("params", "macs", "train_seconds_per_epoch", "latency_ms", "peak_memory_mb")
-
-
-def cost_numbers(profile: str, sources: Sources) -> pd.DataFrame:
-    """T8 as numbers: a row per network, without and with FSR; latency of the largest batch that was timed, in ms."""
-    records = []
-    for row in experiments.ROWS[profile]["whitebox"]:
-        run = row.runs[0]
-        for analysis in planned(profile, run, "cost")[:1]:
-            found = record_of(run, analysis, sources) or {}
-            latency = found.get("latency_ms")
-            if isinstance(latency, dict):
-                latency = latency[max(latency, key=int)]
-            records.append({
-                "dataset": run.dataset, "backbone": run.backbone, "network": names.network(run), "row": row.name,
-                "fsr": run.fsr is not None, "full_size": run.width is None and run.blocks is None,
-                **{name: found.get(name) for name in COST}, "latency_ms": latency,
-            })  # fmt: skip
-    frame = pd.DataFrame(records)
-    frame[list(COST)] = frame[list(COST)].astype(float)
-    return frame
-
-
-def overhead(profile: str) -> Table:
-    """T8: parameters, MACs, seconds per epoch, latency and memory without and with FSR, and the difference."""
-    experiments.profile_of(profile)
-    sources = Sources()
-    numbers = cost_numbers(profile, sources)
-    shown = []
-    for (dataset, network), pair in numbers.groupby(["dataset", "network"], sort=False):
-        keys = {"data": names.dataset(dataset), "network": network}
-        shown += [keys | {"method": r.row} | _costs(r) for r in pair.itertuples()]
-        plain, both = (pair[pair["fsr"] == value].iloc[0] for value in (False, True))
-        shown.append(keys | {"method": "added by FSR"} | {k: _added(plain[n], both[n]) for k, n in zip(_HEAD, COST)})
-        if pair["full_size"].all():
-            stated = _stated(pair["backbone"].iloc[0])
-            shown.append(keys | {"method": "added, from the authors' code (computed)"} | stated)
-    notes = (
-        "Parameters include the auxiliary head; MACs, latency and memory are of the device and batches in the records. "
-        "Seconds per epoch are the median over a training, latency the median of eager passes in eval mode.",
-        "WRN's dead `sub_block1` is not counted.",
-    )
-    return make(pd.DataFrame(shown), about("T8", "overhead", "Overhead", profile, numbers, sources, *notes))
-
-
-_HEAD = ("parameters", "MACs", "seconds per epoch", "latency, ms", "peak memory, MiB")
-
-
-def _costs(row) -> dict[str, str]:
-    digits = (0, 0, 2, 3, 1)
-    return {head: quantity(getattr(row, name), digits=d) for head, name, d in zip(_HEAD, COST, digits)}
-
-
-def _added(plain: float, both: float) -> str:
-    if missing(plain) or missing(both):
-        return NOT_RUN
-    return f"{number(100 * (both / plain - 1), digits=2, sign=True)} %"
-
-
-def _stated(backbone: str) -> dict[str, str]:
-    known = reference.known_results().query("kind == 'computed' and metric == 'added_params'")
-    row = known[known["backbone"] == backbone].iloc[0]
-    return {head: "" for head in _HEAD} | {"parameters": f"+{row['value']:,.0f}"}
 
 
 def audit_numbers(profile: str, sources: Sources) -> pd.DataFrame:

@@ -9,8 +9,9 @@ from fsr.errors import MissingRecord
 from fsr.experiments import Row
 from fsr.reference import Claim
 from fsr.tables import accuracy, cells
+from fsr.tables.cost import cost_numbers
 from fsr.tables.frame import Sources
-from fsr.tables.inside import cost_numbers, stream_numbers
+from fsr.tables.inside import stream_numbers
 from fsr.tables.text import missing, number
 
 

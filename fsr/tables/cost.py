@@ -1,0 +1,86 @@
+"""T8: what FSR costs."""
+
+import pandas as pd
+
+from fsr import experiments, reference
+from fsr.tables import names, typed
+from fsr.tables.frame import Sources, Table, make
+from fsr.tables.inside import about, planned, record_of
+from fsr.tables.text import NOT_RUN, missing, number, quantity
+
+COST = ("params", "macs", "train_seconds_per_epoch", "latency_ms", "peak_memory_mb")
+UNITS = dict(zip(COST, ("count", "count", "seconds", "milliseconds", "megabytes")))
+HEAD = ("parameters", "MACs", "seconds per epoch", "latency, ms", "peak memory, MiB")
+DIGITS = (0, 0, 2, 3, 1)
+
+
+def cost_numbers(profile: str, sources: Sources) -> pd.DataFrame:
+    """T8 as numbers: a row per network, without and with FSR; latency of the largest batch that was timed, in ms."""
+    records = []
+    for row in experiments.ROWS[profile]["whitebox"]:
+        run = row.runs[0]
+        for analysis in planned(profile, run, "cost")[:1]:
+            found = record_of(run, analysis, sources) or {}
+            latency = found.get("latency_ms")
+            if isinstance(latency, dict):
+                latency = latency[max(latency, key=int)]
+            records.append({
+                "dataset": run.dataset, "backbone": run.backbone, "network": names.network(run), "row": row.name,
+                "fsr": run.fsr is not None, "full_size": run.width is None and run.blocks is None,
+                **{name: found.get(name) for name in COST}, "latency_ms": latency,
+            })  # fmt: skip
+    frame = pd.DataFrame(records)
+    frame[list(COST)] = frame[list(COST)].astype(float)
+    return frame
+
+
+def overhead(profile: str) -> Table:
+    """T8: parameters, MACs, seconds per epoch, latency and memory without and with FSR, and the difference."""
+    experiments.profile_of(profile)
+    sources = Sources()
+    numbers = cost_numbers(profile, sources)
+    shown = []
+    for (dataset, network), pair in numbers.groupby(["dataset", "network"], sort=False):
+        keys = {"data": names.dataset(dataset), "network": network}
+        shown += [keys | {"method": r.row} | _costs(r) for r in pair.itertuples()]
+        plain, both = (pair[pair["fsr"] == value].iloc[0] for value in (False, True))
+        shown.append(keys | {"method": "added by FSR"} | {k: _added(plain[n], both[n]) for k, n in zip(HEAD, COST)})
+        if pair["full_size"].all():
+            stated = _stated(pair["backbone"].iloc[0])
+            shown.append(keys | {"method": "added, from the authors' code (computed)"} | stated)
+        shown += [keys | row for row in _typed(pair)]
+    notes = (
+        "Parameters include the auxiliary head; MACs, latency and memory are of the device and batches in the records. "
+        "Seconds per epoch are the median over a training, latency the median of eager passes in eval mode.",
+        "WRN's dead `sub_block1` is not counted.",
+    )
+    return make(pd.DataFrame(shown), about("T8", "overhead", "Overhead", profile, numbers, sources, *notes))
+
+
+def _typed(pair: pd.DataFrame) -> list[dict[str, str]]:
+    """The paper's cells of this network (row: AT or AT + FSR) and ours minus them at full size."""
+    first, shown = pair.iloc[0], []
+    for cell in typed.cells("T8", rows=("AT", "AT + FSR"), units=UNITS):
+        if (cell.dataset, cell.backbone) == (first["dataset"], first["backbone"]):
+            i = COST.index(cell.metric)
+            ours = pair.loc[pair["row"] == cell.row, cell.metric].iloc[0]
+            texts = typed.pair(ours, cell.value, full_size=bool(first["full_size"]), digits=DIGITS[i])
+            for name, text in zip(("paper", "ours minus paper"), texts):
+                shown.append({"method": f"{cell.row}: {name}"} | dict.fromkeys(HEAD, "") | {HEAD[i]: text})
+    return shown
+
+
+def _costs(row) -> dict[str, str]:
+    return {head: quantity(getattr(row, name), digits=d) for head, name, d in zip(HEAD, COST, DIGITS)}
+
+
+def _added(plain: float, both: float) -> str:
+    if missing(plain) or missing(both):
+        return NOT_RUN
+    return f"{number(100 * (both / plain - 1), digits=2, sign=True)} %"
+
+
+def _stated(backbone: str) -> dict[str, str]:
+    known = reference.known_results().query("kind == 'computed' and metric == 'added_params'")
+    row = known[known["backbone"] == backbone].iloc[0]
+    return {head: "" for head in HEAD} | {"parameters": f"+{row['value']:,.0f}"}

@@ -171,8 +171,16 @@ def test_progress_draws_curves_once_an_epoch(networks, monkeypatch):
     assert report.bar is None
 
 
-def test_complete_returns_at_once_when_all_is_recorded(monkeypatch):
+def test_what_was_not_trained_is_said(root):
+    assert explore.history_tail(PROFILE, "at") == explore.training_picture(PROFILE, "at") == "Not run yet."
+    assert explore.outcomes(PROFILE, "at").empty
+
+
+def test_complete_computes_what_is_missing_unless_told_not_to(root, monkeypatch):
     called = []
     monkeypatch.setattr(runs, "ensure", lambda profile, notebook, options: called.append((profile, notebook)))
+    monkeypatch.setenv("FSR_COMPUTE", "0")
+    assert ": 0 of" in explore.complete(PROFILE, "02-train-baselines") and not called
+    monkeypatch.setenv("FSR_COMPUTE", "1")
     explore.complete(PROFILE, "02-train-baselines")
     assert called == [(PROFILE, "02-train-baselines")]

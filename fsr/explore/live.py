@@ -1,11 +1,14 @@
 """Progress in a notebook: a bar for the step at hand, and the curves of the run that is training."""
 
+import os
+
 from IPython.display import display
 from tqdm.auto import tqdm
 
-from fsr import runs, store
+from fsr import prose, runs, store
 from fsr.errors import MissingRecord
 from fsr.explore.records import picture_of
+from fsr.prose import Prose
 
 
 class Live:
@@ -48,10 +51,15 @@ class Live:
             self.bar = None
 
 
-def complete(profile: str, notebook: str, device: str | None = None) -> None:
-    """`runs.ensure` with a bar and live curves: returns at once when everything a notebook reads is recorded."""
-    live = Live()
-    try:
-        runs.ensure(profile, notebook, runs.Options(device=device, report=live))
-    finally:
-        live.close()
+def complete(profile: str, notebook: str, device: str | None = None) -> Prose:
+    """`runs.ensure` with a bar and live curves, then how much is there; at once when everything is recorded.
+
+    With FSR_COMPUTE=0, as after a run that was stopped by its time limit, nothing is computed.
+    """
+    if os.environ.get("FSR_COMPUTE") != "0":
+        live = Live()
+        try:
+            runs.ensure(profile, notebook, runs.Options(device=device, report=live))
+        finally:
+            live.close()
+    return prose.progress(profile, notebook)

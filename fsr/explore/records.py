@@ -7,6 +7,9 @@ from fsr.config import Evaluation, Run, run_id
 from fsr.errors import MissingRecord, UsageError
 from fsr.plots import curves, style, words
 from fsr.plots.output import Picture
+from fsr.prose import Prose
+
+NOT_RUN = Prose("Not run yet.")
 
 
 def _run(profile: str, label: str) -> Run:
@@ -54,9 +57,10 @@ def trained(profile: str, *, modules: bool) -> pd.DataFrame:
     return pd.DataFrame([_trained_row(run) for run in chosen], columns=names)
 
 
-def history_tail(profile: str, label: str, epochs: int = 5) -> pd.DataFrame:
+def history_tail(profile: str, label: str, epochs: int = 5) -> pd.DataFrame | Prose:
     """The last epochs of seed 0's run with this label, as recorded."""
-    return store.history(_run(profile, label)).tail(epochs).set_index("epoch").round(4)
+    frame = curves.history(_run(profile, label))
+    return NOT_RUN if frame is None else frame.tail(epochs).set_index("epoch").round(4)
 
 
 @style.styled
@@ -80,9 +84,10 @@ def picture_of(run: Run) -> Picture:
     return Picture.of(_training_figure(store.history(run), title), f"training of {run_id(run)}")
 
 
-def training_picture(profile: str, label: str) -> Picture:
+def training_picture(profile: str, label: str) -> Picture | Prose:
     """Loss terms and accuracies of seed 0's run with this label."""
-    return picture_of(_run(profile, label))
+    run = _run(profile, label)
+    return NOT_RUN if curves.history(run) is None else picture_of(run)
 
 
 def recorded(profile: str) -> pd.DataFrame:

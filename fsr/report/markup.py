@@ -35,7 +35,7 @@ def markdown(text: str) -> str:
 
 def _kind(name: str, text: str) -> str:
     kinds = ["key", "name"] if name in KEYS else []
-    if text.startswith("not run"):
+    if text.startswith(("not run", "not applicable")):
         kinds.append("missing")
     elif "[" in text or name in ONCE:
         kinds.append("value")

@@ -123,7 +123,7 @@ def networks():
         "logits times 1000": After(natural, after=lambda z: 1000 * z),
         "softmax of logits times 1000": After(natural, after=lambda z: (1000 * z).softmax(1)),
         "quantised inputs": After(natural, before=lambda x: torch.round(8 * x) / 8),
-        "bytes": After(natural, before=lambda x: torch.from_numpy((15 * x.detach().numpy()).round() / 15)),
+        "bytes": After(natural, before=lambda x: torch.from_numpy((15 * x.numpy()).round() / 15)),
     }
     return made, part
 

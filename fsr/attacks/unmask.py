@@ -122,28 +122,39 @@ class Sloped(TorchFunctionMode):
 
 
 class Softened(nn.Module):
-    """A model with the same logits and honest slopes (see `Sloped`); whole=None tries the stronger form first.
+    """A model with the same logits and honest slopes (see `Sloped`), in the strongest form that it can be run in.
 
-    Where neither form runs (the model refuses floating point for a whole number, say), it is the model itself.
+    form: whole, part (without casts and comparisons), plain (the model itself), or cut: a model that refuses images
+    which ask for a gradient gets them without. The features inside belong to the graph of the images given.
     """
 
     def __init__(self, model: nn.Module, probe: Tensor):
         super().__init__()
-        self.model, self.whole = model, None
-        for whole in (True, False):
-            try:
-                self.whole = whole
-                with torch.enable_grad():
-                    self(probe.detach().clone().requires_grad_())
+        self.model, self.form = model, "cut"
+        for form in ("whole", "part", "plain"):
+            self.form = form
+            if self._runs(probe.detach().clone().requires_grad_()):
                 return
-            except (RuntimeError, TypeError, IndexError, ValueError, NotImplementedError):
-                self.whole = None
+        self.form = "cut"
+
+    def _runs(self, x: Tensor) -> bool:
+        try:
+            with torch.enable_grad():
+                logits = self(x)
+                if logits.requires_grad:
+                    torch.autograd.grad(logits.sum(), x, allow_unused=True)
+            return True
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError, IndexError, ValueError, NotImplementedError) as error:
+            log.debug("not softened in the form %s: %s", self.form, error)
+            return False
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K)."""
-        if self.whole is None:
-            return self.model(x)
-        with Sloped(whole=self.whole):
+        if self.form in ("plain", "cut"):
+            return self.model(x if self.form == "plain" else x.detach())
+        with Sloped(whole=self.form == "whole"):
             return self.model(x)
 
 
@@ -154,7 +165,13 @@ class _Guard(torch.autograd.Function):
     def forward(ctx, x: Tensor, model: nn.Module) -> Tensor:
         with torch.enable_grad():
             ctx.leaf = x.detach().requires_grad_()
-            ctx.logits = model(ctx.leaf)
+            try:
+                ctx.logits = model(ctx.leaf)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:  # numpy refuses images that ask for a gradient
+                log.debug("run without a gradient: %s", error)
+                ctx.logits = model(x.detach())
         return ctx.logits.detach().clone()
 
     @staticmethod

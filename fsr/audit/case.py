@@ -14,7 +14,7 @@ from fsr.attacks.ascent import Look, ascend, differentiated, of
 from fsr.attacks.distill import distill
 from fsr.attacks.gradient import Loss, Net, uniform_start
 from fsr.attacks.unmask import Averaged, Guarded, Softened
-from fsr.audit.judge import Judge, is_randomised
+from fsr.audit.judge import Judge, is_randomised, own_randomness
 from fsr.errors import UsageError
 
 log = logging.getLogger("fsr")
@@ -85,8 +85,9 @@ class Case:
 
     @cached_property
     def softened(self) -> nn.Module:
-        """The model with slopes where it hides them."""
-        return Guarded(Softened(self.model, self.x[:2]))
+        """The model with slopes where it hides them; its features belong to the graph, unlike those of `net`."""
+        with own_randomness(self.seed, self.x.device):
+            return Softened(self.model, self.x[:2])
 
     @cached_property
     def steady(self) -> nn.Module:
@@ -97,7 +98,8 @@ class Case:
     def student(self) -> nn.Module:
         """A smooth network that agrees with the model's decisions around the images."""
         x = self.x if self.train is None else torch.cat([self.x, self.train[0]])
-        return distill(self.steady, x, classes=self.classes, eps=self.eps, seed=self.seed, **self.budget.student)
+        with own_randomness(self.seed, x.device):
+            return distill(self.steady, x, classes=self.classes, eps=self.eps, seed=self.seed, **self.budget.student)
 
     @property
     def draws(self) -> int:

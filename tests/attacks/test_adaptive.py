@@ -146,8 +146,17 @@ def test_softening_leaves_a_smooth_model_as_it_is():
 def test_a_model_that_needs_whole_numbers_is_attacked_as_it_is():
     model = Front(lambda x: torch.arange(256.0)[(255 * x).long()] / 255)
     x = torch.rand(2, 3, 4, 4)
-    assert not Softened(model, x).whole
+    assert Softened(model, x).form == "part"
     torch.testing.assert_close(Guarded(Softened(model, x))(x.requires_grad_()), model(x))
+
+
+def test_a_model_that_refuses_gradients_is_attacked_without_them():
+    model = Front(lambda x: torch.from_numpy(x.numpy().round()))  # numpy() raises where a gradient is asked for
+    x = torch.rand(2, 3, 4, 4)
+    for net in (Guarded(model), Softened(model, x)):
+        _, gradient, _ = differentiated(of(net, lead))(x, torch.zeros(2, dtype=torch.long), torch.arange(2))
+        assert (gradient == 0).all()
+        torch.testing.assert_close(net(x), model(x))
 
 
 def test_averaged_is_the_mean_softmax():
@@ -298,8 +307,11 @@ def test_latent_heads_learn_what_the_features_tell_and_leave_no_hooks():
 def test_latent_objective_is_differentiable_down_to_the_pixels(network):
     model, x, y = network
     heads = LatentHeads(model, x, y, classes=10, steps=20)
-    _, gradient, _ = differentiated(heads.objective(model))(x, y, torch.arange(len(x)))
-    assert (gradient.flatten(1).abs().amax(1) > 0).all()
+    for net in (model, Softened(model, x)):
+        value, gradient, _ = differentiated(heads.objective(net))(x, y, torch.arange(len(x)))
+        final, without, _ = differentiated(heads.objective(net, weight=0.0))(x, y, torch.arange(len(x)))
+        assert (value > final).all()
+        assert ((gradient - without).flatten(1).abs().amax(1) > 0).all()  # the heads' own part
 
 
 def test_a_student_agrees_with_a_teacher_that_has_no_gradient_and_betrays_it():

@@ -194,28 +194,23 @@ class _Sum(torch.autograd.Function):
         return grad
 
 
-class CpuSyncBatchNorm(nn.SyncBatchNorm):
+class CpuSyncBatchNorm(nn.BatchNorm2d):
     """SyncBatchNorm on a CPU, where torch has none: the same statistics, by sums over all processes."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (N, C, ...) of this process; like x, normalised with the statistics of all processes' images."""
+        """x: (N, C, H, W) of this process; like x, normalised with the statistics of all processes' images."""
         if not self.training:
             return super().forward(x)
-        dims = [d for d in range(x.ndim) if d != 1]
         count = _Sum.apply(torch.tensor(float(x.numel() // x.shape[1])))
-        mean = _Sum.apply(x.sum(dims)) / count
-        centred = x - self._wide(mean, x)
-        variance = _Sum.apply((centred**2).sum(dims)) / count
+        mean = _Sum.apply(x.sum((0, 2, 3))) / count
+        centred = x - mean[:, None, None]
+        variance = _Sum.apply((centred**2).sum((0, 2, 3))) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        return centred * self._wide(scale, x) + self._wide(self.bias, x)
-
-    @staticmethod
-    def _wide(v: Tensor, x: Tensor) -> Tensor:
-        return v.view(1, -1, *[1] * (x.ndim - 2))
+        return centred * scale[:, None, None] + self.bias[:, None, None]
 
 
 def synchronised(model: nn.Module) -> nn.Module:
@@ -225,9 +220,9 @@ def synchronised(model: nn.Module) -> nn.Module:
     """
     if not together():
         return model
-    cpu = next(model.parameters()).device.type == "cpu"
-    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    for module in model.modules() if cpu else ():
-        if type(module) is nn.SyncBatchNorm:
+    if next(model.parameters()).device.type != "cpu":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
             module.__class__ = CpuSyncBatchNorm  # the same attributes, another forward
     return model

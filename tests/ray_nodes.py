@@ -1,0 +1,99 @@
+"""A real Ray cluster on loopback: a head and worker nodes, each a process tree of its own that a test may kill."""
+
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+RAY = str(Path(sys.executable).with_name("ray"))
+PATIENT = {"RAY_agent_register_timeout_ms": "180000", "RAY_gcs_server_request_timeout_seconds": "120"}  # busy machines
+
+
+def free_port() -> int:
+    """A TCP port that nobody uses at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def environment() -> dict[str, str]:
+    """Of nodes and drivers alike: one secret of their own, no usage statistics, one thread."""
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"} | PATIENT
+
+
+def _node(arguments: list[str], log: Path, cpus: int) -> subprocess.Popen:
+    ports = ["--dashboard-agent-listen-port=0", "--metrics-export-port=0", "--min-worker-port=0", "--max-worker-port=0"]
+    command = [RAY, "start", "--block", "--node-ip-address=127.0.0.1", f"--num-cpus={cpus}", "--num-gpus=0", *ports]
+    command += ["--object-store-memory=80000000", "--disable-usage-stats", "--include-log-monitor=false", *arguments]
+    with open(log, "wb") as output:  # a session of its own: signals for one node reach no other
+        return subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+
+
+def start(arguments: list[str], log: Path, *, cpus: int = 1, tries: int = 5) -> subprocess.Popen:
+    """A node that is up; tried again, because Ray gives a node 30 seconds and a busy machine may need more."""
+    for _ in range(tries):
+        node = _node(arguments, log, cpus)
+        while node.poll() is None:
+            if b"Ray runtime started" in log.read_bytes():
+                return node
+            time.sleep(0.3)
+        end(node)
+    raise RuntimeError(f"the node did not come up: {log.read_text()[-2000:]}")
+
+
+def children(pid: int) -> list[int]:
+    """Every descendant of a process, by /proc alone."""
+    parents: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError):
+            parents.setdefault(int(stat.read_text().rpartition(")")[2].split()[1]), []).append(int(stat.parent.name))
+    found, todo = [], [pid]
+    while todo:
+        below = parents.get(todo.pop(), [])
+        found, todo = found + below, todo + below
+    return found
+
+
+def working(node: subprocess.Popen, name: str = "ray::") -> list[int]:
+    """Worker processes of a node that are inside a task, by the name that Ray gives them then."""
+    out = []
+    for pid in children(node.pid):
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(name.encode()):
+                out.append(pid)
+    return out
+
+
+def end(node: subprocess.Popen) -> None:
+    """Stop one node and all its processes, by their own ids."""
+    below = [node.pid, *children(node.pid)]
+    with contextlib.suppress(ProcessLookupError):
+        node.send_signal(signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        node.wait(10)
+    for pid in below:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    node.wait(10)
+
+
+@contextlib.contextmanager
+def cluster(folder: Path, *, workers: int = 2):
+    """(address, nodes): a head without cores and worker nodes of one core each; os.environ must hold `environment()`."""
+    port = free_port()
+    head = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}"]
+    head += [f"--ray-client-server-port={free_port()}", f"--dashboard-port={free_port()}"]
+    nodes = []
+    try:
+        nodes.append(start(head, folder / "head.log", cpus=0))
+        for i in range(workers):
+            nodes.append(start([f"--address=127.0.0.1:{port}"], folder / f"worker{i}.log"))
+        yield f"127.0.0.1:{port}", nodes
+    finally:
+        for node in reversed(nodes):
+            end(node)

@@ -1,0 +1,231 @@
+"""One training in two processes: what one process would have computed, up to rounding."""
+
+import logging
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import time
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from fsr import distributed, store
+from fsr.config import FSRSpec, for_dataset, run_id
+from fsr.data import load
+from fsr.errors import Interrupted, UsageError
+from fsr.executors import together
+from fsr.experiments import SETS
+from fsr.runs import Options, Task, state_path
+from fsr.train import Trainer, Watch, fit
+from fsr.weights import load_tensors
+
+# 49 images in batches of 32 and 17: the last one is shared 9 to 8; 15 held-out images are shared 8 to 7
+TINY = for_dataset(
+    "digits", train_size=49, test_size=20, holdout=15, width=4, blocks=(1, 1, 1, 1), batch=32, epochs=2, steps=3,
+    precision="float32", sync_bn=True, lr=0.05,
+)  # fmt: skip
+FSR = replace(TINY, module=FSRSpec(at=("layer3",)))
+# no steps: at the clean image KL has no slope, so rounding alone decides the signs of its first step
+AWP = replace(TINY, method="trades", awp=0.01, steps=0)
+REPLICAS = replace(FSR, sync_bn=False)
+LONG = replace(REPLICAS, epochs=25)
+RUNS = {"fsr": FSR, "awp": AWP, "replicas": REPLICAS}
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def trained(run, resume=None, stop_after=None) -> dict:
+    """Tensors and progress of a training, from `resume` on, or up to a batch."""
+    trainer, batches = Trainer(run, load(run)), []
+    if resume is not None:
+        trainer.restore(resume["tensors"], resume["progress"])
+    watch = Watch(on_batch=lambda *_: batches.append(1), interrupted=lambda: len(batches) == stop_after)
+    with suppress(Interrupted):
+        fit(trainer, watch)
+    tensors = {k: v.clone() for k, v in trainer.tensors().items()}
+    return {"tensors": tensors, "progress": asdict(trainer.progress)}
+
+
+def scenarios() -> dict:
+    out = {name: trained(run) for name, run in RUNS.items()}
+    only_last = 3 if distributed.rank() == 1 else None  # one process alone is asked to stop; both do
+    out["stopped"] = trained(FSR, stop_after=only_last)
+    out["resumed"] = trained(FSR, resume=decided(out["stopped"]))
+    layer = distributed.CpuSyncBatchNorm(3).double()
+    x = torch.randn(6, 3, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    part = x[distributed.shard(6)].requires_grad_()
+    y = layer(part)
+    (y * torch.arange(6.0)[distributed.shard(6), None, None, None]).sum().backward()
+    out["layer"] = {"y": y.detach(), "grad": part.grad, "mean": layer.running_mean, "var": layer.running_var}
+    return out
+
+
+def decided(state: dict) -> dict:
+    """What every process would read from the file that rank 0 wrote."""
+    return distributed.decide(state)
+
+
+def process(rank: int, port: str, folder: str) -> None:
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port, LOCAL_RANK=str(rank))
+    torch.set_num_threads(1)
+    with distributed.group("cpu"):
+        torch.save(scenarios(), Path(folder) / f"{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """What each of two processes ended with."""
+    folder, port = tmp_path_factory.mktemp("pair"), free_port()
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=process, args=(rank, port, str(folder))) for rank in range(2)]
+    for one in processes:
+        one.start()
+    for one in processes:
+        one.join(300)
+    assert [one.exitcode for one in processes] == [0, 0]
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+def rows(state: dict) -> list[dict]:
+    """The history without what a clock says."""
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in state["progress"]["rows"]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fsr", "awp"])
+def test_two_processes_compute_what_one_computes(pair, name):
+    alone, both = trained(RUNS[name]), pair[0][name]
+    for mine, theirs in zip(rows(alone), rows(both), strict=True):
+        assert mine.keys() == theirs.keys()
+        for key, value in mine.items():
+            assert theirs[key] == pytest.approx(value, rel=2e-4, abs=1e-6), key
+    assert both["progress"]["best_epoch"] == alone["progress"]["best_epoch"]
+    for key, value in alone["tensors"].items():
+        torch.testing.assert_close(both["tensors"][key], value, rtol=1e-3, atol=2e-4, msg=key)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_all_processes_hold_the_same_weights_averages_best_and_history(pair, name):
+    first, second = pair[0][name], pair[1][name]
+    assert rows(first) == rows(second)
+    assert first["progress"]["best_epoch"] == second["progress"]["best_epoch"]
+    assert first["tensors"].keys() == second["tensors"].keys()
+    for key, value in first["tensors"].items():
+        assert torch.equal(value, second["tensors"][key]), key
+
+
+@pytest.mark.slow
+def test_statistics_per_replica_are_another_training(pair):
+    assert rows(pair[0]["replicas"]) != rows(trained(REPLICAS))
+
+
+@pytest.mark.slow
+def test_one_process_asked_to_stop_stops_all_and_the_resumed_training_is_the_whole_one(pair):
+    for one in pair:
+        assert one["stopped"]["progress"]["step"] == 3
+    assert torch.equal(pair[0]["stopped"]["tensors"]["sums/images"], torch.tensor(32.0, dtype=torch.float64))
+    for mine, whole in zip(rows(pair[0]["resumed"]), rows(pair[0]["fsr"]), strict=True):
+        assert mine == pytest.approx(whole, rel=1e-9)
+    for key, value in pair[0]["fsr"]["tensors"].items():
+        assert torch.equal(pair[0]["resumed"]["tensors"][key], value), key
+
+
+@pytest.mark.slow
+def test_synchronised_statistics_are_those_of_the_whole_batch(pair):
+    x = torch.randn(6, 3, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64, requires_grad=True)
+    plain = nn.BatchNorm2d(3).double()
+    y = plain(x)
+    (y * torch.arange(6.0)[:, None, None, None]).sum().backward()
+    torch.testing.assert_close(torch.cat([one["layer"]["y"] for one in pair]), y.detach())
+    torch.testing.assert_close(torch.cat([one["layer"]["grad"] for one in pair]), x.grad)
+    for one in pair:
+        torch.testing.assert_close(one["layer"]["mean"], plain.running_mean)
+        torch.testing.assert_close(one["layer"]["var"], plain.running_var)
+
+
+def test_alone_everything_is_the_whole():
+    assert (distributed.rank(), distributed.size(), distributed.together()) == (0, 1, False)
+    assert distributed.shard(7) == slice(0, 7)
+    assert distributed.share(7) == 1.0
+    assert distributed.decide("x") == "x"
+    assert distributed.any_of(True) is True
+    values = {"a": torch.tensor(2.0)}
+    assert distributed.summed(values) is values
+    net = nn.Sequential(nn.BatchNorm2d(2))
+    assert distributed.averaging(net, 1) is net
+    assert type(distributed.synchronised(net)[0]) is nn.BatchNorm2d
+
+
+@pytest.mark.parametrize(("n", "size"), [(17, 2), (128, 3), (5, 8), (0, 2)])
+def test_shards_are_a_partition_of_nearly_equal_parts(monkeypatch, n, size):
+    parts, shares = [], []
+    monkeypatch.setattr(distributed, "size", lambda: size)
+    for rank in range(size):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        parts.append(list(range(n))[distributed.shard(n)])
+        shares.append(distributed.share(n) if n else size)
+    assert [i for part in parts for i in part] == list(range(n))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert sum(shares) == pytest.approx(size if n else size * size)
+
+
+def test_too_many_processes_for_a_batch_is_wrong_use(monkeypatch):
+    monkeypatch.setattr(distributed, "together", lambda: True)
+    monkeypatch.setattr(distributed, "size", lambda: 9)
+    with pytest.raises(UsageError, match="smallest batch has 17 images"):
+        distributed.averaging(nn.Linear(1, 1), 17)
+
+
+def torchrun(root: Path, *what: str) -> subprocess.Popen:
+    """torchrun with two processes; its log is in root/log."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    with open(root / "log", "wb") as log:
+        return subprocess.Popen([*command, *what], stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def below(pid: int) -> list[int]:
+    """Child processes."""
+    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.slow
+def test_a_lost_process_ends_the_run_and_the_same_command_goes_on(root):
+    command, until = torchrun(root, __file__), time.monotonic() + 240
+    while not state_path(LONG).exists() and time.monotonic() < until and command.poll() is None:
+        time.sleep(0.01)  # until the first epoch's checkpoint is there
+    os.kill(below(command.pid)[1], 9)
+    assert command.wait(120) != 0
+    assert not store.is_trained(LONG)
+    tensors, progress = load_tensors(state_path(LONG))  # whole: its digest is right
+    assert 1 < progress["epoch"] <= LONG.epochs
+    assert tensors["model/net.conv1.weight"].isfinite().all()
+    assert torchrun(root, __file__).wait(240) == 0, (root / "log").read_text()
+    assert f"resumes in epoch {progress['epoch']}" in (root / "log").read_text()
+    assert list(store.history(LONG)["epoch"]) == list(range(1, LONG.epochs + 1))
+    assert store.environment(LONG)["processes"] == 2
+
+
+@pytest.mark.slow
+def test_the_command_line_shares_trainings_and_nothing_else(root):
+    arguments = ["whitebox", "--profile", "ci", "--root", str(root), "--device", "cpu"]
+    assert torchrun(root, "-m", "fsr", "evaluate", *arguments).wait(120) != 0
+    assert "torchrun is for" in (root / "log").read_text()
+    run = SETS["ci"]["whitebox"][0]
+    assert torchrun(root, "-m", "fsr", "train", run_id(run), *arguments[1:]).wait(240) == 0, (root / "log").read_text()
+    assert store.environment(run)["processes"] == 2
+
+
+if __name__ == "__main__":  # under torchrun
+    logging.basicConfig(level=logging.INFO)
+    sys.exit(bool(together([Task(run=LONG)], Options(device="cpu"), lambda _: nullcontext(print)).failed))

@@ -57,7 +57,7 @@ def test_records_stay_valid_without_weights_and_weights_come_back_the_same(root)
 def test_the_time_limit_stops_cleanly_and_the_next_call_ends_as_an_uninterrupted_one(root, monkeypatch, tmp_path):
     run = tiny_run(module=FSR_HERE, epochs=2)
     with pytest.raises(TimeUp):
-        runs.ensure_trained(run, Options(device="cpu", deadline=time.time() + 0.05, report=lambda *_: time.sleep(0.05)))
+        runs.ensure_trained(run, Options(device="cpu", deadline=time.monotonic() + 0.05, report=lambda *_: time.sleep(0.05)))
     assert not store.is_trained(run)
     runs.ensure_trained(run, CPU)
     resumed = store.environment(run)["checkpoints"]
@@ -127,9 +127,12 @@ def test_outcomes_belong_to_the_test_images_that_they_name(root):
 
 def test_transfers_come_behind_all_trainings_and_every_run_is_trained_once():
     tasks = runs.tasks("demo")
-    first = [t for t in tasks if all(e.surrogate is None for e in t.evaluations)]
+    first = tasks[: len(experiments.SETS["demo"]["all"])]
     second = tasks[len(first) :]
     assert second and all(e.surrogate for t in second for e in t.evaluations)
+    assert not any(e.surrogate for t in first for e in t.evaluations)
+    assert {a.kind for t in second for a in t.analyses} == {"audit"}
+    assert "audit" not in {a.kind for t in first for a in t.analyses}
     names = [t.name for t in first]
     assert len(names) == len(set(names)) == len(set(experiments.SETS["demo"]["all"]))
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from fsr import paths, store
-from fsr.config import Analysis, Run, run_id
+from fsr.config import Analysis, Run, replace, run_id
 from fsr.data import Data, as_float, part_of_test
 from fsr.errors import CorruptFile
 from fsr.files import load_json, save_json
@@ -13,13 +13,16 @@ from fsr.weights import digest_of
 
 
 def _twin(run: Run, options: Options):
-    """(run id, network) of the plain AT twin, when its weights are here, for the transfer group; else (None, None)."""
-    shape = (run.dataset, run.backbone, run.width, run.blocks, run.epochs, "at", None, None)
-    for known in store.runs():
-        same = (known.dataset, known.backbone, known.width, known.blocks, known.epochs, known.method)
-        if (*same, known.module, known.imported) == shape and known != run and weights_path(known, "last").exists():
-            return run_id(known), load_model(known, "last", options)
-    return None, None
+    """(run id, network) to transfer from: the plain AT twin of the same seed, for plain AT the next seed's; or Nones.
+
+    Always the same run, whatever else is there: only a trained one counts, and audits come behind all trainings.
+    """
+    twin = replace(run, method="at", module=None, imported=None)
+    if twin == run:
+        twin = replace(run, seed=run.seed + 1)
+    if not store.is_trained(twin):
+        return None, None
+    return run_id(twin), load_model(twin, "last", options)
 
 
 def _plain(value):

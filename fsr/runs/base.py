@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
@@ -13,8 +14,8 @@ from filelock import FileLock, Timeout
 from fsr import data as data_room
 from fsr import distributed, hardware, paths
 from fsr.config import Run, run_id
-from fsr.errors import Busy, Interrupted, TimeUp
-from fsr.files import write_bytes
+from fsr.errors import Busy, CorruptFile, FSRError, Interrupted, TimeUp, UsageError
+from fsr.files import load_json, write_bytes
 
 log = logging.getLogger("fsr")
 
@@ -23,8 +24,9 @@ log = logging.getLogger("fsr")
 class Options:
     """How to compute, never what: none of it is part of a run's id.
 
-    switches: compile, graphs, channels_last (None: measured defaults); deadline: time.time() at which to
-    stop; interrupted: polled between batches; report: called with (run id, what, done, of).
+    switches: compile, graphs, channels_last (None: measured defaults); deadline: time.monotonic() at which to stop,
+    one clock for all processes of a machine, which no change of the date moves; interrupted: polled between batches;
+    report: called with (run id, what, done, of).
     """
 
     device: str | None = None
@@ -40,11 +42,15 @@ class Options:
         """The device as torch names it."""
         return hardware.device_named(self.device)
 
+    def late(self) -> bool:
+        """Is the time limit reached?"""
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
     def check(self) -> None:
         """Raise TimeUp or Interrupted when it is time."""
         if self.interrupted():
             raise Interrupted("stopped by a signal; the same command goes on from here")
-        if self.deadline is not None and time.time() >= self.deadline:
+        if self.late():
             raise TimeUp("the time limit is reached; the same command goes on from here")
 
 
@@ -68,6 +74,8 @@ def locked(run: Run, options: Options, part: str = ""):
     except Timeout:
         log.warning("%s is being computed by another process: waiting", name)
         _wait(lock, name, options)
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder} ({error.strerror}); give another --root DIR") from None
     try:
         yield
     finally:
@@ -82,6 +90,35 @@ def _wait(lock: FileLock, name: str, options: Options) -> None:
             lock.acquire(timeout=1.0, poll_interval=0.25)
             return
     raise Busy(f"{name} is still being computed by another process; try again later")
+
+
+@contextlib.contextmanager
+def memory_explained(run: Run):
+    """Running out of memory, on a GPU or not, is one line that says what to change; everything saved stays."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        text = str(error)
+        if type(error) is RuntimeError and "can't allocate memory" not in text and "out of memory" not in text:
+            raise
+        advice = "precision bf16, " if run.precision == "float32" else ""
+        raise FSRError(
+            f"out of memory at batch {run.batch}, {run.precision}: try a smaller batch, {advice}a narrower width or "
+            f"fewer --workers ({text.strip()[:80]})"
+        ) from None
+
+
+def scratch(path: Path) -> dict:
+    """What a stopped call left to go on from, {} without any; a damaged file is named and kept beside the new one."""
+    if not path.exists():
+        return {}
+    try:
+        return load_json(path)
+    except CorruptFile as error:
+        aside = path.with_name(path.name + ".damaged")
+        path.replace(aside)
+        log.warning("%s; this part starts again, the file is kept as %s", str(error).split(";")[0], aside.name)
+        return {}
 
 
 @functools.lru_cache(maxsize=2)

@@ -8,11 +8,10 @@ from fsr import hardware, paths, store
 from fsr.analyse import analyse
 from fsr.config import Analysis, Evaluation, Run, run_id
 from fsr.data import part_of_test
-from fsr.errors import CorruptFile
 from fsr.evaluate import Progress, survives
-from fsr.files import load_json, save_json
+from fsr.files import save_json
 from fsr.runs.auditing import audit_run
-from fsr.runs.base import Options, data_of, locked
+from fsr.runs.base import Options, data_of, locked, memory_explained, scratch
 from fsr.runs.training import ensure_weights, load_model
 
 SAVE_SECONDS = 5.0  # outcomes so far are written at most this often
@@ -24,11 +23,8 @@ def _partial(run: Run, evaluation: Evaluation) -> Path:
 
 
 def _resume(path: Path, digest: str) -> Progress:
-    """Outcomes of an earlier, stopped call on the same weights; a damaged or foreign file is left aside."""
-    try:
-        record = load_json(path) if path.exists() else {}
-    except CorruptFile:
-        return Progress()
+    """Outcomes of an earlier, stopped call on the same weights; those of other weights are left aside."""
+    record = scratch(path)
     return Progress(**record["progress"]) if record.get("weights") == digest else Progress()
 
 
@@ -47,7 +43,8 @@ def ensure_evaluated(run: Run, evaluation: Evaluation, options: Options | None =
     surrogate = _surrogate(evaluation, options)
     with locked(run, options, store.eval_path(run, evaluation).stem):
         if not store.has_eval(run, evaluation):
-            _evaluate(run, evaluation, options, surrogate)
+            with memory_explained(run):
+                _evaluate(run, evaluation, options, surrogate)
 
 
 def _evaluate(run: Run, evaluation: Evaluation, options: Options, surrogate) -> None:
@@ -63,7 +60,7 @@ def _evaluate(run: Run, evaluation: Evaluation, options: Options, surrogate) -> 
     def on_chunk(progress: Progress) -> None:
         nonlocal saved
         options.report(run_id(run), f"{evaluation.checkpoint} {evaluation.attack_id}", progress.done, len(y))
-        stopping = options.interrupted() or (options.deadline is not None and time.time() >= options.deadline)
+        stopping = options.interrupted() or options.late()
         if progress.done < len(y) and (stopping or time.monotonic() - saved > SAVE_SECONDS):
             save_json(path, {"weights": digest, "progress": asdict(progress)})
             saved = time.monotonic()

@@ -34,9 +34,9 @@ class Task:
 
 
 def tasks(profile: str, sets: Iterable[str] = ("all",), *, train_only: bool = False) -> list[Task]:
-    """Tasks of these sets in the plan's order, each run once; transfers come in a second round.
+    """Tasks of these sets in the plan's order, each run once; transfers and audits come in a second round.
 
-    A transfer attack needs another run's weights, so its evaluation is a task of its own behind all trainings.
+    Both need another run's weights, so they are a task of their own behind all trainings.
     """
     sets = tuple(sets)
     experiments.profile_of(profile)
@@ -49,9 +49,11 @@ def tasks(profile: str, sets: Iterable[str] = ("all",), *, train_only: bool = Fa
         analyses = dict.fromkeys(a for name in sets for a in experiments.analyses(profile, name, run))
         own = tuple(e for e in evaluations if e.surrogate is None)
         foreign = tuple(e for e in evaluations if e.surrogate is not None)
-        first.append(Task(run=run) if train_only else Task(run=run, evaluations=own, analyses=tuple(analyses)))
-        if foreign and not train_only:
-            second.append(Task(run=run, evaluations=foreign))
+        looks = tuple(a for a in analyses if a.kind != "audit")
+        audits = tuple(a for a in analyses if a.kind == "audit")
+        first.append(Task(run=run) if train_only else Task(run=run, evaluations=own, analyses=looks))
+        if (foreign or audits) and not train_only:
+            second.append(Task(run=run, evaluations=foreign, analyses=audits))
     return first + second
 
 

@@ -17,6 +17,7 @@ from fsr.attacks.auto import autoattack
 from fsr.attacks.gradient import check_images
 from fsr.config import Evaluation, Run
 from fsr.data import as_float
+from fsr.errors import UsageError
 from fsr.fast import fast_net
 from fsr.files import npz_bytes
 from fsr.hardware import exact_float32
@@ -59,14 +60,31 @@ def right(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
         return model(x).argmax(1) == y
 
 
+class _Watched(nn.Module):
+    """A network that looks before every pass whether it is time to stop: a chunk can take minutes."""
+
+    def __init__(self, net: nn.Module, check: Callable[[], None]):
+        super().__init__()
+        self.net, self.check = net, check
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.check()
+        return self.net(x)
+
+    def trace(self, x: Tensor, y: Tensor | None = None):
+        """Logits and streams, for attacks on more than the logits."""
+        self.check()
+        return self.net.trace(x, y)
+
+
 @contextlib.contextmanager
-def _prepared(model: nn.Module, run: Run, evaluation: Evaluation, switches: dict):
+def _prepared(model: nn.Module, run: Run, evaluation: Evaluation, switches: dict, check: Callable[[], None]):
     """(the float32 judge, the network to differentiate), in eval mode, under the evaluation's intervention."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(eval_mode(model))
         if evaluation.intervention:
             stack.enter_context(intervene(model, evaluation.intervention))
-        yield model, fast_net(model, precision=run.precision, **switches)
+        yield model, _Watched(fast_net(model, precision=run.precision, **switches), check)
 
 
 def survives(
@@ -81,23 +99,26 @@ def survives(
     switches: dict | None = None,
     progress: Progress | None = None,
     on_chunk: Callable[[Progress], None] | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Progress:
     """Which images are still classified correctly under the evaluation's attack.
 
     x: (N, C, H, W) uint8; y: (N,); index: (N,) places in the test set, which seed the random starts, so
     that an outcome does not depend on the batch. A sample is broken only if the float32 model errs on the
     final clipped float32 image; flips counts where the faster crafting network judged otherwise.
-    progress: from an earlier call that was stopped; on_chunk may raise to stop.
+    progress: from an earlier call that was stopped; on_chunk may raise to stop. UsageError for an empty batch, images
+    that are not uint8 (N, C, H, W), or labels that the network has no class for.
     """
+    _check(model, x, y, index)
     progress = progress or Progress()
     if evaluation.attack in AUTOATTACK:
-        return _autoattack(model, x, y, run, evaluation, switches or {}, progress, on_chunk)
+        return _autoattack(model, x, y, run, evaluation, switches or {}, progress, on_chunk, check)
     device = next(model.parameters()).device
     attack, eps = attack_named(evaluation.attack), run.eps if evaluation.eps is None else evaluation.eps
     options = {"steps": evaluation.steps, "surrogate": surrogate}
     options = {k: v for k, v in options.items() if v is not None}
     size = batch_size(device, evaluation)
-    with _prepared(model, run, evaluation, switches or {}) as (judge, net):
+    with _prepared(model, run, evaluation, switches or {}, check) as (judge, net):
         while progress.done < len(y):
             started = time.monotonic()
             chunk = slice(progress.done, progress.done + size)
@@ -115,7 +136,21 @@ def survives(
     return progress
 
 
-def _autoattack(model, x, y, run, evaluation, switches, progress: Progress, on_chunk) -> Progress:
+@torch.no_grad()
+def _check(model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> None:
+    """Refuse what would give a number that means nothing; labels against the classes that the network has."""
+    check_images(as_float(x[:1]), y[:1])
+    if not len(x) == len(y) == len(index):
+        raise UsageError(f"{len(x)} images, {len(y)} labels and {len(index)} places in the test set do not fit")
+    with eval_mode(model):
+        classes = model(as_float(x[:1]).to(next(model.parameters()).device)).shape[1]
+    if int(y.min()) < 0 or int(y.max()) >= classes:
+        raise UsageError(
+            f"labels reach from {int(y.min())} to {int(y.max())}, the network has classes 0..{classes - 1}"
+        )
+
+
+def _autoattack(model, x, y, run, evaluation, switches, progress: Progress, on_chunk, check) -> Progress:
     """AutoAttack with its own resumable loop: survivors only, batches of fixed size, judged in float32."""
     device = next(model.parameters()).device
     state = _unpacked(progress.state)
@@ -132,7 +167,7 @@ def _autoattack(model, x, y, run, evaluation, switches, progress: Progress, on_c
     call |= AUTOATTACK[evaluation.attack]
     xs, ys = as_float(x).to(device), y.to(device)
     check_images(xs, ys)
-    with _prepared(model, run, evaluation, switches) as (judge, net):
+    with _prepared(model, run, evaluation, switches, check) as (judge, net):
         result = autoattack(
             net, xs, ys, eps=run.eps if evaluation.eps is None else evaluation.eps, seed=SEED, judge=_Exact(judge),
             batch=batch_size(device, evaluation), keep_images=False, state=state, on_chunk=remember, **call,

@@ -78,3 +78,20 @@ def test_mode_and_gradients_are_left_alone():
     model = Sum().train()
     survives(model, X, Y, torch.arange(9), run=RUN, evaluation=Evaluation(attack="pgd20"))
     assert model.training and model.threshold.grad is None
+
+
+def test_a_call_can_be_stopped_inside_a_chunk_and_goes_on_from_the_chunks_before(monkeypatch):
+    monkeypatch.setattr(evaluate, "batch_size", lambda *_: 4)
+    evaluation, progress, passes = Evaluation(attack="pgd20"), Progress(), []
+
+    def check() -> None:
+        passes.append(1)
+        if len(passes) == 30:  # in the second chunk: the first took 20 passes and one to judge
+            raise InterruptedError
+
+    call = {"run": RUN, "evaluation": evaluation, "progress": progress}
+    with pytest.raises(InterruptedError):
+        survives(Sum(), X, Y, torch.arange(9), check=check, **call)
+    assert progress.done == 4
+    rest = survives(Sum(), X, Y, torch.arange(9), **call)
+    assert rest.correct == [bool(v) for v in EXPECTED["pgd20"]]

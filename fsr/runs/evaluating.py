@@ -68,7 +68,7 @@ def _evaluate(run: Run, evaluation: Evaluation, options: Options, surrogate) -> 
             options.check()
 
     switches = dict(options.switches)
-    call = {"run": run, "evaluation": evaluation, "surrogate": surrogate, "switches": switches}
+    call = {"run": run, "evaluation": evaluation, "surrogate": surrogate, "switches": switches, "check": options.check}
     progress = survives(model, x, y, index, progress=progress, on_chunk=on_chunk, **call)
     extra = {"weights": digest, "seconds": round(progress.seconds, 3), "flips": progress.flips}
     extra |= {"hardware": hardware.describe(device), "precision": run.precision}

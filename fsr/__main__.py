@@ -53,7 +53,8 @@ def _options(device: str | None, minutes: float | None, tensorboard: bool = Fals
         raise UsageError(f"--limit-minutes must be positive, not {minutes:g}")
     if not elsewhere:  # on a cluster the driver needs no GPU
         hardware.device_named(device)  # fails at once when the device is not there
-    return Options(device=device, deadline=time.time() + 60 * minutes if minutes else None, tensorboard=tensorboard)
+    deadline = time.monotonic() + 60 * minutes if minutes else None
+    return Options(device=device, deadline=deadline, tensorboard=tensorboard)
 
 
 def _writable_root() -> None:

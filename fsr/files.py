@@ -1,6 +1,7 @@
 """Files written all or nothing and hashed, and where they came from."""
 
 import functools
+import glob
 import hashlib
 import io
 import json
@@ -42,17 +43,25 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise
 
 
+def sweep(path: Path) -> None:
+    """Remove what killed jobs left of writes to this path; only for whoever holds the lock over it."""
+    for left in path.parent.glob(f".{glob.escape(path.name[:40])}*.tmp"):
+        left.unlink(missing_ok=True)
+
+
 def sha256(data: bytes) -> str:
     """Hex digest."""
     return hashlib.sha256(data).hexdigest()
 
 
 def file_sha256(path: Path) -> str:
-    """Hex digest of a file's bytes; MissingRecord when it is not there."""
+    """Hex digest of a file's bytes; MissingRecord when it is not there, CorruptFile when it cannot be read."""
     try:
         return sha256(path.read_bytes())
     except FileNotFoundError:
         raise MissingRecord(f"no such file: {path}") from None
+    except OSError as error:
+        raise CorruptFile(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _body(record: dict) -> str:
@@ -73,7 +82,9 @@ def load_json(path: Path) -> dict:
         good = isinstance(record, dict) and record.get("sha256") == sha256(_body(record).encode())
     except FileNotFoundError:
         raise MissingRecord(f"no record {path}") from None
-    except (ValueError, UnicodeDecodeError):
+    except OSError as error:
+        raise CorruptFile(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, UnicodeDecodeError, RecursionError):
         good = False
     if not good:
         raise CorruptFile(f"{path} is damaged (its content does not match its hash); move it away to compute it again")

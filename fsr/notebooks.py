@@ -16,6 +16,7 @@ from fsr import experiments, paths
 from fsr.config import run_id
 from fsr.errors import FSRError, UsageError
 from fsr.files import write_bytes
+from fsr.words import did_you_mean
 
 log = logging.getLogger("fsr")
 CELL_SECONDS = 6 * 3600
@@ -30,7 +31,7 @@ def numbered(only: str | None = None) -> list[str]:
     for part in (p.strip() for p in only.split(",") if p.strip()):
         found = [n for n in names if n == part or n.split("-")[0] == part.zfill(2)]
         if not found:
-            raise UsageError(f"unknown notebook {part!r}; choose from {', '.join(names)}")
+            raise UsageError(f"unknown notebook {part!r}{did_you_mean(part, names)}; choose from {', '.join(names)}")
         chosen += found
     if not chosen:
         raise UsageError("--only names no notebook; for example --only 05,09")
@@ -40,13 +41,14 @@ def numbered(only: str | None = None) -> list[str]:
 def source(name: str) -> Path:
     """The source of a notebook; UsageError when there is none."""
     path = paths.sources() / f"{name}.ipynb"
-    if not path.is_file():
+    if name not in experiments.NOTEBOOKS or not path.is_file():
         raise UsageError(f"no notebook {path}; the sources are {', '.join(experiments.NOTEBOOKS)}")
     return path
 
 
 def key(name: str, profile: str) -> str:
     """Hash of what an executed notebook depends on: its source, the package, and the records that it reads."""
+    experiments.profile_of(profile)
     package = Path(__file__).resolve().parent
     files = [source(name), *sorted(package.rglob("*.py"))]
     runs = {run_id(r) for s in experiments.NEEDS[name] for r in experiments.SETS[profile][s]}

@@ -13,6 +13,7 @@ from fsr import paths
 from fsr.config import Analysis, Evaluation, Run, analysis_id, content_id, run_from_dict, run_id, to_dict
 from fsr.errors import CorruptFile, MissingRecord, UsageError
 from fsr.files import load_json, load_npz, npz_bytes, provenance, save_json, sha256, write_bytes
+from fsr.words import did_you_mean
 
 ENSEMBLE = ("clean", "fgsm", "pgd20", "pgd100", "cw")  # spec section 3: right on clean and all four
 
@@ -32,11 +33,16 @@ def save_config(run: Run) -> None:
 
 
 def config_of(name: str) -> Run:
-    """The Run that a run id names; UsageError when there is none."""
+    """The Run that a run id names; UsageError when there is none, CorruptFile when its record is not its own."""
     path = paths.run_dir(name) / "config.json"
     if not path.exists():
-        raise UsageError(f"no run {name!r} in {paths.results() / 'runs'}; `python -m fsr status` lists them")
-    return run_from_dict(load_json(path)["run"])
+        folder = paths.results() / "runs"
+        meant = did_you_mean(name, (p.parent.name for p in folder.glob("*/config.json")))
+        raise UsageError(f"no run {name!r} in {folder}{meant}; `python -m fsr status` lists them")
+    record = load_json(path)
+    if record.get("run_id") != name:
+        raise CorruptFile(f"{path} describes another run than its folder's name; move the folder away")
+    return run_from_dict(record["run"])
 
 
 def runs() -> list[Run]:
@@ -92,8 +98,11 @@ class Outcome:
 
 
 def eval_path(run: Run | str, evaluation: Evaluation) -> Path:
-    """results/runs/<id>/evals/<checkpoint>-<attack id>.json."""
-    return paths.run_dir(id_of(run)) / "evals" / f"{evaluation.checkpoint}-{evaluation.attack_id}.json"
+    """results/runs/<id>/evals/<checkpoint>-<attack id>.json; UsageError for names that are no file names."""
+    name = f"{evaluation.checkpoint}-{evaluation.attack_id}.json"
+    if len(name) > 200 or any(c in name for c in "/\\\0"):
+        raise UsageError(f"{name!r} cannot name a record; give an attack of fsr.attacks.ATTACKS")
+    return paths.run_dir(id_of(run)) / "evals" / name
 
 
 def has_eval(run: Run | str, evaluation: Evaluation) -> bool:

@@ -62,10 +62,19 @@ def load_into(model: nn.Module, path: Path) -> dict:
     return meta
 
 
-def digest_of(path: Path) -> str:
-    """The digest stored in a checkpoint, without reading its tensors."""
+def _header(path: Path) -> dict[str, str]:
     try:
         with safe_open(str(path), framework="pt") as file:
-            return _info(file).get("digest", "")
-    except (SafetensorError, OSError) as error:
+            return _info(file)
+    except (SafetensorError, OSError, ValueError) as error:
         raise CorruptFile(f"{path} cannot be read ({error}); move it away to train again") from None
+
+
+def digest_of(path: Path) -> str:
+    """The digest stored in a checkpoint, without reading its tensors."""
+    return _header(path).get("digest", "")
+
+
+def meta_of(path: Path) -> dict:
+    """The meta stored in a checkpoint, without reading its tensors."""
+    return json.loads(_header(path).get("meta", "{}"))

@@ -52,7 +52,7 @@ def test_a_failing_task_is_named_and_the_others_are_done(root):
 
 
 def test_the_time_limit_stops_workers(root):
-    outcome = executors.local(TASKS, Options(device="cpu", deadline=time.time() - 1), workers=1)
+    outcome = executors.local(TASKS, Options(device="cpu", deadline=time.monotonic() - 1), workers=1)
     assert outcome.stopped == "time" and not store.is_trained(PAIR[0])
 
 

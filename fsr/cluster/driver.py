@@ -6,7 +6,6 @@ import logging
 import os
 import secrets
 import socket
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -75,7 +74,7 @@ class _Driver:
         while self.pending:
             refs = list(self.pending)
             done, _ = self.ray.wait(refs, num_returns=len(refs), timeout=HEAR_SECONDS, fetch_local=False)
-            late = self.options.deadline is not None and time.time() >= self.options.deadline
+            late = self.options.late()
             reason = "signal" if flag.is_set() else "time" if late else None
             begun = self._hear(stopping=bool(reason or self.outcome.stopped))
             if reason and not self.outcome.stopped:

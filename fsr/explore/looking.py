@@ -69,7 +69,7 @@ def choices(profile: str) -> Choices:
         Choice(run, checkpoint)
         for run in experiments.SETS[profile]["all"]
         for checkpoint in experiments.CHECKPOINTS
-        if runs.weights_path(run, checkpoint).exists()
+        if runs.has_weights(run, checkpoint)
     ]
     return Choices(profile, tuple(found))
 

@@ -3,7 +3,7 @@
 from fsr.runs.base import Options, data_of, locked
 from fsr.runs.evaluating import ensure_analysed, ensure_evaluated
 from fsr.runs.tasks import Task, ensure, missing, perform, status, tasks
-from fsr.runs.training import ensure_trained, load_model, state_path, weights_path
+from fsr.runs.training import ensure_trained, has_weights, load_model, state_path, weights_path
 
 __all__ = [
     "Options",
@@ -13,6 +13,7 @@ __all__ = [
     "ensure_analysed",
     "ensure_evaluated",
     "ensure_trained",
+    "has_weights",
     "load_model",
     "locked",
     "missing",

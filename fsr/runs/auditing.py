@@ -5,9 +5,8 @@ import numpy as np
 from fsr import paths, store
 from fsr.config import Analysis, Run, replace, run_id
 from fsr.data import Data, as_float, part_of_test
-from fsr.errors import CorruptFile
-from fsr.files import load_json, save_json
-from fsr.runs.base import Options
+from fsr.files import save_json
+from fsr.runs.base import Options, scratch
 from fsr.runs.training import load_model, weights_path
 from fsr.weights import digest_of
 
@@ -79,9 +78,6 @@ def audit_run(run: Run, analysis: Analysis, model, data: Data, options: Options)
 
 
 def _resume(path, identity: dict) -> dict:
-    """Groups that a stopped call finished on the same weights and images; a damaged file is left aside."""
-    try:
-        record = load_json(path) if path.exists() else {}
-    except CorruptFile:
-        return {}
-    return record["done"] if all(record.get(k) == v for k, v in identity.items()) else {}
+    """Groups that a stopped call finished on the same weights and images."""
+    record = scratch(path)
+    return record["done"] if record and all(record.get(k) == v for k, v in identity.items()) else {}

@@ -78,6 +78,14 @@ def _evaluate(run: Run, evaluation: Evaluation, options: Options, surrogate) -> 
     path.unlink(missing_ok=True)  # a stopped call's scratch file; the record is whole now
 
 
+def _look(run: Run, analysis: Analysis, model, data, options: Options) -> tuple[dict, dict]:
+    """(record, arrays) of an analysis."""
+    if analysis.kind == "audit":
+        return audit_run(run, analysis, model, data, options)
+    seconds = None if run.imported else float(store.history(run)["seconds"].median())
+    return analyse(model, run, analysis, data, device=options.torch_device, seconds_per_epoch=seconds)
+
+
 def ensure_analysed(run: Run, analysis: Analysis, options: Options | None = None) -> None:
     """Analyse unless the record is there."""
     options = options or Options()
@@ -92,11 +100,8 @@ def ensure_analysed(run: Run, analysis: Analysis, options: Options | None = None
         options.report(run_id(run), f"{analysis.checkpoint} {analysis.kind}", 0, 1)
         model, data = load_model(run, analysis.checkpoint, options), data_of(run, options.torch_device)
         started = time.monotonic()
-        if analysis.kind == "audit":
-            record, arrays = audit_run(run, analysis, model, data, options)
-        else:
-            seconds = None if run.imported else float(store.history(run)["seconds"].median())
-            record, arrays = analyse(model, run, analysis, data, device=options.torch_device, seconds_per_epoch=seconds)
+        with memory_explained(run):
+            record, arrays = _look(run, analysis, model, data, options)
         extra = {"weights": digest, "seconds": round(time.monotonic() - started, 3)}
         extra["hardware"] = hardware.describe(options.torch_device)
         store.save_analysis(run, analysis, record | extra, **arrays)

@@ -1,17 +1,18 @@
 """Train or load: a complete record is never touched, weights that are gone come back."""
 
 import logging
-import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
+import torch
+
 from fsr import distributed, hardware, paths, store, weights
 from fsr.config import Run, run_id
-from fsr.errors import CorruptFile, MissingRecord
-from fsr.files import provenance, save_json, sha256
+from fsr.errors import CorruptFile, Diverged, MissingRecord
+from fsr.files import provenance, save_json, sha256, sweep
 from fsr.models import model_of
-from fsr.runs.base import Options, data_of, locked
+from fsr.runs.base import Options, data_of, locked, memory_explained
 from fsr.train import Trainer, Watch, fit
 
 log = logging.getLogger("fsr")
@@ -27,10 +28,23 @@ def weights_path(run: Run, checkpoint: str) -> Path:
     return paths.checkpoint_dir(run_id(run)) / f"{checkpoint}.safetensors"
 
 
+def _refuse_diverged(trainer: Trainer) -> None:
+    """A stop, or an epoch's last step, may find losses or weights that are not finite: they replace nothing good."""
+    progress, sums = trainer.progress, trainer.stepper.state()
+    values = [v for v in trainer.model.state_dict().values() if v.is_floating_point()]
+    if (sums and float(sums["bad"])) or not all(bool(torch.isfinite(v).all()) for v in values):
+        epoch = progress.epoch if progress.batch else progress.epoch - 1
+        raise Diverged(
+            f"losses or weights are not finite in epoch {epoch}, at step {progress.step} of the training or before; "
+            "the last good checkpoint is kept: lower lr, or set precision to float32"
+        )
+
+
 def save_checkpoint(trainer: Trainer) -> dict[str, str]:
-    """Resume state first, then the named weights; returns their digests."""
+    """Resume state first, then the named weights; returns their digests.  Diverged when they are not finite."""
+    _refuse_diverged(trainer)
     run = trainer.run
-    weights.save_tensors(state_path(run), trainer.tensors(), asdict(trainer.progress))
+    weights.save_tensors(state_path(run), trainer.tensors(), asdict(trainer.progress) | {"run_id": run_id(run)})
     return {
         kind: weights.save_tensors(weights_path(run, kind), tensors, {"run_id": run_id(run), "checkpoint": kind})
         for kind, tensors in trainer.checkpoints().items()
@@ -60,9 +74,22 @@ def _trainer(run: Run, options: Options) -> Trainer:
     device = options.torch_device
     trainer = Trainer(run, data_of(run, device), device=device, switches=dict(options.switches))
     if distributed.decide(state_path(run).exists()):
-        trainer.restore(*weights.load_tensors(state_path(run)))
+        _restore(trainer)
         log.info("%s resumes in epoch %d", run_id(run), trainer.progress.epoch)
     return trainer
+
+
+def _restore(trainer: Trainer) -> None:
+    path = state_path(trainer.run)
+    tensors, progress = weights.load_tensors(path)
+    owner = progress.pop("run_id", run_id(trainer.run))
+    try:
+        if owner != run_id(trainer.run):
+            raise ValueError(f"it belongs to {owner}")
+        trainer.restore(tensors, progress)
+    except (RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()[:160]
+        raise CorruptFile(f"{path} does not fit this run ({reason}); move it away to train again") from None
 
 
 def _train(run: Run, options: Options) -> None:
@@ -72,6 +99,8 @@ def _train(run: Run, options: Options) -> None:
         return
     known = store.is_trained(run)
     store.save_config(run)
+    for path in (state_path(run), *(weights_path(run, kind) for kind in ("last", "best", "ema"))):
+        sweep(path)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     trainer = _trainer(run, options)
     digests: dict[str, str] = {}
@@ -88,9 +117,11 @@ def _train(run: Run, options: Options) -> None:
         epoch = trainer.progress.epoch
         options.report(run_id(run), f"epoch {epoch}/{run.epochs}", (epoch - 1) * of + done, run.epochs * of)
 
-    left = None if options.deadline is None else time.monotonic() + options.deadline - time.time()
-    watch = Watch(on_batch=on_batch, on_stop=save_checkpoint, deadline=left, interrupted=options.interrupted)
-    fit(trainer, watch, on_epoch=on_epoch)
+    watch = Watch(
+        on_batch=on_batch, on_stop=save_checkpoint, deadline=options.deadline, interrupted=options.interrupted
+    )
+    with memory_explained(run):
+        fit(trainer, watch, on_epoch=on_epoch)
     digests = digests or save_checkpoint(trainer)
     if not known:
         _finish(trainer, digests, started)
@@ -121,14 +152,27 @@ def ensure_trained(run: Run, options: Options | None = None) -> None:
             _train(run, options)
 
 
+def has_weights(run: Run, checkpoint: str) -> bool:
+    """Are the weights of the finished training here?  One that was stopped left its own under the same names."""
+    path = weights_path(run, checkpoint)
+    if not path.exists() or run.imported is not None:
+        return path.exists()
+    if not store.is_trained(run):
+        return False
+    if weights.digest_of(path) == store.environment(run).get("checkpoints", {}).get(checkpoint):
+        return True
+    state = state_path(run)  # being trained again, or trained again elsewhere
+    return not state.exists() or weights.meta_of(state).get("epoch", 0) > run.epochs
+
+
 def ensure_weights(run: Run, checkpoint: str, options: Options) -> str:
-    """Digest of the checkpoint's weights, trained again when the file is gone; call it under the run's lock."""
+    """Digest of the weights, trained when they are not there or not final; call it under the run's lock."""
     path = weights_path(run, checkpoint)
     if checkpoint == "best" and run.holdout == 0:
         raise MissingRecord(f"{run_id(run)} has no `best`: holdout is 0, as in the authors' training; use last or ema")
     if not path.exists() and run.imported is not None:
         raise MissingRecord(f"{path} is gone; type `python -m fsr import-official FILE` again (file {run.imported})")
-    if not path.exists():
+    if not has_weights(run, checkpoint):
         options.check()
         _train(run, options)
     if not path.exists():
@@ -141,10 +185,13 @@ def ensure_weights(run: Run, checkpoint: str, options: Options) -> str:
 def load_model(run: Run, checkpoint: str = "last", options: Options | None = None):
     """The run's network with the checkpoint's weights, in eval mode, trained first when its weights are gone."""
     options = options or Options()
-    if not weights_path(run, checkpoint).exists():
+    if not has_weights(run, checkpoint):
         with locked(run, options):
             ensure_weights(run, checkpoint, options)
     device = options.torch_device
     model = model_of(run, num_classes=data_of(run).classes)
-    weights.load_into(model, weights_path(run, checkpoint))
+    path = weights_path(run, checkpoint)
+    meta = weights.load_into(model, path)
+    if (meta.get("run_id"), meta.get("checkpoint")) != (run_id(run), checkpoint):
+        raise CorruptFile(f"{path} holds the weights of {meta.get('run_id')}, {meta.get('checkpoint')}; move it away")
     return model.to(device).eval()

@@ -6,6 +6,7 @@ import math
 import types
 import typing
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from typing import Any
 
 from fsr.errors import UsageError
 
@@ -268,7 +269,7 @@ def to_dict(config) -> dict:
     for f in fields(config):
         value = getattr(config, f.name)
         if is_dataclass(value):
-            out[f.name] = {"type": type(value).__name__, **asdict(value)}
+            out[f.name] = {"type": type(value).__name__, **asdict(typing.cast(Any, value))}
     return out
 
 
@@ -281,7 +282,8 @@ def run_from_dict(data: dict) -> Run:
             kind = {"FSRSpec": FSRSpec, "PeerSpec": PeerSpec}[module["type"]]
             rest = {k: tuple(v) if isinstance(v, list) else v for k, v in module.items() if k != "type"}
             data["module"] = kind(**rest)
-        return Run(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+        named: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return Run(**named)
     except (KeyError, TypeError) as error:
         raise UsageError(f"not the config of a run: {error}") from None
 

@@ -4,6 +4,7 @@ import io
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ class Data:
 
     def to(self, device) -> "Data":
         """The same data on another device."""
-        tensors = {k: v.to(device) for k, v in self.__dict__.items() if isinstance(v, Tensor)}
+        tensors: dict[str, Any] = {k: v.to(device) for k, v in self.__dict__.items() if isinstance(v, Tensor)}
         return replace(self, **tensors)
 
 
@@ -156,8 +157,8 @@ def _decode(blob: bytes | Path, size: int) -> Tensor:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(blob) if isinstance(blob, bytes) else blob) as image:
-            image = image.convert("RGB")
+        with Image.open(io.BytesIO(blob) if isinstance(blob, bytes) else blob) as file:
+            image = file.convert("RGB")
             if image.size != (size, size):
                 image = image.resize((size, size), Image.Resampling.BILINEAR)
             return torch.from_numpy(np.array(image)).permute(2, 0, 1)

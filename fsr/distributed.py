@@ -137,7 +137,7 @@ def summed(values: dict[str, Tensor], *, largest: tuple[str, ...] = ()) -> dict[
     """Sums over all processes of scalars by name, and the largest of those named in `largest`; alone, the same."""
     if not together() or not values:
         return values
-    out = {}
+    out: dict[str, Tensor] = {}
     for names, kind in (([n for n in values if n not in largest], dist.ReduceOp.SUM), (largest, dist.ReduceOp.MAX)):
         if names:
             stacked = torch.stack([values[n].double() for n in names])
@@ -206,9 +206,12 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
         centred = x - mean[:, None, None]
         variance = _Sum.apply((centred**2).sum((0, 2, 3))) / count
         with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+            tracked, running_mean, running_var = self.num_batches_tracked, self.running_mean, self.running_var
+            assert tracked is not None and running_mean is not None and running_var is not None
+            assert self.momentum is not None
+            tracked += 1
+            running_mean.lerp_(mean, self.momentum)
+            running_var.lerp_(variance * count / (count - 1), self.momentum)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return centred * scale[:, None, None] + self.bias[:, None, None]
 

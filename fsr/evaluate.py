@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,14 +19,16 @@ from fsr.attacks.gradient import check_images
 from fsr.config import Evaluation, Run
 from fsr.data import as_float
 from fsr.errors import UsageError
-from fsr.fast import fast_net
+from fsr.fast import FastNet, fast_net
 from fsr.files import npz_bytes
 from fsr.hardware import exact_float32
 from fsr.models import intervene
 from fsr.modes import eval_mode
 
 SEED = 0  # of every evaluation attack: a column means the same for every run
-AUTOATTACK = {  # attacks of several parts, each of which sees only what the parts before left correct
+AUTOATTACK: dict[
+    str, dict[str, Any]
+] = {  # attacks of several parts, each of which sees only what the parts before left correct
     "autoattack": {},
     "autoattack-rand": {"version": "rand"},
     "autoattack-ci": {"steps": 5, "queries": 50},
@@ -63,7 +66,7 @@ def right(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
 class _Watched(nn.Module):
     """A network that looks before every pass whether it is time to stop: a chunk can take minutes."""
 
-    def __init__(self, net: nn.Module, check: Callable[[], None]):
+    def __init__(self, net: FastNet, check: Callable[[], None]):
         super().__init__()
         self.net, self.check = net, check
 
@@ -163,7 +166,7 @@ def _autoattack(model, x, y, run, evaluation, switches, progress: Progress, on_c
         if on_chunk:
             on_chunk(progress)
 
-    call = {"steps": evaluation.steps} if evaluation.steps else {}
+    call: dict[str, Any] = {"steps": evaluation.steps} if evaluation.steps else {}
     call |= AUTOATTACK[evaluation.attack]
     xs, ys = as_float(x).to(device), y.to(device)
     check_images(xs, ys)

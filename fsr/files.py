@@ -122,7 +122,7 @@ def _git(*arguments: str) -> str | None:
 
 @functools.cache
 def _versions() -> dict:
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
             versions[name] = metadata.version(name)

@@ -6,6 +6,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -73,7 +74,7 @@ def make_deterministic() -> None:
 @contextmanager
 def exact_float32() -> Iterator[None]:
     """No TensorFloat-32 inside: on recent GPUs it keeps 10 bits, enough to flip images at the boundary."""
-    places = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    places: tuple[Any, ...] = (getattr(torch.backends.cudnn, "conv"), torch.backends.cuda.matmul)  # noqa: B009 - untyped
     before = [place.fp32_precision for place in places]
     try:
         for place in places:

@@ -17,7 +17,10 @@ class _Lines:
     """Plain lines for a pipe or a file: what, how far, and an estimate of what is left."""
 
     def __init__(self, total: int):
-        self.total, self.seen, self.last, self.begun = total, {}, {}, {}
+        self.total = total
+        self.seen: dict[str, int] = {}
+        self.last: dict[str, float] = {}
+        self.begun: dict[tuple[str, str], tuple[float, int]] = {}
 
     def __call__(self, name: str, what: str, done: int, of: int) -> None:
         now = time.monotonic()
@@ -37,7 +40,8 @@ class _Bars:
     """One bar for all tasks and one for each under way."""
 
     def __init__(self, progress: Progress, total: int):
-        self.progress, self.rows, self.total = progress, {}, total
+        self.progress, self.total = progress, total
+        self.rows: dict[str, tuple] = {}
         self.all = progress.add_task("all", total=total)
 
     def __call__(self, name: str, what: str, done: int, of: int) -> None:

@@ -50,7 +50,7 @@ class Trainer:
             torch.manual_seed(stream_seed(run.seed, "init"))
             self.model = model_of(run, num_classes=data.classes).to(self.device)
         if run.sync_bn:
-            self.model = distributed.synchronised(self.model)
+            distributed.synchronised(self.model)
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.best: dict[str, Tensor] | None = None
         self.objective = Objective(self.model, run)
@@ -181,7 +181,7 @@ class Trainer:
 
     def _held_out(self) -> dict[str, float]:
         """Accuracies on held-out images, clean and under the training attack with a fixed start, live and EMA."""
-        out = {}
+        out: dict[str, float] = {}
         for prefix, model in (("", self.model), ("ema_", self.ema)):
             clean, robust = self._accuracies(model) if self.run.holdout else (math.nan, math.nan)
             out |= {f"{prefix}held_clean_acc": clean, f"{prefix}held_robust_acc": robust}

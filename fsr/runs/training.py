@@ -113,12 +113,15 @@ def _train(run: Run, options: Options) -> None:
         if options.tensorboard:
             _tensorboard(run, trainer.progress.rows[-1])
 
+    def on_stop(trainer: Trainer) -> None:
+        save_checkpoint(trainer)
+
     def on_batch(done: int, of: int) -> None:
         epoch = trainer.progress.epoch
         options.report(run_id(run), f"epoch {epoch}/{run.epochs}", (epoch - 1) * of + done, run.epochs * of)
 
     watch = Watch(
-        on_batch=on_batch, on_stop=save_checkpoint, deadline=options.deadline, interrupted=options.interrupted
+        on_batch=on_batch, on_stop=on_stop, deadline=options.deadline, interrupted=options.interrupted
     )
     with memory_explained(run):
         fit(trainer, watch, on_epoch=on_epoch)

@@ -3,10 +3,12 @@
 import contextlib
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -83,12 +85,14 @@ def end(node: subprocess.Popen) -> None:
 
 
 @contextlib.contextmanager
-def cluster(folder: Path, *, workers: int = 2):
-    """(address, nodes): a head without cores and worker nodes of one core each; os.environ must hold `environment()`."""
-    port = free_port()
+def cluster(*, workers: int = 2):
+    """(address, nodes): a head without cores, then worker nodes of one core each.
+
+    os.environ must hold `environment()`. Ray's sockets lie below a folder that must have a short name.
+    """
+    folder, port, nodes = Path(tempfile.mkdtemp(prefix="ray")), free_port(), []
     head = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}"]
     head += [f"--ray-client-server-port={free_port()}", f"--dashboard-port={free_port()}"]
-    nodes = []
     try:
         nodes.append(start(head, folder / "head.log", cpus=0))
         for i in range(workers):
@@ -97,3 +101,4 @@ def cluster(folder: Path, *, workers: int = 2):
     finally:
         for node in reversed(nodes):
             end(node)
+        shutil.rmtree(folder, ignore_errors=True)

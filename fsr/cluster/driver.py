@@ -74,8 +74,7 @@ class _Driver:
         while self.pending:
             refs = list(self.pending)
             done, _ = self.ray.wait(refs, num_returns=len(refs), timeout=HEAR_SECONDS, fetch_local=False)
-            late = self.options.late()
-            reason = "signal" if flag.is_set() else "time" if late else None
+            reason = "signal" if flag.is_set() else "time" if self.options.late() else None
             begun = self._hear(stopping=bool(reason or self.outcome.stopped))
             if reason and not self.outcome.stopped:
                 self.outcome.stopped = reason

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from fsr import store
 from fsr.experiments.cost import forward_macs
-from fsr.runs import Task, weights_path
+from fsr.runs import Task
+from fsr.runs.training import has_weights
 
 # Share of a GPU by multiply-adds of one forward pass of one image: networks this small leave most of a GPU idle.
 SHARES = ((5e6, 0.125), (60e6, 0.25))
@@ -23,7 +24,7 @@ def plan(tasks: Iterable[Task]) -> list[Job]:
     """Everything that is missing, each a job of its own: trainings first, then what is made of their weights."""
     tasks, jobs, trainings = list(tasks), [], {}
     for task in tasks:
-        trained = store.is_trained(task.run) and (not task.missing() or weights_path(task.run, "last").exists())
+        trained = store.is_trained(task.run) and (not task.missing() or has_weights(task.run, "last"))
         if not trained and task.name not in trainings:
             trainings[task.name] = len(jobs)
             jobs.append(Job(Task(run=task.run)))

@@ -1,0 +1,256 @@
+"""A Ray cluster computes what one process computes, whoever is killed on the way."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import ray_nodes
+
+from fsr import store
+from fsr.cluster import Job, on_ray, plan, resources
+from fsr.cluster.worker import Board, mark
+from fsr.config import Analysis, Evaluation, FSRSpec, Run, for_dataset, run_id
+from fsr.errors import UsageError
+from fsr.executors import inline
+from fsr.runs import Options, Task, state_path, weights_path
+from fsr.weights import load_tensors
+
+BASE = for_dataset(
+    "digits", train_size=192, test_size=64, holdout=32, width=4, blocks=(1, 1, 1, 1), batch=32, epochs=12,
+    precision="float32",
+)  # fmt: skip
+RUNS = (BASE, replace(BASE, module=FSRSpec(at=("layer3",))), replace(BASE, seed=1))
+LOOKS = (Evaluation(attack="clean"), Evaluation(attack="pgd20", checkpoint="ema"))
+SURROGATE = Evaluation(attack="transfer", surrogate=run_id(RUNS[2]))
+TASKS = [Task(run=run, evaluations=LOOKS) for run in RUNS] + [Task(run=RUNS[0], evaluations=(SURROGATE,))]
+
+
+# --- what is planned ---------------------------------------------------------------------------------------
+
+
+def test_everything_missing_is_a_job_behind_the_trainings_it_needs(root):
+    look = Analysis(kind="masks")
+    jobs = plan([*TASKS, Task(run=RUNS[1], analyses=(look,))])
+    assert [j.task for j in jobs[:3]] == [Task(run=run) for run in RUNS]
+    assert [j.needs for j in jobs[:3]] == [(), (), ()]
+    assert all(len(j.task.evaluations) + len(j.task.analyses) == 1 for j in jobs[3:])
+    assert jobs[-2] == Job(Task(run=RUNS[0], evaluations=(SURROGATE,)), (0, 2))
+    assert jobs[-1] == Job(Task(run=RUNS[1], analyses=(look,)), (1,))
+
+
+def test_what_is_recorded_is_no_job(root):
+    store.save_config(RUNS[0])
+    files = store.paths.run_dir(run_id(RUNS[0]))
+    store.save_json(files / "env.json", {"checkpoints": {}})
+    store.save_eval(RUNS[0], LOOKS[0], [0, 1], [True, False])
+    jobs = plan(TASKS[:1])
+    assert [j.task for j in jobs] == [Task(run=RUNS[0]), Task(run=RUNS[0], evaluations=LOOKS[1:])]  # weights are gone
+    store.save_eval(RUNS[0], LOOKS[1], [0, 1], [True, False])
+    assert plan(TASKS[:1]) == []  # a record is valid without its weights
+
+
+def test_small_networks_share_a_gpu_and_take_one_core():
+    small, wide = Task(run=BASE), Task(run=Run())
+    assert resources(wide, gpus=True, cpus=8) == {"num_gpus": 1, "num_cpus": 1}
+    assert resources(small, gpus=True, cpus=8)["num_gpus"] == 0.125
+    assert resources(Task(run=Run(width=16)), gpus=True, cpus=8)["num_gpus"] == 0.25
+    assert resources(wide, gpus=False, cpus=8) == {"num_gpus": 0, "num_cpus": 8}
+    assert resources(small, gpus=False, cpus=8) == {"num_gpus": 0, "num_cpus": 1}
+
+
+def test_the_board_keeps_the_latest_news_and_hands_back_the_stop():
+    board = Board()
+    assert board.tell(0, ("a", "epoch", 1, 4)) is False
+    assert board.tell(0, ("a", "epoch", 2, 4)) is False
+    assert board.tell(1) is False
+    assert board.hear(True) == ([("a", "epoch", 2, 4)], {0, 1})
+    assert board.hear(True) == ([], {0, 1})
+    assert board.tell(1) is True
+
+
+# --- wrong use ---------------------------------------------------------------------------------------------
+
+
+def test_nothing_to_do_needs_no_cluster(root):
+    assert on_ray([], Options(), address="127.0.0.1:1").stopped is None
+
+
+def test_without_ray_the_error_says_what_to_install(root, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"Ray is not installed; type `pip install"):
+        on_ray(TASKS, Options())
+
+
+def test_an_address_where_nobody_answers_is_one_clear_line_at_once(root):
+    pytest.importorskip("ray")
+    with pytest.raises(UsageError, match=r"no Ray cluster at '127.0.0.1:1' .*; start one by `ray start") as caught:
+        on_ray(TASKS, Options(), address=f"127.0.0.1:{1}")
+    assert "\n" not in str(caught.value)
+
+
+# --- a real cluster ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory):
+    """(address, [head, worker, worker]) of a cluster on loopback."""
+    pytest.importorskip("ray")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ray_nodes.environment().items():
+            patch.setenv(name, value)
+        with ray_nodes.cluster() as started:
+            yield started
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    """What one process records."""
+    root = tmp_path_factory.mktemp("inline")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FSR_ROOT", str(root))
+        assert inline(TASKS, Options(device="cpu")).failed == []
+        return recorded()
+
+
+def recorded() -> dict:
+    """Everything that must not depend on who computed it: histories, digests of weights, outcomes."""
+    out = {}
+    for run in RUNS:
+        history = store.history(run).drop(columns="seconds")
+        kept = {kind: load_tensors(weights_path(run, kind))[0] for kind in ("last", "best", "ema")}
+        out[run_id(run)] = {
+            "history": history.to_csv(),
+            "digests": store.environment(run)["checkpoints"],
+            "weights": {kind: sum(float(t.double().sum()) for t in tensors.values()) for kind, tensors in kept.items()},
+            "correct": [store.load_eval(run, e).correct.tolist() for e in LOOKS],
+        }
+    return out | {"transfer": store.load_eval(RUNS[0], SURROGATE).correct.tolist()}
+
+
+def driver(root: Path, address: str, name: str = "driver") -> subprocess.Popen:
+    """A driver of its own: this file as a program; its reports go to root/<name>.jsonl."""
+    with open(root / f"{name}.log", "wb") as log:
+        command = [sys.executable, __file__, address, str(root / f"{name}.jsonl")]
+        return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def finished(process: subprocess.Popen, root: Path, name: str = "driver") -> list[tuple]:
+    """Wait for a driver that must succeed; returns what it was told."""
+    assert process.wait(500) == 0, (root / f"{name}.log").read_text()[-3000:]
+    return [tuple(json.loads(line)) for line in (root / f"{name}.jsonl").read_text().splitlines()]
+
+
+def until_training(process: subprocess.Popen, root: Path) -> Run:
+    """A run that is in mid-training: it has a checkpoint, and epochs to go."""
+    until = time.monotonic() + 300
+    while time.monotonic() < until and process.poll() is None:
+        for run in RUNS:
+            if state_path(run).exists() and load_tensors(state_path(run))[1]["epoch"] < 8:
+                return run
+        time.sleep(0.02)
+    raise AssertionError((root / "driver.log").read_text()[-3000:])
+
+
+def trainings(events: list[tuple]) -> list[str]:
+    """Runs whose last step a driver was told of."""
+    return [name for name, what, done, of in events if what.startswith("epoch") and done == of]
+
+
+@pytest.mark.slow
+def test_a_cluster_records_what_one_process_records(root, nodes, expected):
+    events = finished(driver(root, nodes[0]), root)
+    assert recorded() == expected
+    assert sorted(trainings(events)) == sorted(map(run_id, RUNS))
+    assert {what for _, what, *_ in events} >= {"last clean", "ema pgd20"}
+    assert store.environment(RUNS[0])["commit"] == store.provenance()["commit"]
+    assert not list(mark("x").parent.glob("*.shared"))
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_replaced_and_goes_on_from_its_checkpoint(root, nodes, expected):
+    process = driver(root, nodes[0])
+    run = until_training(process, root)
+    killed = [pid for node in nodes[1][1:] for pid in ray_nodes.working(node, f"ray::{run_id(run)}")]
+    assert killed
+    for pid in killed:
+        os.kill(pid, signal.SIGKILL)
+    assert not store.is_trained(run)
+    finished(process, root)
+    assert recorded() == expected
+
+
+@pytest.mark.slow
+def test_a_killed_driver_loses_nothing_and_leaves_no_worker(root, nodes, expected):
+    process = driver(root, nodes[0])
+    run = until_training(process, root)
+    process.kill()
+    process.wait()
+    assert not store.is_trained(run)
+    until = time.monotonic() + 120
+    while any(ray_nodes.working(node, "ray::digits") for node in nodes[1]):
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    finished(driver(root, nodes[0]), root)
+    assert recorded() == expected
+
+
+@pytest.mark.slow
+def test_two_drivers_at_once_train_every_run_once(root, nodes, expected):
+    first, second = driver(root, nodes[0], "first"), driver(root, nodes[0], "second")
+    events = finished(first, root, "first") + finished(second, root, "second")
+    assert sorted(trainings(events)) == sorted(map(run_id, RUNS))
+    assert recorded() == expected
+
+
+@pytest.mark.slow
+def test_a_signal_stops_all_workers_with_their_checkpoints(root, nodes, expected):
+    process = driver(root, nodes[0])
+    run = until_training(process, root)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(120) == 130
+    assert not store.is_trained(run)
+    assert load_tensors(state_path(run))[1]["epoch"] <= BASE.epochs
+    assert not list(mark("x").parent.glob("*.shared"))
+    finished(driver(root, nodes[0]), root)
+    assert recorded() == expected
+
+
+@pytest.mark.slow
+def test_a_folder_that_workers_do_not_see_is_said_and_nothing_is_computed(root, nodes, monkeypatch):
+    monkeypatch.setattr("fsr.cluster.driver.mark", lambda token: root / "elsewhere" / token)
+    outcome = on_ray(TASKS[:1], Options(device="cpu"), address=nodes[0])
+    assert len(outcome.failed) == 1 and "does not see the driver's" in outcome.failed[0]
+    assert not store.is_trained(RUNS[0])
+
+
+@pytest.mark.slow
+def test_a_lost_node_is_survived(root, nodes, expected):  # the last: the cluster is smaller afterwards
+    process = driver(root, nodes[0])
+    run = until_training(process, root)
+    lost = next(node for node in nodes[1][1:] if ray_nodes.working(node, f"ray::{run_id(run)}"))
+    for pid in [lost.pid, *ray_nodes.children(lost.pid)]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    finished(process, root)
+    assert recorded() == expected
+
+
+def main(address: str, log: str) -> int:
+    """A driver: all tasks on the cluster, reports as lines."""
+    with open(log, "a", buffering=1) as file:
+        options = Options(device=None, report=lambda *event: print(json.dumps(event), file=file))
+        outcome = on_ray(TASKS, options, address=address)
+    print(outcome)
+    return 130 if outcome.stopped else int(bool(outcome.failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""How long training and evaluation take: the plain form of the authors' loop against the fast one, in one process."""

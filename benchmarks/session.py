@@ -1,0 +1,100 @@
+"""`python -m benchmarks.session --minutes 9 --out DIR [--profile headline]`: the most wanted results first, in the time there is.
+
+For a GPU that is at hand for minutes: trains, evaluates and analyses the profile's main pair in the order in which the
+results matter, then everything else, and packs the records into one tar. Run it again with the same --root and it goes
+on; it needs neither a network nor Jupyter. Weights stay below the root: everything that needs them is computed there.
+"""
+
+import argparse
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+from fsr import executors, experiments, paths, runs, store
+from fsr.config import Run
+from fsr.errors import FSRError, UsageError
+from fsr.progress import live
+from fsr.runs import Options, Task
+
+MIDDLE = ("last", "best", "ema")
+
+
+def stages(profile: str) -> list[tuple[str, list[Task]]]:
+    """What to compute, most wanted first: both trainings, the authors' columns, AutoAttack (EMA, last), the audit, the rest."""
+    pair = experiments.main_pair(profile)[::-1]  # FSR first: a baseline alone says nothing new
+    wanted = {run: experiments.evaluations(profile, "all", run) for run in pair}
+    looks = {run: experiments.analyses(profile, "all", run) for run in pair}
+
+    def of(run: Run, checkpoint: str, strong: bool) -> tuple:
+        own = [e for e in wanted[run] if e.checkpoint == checkpoint and e.surrogate is None and e.intervention is None]
+        plain = [e for e in own if (e.attack.startswith("autoattack")) == strong and e.steps is None and e.eps is None]
+        return tuple(e for e in plain if strong or e.attack in experiments.COLUMNS)
+
+    out = [("training", [Task(run=run) for run in pair])]
+    out.append(("authors' protocol", [Task(run=r, evaluations=of(r, c, False)) for c in MIDDLE for r in pair]))
+    for checkpoint in ("ema", "last", "best"):
+        out.append((f"AutoAttack, {checkpoint}", [Task(run=r, evaluations=of(r, checkpoint, True)) for r in pair]))
+    out.append(("audit and figures", [Task(run=run, analyses=looks[run]) for run in pair]))
+    return [*out, ("everything else", runs.tasks(profile))]
+
+
+def pack(out: Path) -> Path:
+    """Records, histories and benchmarks, without weights, as one tar; atomic, so a kill leaves the one before."""
+    out.mkdir(parents=True, exist_ok=True)
+    target, half = out / "records.tar.gz", out / "records.half"
+    with tarfile.open(half, "w:gz") as tar:
+        for name in ("runs", "benchmarks"):
+            folder = paths.results() / name
+            if folder.is_dir():
+                tar.add(folder, arcname=f"results/{name}")
+    half.replace(target)
+    return target
+
+
+def work(profile: str, options: Options) -> list[str]:
+    """Do the stages until the time is up; returns failures as lines."""
+    failed = []
+    for name, tasks in stages(profile):
+        todo = [task for task in tasks if task.missing()]
+        print(f"{name}: {len(todo)} of {len(tasks)} to do", flush=True)
+        with live(todo) as report:
+            outcome = executors.inline(todo, executors.replace(options, report=report))
+        failed += outcome.failed
+        if outcome.stopped:
+            print(f"stopped ({outcome.stopped}) in: {name}", flush=True)
+            break
+    return failed
+
+
+def main() -> int:
+    """Parse, work, pack; exit code 1 when something failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--profile", default="headline")
+    parser.add_argument("--root", type=Path)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--device")
+    given = parser.parse_args()
+    paths.use(root=given.root, data=given.data)
+    try:
+        experiments.profile_of(given.profile)
+        options = Options(device=given.device, deadline=time.monotonic() + 60 * given.minutes)
+        failed = work(given.profile, options)
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except FSRError as error:
+        failed = [str(error)]
+    for line in failed:
+        print(f"failed: {line}", file=sys.stderr)
+    known = store.metrics(list(experiments.main_pair(given.profile)))
+    if len(known):
+        print(known.pivot_table(index=["method", "checkpoint"], columns="attack", values="accuracy").to_string())
+    print(pack(given.out))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

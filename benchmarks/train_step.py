@@ -1,0 +1,107 @@
+"""`python -m benchmarks.train_step [--quick]`: one training step, plain against fast, as sizes grow."""
+
+import torch
+from torch import Tensor
+
+from benchmarks import measure
+from benchmarks.plain import PlainTrainer
+from fsr.config import DATASETS, FSRSpec, Run, for_dataset, replace
+from fsr.fast import Crafter, Stepper
+from fsr.models import count_macs, model_of
+from fsr.objectives import Objective
+
+SMALL = for_dataset("cifar10", backbone="resnet18", width=16, module=FSRSpec())
+FULL = replace(SMALL, width=None)
+
+
+def cases(quick: bool) -> dict[str, Run]:
+    """What is measured: the three backbones, then one size at a time around ResNet-18 of width 16."""
+    base = replace(SMALL, batch=64) if quick else SMALL
+    found = {"resnet18 w16 at+fsr": base, "resnet18 w16 at": replace(base, module=None)}
+    if not quick:
+        found |= {
+            "resnet18 w64 at+fsr": FULL,
+            "resnet18 w64 trades": replace(FULL, module=None, method="trades"),
+            "vgg16 w64 at+fsr": replace(FULL, backbone="vgg16"),
+            "wideresnet34 w10 at+fsr": replace(FULL, backbone="wideresnet34"),
+        }
+    found["digits resnet10 w8 at+fsr"] = for_dataset(
+        "digits", width=8, blocks=(1, 1, 1, 1), module=FSRSpec(at=("layer3",)), precision="float32", train_size=1197
+    )
+    grow: dict[str, tuple] = {"batch": (32, 64, 256, 512), "width": (8, 32), "steps": (1, 5, 20)}
+    if quick:
+        grow = {"batch": (16,), "width": (8,), "steps": (1,)}
+    for field, values in grow.items():
+        found |= {f"{field} {value}": replace(base, **{field: value}) for value in values}
+    return found
+
+
+class FastStep:
+    """One step of the fast path on a batch; switches: as for Crafter."""
+
+    def __init__(self, run: Run, device: torch.device, **switches):
+        self.model = model_of(run).to(device).train()
+        self.crafter = Crafter(self.model, run, device, **switches)
+        optimizer = torch.optim.SGD(
+            self.model.parameters(), lr=run.lr, momentum=run.momentum, weight_decay=run.weight_decay, foreach=True
+        )
+        self.stepper = Stepper(Objective(self.model, run), optimizer, run, device)
+        self.generator = torch.Generator(device)
+
+    def step(self, x: Tensor, y: Tensor) -> None:
+        """Craft and update."""
+        self.stepper.step(x, self.crafter.craft(x, y, self.generator), y)
+
+
+def operations(run: Run, model, x: Tensor, *, parameter_gradients: bool) -> float:
+    """Floating point operations of one training step: 2 per multiply-accumulate; a backward pass costs one forward pass
+    for the input's gradient and one for the parameters'."""
+    passes = run.steps * (3 if parameter_gradients else 2) + 3 * (1 + (run.method in ("trades", "mart")))
+    return 2.0 * count_macs(model, x[:1]) * run.batch * passes
+
+
+def measure_case(name: str, run: Run, rounds: int, device: torch.device, peak: dict[str, float]) -> dict:
+    """One row: seconds of the plain step, of the fast one and of the fast one without compiling, and what follows."""
+    torch.manual_seed(0)
+    size = DATASETS[run.dataset].size
+    x, y = torch.rand(run.batch, 3, size, size, device=device), torch.arange(run.batch, device=device) % 10
+    plain = PlainTrainer(run, model_of(run).to(device).train())
+    sides = {"fast": FastStep(run, device), "fast, not compiled": FastStep(run, device, compile=False)}
+    functions = {side: (lambda step=step: step.step(x, y)) for side, step in sides.items()}
+    functions = {"plain": lambda: plain.step(x, y), **functions}
+    first, times = measure.interleaved(functions, rounds, device)
+    flops = {
+        side: operations(run, plain.model, x, parameter_gradients=side == "plain")
+        / measure.spread(times[side])["median"]
+        for side in functions
+    }
+    precision = "bf16" if "bfloat16" in sides["fast"].crafter.switches["crafting"] else "float32"
+    share = {s: f / peak["float32" if s == "plain" else precision] for s, f in flops.items()}
+    row = {"case": name, "backbone": run.backbone, "width": run.width, "batch": run.batch, "steps": run.steps}
+    row |= {"method": run.label, "seconds": {side: measure.spread(t) for side, t in times.items()}}
+    row |= {"first_call_seconds": {side: t[0] for side, t in first.items()}}
+    row |= {"ratio": measure.ratios(times, "plain", "fast"), "switches": sides["fast"].crafter.switches}
+    row |= {"ratio_not_compiled": measure.ratios(times, "plain", "fast, not compiled")}
+    row |= {"images_per_second": {side: run.batch / measure.spread(t)["median"] for side, t in times.items()}}
+    row |= {"flops": flops, "share_of_peak": share}
+    row |= {"peak_memory": {side: measure.peak_memory(function, device) for side, function in functions.items()}}
+    return row
+
+
+def main() -> None:
+    """Measure, print one line per case, write the record and the plot."""
+    given = measure.arguments(__doc__)
+    peak, rows = measure.peak_flops(given.device), []
+    for name, run in cases(given.quick).items():
+        rows.append(row := measure_case(name, run, given.rounds, given.device, peak))
+        seconds = {side: value["median"] for side, value in row["seconds"].items()}
+        print(
+            f"{name:28s} {row['ratio']['median']:5.2f}x", {side: round(s, 4) for side, s in seconds.items()}, flush=True
+        )
+        measure.save("train_step", rows, given.device, peak_flops=peak, rounds=given.rounds, quick=given.quick)
+    figure = measure.draw_ratios(rows, "Training step: PGD-10 and update")
+    print(measure.save_figure(figure, "train_step", given.device))
+
+
+if __name__ == "__main__":
+    main()

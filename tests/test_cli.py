@@ -2,13 +2,17 @@
 
 import os
 import stat
+import subprocess
 import sys
 
 import pytest
+from tiny import tiny_run
 
 from fsr import __main__ as cli
-from fsr import experiments
-from fsr.config import run_id
+from fsr import experiments, files, paths, runs, store
+from fsr.config import Analysis, run_id
+from fsr.experiments import cost
+from fsr.words import duration
 
 
 @pytest.fixture
@@ -97,7 +101,96 @@ def test_data_check_names_the_folder(fsr, root):
     assert fsr("data", "path", "--data", str(root / "sets"))[1].strip() == str(root / "sets")
 
 
+def test_an_audit_prints_every_group_and_the_worst_case(fsr, root):
+    run = tiny_run(epochs=1)
+    runs.ensure_trained(run, runs.Options(device="cpu"))
+    code, out, err = fsr("audit", run_id(run), "--images", "8", "--device", "cpu")
+    lines = out.splitlines()
+    assert code == 0, err
+    assert lines[0].startswith("authors' protocol") and any(line.startswith("worst case") for line in lines)
+    record, _ = store.load_analysis(run, Analysis(kind="audit", images=8, budget="quick"))
+    assert len(record["groups"]) > 5 and len(lines) >= len(record["groups"]) + 2
+    assert f"{100 * record['worst_case'] / 8:.1f} [" in next(line for line in lines if line.startswith("worst case"))
+
+
 def test_every_command_has_help_with_its_options(fsr):
     for command in ("run-all", "train", "evaluate", "audit", "status", "report", "data", "import-official", "compare"):
         code, out, _ = fsr(command, "--help")
         assert code == 0 and "--help" in out, command
+        assert f"python -m fsr {command}" in out.partition("Example")[2], command
+
+
+MEANT = [
+    (["status", "-p", "dmo"], "did you mean 'demo'"),
+    (["run-all", "-p", "ci", "--only", "05-whitebx"], "did you mean '05-whitebox'"),
+    (["trian", "whitebox"], "'train'"),
+    (["data", "chek"], "did you mean 'check'"),
+]
+
+
+@pytest.mark.parametrize("arguments, says", MEANT, ids=lambda v: " ".join(v) if isinstance(v, list) else None)
+def test_unknown_names_come_with_the_one_that_was_meant(fsr, arguments, says):
+    code, _, err = fsr(*arguments)
+    assert code == 2 and says in err and len(err.strip().splitlines()) == 1
+
+
+def test_an_unknown_run_comes_with_the_one_that_was_meant(fsr):
+    run = tiny_run()
+    store.save_config(run)
+    code, _, err = fsr("audit", run_id(run)[:-1] + "x")
+    assert code == 2 and f"did you mean {run_id(run)!r}" in err
+
+
+def test_a_dry_run_estimates_the_trainings_from_those_finished_here(fsr, root):
+    _, out, _ = fsr("train", "whitebox", "--profile", "ci", "--dry-run", "--device", "cpu")
+    assert "one H200 GPU" in out
+    run = experiments.SETS["ci"]["whitebox"][0]
+    store.save_config(run)
+    record = {"seconds": 600.0, "hardware": {"device": "cpu"}, "checkpoints": {}}
+    files.save_json(paths.run_dir(run_id(run)) / "env.json", record)
+    _, out, _ = fsr("train", "whitebox", "--profile", "ci", "--dry-run", "--device", "cpu")
+    left = [r for r in experiments.SETS["ci"]["whitebox"] if r != run]
+    speed = cost.measured_speed([(run, 600.0)])
+    assert duration(sum(cost.estimate(r, speed) for r in left)) in out and "finished here" in out
+
+
+def test_quiet_says_nothing_when_all_is_well_and_verbose_excludes_it(fsr):
+    arguments = ["train", run_id(experiments.SETS["ci"]["whitebox"][0]), "-p", "ci", "--device", "cpu"]
+    code, out, err = fsr("-q", *arguments, "--executor", "inline")
+    assert (code, out, err) == (0, "", "")
+    assert fsr("-q", "-v", "status")[0] == 2
+    assert "demo" in fsr("-q", "status", "-p", "dem")[2]  # failures are still said
+
+
+def test_progress_reads_well_in_a_log_file(fsr):
+    arguments = ["train", run_id(experiments.SETS["ci"]["whitebox"][0]), "-p", "ci", "--device", "cpu"]
+    code, _, err = fsr(*arguments, "--executor", "inline")
+    assert code == 0 and "[1/1]" in err and "epoch 1/" in err and "\x1b" not in err and "\r" not in err
+
+
+@pytest.mark.parametrize("line, word, offered", [("fsr ru", 1, "run-all"), ("fsr train whi", 2, "whitebox"),
+                                                 ("fsr status -p mi", 3, "mini")])  # fmt: skip
+def test_the_shell_completes_commands_sets_and_profiles(root, line, word, offered):
+    environment = {**os.environ, "_FSR_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(word)}
+    code = "import sys; sys.argv = ['fsr']; from fsr.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert offered in done.stdout.split(), done.stderr
+
+
+def test_the_completion_to_install_is_that_of_the_fsr_command(fsr, monkeypatch):
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
+    code, out, err = fsr("--show-completion", "bash")
+    assert code == 0 and "_FSR_COMPLETE" in out, err
+
+
+def test_tensorboard_files_hold_the_history(fsr, root):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = experiments.SETS["ci"]["whitebox"][0]
+    code, _, err = fsr("train", run_id(run), "-p", "ci", "--device", "cpu", "--executor", "inline", "--tensorboard")
+    assert code == 0, err
+    board = events.EventAccumulator(str(paths.results() / "tensorboard" / run_id(run)))
+    board.Reload()
+    history = store.history(run)
+    for column, tag in (("train_total", "train/total"), ("held_robust_acc", "held/robust_acc"), ("lr", "lr")):
+        assert [e.value for e in board.Scalars(tag)] == pytest.approx(history[column].tolist(), rel=1e-4)
+        assert [e.step for e in board.Scalars(tag)] == history["epoch"].tolist()

@@ -27,6 +27,7 @@ RANK = {
             "executors explore",
             "cluster",
             "notebooks",
+            "cli",
             "__main__",
         )
     )

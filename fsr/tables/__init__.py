@@ -7,7 +7,7 @@ from typing import NamedTuple
 from fsr.tables import accuracy
 from fsr.tables.cost import overhead
 from fsr.tables.frame import Table
-from fsr.tables.inside import audit, streams
+from fsr.tables.inside import audit, audit_lines, streams
 from fsr.tables.output import save
 from fsr.tables.verdict import verdict
 
@@ -74,6 +74,7 @@ __all__ = [
     "Table",
     "TableInfo",
     "audit",
+    "audit_lines",
     "blackbox",
     "components",
     "deactivation",

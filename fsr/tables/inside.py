@@ -152,6 +152,15 @@ def _audit_cells(found: dict) -> list[dict]:
     return [{"n": None, "correct": None, "value": None, "text": None, **cell} for cell in cells]
 
 
+def audit_lines(record: dict) -> list[str]:
+    """One audit's record as lines for a terminal, in T9's order and words."""
+    numbers = pd.DataFrame(_audit_cells(record))
+    cells = {cell.item: cell for cell in numbers.itertuples()}
+    names = {item: GROUPS.get(item, item.replace("_", " ")) for item in _items(numbers)}
+    width = max(len(name) for name in names.values())
+    return [f"{name:{width}}  {_audit_text(cells.get(item))}" for item, name in names.items()]
+
+
 def audit(profile: str) -> Table:
     """T9: accuracy per attack group and in the worst case over all of them, per network."""
     experiments.profile_of(profile)

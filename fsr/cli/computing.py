@@ -1,0 +1,235 @@
+"""The commands that compute: run-all, train, evaluate, audit."""
+
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+
+from fsr import paths
+from fsr.cli.app import (
+    Address,
+    Board,
+    DataDir,
+    Deterministic,
+    Device,
+    Dry,
+    Executor,
+    Minutes,
+    Profile,
+    Root,
+    RunId,
+    Where,
+    Which,
+    Workers,
+    app,
+    known_profile,
+    options_of,
+    say,
+    show,
+    writable_root,
+)
+from fsr.errors import UsageError
+from fsr.words import did_you_mean, duration
+
+TORCHRUN = "torchrun is for `python -m fsr train`; type the other commands without it"
+
+
+def _compute(tasks, options, executor: Executor, workers, address, deterministic: bool):
+    from fsr import distributed, executors, hardware
+
+    if distributed.requested():
+        raise UsageError(TORCHRUN)
+    with show(tasks) as report:
+        options = replace(options, report=report)
+        if executor is Executor.inline:
+            if deterministic:
+                hardware.make_deterministic()
+            return executors.inline(tasks, options)
+        if executor is Executor.ray:
+            from fsr import cluster
+
+            return cluster.on_ray(tasks, options, address=address, deterministic=deterministic)
+        return executors.local(tasks, options, workers=workers, deterministic=deterministic)
+
+
+def _together(todo, options, deterministic: bool):
+    """Under torchrun: every process comes here, whatever it found to do; rank 0's list holds for all."""
+    from fsr import executors, hardware
+
+    if any(task.evaluations or task.analyses for task in todo):
+        raise UsageError(TORCHRUN)
+    writable_root()
+    if deterministic:
+        hardware.make_deterministic()
+    return executors.together(todo, options, show)
+
+
+def _conclude(outcome, failed: list[str]) -> None:
+    for line in outcome.failed + failed:
+        typer.echo(f"failed: {line}", err=True)
+    if outcome.stopped:
+        typer.echo("stopped early; everything done is kept, the same command goes on from here", err=True)
+    if outcome.failed or failed or outcome.stopped:
+        raise typer.Exit(130 if outcome.stopped == "signal" else 1)
+
+
+def _estimate(todo, options) -> str:
+    """Time of the missing trainings one after the other, at the speed of those here, else of the authors' code."""
+    from fsr import store
+    from fsr.experiments import cost
+
+    fresh = [task.run for task in todo if "train" in task.missing()]
+    if not fresh:
+        return "no training among them"
+    done = []
+    for run in store.runs():
+        record = store.environment(run) if store.is_trained(run) else {}
+        if record.get("seconds") and record["hardware"]["device"] == options.torch_device.type:
+            done.append((run, float(record["seconds"])))
+    speed = cost.measured_speed(done)
+    total = duration(sum(cost.estimate(run, speed) for run in fresh))
+    count = f"{len(fresh)} training{'s' if len(fresh) > 1 else ''}"
+    if speed is None:
+        return f"{count}, about {total} in all on one H200 GPU at the speed of the authors' code; evaluations on top"
+    return f"{count}, about {total} in all at the speed of those finished here; evaluations on top"
+
+
+def _dry(todo, options) -> None:
+    for task in todo:
+        typer.echo(f"{task.name}: {', '.join(task.missing())}")
+    typer.echo(f"{len(todo)} tasks to do: {_estimate(todo, options)}" if todo else "nothing to do")
+
+
+def _do(todo, options, executor, workers, address, deterministic, dry_run) -> None:
+    from fsr import distributed
+
+    if distributed.requested() and not dry_run:
+        _conclude(_together(todo, options, deterministic), [])
+        return
+    if dry_run or not todo:
+        _dry(todo, options)
+        return
+    writable_root()
+    _conclude(_compute(todo, options, executor, workers, address, deterministic), [])
+
+
+def _chosen(profile: str, which: str, *, train_only: bool = False):
+    """Missing tasks of a set, or of the one run whose id was given."""
+    from fsr import experiments, runs
+    from fsr.config import run_id
+
+    sets = experiments.SETS[known_profile(profile)]
+    if which in sets:
+        return runs.missing(profile, (which,), train_only=train_only)
+    ids = [run_id(r) for r in sets["all"]]
+    if which in ids:
+        return [t for t in runs.missing(profile, train_only=train_only) if t.name == which]
+    meant = did_you_mean(which, [*sets, *ids])
+    raise UsageError(f"unknown set {which!r}{meant}; choose one of {', '.join(sets)}, or a run id")
+
+
+@app.command("run-all", epilog="Examples:  python -m fsr run-all    python -m fsr run-all -p mini --limit-minutes 60")
+def run_all(
+    profile: Profile = "demo",
+    only: Annotated[str | None, typer.Option(help="Only these notebooks and what they need: 05,09.")] = None,
+    executor: Where = Executor.local,
+    address: Address = "auto",
+    device: Device = None,
+    data: DataDir = None,
+    root: Root = None,
+    limit_minutes: Minutes = None,
+    dry_run: Dry = False,
+    force_notebook: Annotated[bool, typer.Option("--force-notebook", help="Execute unchanged notebooks too.")] = False,
+    workers: Workers = None,
+    deterministic: Deterministic = False,
+    tensorboard: Board = False,
+) -> None:
+    """Train, evaluate and analyse what is missing, then execute the notebooks that are not current."""
+    from fsr import experiments, notebooks, report, runs
+    from fsr.executors import Outcome
+
+    paths.use(root=root, data=data)
+    known_profile(profile)
+    options, names = options_of(device, limit_minutes, tensorboard, executor is Executor.ray), notebooks.numbered(only)
+    sets = ("all",) if only is None else tuple(dict.fromkeys(s for n in names for s in experiments.NEEDS[n]))
+    todo = runs.missing(profile, sets)
+    if dry_run:
+        _dry(todo, options)
+        return
+    writable_root()
+    outcome = _compute(todo, options, executor, workers, address, deterministic) if todo else Outcome()
+    failed = []
+    if outcome.stopped != "signal":
+        failed = notebooks.execute(names, profile, force=force_notebook, compute=False, report=say)
+        if only is None:
+            say(f"report: {report.write(profile)}")
+    _conclude(outcome, failed)
+
+
+@app.command(
+    epilog="Examples:  python -m fsr train whitebox    python -m fsr train all -p mini --device cuda --dry-run"
+)
+def train(
+    which: Which,
+    profile: Profile = "demo",
+    device: Device = None,
+    data: DataDir = None,
+    root: Root = None,
+    limit_minutes: Minutes = None,
+    dry_run: Dry = False,
+    workers: Workers = None,
+    executor: Where = Executor.local,
+    address: Address = "auto",
+    deterministic: Deterministic = False,
+    tensorboard: Board = False,
+) -> None:
+    """Train what is missing of a set; needs no Jupyter."""
+    paths.use(root=root, data=data)
+    options = options_of(device, limit_minutes, tensorboard, executor is Executor.ray)
+    _do(_chosen(profile, which, train_only=True), options, executor, workers, address, deterministic, dry_run)
+
+
+@app.command(epilog="Example:  python -m fsr evaluate whitebox --profile mini --limit-minutes 30")
+def evaluate(
+    which: Which,
+    profile: Profile = "demo",
+    device: Device = None,
+    data: DataDir = None,
+    root: Root = None,
+    limit_minutes: Minutes = None,
+    dry_run: Dry = False,
+    workers: Workers = None,
+    executor: Where = Executor.local,
+    address: Address = "auto",
+    deterministic: Deterministic = False,
+) -> None:
+    """Evaluate and analyse what is missing of a set, training first what is not trained; needs no Jupyter."""
+    paths.use(root=root, data=data)
+    options = options_of(device, limit_minutes, elsewhere=executor is Executor.ray)
+    _do(_chosen(profile, which), options, executor, workers, address, deterministic, dry_run)
+
+
+@app.command(epilog="Example:  python -m fsr audit RUN --checkpoint ema --images 200 --budget full")
+def audit(
+    run: RunId,
+    checkpoint: Annotated[str, typer.Option(help="last, best or ema.")] = "last",
+    budget: Annotated[str, typer.Option(help="quick or full.")] = "quick",
+    images: Annotated[int, typer.Option(min=1, help="How many test images.")] = 100,
+    device: Device = None,
+    data: DataDir = None,
+    root: Root = None,
+    limit_minutes: Minutes = None,
+) -> None:
+    """Attack a run by everything an informed attacker would try, and print what survives."""
+    from fsr import executors, runs, store
+    from fsr.config import Analysis
+    from fsr.tables import audit_lines
+
+    paths.use(root=root, data=data)
+    chosen, options = store.config_of(run), options_of(device, limit_minutes)
+    analysis = Analysis(kind="audit", checkpoint=checkpoint, images=images, budget=budget)
+    writable_root()
+    with executors.stoppable() as flag:
+        runs.ensure_analysed(chosen, analysis, replace(options, interrupted=flag.is_set))
+    for line in audit_lines(store.load_analysis(chosen, analysis)[0]):
+        typer.echo(line)

@@ -1,0 +1,86 @@
+"""The commands that read what is there, and the one that imports: status, report, compare, data, import-official."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fsr import paths
+from fsr.cli.app import DataDir, Profile, Root, app, known_profile, writable_root
+from fsr.errors import UsageError
+from fsr.words import did_you_mean
+
+
+@app.command(epilog="Example:  python -m fsr status --profile mini")
+def status(profile: Profile = "demo", root: Root = None) -> None:
+    """What of a profile is done, partial and missing."""
+    from fsr import runs
+
+    paths.use(root=root)
+    frame = runs.status(known_profile(profile))
+    typer.echo(frame.to_string(index=False))
+    counts = frame["state"].value_counts()
+    typer.echo(", ".join(f"{counts.get(s, 0)} {s}" for s in ("done", "partial", "missing")) + f" of {len(frame)} runs")
+
+
+@app.command("report", epilog="Example:  python -m fsr report --profile demo")
+def report_command(profile: Profile = "demo", root: Root = None) -> None:
+    """Write the profile's self-contained HTML report from its records."""
+    from fsr import report
+
+    paths.use(root=root)
+    typer.echo(f"report: {report.write(known_profile(profile))}")
+
+
+@app.command(epilog="Example:  python -m fsr compare reproduced --profile demo")
+def compare(
+    other: Annotated[Path, typer.Argument(metavar="ROOT", help="Another root, for example `reproduced`.")],
+    profile: Profile = "demo",
+    root: Root = None,
+) -> None:
+    """Print the records here against those of another root, as `make retrain` does."""
+    from fsr import compare as room
+    from fsr import experiments
+
+    paths.use(root=root)
+    known_profile(profile)
+    table = room.compare(other, list(experiments.SETS[profile]["all"]))
+    columns = ["run_id", "checkpoint", "attack_id", "n", "accuracy", "accuracy_again", "difference"]
+    typer.echo(table[columns].to_string(index=False, float_format=lambda v: f"{v:.4f}"))
+    typer.echo(room.summary(table))
+
+
+@app.command("data", epilog="Examples:  python -m fsr data check    python -m fsr data path --data /sets")
+def data_command(what: Annotated[str, typer.Argument(metavar="check|path")], data: DataDir = None) -> None:
+    """Say which data sets are there and where missing ones belong, or print the folder."""
+    paths.use(data=data)
+    if what == "path":
+        typer.echo(paths.data())
+        return
+    if what != "check":
+        meant = did_you_mean(what, ("check", "path"))
+        raise UsageError(
+            f"unknown action {what!r}{meant}; type `python -m fsr data check` or `python -m fsr data path`"
+        )
+    from fsr.data import check
+
+    for name, there, where in check():
+        typer.echo(f"{name:14}{'there' if there else 'missing':9}{where}")
+
+
+@app.command(
+    "import-official",
+    epilog="Example:  python -m fsr import-official cifar10_resnet18.pth --backbone resnet18 --dataset cifar10",
+)
+def import_official(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint of the authors' code.")],
+    backbone: Annotated[str, typer.Option(help="resnet18, vgg16 or wideresnet34.")],
+    dataset: Annotated[str, typer.Option(help="cifar10 or svhn: what it was trained on.")],
+    root: Root = None,
+) -> None:
+    """Make a run of an authors' checkpoint, so that it can be evaluated and audited like any other."""
+    from fsr.runs.importing import import_official as import_run
+
+    paths.use(root=root)
+    writable_root()
+    typer.echo(import_run(file, backbone, dataset))

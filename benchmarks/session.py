@@ -1,4 +1,4 @@
-"""`python -m benchmarks.session --minutes 9 --out DIR [--profile headline]`: the most wanted results first, in the time there is.
+"""`python -m benchmarks.session --minutes 9 --out DIR [--profile headline]`: the most wanted results first.
 
 For a GPU that is at hand for minutes: trains, evaluates and analyses the profile's main pair in the order in which the
 results matter, then everything else, and packs the records into one tar. Run it again with the same --root and it goes
@@ -21,7 +21,7 @@ MIDDLE = ("last", "best", "ema")
 
 
 def stages(profile: str) -> list[tuple[str, list[Task]]]:
-    """What to compute, most wanted first: both trainings, the authors' columns, AutoAttack (EMA, last), the audit, the rest."""
+    """Most wanted first: both trainings, the authors' columns, AutoAttack (EMA, last), the audit, everything else."""
     pair = experiments.main_pair(profile)[::-1]  # FSR first: a baseline alone says nothing new
     wanted = {run: experiments.evaluations(profile, "all", run) for run in pair}
     looks = {run: experiments.analyses(profile, "all", run) for run in pair}

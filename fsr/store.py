@@ -60,10 +60,15 @@ def environment(run: Run | str) -> dict:
     return load_json(paths.run_dir(id_of(run)) / "env.json")
 
 
+def _column(name: str) -> tuple[int, str]:
+    groups = ("epoch", "seconds", "lr", "train_", "held_", "ema_")
+    return next((i for i, group in enumerate(groups) if name.startswith(group)), len(groups)), name
+
+
 def save_history(run: Run, rows: list[dict]) -> bytes:
-    """history.csv, one row per epoch; returns its bytes."""
+    """history.csv, one row per epoch, columns in an order of their own: a resumed run's is the same; returns its bytes."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, fieldnames=sorted(rows[0], key=_column), lineterminator="\n")
     writer.writeheader()
     writer.writerows([{k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows])
     data = text.getvalue().encode()

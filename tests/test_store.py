@@ -134,3 +134,10 @@ def test_history_of_a_finished_run_must_match_its_hash(root):
 def test_the_same_arrays_give_the_same_bytes():
     one, two = (files.npz_bytes(a=np.arange(5), b=np.ones(3)) for _ in range(2))
     assert one == two
+
+
+def test_a_history_has_its_columns_in_one_order_whatever_the_rows_say(root):
+    """A resumed training reads its rows back from JSON, whose keys are sorted."""
+    row = {"epoch": 1, "seconds": 0.5, "lr": 0.1, "train_cls": 2.0, "held_clean_acc": 0.5, "ema_held_clean_acc": 0.25}
+    assert store.save_history(RUN, [row]) == store.save_history(RUN, [dict(sorted(row.items()))])
+    assert list(store.history(RUN).columns) == list(row)

@@ -34,8 +34,11 @@ def on_ray(tasks: Iterable[Task], options: Options, *, address: str = "auto", de
     cluster answers.
     """
     jobs = plan(tasks)
-    if not jobs:
-        return Outcome()
+    return compute(jobs, options, address=address, deterministic=deterministic) if jobs else Outcome()
+
+
+def compute(jobs: list[Job], options: Options, *, address: str = "auto", deterministic: bool = False) -> Outcome:
+    """These jobs, in their order, on a Ray cluster (see `on_ray`)."""
     with _connected(address) as ray, _shared() as token, stoppable() as flag:
         driver = _Driver(ray, jobs, options, {"token": token, "deterministic": deterministic})
         return driver.watch(flag)

@@ -66,7 +66,7 @@ def _column(name: str) -> tuple[int, str]:
 
 
 def save_history(run: Run, rows: list[dict]) -> bytes:
-    """history.csv, one row per epoch, columns in an order of their own: a resumed run's is the same; returns its bytes."""
+    """history.csv, one row per epoch; returns its bytes.  The columns' order is fixed: a resumed run's is the same."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=sorted(rows[0], key=_column), lineterminator="\n")
     writer.writeheader()

@@ -13,14 +13,23 @@ from fsr.words import did_you_mean
 
 @app.command(epilog="Example:  python -m fsr status --profile mini")
 def status(profile: Profile = "demo", root: Root = None) -> None:
-    """What of a profile is done, partial and missing."""
+    """What of a profile is done, partial and missing, and how long the rest takes on 1, 8 and 64 GPUs."""
     from fsr import runs
+    from fsr.runs.costing import cost_table
+    from fsr.words import duration
 
     paths.use(root=root)
     frame = runs.status(known_profile(profile))
     typer.echo(frame.to_string(index=False))
     counts = frame["state"].value_counts()
     typer.echo(", ".join(f"{counts.get(s, 0)} {s}" for s in ("done", "partial", "missing")) + f" of {len(frame)} runs")
+    costs, measured = cost_table(profile)
+    if costs[0][1] < 3600:  # nothing to plan a cluster for
+        return
+    for devices, seconds in costs:
+        typer.echo(f"{devices:3d} GPU{'s' if devices > 1 else ' '}  {duration(seconds)}")
+    speed = "of the largest network trained here" if measured else "of the authors' float32 code on one H200"
+    typer.echo(f"trainings and evaluations that are missing, at the speed {speed}; analyses and audits on top")
 
 
 @app.command("report", epilog="Example:  python -m fsr report --profile demo")

@@ -1,0 +1,37 @@
+"""How long what is missing would take, at the speed of what was finished here."""
+
+from collections.abc import Iterable
+
+from fsr import store
+from fsr.experiments import cost, fleet
+from fsr.runs.tasks import Task, missing
+
+DEVICES = (1, 8, 64)
+
+
+def speed_here(device: str) -> float | None:
+    """Operations per second of the trainings finished in this root on that kind of device; None without any."""
+    done = []
+    for run in store.runs():
+        record = store.environment(run) if store.is_trained(run) else {}
+        if record.get("seconds") and record["hardware"]["device"] == device:
+            done.append((run, float(record["seconds"])))
+    return cost.measured_speed(done)
+
+
+def seconds_left(tasks: Iterable[Task], speed: float | None, devices: int) -> float:
+    """Seconds of what is missing of these tasks on so many GPUs; analyses and the audit, minutes each, are left out."""
+    chains: dict = {}
+    for task in tasks:
+        todo = task.missing()
+        wanted = tuple(e for e in task.evaluations if not store.has_eval(task.run, e))
+        training, rest = fleet.chain(task.run, wanted, train="train" in todo, speed=speed)
+        before = chains.get(task.run, (0.0, []))
+        chains[task.run] = (max(training, before[0]), before[1] + rest)
+    return fleet.seconds_on(devices, list(chains.values()))
+
+
+def cost_table(profile: str) -> tuple[list[tuple[int, float]], bool]:
+    """((devices, seconds) for 1, 8 and 64 GPUs; whether the speed was measured here or is the reference's H200)."""
+    speed, left = speed_here("cuda"), missing(profile)
+    return [(count, seconds_left(left, speed, count)) for count in DEVICES], speed is not None

@@ -1,0 +1,37 @@
+"""How long what is missing takes."""
+
+import pytest
+
+from fsr import store
+from fsr.config import Evaluation, Run, replace, run_id
+from fsr.experiments import cost, fleet
+from fsr.runs import Task
+from fsr.runs.costing import cost_table, seconds_left, speed_here
+
+RUN = Run(epochs=1)
+LOOK = Evaluation(attack="pgd20")
+
+
+def finish(run: Run, seconds: float, device: str) -> None:
+    store.save_config(run)
+    path = store.paths.run_dir(run_id(run)) / "env.json"
+    store.save_json(path, {"seconds": seconds, "hardware": {"device": device}, "checkpoints": {}})
+
+
+def test_speed_is_that_of_the_largest_network_finished_on_such_a_device(root):
+    assert speed_here("cuda") is None
+    finish(replace(RUN, width=8), 1.0, "cuda")
+    finish(RUN, 10.0, "cuda")
+    finish(replace(RUN, seed=1), 1000.0, "cpu")
+    assert speed_here("cuda") == pytest.approx(cost.training_flops(RUN) / 10.0)
+    assert cost_table("ci")[1] is True
+
+
+def test_only_what_is_missing_counts_and_a_run_in_two_tasks_trains_once(root):
+    tasks = [Task(run=RUN, evaluations=(LOOK,)), Task(run=RUN, evaluations=(replace(LOOK, attack="fgsm"),))]
+    looks = [fleet.evaluation_seconds(RUN, e, 1e12) for task in tasks for e in task.evaluations]
+    assert seconds_left(tasks, 1e12, 1) == pytest.approx(cost.estimate(RUN, 1e12) + sum(looks))
+    finish(RUN, 10.0, "cuda")
+    assert seconds_left(tasks, 1e12, 1) == pytest.approx(sum(looks))
+    store.save_eval(RUN, LOOK, [0], [True])
+    assert seconds_left(tasks, 1e12, 64) == pytest.approx(looks[1])

@@ -275,6 +275,8 @@ def to_dict(config) -> dict:
 
 def run_from_dict(data: dict) -> Run:
     """The Run that `to_dict` wrote; unknown fields, kinds or types raise UsageError."""
+    if not isinstance(data, dict):
+        raise UsageError(f"not the config of a run: {str(data)[:60]!r}")
     data = dict(data)
     module = data.get("module")
     try:

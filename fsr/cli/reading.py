@@ -33,12 +33,20 @@ def status(profile: Profile = "demo", root: Root = None) -> None:
 
 
 @app.command("report", epilog="Example:  python -m fsr report --profile demo")
-def report_command(profile: Profile = "demo", root: Root = None) -> None:
+def report_command(
+    profile: Profile = "demo",
+    root: Root = None,
+    readme: Annotated[bool, typer.Option("--readme", help="Also bring README's results up to date.")] = False,
+) -> None:
     """Write the profile's self-contained HTML report from its records."""
     from fsr import report
+    from fsr.report.readme import rewrite
 
     paths.use(root=root)
     typer.echo(f"report: {report.write(known_profile(profile))}")
+    if readme:
+        changed = rewrite(paths.repository() / "README.md", profile)
+        typer.echo(f"README.md: {'written' if changed else 'unchanged'}")
 
 
 @app.command(epilog="Example:  python -m fsr compare reproduced --profile demo")

@@ -23,7 +23,10 @@ log = logging.getLogger("fsr")
 RETRIES = 5  # times that Ray starts a task again whose worker or node was lost; each goes on from the last checkpoint
 TASKS_PER_WORKER = 50  # of one kind, before Ray starts a fresh GPU process; its own default, 1, imports torch each time
 HEAR_SECONDS = 0.3  # how often the driver looks
-HELP = "start one by `ray start --head`, or give --address HOST:PORT of one, or --address local"
+HELP = (
+    "start one by `ray start --head`, or give --address HOST:PORT of one (with its token, if it has one, in "
+    "RAY_AUTH_TOKEN), or --address local"
+)
 
 
 def on_ray(tasks: Iterable[Task], options: Options, *, address: str = "auto", deterministic: bool = False) -> Outcome:
@@ -106,8 +109,8 @@ class _Driver:
             pass
         except errors.RayTaskError as error:  # a bug: kept as a line, so that one task cannot end a night's work
             log.error("%s", error)
-            cause = error.cause
-            self.outcome.failed.append(f"{name}: {type(cause).__name__}: {str(cause).strip().splitlines()[0][:200]}")
+            first = (str(error.cause).strip() or "see the log").splitlines()[0][:200]
+            self.outcome.failed.append(f"{name}: {type(error.cause).__name__}: {first}")
         except errors.RayError as error:
             self.outcome.failed.append(
                 f"{name}: its worker was lost more than {RETRIES} times ({type(error).__name__}: killed, or out of "
@@ -160,7 +163,7 @@ def _connected(address: str):
         )  # fmt: skip
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-        raise UsageError(f"no Ray cluster at {address!r} ({first}); {HELP}") from None
+        raise UsageError(f"no Ray cluster at {address!r} lets this user in ({first}); {HELP}") from None
     try:
         yield ray
     finally:

@@ -83,12 +83,12 @@ def work(key: int, job: Job, options: Options, board, setting: dict, *needed: li
     line = Line(board, key)
     if line.begin() or any(lines != [] for lines in needed):
         return None
-    _see(setting["token"])
     torch.set_num_threads(setting["threads"])
     if setting["deterministic"]:
         hardware.make_deterministic()
     options = replace(options, report=line.report, interrupted=line.stopped)
     try:
+        _see(setting["token"])
         failed = perform(job.task, options)
         if not failed and not job.task.evaluations and not job.task.analyses:
             with locked(job.task.run, options):  # a record without weights gets them back once, before they are read

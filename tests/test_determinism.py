@@ -1,0 +1,176 @@
+"""The same run twice is bit-identical on a CPU: across processes, workers and everything that is seeded."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import FSR_HERE, tiny_run
+
+from fsr import data, executors, hardware, runs, store
+from fsr.cli import computing
+from fsr.cli.app import Executor
+from fsr.config import Analysis, Evaluation
+from fsr.fast import Crafter
+from fsr.runs import Options, Task
+from fsr.train import Trainer
+
+CPU = Options(device="cpu")
+# random starts, noise, random queries, AutoAttack; the analysis samples noisy masks
+ATTACKS = {"pgd100-restarts": 2, "random-noise": None, "di-fgsm": None, "autoattack-ci": None}  # to their steps
+RUNS = (tiny_run(epochs=1, module=FSR_HERE), tiny_run(epochs=1, method="trades", awp=0.005))
+TASKS = [
+    Task(
+        run=run,
+        evaluations=tuple(Evaluation(attack=a, images=8, steps=steps) for a, steps in ATTACKS.items()),
+        analyses=(Analysis(kind="masks"),) if run.fsr else (),
+    )
+    for run in RUNS
+]
+
+ALONE = """
+import sys
+sys.path.insert(0, TESTS)
+import random, numpy, torch
+random.seed(SEED), numpy.random.seed(SEED), torch.manual_seed(SEED)  # what ran before must not matter
+from test_determinism import TASKS
+from fsr import executors
+from fsr.runs import Options
+outcome = executors.inline(TASKS, Options(device="cpu"))
+sys.exit(str(outcome) if outcome.failed or outcome.stopped else 0)
+"""
+
+
+def results(root: Path) -> dict:
+    """Weights, outcomes and histories byte by byte, histories without their seconds."""
+    out: dict = {}
+    for path in sorted(p for p in root.rglob("*") if p.suffix in (".npz", ".safetensors", ".csv")):
+        if path.suffix == ".csv":
+            lines = [line.split(",") for line in path.read_text().splitlines()]
+            out[path.name] = [[c for i, c in enumerate(line) if i != lines[0].index("seconds")] for line in lines]
+        elif path.name != "state.safetensors":  # holds seconds
+            out[str(path.relative_to(root))] = path.read_bytes()
+    return out
+
+
+def test_two_processes_and_two_workers_make_the_same_bytes(root, monkeypatch, tmp_path):
+    made = []
+    for seed in (1, 2):
+        code = f"TESTS, SEED = {str(Path(__file__).parent)!r}, {seed}\n{ALONE}"
+        environment = {**os.environ, "FSR_ROOT": str(tmp_path / f"alone-{seed}"), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        made.append(results(tmp_path / f"alone-{seed}"))
+    monkeypatch.setenv("FSR_ROOT", str(tmp_path / "workers"))
+    assert executors.local(TASKS, CPU, workers=2) == executors.Outcome()
+    made.append(results(tmp_path / "workers"))
+    assert len(made[0]) >= len(RUNS) * (3 + len(ATTACKS)) + 2
+    assert made[0] == made[1] == made[2]
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load(tiny_run())
+
+
+def weights_after(run, digits, steps: int = 2) -> list:
+    trainer = Trainer(run, digits)
+    trainer.model.train()
+    for i in range(steps):
+        trainer.step(torch.arange(32 * i, 32 * i + 32))
+    return [p.detach().clone() for p in trainer.model.parameters()]
+
+
+def test_global_random_state_does_not_reach_a_training_and_is_left_alone(digits):
+    run = tiny_run(module=FSR_HERE)
+    torch.manual_seed(1)
+    one = weights_after(run, digits)
+    torch.manual_seed(2)
+    torch.rand(17)
+    two = weights_after(run, digits)
+    assert all(torch.equal(a, b) for a, b in zip(one, two))
+
+
+def test_the_seed_reaches_weights_order_starts_and_noise(digits):
+    one, two = weights_after(tiny_run(), digits, 0), weights_after(tiny_run(seed=1), digits, 0)
+    assert not all(torch.equal(a, b) for a, b in zip(one, two))
+    from fsr.recipe import stream_seed
+
+    streams = {stream_seed(seed, *name) for seed in (0, 1) for name in (("init",), ("order", 1), ("order", 2),
+               ("batch", 0), ("batch", 1), ("mask", 0), ("mask", 1))}  # fmt: skip
+    assert len(streams) == 14
+
+
+def test_crafting_depends_on_its_generator_only(digits):
+    run = tiny_run()
+    trainer = Trainer(run, digits)
+    crafter = Crafter(trainer.model, run, torch.device("cpu"))
+    x, y = data.as_float(digits.train_x[:32]), digits.train_y[:32]
+
+    def crafted(seed: int) -> torch.Tensor:
+        torch.rand(3)
+        return crafter.craft(x, y, torch.Generator().manual_seed(seed))
+
+    assert torch.equal(crafted(0), crafted(0)) and not torch.equal(crafted(0), crafted(1))
+
+
+def test_an_evaluation_is_the_same_whatever_ran_before_it(root):
+    run, outcomes = tiny_run(epochs=1, module=FSR_HERE), []
+    runs.ensure_trained(run, CPU)
+    for attack in ("autoattack-ci", "di-fgsm"):
+        evaluation = Evaluation(attack=attack, images=8)
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            runs.ensure_evaluated(run, evaluation, CPU)
+            outcomes.append(store.load_eval(run, evaluation).correct.tolist())
+            for path in store.eval_path(run, evaluation).parent.iterdir():
+                path.unlink()
+        assert outcomes[-1] == outcomes[-2]
+
+
+@pytest.fixture
+def as_before():
+    """Deterministic algorithms are for the whole process: put everything back."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic
+    yield
+    torch.use_deterministic_algorithms(before[0])
+    torch.backends.cudnn.deterministic = before[1]
+    os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+
+
+def test_deterministic_is_wired_wherever_tasks_run(root, monkeypatch, as_before):
+    called = []
+    monkeypatch.setattr(hardware, "make_deterministic", lambda: called.append("here"))
+    monkeypatch.setattr(executors, "inline", lambda tasks, options: executors.Outcome())
+    monkeypatch.setattr(executors, "together", lambda *_: executors.Outcome())
+    monkeypatch.setattr(executors, "local", lambda *_, workers, deterministic: called.append(("local", deterministic)))
+    import fsr.cluster
+
+    monkeypatch.setattr(fsr.cluster, "on_ray", lambda *_, address, deterministic: called.append(("ray", deterministic)))
+    for executor in Executor:
+        computing._compute(TASKS, CPU, executor, None, "auto", True)
+    computing._together([replace(TASKS[0], evaluations=(), analyses=())], CPU, True)
+    assert sorted(map(str, called)) == sorted(map(str, ["here", "here", ("local", True), ("ray", True)]))
+    called.clear()
+    computing._compute(TASKS, CPU, Executor.inline, None, "auto", False)
+    assert called == []
+
+
+def test_deterministic_turns_on_what_torch_has_for_it(as_before):
+    hardware.make_deterministic()
+    assert torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.deterministic
+    assert not torch.backends.cudnn.benchmark and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_two_trainings_on_a_gpu_are_the_same_bytes(root, monkeypatch, tmp_path, as_before):
+    hardware.make_deterministic()
+    run, digests = tiny_run(module=FSR_HERE, precision="bf16"), []
+    for name in ("one", "two"):
+        monkeypatch.setenv("FSR_ROOT", str(tmp_path / name))
+        runs.ensure_trained(run, Options(device="cuda"))
+        digests.append(store.environment(run)["checkpoints"])
+    assert digests[0] == digests[1]

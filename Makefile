@@ -48,9 +48,7 @@ lint: setup-test
 	$(VENV)/bin/mypy fsr
 
 pytest: setup-test
-	OMP_NUM_THREADS=1 $(PY) -m coverage run -m pytest
-	$(PY) -m coverage combine -q
-	$(PY) -m coverage report --fail-under=90 --skip-covered
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --cov=fsr --cov-report=term:skip-covered --cov-fail-under=90
 
 # the smoke profile from nothing, then every notebook again, compared with that first execution
 nbval: setup-test

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.cluster [--quick]`: eight small trainings on a Ray cluster of this machine, with 1 and 2 workers.
+"""`python -m benchmarks.cluster [--quick]`: eight small trainings on a Ray cluster of this machine, 1 and 2 workers.
 
 Against the same trainings one after the other in this process, and what a task costs by itself: the time that one more
 task takes whose work is already done. Every worker is a node of its own with one core.
@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from fsr.executors import inline
 from fsr.runs import Options, Task
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-import ray_nodes  # noqa: E402 - the same nodes as the tests'
+import ray_nodes  # the same nodes as the tests'
 
 EMPTY_TASKS = 100
 DIGITS = for_dataset("digits", holdout=100, width=8, blocks=(1, 1, 1, 1), precision="float32")
@@ -73,9 +74,9 @@ def main() -> None:
     root, device = paths.root(), torch.device("cpu")
     os.environ.update(ray_nodes.environment())
     runs = eight(2 if given.quick else 15)
-    rows = [alone(runs)]
-    rows += [on_workers(runs, workers) for workers in (1, 2)]
-    for row in rows:
+    rows = []
+    for measured in (alone, partial(on_workers, workers=1), partial(on_workers, workers=2)):
+        rows.append(row := measured(runs))
         print({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}, flush=True)
     paths.use(root=root)
     print(measure.save("cluster", rows, device, quick=given.quick, load=os.getloadavg()[0]))

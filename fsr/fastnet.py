@@ -3,17 +3,14 @@
 N images, C channels, H and W pixels, K classes.
 """
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fsr.capture import FAILURES, dtype_of, laid_out, reason, use_channels_last
+from fsr.capture import compiled_net, dtype_of, laid_out, use_channels_last
 from fsr.fold import Twin
-
-log = logging.getLogger("fsr")
 
 
 class FastNet(nn.Module):
@@ -37,19 +34,14 @@ class FastNet(nn.Module):
         if self.net is None:
             self.net = Twin(self._model[0], x.detach(), dtype=self.dtype, channels_last=self.channels_last).net
             if self.compile_wanted:
-                self._fast = torch.compile(self.net)
+                may_differ = 0.05 if self.dtype == torch.bfloat16 else 1e-3
+                self._fast = compiled_net(self.net, laid_out(x.detach(), self.channels_last), may_differ=may_differ)
         return laid_out(x, self.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) float32 to logits (N, K) float32, differentiable in x."""
         x = self._ready(x)
-        if self._fast is not None:
-            try:
-                return self._fast(x).float()
-            except FAILURES as error:
-                log.warning("evaluation is not compiled: %s: %s", type(error).__name__, reason(error))
-                self._fast = None
-        return self.net(x).float()
+        return (self.net if self._fast is None else self._fast)(x).float()
 
     def trace(self, x: Tensor, y: Tensor | None = None):
         """Logits and streams of the copy, for attacks on more than the logits; not compiled."""

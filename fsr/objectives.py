@@ -32,8 +32,23 @@ PAIRS = {"trades": trades_parts, "mart": mart_parts}  # methods that also look a
 Outputs = tuple[Tensor, list[Tensor]]  # logits (N, K) and the probes' logits
 
 __all__ = [
-    "AWP", "Crafting", "Objective", "craft", "craft_loss", "craft_outputs", "crafting", "first_step", "fsr_terms", "kl",
-    "mart_loss", "mart_parts", "probe_terms", "runner_up", "trades_loss", "trades_parts", "weights_of",
+    "AWP",
+    "Crafting",
+    "Objective",
+    "craft",
+    "craft_loss",
+    "craft_outputs",
+    "crafting",
+    "first_step",
+    "fsr_terms",
+    "kl",
+    "mart_loss",
+    "mart_parts",
+    "probe_terms",
+    "runner_up",
+    "trades_loss",
+    "trades_parts",
+    "weights_of",
 ]
 
 

@@ -74,16 +74,18 @@ def _percentiles(means: np.ndarray, level: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def paired_bootstrap(a: ArrayLike, b: ArrayLike, seed: int = 0, draws: int = 10_000,
-                     level: float = 0.95) -> tuple[float, float]:
+def paired_bootstrap(
+    a: ArrayLike, b: ArrayLike, seed: int = 0, draws: int = 10_000, level: float = 0.95
+) -> tuple[float, float]:
     """Interval (low, high) of mean(b) - mean(a), images resampled in pairs (Efron & Tibshirani 1993, percentile)."""
     a, b = _pair(a, b)
     sums = _resampled_sums(b - a, draws, np.random.default_rng(seed))
     return _percentiles(sums / len(a), level)
 
 
-def stratified_bootstrap(a: ArrayLike, b: ArrayLike, strata: ArrayLike, seed: int = 0, draws: int = 10_000,
-                         level: float = 0.95) -> tuple[float, float]:
+def stratified_bootstrap(
+    a: ArrayLike, b: ArrayLike, strata: ArrayLike, seed: int = 0, draws: int = 10_000, level: float = 0.95
+) -> tuple[float, float]:
     """As `paired_bootstrap`, but each stratum (a class) keeps its number of images; strata: (n,) labels."""
     a, b = _pair(a, b)
     strata = np.asarray(strata)

@@ -54,7 +54,8 @@ class Masked(nn.Module):
         self.noise, self.tau = noise, 1.0
         self.score = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1))
         self.rest = nn.Sequential(
-            nn.Conv2d(32, 32, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(512, 10))
+            nn.Conv2d(32, 32, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(512, 10)
+        )
 
     def forward(self, x):
         score = self.score(x)
@@ -192,8 +193,17 @@ def test_fsr_gets_all_nine_groups_and_the_worst_case_is_all_of_them(fsr, brisk):
     y[0] = (y[0] + 1) % 10  # one that is wrong from the start
     result = audit(fsr, x, y, 0.02, surrogate=copy.deepcopy(fsr))
     assert not result.not_applicable
-    assert list(result.groups) == ["autoattack", "bpda", "mask", "latent", "transfer", "restarts", "noise", "queries",
-                                   "unmasked"]
+    assert list(result.groups) == [
+        "autoattack",
+        "bpda",
+        "mask",
+        "latent",
+        "transfer",
+        "restarts",
+        "noise",
+        "queries",
+        "unmasked",
+    ]
     assert set(result.indicators) == set(NAMES) and result.seconds.keys() == GROUPS.keys()
     parts = [result.clean, *result.columns.values(), *result.attacks.values()]
     assert torch.equal(result.worst_case, torch.stack(parts).all(0))
@@ -202,15 +212,25 @@ def test_fsr_gets_all_nine_groups_and_the_worst_case_is_all_of_them(fsr, brisk):
     for name, kept in result.groups.items():
         mine = [v for k, v in result.attacks.items() if k.startswith(f"{name}/")]
         assert kept.dtype == torch.bool and torch.equal(kept, torch.stack(mine).all(0))
-    assert {"mask/frozen", "mask/towards-0", "mask/towards-1", "latent/joint", "transfer/m1-ce", "transfer/r0-ce",
-            "transfer/surrogate-ce", "queries/random-noise", "noise/rand"} <= result.attacks.keys()
+    assert {
+        "mask/frozen",
+        "mask/towards-0",
+        "mask/towards-1",
+        "latent/joint",
+        "transfer/m1-ce",
+        "transfer/r0-ce",
+        "transfer/surrogate-ce",
+        "queries/random-noise",
+        "noise/rand",
+    } <= result.attacks.keys()
 
 
 def test_groups_that_need_fsr_are_named_as_not_applicable(networks, brisk):
     made, (x, y) = networks
     result = audit(made["natural"], x[:10], y[:10], EPS)
     assert {"bpda", "mask", "noise", "latent/joint", "transfer/m1", "transfer/r0", "transfer/surrogate"} == set(
-        result.not_applicable)
+        result.not_applicable
+    )
     assert all(result.not_applicable.values())
     assert not {"bpda", "mask", "noise"} & result.groups.keys()
 

@@ -388,6 +388,29 @@ def test_fast_net_in_bf16_gives_float32_logits_under_the_intervention_in_force()
     assert (logits - expected).abs().max() < 0.3 * (plain - expected).abs().max()
 
 
+@pytest.mark.slow
+def test_compiled_fast_net_has_the_models_logits_for_any_batch_size():
+    model = network(RUNS["at+fsr"]).eval()
+    net = fast_net(model, compile=True)
+    for n in (8, 5, 1, 3):
+        x, y = images(n)
+        leaf = x.clone().requires_grad_()
+        logits = net(leaf)
+        torch.testing.assert_close(logits, model(x), rtol=1e-3, atol=1e-3)
+        (gradient,) = torch.autograd.grad(F.cross_entropy(logits, y), leaf)
+        assert gradient.abs().sum() > 0
+    assert net._fast is not None
+
+
+def test_fast_net_does_not_use_compiled_code_that_disagrees(monkeypatch, caplog):
+    monkeypatch.setattr(torch, "compile", lambda net, **_: lambda x: net(x) + 1)
+    model, (x, _) = network(TINY).eval(), images(4)
+    with caplog.at_level(logging.WARNING, "fsr"):
+        logits = fast_net(model, compile=True)(x)
+    assert "differ" in caplog.text
+    torch.testing.assert_close(logits, model(x), rtol=1e-4, atol=1e-4)
+
+
 def test_fast_net_goes_on_without_a_compiler(monkeypatch, caplog):
     class Broken(nn.Module):
         def forward(self, x):

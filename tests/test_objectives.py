@@ -31,8 +31,15 @@ from fsr.objectives import (
 
 PARITY = Path(__file__).parent / "parity"
 SMALL = Run(dataset="digits", width=4, blocks=(1, 1, 1, 1), eps=0.15, alpha=0.04, steps=3)
-MODULES = [None, FSRSpec(at=("layer3",)), FSRSpec(at=("layer2", "layer3")), FSRSpec(kind="separation"),
-           FSRSpec(kind="residual"), FSRSpec(kind="aux"), *(PeerSpec(name=name) for name in ("fd", "cas", "cifs"))]
+MODULES = [
+    None,
+    FSRSpec(at=("layer3",)),
+    FSRSpec(at=("layer2", "layer3")),
+    FSRSpec(kind="separation"),
+    FSRSpec(kind="residual"),
+    FSRSpec(kind="aux"),
+    *(PeerSpec(name=name) for name in ("fd", "cas", "cifs")),
+]
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +59,12 @@ def test_parity_with_the_public_formulas(fixture):
     clean, adv, y = fixture["natural_logits"], fixture["adversarial_logits"], fixture["y"]
     parts = trades_parts(clean, adv, y)
     beta = float(fixture["trades.beta"])
-    found = {"trades.natural": parts["cls"], "trades.robust": parts["robust"],
-             "trades.total": trades_loss(clean, adv, y, beta=beta),
-             "mart.total": mart_loss(clean, adv, y, beta=float(fixture["mart.beta"]))}
+    found = {
+        "trades.natural": parts["cls"],
+        "trades.robust": parts["robust"],
+        "trades.total": trades_loss(clean, adv, y, beta=beta),
+        "mart.total": mart_loss(clean, adv, y, beta=float(fixture["mart.beta"])),
+    }
     for name, value in found.items():
         torch.testing.assert_close(value, fixture[name], rtol=1e-9, atol=1e-9)
     assert beta == 6 and float(fixture["mart.beta"]) == 5
@@ -112,8 +122,9 @@ def test_losses_of_low_precision_logits_are_computed_in_float32(dtype):
 def test_mart_differentiates_both_passes():
     clean, adv = torch.randn(4, 5, dtype=torch.float64), torch.randn(4, 5, dtype=torch.float64)
     y = torch.arange(4)
-    assert torch.autograd.gradcheck(lambda c, a: tuple(mart_parts(c, a, y).values()),
-                                    (clean.requires_grad_(), adv.requires_grad_()))
+    assert torch.autograd.gradcheck(
+        lambda c, a: tuple(mart_parts(c, a, y).values()), (clean.requires_grad_(), adv.requires_grad_())
+    )
 
 
 def fake_streams(n=5, k=4):
@@ -173,7 +184,12 @@ def test_every_method_trains_with_every_module(method, module):
 def test_weights_are_those_of_the_run():
     spec = FSRSpec(lambda_sep=0.5, lambda_rec=2.0)
     assert weights_of(replace(SMALL, method="trades", module=spec)) == {
-        "cls": 1.0, "robust": 6.0, "sep": 0.5, "rec": 2.0, "probe": 0.0}
+        "cls": 1.0,
+        "robust": 6.0,
+        "sep": 0.5,
+        "rec": 2.0,
+        "probe": 0.0,
+    }
     assert weights_of(replace(SMALL, method="mart"))["robust"] == 5.0
     assert weights_of(replace(SMALL, method="mart", beta=1.5))["robust"] == 1.5
     assert weights_of(replace(SMALL, module=PeerSpec(name="cas")))["probe"] == 2.0
@@ -191,15 +207,25 @@ class Counting(nn.Module):
         return self.weight * x.flatten(1)[:, :10]
 
 
-@pytest.mark.parametrize("method, seen", [
-    ("natural", ["x"]), ("at", ["adv"]), ("trades", ["x", "adv"]), ("mart", ["x", "adv"]),
-])
+@pytest.mark.parametrize(
+    "method, seen",
+    [
+        ("natural", ["x"]),
+        ("at", ["adv"]),
+        ("trades", ["x", "adv"]),
+        ("mart", ["x", "adv"]),
+    ],
+)
 def test_passes_run_in_the_stated_order(method, seen):
     net, x_adv = Counting(), 1 - X
     parts, logits = Objective(Classifier(net), replace(SMALL, method=method))(X, x_adv, Y)
     assert [("x" if torch.equal(x, X) else "adv") for x in net.seen] == seen
-    expected = {"natural": {"cls": F.cross_entropy(net(X), Y)}, "at": {"cls": F.cross_entropy(net(x_adv), Y)},
-                "trades": trades_parts(net(X), net(x_adv), Y), "mart": mart_parts(net(X), net(x_adv), Y)}
+    expected = {
+        "natural": {"cls": F.cross_entropy(net(X), Y)},
+        "at": {"cls": F.cross_entropy(net(x_adv), Y)},
+        "trades": trades_parts(net(X), net(x_adv), Y),
+        "mart": mart_parts(net(X), net(x_adv), Y),
+    }
     torch.testing.assert_close(parts, expected[method])
     torch.testing.assert_close(logits, net(X if method == "natural" else x_adv))
 
@@ -241,11 +267,17 @@ def joint(model, adv, x, y):
     return F.cross_entropy(logits, y) + 2 * sum(F.cross_entropy(s.aux["probe"], y) for s in streams) / len(streams)
 
 
-@pytest.mark.parametrize("method, module, loss", [
-    ("at", None, final_ce), ("at", FSRSpec(at=("layer3",)), final_ce), ("trades", None, clean_kl),
-    ("mart", None, final_ce),
-    ("at", PeerSpec(name="cas"), joint), ("at", PeerSpec(name="cifs", at=("layer3.0", "layer4.0")), joint),
-])
+@pytest.mark.parametrize(
+    "method, module, loss",
+    [
+        ("at", None, final_ce),
+        ("at", FSRSpec(at=("layer3",)), final_ce),
+        ("trades", None, clean_kl),
+        ("mart", None, final_ce),
+        ("at", PeerSpec(name="cas"), joint),
+        ("at", PeerSpec(name="cifs", at=("layer3.0", "layer4.0")), joint),
+    ],
+)
 def test_crafted_images_equal_a_loop_over_samples(method, module, loss):
     run = replace(SMALL, method=method, module=module)
     model = model_of(run).double().eval()

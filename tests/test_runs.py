@@ -57,7 +57,9 @@ def test_records_stay_valid_without_weights_and_weights_come_back_the_same(root)
 def test_the_time_limit_stops_cleanly_and_the_next_call_ends_as_an_uninterrupted_one(root, monkeypatch, tmp_path):
     run = tiny_run(module=FSR_HERE, epochs=2)
     with pytest.raises(TimeUp):
-        runs.ensure_trained(run, Options(device="cpu", deadline=time.monotonic() + 0.05, report=lambda *_: time.sleep(0.05)))
+        runs.ensure_trained(
+            run, Options(device="cpu", deadline=time.monotonic() + 0.05, report=lambda *_: time.sleep(0.05))
+        )
     assert not store.is_trained(run)
     runs.ensure_trained(run, CPU)
     resumed = store.environment(run)["checkpoints"]

@@ -130,9 +130,15 @@ def test_strata_keep_their_sizes():
     assert whole == pytest.approx(s.paired_bootstrap(a, noise, draws=20_000), abs=0.005)
 
 
-@pytest.mark.parametrize("call", [lambda: s.paired_bootstrap([], []), lambda: s.paired_bootstrap([1], [1, 0]),
-                                  lambda: s.mcnemar_exact([[1]], [[0]]),
-                                  lambda: s.stratified_bootstrap([1, 0], [0, 0], [1])])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: s.paired_bootstrap([], []),
+        lambda: s.paired_bootstrap([1], [1, 0]),
+        lambda: s.mcnemar_exact([[1]], [[0]]),
+        lambda: s.stratified_bootstrap([1, 0], [0, 0], [1]),
+    ],
+)
 def test_arrays_that_are_no_pair_are_refused(call):
     with pytest.raises(ValueError, match=r"must be"):
         call()

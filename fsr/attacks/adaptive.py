@@ -64,15 +64,32 @@ def has_auxiliary(model: nn.Module) -> bool:
     return any(place.module.aux is not None for place in _insertions(model))
 
 
-def smooth_mask(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, steps: int, loss: Loss = cross_entropy,
-                tau: float = 1.0, start: Tensor | None = None) -> Tensor:
+def smooth_mask(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    steps: int,
+    loss: Loss = cross_entropy,
+    tau: float = 1.0,
+    start: Tensor | None = None,
+) -> Tensor:
     """APGD with the mask's backward pass at another temperature (BPDA, Athalye et al. 2018; spec section 5, item 2)."""
     with changed(masked(model), backward_tau=tau):
         return ascend(differentiated(of(model, loss)), x, y, eps=eps, steps=steps, start=start)
 
 
-def frozen_mask(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, steps: int, loss: Loss = cross_entropy,
-                start: Tensor | None = None) -> Tensor:
+def frozen_mask(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    steps: int,
+    loss: Loss = cross_entropy,
+    start: Tensor | None = None,
+) -> Tensor:
     """APGD on the network whose masks stay what they are on the clean images (spec section 5, item 3).
 
     What breaks the true network is judged later: there the mask moves again.
@@ -95,8 +112,17 @@ def _hold(mask: Tensor, _: Tensor) -> Tensor:
     return mask
 
 
-def driven_mask(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, steps: int, towards: float, push: float = 4.0,
-                start: Tensor | None = None) -> Tensor:
+def driven_mask(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    steps: int,
+    towards: float,
+    push: float = 4.0,
+    start: Tensor | None = None,
+) -> Tensor:
     """APGD on the margin plus `push` times how close the masks come to `towards` (0 or 1) (spec section 5, item 3).
 
     The scores are differentiated at tau = 1. Ends with half the steps on the margin alone, from where the push led.
@@ -111,8 +137,9 @@ def driven_mask(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, steps: in
         return lead(scale_free(logits), y) - push * distance, logits
 
     with changed(modules, backward_tau=1.0):
-        first = ascend(differentiated(objective), x, y, eps=eps, steps=steps - steps // 2, start=start,
-                       until_wrong=False)
+        first = ascend(
+            differentiated(objective), x, y, eps=eps, steps=steps - steps // 2, start=start, until_wrong=False
+        )
         return ascend(differentiated(of(model, lead)), x, y, eps=eps, steps=steps // 2, start=first - x)
 
 
@@ -127,15 +154,25 @@ def joint(model: nn.Module) -> Objective:
     return objective
 
 
-def joint_logits(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, steps: int,
-                 start: Tensor | None = None) -> Tensor:
+def joint_logits(
+    model: nn.Module, x: Tensor, y: Tensor, *, eps: float, steps: int, start: Tensor | None = None
+) -> Tensor:
     """APGD on the joint loss of the final and the auxiliary logits, masks differentiated at tau = 1."""
     with changed(masked(model), backward_tau=1.0):
         return ascend(differentiated(joint(model)), x, y, eps=eps, steps=steps, start=start)
 
 
-def bypassed(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, steps: int, twin: str, loss: Loss = lead,
-             start: Tensor | None = None) -> Tensor:
+def bypassed(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    steps: int,
+    twin: str,
+    loss: Loss = lead,
+    start: Tensor | None = None,
+) -> Tensor:
     """Images that break a twin with the same weights (spec item 5): `m1`, masks all 1, or `r0`, R = 0; both pass f on.
 
     The twin's highest image, not its first wrong one: a confident error transfers better.
@@ -145,8 +182,17 @@ def bypassed(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, steps: int, 
         return ascend(differentiated(of(model, loss)), x, y, eps=eps, steps=steps, start=start, until_wrong=False)
 
 
-def noisy_mask(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, steps: int, loss: Loss, draws: int = 20,
-               start: Tensor | None = None) -> Tensor:
+def noisy_mask(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    steps: int,
+    loss: Loss,
+    draws: int = 20,
+    start: Tensor | None = None,
+) -> Tensor:
     """APGD through the training noise, averaged over draws (EOT; spec item 7): the noise also unsaturates the mask."""
     with changed(masked(model), noise=True):
         look = differentiated(of(model, loss), draws=draws)

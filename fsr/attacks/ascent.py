@@ -110,15 +110,28 @@ def _arrive(state: _State, x_adv: Tensor, value: Tensor, gradient: Tensor, wrong
     """The state after one look at x_adv; the first wrong image stays the one that was found."""
     better, first = value > state.best_value, wrong & ~state.broken
     return _State(
-        x_adv=x_adv, previous=state.x_adv, gradient=gradient,
-        best=_rows(better, x_adv, state.best), best_value=torch.where(better, value, state.best_value),
+        x_adv=x_adv,
+        previous=state.x_adv,
+        gradient=gradient,
+        best=_rows(better, x_adv, state.best),
+        best_value=torch.where(better, value, state.best_value),
         best_gradient=_rows(better, gradient, state.best_gradient),
-        found=_rows(first, x_adv, state.found), broken=state.broken | wrong,
+        found=_rows(first, x_adv, state.found),
+        broken=state.broken | wrong,
     )
 
 
-def ascend(look: Look, x: Tensor, y: Tensor, *, eps: float, steps: int, start: Tensor | None = None,
-           until_wrong: bool = True, rows: Tensor | None = None) -> Tensor:
+def ascend(
+    look: Look,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    steps: int,
+    start: Tensor | None = None,
+    until_wrong: bool = True,
+    rows: Tensor | None = None,
+) -> Tensor:
     """Momentum sign ascent; its step starts at 2*eps and halves per sample when it stops paying (Croce & Hein 2020).
 
     x: (N, C, H, W) in [0, 1]; y: (N,); start: a first perturbation like x, else none. Returns x_adv like x in the ball
@@ -144,7 +157,8 @@ def ascend(look: Look, x: Tensor, y: Tensor, *, eps: float, steps: int, start: T
             if until_wrong and bool(state.broken.all()):
                 return state.found
         stalled = (gains < 0.75 * length) | (~halved & (before >= state.best_value))
-        state = state._replace(x_adv=_rows(stalled, state.best, state.x_adv),
-                               gradient=_rows(stalled, state.best_gradient, state.gradient))
+        state = state._replace(
+            x_adv=_rows(stalled, state.best, state.x_adv), gradient=_rows(stalled, state.best_gradient, state.gradient)
+        )
         value, size, halved = torch.where(stalled, state.best_value, value), _rows(stalled, size / 2, size), stalled
     return _rows(state.broken, state.found, state.best) if until_wrong else state.best

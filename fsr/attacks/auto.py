@@ -60,8 +60,15 @@ class _Loop:
         self.eps, self.attacks, self.budget, self.seed, self.batch = eps, attacks, budget, seed, batch
         self.randomised_ok, self.device, self.state, self.log = randomised_ok, device, state, Log()
         self.identity = {
-            "attacks": list(attacks), "eps": eps, "seed": seed, "batch": batch, "n": len(x), "keep_images": keep,
-            "judged": judge is not None, "randomised_ok": randomised_ok, **asdict(budget),
+            "attacks": list(attacks),
+            "eps": eps,
+            "seed": seed,
+            "batch": batch,
+            "n": len(x),
+            "keep_images": keep,
+            "judged": judge is not None,
+            "randomised_ok": randomised_ok,
+            **asdict(budget),
             "images": zlib.crc32(y.cpu().numpy(), zlib.crc32(x.contiguous().cpu().numpy())),
         }
         self.record = self._opened(keep)
@@ -98,8 +105,9 @@ class _Loop:
         numbers = np.arange(len(self.x))
         with isolated(self.seed):
             first = self.rows(numbers[: self.batch])
-            self.record["classes"] = check_model(self.judge, *first, self.attacks, log=self.log,
-                                                 randomised_ok=self.randomised_ok)
+            self.record["classes"] = check_model(
+                self.judge, *first, self.attacks, log=self.log, randomised_ok=self.randomised_ok
+            )
             for at in range(0, len(numbers), self.batch):
                 part = numbers[at : at + self.batch]
                 self.state["broken_by"][part] = _wrong(self.judge, *self.rows(part)).cpu().numpy() - 1
@@ -108,8 +116,16 @@ class _Loop:
     def crafted(self, name: str, net: Net, x: Tensor, y: Tensor, best_loss: bool = False) -> Tensor:
         """The component's images, made fit to be judged."""
         budget = Budget(**{**asdict(self.budget), "targets": min(self.budget.targets, self.record["classes"] - 1)})
-        attack = component(name, net, eps=self.eps, seed=self.seed, device=self.device, budget=budget, log=self.log,
-                           best_loss=best_loss)
+        attack = component(
+            name,
+            net,
+            eps=self.eps,
+            seed=self.seed,
+            device=self.device,
+            budget=budget,
+            log=self.log,
+            best_loss=best_loss,
+        )
         return sane(attack(x, y), x, self.eps)
 
     def chunk(self, name: str, part: np.ndarray) -> None:
@@ -157,8 +173,15 @@ class _Loop:
         flags |= {"zero_gradient_points": self.log.zero_gradient_points, "messages": dict(self.log.flags)}
         images = torch.from_numpy(self.state["x_adv"]).to(self.x.device) if "x_adv" in self.state else None
         clean = after.pop("clean")
-        return AutoAttackResult(clean=clean, correct=by == -1, outcomes=after, x_adv=images, flags=flags,
-                                flips=dict(self.record["flips"]), seconds=dict(self.record["seconds"]))
+        return AutoAttackResult(
+            clean=clean,
+            correct=by == -1,
+            outcomes=after,
+            x_adv=images,
+            flags=flags,
+            flips=dict(self.record["flips"]),
+            seconds=dict(self.record["seconds"]),
+        )
 
 
 def _attacks_of(version: str, attacks) -> tuple[str, ...]:
@@ -169,10 +192,24 @@ def _attacks_of(version: str, attacks) -> tuple[str, ...]:
     raise UsageError('version is "standard" or "rand" (which choose the attacks), or "custom" with attacks=(...)')
 
 
-def autoattack(model: Net, x: Tensor, y: Tensor, *, eps: float, version: str = "standard", attacks=None, seed: int = 0,
-               batch: int = 250, steps: int | None = None, queries: int | None = None, judge: Net | None = None,
-               device=None, keep_images: bool = True, on_chunk: Callable[[State], None] | None = None,
-               state: State | None = None) -> AutoAttackResult:
+def autoattack(
+    model: Net,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    version: str = "standard",
+    attacks=None,
+    seed: int = 0,
+    batch: int = 250,
+    steps: int | None = None,
+    queries: int | None = None,
+    judge: Net | None = None,
+    device=None,
+    keep_images: bool = True,
+    on_chunk: Callable[[State], None] | None = None,
+    state: State | None = None,
+) -> AutoAttackResult:
     """AutoAttack (Croce & Hein 2020): each attack gets what the ones before left correct.
 
     x: (N, C, H, W) in [0, 1], attacked in float32; y: (N,) int64; eps in pixels of [0, 1]. model: float32 images to
@@ -184,16 +221,29 @@ def autoattack(model: Net, x: Tensor, y: Tensor, *, eps: float, version: str = "
     """
     names = _attacks_of(version, attacks)
     budget = Budget(steps=steps or 100, queries=queries or 5000, draws=20 if version == "rand" else 1)
-    loop = _Loop(model, judge, x.detach().float(), y, eps=eps, attacks=names, budget=budget, seed=seed, batch=batch,
-                 randomised_ok=version == "rand", device=torch.device(device or x.device),
-                 state={} if state is None else state, keep=keep_images)
+    loop = _Loop(
+        model,
+        judge,
+        x.detach().float(),
+        y,
+        eps=eps,
+        attacks=names,
+        budget=budget,
+        seed=seed,
+        batch=batch,
+        randomised_ok=version == "rand",
+        device=torch.device(device or x.device),
+        state={} if state is None else state,
+        keep=keep_images,
+    )
     loop.run(on_chunk)
     return loop.result()
 
 
 @torch.no_grad()
-def single(name: str, model: Net, x: Tensor, y: Tensor, *, eps: float, seed: int = 0,
-           budget: Budget | None = None) -> Tensor:
+def single(
+    name: str, model: Net, x: Tensor, y: Tensor, *, eps: float, seed: int = 0, budget: Budget | None = None
+) -> Tensor:
     """One component alone (a name of `components.NAMES`), x_adv like x; x where the model is wrong or stays right.
 
     Its randomness is the batch's: only the same images in the same order repeat it.

@@ -134,11 +134,13 @@ def component(name: str, model, *, eps: float, seed: int, device, budget: Budget
     if name == "apgd-t":
         return APGDAttack_targeted(net, n_target_classes=budget.targets, **ascent, **common).perturb
     if name == "fab-t":
-        return _quiet_fab(net, n_iter=budget.steps, n_restarts=1, targeted=True, n_target_classes=budget.targets,
-                          **common).perturb
+        return _quiet_fab(
+            net, n_iter=budget.steps, n_restarts=1, targeted=True, n_target_classes=budget.targets, **common
+        ).perturb
     if name == "square":
-        return SquareAttack(net, p_init=0.8, n_queries=budget.queries, n_restarts=1, resc_schedule=budget.rescale,
-                            **common).perturb
+        return SquareAttack(
+            net, p_init=0.8, n_queries=budget.queries, n_restarts=1, resc_schedule=budget.rescale, **common
+        ).perturb
     raise UsageError(f"unknown attack {name!r}; choose one of {', '.join(NAMES)}")
 
 
@@ -159,8 +161,10 @@ def check_model(model, x: Tensor, y: Tensor, attacks: tuple[str, ...], *, random
     checks.check_n_classes(classes, list(attacks), targets, targets, logger=log)
     needed = 4 if "apgd-t" in attacks else 3 if "apgd-dlr" in attacks else 2
     if classes < needed:
-        raise UsageError(f"{', '.join(attacks)} need {needed} classes, this model has {classes}; "
-                         'use version="custom" with attacks=("apgd-ce", "fab-t", "square")')
+        raise UsageError(
+            f"{', '.join(attacks)} need {needed} classes, this model has {classes}; "
+            'use version="custom" with attacks=("apgd-ce", "fab-t", "square")'
+        )
     return classes
 
 

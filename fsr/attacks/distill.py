@@ -15,10 +15,15 @@ from fsr.attacks.gradient import Net
 def student_network(channels: int, classes: int, width: int = 16) -> nn.Sequential:
     """Three smooth convolutions and a linear layer for images of 4 pixels or more: (N, C, H, W) to logits (N, K)."""
     return nn.Sequential(
-        nn.Conv2d(channels, width, 3, padding=1), nn.SiLU(),
-        nn.Conv2d(width, 2 * width, 3, stride=2, padding=1), nn.SiLU(),
-        nn.Conv2d(2 * width, 2 * width, 3, padding=1), nn.SiLU(),
-        nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(32 * width, classes),
+        nn.Conv2d(channels, width, 3, padding=1),
+        nn.SiLU(),
+        nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+        nn.SiLU(),
+        nn.Conv2d(2 * width, 2 * width, 3, padding=1),
+        nn.SiLU(),
+        nn.AdaptiveAvgPool2d(4),
+        nn.Flatten(),
+        nn.Linear(32 * width, classes),
     )
 
 
@@ -55,8 +60,18 @@ def _study(student: nn.Module, x: Tensor, answers: Tensor, steps: int, batch: in
             schedule.step()
 
 
-def distill(model: Net, x: Tensor, *, classes: int, eps: float, rounds: int = 3, samples: int = 2000, steps: int = 150,
-            batch: int = 128, seed: int = 0) -> nn.Module:
+def distill(
+    model: Net,
+    x: Tensor,
+    *,
+    classes: int,
+    eps: float,
+    rounds: int = 3,
+    samples: int = 2000,
+    steps: int = 150,
+    batch: int = 128,
+    seed: int = 0,
+) -> nn.Module:
     """A student of `model` around the images x (N, C, H, W) in [0, 1], in eval mode; the caller keeps the global RNG.
 
     Each round asks the model about new images: first random ones near x, then those that fool the student so far,
@@ -77,7 +92,6 @@ def distill(model: Net, x: Tensor, *, classes: int, eps: float, rounds: int = 3,
     return student.eval().requires_grad_(False)
 
 
-def through(student: nn.Module, x: Tensor, y: Tensor, *, eps: float, steps: int,
-            start: Tensor | None = None) -> Tensor:
+def through(student: nn.Module, x: Tensor, y: Tensor, *, eps: float, steps: int, start: Tensor | None = None) -> Tensor:
     """x_adv that leads the student furthest astray, to be judged on its teacher; shapes as in `ascend`."""
     return ascend(differentiated(of(student, lead)), x, y, eps=eps, steps=steps, start=start, until_wrong=False)

@@ -34,8 +34,10 @@ def check_images(x: Tensor, y: Tensor, classes: int | None = None) -> None:
     if x.min() < 0 or x.max() > 1:
         raise UsageError(f"pixels must lie in [0, 1], not from {x.min():g} to {x.max():g}; divide 0..255 by 255")
     if int(y.min()) < 0 or (classes is not None and int(y.max()) >= classes):
-        raise UsageError(f"labels must lie in 0..{'K-1' if classes is None else classes - 1}, "
-                         f"these reach from {int(y.min())} to {int(y.max())}")
+        raise UsageError(
+            f"labels must lie in 0..{'K-1' if classes is None else classes - 1}, "
+            f"these reach from {int(y.min())} to {int(y.max())}"
+        )
 
 
 def project_linf(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
@@ -43,8 +45,16 @@ def project_linf(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
     return torch.clamp(torch.minimum(torch.maximum(x_adv, x - eps), x + eps), 0, 1)
 
 
-def noise_for(indices: Iterable[int], shape: tuple[int, ...], seed: int, *, stream: int = 0, kind: str = "uniform",
-              dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
+def noise_for(
+    indices: Iterable[int],
+    shape: tuple[int, ...],
+    seed: int,
+    *,
+    stream: int = 0,
+    kind: str = "uniform",
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Tensor:
     """Each image's own random numbers, (N, *shape): uniform in [0, 1) or standard normal.
 
     They depend on the image's index in its data set, the seed and the stream (a restart, a draw), never on the
@@ -168,6 +178,7 @@ def pgd(
     `generator` (on x's device), else, with random_start=False, none. direction: replaces the gradient before its sign
     (smoothing, momentum). draws: gradients averaged per step. restarts > 1: see `strongest`; needs a differing start.
     """
+
     def delta(restart: int) -> Tensor | None:
         if callable(start):
             return start(restart)
@@ -225,8 +236,18 @@ def wrong_classes(model: Net, x: Tensor, y: Tensor, count: int) -> Tensor:
     return logits.topk(min(count, logits.shape[1] - 1), dim=1).indices
 
 
-def multi_targeted(model: Net, x: Tensor, y: Tensor, *, eps: float, alpha: float, steps: int, targets: int = 9,
-                   loss=targeted_margin, start: Callable[[int], Tensor] | None = None) -> Tensor:
+def multi_targeted(
+    model: Net,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    alpha: float,
+    steps: int,
+    targets: int = 9,
+    loss=targeted_margin,
+    start: Callable[[int], Tensor] | None = None,
+) -> Tensor:
     """PGD towards each of the most probable wrong classes in turn, on what is left unbroken (Gowal et al. 2019).
 
     loss: (logits, y, target) to (N,); start: the class's rank to a first perturbation, like x. See `strongest`.
@@ -237,8 +258,17 @@ def multi_targeted(model: Net, x: Tensor, y: Tensor, *, eps: float, alpha: float
         first = None if start is None else start(rank)
 
         def run(rows: Tensor) -> Tensor:
-            return pgd(model, x[rows], y[rows], eps=eps, alpha=alpha, steps=steps, random_start=False,
-                       loss=partial(loss, target=aims[rows, rank]), start=None if first is None else first[rows])
+            return pgd(
+                model,
+                x[rows],
+                y[rows],
+                eps=eps,
+                alpha=alpha,
+                steps=steps,
+                random_start=False,
+                loss=partial(loss, target=aims[rows, rank]),
+                start=None if first is None else first[rows],
+            )
 
         return run
 

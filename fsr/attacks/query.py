@@ -56,8 +56,19 @@ def _search(model: Net, x: Tensor, y: Tensor, mean: Tensor, *, eps, population, 
 
 
 @torch.no_grad()
-def nattack(model: Net, x: Tensor, y: Tensor, *, eps: float, queries: int = 20_000, population: int = 300,
-            sigma: float = 0.1, step: float = 0.02, seed: int = 0, indices=None) -> Tensor:
+def nattack(
+    model: Net,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    queries: int = 20_000,
+    population: int = 300,
+    sigma: float = 0.1,
+    step: float = 0.02,
+    seed: int = 0,
+    indices=None,
+) -> Tensor:
     """Move a Gaussian in tanh space so that its members fool the model (N-Attack, Li et al. 2019, algorithm 1).
 
     x: (N, C, H, W) in [0, 1]; y: (N,) int64; at most `queries` forward passes per image (`population` per turn).
@@ -70,6 +81,16 @@ def nattack(model: Net, x: Tensor, y: Tensor, *, eps: float, queries: int = 20_0
     x_adv = x.detach().clone()
     rows = (model(x).argmax(dim=1) == y).nonzero().squeeze(1)
     for part in rows.split(max(1, MEMBERS_PER_PASS // population)) if len(rows) else ():
-        x_adv[part] = _search(model, x[part], y[part], mean[part], eps=eps, population=population, sigma=sigma,
-                              step=step, queries=queries, seed=seed)
+        x_adv[part] = _search(
+            model,
+            x[part],
+            y[part],
+            mean[part],
+            eps=eps,
+            population=population,
+            sigma=sigma,
+            step=step,
+            queries=queries,
+            seed=seed,
+        )
     return x_adv

@@ -41,20 +41,32 @@ def diversity(seed: int, *, probability: float = 0.5, resize: float = 0.9) -> Ca
     return transform
 
 
-def di_fgsm(net: Net, x: Tensor, y: Tensor, *, eps: float, alpha: float, steps: int, seed: int = 0,
-            probability: float = 0.5, resize: float = 0.9, loss: Loss = cross_entropy) -> Tensor:
+def di_fgsm(
+    net: Net,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    alpha: float,
+    steps: int,
+    seed: int = 0,
+    probability: float = 0.5,
+    resize: float = 0.9,
+    loss: Loss = cross_entropy,
+) -> Tensor:
     """PGD whose every gradient is taken at a randomly shrunk and moved copy (DI, Xie et al. 2019, section 3.2).
 
     Shapes and ranges as in `fsr.attacks.gradient.pgd`; no momentum.
     """
     transform = diversity(seed, probability=probability, resize=resize)
-    return pgd(lambda image: net(transform(image)), x, y, eps=eps, alpha=alpha, steps=steps, loss=loss,
-               random_start=False)
+    return pgd(
+        lambda image: net(transform(image)), x, y, eps=eps, alpha=alpha, steps=steps, loss=loss, random_start=False
+    )
 
 
 def gaussian_kernel(size: int, sigmas: float = 3.0) -> Tensor:
     """A (size, size) float64 Gaussian that sums to 1 and reaches `sigmas` at its border (Dong et al. 2019, code)."""
-    line = torch.exp(-torch.linspace(-sigmas, sigmas, size, dtype=torch.float64) ** 2 / 2)
+    line = torch.exp(-(torch.linspace(-sigmas, sigmas, size, dtype=torch.float64) ** 2) / 2)
     kernel = torch.outer(line, line)
     return kernel / kernel.sum()
 
@@ -76,14 +88,32 @@ def kernel_for(pixels: int) -> int:
     return 3 if pixels <= 8 else 7
 
 
-def ti_fgsm(net: Net, x: Tensor, y: Tensor, *, eps: float, alpha: float, steps: int, kernel: int | None = None,
-            loss: Loss = cross_entropy) -> Tensor:
+def ti_fgsm(
+    net: Net,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    alpha: float,
+    steps: int,
+    kernel: int | None = None,
+    loss: Loss = cross_entropy,
+) -> Tensor:
     """PGD that follows the Gaussian-smoothed gradient (TI, Dong et al. 2019, eq. 8); kernel None: see `kernel_for`.
 
     Shapes and ranges as in `fsr.attacks.gradient.pgd`; no momentum, no input diversity.
     """
-    return pgd(net, x, y, eps=eps, alpha=alpha, steps=steps, loss=loss, random_start=False,
-               direction=smoothing(kernel or kernel_for(x.shape[-1])))
+    return pgd(
+        net,
+        x,
+        y,
+        eps=eps,
+        alpha=alpha,
+        steps=steps,
+        loss=loss,
+        random_start=False,
+        direction=smoothing(kernel or kernel_for(x.shape[-1])),
+    )
 
 
 def momentum(decay: float) -> Callable[[Tensor], Tensor]:
@@ -99,8 +129,17 @@ def momentum(decay: float) -> Callable[[Tensor], Tensor]:
     return accumulate
 
 
-def mi_fgsm(net: Net, x: Tensor, y: Tensor, *, eps: float, alpha: float, steps: int, decay: float = 1.0,
-            loss: Loss = cross_entropy) -> Tensor:
+def mi_fgsm(
+    net: Net,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    alpha: float,
+    steps: int,
+    decay: float = 1.0,
+    loss: Loss = cross_entropy,
+) -> Tensor:
     """PGD that follows accumulated gradients (MI, Dong et al. 2018, eq. 6 and 7).
 
     Shapes and ranges as in `fsr.attacks.gradient.pgd`.
@@ -108,7 +147,8 @@ def mi_fgsm(net: Net, x: Tensor, y: Tensor, *, eps: float, alpha: float, steps: 
     return pgd(net, x, y, eps=eps, alpha=alpha, steps=steps, loss=loss, random_start=False, direction=momentum(decay))
 
 
-def transfer(surrogate: Net, x: Tensor, y: Tensor, *, eps: float, alpha: float, steps: int,
-             loss: Loss = cross_entropy) -> Tensor:
+def transfer(
+    surrogate: Net, x: Tensor, y: Tensor, *, eps: float, alpha: float, steps: int, loss: Loss = cross_entropy
+) -> Tensor:
     """PGD on another net, to be judged by the model that it never saw (Papernot et al. 2016); shapes as in `pgd`."""
     return pgd(surrogate, x, y, eps=eps, alpha=alpha, steps=steps, loss=loss, random_start=False)

@@ -16,19 +16,53 @@ from fsr.attacks.gradient import Loss, Net
 
 log = logging.getLogger("fsr")
 
-STAIRS = {"round", "floor", "ceil", "trunc", "fix", "detach", "clamp", "clip", "clamp_min", "clamp_max", "hardtanh",
-          "relu6", "fake_quantize_per_tensor_affine", "nan_to_num"}
+STAIRS = {
+    "round",
+    "floor",
+    "ceil",
+    "trunc",
+    "fix",
+    "detach",
+    "clamp",
+    "clip",
+    "clamp_min",
+    "clamp_max",
+    "hardtanh",
+    "relu6",
+    "fake_quantize_per_tensor_affine",
+    "nan_to_num",
+}
 SIGNS = {"sign", "sgn", "heaviside"}
 SQUASHED = {"sigmoid": torch.sigmoid, "expit": torch.sigmoid, "hardsigmoid": torch.sigmoid, "tanh": torch.tanh}
 PROBABILITIES = {"softmax": torch.softmax, "log_softmax": torch.log_softmax}
 QUOTIENTS = {"floor_divide", "__floordiv__", "div", "divide"}  # the last two only with a rounding mode
 REMAINDERS = {"remainder", "fmod", "__mod__"}
 CASTS = {"int", "long", "short", "char", "byte", "bool", "to", "type"}
-COMPARED = {"gt": 1, "ge": 1, "greater": 1, "greater_equal": 1, "__gt__": 1, "__ge__": 1,
-            "lt": -1, "le": -1, "less": -1, "less_equal": -1, "__lt__": -1, "__le__": -1}
-LOGIC = {"__and__": torch.mul, "bitwise_and": torch.mul, "logical_and": torch.mul,
-         "__or__": torch.maximum, "bitwise_or": torch.maximum, "logical_or": torch.maximum,
-         "__invert__": lambda a: 1 - a, "bitwise_not": lambda a: 1 - a, "logical_not": lambda a: 1 - a}
+COMPARED = {
+    "gt": 1,
+    "ge": 1,
+    "greater": 1,
+    "greater_equal": 1,
+    "__gt__": 1,
+    "__ge__": 1,
+    "lt": -1,
+    "le": -1,
+    "less": -1,
+    "less_equal": -1,
+    "__lt__": -1,
+    "__le__": -1,
+}
+LOGIC = {
+    "__and__": torch.mul,
+    "bitwise_and": torch.mul,
+    "logical_and": torch.mul,
+    "__or__": torch.maximum,
+    "bitwise_or": torch.maximum,
+    "logical_or": torch.maximum,
+    "__invert__": lambda a: 1 - a,
+    "bitwise_not": lambda a: 1 - a,
+    "logical_not": lambda a: 1 - a,
+}
 
 
 def _graded(x) -> bool:

@@ -120,8 +120,17 @@ def audit(
     with eval_mode(net), own_randomness(seed, device):
         x, y = x.detach().float().to(device), y.to(device)
         _check_logits(net, x, y)
-        case = prepare(net, x, y, eps=float(eps), seed=seed, budget=BUDGETS[budget], surrogate=helper,
-                       batch=batch or (1000 if device.type == "cuda" else 250), train=_moved(train, device))
+        case = prepare(
+            net,
+            x,
+            y,
+            eps=float(eps),
+            seed=seed,
+            budget=BUDGETS[budget],
+            surrogate=helper,
+            batch=batch or (1000 if device.type == "cuda" else 250),
+            train=_moved(train, device),
+        )
         for name in GROUPS:
             if name not in found:
                 found[name] = _timed(name, case, device)

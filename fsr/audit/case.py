@@ -44,13 +44,30 @@ class Budget:
 
 BUDGETS = {
     "quick": Budget(
-        steps=40, restarts=5, pgd_steps=40, alphas=(0.25, 0.1), targets=9, noisy_steps=12, queries=1000,
-        autoattack={"steps": 20, "queries": 300}, rand={"steps": 8}, pairs=24, estimated_steps=10,
+        steps=40,
+        restarts=5,
+        pgd_steps=40,
+        alphas=(0.25, 0.1),
+        targets=9,
+        noisy_steps=12,
+        queries=1000,
+        autoattack={"steps": 20, "queries": 300},
+        rand={"steps": 8},
+        pairs=24,
+        estimated_steps=10,
         student={"rounds": 3, "samples": 2000, "steps": 120},
     ),
     "full": Budget(
-        steps=100, restarts=10, pgd_steps=100, alphas=(0.5, 0.25, 0.1, 0.025), targets=9, noisy_steps=50,
-        queries=20_000, pairs=64, estimated_steps=40, student={"rounds": 5, "samples": 20_000, "steps": 600},
+        steps=100,
+        restarts=10,
+        pgd_steps=100,
+        alphas=(0.5, 0.25, 0.1, 0.025),
+        targets=9,
+        noisy_steps=50,
+        queries=20_000,
+        pairs=64,
+        estimated_steps=40,
+        student={"rounds": 5, "samples": 20_000, "steps": 600},
         noises=100,
     ),
 }
@@ -161,8 +178,18 @@ def private_copy(model: nn.Module) -> nn.Module:
         raise UsageError(f"audit works on a copy of the model, and this one cannot be copied: {error}") from error
 
 
-def prepare(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, seed: int, budget: Budget, batch: int,
-            surrogate: nn.Module | None, train: tuple[Tensor, Tensor] | None) -> Case:
+def prepare(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    seed: int,
+    budget: Budget,
+    batch: int,
+    surrogate: nn.Module | None,
+    train: tuple[Tensor, Tensor] | None,
+) -> Case:
     """The case of an already private model in eval mode; x, y on its device."""
     with torch.no_grad():
         classes = model(x[:1]).shape[1]

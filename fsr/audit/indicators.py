@@ -16,8 +16,14 @@ from fsr.attacks.gradient import cross_entropy, project_linf
 from fsr.audit.case import Case
 from fsr.audit.result import Findings
 
-NAMES = ("unavailable_gradients", "unstable_predictions", "silent_success", "incomplete_optimisation",
-         "transfer_failure", "unbounded_attack_fails")
+NAMES = (
+    "unavailable_gradients",
+    "unstable_predictions",
+    "silent_success",
+    "incomplete_optimisation",
+    "transfer_failure",
+    "unbounded_attack_fails",
+)
 UNSTABLE = 0.1  # mean change of 1 - p_y under noise of one step
 INCOMPLETE = 0.01  # gain of the last tenth of the steps, as a part of the whole path's
 STEPS = 100
@@ -76,8 +82,14 @@ def signs(case: Case, rows: Tensor) -> dict[str, Tensor]:
     borrowed = through(case.student, x, y, eps=case.eps, steps=case.budget.steps)
     with torch.no_grad():
         fooled = errs(case.student(borrowed), y)
-    free = ascend(differentiated(of(case.net, lead), draws=case.draws), x, y, eps=1.0,
-                  steps=case.budget.steps, until_wrong=not case.randomised)
+    free = ascend(
+        differentiated(of(case.net, lead), draws=case.draws),
+        x,
+        y,
+        eps=1.0,
+        steps=case.budget.steps,
+        until_wrong=not case.randomised,
+    )
     return {
         "unavailable_gradients": path.flat,
         "unstable_predictions": path.change > UNSTABLE,

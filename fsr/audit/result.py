@@ -26,8 +26,12 @@ class Findings:
 
     def plain(self) -> dict:
         """Dicts, numbers and numpy arrays only: `attacks` fits an npz file, the rest JSON."""
-        return {"attacks": {name: kept.cpu().numpy() for name, kept in self.attacks.items()}, "details": self.details,
-                "not_applicable": self.not_applicable, "seconds": self.seconds}
+        return {
+            "attacks": {name: kept.cpu().numpy() for name, kept in self.attacks.items()},
+            "details": self.details,
+            "not_applicable": self.not_applicable,
+            "seconds": self.seconds,
+        }
 
     @staticmethod
     def from_plain(record: dict) -> "Findings":
@@ -62,8 +66,12 @@ class Audit:
 
     def summary(self) -> dict[str, float]:
         """Accuracies as fractions: clean, authors_protocol, each group, worst_case."""
-        rows = {"clean": self.clean, "authors_protocol": self.authors_protocol, **self.groups,
-                "worst_case": self.worst_case}
+        rows = {
+            "clean": self.clean,
+            "authors_protocol": self.authors_protocol,
+            **self.groups,
+            "worst_case": self.worst_case,
+        }
         return {name: float(kept.double().mean()) for name, kept in rows.items()}
 
 
@@ -71,17 +79,25 @@ def assemble(clean: Tensor, found: dict[str, Findings], *, protocol: str, random
     """The report of all groups; protocol: the name of the group that holds the authors' columns."""
     clean = clean.cpu()
     kept = {group: f.correct.cpu() & clean for group, f in found.items() if f.correct is not None}
-    missing = {f"{group}/{attack}" if attack else group: why
-               for group, f in found.items() for attack, why in f.not_applicable.items()}
+    missing = {
+        f"{group}/{attack}" if attack else group: why
+        for group, f in found.items()
+        for attack, why in f.not_applicable.items()
+    }
     attacks = {f"{group}/{name}": part.cpu() for group, f in found.items() for name, part in f.attacks.items()}
     worst = torch.stack([clean, *kept.values()]).all(dim=0)
     return Audit(
-        clean=clean, authors_protocol=kept[protocol], worst_case=worst,
+        clean=clean,
+        authors_protocol=kept[protocol],
+        worst_case=worst,
         columns={name: part.cpu() for name, part in found[protocol].attacks.items()},
         groups={group: part for group, part in kept.items() if group != protocol},
         attacks={name: part for name, part in attacks.items() if not name.startswith(f"{protocol}/")},
         not_applicable=missing,
-        indicators=found["indicators"].details, flags=found["autoattack"].details,
+        indicators=found["indicators"].details,
+        flags=found["autoattack"].details,
         details={group: f.details for group, f in found.items() if f.details},
-        seconds={group: f.seconds for group, f in found.items()}, randomised=randomised, budget=budget,
+        seconds={group: f.seconds for group, f in found.items()},
+        randomised=randomised,
+        budget=budget,
     )

@@ -33,9 +33,11 @@ def mask(case: Case) -> Findings:
     """The mask frozen at its clean value, and driven towards 0 and towards 1 (spec item 3)."""
     if not case.masks:
         return Findings(not_applicable={"": NO_MASK})
-    crafts = [("frozen", case.aimed(adaptive.frozen_mask, case.model, 40)),
-              ("towards-0", case.aimed(adaptive.driven_mask, case.model, 41, towards=0.0)),
-              ("towards-1", case.aimed(adaptive.driven_mask, case.model, 41, towards=1.0))]
+    crafts = [
+        ("frozen", case.aimed(adaptive.frozen_mask, case.model, 40)),
+        ("towards-0", case.aimed(adaptive.driven_mask, case.model, 41, towards=0.0)),
+        ("towards-1", case.aimed(adaptive.driven_mask, case.model, 41, towards=1.0)),
+    ]
     return Findings(case.sweep(crafts, together=False))
 
 
@@ -93,20 +95,38 @@ def noise(case: Case) -> Findings:
 
     def averaged(x: Tensor, y: Tensor, rows: Tensor, loss: Loss) -> Tensor:
         with changed(noisy, **switches):
-            x_adv = ascend(differentiated(of(case.net, loss), draws=case.budget.draws), x, y, eps=case.eps,
-                           steps=case.budget.noisy_steps, start=case.start(rows, 70), until_wrong=False)
+            x_adv = ascend(
+                differentiated(of(case.net, loss), draws=case.budget.draws),
+                x,
+                y,
+                eps=case.eps,
+                steps=case.budget.noisy_steps,
+                start=case.start(rows, 70),
+                until_wrong=False,
+            )
             own[rows] &= voice.correct(x_adv, rows)
         return x_adv
 
     def rand(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         with changed(noisy, **switches):
             vote = Averaged(case.model, case.budget.draws)
-            result = auto.autoattack(case.net, x, y, eps=case.eps, version="rand", seed=case.seed, batch=case.batch,
-                                     judge=vote, **case.budget.rand)
+            result = auto.autoattack(
+                case.net,
+                x,
+                y,
+                eps=case.eps,
+                version="rand",
+                seed=case.seed,
+                batch=case.batch,
+                judge=vote,
+                **case.budget.rand,
+            )
         return x if result.x_adv is None else result.x_adv
 
     crafts: list[tuple[str, Craft]] = [
-        ("eot-margin", partial(averaged, loss=lead)), ("eot-ce", partial(averaged, loss=scaled_cross_entropy))]
+        ("eot-margin", partial(averaged, loss=lead)),
+        ("eot-ce", partial(averaged, loss=scaled_cross_entropy)),
+    ]
     missing = {}
     if case.classes >= 3:
         crafts.append(("rand", rand))

@@ -40,8 +40,18 @@ def protocol(case: Case) -> Findings:
 def autoattack(case: Case) -> Findings:
     """AutoAttack standard with its own flags (spec item 1); fewer than four classes leave out the targeted APGD."""
     kinds = ("apgd-ce", "apgd-t", "fab-t", "square") if case.classes >= 4 else ("apgd-ce", "fab-t", "square")
-    result = auto.autoattack(case.net, case.x, case.y, eps=case.eps, version="custom", attacks=kinds, seed=case.seed,
-                             batch=case.batch, judge=case.steady if case.randomised else None, **case.budget.autoattack)
+    result = auto.autoattack(
+        case.net,
+        case.x,
+        case.y,
+        eps=case.eps,
+        version="custom",
+        attacks=kinds,
+        seed=case.seed,
+        batch=case.batch,
+        judge=case.steady if case.randomised else None,
+        **case.budget.autoattack,
+    )
     found = case.x if result.x_adv is None else result.x_adv
     return Findings(case.sweep([("standard", lambda x, y, rows: found[rows])], together=False), dict(result.flags))
 
@@ -52,14 +62,30 @@ def restarts(case: Case) -> Findings:
 
     def several(alpha: float, block: int) -> Craft:
         def craft(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-            return pgd(net, x, y, eps=case.eps, alpha=alpha * case.eps, steps=budget.pgd_steps,
-                       restarts=budget.restarts, start=lambda restart: case.start(rows, 100 * block + restart))
+            return pgd(
+                net,
+                x,
+                y,
+                eps=case.eps,
+                alpha=alpha * case.eps,
+                steps=budget.pgd_steps,
+                restarts=budget.restarts,
+                start=lambda restart: case.start(rows, 100 * block + restart),
+            )
 
         return craft
 
     def targeted(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-        return multi_targeted(net, x, y, eps=case.eps, alpha=0.25 * case.eps, steps=budget.pgd_steps // 2,
-                              targets=budget.targets, start=lambda rank: case.start(rows, 1000 + rank))
+        return multi_targeted(
+            net,
+            x,
+            y,
+            eps=case.eps,
+            alpha=0.25 * case.eps,
+            steps=budget.pgd_steps // 2,
+            targets=budget.targets,
+            start=lambda rank: case.start(rows, 1000 + rank),
+        )
 
     crafts = [(f"pgd-{alpha}", several(alpha, i)) for i, alpha in enumerate(budget.alphas)]
     return Findings(case.sweep([*crafts, ("multi-targeted", targeted)], together=True))

@@ -17,9 +17,28 @@ from fsr.models.official import official_state
 from fsr.models.peers import CAS, CIFS, FeatureDenoising, PeerStreams
 
 __all__ = [
-    "BACKBONES", "CAS", "CIFS", "FSR", "INTERVENTIONS", "Backbone", "Classifier", "FSRSpec", "FeatureDenoising",
-    "Inserted", "Intervention", "PeerSpec", "PeerStreams", "Streams", "attach_fsr", "build_model", "count_macs",
-    "count_params", "gumbel_mask", "intervene", "load_official", "model_of",
+    "BACKBONES",
+    "CAS",
+    "CIFS",
+    "FSR",
+    "INTERVENTIONS",
+    "Backbone",
+    "Classifier",
+    "FSRSpec",
+    "FeatureDenoising",
+    "Inserted",
+    "Intervention",
+    "PeerSpec",
+    "PeerStreams",
+    "Streams",
+    "attach_fsr",
+    "build_model",
+    "count_macs",
+    "count_params",
+    "gumbel_mask",
+    "intervene",
+    "load_official",
+    "model_of",
 ]
 
 

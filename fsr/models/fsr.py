@@ -95,8 +95,12 @@ class Streams(NamedTuple):
 def _network(channels: int, hidden: int) -> nn.Sequential:
     """The shape that S and R share: (N, C, H, W) to (N, C, H, W), real."""
     return nn.Sequential(
-        conv3x3(channels, hidden), nn.BatchNorm2d(hidden), nn.ReLU(),
-        conv3x3(hidden, hidden), nn.BatchNorm2d(hidden), nn.ReLU(),
+        conv3x3(channels, hidden),
+        nn.BatchNorm2d(hidden),
+        nn.ReLU(),
+        conv3x3(hidden, hidden),
+        nn.BatchNorm2d(hidden),
+        nn.ReLU(),
         conv3x3(hidden, channels),
     )
 
@@ -137,8 +141,14 @@ class FSR(nn.Module):
             score = score.mean((2, 3) if self.spec.granularity == "channel" else 1, keepdim=True)
         noisy = self.training if self.noise is None else self.noise
         mask = gumbel_mask(
-            score, self.tau, noisy=noisy and self.spec.mask != "soft", u=u, hard=self.spec.mask == "hard",
-            stable_eps=self.stable_eps, backward_tau=self.backward_tau, part=self.part,
+            score,
+            self.tau,
+            noisy=noisy and self.spec.mask != "soft",
+            u=u,
+            hard=self.spec.mask == "hard",
+            stable_eps=self.stable_eps,
+            backward_tau=self.backward_tau,
+            part=self.part,
         ).expand(f.shape)
         if self.intervention is not None and self.intervention.mask is not None:
             mask = self.intervention.mask(mask)

@@ -48,8 +48,19 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise UsageError(f"no file {path}; give the authors' checkpoint")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError,
-            IndexError, UnicodeDecodeError, OSError, zipfile.BadZipFile) as error:
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        IndexError,
+        UnicodeDecodeError,
+        OSError,
+        zipfile.BadZipFile,
+    ) as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UsageError(f"{path} is not a whole file of weights: {first[:150]}") from None
     for wrapper in ("state_dict", "net", "model"):

@@ -41,8 +41,10 @@ class VGG(nn.Module):
             self.add_module(name, nn.Sequential(*layers))
         self.pool = max_pool()
         self.classifier = nn.Sequential(
-            nn.Linear(channels, channels), nn.ReLU(),
-            nn.Linear(channels, channels), nn.ReLU(),
+            nn.Linear(channels, channels),
+            nn.ReLU(),
+            nn.Linear(channels, channels),
+            nn.ReLU(),
             nn.Linear(channels, num_classes),
         )
 

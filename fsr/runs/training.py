@@ -120,9 +120,7 @@ def _train(run: Run, options: Options) -> None:
         epoch = trainer.progress.epoch
         options.report(run_id(run), f"epoch {epoch}/{run.epochs}", (epoch - 1) * of + done, run.epochs * of)
 
-    watch = Watch(
-        on_batch=on_batch, on_stop=on_stop, deadline=options.deadline, interrupted=options.interrupted
-    )
+    watch = Watch(on_batch=on_batch, on_stop=on_stop, deadline=options.deadline, interrupted=options.interrupted)
     with memory_explained(run):
         fit(trainer, watch, on_epoch=on_epoch)
     digests = digests or save_checkpoint(trainer)

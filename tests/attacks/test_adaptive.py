@@ -137,8 +137,10 @@ def test_softened_models_keep_their_logits_and_get_a_slope(name):
 def test_softening_leaves_a_smooth_model_as_it_is():
     model = Front(lambda x: torch.relu(x - 0.3))
     leaf = torch.rand(4, 3, 4, 4).requires_grad_()
-    gradients = [torch.autograd.grad(net(leaf).square().sum(), leaf)[0]
-                 for net in (model, Guarded(model), Guarded(Softened(model, leaf)))]
+    gradients = [
+        torch.autograd.grad(net(leaf).square().sum(), leaf)[0]
+        for net in (model, Guarded(model), Guarded(Softened(model, leaf)))
+    ]
     torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=0)
     torch.testing.assert_close(gradients[0], gradients[2], rtol=0, atol=0)
 

@@ -24,8 +24,14 @@ class Net(nn.Module):
     def __init__(self, seed=0, classes=6):
         super().__init__()
         torch.manual_seed(seed)
-        self.layers = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.BatchNorm2d(8),
-                                    nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, classes))
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.BatchNorm2d(8),
+            nn.AdaptiveAvgPool2d(4),
+            nn.Flatten(),
+            nn.Linear(128, classes),
+        )
 
     def forward(self, x):
         return 20 * self.layers(x)
@@ -100,8 +106,13 @@ def test_full_budget_is_the_packages_own(version):
     theirs = AutoAttack(Net(), eps=EPS, version=version, seed=0, device="cpu")
     names, budget = a._attacks_of(version, None), c.Budget(draws=20 if version == "rand" else 1)
     assert list(names) == theirs.attacks_to_run
-    originals = {"apgd-ce": theirs.apgd, "apgd-dlr": theirs.apgd, "apgd-t": theirs.apgd_targeted, "fab-t": theirs.fab,
-                 "square": theirs.square}
+    originals = {
+        "apgd-ce": theirs.apgd,
+        "apgd-dlr": theirs.apgd,
+        "apgd-t": theirs.apgd_targeted,
+        "fab-t": theirs.fab,
+        "square": theirs.square,
+    }
     theirs.fab.targeted = True
     for name in names:
         function = c.component(name, Net(), eps=EPS, seed=0, device="cpu", budget=budget, log=c.Log())
@@ -171,8 +182,16 @@ def test_a_finished_state_asks_the_model_nothing(problem):
     assert torch.equal(again.correct, result.correct)
 
 
-@pytest.mark.parametrize("changes, name", [({"eps": 0.05}, "eps"), ({"batch": 8}, "batch"), ({"seed": 9}, "seed"),
-                                           ({"steps": 3}, "steps"), ({"version": "rand"}, "attacks")])
+@pytest.mark.parametrize(
+    "changes, name",
+    [
+        ({"eps": 0.05}, "eps"),
+        ({"batch": 8}, "batch"),
+        ({"seed": 9}, "seed"),
+        ({"steps": 3}, "steps"),
+        ({"version": "rand"}, "attacks"),
+    ],
+)
 def test_a_state_of_another_evaluation_is_refused(problem, changes, name):
     state = {}
     run(problem, state=state)
@@ -356,8 +375,12 @@ def test_a_model_that_returns_its_own_memory_is_not_written_into():
 
 def test_a_longer_square_is_a_rescaled_one():
     """1,000 queries go through the whole schedule of sizes: at its end the squares are single pixels."""
-    attacks = [c.component("square", Net(), eps=EPS, seed=0, device="cpu", log=c.Log(),
-                           budget=c.Budget(queries=1000, rescale=rescale)).__self__ for rescale in (True, False)]
+    attacks = [
+        c.component(
+            "square", Net(), eps=EPS, seed=0, device="cpu", log=c.Log(), budget=c.Budget(queries=1000, rescale=rescale)
+        ).__self__
+        for rescale in (True, False)
+    ]
     assert attacks[0].p_selection(900) == 0.8 / 512 and attacks[1].p_selection(900) == 0.8 / 16
 
 
@@ -378,11 +401,11 @@ def test_registered_components_break_images_inside_the_ball(problem, name):
 @pytest.mark.parametrize("n", [1, 2])
 def test_one_image_or_none_left_is_no_special_case(problem, n):
     net, x, y = problem
-    assert len(run((net, x[1:1 + n], y[1:1 + n])).correct) == n
-    wrong = run((net, x[1:1 + n], (y[1:1 + n] + 1) % 6))
+    assert len(run((net, x[1 : 1 + n], y[1 : 1 + n])).correct) == n
+    wrong = run((net, x[1 : 1 + n], (y[1 : 1 + n] + 1) % 6))
     assert not wrong.clean.any() and not wrong.correct.any() and wrong.seconds == {}
     for name in ("square", "apgd-ce"):
-        assert torch.equal(ATTACKS[name](net, x[1:1 + n], (y[1:1 + n] + 1) % 6, eps=EPS), x[1:1 + n])
+        assert torch.equal(ATTACKS[name](net, x[1 : 1 + n], (y[1 : 1 + n] + 1) % 6, eps=EPS), x[1 : 1 + n])
 
 
 def test_too_few_classes_and_wrong_versions_are_refused(problem):

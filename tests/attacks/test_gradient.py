@@ -40,8 +40,14 @@ class Small(nn.Module):
     def __init__(self, classes=5):
         super().__init__()
         torch.manual_seed(3)
-        self.layers = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.5),
-                                    nn.Flatten(), nn.Linear(6 * 16, classes))
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 6, 3, padding=1),
+            nn.BatchNorm2d(6),
+            nn.ReLU(),
+            nn.Dropout(0.5),
+            nn.Flatten(),
+            nn.Linear(6 * 16, classes),
+        )
 
     def forward(self, x):
         return self.layers(x)
@@ -79,8 +85,16 @@ def test_evaluation_attacks_equal_the_parity_fixture(fixture, name):
 @pytest.mark.parametrize("name, delta", [("pgd10_train", None), ("pgd10_train_random", "pgd10_train_random.delta0")])
 def test_training_attack_equals_the_parity_fixture(fixture, name, delta):
     model, arrays = fixture
-    x_adv = g.pgd(model, arrays["x"], arrays["y"], eps=8 / 255, alpha=2 / 255, steps=10, random_start=False,
-                  start=None if delta is None else arrays[delta])
+    x_adv = g.pgd(
+        model,
+        arrays["x"],
+        arrays["y"],
+        eps=8 / 255,
+        alpha=2 / 255,
+        steps=10,
+        random_start=False,
+        start=None if delta is None else arrays[delta],
+    )
     torch.testing.assert_close(x_adv, arrays[f"{name}.x_adv"], rtol=0, atol=1e-12)
 
 
@@ -94,8 +108,7 @@ def linear_optimum(model, x, y, eps):
 @pytest.mark.parametrize("loss", [g.cross_entropy, g.margin, partial(g.margin, kappa=1e6)])
 def test_pgd_reaches_the_closed_form_optimum_of_a_linear_model(n, loss):
     model, (x, y) = Linear(), batch(n, classes=2, dtype=torch.float64)
-    x_adv = g.pgd(model, x, y, eps=0.1, alpha=0.02, steps=12, loss=loss,
-                  start=g.uniform_start(x, eps=0.1, seed=0))
+    x_adv = g.pgd(model, x, y, eps=0.1, alpha=0.02, steps=12, loss=loss, start=g.uniform_start(x, eps=0.1, seed=0))
     # a margin that already leads by kappa = 50 may stop early; these models stay far below that
     torch.testing.assert_close(x_adv, linear_optimum(model, x, y, 0.1), rtol=0, atol=1e-12)
 
@@ -109,8 +122,9 @@ def test_targeted_losses_climb_towards_their_target():
     model, (x, y) = Linear(classes=4), batch(5, classes=4, dtype=torch.float64)
     target = (y + 2) % 4
     toward = (model.w[target] - model.w[y]).detach().view(x.shape).sign()
-    x_adv = g.pgd(model, x, y, eps=0.1, alpha=0.05, steps=5, loss=partial(g.targeted_margin, target=target),
-                  random_start=False)
+    x_adv = g.pgd(
+        model, x, y, eps=0.1, alpha=0.05, steps=5, loss=partial(g.targeted_margin, target=target), random_start=False
+    )
     torch.testing.assert_close(x_adv, (x + 0.1 * toward).clamp(0, 1), rtol=0, atol=1e-12)
     climbed = g.pgd(model, x, y, eps=0.1, alpha=0.05, steps=5, loss=partial(g.targeted, target=target))
     assert (g.cross_entropy(model(climbed), target) < g.cross_entropy(model(x), target)).all()
@@ -223,8 +237,9 @@ def test_random_starts_are_uniform_reproducible_and_their_own():
 def test_generator_starts_are_projected_and_seeded():
     x, y = batch(dtype=torch.float64)
     model = Linear(classes=5)
-    runs = [g.pgd(model, x, y, eps=0.4, alpha=0.01, steps=0, generator=torch.Generator().manual_seed(s))
-            for s in (1, 1, 2)]
+    runs = [
+        g.pgd(model, x, y, eps=0.4, alpha=0.01, steps=0, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)
+    ]
     assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
     assert (runs[0] - x).abs().max() <= 0.4 and runs[0].min() >= 0 and runs[0].max() <= 1
     assert not torch.equal(runs[0], x)
@@ -268,6 +283,7 @@ def test_strongest_keeps_the_first_break_else_the_largest_loss():
         def attempt(rows):
             seen.append(rows.tolist())
             return x[rows] + by
+
         return attempt
 
     x_adv = g.strongest(model, x, y, [move(-0.05), move(-0.2), move(0.1)])
@@ -282,8 +298,13 @@ def test_multi_targeted_breaks_at_least_what_its_best_single_target_breaks():
     wrong = g.wrong_classes(model, x, y, 9)
     assert wrong.shape == (40, 4) and not (wrong == y[:, None]).any()
     assert (wrong.sort(1).values.diff(dim=1) > 0).all()
-    single = [model(g.pgd(model, x, y, random_start=False, loss=partial(g.targeted_margin, target=wrong[:, i]),
-                          **kwargs)).argmax(1) != y for i in range(4)]
+    single = [
+        model(
+            g.pgd(model, x, y, random_start=False, loss=partial(g.targeted_margin, target=wrong[:, i]), **kwargs)
+        ).argmax(1)
+        != y
+        for i in range(4)
+    ]
     broken = model(g.multi_targeted(model, x, y, **kwargs)).argmax(1) != y
     assert torch.equal(broken, torch.stack(single).any(0)) and 0 < broken.sum() < 40
 
@@ -291,8 +312,9 @@ def test_multi_targeted_breaks_at_least_what_its_best_single_target_breaks():
 def test_averaged_gradients_find_the_way_that_one_noisy_draw_does_not():
     class Noisy(Linear):
         def forward(self, x):
-            return super().forward(x) * torch.tensor([1.0, 1.0]) + (x.flatten(1) * 40 * torch.randn(x[0].numel())
-                                                                   ).sum(1, keepdim=True) * torch.tensor([0, 1])
+            return super().forward(x) * torch.tensor([1.0, 1.0]) + (x.flatten(1) * 40 * torch.randn(x[0].numel())).sum(
+                1, keepdim=True
+            ) * torch.tensor([0, 1])
 
     model, (x, y) = Noisy(), batch(4, classes=2, dtype=torch.float64)
     torch.manual_seed(0)

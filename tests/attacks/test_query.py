@@ -64,8 +64,9 @@ def test_equals_a_slow_rederivation(bias, breaks):
     broken = model(x_adv).argmax(1) != 0
     assert broken.any().item() is breaks
     for n in range(3):
-        expected, _ = slow_nattack(model, x[n].numpy(), 0, eps=0.05, population=population, turns=turns,
-                                   first=first[n].numpy(), noises=noises)
+        expected, _ = slow_nattack(
+            model, x[n].numpy(), 0, eps=0.05, population=population, turns=turns, first=first[n].numpy(), noises=noises
+        )
         np.testing.assert_allclose(x_adv[n].numpy(), expected, atol=1e-9)
 
 

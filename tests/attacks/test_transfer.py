@@ -23,8 +23,15 @@ class Net(nn.Module):
     def __init__(self, seed=0, classes=6):
         super().__init__()
         torch.manual_seed(seed)
-        self.layers = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Tanh(), nn.Conv2d(8, 8, 3, stride=2, padding=1),
-                                    nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, classes))
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.Tanh(),
+            nn.Conv2d(8, 8, 3, stride=2, padding=1),
+            nn.Tanh(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(32, classes),
+        )
 
     def forward(self, x):
         return self.layers(x)
@@ -32,8 +39,10 @@ class Net(nn.Module):
 
 def batch(n=5, size=16, dtype=torch.float64):
     generator = torch.Generator().manual_seed(1)
-    return (torch.rand(n, 3, size, size, generator=generator, dtype=torch.float64).to(dtype),
-            torch.randint(0, 6, (n,), generator=generator))
+    return (
+        torch.rand(n, 3, size, size, generator=generator, dtype=torch.float64).to(dtype),
+        torch.randint(0, 6, (n,), generator=generator),
+    )
 
 
 def test_resize_and_pad_puts_the_shrunk_image_where_it_says():
@@ -98,11 +107,18 @@ def test_momentum_sums_normalised_gradients():
 def test_each_attack_falls_back_to_pgd_when_its_part_is_off():
     (x, y), net = batch(), Net().double()
     plain = pgd(net, x, y, random_start=False, **SETTINGS)
-    for other in (t.di_fgsm(net, x, y, probability=0.0, **SETTINGS), t.ti_fgsm(net, x, y, kernel=1, **SETTINGS),
-                  t.mi_fgsm(net, x, y, decay=0.0, **SETTINGS), t.transfer(net, x, y, **SETTINGS)):
+    for other in (
+        t.di_fgsm(net, x, y, probability=0.0, **SETTINGS),
+        t.ti_fgsm(net, x, y, kernel=1, **SETTINGS),
+        t.mi_fgsm(net, x, y, decay=0.0, **SETTINGS),
+        t.transfer(net, x, y, **SETTINGS),
+    ):
         torch.testing.assert_close(other, plain, rtol=0, atol=1e-12)
-    for other in (t.di_fgsm(net, x, y, probability=1.0, **SETTINGS), t.ti_fgsm(net, x, y, **SETTINGS),
-                  t.mi_fgsm(net, x, y, **SETTINGS)):
+    for other in (
+        t.di_fgsm(net, x, y, probability=1.0, **SETTINGS),
+        t.ti_fgsm(net, x, y, **SETTINGS),
+        t.mi_fgsm(net, x, y, **SETTINGS),
+    ):
         assert not torch.allclose(other, plain)
 
 
@@ -181,8 +197,16 @@ def test_pgd_equals_adv_lib_on_every_loss(adv_lib, name, loss):
     y[:20] = net(x[:20]).argmax(1)
     last = pgd(net, x, y, random_start=False, loss=loss, **SETTINGS)
     # it returns the last image that erred before the final step: one step more makes that our last iterate
-    theirs = adv_lib.pgd_linf(net, x, y, SETTINGS["eps"], steps=SETTINGS["steps"] + 1, random_init=False,
-                              loss_function=name, absolute_step_size=SETTINGS["alpha"])
+    theirs = adv_lib.pgd_linf(
+        net,
+        x,
+        y,
+        SETTINGS["eps"],
+        steps=SETTINGS["steps"] + 1,
+        random_init=False,
+        loss_function=name,
+        absolute_step_size=SETTINGS["alpha"],
+    )
     broken = net(last).argmax(1) != y
     assert broken.sum() > 20
     torch.testing.assert_close(last[broken], theirs[broken], rtol=0, atol=1e-12)

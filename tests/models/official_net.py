@@ -13,8 +13,12 @@ SMALL = 1e-8
 def three_convolutions(channels, hidden):
     """Conv, BN, ReLU, conv, BN, ReLU, conv."""
     return nn.Sequential(
-        nn.Conv2d(channels, hidden, 3, 1, 1, bias=False), nn.BatchNorm2d(hidden), nn.ReLU(),
-        nn.Conv2d(hidden, hidden, 3, 1, 1, bias=False), nn.BatchNorm2d(hidden), nn.ReLU(),
+        nn.Conv2d(channels, hidden, 3, 1, 1, bias=False),
+        nn.BatchNorm2d(hidden),
+        nn.ReLU(),
+        nn.Conv2d(hidden, hidden, 3, 1, 1, bias=False),
+        nn.BatchNorm2d(hidden),
+        nn.ReLU(),
         nn.Conv2d(hidden, channels, 3, 1, 1, bias=False),
     )
 
@@ -51,8 +55,10 @@ class OfficialFSR(nn.Module):
 def residual_block(channels_in, channels_out, stride):
     """The parts of a basic block."""
     block = Holder(
-        conv1=nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False), bn1=nn.BatchNorm2d(channels_out),
-        conv2=nn.Conv2d(channels_out, channels_out, 3, 1, 1, bias=False), bn2=nn.BatchNorm2d(channels_out),
+        conv1=nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False),
+        bn1=nn.BatchNorm2d(channels_out),
+        conv2=nn.Conv2d(channels_out, channels_out, 3, 1, 1, bias=False),
+        bn2=nn.BatchNorm2d(channels_out),
         shortcut=nn.Sequential(),
     )
     if stride != 1 or channels_in != channels_out:
@@ -110,8 +116,10 @@ class OfficialVGG(OfficialFSR):
 def wide_block(channels_in, channels_out, stride):
     """The parts of a pre-activation block."""
     block = Holder(
-        bn1=nn.BatchNorm2d(channels_in), conv1=nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False),
-        bn2=nn.BatchNorm2d(channels_out), conv2=nn.Conv2d(channels_out, channels_out, 3, 1, 1, bias=False),
+        bn1=nn.BatchNorm2d(channels_in),
+        conv1=nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False),
+        bn2=nn.BatchNorm2d(channels_out),
+        conv2=nn.Conv2d(channels_out, channels_out, 3, 1, 1, bias=False),
     )
     if channels_in != channels_out:
         block.convShortcut = nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)

@@ -148,7 +148,9 @@ def test_model_of_a_run_is_what_the_run_says():
 
 def test_wrong_use_is_one_clear_line():
     for arguments in (
-        {"backbone": "resnet50"}, {"backbone": "resnet18", "blocks": (1, 1)}, {"backbone": "resnet18", "width": 0},
+        {"backbone": "resnet50"},
+        {"backbone": "resnet18", "blocks": (1, 1)},
+        {"backbone": "resnet18", "width": 0},
         {"backbone": "resnet18", "fsr": FSRSpec(at=("layer9",)), "width": 4},
         {"backbone": "resnet18", "fsr": FSRSpec(at=("linear",)), "width": 4},
         {"backbone": "resnet18", "fsr": FSRSpec(), "peer": PeerSpec(name="fd")},

@@ -24,8 +24,12 @@ def fixture():
 
 def module_of(fixture):
     """Our module with the fixture's weights."""
-    weights = {ours + k.removeprefix(theirs): v for k, v in fixture.items()
-               for theirs, ours in NAMES.items() if k.startswith(theirs)}
+    weights = {
+        ours + k.removeprefix(theirs): v
+        for k, v in fixture.items()
+        for theirs, ours in NAMES.items()
+        if k.startswith(theirs)
+    }
     module = FSR(8, 10, FSRSpec(tau=float(fixture["tau"]), hidden=16)).double()
     module.load_state_dict(weights, strict=True)
     return module
@@ -46,12 +50,20 @@ def test_values_losses_and_gradient_match_the_authors_code(fixture, mode, stable
     (grad,) = torch.autograd.grad(total, f)
     found = {theirs: getattr(streams, ours) for theirs, ours in STREAMS.items()}
     found |= {"aux_" + theirs: streams.aux[ours] for theirs, ours in STREAMS.items() if ours != "mask"}
-    found |= {"logits": logits, "wrong_label": runner_up(logits, y), "loss_cls": cls, "loss_sep": terms["sep"],
-              "loss_rec": terms["rec"], "loss_total": total, "grad_feat": grad}
+    found |= {
+        "logits": logits,
+        "wrong_label": runner_up(logits, y),
+        "loss_cls": cls,
+        "loss_sep": terms["sep"],
+        "loss_rec": terms["rec"],
+        "loss_total": total,
+        "grad_feat": grad,
+    }
     assert found.keys() == {k.removeprefix(mode + ".") for k in fixture if k.startswith(mode + ".")}
     for name, value in found.items():
         torch.testing.assert_close(
-            value, fixture[f"{mode}.{name}"], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+            value, fixture[f"{mode}.{name}"], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def test_the_output_is_the_input_plus_a_gated_residual(fixture):
@@ -182,7 +194,8 @@ def test_granularity_shares_one_value(granularity, kept):
         mask = module.train(training).mask(f)
         assert mask.shape == f.shape
         assert torch.equal(mask, mask.mean(kept, keepdim=True).expand(f.shape)) or torch.allclose(
-            mask, mask.mean(kept, keepdim=True).expand(f.shape), atol=1e-7)
+            mask, mask.mean(kept, keepdim=True).expand(f.shape), atol=1e-7
+        )
     torch.testing.assert_close(mask, torch.sigmoid(module.score(f).mean(kept, keepdim=True) / 0.1).expand(f.shape))
 
 

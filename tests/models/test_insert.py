@@ -77,11 +77,21 @@ def test_images_of_any_size_and_channels_by_example_or_by_trying():
         attach_fsr(only12, at="0", num_classes=2)
 
 
-@pytest.mark.parametrize("at, why", [
-    ("layer4", "no module"), ("twice", "2 times"), ("never", "0 times"), ("tokens", "tokens"), ("pair", "tuple"),
-    ("head", "not a feature map"), ("", "no module"), ((), "at least one"), (("body", "body"), "once"),
-    (("body", "head"), "not a feature map"),
-])
+@pytest.mark.parametrize(
+    "at, why",
+    [
+        ("layer4", "no module"),
+        ("twice", "2 times"),
+        ("never", "0 times"),
+        ("tokens", "tokens"),
+        ("pair", "tuple"),
+        ("head", "not a feature map"),
+        ("", "no module"),
+        ((), "at least one"),
+        (("body", "body"), "once"),
+        (("body", "head"), "not a feature map"),
+    ],
+)
 def test_a_place_that_cannot_take_fsr_is_refused_and_the_network_left_alone(at, why):
     net = Tiny()
     with pytest.raises(UsageError, match=why) as caught:

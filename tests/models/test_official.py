@@ -18,6 +18,7 @@ NARROW = {"resnet18": 4, "vgg16": 4, "wideresnet34": 1}
 
 def assert_same_function(theirs, ours, x):
     """Logits, auxiliary logits and input gradients of logits and of auxiliary logits, to float32 rounding."""
+
     def close(a, b):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-6 * float(b.detach().abs().max()))
 
@@ -29,8 +30,10 @@ def assert_same_function(theirs, ours, x):
         close(streams[0].aux[name], value)
     weight = torch.randn_like(logits)
     for mine, other in ((own, logits), *zip(streams[0].aux.values(), aux)):
-        close(torch.autograd.grad((mine * weight).sum(), x2, retain_graph=True)[0],
-              torch.autograd.grad((other * weight).sum(), x1, retain_graph=True)[0])
+        close(
+            torch.autograd.grad((mine * weight).sum(), x2, retain_graph=True)[0],
+            torch.autograd.grad((other * weight).sum(), x1, retain_graph=True)[0],
+        )
 
 
 @pytest.mark.parametrize("backbone", NETWORKS)
@@ -62,8 +65,10 @@ def test_every_name_and_shape_of_their_checkpoints_finds_its_place(backbone, tmp
         theirs = {k: tuple(v.shape) for k, v in NETWORKS[backbone]().state_dict().items()}
         own = build_model_on_meta(backbone)
     assert {k: tuple(v) for k, v in shapes.items()} == theirs
-    torch.save({k: torch.empty(0).expand(0) if v == [] else torch.zeros(1).expand(v) for k, v in shapes.items()},
-               tmp_path / "net.pth")
+    torch.save(
+        {k: torch.empty(0).expand(0) if v == [] else torch.zeros(1).expand(v) for k, v in shapes.items()},
+        tmp_path / "net.pth",
+    )
     state, classes = official_state(tmp_path / "net.pth", backbone, STAGE[backbone])
     assert classes == 10
     assert {k: tuple(v.shape) for k, v in state.items() if v.numel()} == {k: v for k, v in own.items() if v}
@@ -76,8 +81,10 @@ def build_model_on_meta(backbone):
 
     net = BACKBONES[backbone].network(10, BACKBONES[backbone].width, BACKBONES[backbone].blocks)
     example = torch.zeros(1, 3, 8, 8, device="meta")
-    return {k: tuple(v.shape) for k, v in attach_fsr(net, STAGE[backbone], 10, FSRSpec(hidden=64), example=example)
-            .state_dict().items()}
+    return {
+        k: tuple(v.shape)
+        for k, v in attach_fsr(net, STAGE[backbone], 10, FSRSpec(hidden=64), example=example).state_dict().items()
+    }
 
 
 @pytest.fixture
@@ -98,8 +105,9 @@ def refused(path, backbone="resnet18"):
 def test_wrappers_and_prefixes_are_seen_through(tmp_path):
     plain = NETWORKS["resnet18"](width=4, hidden=8).state_dict()
     expected = None
-    for i, content in enumerate((plain, {"state_dict": plain, "epoch": 100}, {"net": plain},
-                                 {"module." + k: v for k, v in plain.items()})):
+    for i, content in enumerate(
+        (plain, {"state_dict": plain, "epoch": 100}, {"net": plain}, {"module." + k: v for k, v in plain.items()})
+    ):
         torch.save(content, tmp_path / f"{i}.pth")
         names = official_state(tmp_path / f"{i}.pth", "resnet18", "layer4")[0].keys()
         expected = expected or names

@@ -101,7 +101,9 @@ def test_training_without_labels_is_refused_and_with_them_works(name):
 @pytest.mark.parametrize("backbone, width", [("resnet18", 4), ("vgg16", 4), ("wideresnet34", 1)])
 def test_peers_sit_where_the_spec_says(backbone, width):
     places = {
-        "resnet18": ["layer4.0", "layer4.1"], "vgg16": ["block5.6", "block5.9"], "wideresnet34": ["block3.3", "block3"]
+        "resnet18": ["layer4.0", "layer4.1"],
+        "vgg16": ["block5.6", "block5.9"],
+        "wideresnet34": ["block3.3", "block3"],
     }[backbone]
     x = torch.rand(2, 3, 8, 8)
     for name in ("fd", "cas", "cifs"):
@@ -109,8 +111,11 @@ def test_peers_sit_where_the_spec_says(backbone, width):
         modules = [place.module for place in model.inserted()]
         expected = list(BACKBONES[backbone].stages) if name == "fd" else places
         assert len(modules) == len(expected) == len(model.trace(x)[1])
-        names = {n.removeprefix("net.").replace(".submodule", "") for n, m in model.named_modules()
-                 if type(m).__name__ == "Inserted"}
+        names = {
+            n.removeprefix("net.").replace(".submodule", "")
+            for n, m in model.named_modules()
+            if type(m).__name__ == "Inserted"
+        }
         assert names == set(expected)
         if name == "cifs":
             hidden = {s.inputs.shape[1] for s in model.trace(x)[1]}

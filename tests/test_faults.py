@@ -99,7 +99,7 @@ def kept(root: Path) -> dict:
             out[name] = path.read_bytes()
         elif path.suffix == ".json":
             record = files.load_json(path)
-            for field in ("sha256", "started", "finished", "seconds", "history_sha256"):
+            for field in ("sha256", "started", "finished", "seconds", "history_sha256", "commit", "dirty"):
                 record.pop(field, None)
             out[name] = record
         elif path.suffix == ".csv":
@@ -550,3 +550,13 @@ def test_a_clock_that_jumps_changes_neither_limits_nor_seconds(root, monkeypatch
 def test_a_notebook_of_a_profile_that_does_not_exist_is_refused(root):
     with pytest.raises(UsageError, match="profile"):
         notebooks.key("05-whitebox", "../../elsewhere")
+
+
+def test_a_training_killed_before_its_record_was_written_records_the_switches_that_it_used(root):
+    runs.ensure_trained(RUN, CPU)
+    path = paths.run_dir(run_id(RUN)) / "env.json"
+    used = store.environment(RUN)
+    path.unlink()
+    runs.ensure_trained(RUN, CPU)
+    assert store.environment(RUN)["switches"] == used["switches"]
+    assert store.environment(RUN)["checkpoints"] == used["checkpoints"]

@@ -44,7 +44,8 @@ def save_checkpoint(trainer: Trainer) -> dict[str, str]:
     """Resume state first, then the named weights; returns their digests.  Diverged when they are not finite."""
     _refuse_diverged(trainer)
     run = trainer.run
-    weights.save_tensors(state_path(run), trainer.tensors(), asdict(trainer.progress) | {"run_id": run_id(run)})
+    own = {"run_id": run_id(run), "switches": trainer.crafter.switches}
+    weights.save_tensors(state_path(run), trainer.tensors(), asdict(trainer.progress) | own)
     return {
         kind: weights.save_tensors(weights_path(run, kind), tensors, {"run_id": run_id(run), "checkpoint": kind})
         for kind, tensors in trainer.checkpoints().items()
@@ -82,11 +83,13 @@ def _trainer(run: Run, options: Options) -> Trainer:
 def _restore(trainer: Trainer) -> None:
     path = state_path(trainer.run)
     tensors, progress = weights.load_tensors(path)
-    owner = progress.pop("run_id", run_id(trainer.run))
+    owner, switches = progress.pop("run_id", run_id(trainer.run)), progress.pop("switches", {})
     try:
         if owner != run_id(trainer.run):
             raise ValueError(f"it belongs to {owner}")
         trainer.restore(tensors, progress)
+        if trainer.progress.epoch > trainer.run.epochs:  # nothing left to train: what the training used is on record
+            trainer.crafter.switches.update(switches)
     except (RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
         reason = str(error).strip().splitlines()[-1].strip()[:160]
         raise CorruptFile(f"{path} does not fit this run ({reason}); move it away to train again") from None

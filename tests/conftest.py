@@ -1,6 +1,7 @@
 """Every test starts from the same seed, in an empty root of its own, on one thread."""
 
 import os
+import sys
 
 import pytest
 
@@ -18,6 +19,14 @@ def seeded():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def traced():
+    """What measures coverage goes on after a library has switched tracing off."""
+    trace = sys.gettrace()
+    yield
+    sys.settrace(trace)
 
 
 @pytest.fixture

@@ -120,7 +120,7 @@ def kill(tmp_path: Path, rounds: int) -> int:
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     whole_kept = kept(whole)
-    assert len(whole_kept) == 3 + 3 + 2 * 3 + 2  # weights, run, evaluations, analysis
+    assert len(whole_kept) == 3 + 3 + 2 * 3 + 1  # weights, run, evaluations, analysis
     for i in range(rounds):
         assert kept(tmp_path / f"broken-{i}") == whole_kept
     return int(done.stdout.split()[-1])

@@ -103,7 +103,10 @@ def test_initialisation_follows_each_backbones_rule():
             expected = math.sqrt(2 / (9 * part.out_channels))
             assert abs(part.weight.std().item() / expected - 1) < 0.1
         if isinstance(part, nn.Linear):
-            assert abs(part.weight.std().item() / 0.01 - 1) < 0.15 and part.bias.abs().max() == 0
+            expected = math.sqrt(2 / part.in_features)  # fewer than the authors' 512 inputs
+            assert abs(part.weight.std().item() / expected - 1) < 0.15 and part.bias.abs().max() == 0
+    full = build_model("vgg16", width=64, blocks=(1, 1, 1, 1, 1)).net.classifier
+    assert all(abs(part.weight.std().item() / 0.01 - 1) < 0.1 for part in full if isinstance(part, nn.Linear))
     wide = build_model("wideresnet34", fsr=FSRSpec(), width=2, blocks=(1, 1, 1))
     for part in wide.modules():
         if isinstance(part, nn.Conv2d) and part.weight.numel() > 2000:

@@ -42,7 +42,7 @@ from fsr.runs import Options, Task, evaluating, perform
 
 run = tiny_run(module=FSR_HERE, epochs=3)
 attacks = ("clean", "pgd10", "autoattack-ci")
-task = Task(run=run, evaluations=tuple(Evaluation(attack=a) for a in attacks), analyses=(Analysis(kind="masks"),))
+task = Task(run=run, evaluations=tuple(Evaluation(attack=a) for a in attacks), analyses=(Analysis(kind="streams"),))
 evaluate.batch_size = lambda device, evaluation: 10  # several chunks
 evaluating.SAVE_SECONDS = 0.0
 real = os.replace

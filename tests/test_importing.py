@@ -1,0 +1,35 @@
+"""An authors' checkpoint becomes a run: importing it twice changes nothing, and its logits are theirs."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent / "models"))
+
+from official_net import OfficialResNet, randomised
+
+from fsr import runs, store
+from fsr.runs.importing import import_official
+
+
+def test_an_imported_checkpoint_is_a_run_with_the_authors_outputs(root, tmp_path):
+    theirs = randomised(OfficialResNet()).eval()
+    file = tmp_path / "cifar10_resnet18.pth"
+    torch.save(theirs.state_dict(), file)
+    name = import_official(file, "resnet18", "cifar10")
+    before = {p: p.read_bytes() for p in root.rglob("*") if p.is_file() and p != file}
+    assert import_official(file, "resnet18", "cifar10") == name
+    assert {p: p.read_bytes() for p in root.rglob("*") if p.is_file() and p != file} == before
+    run = store.config_of(name)
+    assert store.is_trained(run) and run.imported and run.holdout == 0
+    from fsr.models import model_of
+    from fsr.weights import load_into
+
+    model = model_of(run).eval()
+    load_into(model, runs.weights_path(run, "last"))
+    x = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = theirs(x)
+        expected = expected[0] if isinstance(expected, tuple) else expected
+        torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)

@@ -8,6 +8,7 @@ import typing
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any
 
+from fsr.backbones import BACKBONES
 from fsr.errors import UsageError
 
 RECIPE = 1  # raise when unchanged configs change meaning; old results keep their ids
@@ -130,7 +131,7 @@ class Run:
     test_size: int | None = None  # images of the test set that this run knows; None: all
     holdout: int = 1000  # training images kept back to select `best`; 0: the authors' exact training set
     image_size: int | None = None  # only for folder: data
-    backbone: str = "resnet18"
+    backbone: str = "resnet18"  # a key of fsr.backbones.BACKBONES
     width: int | None = None  # None: the backbone's own (64, 64, 10)
     blocks: tuple[int, ...] | None = None  # blocks per stage; None: the backbone's own
     method: str = "at"  # natural, at, trades, mart
@@ -157,7 +158,7 @@ class Run:
             self.dataset in DATASETS or self.dataset.startswith("folder:"),
             f"unknown data set {self.dataset!r}; choose one of {', '.join(DATASETS)} or folder:PATH",
         )
-        _one_of(self, "backbone", ("resnet18", "vgg16", "wideresnet34"))
+        _one_of(self, "backbone", BACKBONES)
         _one_of(self, "method", ("natural", "at", "trades", "mart"))
         _one_of(self, "precision", ("float32", "bf16"))
         for name in ("epochs", "batch", "lr", "ema_decay"):

@@ -30,6 +30,12 @@ class Outcome:
     failed: list[str] = field(default_factory=list)
     stopped: str | None = None  # "time", "signal" or None
 
+    def add(self, failed: list[str], *, last: bool) -> None:
+        """Keep a task's failures; where others still run, which can take hours, say so at once."""
+        self.failed += failed
+        for line in failed if not last else ():
+            log.warning("failed, the others go on: %s", line)
+
 
 @contextmanager
 def stoppable():
@@ -75,7 +81,7 @@ def inline(tasks: Iterable[Task], options: Options) -> Outcome:
         options = replace(options, interrupted=flag.is_set)
         for task in tasks:
             try:
-                outcome.failed += perform(task, options)
+                outcome.add(perform(task, options), last=task is tasks[-1])
             except (TimeUp, Interrupted) as error:
                 outcome.stopped = "time" if isinstance(error, TimeUp) else "signal"
                 break
@@ -181,10 +187,10 @@ def _collect(done, pending: dict, outcome: Outcome) -> None:
         if isinstance(error, BrokenProcessPool):
             outcome.failed.append(f"{task.name}: a worker process died (killed, or out of memory); run it again")
         elif error is not None:
-            outcome.failed.append(f"{task.name}: {_described(error)}")
+            outcome.add([f"{task.name}: {_described(error)}"], last=not pending)
         else:
             failed, stopped = future.result()
-            outcome.failed += failed
+            outcome.add(failed, last=not pending)
             outcome.stopped = outcome.stopped or stopped
 
 

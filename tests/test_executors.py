@@ -44,11 +44,12 @@ def test_workers_make_the_records_that_this_process_makes(root, monkeypatch, tmp
     assert set(seen) == {run_id(run) for run in PAIR}
 
 
-def test_a_failing_task_is_named_and_the_others_are_done(root):
+def test_a_failing_task_is_named_at_once_and_the_others_are_done(root, caplog):
     wrong = Task(run=tiny_run(epochs=1, train_size=5000))
     outcome = executors.local([wrong, TASKS[0]], CPU, workers=1)
     assert len(outcome.failed) == 1 and run_id(wrong.run) in outcome.failed[0]
     assert store.has_eval(PAIR[0], Evaluation(attack="fgsm")) and outcome.stopped is None
+    assert f"failed, the others go on: {run_id(wrong.run)}" in caplog.text
 
 
 def test_the_time_limit_stops_workers(root):

@@ -1,5 +1,6 @@
 """What a training costs, before it is run: closed-form counts of multiplications, and seconds at a measured speed."""
 
+from fsr.backbones import BACKBONES
 from fsr.config import DATASETS, Run
 
 # The authors' code on one H200 (reference_data/known_results.csv: 34.1 s per epoch of AT + FSR, float32)
@@ -38,16 +39,19 @@ def _vgg(run: Run, size: int) -> int:
 
 
 def forward_macs(run: Run) -> int:
-    """Multiply-adds of one forward pass of one image, without FSR (a few percent) and without BatchNorm."""
+    """Multiply-adds of one forward pass of one image, without FSR (a few percent) and without BatchNorm.
+
+    A backbone that is not the authors' is counted as a residual network of its width and blocks.
+    """
     info = DATASETS.get(run.dataset)
     size = info.size if info else run.image_size or 32
     if run.backbone == "vgg16":
         return _vgg(run, size)
-    if run.backbone == "resnet18":
-        base = run.width or 64
-        return _residual(run, size, tuple(base * m for m in (1, 2, 4, 8)), base, run.blocks or (2, 2, 2, 2))
-    widen = run.width or 10
-    return _residual(run, size, (16 * widen, 32 * widen, 64 * widen), 16, run.blocks or (5, 5, 5))
+    usual = BACKBONES[run.backbone]
+    width, blocks, stem = run.width or usual.width, run.blocks or usual.blocks, None
+    if run.backbone == "wideresnet34":
+        width, stem = 16 * width, 16
+    return _residual(run, size, tuple(width * 2**i for i in range(len(blocks))), stem or width, blocks)
 
 
 def training_flops(run: Run) -> float:

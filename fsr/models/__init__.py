@@ -1,14 +1,11 @@
 """Networks by name: backbones, FSR or a peer at named places, the authors' checkpoints, and any other network."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
+from fsr.backbones import BACKBONES, Backbone
 from fsr.config import DATASETS, FSRSpec, PeerSpec, Run
 from fsr.errors import UsageError
-from fsr.models import resnet, vgg, wideresnet
 from fsr.models.cost import count_macs, count_params
 from fsr.models.fsr import FSR, Streams, gumbel_mask, hidden_channels
 from fsr.models.insert import Classifier, Inserted, channels_at, insert
@@ -40,42 +37,6 @@ __all__ = [
     "load_official",
     "model_of",
 ]
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """A network with named stages.
-
-    network: called with (num_classes, width, blocks); initialise: its own rule, for any part of it; fsr_stage: where
-    the authors put FSR; reference: the channels there at full width, where S and R have 64 hidden channels.
-    """
-
-    network: Callable[..., nn.Module]
-    initialise: Callable[[nn.Module], None]
-    stages: tuple[str, ...]
-    fsr_stage: str
-    width: int
-    blocks: tuple[int, ...]
-    reference: int = 512
-
-    def last_two(self, blocks: tuple[int, ...]) -> tuple[str, ...]:
-        """The paths after the last stage's last two blocks (of a VGG: convolutions), or after its only one."""
-        stage, count = self.stages[-1], blocks[-1]
-        if self.network is vgg.VGG:  # a max-pool, then three layers to a convolution; the ReLU ends each
-            return tuple(f"{stage}.{3 * i}" for i in range(1, count + 1))[-2:]
-        ends = [f"{stage}.{i}" for i in range(count)]
-        if self.network is wideresnet.WideResNet:  # the last block's features end with the stage's BatchNorm and ReLU
-            ends[-1] = stage
-        return tuple(ends[-2:])
-
-
-BACKBONES = {
-    "resnet18": Backbone(resnet.ResNet, resnet.initialise, resnet.STAGES, "layer4", 64, (2, 2, 2, 2)),
-    "vgg16": Backbone(vgg.VGG, vgg.initialise, vgg.STAGES, "block4", 64, (2, 2, 3, 3, 3)),
-    "wideresnet34": Backbone(
-        wideresnet.WideResNet, wideresnet.initialise, wideresnet.STAGES, "block3", 10, (5, 5, 5), reference=640
-    ),
-}
 
 
 def backbone_named(name: str) -> Backbone:

@@ -1,9 +1,12 @@
 """A table: a plain DataFrame of strings to look at, the numbers behind it, and where they come from."""
 
 import html
+import re
 from dataclasses import dataclass, field
 
 import pandas as pd
+
+SENTENCE = 50  # characters; longer cells wrap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,13 @@ class Sources:
             self.commits.add(record["commit"])
 
 
+def _cell(text: str, bold: bool) -> str:
+    """A value that stays on its line with its interval below it; a sentence wraps."""
+    inner = re.sub(r" (\[[^\]]*\](?: n=\d+)?)", r"<br><small>\1</small>", html.escape(text))
+    inner = f"<b>{inner}</b>" if bold else inner
+    return f'<td style="white-space:nowrap">{inner}</td>' if len(text) <= SENTENCE else f"<td>{inner}</td>"
+
+
 class Table(pd.DataFrame):
     """What a reader sees, every cell a string; `about` holds the rest.
 
@@ -61,14 +71,15 @@ class Table(pd.DataFrame):
         return self.about.numbers
 
     def _repr_html_(self) -> str:
-        cells = [[html.escape(str(value)) for value in row] for row in self.to_numpy()]
-        for i, column in self.about.bold:
-            j = list(self.columns).index(column)
-            cells[i][j] = f"<b>{cells[i][j]}</b>"
+        rows = []
+        for i, values in enumerate(self.to_numpy()):
+            cells = [_cell(str(value), (i, name) in self.about.bold) for name, value in zip(self.columns, values)]
+            rows.append("<tr>" + "".join(cells) + "</tr>")
         head = "".join(f"<th>{html.escape(column)}</th>" for column in self.columns)
-        body = "\n".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in cells)
         notes = "".join(f"<p><small>{html.escape(note)}</small></p>" for note in self.about.notes)
-        return f'<table class="dataframe">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>{notes}'
+        body = "\n".join(rows)
+        table = f'<table class="dataframe">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>'
+        return f'<div style="overflow-x:auto">{table}</div>{notes}'
 
     def __repr__(self) -> str:
         return pd.DataFrame(self).to_string(index=False) if len(self) else f"{self.about.id}: no rows"

@@ -8,10 +8,9 @@ import pandas as pd
 
 from fsr import paths
 from fsr.files import write_bytes
-from fsr.tables.frame import Table
+from fsr.tables.frame import SENTENCE, Table
 from fsr.tables.text import MINUS, missing
 
-SENTENCE = 50  # characters; longer cells wrap
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",

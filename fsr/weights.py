@@ -33,8 +33,20 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict | None = Non
     return mark
 
 
-def _info(file) -> dict[str, str]:
-    return json.loads((file.metadata() or {}).get("fsr", "{}"))
+def _info(file, path: Path) -> dict[str, str]:
+    """Digest and meta of an open checkpoint; CorruptFile for a file that this version did not write."""
+    text = (file.metadata() or {}).get("fsr")
+    if text is None:
+        raise CorruptFile(
+            f"{path} was not written by this version of the package (it has no `fsr` entry in its metadata); "
+            "read it with the version that wrote it, or move it away to train again"
+        )
+    info = json.loads(text)
+    if not isinstance(info, dict) or not all(isinstance(info.get(name), str) for name in ("digest", "meta")):
+        raise ValueError("its header is damaged")
+    if not isinstance(json.loads(info["meta"]), dict):
+        raise ValueError("its header is damaged")
+    return info
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
@@ -43,13 +55,13 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
         raise MissingRecord(f"no such checkpoint: {path}")
     try:
         with safe_open(str(path), framework="pt") as file:
-            info = _info(file)
+            info = _info(file, path)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, ValueError) as error:
         raise CorruptFile(f"{path} cannot be read ({error}); move it away to train again") from None
-    if info.get("digest") != digest(tensors, info.get("meta", "{}")):
+    if info["digest"] != digest(tensors, info["meta"]):
         raise CorruptFile(f"{path} is damaged (its content does not match its digest); move it away to train again")
-    return tensors, json.loads(info.get("meta", "{}"))
+    return tensors, json.loads(info["meta"])
 
 
 def load_into(model: nn.Module, path: Path) -> dict:
@@ -65,16 +77,16 @@ def load_into(model: nn.Module, path: Path) -> dict:
 def _header(path: Path) -> dict[str, str]:
     try:
         with safe_open(str(path), framework="pt") as file:
-            return _info(file)
+            return _info(file, path)
     except (SafetensorError, OSError, ValueError) as error:
         raise CorruptFile(f"{path} cannot be read ({error}); move it away to train again") from None
 
 
 def digest_of(path: Path) -> str:
     """The digest stored in a checkpoint, without reading its tensors."""
-    return _header(path).get("digest", "")
+    return _header(path)["digest"]
 
 
 def meta_of(path: Path) -> dict:
     """The meta stored in a checkpoint, without reading its tensors."""
-    return json.loads(_header(path).get("meta", "{}"))
+    return json.loads(_header(path)["meta"])

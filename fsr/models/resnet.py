@@ -64,7 +64,3 @@ class ResNet(nn.Module):
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         x = F.adaptive_avg_pool2d(x, 1).flatten(1)  # (N, C)
         return self.linear(x)
-
-
-def initialise(module: nn.Module) -> None:
-    """PyTorch's default, which construction has already done (spec section 2)."""

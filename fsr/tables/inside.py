@@ -22,6 +22,7 @@ GROUPS = {  # as `fsr.audit` names them; the numbers are the specification's
     "restarts": "6 restarts, step sizes, multi-targeted",
     "noise": "7 with the training noise on",
     "queries": "8 Square with many queries",
+    "queries/random-noise": "8 control: random noise of the same size",
     "unmasked": "attacks that hidden gradients do not stop",
 }
 
@@ -139,7 +140,8 @@ def audit_numbers(profile: str, sources: Sources) -> pd.DataFrame:
 
 def _audit_cells(found: dict) -> list[dict]:
     """Protocol, every group (a reason where it does not apply), worst case, then flags and indicators."""
-    n, groups, left_out = found.get("n"), found.get("groups", {}), found.get("not_applicable", {})
+    n, groups, left_out = found.get("n"), dict(found.get("groups", {})), found.get("not_applicable", {})
+    groups |= {name: cell for name, cell in found.get("attacks", {}).items() if name in GROUPS}  # the control
     whole = {name: why for name, why in left_out.items() if "/" not in name}
     cells = [{"item": "authors' protocol", "n": n, "correct": found.get("authors_protocol")}]
     for name in [*groups, *(name for name in whole if name not in groups)] or GROUPS:

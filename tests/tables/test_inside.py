@@ -87,8 +87,18 @@ def test_a_single_attack_left_out_does_not_hide_its_group(records):
     assert "mask/frozen" not in rows.index
 
 
+def test_random_noise_of_the_same_size_is_the_control_beside_square(records):
+    attacks = {"queries/square": {"n": 100, "correct": 62}, "queries/random-noise": {"n": 100, "correct": 80}}
+    groups = {"queries": {"n": 100, "correct": 62}, "unmasked": {"n": 100, "correct": 60}}
+    records("demo").analysis(AT, "audit", audit_record(groups=groups, attacks=attacks))
+    rows = tables.audit("demo").set_index("attack group")
+    at = list(rows.index).index("8 control: random noise of the same size")
+    assert rows.index[at - 1] == "8 Square with many queries" and rows["AT, last"].iloc[at].startswith("80.0")
+    assert "queries/square" not in rows.index
+
+
 def test_every_group_of_the_audit_has_a_title():
     from fsr import audit
     from fsr.tables.inside import GROUPS
 
-    assert set(GROUPS) == set(audit.GROUPS) - {audit.PROTOCOL, "indicators"}
+    assert set(GROUPS) - {"queries/random-noise"} == set(audit.GROUPS) - {audit.PROTOCOL, "indicators"}

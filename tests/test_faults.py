@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from tiny import FSR_HERE, tiny_run
 
@@ -19,6 +20,7 @@ from fsr import files, notebooks, paths, runs, store, train
 from fsr.config import Analysis, Evaluation, run_id
 from fsr.errors import CorruptFile, Diverged, FSRError, Interrupted, TimeUp, UsageError
 from fsr.runs import Options, Task, evaluating, perform
+from fsr.weights import digest, digest_of, load_tensors, meta_of
 
 CPU = Options(device="cpu")
 RUN = tiny_run(epochs=1)
@@ -407,6 +409,35 @@ def test_records_of_an_older_schema_are_read(finished, root):
     read_everything()
 
 
+@pytest.mark.parametrize("name", ["last", "state"])
+def test_a_checkpoint_of_an_older_layout_is_told_from_a_damaged_one(root, name):
+    run = tiny_run(epochs=2)
+    stop_after(run, 4) if name == "state" else runs.ensure_trained(run, CPU)
+    path = runs.weights_path(run, "last") if name == "last" else runs.state_path(run)
+    tensors, meta = load_tensors(path)
+    good = path.read_bytes()
+    for old in ({"digest": digest(tensors), "meta": json.dumps(meta)}, None):
+        path.write_bytes(safetensors.torch.save(tensors, metadata=old))
+        before = path.read_bytes()
+        with pytest.raises(CorruptFile, match=rf"{name}.*not written by this version.*version that wrote it"):
+            runs.load_model(run, "last", CPU)
+        assert path.read_bytes() == before
+    path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    with pytest.raises(CorruptFile, match="damaged"):
+        runs.load_model(run, "last", CPU)
+    path.write_bytes(good)
+    runs.load_model(run, "last", CPU)
+
+
+@pytest.mark.parametrize("entry", ["", "3", "{}", '{"digest": 3, "meta": "{}"}', '{"digest": "", "meta": "["}'])
+def test_a_checkpoint_whose_header_is_damaged_is_named(tmp_path, entry):
+    path = tmp_path / "last.safetensors"
+    path.write_bytes(safetensors.torch.save({"w": torch.ones(2)}, metadata={"fsr": entry}))
+    for reader in (load_tensors, digest_of, meta_of):
+        with pytest.raises(CorruptFile, match=r"last\.safetensors cannot be read"):
+            reader(path)
+
+
 # --- half-trained weights ------------------------------------------------------------------------------------
 
 
@@ -494,8 +525,6 @@ def test_weights_that_an_epochs_last_step_ruins_are_not_kept(root, monkeypatch):
     monkeypatch.setattr(train.Trainer, "_held_out", lambda self: {"held_clean_acc": 0.5, "held_robust_acc": 0.5})
     with pytest.raises(Diverged, match="epoch 2, at step 6"):
         runs.ensure_trained(run, CPU)
-    from fsr.weights import load_tensors
-
     assert all(torch.isfinite(v).all() for v in load_tensors(runs.weights_path(run, "last"))[0].values())
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 import fsr
+from fsr.backbones import BACKBONES
 
 PACKAGE = Path(fsr.__file__).parent
 RANK = {
     name: rank
     for rank, names in enumerate(
         (
-            "errors losses modes statistics words fold models.resnet models.vgg models.wideresnet",
+            "errors losses modes statistics words fold backbones",
             "config paths files hardware distributed progress attacks.gradient attacks.components models.cost "
             "models.insert models.interventions models.official models.peers",
             "store experiments reference recipe data weights capture models.fsr attacks.ascent attacks.auto "
@@ -33,7 +34,19 @@ RANK = {
     )
     for name in names.split()
 }
-WITHOUT_TORCH = ("config", "paths", "reference", "statistics", "experiments", "store", "tables", "plots", "report")
+RANK |= {f"models.{backbone.code.partition('.')[0]}": 0 for backbone in BACKBONES.values()}
+WITHOUT_TORCH = (
+    "backbones",
+    "config",
+    "paths",
+    "reference",
+    "statistics",
+    "experiments",
+    "store",
+    "tables",
+    "plots",
+    "report",
+)
 
 
 def _room(module: str) -> str:

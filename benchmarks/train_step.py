@@ -6,7 +6,7 @@ from torch import Tensor
 from benchmarks import measure
 from benchmarks.plain import PlainTrainer
 from fsr.config import DATASETS, FSRSpec, Run, for_dataset, replace
-from fsr.fast import Crafter, Stepper
+from fsr.fast import Crafter, Stepper, sgd
 from fsr.models import count_macs, model_of
 from fsr.objectives import Objective
 
@@ -37,15 +37,12 @@ def cases(quick: bool) -> dict[str, Run]:
 
 
 class FastStep:
-    """One step of the fast path on a batch; switches: as for Crafter."""
+    """One step of the fast path on a batch; update: compile that too; switches: as for Crafter."""
 
-    def __init__(self, run: Run, device: torch.device, **switches):
+    def __init__(self, run: Run, device: torch.device, update: bool = False, **switches):
         self.model = model_of(run).to(device).train()
         self.crafter = Crafter(self.model, run, device, **switches)
-        optimizer = torch.optim.SGD(
-            self.model.parameters(), lr=run.lr, momentum=run.momentum, weight_decay=run.weight_decay, foreach=True
-        )
-        self.stepper = Stepper(Objective(self.model, run), optimizer, run, device)
+        self.stepper = Stepper(Objective(self.model, run), sgd(self.model, run, device), run, device, compile=update)
         self.generator = torch.Generator(device)
 
     def step(self, x: Tensor, y: Tensor) -> None:
@@ -67,6 +64,8 @@ def measure_case(name: str, run: Run, rounds: int, device: torch.device, peak: d
     x, y = torch.rand(run.batch, 3, size, size, device=device), torch.arange(run.batch, device=device) % 10
     plain = PlainTrainer(run, model_of(run).to(device).train())
     sides = {"fast": FastStep(run, device), "fast, not compiled": FastStep(run, device, compile=False)}
+    if device.type == "cuda":
+        sides["fast, update compiled"] = FastStep(run, device, update=True)
     functions = {side: (lambda step=step: step.step(x, y)) for side, step in sides.items()}
     functions = {"plain": lambda: plain.step(x, y), **functions}
     first, times = measure.interleaved(functions, rounds, device)

@@ -18,7 +18,7 @@ from fsr.fastnet import FastNet, fast_net
 from fsr.fold import Twin
 from fsr.objectives import AWP, Crafting, craft_loss, craft_outputs, crafting, first_step
 
-__all__ = ["Crafter", "FastNet", "Stepper", "ema_update", "fast_net"]
+__all__ = ["Crafter", "FastNet", "Stepper", "ema_update", "fast_net", "sgd"]
 
 MANY_STEPS = 2000  # crafting steps of a run from which compiling (about 10 s on a CPU) pays
 # Largest share of pixels whose sign may differ between compiled and plain crafting: fusion rounds bf16 less often.
@@ -143,15 +143,27 @@ class Crafter:
         self._loop = loop if recording is None and step is not None else recording
 
 
+def sgd(model: nn.Module, run: Run, device: torch.device) -> torch.optim.SGD:
+    """The optimiser of spec section 2: one kernel for all weights on a GPU, grouped operations on a CPU."""
+    own: dict[str, Any] = {"lr": run.lr, "momentum": run.momentum, "weight_decay": run.weight_decay}
+    return torch.optim.SGD(model.parameters(), **own, **{"fused" if device.type == "cuda" else "foreach": True})
+
+
 class Stepper:
     """One optimiser step at a time; losses and accuracy stay on the device until `tally`.
 
     objective: an Objective, or what wraps one; with precision bf16 its matrix products run in bf16 on float32
-    master weights.
+    master weights. compile: the objective and its gradients compiled (on a GPU as CUDA graphs); on a CPU that took
+    minutes and gained nothing, on a GPU it is for `benchmarks.gpu` to say.
     """
 
-    def __init__(self, objective: nn.Module, optimizer: torch.optim.Optimizer, run: Run, device="cpu"):
-        self.objective, self.optimizer, self.run, self.device = objective, optimizer, run, torch.device(device)
+    def __init__(
+        self, objective: nn.Module, optimizer: torch.optim.Optimizer, run: Run, device="cpu", *, compile=False
+    ):
+        self.objective: Any = objective
+        self.optimizer, self.run, self.device = optimizer, run, torch.device(device)
+        if compile:
+            self.objective = torch.compile(objective, mode="reduce-overhead" if self.device.type == "cuda" else None)
         self.bare: Any = getattr(objective, "module", objective)  # the Objective itself
         self.autocast = dtype_of(run.precision, self.device) == torch.bfloat16
         self.awp = AWP(self.bare, run.awp)

@@ -13,7 +13,7 @@ from fsr import distributed
 from fsr.config import Run
 from fsr.data import Data, as_float, augment, augmentation, batches
 from fsr.errors import Diverged, FSRError, Interrupted, TimeUp
-from fsr.fast import Crafter, Stepper, ema_update
+from fsr.fast import Crafter, Stepper, ema_update, sgd
 from fsr.models import FSR, model_of
 from fsr.modes import eval_mode
 from fsr.objectives import Objective, draw_start
@@ -39,8 +39,8 @@ class Progress:
 class Trainer:
     """A model in training, its averages, its optimiser, and where it stands.
 
-    run: what to train; data: from fsr.data.load, on `device`; switches: compile, graphs, channels_last
-    (None: measured defaults), which change speed and not the result beyond rounding. In a group of processes
+    run: what to train; data: from fsr.data.load, on `device`; switches: compile, graphs, channels_last (None: measured
+    defaults) and update (compile that too; off), which change speed and not the result beyond rounding. In a group of processes
     (fsr.distributed) every process holds all of this, identical after each step, and works on its shard of each batch.
     """
 
@@ -54,13 +54,15 @@ class Trainer:
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.best: dict[str, Tensor] | None = None
         self.objective = Objective(self.model, run)
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(), lr=run.lr, momentum=run.momentum, weight_decay=run.weight_decay, foreach=True
-        )
+        self.optimizer = sgd(self.model, run, self.device)
         mine = replace(run, batch=math.ceil(run.batch / distributed.size()))
-        self.crafter = Crafter(self.model, mine, self.device, **(switches or {}))
+        crafting = dict(switches or {})
+        update = bool(crafting.pop("update", False))
+        self.crafter = Crafter(self.model, mine, self.device, **crafting)
+        self.crafter.switches["update"] = update
         smallest = min(len(part) for part in batches(len(data.train_y), run.batch))
-        self.stepper = Stepper(distributed.averaging(self.objective, smallest), self.optimizer, run, self.device)
+        averaged = distributed.averaging(self.objective, smallest)
+        self.stepper = Stepper(averaged, self.optimizer, run, self.device, compile=update)
         self.generator = torch.Generator(self.device)
         self.progress = Progress()
 

@@ -304,6 +304,20 @@ def test_weight_perturbation_is_seen_by_the_gradient_and_taken_off(precision):
     assert float(moved[1].norm()) < 10 * float(moved[0].norm())  # half of each weight, were it still on
 
 
+@pytest.mark.slow
+def test_a_compiled_update_is_the_same_update():
+    x, y = images(8)
+    start = network(TINY)
+    after = []
+    for compile in (False, True):
+        net = copy.deepcopy(start)
+        stepper = Stepper(Objective(net, TINY), fast.sgd(net, TINY, torch.device("cpu")), TINY, compile=compile)
+        stepper.step(x, (x + 0.05).clamp(0, 1), y)
+        after.append([*net.parameters()])
+    for before, plain, fused in zip(start.parameters(), *after, strict=True):
+        assert (plain - fused).norm() < 1e-3 * (plain - before).norm()  # of how far the step went
+
+
 def test_tally_is_the_mean_over_images_of_ragged_batches():
     run = RUNS["at+fsr"]
     model = network(run)

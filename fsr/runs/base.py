@@ -24,7 +24,7 @@ log = logging.getLogger("fsr")
 class Options:
     """How to compute, never what: none of it is part of a run's id.
 
-    switches: compile, graphs, channels_last (None: measured defaults); deadline: time.monotonic() at which to stop,
+    switches: compile, graphs, channels_last, update (as for Trainer); deadline: time.monotonic() at which to stop,
     one clock for all processes of a machine, which no change of the date moves; interrupted: polled between batches;
     report: called with (run id, what, done, of).
     """

@@ -67,7 +67,7 @@ def _evaluate(run: Run, evaluation: Evaluation, options: Options, surrogate) -> 
         if progress.done < len(y):
             options.check()
 
-    switches = dict(options.switches)
+    switches = {name: on for name, on in options.switches if name != "update"}
     call = {"run": run, "evaluation": evaluation, "surrogate": surrogate, "switches": switches, "check": options.check}
     progress = survives(model, x, y, index, progress=progress, on_chunk=on_chunk, **call)
     extra = {"weights": digest, "seconds": round(progress.seconds, 3), "flips": progress.flips}

@@ -98,7 +98,7 @@ def test_one_case_of_each_makes_a_record_and_a_figure(root):
 
 def test_every_list_of_cases_holds_valid_runs():
     for quick in (True, False):
-        assert train_step.cases(quick) and pipeline.cases(quick, CPU) and gpu.step_cases(quick)
+        assert train_step.cases(quick, CPU) and pipeline.cases(quick, CPU) and gpu.step_cases(quick)
 
 
 def test_evaluation_compares_sides_image_by_image():

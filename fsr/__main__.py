@@ -20,7 +20,8 @@ def main() -> None:
     try:
         # `python -m fsr` has no name that a shell could complete: completion is that of the `fsr` command
         completing = any(a in ("--install-completion", "--show-completion") for a in sys.argv)
-        app(standalone_mode=False, prog_name="fsr" if completing else None)
+        code = app(standalone_mode=False, prog_name="fsr" if completing else None)
+        sys.exit(code if isinstance(code, int) else 0)  # `raise typer.Exit(1)` comes back as a value
     except typer.Exit as done:
         sys.exit(done.exit_code)
     except typer.Abort:

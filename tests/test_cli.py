@@ -1,6 +1,7 @@
 """The command line: one clear line and exit code 2 for wrong use, 0 when all is done."""
 
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -9,8 +10,8 @@ import pytest
 from tiny import tiny_run
 
 from fsr import __main__ as cli
-from fsr import experiments, files, paths, runs, store
-from fsr.config import Analysis, run_id
+from fsr import experiments, files, paths, runs, store, train
+from fsr.config import Analysis, Evaluation, run_id
 from fsr.experiments import cost
 from fsr.words import duration
 
@@ -58,8 +59,34 @@ def test_wrong_use_is_one_line_that_says_what_to_type(fsr, monkeypatch, argument
     code, out, err = fsr(*arguments)
     lines = [line for line in err.splitlines() if says in line]
     assert lines, err
-    assert code == 2 or "failed:" in lines[0]
+    assert code == 2 or (code == 1 and any(line.startswith("failed:") for line in lines))
     assert "Traceback" not in out + err
+
+
+def test_the_exit_code_says_whether_all_is_done(fsr, monkeypatch):
+    monkeypatch.setattr(train.Trainer, "step", lambda *_: signal.raise_signal(signal.SIGTERM))
+    call = [
+        "train",
+        run_id(experiments.SETS["ci"]["whitebox"][0]),
+        "-p",
+        "ci",
+        "--device",
+        "cpu",
+        "--executor",
+        "inline",
+    ]
+    assert fsr(*call)[0] == 130
+    monkeypatch.setattr(train.Trainer, "step", lambda *_: (_ for _ in ()).throw(MemoryError()))
+    code, _, err = fsr(*call)
+    assert code == 1 and "out of memory" in err
+
+
+def test_a_time_limit_that_is_reached_is_exit_code_1_and_the_same_command_goes_on(root):
+    call = [sys.executable, "-m", "fsr", "train", run_id(experiments.SETS["ci"]["whitebox"][0]), "-p", "ci"]
+    call += ["--device", "cpu", "--executor", "inline"]
+    stopped = subprocess.run([*call, "--limit-minutes", "0.00001"], capture_output=True, text=True)
+    assert stopped.returncode == 1 and "the same command goes on" in stopped.stderr
+    assert subprocess.run(call, capture_output=True).returncode == 0
 
 
 def test_cuda_without_cuda_is_refused(fsr, monkeypatch):
@@ -113,6 +140,27 @@ def test_an_audit_prints_every_group_and_the_worst_case(fsr, root):
     assert f"{100 * record['worst_case'] / 8:.1f} [" in next(line for line in lines if line.startswith("worst case"))
 
 
+def test_one_attack_on_one_run_is_recorded_and_printed_and_not_computed_twice(fsr, root):
+    run = experiments.SETS["ci"]["whitebox"][0]
+    call = ["evaluate", run_id(run), "-p", "ci", "--attack", "mi-fgsm", "--images", "16", "--device", "cpu"]
+    assert f"{run_id(run)}: train, last mi-fgsm-n16" in fsr(*call, "--dry-run")[1]
+    code, out, err = fsr(*call, "--executor", "inline")
+    record = store.load_eval(run, Evaluation(attack="mi-fgsm", images=16))
+    assert code == 0, err
+    line = f"{run_id(run)}  last mi-fgsm-n16  {100 * record.accuracy:.1f} ["
+    assert out.startswith(line) and out.strip().endswith("] % of 16")
+    again = fsr(*call, "--executor", "inline")
+    assert again[:2] == (0, out) and "[1/1]" not in again[2]
+
+
+def test_a_run_outside_the_plan_is_evaluated_by_its_id(fsr, root):
+    run = tiny_run(epochs=1)
+    runs.ensure_trained(run, runs.Options(device="cpu"))
+    code, out, err = fsr("evaluate", run_id(run), "-p", "ci", "--dry-run")
+    assert code == 0 and "last clean" in out and "last autoattack-ci-n32" in out and "train," not in out, err
+    assert fsr("evaluate", run_id(run)[:-1], "-p", "ci")[2].count(run_id(run)) == 1
+
+
 def test_every_command_has_help_with_its_options(fsr):
     for command in ("run-all", "train", "evaluate", "audit", "status", "report", "data", "import-official", "compare"):
         code, out, _ = fsr(command, "--help")
@@ -125,6 +173,9 @@ MEANT = [
     (["run-all", "-p", "ci", "--only", "05-whitebx"], "did you mean '05-whitebox'"),
     (["trian", "whitebox"], "'train'"),
     (["data", "chek"], "did you mean 'check'"),
+    (["evaluate", "whitebox", "-p", "ci", "--attack", "mi-fgms"], "did you mean 'mi-fgsm'"),
+    (["evaluate", "whitebox", "-p", "ci", "--attack", "transfer"], "needs surrogate"),
+    (["evaluate", "whitebox", "-p", "ci", "--attack", "fgsm", "--checkpoint", "first"], "last, best, ema"),
 ]
 
 
@@ -169,7 +220,8 @@ def test_progress_reads_well_in_a_log_file(fsr):
 
 
 @pytest.mark.parametrize("line, word, offered", [("fsr ru", 1, "run-all"), ("fsr train whi", 2, "whitebox"),
-                                                 ("fsr status -p mi", 3, "mini")])  # fmt: skip
+                                                 ("fsr status -p mi", 3, "mini"),
+                                                 ("fsr evaluate all --attack mi-", 4, "mi-fgsm")])  # fmt: skip
 def test_the_shell_completes_commands_sets_and_profiles(root, line, word, offered):
     environment = {**os.environ, "_FSR_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(word)}
     code = "import sys; sys.argv = ['fsr']; from fsr.__main__ import main; main()"

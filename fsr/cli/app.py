@@ -74,9 +74,16 @@ def _sets(context: typer.Context, incomplete: str) -> list[str]:
     return [name for name in sets if name.startswith(incomplete)]
 
 
-def _known_runs(incomplete: str) -> list[str]:
+def known_runs(incomplete: str) -> list[str]:
+    """Ids of the runs recorded in these results that begin so."""
     found = sorted(p.parent.name for p in (paths.results() / "runs").glob("*/config.json"))
     return [name for name in found if name.startswith(incomplete)]
+
+
+def _attacks(incomplete: str) -> list[str]:
+    from fsr.attacks import ATTACKS
+
+    return [name for name in ATTACKS if name.startswith(incomplete)]
 
 
 class Executor(StrEnum):
@@ -96,7 +103,11 @@ Which = Annotated[
 ]
 RunId = Annotated[
     str,
-    typer.Argument(metavar="RUN", help="A run id; `python -m fsr status` lists them.", autocompletion=_known_runs),
+    typer.Argument(metavar="RUN", help="A run id; `python -m fsr status` lists them.", autocompletion=known_runs),
+]
+Attack = Annotated[
+    str | None,
+    typer.Option(help="Only this attack of fsr.attacks.ATTACKS; prints accuracies.", autocompletion=_attacks),
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; by default a GPU when there is one.")]
 Root = Annotated[Path | None, typer.Option(help="Results and figures lie below it; default: this repository.")]

@@ -8,6 +8,7 @@ import typer
 from fsr import paths
 from fsr.cli.app import (
     Address,
+    Attack,
     Board,
     DataDir,
     Deterministic,
@@ -28,8 +29,9 @@ from fsr.cli.app import (
     show,
     writable_root,
 )
+from fsr.cli.choosing import attacked, outcome_line, planned
 from fsr.errors import UsageError
-from fsr.words import did_you_mean, duration
+from fsr.words import duration
 
 TORCHRUN = "torchrun is for `python -m fsr train`; type the other commands without it"
 
@@ -113,21 +115,6 @@ def _do(todo, options, executor, workers, address, deterministic, dry_run) -> No
     _conclude(_compute(todo, options, executor, workers, address, deterministic), [])
 
 
-def _chosen(profile: str, which: str, *, train_only: bool = False):
-    """Missing tasks of a set, or of the one run whose id was given."""
-    from fsr import experiments, runs
-    from fsr.config import run_id
-
-    sets = experiments.SETS[known_profile(profile)]
-    if which in sets:
-        return runs.missing(profile, (which,), train_only=train_only)
-    ids = [run_id(r) for r in sets["all"]]
-    if which in ids:
-        return [t for t in runs.missing(profile, train_only=train_only) if t.name == which]
-    meant = did_you_mean(which, [*sets, *ids])
-    raise UsageError(f"unknown set {which!r}{meant}; choose one of {', '.join(sets)}, or a run id")
-
-
 @app.command("run-all", epilog="Examples:  python -m fsr run-all    python -m fsr run-all -p mini --limit-minutes 60")
 def run_all(
     profile: Profile = "demo",
@@ -186,13 +173,18 @@ def train(
     """Train what is missing of a set; needs no Jupyter."""
     paths.use(root=root, data=data)
     options = options_of(device, limit_minutes, tensorboard, executor is Executor.ray)
-    _do(_chosen(profile, which, train_only=True), options, executor, workers, address, deterministic, dry_run)
+    _do(planned(profile, which, train_only=True), options, executor, workers, address, deterministic, dry_run)
 
 
-@app.command(epilog="Example:  python -m fsr evaluate whitebox --profile mini --limit-minutes 30")
+@app.command(epilog="Examples:  python -m fsr evaluate whitebox -p mini    python -m fsr evaluate RUN --attack mi-fgsm")
 def evaluate(
     which: Which,
     profile: Profile = "demo",
+    attack: Attack = None,
+    checkpoint: Annotated[str, typer.Option(help="With --attack: last, best or ema.")] = "last",
+    images: Annotated[
+        int | None, typer.Option(min=1, help="With --attack: how many test images; default: all.")
+    ] = None,
     device: Device = None,
     data: DataDir = None,
     root: Root = None,
@@ -203,10 +195,15 @@ def evaluate(
     address: Address = "auto",
     deterministic: Deterministic = False,
 ) -> None:
-    """Evaluate and analyse what is missing of a set, training first what is not trained; needs no Jupyter."""
+    """Evaluate and analyse what is missing of a set, training first what is not trained; or one attack, printed."""
     paths.use(root=root, data=data)
     options = options_of(device, limit_minutes, elsewhere=executor is Executor.ray)
-    _do(_chosen(profile, which), options, executor, workers, address, deterministic, dry_run)
+    chosen = attacked(profile, which, attack, checkpoint, images) if attack else []
+    todo = [task for task in chosen if task.missing()] if attack else planned(profile, which)
+    if todo or not attack:
+        _do(todo, options, executor, workers, address, deterministic, dry_run)
+    for task in () if dry_run else chosen:
+        typer.echo(outcome_line(task))
 
 
 @app.command(epilog="Example:  python -m fsr audit RUN --checkpoint ema --images 200 --budget full")

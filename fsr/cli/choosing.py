@@ -1,0 +1,66 @@
+"""What a command was asked to compute: a set of the plan, one run, or one attack on either."""
+
+from fsr.cli.app import known_profile, known_runs
+from fsr.config import Evaluation, Run, run_id
+from fsr.errors import UsageError
+from fsr.words import did_you_mean
+
+
+def runs_of(profile: str, which: str) -> tuple[Run, ...]:
+    """The runs of a set, or the one run whose id was given: of the plan, or recorded in these results (imported)."""
+    from fsr import experiments, store
+
+    sets = experiments.SETS[known_profile(profile)]
+    if which in sets:
+        return sets[which]
+    planned = {run_id(run): run for run in sets["all"]}
+    if which in planned:
+        return (planned[which],)
+    recorded = known_runs("")
+    if which in recorded:
+        return (store.config_of(which),)
+    meant = did_you_mean(which, [*sets, *planned, *recorded])
+    raise UsageError(f"unknown set {which!r}{meant}; choose one of {', '.join(sets)}, or a run id")
+
+
+def planned(profile: str, which: str, *, train_only: bool = False) -> list:
+    """Missing tasks of a set or of one run; a run outside the plan gets the columns of T1 on its last weights."""
+    from fsr import experiments, runs
+
+    chosen = runs_of(profile, which)
+    if which in experiments.SETS[profile]:
+        return runs.missing(profile, (which,), train_only=train_only)
+    if chosen[0] in experiments.SETS[profile]["all"]:
+        return [task for task in runs.missing(profile, train_only=train_only) if task.name == which]
+    columns = [e for e in experiments.columns(profile, "whitebox").values() if e.attack != "ensemble"]
+    task = runs.Task(run=chosen[0], evaluations=() if train_only else tuple(columns))
+    return [task] if task.missing() else []
+
+
+def attacked(profile: str, which: str, attack: str, checkpoint: str, images: int | None) -> list:
+    """One attack of fsr.attacks.ATTACKS on every run of a set, or on one run: its tasks, done or not."""
+    from fsr import runs
+    from fsr.attacks import ATTACKS
+
+    if attack not in ATTACKS:
+        raise UsageError(
+            f"unknown attack {attack!r}{did_you_mean(attack, ATTACKS)}; choose one of {', '.join(ATTACKS)}"
+        )
+    if ATTACKS[attack].needs:
+        raise UsageError(f"{attack} needs {', '.join(ATTACKS[attack].needs)}: the set `blackbox` has it")
+    evaluation = Evaluation(attack=attack, checkpoint=checkpoint, images=images)
+    return [runs.Task(run=run, evaluations=(evaluation,)) for run in runs_of(profile, which)]
+
+
+def outcome_line(task) -> str:
+    """Run, weights, attack, and the accuracy under it with its 95 % interval."""
+    from fsr import statistics, store
+
+    evaluation = task.evaluations[0]
+    found = store.load_eval(task.run, evaluation)
+    n, correct = len(found.correct), int(found.correct.sum())
+    low, high = statistics.wilson(correct, n)
+    return (
+        f"{task.name}  {evaluation.checkpoint} {evaluation.attack_id}  {100 * correct / n:.1f} "
+        f"[{100 * low:.1f}, {100 * high:.1f}] % of {n}"
+    )

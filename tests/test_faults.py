@@ -31,7 +31,7 @@ CLEAN, FGSM = Evaluation(attack="clean"), Evaluation(attack="fgsm")
 # --- kill -9 -------------------------------------------------------------------------------------------------
 
 # One process imports everything and never computes; every child that it forks does the whole work and is killed at a
-# random moment, or at a write, before or after the file gets its name. Prints how many children were killed.
+# random moment, or at a write, before or after the file gets its name. Prints the children killed and the rounds.
 KILLER = """
 import os, random, signal, sys, time
 sys.path.insert(0, TESTS)
@@ -77,18 +77,27 @@ def end(pid):
 
 started = time.monotonic()
 assert end(child(WHOLE)) == 0
-seconds, rng, killed = time.monotonic() - started, random.Random(0), 0
-for i in range(ROUNDS):
-    broken = f"{BROKEN}-{i}"
+seconds, rng, killed, rounds = time.monotonic() - started, random.Random(0), 0, 0
+
+def at_random_moments(broken):
+    hits = 0
     for _ in range(4):
         pid = child(broken)
         time.sleep(rng.uniform(0, seconds / 3))
         os.kill(pid, signal.SIGKILL)
-        killed += end(pid) == -signal.SIGKILL
-    for after in (False, True):
-        killed += end(child(broken, at_write=rng.randint(1, 4), after=after)) == -signal.SIGKILL
+        hits += end(pid) == -signal.SIGKILL
+    return hits
+
+def at_writes(broken):
+    return sum(end(child(broken, rng.randint(1, 4), after)) == -signal.SIGKILL for after in (False, True))
+
+while killed < WANTED:  # however fast the machine has become, the writes of every second round are sure hits
+    broken = f"{BROKEN}-{rounds}"
+    for kills in (at_writes, at_random_moments) if rounds % 2 else (at_random_moments, at_writes):
+        killed += kills(broken)
     assert end(child(broken)) == 0
-print(killed)
+    rounds += 1
+print(killed, rounds)
 """
 
 
@@ -112,29 +121,30 @@ def kept(root: Path) -> dict:
     return out
 
 
-def kill(tmp_path: Path, rounds: int) -> int:
-    """Kill six times a round, in a root of its own; returns how many were hit, after comparing with one never hit."""
+def kill(tmp_path: Path, wanted: int) -> int:
+    """Kill until so many were hit, six a round in a root of its own; returns how many, after comparing with none."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     values = {"TESTS": str(Path(__file__).parent), "WHOLE": str(whole), "BROKEN": str(broken)}
     head = "".join(f"{name} = {value!r}\n" for name, value in values.items())
-    code = f"{head}ROUNDS = {rounds}\n{KILLER}"
+    code = f"{head}WANTED = {wanted}\n{KILLER}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=900)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=7200)
     assert done.returncode == 0, done.stderr
+    killed, rounds = map(int, done.stdout.split()[-2:])
     whole_kept = kept(whole)
     assert len(whole_kept) == 3 + 3 + 2 * 3 + 1  # weights, run, evaluations, analysis
     for i in range(rounds):
         assert kept(tmp_path / f"broken-{i}") == whole_kept
-    return int(done.stdout.split()[-1])
+    return killed
 
 
 def test_killed_work_goes_on_to_the_records_of_work_that_was_not(tmp_path):
-    assert kill(tmp_path, 1) >= 3
+    assert kill(tmp_path, wanted=3) >= 3
 
 
 @pytest.mark.slow
 def test_work_killed_dozens_of_times_goes_on_to_the_records_of_work_that_was_not(tmp_path):
-    assert kill(tmp_path, 8) >= 40
+    assert kill(tmp_path, wanted=40) >= 40
 
 
 def test_what_killed_writes_leave_is_swept_by_the_next_training(root):
@@ -160,7 +170,7 @@ def test_a_notebook_whose_runner_is_killed_leaves_the_good_execution_alone(root,
         return subprocess.Popen([sys.executable, "-c", call], cwd=folder, stdout=subprocess.PIPE, text=True)
 
     write(folder, "00-setup", code)
-    assert runner().communicate(timeout=300)[0].strip() == "[]"
+    assert runner().communicate(timeout=3600)[0].strip() == "[]"
     target = root / "results" / "notebooks" / "ci" / "00-setup.ipynb"
     good = target.read_bytes()
     write(folder, "00-setup", code + "\nimport time\ntime.sleep(600)")
@@ -177,7 +187,7 @@ def test_a_notebook_whose_runner_is_killed_leaves_the_good_execution_alone(root,
             os.kill(int(mark.read_text()), signal.SIGKILL)
         assert target.read_bytes() == good
     write(folder, "00-setup", code + "\n'whole again'")
-    assert runner().communicate(timeout=300)[0].strip() == "[]"
+    assert runner().communicate(timeout=3600)[0].strip() == "[]"
     assert b"whole again" in target.read_bytes()
 
 
@@ -210,7 +220,7 @@ print([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children])
 
 def test_of_two_processes_one_trains_and_the_other_waits_and_says_so(root):
     code = f"TESTS = {str(Path(__file__).parent)!r}\n{BOTH}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=3600)
     assert done.stdout.strip() == "[0, 0]", done.stderr
     name = run_id(tiny_run(epochs=3))
     assert done.stderr.count(f"{name} is being computed by another process: waiting") == 1
@@ -566,12 +576,12 @@ def test_a_clock_that_jumps_changes_neither_limits_nor_seconds(root, monkeypatch
     now = time.time
     shift = [0.0]
     monkeypatch.setattr(time, "time", lambda: now() + shift[0])
-    options = Options(device="cpu", deadline=time.monotonic() + 300, report=lambda *_: shift.append(shift.pop() + jump))
+    options = Options(device="cpu", deadline=time.monotonic() + 1e5, report=lambda *_: shift.append(shift.pop() + jump))
     runs.ensure_trained(RUN, options)
     runs.ensure_evaluated(RUN, CLEAN, options)
     assert abs(shift[0]) >= abs(jump)
-    assert 0 < store.environment(RUN)["seconds"] < 300 and 0 < store.history(RUN)["seconds"][0] < 300
-    assert 0 <= store.load_eval(RUN, CLEAN).record["seconds"] < 300
+    assert 0 < store.environment(RUN)["seconds"] < 1e6 and 0 < store.history(RUN)["seconds"][0] < 1e6
+    assert 0 <= store.load_eval(RUN, CLEAN).record["seconds"] < 1e6
     with pytest.raises(TimeUp):
         runs.ensure_evaluated(RUN, FGSM, Options(device="cpu", deadline=time.monotonic() - 1))
 

@@ -29,6 +29,11 @@ $(VENV)/.installed-test: pyproject.toml | $(PY)
 	$(PY) -m pip install -q -e '.[$(EXTRAS)]'
 	@touch $@ $(VENV)/.installed
 
+$(VENV)/.installed-docs: pyproject.toml | $(PY)
+	$(PY) -m pip install -q --upgrade pip
+	$(PY) -m pip install -q -e '.[docs]'
+	@touch $@ $(VENV)/.installed
+
 reproduce: setup
 	$(RUN) run-all --profile $(PROFILE)
 
@@ -36,6 +41,11 @@ reproduce: setup
 retrain: setup
 	$(RUN) run-all --profile $(PROFILE) --root reproduced
 	$(RUN) compare reproduced --profile $(PROFILE)
+
+# every public docstring as a page, build/api/index.html; a warning is an error, but for what pandas annotates
+api: $(VENV)/.installed-docs
+	$(PY) -c "import warnings; from pdoc.__main__ import cli; warnings.simplefilter('error', UserWarning); \
+	  warnings.filterwarnings('ignore', '.* for pandas[.]'); cli(['--no-show-source', '-o', 'build/api', 'fsr'])"
 
 lab: setup
 	cd notebooks && ../$(VENV)/bin/jupyter lab

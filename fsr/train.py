@@ -40,8 +40,8 @@ class Trainer:
     """A model in training, its averages, its optimiser, and where it stands.
 
     run: what to train; data: from fsr.data.load, on `device`; switches: compile, graphs, channels_last (None: measured
-    defaults) and update (compile that too; off), which change speed and not the result beyond rounding. In a group of processes
-    (fsr.distributed) every process holds all of this, identical after each step, and works on its shard of each batch.
+    defaults) and update (compile that too; off), which change speed and not the result beyond rounding. In a group of
+    processes (fsr.distributed) each holds all of this, identical after each step, and works on its shard of each batch.
     """
 
     def __init__(self, run: Run, data: Data, *, device="cpu", switches: dict | None = None):

@@ -45,7 +45,7 @@ def report_command(
     paths.use(root=root)
     typer.echo(f"report: {report.write(known_profile(profile))}")
     if readme:
-        changed = rewrite(paths.repository() / "README.md", profile)
+        changed = rewrite(paths.repository() / "README.md")
         typer.echo(f"README.md: {'written' if changed else 'unchanged'}")
 
 

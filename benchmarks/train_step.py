@@ -15,24 +15,12 @@ FULL = replace(SMALL, width=None)
 
 
 def cases(quick: bool, device: torch.device) -> dict[str, Run]:
-    """What is measured: the three backbones, then one size at a time around ResNet-18 of width 16.
+    """What is measured: ResNet-18 of width 16, one size at a time around it, then the three backbones at full width.
 
     WRN-34-10 has batch 16 on a CPU, where the plain step on 128 images takes many minutes.
     """
     base = replace(SMALL, batch=64) if quick else SMALL
     found = {"resnet18 w16 at+fsr": base, "resnet18 w16 at": replace(base, module=None)}
-    if not quick:
-        found |= {
-            "resnet18 w64 at+fsr": FULL,
-            "resnet18 w64 trades": replace(FULL, module=None, method="trades"),
-            "vgg16 w64 at+fsr": replace(FULL, backbone="vgg16"),
-        }
-        wide = replace(FULL, backbone="wideresnet34")
-        found |= (
-            {"wideresnet34 w10 at+fsr": wide}
-            if device.type == "cuda"
-            else {"wideresnet34 w10 at+fsr, batch 16": replace(wide, batch=16)}
-        )
     found["digits resnet10 w8 at+fsr"] = for_dataset(
         "digits", width=8, blocks=(1, 1, 1, 1), module=FSRSpec(at=("layer3",)), precision="float32", train_size=1197
     )
@@ -41,6 +29,12 @@ def cases(quick: bool, device: torch.device) -> dict[str, Run]:
         grow = {"batch": (16,), "width": (8,), "steps": (1,)}
     for field, values in grow.items():
         found |= {f"{field} {value}": replace(base, **{field: value}) for value in values}
+    if not quick:
+        batch = 128 if device.type == "cuda" else 16
+        wide = replace(FULL, backbone="wideresnet34", batch=batch)
+        found["resnet18 w16 trades"] = replace(base, module=None, method="trades")
+        found |= {"resnet18 w64 at+fsr": FULL, "vgg16 w64 at+fsr": replace(FULL, backbone="vgg16")}
+        found[f"wideresnet34 w10 at+fsr, batch {batch}"] = wide
     return found
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fsr.attacks.ascent import errs
 from fsr.attacks.gradient import project_linf
+from fsr.hardware import exact_float32
 
 
 @contextmanager
@@ -25,20 +26,6 @@ def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(arrays)
-
-
-@contextmanager
-def exact_float32() -> Iterator[None]:
-    """No TensorFloat-32 inside: on recent GPUs it keeps 10 bits, enough to flip images at the boundary."""
-    places = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
-    before = [place.fp32_precision for place in places]
-    try:
-        for place in places:
-            place.fp32_precision = "ieee"
-        yield
-    finally:
-        for place, value in zip(places, before, strict=True):
-            place.fp32_precision = value
 
 
 @torch.no_grad()

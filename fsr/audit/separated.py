@@ -1,7 +1,5 @@
 """Groups that look for what FSR may hide: the mask's slope, the mask itself, latent features, twins, training noise."""
 
-from functools import partial
-
 from torch import Tensor
 
 from fsr.attacks import adaptive, auto
@@ -15,6 +13,7 @@ from fsr.audit.case import Case, Craft
 from fsr.audit.judge import Judge
 from fsr.audit.result import Findings
 from fsr.audit.whitebox import ratio, scaled_cross_entropy
+from fsr.models.fsr import FSR
 
 NO_MASK = "this model has no FSR mask"
 
@@ -79,57 +78,49 @@ def transfer(case: Case) -> Findings:
     return Findings(case.sweep(crafts, together=False), not_applicable=missing)
 
 
+def _averaged(case: Case, noisy: list[FSR], switches: dict, own: Tensor, loss: Loss) -> Craft:
+    """Steps along gradients averaged over draws; own (N,) keeps what the noisy network itself still gets right."""
+    voice = Judge(case.model, case.x, case.y, eps=case.eps, draws=case.budget.draws, seed=case.seed)
+    look = differentiated(of(case.net, loss), draws=case.budget.draws)
+
+    def craft(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
+        start, steps = case.start(rows, 70), case.budget.noisy_steps
+        with changed(noisy, **switches):
+            x_adv = ascend(look, x, y, eps=case.eps, steps=steps, start=start, until_wrong=False)
+            own[rows] &= voice.correct(x_adv, rows)
+        return x_adv
+
+    return craft
+
+
+def _rand(case: Case, noisy: list[FSR], switches: dict) -> Craft:
+    """AutoAttack `rand`, judged by the mean vote while it runs."""
+
+    def craft(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
+        more = {"eps": case.eps, "version": "rand", "seed": case.seed, "batch": case.batch, **case.budget.rand}
+        with changed(noisy, **switches):
+            result = auto.autoattack(case.net, x, y, judge=Averaged(case.model, case.budget.draws), **more)
+        return x if result.x_adv is None else result.x_adv
+
+    return craft
+
+
 def noise(case: Case) -> Findings:
     """Gradients averaged over 20 draws, and AutoAttack `rand` (spec item 7).
 
     On a randomised model as it is; on FSR with its training noise switched on, judged on the model as it is. The
     detail `noisy_accuracy` is that noisy network's own: images that its mean softmax still gets right.
     """
-    modules = masked(case.model)
-    noisy = [m for m in modules if m.spec.mask != "soft"]
+    noisy = [m for m in masked(case.model) if m.spec.mask != "soft"]
     if not case.randomised and not noisy:
         return Findings(not_applicable={"": "this model draws no noise"})
     switches = {} if case.randomised else {"noise": True}
-    own = case.clean.clone()  # right in the eyes of the noisy network
-    voice = Judge(case.model, case.x, case.y, eps=case.eps, draws=case.budget.draws, seed=case.seed)
-
-    def averaged(x: Tensor, y: Tensor, rows: Tensor, loss: Loss) -> Tensor:
-        with changed(noisy, **switches):
-            x_adv = ascend(
-                differentiated(of(case.net, loss), draws=case.budget.draws),
-                x,
-                y,
-                eps=case.eps,
-                steps=case.budget.noisy_steps,
-                start=case.start(rows, 70),
-                until_wrong=False,
-            )
-            own[rows] &= voice.correct(x_adv, rows)
-        return x_adv
-
-    def rand(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-        with changed(noisy, **switches):
-            vote = Averaged(case.model, case.budget.draws)
-            result = auto.autoattack(
-                case.net,
-                x,
-                y,
-                eps=case.eps,
-                version="rand",
-                seed=case.seed,
-                batch=case.batch,
-                judge=vote,
-                **case.budget.rand,
-            )
-        return x if result.x_adv is None else result.x_adv
-
-    crafts: list[tuple[str, Craft]] = [
-        ("eot-margin", partial(averaged, loss=lead)),
-        ("eot-ce", partial(averaged, loss=scaled_cross_entropy)),
-    ]
+    own = case.clean.clone()
+    losses = {"eot-margin": lead, "eot-ce": scaled_cross_entropy}
+    crafts = [(name, _averaged(case, noisy, switches, own, loss)) for name, loss in losses.items()]
     missing = {}
     if case.classes >= 3:
-        crafts.append(("rand", rand))
+        crafts.append(("rand", _rand(case, noisy, switches)))
     else:
         missing["rand"] = "APGD-DLR needs three classes"
     attacks = case.sweep(crafts, together=False)

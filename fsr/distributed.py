@@ -62,11 +62,24 @@ def group(device: str | None) -> Iterator[str]:
             )
         torch.cuda.set_device(local)
         here = f"cuda:{local}"
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=WAIT)
+    store, number, count = _meeting()
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=WAIT)
     with noticing_losses():
         yield here
         dist.barrier()  # nobody leaves while another still talks
     dist.destroy_process_group()
+
+
+def _meeting() -> tuple[dist.Store, int, int]:
+    """Where this group's processes find each other, this one's number, and how many they are.
+
+    torchrun's store outlives a group that it starts again (--max-restarts), with the addresses of the lost processes
+    in it: every attempt has a place of its own.
+    """
+    store, number, count = next(dist.rendezvous("env://", timeout=WAIT))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"attempt{attempt}", store), number, count
 
 
 @contextmanager

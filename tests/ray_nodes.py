@@ -73,20 +73,22 @@ def working(node: subprocess.Popen, name: str = "ray::") -> list[int]:
 
 def end(node: subprocess.Popen) -> None:
     """Stop one node and all its processes, by their own ids."""
-    below = [node.pid, *children(node.pid)]
-    with contextlib.suppress(ProcessLookupError):
-        node.send_signal(signal.SIGTERM)
+    if node.poll() is not None:
+        return
+    below = children(node.pid)
+    node.send_signal(signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
         node.wait(10)
     for pid in below:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    node.wait(10)
+    node.kill()
+    node.wait(60)
 
 
 @contextlib.contextmanager
-def cluster(*, workers: int = 2):
-    """(address, nodes): a head without cores, then worker nodes of one core each.
+def cluster(*, workers: int = 2, cpus: int = 1):
+    """(address, nodes): a head without cores, then worker nodes that run `cpus` tasks of one core at a time.
 
     os.environ must hold `environment()`. Ray's sockets lie below a folder that must have a short name.
     """
@@ -96,7 +98,7 @@ def cluster(*, workers: int = 2):
     try:
         nodes.append(start(head, folder / "head.log", cpus=0))
         for i in range(workers):
-            nodes.append(start([f"--address=127.0.0.1:{port}"], folder / f"worker{i}.log"))
+            nodes.append(start([f"--address=127.0.0.1:{port}"], folder / f"worker{i}.log", cpus=cpus))
         yield f"127.0.0.1:{port}", nodes
     finally:
         for node in reversed(nodes):

@@ -10,7 +10,7 @@ import pytest
 from tiny import tiny_run
 
 from fsr import __main__ as cli
-from fsr import experiments, files, paths, runs, store, train
+from fsr import executors, experiments, files, paths, runs, store, train
 from fsr.config import Analysis, Evaluation, run_id
 from fsr.experiments import cost
 from fsr.words import duration
@@ -211,6 +211,17 @@ def test_quiet_says_nothing_when_all_is_well_and_verbose_excludes_it(fsr):
     assert (code, out, err) == (0, "", "")
     assert fsr("-q", "-v", "status")[0] == 2
     assert "demo" in fsr("-q", "status", "-p", "dem")[2]  # failures are still said
+
+
+def test_verbose_shows_where_a_failure_comes_from(fsr, capsys):
+    for loud in ((), ("-v",)):
+        fsr(*loud, "data", "path")
+        try:
+            {}["lost"]
+        except KeyError as error:
+            line = executors._described(error)
+        assert line == "KeyError: 'lost' (-v shows where)"
+        assert ("Traceback" in capsys.readouterr().err) == bool(loud)
 
 
 def test_progress_reads_well_in_a_log_file(fsr):

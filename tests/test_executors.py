@@ -62,14 +62,13 @@ def test_a_signal_saves_and_ends_in_seconds_and_the_next_call_finishes(root, num
     command = [sys.executable, "-m", "fsr", "train", "whitebox", "--profile", "ci", "--device", "cpu"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    end = time.time() + 120
-    while not list(Path(root).rglob("state.safetensors")) and time.time() < end:
+    while not list(Path(root).rglob("state.safetensors")):
+        assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode in (0, 130), errors
+    _, errors = process.communicate(timeout=3600)
+    assert process.returncode == 130, errors
     assert not list(Path(root).rglob("*.tmp"))
-    if process.returncode == 130:
-        assert "goes on from here" in errors
+    assert "goes on from here" in errors
     for folder in paths.results().glob("checkpoints/*"):
         assert (folder / "state.safetensors").exists() or not list(folder.glob("*.safetensors"))

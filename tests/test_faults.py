@@ -199,16 +199,18 @@ sys.path.insert(0, TESTS)
 import torch
 torch.set_num_threads(1)
 from tiny import tiny_run
-from fsr import runs
+from fsr import evaluate, runs
+from fsr.config import Evaluation
 logging.basicConfig(level=logging.INFO, format="%(message)s")
-run = tiny_run(epochs=3)
+run, cpu = tiny_run(epochs=3), runs.Options(device="cpu")
+evaluate.batch_size = lambda device, evaluation: 1  # many chunks
 children = []
 for _ in range(2):
     pid = os.fork()
     if pid == 0:
         code = 1
         try:
-            runs.ensure_trained(run, runs.Options(device="cpu"))
+            runs.ensure_trained(run, cpu) if TRAIN else runs.ensure_evaluated(run, Evaluation(attack="pgd20"), cpu)
             code = 0
         finally:
             logging.shutdown()
@@ -218,12 +220,16 @@ print([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children])
 """
 
 
-def test_of_two_processes_one_trains_and_the_other_waits_and_says_so(root):
-    code = f"TESTS = {str(Path(__file__).parent)!r}\n{BOTH}"
+@pytest.mark.parametrize("what", ["train", "evaluate"])
+def test_of_two_processes_one_computes_and_the_other_waits_and_says_so(root, what):
+    if what == "evaluate":
+        runs.ensure_trained(tiny_run(epochs=3), CPU)
+    code = f"TESTS, TRAIN = {str(Path(__file__).parent)!r}, {what == 'train'}\n{BOTH}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=3600)
     assert done.stdout.strip() == "[0, 0]", done.stderr
     name = run_id(tiny_run(epochs=3))
-    assert done.stderr.count(f"{name} is being computed by another process: waiting") == 1
+    part = name if what == "train" else f"{name}.last-pgd20"
+    assert done.stderr.count(f"{part} is being computed by another process: waiting") == 1
     assert len(store.history(name)) == 3
 
 

@@ -81,12 +81,20 @@ def test_the_exit_code_says_whether_all_is_done(fsr, monkeypatch):
     assert code == 1 and "out of memory" in err
 
 
-def test_a_time_limit_that_is_reached_is_exit_code_1_and_the_same_command_goes_on(root):
-    call = [sys.executable, "-m", "fsr", "train", run_id(experiments.SETS["ci"]["whitebox"][0]), "-p", "ci"]
-    call += ["--device", "cpu", "--executor", "inline"]
-    stopped = subprocess.run([*call, "--limit-minutes", "0.00001"], capture_output=True, text=True)
-    assert stopped.returncode == 1 and "the same command goes on" in stopped.stderr
-    assert subprocess.run(call, capture_output=True).returncode == 0
+def test_a_time_limit_that_is_reached_is_exit_code_1_and_the_same_command_goes_on(fsr):
+    call = [
+        "train",
+        run_id(experiments.SETS["ci"]["whitebox"][0]),
+        "-p",
+        "ci",
+        "--device",
+        "cpu",
+        "--executor",
+        "inline",
+    ]
+    code, _, err = fsr(*call, "--limit-minutes", "0.00001")
+    assert code == 1 and "the same command goes on" in err
+    assert fsr(*call)[0] == 0
 
 
 def test_cuda_without_cuda_is_refused(fsr, monkeypatch):

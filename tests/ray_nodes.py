@@ -29,7 +29,9 @@ def environment() -> dict[str, str]:
 
 
 def _node(arguments: list[str], log: Path, cpus: int) -> subprocess.Popen:
-    ports = ["--dashboard-agent-listen-port=0", "--metrics-export-port=0", "--min-worker-port=0", "--max-worker-port=0"]
+    # Given, not 0: for a port that an agent chooses itself Ray waits 15 seconds, and a busy machine needs more.
+    agents = ("dashboard-agent-grpc", "dashboard-agent-listen", "runtime-env-agent", "metrics-export")
+    ports = ["--min-worker-port=0", "--max-worker-port=0", *(f"--{agent}-port={free_port()}" for agent in agents)]
     command = [RAY, "start", "--block", "--node-ip-address=127.0.0.1", f"--num-cpus={cpus}", "--num-gpus=0", *ports]
     command += ["--object-store-memory=80000000", "--disable-usage-stats", "--include-log-monitor=false", *arguments]
     with open(log, "wb") as output:  # a session of its own: signals for one node reach no other
@@ -59,6 +61,16 @@ def children(pid: int) -> list[int]:
         below = parents.get(todo.pop(), [])
         found, todo = found + below, todo + below
     return found
+
+
+def cpu_seconds(node: subprocess.Popen) -> float:
+    """Processor time that a node and all its processes have taken so far, with those that have ended."""
+    ticks = 0
+    for pid in [node.pid, *children(node.pid)]:
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += sum(map(int, fields[11:15]))  # of the process, and of its children that it has waited for
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def working(node: subprocess.Popen, name: str = "ray::") -> list[int]:
@@ -94,7 +106,7 @@ def cluster(*, workers: int = 2, cpus: int = 1):
     """
     folder, port, nodes = Path(tempfile.mkdtemp(prefix="ray")), free_port(), []
     head = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}"]
-    head += [f"--ray-client-server-port={free_port()}", f"--dashboard-port={free_port()}"]
+    head += ["--no-monitor", f"--ray-client-server-port={free_port()}", f"--dashboard-port={free_port()}"]
     try:
         nodes.append(start(head, folder / "head.log", cpus=0))
         for i in range(workers):

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import ray_nodes
 
-from fsr import store
-from fsr.cluster import Job, on_ray, plan, resources
+from fsr import paths, store
+from fsr.cluster import Job, on_ray, plan, resources, worker
 from fsr.cluster import driver as room
-from fsr.cluster.worker import Board, mark
+from fsr.cluster.worker import Board, Line, mark
 from fsr.config import Analysis, Evaluation, FSRSpec, Run, for_dataset, run_id
 from fsr.errors import UsageError
 from fsr.executors import inline
@@ -31,6 +31,9 @@ BASE = for_dataset(
 RUNS = (BASE, replace(BASE, module=FSRSpec(at=("layer3",))), replace(BASE, seed=1))
 LOOKS = (Evaluation(attack="clean"), Evaluation(attack="pgd20", checkpoint="ema"))
 SURROGATE = Evaluation(attack="transfer", surrogate=run_id(RUNS[2]))
+HELD = 4  # the epoch in which trainings wait for a test
+SLOTS = 2  # tasks at once of a node: more in all than there are trainings
+PATIENCE = 900  # seconds, for a machine that does other work as well
 TASKS = [Task(run=run, evaluations=LOOKS) for run in RUNS] + [Task(run=RUNS[0], evaluations=(SURROGATE,))]
 
 
@@ -107,7 +110,7 @@ def nodes(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ray_nodes.environment().items():
             patch.setenv(name, value)
-        with ray_nodes.cluster() as started:
+        with ray_nodes.cluster(cpus=SLOTS) as started:
             yield started
 
 
@@ -146,21 +149,60 @@ def driver(root: Path, address: str, name: str = "driver", *, unseen: Path | Non
         return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
+def told(root: Path, name: str = "driver") -> list[tuple]:
+    """What a driver was told so far: (run, what, done, of)."""
+    path = root / f"{name}.jsonl"
+    return [tuple(json.loads(line)) for line in path.read_text().splitlines(True) if line.endswith("\n")]
+
+
 def finished(process: subprocess.Popen, root: Path, name: str = "driver") -> list[tuple]:
     """Wait for a driver that must succeed; returns what it was told."""
-    assert process.wait(500) == 0, (root / f"{name}.log").read_text()[-3000:]
-    return [tuple(json.loads(line)) for line in (root / f"{name}.jsonl").read_text().splitlines()]
+    assert process.wait(PATIENCE) == 0, (root / f"{name}.log").read_text()[-3000:]
+    return told(root, name)
 
 
-def until_training(process: subprocess.Popen, root: Path) -> Run:
-    """A run that is in mid-training: it has a checkpoint, and epochs to go."""
-    until = time.monotonic() + 300
-    while time.monotonic() < until and process.poll() is None:
-        for run in RUNS:
-            if state_path(run).exists() and load_tensors(state_path(run))[1]["epoch"] < 8:
-                return run
-        time.sleep(0.02)
-    raise AssertionError((root / "driver.log").read_text()[-3000:])
+def eventually(condition, process: subprocess.Popen, root: Path):
+    """What `condition` returns as soon as it is true; the driver must live until then."""
+    until = time.monotonic() + PATIENCE
+    while not (found := condition()):
+        assert time.monotonic() < until and process.poll() is None, "".join(p.read_text() for p in root.glob("*.log"))
+        time.sleep(0.05)
+    return found
+
+
+class Held(Line):
+    """A worker's line whose trainings wait in epoch HELD for as long as there is a file `hold` in the root."""
+
+    def report(self, name: str, what: str, done: int, of: int) -> None:
+        super().report(name, what, done, of)
+        while what.startswith(f"epoch {HELD}/") and (paths.root() / "hold").exists() and not self.stopped():
+            time.sleep(0.05)
+            super().report(name, what, done, of)
+
+
+def held_work(*arguments):
+    """`work`, held; it travels to the workers by value, as everything in a driver's own file does."""
+    worker.Line = Held
+    return worker.work(*arguments)
+
+
+@pytest.fixture
+def hold(root):
+    """A file: while it is there, trainings of drivers that were started after it wait in mid-training."""
+    path = root / "hold"
+    path.touch()
+    yield path
+    path.unlink(missing_ok=True)
+
+
+def held_run(process: subprocess.Popen, root: Path) -> Run:
+    """A run in mid-training: it has a checkpoint, epochs to go, and waits."""
+    log = root / "driver.jsonl"
+    where = f"epoch {HELD}/{BASE.epochs}"
+    names = eventually(lambda: log.exists() and [n for n, what, *_ in told(root) if what == where], process, root)
+    run = next(run for run in RUNS if run_id(run) == names[0])
+    assert load_tensors(state_path(run))[1]["epoch"] == HELD
+    return run
 
 
 def trainings(events: list[tuple]) -> list[str]:
@@ -180,50 +222,62 @@ def test_a_cluster_records_what_one_process_records(root, nodes, expected, monke
 
 
 @pytest.mark.slow
-def test_a_killed_worker_is_replaced_and_goes_on_from_its_checkpoint(root, nodes, expected):
+def test_a_killed_worker_is_replaced_and_goes_on_from_its_checkpoint(root, nodes, expected, hold):
     process = driver(root, nodes[0])
-    run = until_training(process, root)
+    run = held_run(process, root)
     killed = [pid for node in nodes[1][1:] for pid in ray_nodes.working(node, f"ray::{run_id(run)}")]
     assert killed
+    before = len(told(root))
     for pid in killed:
         os.kill(pid, signal.SIGKILL)
     assert not store.is_trained(run)
-    finished(process, root)
+    hold.unlink()
+    events = finished(process, root)
+    epochs = [int(what.split()[1].split("/")[0]) for name, what, *_ in events[before:] if name == run_id(run)
+              and what.startswith("epoch")]  # fmt: skip
+    assert min(epochs) == HELD  # of the new worker: the old one's earlier news had all been heard
     assert recorded() == expected
 
 
 @pytest.mark.slow
-def test_a_killed_driver_loses_nothing_and_leaves_no_worker(root, nodes, expected):
+def test_a_killed_driver_loses_nothing_and_leaves_no_worker(root, nodes, expected, hold):
     process = driver(root, nodes[0])
-    run = until_training(process, root)
+    run = held_run(process, root)
     process.kill()
     process.wait()
-    assert not store.is_trained(run)
-    until = time.monotonic() + 120
+    until = time.monotonic() + PATIENCE
     while any(ray_nodes.working(node, "ray::digits") for node in nodes[1]):
         assert time.monotonic() < until
         time.sleep(0.2)
+    assert not store.is_trained(run)
+    assert load_tensors(state_path(run))[1]["epoch"] == HELD
+    hold.unlink()
     finished(driver(root, nodes[0]), root)
     assert recorded() == expected
 
 
 @pytest.mark.slow
-def test_two_drivers_at_once_train_every_run_once(root, nodes, expected):
+def test_two_drivers_at_once_train_every_run_once(root, nodes, expected, hold):
     first, second = driver(root, nodes[0], "first"), driver(root, nodes[0], "second")
+    slots = SLOTS * len(nodes[1][1:])  # more than trainings: some of these tasks wait for the other driver's lock
+    eventually(lambda: sum(len(ray_nodes.working(n, "ray::digits")) for n in nodes[1][1:]) == slots, first, root)
+    eventually(lambda: len(list(mark("x").parent.glob("*.shared"))) == 2, second, root)
+    hold.unlink()
     events = finished(first, root, "first") + finished(second, root, "second")
     assert sorted(trainings(events)) == sorted(map(run_id, RUNS))
     assert recorded() == expected
 
 
 @pytest.mark.slow
-def test_a_signal_stops_all_workers_with_their_checkpoints(root, nodes, expected):
+def test_a_signal_stops_all_workers_with_their_checkpoints(root, nodes, expected, hold):
     process = driver(root, nodes[0])
-    run = until_training(process, root)
+    run = held_run(process, root)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(120) == 130
+    assert process.wait(PATIENCE) == 130
     assert not store.is_trained(run)
-    assert load_tensors(state_path(run))[1]["epoch"] <= BASE.epochs
+    assert load_tensors(state_path(run))[1]["epoch"] == HELD
     assert not list(mark("x").parent.glob("*.shared"))
+    hold.unlink()
     finished(driver(root, nodes[0]), root)
     assert recorded() == expected
 
@@ -231,20 +285,21 @@ def test_a_signal_stops_all_workers_with_their_checkpoints(root, nodes, expected
 @pytest.mark.slow
 def test_a_folder_that_workers_do_not_see_is_said_and_nothing_is_computed(root, nodes):
     process = driver(root, nodes[0], unseen=root / "elsewhere")
-    assert process.wait(300) == 1
+    assert process.wait(PATIENCE) == 1
     said = (root / "driver.log").read_text()
     assert said.count("does not see the driver's") == len(RUNS)  # their evaluations are silent
     assert not any(store.is_trained(run) for run in RUNS)
 
 
 @pytest.mark.slow
-def test_a_lost_node_is_survived(root, nodes, expected):  # the last: the cluster is smaller afterwards
+def test_a_lost_node_is_survived(root, nodes, expected, hold):  # the last: the cluster is smaller afterwards
     process = driver(root, nodes[0])
-    run = until_training(process, root)
+    run = held_run(process, root)
     lost = next(node for node in nodes[1][1:] if ray_nodes.working(node, f"ray::{run_id(run)}"))
     for pid in [lost.pid, *ray_nodes.children(lost.pid)]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+    hold.unlink()
     finished(process, root)
     assert recorded() == expected
 
@@ -253,6 +308,8 @@ def main(address: str, log: str, unseen: str | None = None) -> int:
     """A driver: all tasks on the cluster, reports as lines."""
     if unseen:
         room.mark = lambda token: Path(unseen) / token
+    if (paths.root() / "hold").exists():
+        room.work = held_work
     with open(log, "a", buffering=1) as file:
         options = Options(device=None, report=lambda *event: print(json.dumps(event), file=file))
         outcome = on_ray(TASKS, options, address=address)

@@ -196,12 +196,15 @@ def test_gpus_are_asked_for_when_there_are_some_or_by_name(ray):
 
 def test_wrong_addresses_are_wrong_use(root, monkeypatch):
     def refuse(*_, **__):
-        raise ConnectionError("Could not find any running Ray instance.\nMore text")
+        raise ConnectionError("Could not find any running Ray instance. Please give one.\nMore text")
 
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=refuse, exceptions=exceptions))
     monkeypatch.setattr(driver.importlib.util, "find_spec", lambda name: True)
-    with pytest.raises(worker.UsageError, match=r"no Ray cluster at 'auto' .*running Ray instance.\); start one by"):
+    with pytest.raises(worker.UsageError, match=r"no Ray cluster at 'auto' .*running Ray instance\); start one by"):
         with driver._connected("auto"):
+            pass
+    with pytest.raises(worker.UsageError, match="on a machine of the cluster"):
+        with driver._connected("ray://127.0.0.1:10001"):
             pass
 
 

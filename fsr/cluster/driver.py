@@ -162,8 +162,8 @@ def _connected(address: str):
             logging_level=logging.WARNING, **local,
         )  # fmt: skip
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-        raise UsageError(f"no Ray cluster at {address!r} lets this user in ({first}); {HELP}") from None
+        first = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0].rstrip(".")[:160]
+        raise UsageError(f"no Ray cluster at {address!r} that this user can use ({first}); {HELP}") from None
     try:
         yield ray
     finally:
@@ -172,8 +172,10 @@ def _connected(address: str):
 
 def _answers(address: str) -> None:
     """Fail in seconds where Ray itself would wait for a minute."""
+    if "://" in address:
+        raise UsageError(f"--address {address}: type the command on a machine of the cluster, with HOST:PORT or auto")
     host, _, port = address.rpartition(":")
-    if "://" in address or not port.isdigit():
+    if not port.isdigit():
         return
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()

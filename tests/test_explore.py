@@ -1,5 +1,7 @@
 """Looking around by hand: what is shown is what the network and the attack really did."""
 
+import base64
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -122,12 +124,22 @@ def test_controls_compute_on_change_and_show_errors(networks, monkeypatch):
     app.second.value = networks[0]
     assert [settings[2] for settings in asked] == ["pgd20", "fgsm", "fgsm"] and asked[-1][1] is networks[0]
 
+    assert app.output.outputs[0]["data"] == {"text/plain": "'picture'"}
+
     def fails(*settings):
         raise UsageError("image must lie in 0..63")
 
     monkeypatch.setattr(app_room, "shown", fails)
     app.image.value = 99
     assert "image must lie in" in app.message.value
+
+
+def test_pictures_and_prose_are_what_a_page_can_show(networks):
+    picture = explore.picture(explore.look(networks[1], attack="fgsm"))
+    (shown,) = app_room.outputs_of(picture)
+    assert base64.b64decode(shown["data"]["image/png"]) == picture.png and shown["metadata"]["image/png"]["width"] > 100
+    (said,) = app_room.outputs_of(explore.picture(explore.look(None)))
+    assert "not here" in said["data"]["text/markdown"] and json.dumps([shown, said])
 
 
 def test_the_history_of_a_run_is_shown(networks, monkeypatch):

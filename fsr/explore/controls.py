@@ -1,7 +1,9 @@
 """The explorer's controls: every change calls the plain functions and shows their picture or their error."""
 
+import base64
+
 import ipywidgets as widgets
-from IPython.display import display
+from IPython.core.formatters import DisplayFormatter
 
 from fsr.errors import FSRError
 from fsr.explore.looking import ATTACKS, Choice, choices, look
@@ -15,6 +17,17 @@ def shown(first: Choice | None, second: Choice | None, attack: str, image: int) 
     """What the app displays for these settings."""
     left = look(first, attack=attack, image=image)
     return picture(left) if second is None else compare(left, look(second, attack=attack, image=image))
+
+
+def outputs_of(result: Picture | Prose) -> tuple[dict]:
+    """What an output area holds when it shows this, as its state.
+
+    Not captured by `with output:`, for then whatever executes the notebook answers on the very channel on which it
+    waits for the end of the cell, and may wait for ever (nbclient, issue 312).
+    """
+    data, metadata = DisplayFormatter().format(result)
+    text = {kind: base64.b64encode(v).decode() if isinstance(v, bytes) else v for kind, v in data.items()}
+    return ({"output_type": "display_data", "data": text, "metadata": metadata},)
 
 
 class App:
@@ -48,9 +61,7 @@ class App:
         except FSRError as error:
             self.message.value = f"<b>{error}</b>"
             return
-        self.output.clear_output(wait=True)
-        with self.output:
-            display(result)
+        self.output.outputs = outputs_of(result)
         self.message.value = ""
 
 

@@ -6,7 +6,9 @@ import pytest
 from fsr import experiments, paths, store
 from fsr.config import Evaluation, FSRSpec, replace
 from fsr.errors import UsageError
+from fsr.files import save_json
 from fsr.report.readme import BEGIN, END, PART, block, part, results, rewrite
+from fsr.report.speed import speed
 
 
 def test_the_results_in_readme_are_those_of_the_committed_records(monkeypatch):
@@ -46,6 +48,20 @@ def test_the_part_of_cifar_is_shown_until_then_with_paired_gains(root):
     text = part()
     assert block().startswith(text) and "| AT | 30.0 [27.2, 32.9] | 30.0" in text and "60.0 [55.6, 64.2]" in text
     assert "+2.0 [+1.2, +2.9]" in text
+
+
+def test_speed_is_what_the_benchmarks_recorded_and_nothing_without_them(root):
+    assert speed() == ""
+    parts = {"cpu": "A CPU", "cores": 4, "threads": 1, "device": "cpu"}
+    rows = [
+        {"case": "AutoAttack", "images": 200, "disagreeing_images": 1, "ratio": {"median": 3, "low": 3, "high": 3}},
+        {"case": "batch 32", "ratio": {"median": 9, "low": 9, "high": 9}},
+    ]
+    folder = paths.results() / "benchmarks"
+    save_json(folder / "evaluate-a.json", {"benchmark": "evaluate", "machine": parts, "rows": rows, "quick": False})
+    save_json(folder / "evaluate-b.json", {"benchmark": "evaluate", "machine": parts, "rows": rows, "quick": True})
+    assert speed().count("3.0x; 1 of 200 images with another outcome | A CPU, 4 cores, 1 thread |") == 1
+    assert "batch 32" not in speed() and block().endswith(speed())
 
 
 def test_only_the_marked_part_is_rewritten(root, tmp_path):

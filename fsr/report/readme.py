@@ -8,6 +8,7 @@ from fsr import experiments, prose, statistics, store, tables
 from fsr.config import Evaluation, FSRSpec, Run, for_dataset, replace
 from fsr.errors import MissingRecord, UsageError
 from fsr.files import write_bytes
+from fsr.report.speed import speed
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 ROWS = (
@@ -101,10 +102,10 @@ def _has_results(profile: str) -> bool:
 
 
 def block() -> str:
-    """All that README says about results: demo, and each larger profile whose main pair is finished."""
+    """All that README says about results: demo, each larger profile whose main pair is finished, and the speed."""
     larger = [name for name in LARGER if _has_results(name)]
     parts = [results(name) for name in larger] or [part()]
-    return "\n\n".join(text for text in [*parts, results("demo")] if text)
+    return "\n\n".join(text for text in [*parts, results("demo"), speed()] if text)
 
 
 def rewrite(path: Path) -> bool:

@@ -3,6 +3,7 @@
 import sys
 import threading
 import time
+from concurrent.futures import Future
 from types import SimpleNamespace
 
 import pytest
@@ -34,6 +35,13 @@ class Ref:
                 self.value = call()
             except Exception as error:  # as Ray does: raised again by whoever asks for it
                 self.value = error
+
+    def future(self) -> Future:
+        """As Ray's: at once, because all of this happens in one process."""
+        self.fill()
+        future: Future = Future()
+        future.set_result(self.value)
+        return future
 
 
 class FakeRay:

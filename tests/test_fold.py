@@ -41,13 +41,13 @@ def test_twin_equals_the_live_network_in_eval_mode(backbone, module):
 
 
 def test_folding_is_the_closed_form():
-    conv, bn = nn.Conv2d(1, 1, 1, bias=False), nn.BatchNorm2d(1, eps=0.0)
-    values = {conv.weight: 2, bn.running_mean: 3, bn.running_var: 4, bn.weight: 5, bn.bias: 7}
+    conv, bn = nn.Conv2d(1, 1, 1, bias=False), nn.BatchNorm2d(1, eps=1.0)
+    values = {conv.weight: 2, bn.running_mean: 3, bn.running_var: 3, bn.weight: 5, bn.bias: 7}
     with torch.no_grad():
         for tensor, value in values.items():
             tensor.fill_(value)
     twin = Twin(nn.Sequential(conv, bn), torch.rand(1, 1, 1, 1))
-    assert float(twin.net[0].weight) == 2 * 5 / 2  # (2 x - 3) / sqrt(4) * 5 + 7
+    assert float(twin.net[0].weight) == 2 * 5 / 2  # (2 x - 3) / sqrt(3 + 1) * 5 + 7
     assert float(twin.net[0].bias) == 7 - 3 * 5 / 2
     assert isinstance(twin.net[1], nn.Identity)
 

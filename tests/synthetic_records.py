@@ -3,16 +3,30 @@
 Nothing here is ever written below the repository's results.
 """
 
+from contextlib import contextmanager
+
 import numpy as np
+import pytest
 
 from fsr import experiments, paths, store
 from fsr.config import Analysis, Run, run_id
 from fsr.errors import MissingRecord
-from fsr.files import save_json, sha256
+from fsr.files import provenance, save_json, sha256
 
 DIFFICULTY = {"clean": 0.95, "fgsm": 0.82, "pgd20": 0.78, "pgd100": 0.77, "cw": 0.76}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 N = 200
+
+
+@contextmanager
+def made_up_root(folder):
+    """Records go below folder and name the commit c0ffee, whatever this process has read of its own before."""
+    provenance.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FSR_ROOT", str(folder))
+        patch.setenv("FSR_COMMIT", "c0ffee")
+        yield folder
+    provenance.cache_clear()
 
 
 def _rng(*parts) -> np.random.Generator:

@@ -158,8 +158,7 @@ def test_every_planned_run_has_a_row_whether_trained_or_not(root):
     assert (explore.recorded(PROFILE)["state"] == "missing").all()
 
 
-def test_outcomes_are_the_recorded_columns(root, monkeypatch):
-    monkeypatch.setenv("FSR_COMMIT", "c0ffee")
+def test_outcomes_are_the_recorded_columns(root):
     write_all(PROFILE, ("whitebox",))
     frame = explore.outcomes(PROFILE, "at")
     assert frame.index.tolist() == [

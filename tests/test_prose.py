@@ -1,7 +1,7 @@
 """Sentences state the records' numbers, and say so where there are none."""
 
 import pytest
-from synthetic_records import write_all
+from synthetic_records import made_up_root, write_all
 
 from fsr import experiments, prose, tables
 from fsr.prose.robustness import NOTHING
@@ -15,9 +15,7 @@ ALWAYS = ("verdict", "deactivation")  # the verdict is always told; ci has peers
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
     """A root with made-up records of the smallest profile."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FSR_ROOT", str(tmp_path_factory.mktemp("prose")))
-        patch.setenv("FSR_COMMIT", "c0ffee")
+    with made_up_root(tmp_path_factory.mktemp("prose")):
         write_all(PROFILE)
         yield
 

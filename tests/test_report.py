@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
-from synthetic_records import write_all
+from synthetic_records import made_up_root, write_all
 
 from fsr import plots, report, tables
 from fsr.config import run_id
@@ -42,9 +42,7 @@ class Checker(HTMLParser):
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
     """A root with made-up records of the smallest profile."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FSR_ROOT", str(tmp_path_factory.mktemp("report")))
-        patch.setenv("FSR_COMMIT", "c0ffee")
+    with made_up_root(tmp_path_factory.mktemp("report")):
         write_all(PROFILE)
         yield
 

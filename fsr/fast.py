@@ -6,7 +6,7 @@ N images, C channels, H and W pixels, K classes.
 import contextlib
 import math
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,7 @@ class Crafter:
             torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
             self.switches["float32_convolutions"] = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
         if self.switches["channels_last"]:
-            model.to(memory_format=torch.channels_last)
+            cast(Any, model).to(memory_format=torch.channels_last)
         self.twin: Any = None  # a Twin from the first batch on
         self.exact: Any = None  # its float32 twin for the first step on KL, which bf16 rounding would drown
         self._loop: Any = None  # the compiled or recorded loop over whole batches, where there is one

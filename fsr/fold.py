@@ -7,7 +7,7 @@ channel: it folds exactly into the convolution that feeds it, and parameters nee
 import copy
 import logging
 from collections import Counter
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -197,7 +197,7 @@ class Twin:
             elif isinstance(module, (FoldedLinear, ScaleShift)):
                 module.to(torch.promote_types(self.dtype, torch.float32))
         if self.channels_last:
-            net = net.to(memory_format=torch.channels_last)
+            net = cast(Any, net).to(memory_format=torch.channels_last)
         return net.requires_grad_(False).eval()
 
     def _bind(self, source: nn.Module) -> None:

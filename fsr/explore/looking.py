@@ -101,7 +101,7 @@ class Look:
 
     def answer(self, probabilities: np.ndarray) -> str:
         """The name of the most probable class."""
-        return self.class_names[int(probabilities.argmax())]
+        return self.class_names[int(np.argmax(probabilities))]
 
 
 def _inside(model: Classifier, run: Run, data: Data, x: Tensor) -> tuple[dict[str, np.ndarray], np.ndarray | None]:

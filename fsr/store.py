@@ -232,7 +232,7 @@ def ensemble(run: Run | str, checkpoint: str, images: int | None = None, interve
         order = np.argsort(part.index)
         flags.append(part.correct[order][np.searchsorted(part.index[order], index)])
     record = {"n": len(index), "commit": parts[0].record.get("commit"), "eps": parts[0].record["eps"]}
-    return Outcome(index, np.stack(flags).all(axis=0), record)
+    return Outcome(index, np.asarray(np.stack(flags).all(axis=0)), record)
 
 
 def _ensemble_rows(run: Run, rows: list[dict]) -> list[dict]:

@@ -34,7 +34,7 @@ def _ensemble(run: Run, evaluation: Evaluation) -> store.Outcome | None:
         return None
     index = reduce(np.intersect1d, [part.index for part in parts])
     right = [part.correct[np.searchsorted(part.index, index)] for part in parts]
-    return store.Outcome(index, np.logical_and.reduce(right), parts[0].record)
+    return store.Outcome(index, np.asarray(np.stack(right).all(axis=0)), parts[0].record)
 
 
 def accuracy(runs: tuple[Run, ...], evaluation: Evaluation, sources: Sources) -> dict:

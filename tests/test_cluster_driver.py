@@ -154,6 +154,20 @@ def test_the_time_limit_calls_off_what_has_not_begun(ray):
     assert len(ray.cancelled) == 2 and len(ray.done) == 1  # the stand-in does one task before the first look
 
 
+def test_a_cluster_without_free_nodes_is_said_once(ray, monkeypatch, caplog):
+    looks = []
+    wait = ray.wait
+
+    def busy(refs, **more):
+        looks.append(refs)
+        return wait(refs, **more) if len(looks) > 3 else ([], refs)
+
+    monkeypatch.setattr(ray, "wait", busy)
+    monkeypatch.setattr(driver, "PATIENCE_SECONDS", 0.0)
+    watched(ray)
+    assert caplog.text.count("waiting for a node with free cores or GPUs") == 1
+
+
 def test_a_signal_reaches_the_task_that_has_begun(ray, monkeypatch):
     flag, asked = threading.Event(), []
 

@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import socket
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,9 +24,10 @@ log = logging.getLogger("fsr")
 RETRIES = 5  # times that Ray starts a task again whose worker or node was lost; each goes on from the last checkpoint
 TASKS_PER_WORKER = 50  # of one kind, before Ray starts a fresh GPU process; its own default, 1, imports torch each time
 HEAR_SECONDS = 0.3  # how often the driver looks
+PATIENCE_SECONDS = 60.0  # before the driver says that nothing has begun
 HELP = (
-    "start one by `ray start --head`, or give --address HOST:PORT of one (with its token, if it has one, in "
-    "RAY_AUTH_TOKEN), or --address local"
+    "start one by `ray start --head`, or give --address HOST:PORT of one (a cluster with a token also wants "
+    "RAY_AUTH_MODE=token), or --address local"
 )
 
 
@@ -77,11 +79,15 @@ class _Driver:
 
     def watch(self, flag) -> Outcome:
         """Until everything is back; a signal or the deadline calls off what has not begun and stops the rest."""
+        patient_until = time.monotonic() + PATIENCE_SECONDS
         while self.pending:
             refs = list(self.pending)
             done, _ = self.ray.wait(refs, num_returns=len(refs), timeout=HEAR_SECONDS, fetch_local=False)
             reason = "signal" if flag.is_set() else "time" if self.options.late() else None
             begun = self._hear(stopping=bool(reason or self.outcome.stopped))
+            if not begun and time.monotonic() > patient_until:
+                log.warning("nothing has begun yet: waiting for a node with free cores or GPUs, as `ray status` shows")
+                patient_until = float("inf")
             if reason and not self.outcome.stopped:
                 self.outcome.stopped = reason
                 for ref in [r for r in self.pending if self.pending[r][0] not in begun]:

@@ -85,6 +85,8 @@ def inline(tasks: Iterable[Task], options: Options) -> Outcome:
             except (TimeUp, Interrupted) as error:
                 outcome.stopped = "time" if isinstance(error, TimeUp) else "signal"
                 break
+            except Exception as error:  # whatever one task raises, the others are not lost
+                outcome.add([f"{task.name}: {_described(error)}"], last=task is tasks[-1])
     return outcome
 
 

@@ -31,8 +31,10 @@ def network(run: Run) -> str:
         return f"WRN-{depth}-{10 if width is None else width}"
     if run.backbone == "vgg16":
         name = f"VGG-{16 if blocks is None else sum(blocks) + 3}-BN"
-    else:
+    elif run.backbone == "resnet18":
         name = f"ResNet-{18 if blocks is None else 2 + 2 * sum(blocks)}"
+    else:
+        name = run.backbone  # one that somebody added
     return name if width is None else f"{name} (width {width})"
 
 

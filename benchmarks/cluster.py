@@ -1,9 +1,9 @@
 """`python -m benchmarks.cluster [--quick]`: eight small trainings on a Ray cluster of this machine, 1 and 2 workers.
 
-Against the same trainings one after the other in this process, and what a task costs by itself: the time that one more
-task takes whose work is already done. Every worker is a node of its own with one core. The cases take turns, round by
-round, and a ratio compares one round's: other work on the machine slows them alike. What it cannot change much is
-`cpu_seconds`, the processor time of everything that a case needs (for a cluster: driver, head and nodes).
+Against the same trainings one after the other in this process, and what a task costs by itself, whose work is already
+done. Every worker is a node of its own with one core. The cases take turns, round by round, and a ratio compares one
+round's: other work on the machine slows them alike. Seconds run from the first batch to the last one's return; what a
+command takes before that (connecting, sending the package, starting processes that import torch) is `start_seconds`.
 """
 
 import os
@@ -26,7 +26,7 @@ from fsr.runs import Options, Task
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 import ray_nodes  # the same nodes as the tests'
 
-EMPTY_TASKS = 100
+EMPTY_TASKS = 500
 DIGITS = for_dataset("digits", holdout=100, width=8, blocks=(1, 1, 1, 1), epochs=5, precision="float32")
 
 
@@ -37,45 +37,48 @@ def eight(quick: bool) -> list[Run]:
     return [replace(base, seed=seed, module=module) for seed in range(4) for module in modules]
 
 
-def seconds_of(function) -> float:
-    """Wall clock of one call that must succeed."""
-    started = time.perf_counter()
-    outcome = function()
-    if outcome.failed or outcome.stopped:
+def timed(function) -> tuple[float, float, list[tuple]]:
+    """(seconds before the first report, seconds from then on, reports with their times) of a call that must succeed.
+
+    function: takes Options.
+    """
+    heard, started = [], time.perf_counter()
+    report = lambda *event: heard.append((time.perf_counter(), *event))  # noqa: E731
+    outcome = function(Options(device="cpu", report=report))
+    if outcome.failed or outcome.stopped or not heard:
         raise SystemExit(f"failed: {outcome}")
-    return time.perf_counter() - started
+    return heard[0][0] - started, time.perf_counter() - heard[0][0], heard
 
 
 def alone(runs: list[Run]) -> dict[str, float]:
-    """The baseline: one process, one thread, warm."""
+    """The baseline: one process, one thread."""
     with tempfile.TemporaryDirectory() as folder:
         paths.use(root=folder)
-        inline([Task(run=replace(runs[0], epochs=1))], Options(device="cpu"))
-        load, spent = os.getloadavg()[0], time.process_time()
-        took = seconds_of(lambda: inline([Task(run=run) for run in runs], Options(device="cpu")))
-    return {"seconds": took, "cpu_seconds": time.process_time() - spent, "load_before": load}
+        load = os.getloadavg()[0]
+        start, seconds, _ = timed(lambda options: inline([Task(run=run) for run in runs], options))
+    return {"seconds": seconds, "start_seconds": start, "load_before": load}
 
 
 def on_workers(runs: list[Run], workers: int) -> dict[str, float]:
-    """Throughput with warm workers, what a task costs, and what connecting costs."""
-    with ray_nodes.cluster(workers=workers) as (address, nodes), tempfile.TemporaryDirectory() as folder:
+    """The same on a cluster, and what a task costs that finds its work done."""
+    with ray_nodes.cluster(workers=workers) as (address, _), tempfile.TemporaryDirectory() as folder:
         paths.use(root=folder)
+        load = os.getloadavg()[0]
+        jobs = plan([Task(run=run) for run in runs])
+        start, seconds, _ = timed(lambda options: compute(jobs, options, address=address))
+        task = seconds_per_task(runs[0], workers, address)
+    return {"seconds": seconds, "start_seconds": start, "seconds_per_task": task, "load_before": load}
 
-        def took(jobs: list[Job]) -> float:
-            return seconds_of(lambda: compute(jobs, Options(device="cpu"), address=address))
 
-        def spent() -> float:
-            return time.process_time() + sum(map(ray_nodes.cpu_seconds, nodes))
-
-        first = took(plan([Task(run=replace(run, epochs=1)) for run in runs[:workers]]))
-        load, before = os.getloadavg()[0], spent()
-        seconds, cpu_seconds = took(plan([Task(run=run) for run in runs])), spent() - before
-        one = took([Job(Task(run=runs[0]))] * workers)
-        many = took([Job(Task(run=runs[0]))] * (workers + EMPTY_TASKS))
-    return {
-        "seconds": seconds, "cpu_seconds": cpu_seconds, "load_before": load, "first_call_seconds": first,
-        "connect_and_start_seconds": one, "seconds_per_task": (many - one) / EMPTY_TASKS,
-    }  # fmt: skip
+def seconds_per_task(done: Run, workers: int, address: str) -> float:
+    """Between a short training and the next one in every worker's queue: tasks whose work is done, one by one."""
+    short = [Task(run=replace(done, epochs=1, seed=100 + i)) for i in range(2 * workers)]
+    before, after = [[Job(task) for task in part] for part in (short[:workers], short[workers:])]
+    jobs = [*before, *[Job(Task(run=done))] * EMPTY_TASKS, *after]
+    *_, heard = timed(lambda options: compute(jobs, options, address=address))
+    ended = max(when for when, name, *_ in heard if name in {job.task.name for job in before})
+    began = min(when for when, name, *_ in heard if name in {job.task.name for job in after})
+    return (began - ended) / EMPTY_TASKS
 
 
 CASES = {

@@ -63,16 +63,6 @@ def children(pid: int) -> list[int]:
     return found
 
 
-def cpu_seconds(node: subprocess.Popen) -> float:
-    """Processor time that a node and all its processes have taken so far, with those that have ended."""
-    ticks = 0
-    for pid in [node.pid, *children(node.pid)]:
-        with contextlib.suppress(OSError):
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += sum(map(int, fields[11:15]))  # of the process, and of its children that it has waited for
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
 def working(node: subprocess.Popen, name: str = "ray::") -> list[int]:
     """Worker processes of a node that are inside a task, by the name that Ray gives them then."""
     out = []

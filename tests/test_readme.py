@@ -64,6 +64,21 @@ def test_speed_is_what_the_benchmarks_recorded_and_nothing_without_them(root):
     assert "batch 32" not in speed() and block().endswith(speed())
 
 
+def test_a_cluster_is_told_in_a_sentence_with_its_range(root):
+    def row(case, low, median, high):
+        of = {"ratio": {"low": low, "median": median, "high": high}}
+        return {"case": case, **of, "seconds_per_task": {"median": 0.0042}, "start_seconds": {"median": 11.7}}
+
+    record = {"benchmark": "cluster", "machine": {"cpu": "A CPU", "cores": 2, "threads": 1, "device": "cpu"}}
+    record["rows"] = [row("one process", 1, 1, 1), row("1 worker", 0.9, 0.97, 1), row("2 workers", 1.42, 1.6, 1.74)]
+    save_json(paths.results() / "benchmarks" / "cluster-a.json", record)
+    assert speed() == ""  # the table's benchmarks are missing
+    rows = [{"case": "AutoAttack", "ratio": {"median": 3, "low": 3, "high": 3}}]
+    save_json(paths.results() / "benchmarks" / "evaluate-a.json", {**record, "benchmark": "evaluate", "rows": rows})
+    assert "(A CPU, 2 cores)" in speed() and "1.6 times as fast as one process (1.4 to 1.7), one worker 1.0" in speed()
+    assert "costs 4 ms, and a command 12 s before" in speed()
+
+
 def test_only_the_marked_part_is_rewritten(root, tmp_path):
     path = tmp_path / "README.md"
     path.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")

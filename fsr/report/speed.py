@@ -1,7 +1,5 @@
 """How much faster than the plain loop: the part of README that benchmarks' records tell."""
 
-from pathlib import Path
-
 from fsr import paths
 from fsr.files import load_json
 
@@ -18,10 +16,15 @@ def machine_of(record: dict) -> str:
     return f"{parts['cpu']}, {parts['cores']} cores, {threads}"
 
 
-def _lines(path: Path) -> list[str]:
-    record = load_json(path)
+def _records() -> list[dict]:
+    """Of whole benchmarks, by file name."""
+    found = [load_json(path) for path in sorted((paths.results() / "benchmarks").glob("*.json"))]
+    return [record for record in found if not record.get("quick")]
+
+
+def _lines(record: dict) -> list[str]:
     what = NAMES.get(record["benchmark"])
-    if what is None or record.get("quick"):
+    if what is None:
         return []
     out = []
     for row in record["rows"]:
@@ -35,9 +38,24 @@ def _lines(path: Path) -> list[str]:
     return out
 
 
+def _cluster(record: dict) -> str:
+    """What a Ray cluster of one machine gains and costs, in a sentence."""
+    one, two = (next(row for row in record["rows"] if row["case"] == case) for case in ("1 worker", "2 workers"))
+    low, high = two["ratio"]["low"], two["ratio"]["high"]
+    parts = record["machine"]
+    return (
+        f"On a Ray cluster of one machine ({parts['cpu']}, {parts['cores']} cores) two one-core workers trained eight "
+        f"small networks {two['ratio']['median']:.1f} times as fast as one process ({low:.1f} to {high:.1f}), one "
+        f"worker {one['ratio']['median']:.1f} times. A task whose work is done costs "
+        f"{1000 * two['seconds_per_task']['median']:.0f} ms, and a command {two['start_seconds']['median']:.0f} s "
+        "before its first batch."
+    )
+
+
 def speed() -> str:
     """A table of the measured ratios as markdown; empty where no benchmark is recorded."""
-    found = [line for path in sorted((paths.results() / "benchmarks").glob("*.json")) for line in _lines(path)]
+    records = _records()
+    found = [line for record in records for line in _lines(record)]
     if not found:
         return ""
     text = (
@@ -46,4 +64,5 @@ def speed() -> str:
         "grows with batch, width and steps: [results/benchmarks](results/benchmarks)."
     )
     head = ["| what | plain / fast | machine |", "|---|---|---|"]
-    return "\n".join(["## Speed", "", *head, *found, "", text])
+    more = [_cluster(record) for record in records if record["benchmark"] == "cluster"]
+    return "\n\n".join(["## Speed", "\n".join([*head, *found]), text, *more])

@@ -1,4 +1,7 @@
-"""`python -m benchmarks.train_step [--quick]`: one training step, plain against fast, as sizes grow."""
+"""`python -m benchmarks.train_step [--quick] [--only TEXT]`: one training step, plain against fast, as sizes grow."""
+
+import re
+import sys
 
 import torch
 from torch import Tensor
@@ -90,18 +93,23 @@ def measure_case(name: str, run: Run, rounds: int, device: torch.device, peak: d
 
 
 def main() -> None:
-    """Measure, print one line per case, write the record and the plot."""
-    given = measure.arguments(__doc__)
+    """Measure, print one line per case, write the record and the plot; with --only, one of their own."""
+    only = "measure the cases with TEXT in their name, into a record of their own"
+    given = measure.arguments(__doc__, lambda p: p.add_argument("--only", metavar="TEXT", default="", help=only))
+    wanted = {name: run for name, run in cases(given.quick, given.device).items() if given.only in name}
+    if not wanted:
+        sys.exit(f"--only {given.only}: there is no such case; type one of: {', '.join(cases(False, given.device))}")
+    record = "-".join(["train_step", *filter(None, [re.sub(r"[^a-z0-9]+", "-", given.only.lower()).strip("-")])])
     peak, rows = measure.peak_flops(given.device), []
-    for name, run in cases(given.quick, given.device).items():
+    for name, run in wanted.items():
         rows.append(row := measure_case(name, run, given.rounds, given.device, peak))
         seconds = {side: value["median"] for side, value in row["seconds"].items()}
         print(
             f"{name:28s} {row['ratio']['median']:5.2f}x", {side: round(s, 4) for side, s in seconds.items()}, flush=True
         )
-        measure.save("train_step", rows, given.device, peak_flops=peak, rounds=given.rounds, quick=given.quick)
+        measure.save(record, rows, given.device, peak_flops=peak, rounds=given.rounds, quick=given.quick)
     figure = measure.draw_ratios(rows, "Training step: PGD-10 and update")
-    print(measure.save_figure(figure, "train_step", given.device))
+    print(measure.save_figure(figure, record, given.device))
 
 
 if __name__ == "__main__":

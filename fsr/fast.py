@@ -184,9 +184,10 @@ class Stepper:
                 stack.enter_context(self.awp.perturbed(x, x_adv, y))
             parts, logits = self.objective(x, x_adv, y)
             total = self.bare.total(parts)
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad(set_to_none=True)  # of whatever a caller left there
             (total * self.bare.share).backward()
             self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)  # a recorded update reuses their memory in its next forward pass
         self._add({**parts, "total": total}, logits, y)
 
     @torch.no_grad()

@@ -140,6 +140,7 @@ class Trainer:
         run, progress = self.run, self.progress
         order = torch.Generator().manual_seed(stream_seed(run.seed, "order", progress.epoch))
         parts = batches(len(self.data.train_y), run.batch, generator=order)
+        parts = [part.to(self.device) for part in parts]  # now: copying from the host makes it wait for the device
         self.model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(run, progress.epoch)
@@ -152,7 +153,7 @@ class Trainer:
             progress.epoch_seconds = before + time.monotonic() - started
             if on_batch:
                 on_batch(progress.batch, len(parts))
-        self._close_epoch(before + time.monotonic() - started)
+        self._close_epoch(started - before)
         return True
 
     def merge(self) -> None:
@@ -161,10 +162,12 @@ class Trainer:
             sums = distributed.summed(self.stepper.state(), largest=("steps", "bad"))
             self.stepper.load_state(sums)
 
-    def _close_epoch(self, seconds: float) -> None:
+    def _close_epoch(self, started: float) -> None:
+        """Tally, judge and write down the epoch that began at `started` (time.monotonic(), less earlier sittings)."""
         progress = self.progress
         self.merge()
-        tally = self.stepper.tally()  # synchronises, so that the time below is the epoch's own
+        tally = self.stepper.tally()  # synchronises: only now is a GPU done with the epoch
+        seconds = time.monotonic() - started
         bad = next((k for k, v in tally.items() if not math.isfinite(v)), None)
         if bad is not None:
             step = self.stepper.first_bad_step()

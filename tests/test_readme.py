@@ -58,7 +58,9 @@ def test_speed_is_what_the_benchmarks_recorded_and_nothing_without_them(root):
         {"case": "batch 32", "ratio": {"median": 9, "low": 9, "high": 9}},
     ]
     folder = paths.results() / "benchmarks"
-    save_json(folder / "evaluate-a.json", {"benchmark": "evaluate", "machine": parts, "rows": rows, "quick": False})
+    save_json(
+        folder / "evaluate-a.json", {"benchmark": "evaluate-only", "machine": parts, "rows": rows, "quick": False}
+    )
     save_json(folder / "evaluate-b.json", {"benchmark": "evaluate", "machine": parts, "rows": rows, "quick": True})
     assert speed().count("3.0x; 1 of 200 images with another outcome | A CPU, 4 cores, 1 thread |") == 1
     assert "batch 32" not in speed() and block().endswith(speed())

@@ -23,7 +23,7 @@ def _records() -> list[dict]:
 
 
 def _lines(record: dict) -> list[str]:
-    what = NAMES.get(record["benchmark"])
+    what = NAMES.get(record["benchmark"].split("-")[0])
     if what is None:
         return []
     out = []

@@ -59,18 +59,18 @@ def stoppable():
 
 
 def shape(tasks: Iterable[Task], device: torch.device, workers: int | None = None) -> tuple[int, int]:
-    """(processes, threads each): never more threads than cores.
+    """(processes, threads each): never more threads than cores, or than $OMP_NUM_THREADS in a process.
 
     Small float32 nets run one thread per process (two threads on tiny tensors can be 40 times slower beside
     another process); wider ones take all cores. One process per GPU unless `workers` says more.
     """
     cores, tasks = hardware.cores(), list(tasks)
     if device.type == "cuda":
-        return (workers or 1), max(1, cores // (workers or 1))
+        return (workers or 1), hardware.threads(cores // (workers or 1))
     small = all(t.run.precision == "float32" and (t.run.width or 64) < 16 for t in tasks)
     count = workers or (cores if small else 1)
     count = max(1, min(count, len(tasks), cores))
-    return count, (1 if small else max(1, cores // count))
+    return count, (1 if small else hardware.threads(cores // count))
 
 
 def inline(tasks: Iterable[Task], options: Options) -> Outcome:

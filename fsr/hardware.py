@@ -29,6 +29,22 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
+def _asked_threads() -> int | None:
+    value = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return int(value) if value.isdigit() and int(value) > 0 else None
+
+
+ASKED_THREADS = _asked_threads()  # when this process began: worker processes are given their number in the same place
+
+
+def threads(share: int) -> int:
+    """How many threads a process may use that has `share` cores to itself: no more than $OMP_NUM_THREADS, if set.
+
+    Whoever runs several commands at once says so there; two threads each on two shared cores took ten times longer.
+    """
+    return max(1, share if ASKED_THREADS is None else min(share, ASKED_THREADS))
+
+
 def bf16_is_fast() -> bool:
     """Does this CPU multiply bf16 matrices natively (AVX512-BF16 or AMX)?"""
     try:

@@ -54,11 +54,11 @@ def gains(profile: str) -> Figure:
     groups = _networks(profile)
     cols = min(3, len(groups))
     lines = -(-len(groups) // cols)
-    fig, grid = style.panels(lines, cols, 2.9 * lines + 0.5)
+    fig, grid = style.panels(lines, cols, 3.05 * lines + 0.5)
     axes = [ax for line in grid for ax in line]
     for ax, ((dataset, network), rows) in zip(axes, groups.items(), strict=False):
         _panel(ax, profile, rows)
-        ax.set_title(f"{dataset}, {network}")
+        ax.set_title(f"{dataset}\n{network}")  # on two lines, or neighbours meet
     for ax in axes[len(groups) :]:
         style.blank(ax)
     for line in grid:

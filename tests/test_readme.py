@@ -21,7 +21,9 @@ def test_the_results_in_readme_are_those_of_the_committed_records(monkeypatch):
 
 def test_what_was_not_run_says_so(root):
     text = results("demo")
-    assert text.count("not run") >= 32 and "| AT + FSR |" in text
+    assert text.count("not run") >= 12 and "| AT + FSR |" in text
+    assert "Not run yet: same-capacity residual, no mask; auxiliary heads only; " in text
+    assert "audit has not been run" in text
 
 
 def record(run, right, images, strong):
@@ -39,6 +41,8 @@ def test_a_larger_profile_is_shown_once_its_pair_is_recorded_and_never_half(root
     record(both, 940, 2000, 500)
     text = block()
     assert text.startswith("## Results (`mini`)") and text.endswith(results("demo")) and "| AT | 45.0 [" in text
+    assert "1 of 3 seeds so far" in text and "10 epochs: far from the paper's setting" in text
+    assert "| auxiliary heads only |" not in text.split("## Results (`demo`)")[0]
 
 
 def test_the_part_of_cifar_is_shown_until_then_with_paired_gains(root):

@@ -8,6 +8,7 @@ from fsr import experiments, prose, statistics, store, tables
 from fsr.config import Evaluation, FSRSpec, Run, for_dataset, replace
 from fsr.errors import MissingRecord, UsageError
 from fsr.files import write_bytes
+from fsr.prose.text import budget
 from fsr.report.speed import speed
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
@@ -32,6 +33,20 @@ def _cell(found: pd.DataFrame, gain: bool) -> str:
     return f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]".replace("-", "−")
 
 
+def _about(frame: pd.DataFrame) -> str:
+    """How the numbers were made, and how many of the planned seeds of the main pair are in them."""
+    pair = frame[(frame["row"] == ROWS[2]) & (frame["metric"] == "clean")]
+    done, planned = (int(pair.iloc[0][name]) if len(pair) else 0 for name in ("seeds", "planned"))
+    seeds = "mean over the seeds that T1 names" if done == planned else f"{done} of {planned} seeds so far"
+    return f"Percent, 95 % interval over test images (Wilson; gains: paired bootstrap), {seeds}."
+
+
+def _audit(profile: str) -> str:
+    if tables.audit(profile).numbers["correct"].notna().any():
+        return prose.audit(profile)
+    return f"The adaptive audit has not been run on it yet. {budget(profile)}"
+
+
 def results(profile: str) -> str:
     """A short table of T4's and T1's `last` rows on the main network, and what the audit says, as markdown."""
     frame = pd.concat([tables.components(profile).numbers, tables.whitebox(profile).numbers])
@@ -41,11 +56,10 @@ def results(profile: str) -> str:
     for row in ROWS:
         here = frame[frame["row"] == row].drop_duplicates("metric", keep="last")
         cells = [_cell(here[here["metric"] == metric], "gain" in row) for metric in COLUMNS]
-        lines.append(f"| {row} | " + " | ".join(cells) + " |")
-    notes = [
-        "Percent, 95 % interval over test images (Wilson; gains: paired bootstrap), mean over the seeds that T1 names.",
-        prose.audit(profile),
-    ]
+        if row in ROWS[:3] or set(cells) != {"not run"}:
+            lines.append(f"| {row} | " + " | ".join(cells) + " |")
+    missing = [row for row in ROWS if not any(line.startswith(f"| {row} |") for line in lines)]
+    notes = [_about(frame), *([f"Not run yet: {'; '.join(missing)}."] if missing else []), _audit(profile)]
     where = f"Every table and figure: [the report](results/report/{profile}.html), [tables](results/tables/{profile}), "
     where += f"[figures](figures/{profile}), [executed notebooks](results/notebooks/{profile})."
     figures = [f"![{title}](figures/{profile}/{name}.png)" for title, name in FIGURES.items()]

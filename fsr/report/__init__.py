@@ -44,7 +44,8 @@ def _section(profile: str, section: Section, sources: dict[str, set[str]]) -> st
     parts += [markdown(getattr(prose, name)(profile).replace(budget, "")) for name in section.prose]
     parts += [_figure(profile, name) for name in section.figures]
     parts += [_table(profile, name, sources) for name in section.tables]
-    path = f"../notebooks/{profile}/{section.notebook}.ipynb"
+    folder = "../notebooks/demo" if profile == "demo" else "../../notebooks"  # only demo's executed ones are committed
+    path = f"{folder}/{section.notebook}.ipynb"
     parts.append(f'<p class="files">Notebook: <a href="{path}">{section.notebook}</a></p>')
     return "<section>\n" + "\n".join(parts) + "\n</section>"
 

@@ -61,7 +61,8 @@ def results(profile: str) -> str:
     missing = [row for row in ROWS if not any(line.startswith(f"| {row} |") for line in lines)]
     notes = [_about(frame), *([f"Not run yet: {'; '.join(missing)}."] if missing else []), _audit(profile)]
     where = f"Every table and figure: [the report](results/report/{profile}.html), [tables](results/tables/{profile}), "
-    where += f"[figures](figures/{profile}), [executed notebooks](results/notebooks/{profile})."
+    where += f"[figures](figures/{profile})"
+    where += f", [executed notebooks](results/notebooks/{profile})." if profile == "demo" else "."
     figures = [f"![{title}](figures/{profile}/{name}.png)" for title, name in FIGURES.items()]
     return "\n".join([f"## Results (`{profile}`)", "", *lines, "", *notes, "", where, "", "\n\n".join(figures)])
 

@@ -96,9 +96,11 @@ def main() -> None:
     """Measure, print one line per case, write the record and the plot; with --only, one of their own."""
     only = "measure the cases with TEXT in their name, into a record of their own"
     given = measure.arguments(__doc__, lambda p: p.add_argument("--only", metavar="TEXT", default="", help=only))
-    wanted = {name: run for name, run in cases(given.quick, given.device).items() if given.only in name}
+    known = cases(given.quick, given.device)
+    wanted = {name: run for name, run in known.items() if given.only in name}
     if not wanted:
-        sys.exit(f"--only {given.only}: there is no such case; type one of: {', '.join(cases(False, given.device))}")
+        print(f"--only {given.only}: there is no such case; type a part of one of: {', '.join(known)}", file=sys.stderr)
+        sys.exit(2)
     record = "-".join(["train_step", *filter(None, [re.sub(r"[^a-z0-9]+", "-", given.only.lower()).strip("-")])])
     peak, rows = measure.peak_flops(given.device), []
     for name, run in wanted.items():

@@ -116,3 +116,11 @@ def test_precision_pairs_differences_by_seed():
     found = precision.conclusion([*rows, {"precision": "bf16", "seed": 7, "clean": 0.0, "pgd20": 0.0}])
     assert found["clean"]["difference"]["mean"] == pytest.approx(0.01)
     assert found["clean"]["difference"]["sd"] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_case_that_does_not_exist_is_refused_with_those_that_do(monkeypatch, capsys, root):
+    monkeypatch.setattr("sys.argv", ["train_step", "--quick", "--device", "cpu", "--only", "resnet99"])
+    with pytest.raises(SystemExit) as stopped:
+        train_step.main()
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and said.count("\n") == 1 and "resnet99" in said and "resnet18 w16 at+fsr" in said

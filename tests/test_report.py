@@ -78,6 +78,17 @@ def test_links_to_files_that_were_written(page, recorded):
             assert (base / link).resolve().is_file(), link
 
 
+def test_notebook_links_lead_to_what_is_kept(page, tmp_path, monkeypatch):
+    from fsr import paths
+
+    assert 'href="../notebooks/ci/01-method.ipynb"' in page  # another --root: executed ones lie beside the report
+    monkeypatch.setenv("FSR_ROOT", str(paths.repository()))
+    assert report._notebooks("demo") == "../notebooks/demo"
+    for profile in ("demo", "mini"):  # the repository keeps demo's executed notebooks, and every source
+        folder = paths.report(profile).parent / report._notebooks(profile)
+        assert (folder / "05-whitebox.ipynb").resolve().is_file()
+
+
 def test_it_names_runs_and_commits_and_no_date(page):
     run = plots.runs_of(PROFILE, "F6")[0]
     assert f"<li>{run_id(run)}</li>" in page and "c0ffee" in page

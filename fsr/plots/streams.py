@@ -56,7 +56,8 @@ def stream_bars(profile: str) -> Figure:
     beside: dict[str, Any] = {"ha": "left", "va": "center", "fontsize": 6.5, "color": style.GREY}
     ax.text(1.01, chance, "chance", transform=ax.get_yaxis_transform(), **beside)
     ax.set_xticks(range(len(names)), [f"{words.STREAMS[s]}\n{words.STREAM_WORDS[s]}" for s in names])
-    ax.set(ylim=(0, 1.08), xlim=(-0.55, len(names) - 0.45), ylabel="accuracy under PGD-20")
+    highest = max(statistics.wilson(*counts)[1] for counts in total.values())
+    ax.set(ylim=(0, min(1.08, 1.2 * highest)), xlim=(-0.55, len(names) - 0.45), ylabel="accuracy under PGD-20")
     ax.grid(axis="x", visible=False)
     style.percent_axis(ax)
     handles, labels = ax.get_legend_handles_labels()

@@ -38,14 +38,19 @@ def _figure(profile: str, name: str) -> str:
     return f'<h3 id="{name}">{name}. {html.escape(info.title)}</h3>\n<figure>{image}{caption}</figure>'
 
 
+def _notebooks(profile: str) -> str:
+    """Where the report links to: executed notebooks; in the repository, which has only demo's, the sources."""
+    in_repository = paths.report(profile).parent.parent.parent == paths.sources().parent
+    return "../../notebooks" if in_repository and profile != "demo" else f"../notebooks/{profile}"
+
+
 def _section(profile: str, section: Section, sources: dict[str, set[str]]) -> str:
     parts = [f'<h2 id="{section.notebook}">{section.heading}</h2>', f'<p class="question">{section.question}</p>']
     budget = prose.budget(profile)  # said once, at the top
     parts += [markdown(getattr(prose, name)(profile).replace(budget, "")) for name in section.prose]
     parts += [_figure(profile, name) for name in section.figures]
     parts += [_table(profile, name, sources) for name in section.tables]
-    folder = "../notebooks/demo" if profile == "demo" else "../../notebooks"  # only demo's executed ones are committed
-    path = f"{folder}/{section.notebook}.ipynb"
+    path = f"{_notebooks(profile)}/{section.notebook}.ipynb"
     parts.append(f'<p class="files">Notebook: <a href="{path}">{section.notebook}</a></p>')
     return "<section>\n" + "\n".join(parts) + "\n</section>"
 

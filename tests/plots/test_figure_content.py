@@ -6,7 +6,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from fsr import experiments, plots, store
-from fsr.plots import curves, maps, readings, streams, strength
+from fsr.plots import curves, features, maps, readings, streams, strength
 
 PROFILE = "ci"
 
@@ -54,6 +54,24 @@ def test_more_steps_are_drawn_from_few_to_many(recorded):
     run = experiments.main_pair(PROFILE)[0]
     planned = [e.steps for e in experiments.evaluations(PROFILE, "strength", run) if e.steps]
     assert [x for x, _ in strength.sweep(PROFILE, run, "steps")] == sorted(planned)
+
+
+def test_names_are_moved_apart_and_no_further():
+    centres = np.array([[0.0, 0.0], [1.0, 0.1], [1.0, 5.0], [9.0, 0.05], [0.5, 0.15]])
+    moved = features.apart(centres, np.full(5, 3.0), 1.0)
+    for i in range(5):
+        for j in range(i):
+            near = abs(moved[i, 0] - moved[j, 0]) < 3.0
+            assert not near or abs(moved[i, 1] - moved[j, 1]) >= 1.0 - 1e-6
+    assert (moved[:, 0] == centres[:, 0]).all() and (moved[[2, 3]] == centres[[2, 3]]).all()
+    assert moved[0, 1] < moved[1, 1] < moved[4, 1]  # order is kept
+    assert np.isclose(moved[[0, 1, 4], 1].mean(), centres[[0, 1, 4], 1].mean())
+
+
+def test_stream_bars_reach_little_above_what_they_show(recorded):
+    top = plots.stream_bars(PROFILE).axes[0].get_ylim()[1]
+    bars = [patch.get_height() for patch in plots.stream_bars(PROFILE).axes[0].patches]
+    assert max(bars) < top <= 1.08
 
 
 def test_stream_bars_pool_the_seeds():

@@ -2,10 +2,16 @@
 
 For a GPU that is at hand for minutes: trains, evaluates and analyses the profile's main pair in the order in which the
 results matter, then everything else, and packs the records into one tar. Run it again with the same --root and it goes
-on; it needs neither a network nor Jupyter. Weights stay below the root: everything that needs them is computed there.
+on; it needs neither a network nor Jupyter. Weights are rounded to float16 as soon as a training is done and before
+anything is evaluated; `--weights ema last` packs those of the main pair too, in parts of 15 MiB, and
+
+    cat DIR/weights-ema-last.* | tar -x -C ROOT
+
+puts them where a later chance finds them, once the records of their trainings lie below that root.
 """
 
 import argparse
+import io
 import sys
 import tarfile
 import time
@@ -14,9 +20,11 @@ from pathlib import Path
 from fsr import executors, experiments, paths, runs, store
 from fsr.config import Run
 from fsr.errors import FSRError, UsageError
+from fsr.files import write_bytes
 from fsr.progress import live
 from fsr.runs import Options, Task
 
+PART_BYTES = 15 * 2**20
 MIDDLE = ("last", "best", "ema")
 
 
@@ -52,6 +60,22 @@ def pack(out: Path) -> Path:
     return target
 
 
+def pack_weights(profile: str, checkpoints: list[str], out: Path) -> list[Path]:
+    """The main pair's weights as one tar in parts, `weights-ema.00` and on; what is not trained yet is left out."""
+    whole = io.BytesIO()
+    with tarfile.open(fileobj=whole, mode="w") as tar:
+        for run in experiments.main_pair(profile):
+            for checkpoint in checkpoints:
+                if runs.has_weights(run, checkpoint):
+                    path = runs.weights_path(run, checkpoint)
+                    tar.add(path, arcname=str(path.relative_to(paths.root())))
+    data, parts = whole.getvalue(), []
+    for start in range(0, len(data) if checkpoints else 0, PART_BYTES):
+        parts.append(out / f"weights-{'-'.join(checkpoints)}.{len(parts):02d}")
+        write_bytes(parts[-1], data[start : start + PART_BYTES])
+    return parts
+
+
 def work(profile: str, options: Options) -> list[str]:
     """Do the stages until the time is up; returns failures as lines."""
     failed = []
@@ -76,11 +100,12 @@ def main() -> int:
     parser.add_argument("--root", type=Path)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--device")
+    parser.add_argument("--weights", nargs="*", choices=MIDDLE, default=[], help="pack these checkpoints too")
     given = parser.parse_args()
     paths.use(root=given.root, data=given.data)
     try:
         experiments.profile_of(given.profile)
-        options = Options(device=given.device, deadline=time.monotonic() + 60 * given.minutes)
+        options = Options(device=given.device, deadline=time.monotonic() + 60 * given.minutes, half=True)
         failed = work(given.profile, options)
     except UsageError as error:
         print(error, file=sys.stderr)
@@ -92,7 +117,7 @@ def main() -> int:
     known = store.metrics(list(experiments.main_pair(given.profile)))
     if len(known):
         print(known.pivot_table(index=["method", "checkpoint"], columns="attack", values="accuracy").to_string())
-    print(pack(given.out))
+    print(pack(given.out), *pack_weights(given.profile, given.weights, given.out))
     return 1 if failed else 0
 
 

@@ -5,12 +5,14 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from tiny import FSR_HERE, tiny_run
 
 from fsr import experiments, paths, runs, store
-from fsr.config import Analysis, Evaluation, run_id
+from fsr.config import Analysis, Evaluation, replace, run_id
 from fsr.errors import Busy, CorruptFile, FSRError, MissingRecord, TimeUp, UsageError
-from fsr.runs import Options, Task, perform
+from fsr.runs import Options, Task, perform, training
+from fsr.weights import digest_of, load_tensors
 
 RUN = tiny_run(epochs=1)
 CLEAN = Evaluation(attack="clean")
@@ -52,6 +54,31 @@ def test_records_stay_valid_without_weights_and_weights_come_back_the_same(root)
     after = snapshot(paths.run_dir(run_id(RUN)))
     assert {p: after[p] for p in before} == before
     assert {p.name: p.read_bytes() for p in folder.glob("*.safetensors") if p.name in first} == first
+
+
+def test_half_rounds_parameters_before_anything_is_judged(root):
+    half = replace(CPU, half=True)
+    runs.ensure_evaluated(RUN, CLEAN, half)
+    path = runs.weights_path(RUN, "last")
+    stored, exact = load_tensors(path)[0], load_tensors(runs.state_path(RUN))[0]
+    assert stored["net.conv1.weight"].dtype == torch.float16 and stored["net.bn1.weight"].dtype == torch.float16
+    assert stored["net.bn1.running_var"].dtype == torch.float32
+    assert torch.equal(stored["net.bn1.running_var"], exact["model/net.bn1.running_var"])
+    assert exact["model/net.conv1.weight"].dtype == torch.float32
+    judged = runs.load_model(RUN, "last").state_dict()["net.conv1.weight"]
+    assert torch.equal(judged, exact["model/net.conv1.weight"].half().float())
+    assert store.load_eval(RUN, CLEAN).record["weights"] == digest_of(path)
+    before = path.read_bytes()
+    for old in path.parent.iterdir():
+        old.unlink()
+    runs.load_model(RUN, "last", CPU)  # trained again, without being told: as the record says
+    assert path.read_bytes() == before
+
+
+def test_weights_too_large_for_half_stay_as_they_are():
+    tensors = {"a": torch.tensor([1.0, 1e6]), "b": torch.tensor([0.1])}
+    assert training._rounded(tensors, {"a", "b"}) is tensors
+    assert training._rounded(tensors, {"b"})["b"].dtype == torch.float16
 
 
 def test_the_time_limit_stops_cleanly_and_the_next_call_ends_as_an_uninterrupted_one(root, monkeypatch, tmp_path):

@@ -26,7 +26,8 @@ class Options:
 
     switches: compile, graphs, channels_last, update (as for Trainer); deadline: time.monotonic() at which to stop,
     one clock for all processes of a machine, which no change of the date moves; interrupted: polled between batches;
-    report: called with (run id, what, done, of).
+    report: called with (run id, what, done, of); half: keep a finished training's parameters in float16, so that they
+    travel in half the bytes. Everything after the training sees these rounded weights.
     """
 
     device: str | None = None
@@ -35,6 +36,7 @@ class Options:
     interrupted: Callable[[], bool] = lambda: False
     report: Callable[[str, str, int, int], None] = lambda *_: None
     tensorboard: bool = False
+    half: bool = False
     lock_seconds: float = 24 * 3600.0
 
     @property

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fsr import distributed, hardware, paths, store, weights
 from fsr.config import Run, run_id
@@ -40,19 +41,32 @@ def _refuse_diverged(trainer: Trainer) -> None:
         )
 
 
-def save_checkpoint(trainer: Trainer) -> dict[str, str]:
-    """Resume state first, then the named weights; returns their digests.  Diverged when they are not finite."""
+def _rounded(tensors: dict[str, Tensor], parameters: set[str]) -> dict[str, Tensor]:
+    """Parameters in float16, unless one does not fit; BatchNorm's statistics and counters as they are."""
+    half = {k: v.half() if k in parameters else v for k, v in tensors.items()}
+    fits = all(bool(torch.isfinite(half[k]).all()) for k in parameters)
+    return half if fits else tensors
+
+
+def save_checkpoint(trainer: Trainer, *, half: bool = False) -> dict[str, str]:
+    """Resume state first, then the named weights; returns their digests.  Diverged when they are not finite.
+
+    half: the named weights of a finished training are kept in float16; the state is never rounded.
+    """
     _refuse_diverged(trainer)
-    run = trainer.run
+    run, named = trainer.run, trainer.checkpoints()
+    if half and trainer.progress.epoch > run.epochs:
+        parameters = {name for name, _ in trainer.model.named_parameters()}
+        named = {kind: _rounded(tensors, parameters) for kind, tensors in named.items()}
     own = {"run_id": run_id(run), "switches": trainer.crafter.switches}
     weights.save_tensors(state_path(run), trainer.tensors(), asdict(trainer.progress) | own)
     return {
         kind: weights.save_tensors(weights_path(run, kind), tensors, {"run_id": run_id(run), "checkpoint": kind})
-        for kind, tensors in trainer.checkpoints().items()
+        for kind, tensors in named.items()
     }
 
 
-def _finish(trainer: Trainer, digests: dict[str, str], started: str) -> None:
+def _finish(trainer: Trainer, digests: dict[str, str], started: str, half: bool) -> None:
     run = trainer.run
     history = store.save_history(run, trainer.progress.rows)
     record = provenance() | {
@@ -65,6 +79,7 @@ def _finish(trainer: Trainer, digests: dict[str, str], started: str) -> None:
         "best_epoch": trainer.progress.best_epoch or None,
         "switches": trainer.crafter.switches,
         "processes": distributed.size(),
+        "half": half,
         "checkpoints": digests,
         "history_sha256": sha256(history),
     }
@@ -101,6 +116,7 @@ def _train(run: Run, options: Options) -> None:
         fit(_trainer(run, options), Watch(interrupted=options.interrupted))  # rank 0 writes, shows and minds the time
         return
     known = store.is_trained(run)
+    half = store.environment(run).get("half", False) if known else options.half
     store.save_config(run)
     for path in (state_path(run), *(weights_path(run, kind) for kind in ("last", "best", "ema"))):
         sweep(path)
@@ -110,7 +126,7 @@ def _train(run: Run, options: Options) -> None:
 
     def on_epoch(trainer: Trainer) -> None:
         nonlocal digests
-        digests = save_checkpoint(trainer)
+        digests = save_checkpoint(trainer, half=half)
         if not known:
             store.save_history(run, trainer.progress.rows)
         if options.tensorboard:
@@ -126,9 +142,9 @@ def _train(run: Run, options: Options) -> None:
     watch = Watch(on_batch=on_batch, on_stop=on_stop, deadline=options.deadline, interrupted=options.interrupted)
     with memory_explained(run):
         fit(trainer, watch, on_epoch=on_epoch)
-    digests = digests or save_checkpoint(trainer)
+    digests = digests or save_checkpoint(trainer, half=half)
     if not known:
-        _finish(trainer, digests, started)
+        _finish(trainer, digests, started, half)
     else:
         recorded = store.environment(run)["checkpoints"]
         if recorded != digests:

@@ -1,0 +1,60 @@
+"""The script for a GPU that is there for minutes: most wanted first, goes on, and everything comes home."""
+
+import subprocess
+import tarfile
+
+import pytest
+from tiny import FSR_HERE, tiny_run
+
+from benchmarks import session
+from fsr import experiments, runs, store
+
+PAIR = (tiny_run(epochs=1), tiny_run(epochs=1, module=FSR_HERE))
+
+
+@pytest.fixture
+def small(root, monkeypatch):
+    """A profile whose main pair trains in seconds, and nothing but its trainings to do."""
+    monkeypatch.setattr(experiments, "main_pair", lambda _profile: PAIR)
+    monkeypatch.setattr(session, "stages", lambda _profile: [("training", [runs.Task(run=run) for run in PAIR])])
+    return root
+
+
+def call(monkeypatch, out, *more: str) -> int:
+    given = ["session", "--profile", "ci", "--device", "cpu", "--out", str(out), *more]
+    monkeypatch.setattr("sys.argv", given)
+    return session.main()
+
+
+def test_both_trainings_come_before_any_evaluation_and_nothing_is_left_out():
+    found = session.stages("ci")
+    assert [name for name, _ in found][:3] == ["training", "authors' protocol", "AutoAttack, ema"]
+    assert [bool(task.run.module) for task in found[0][1]] == [True, False]  # FSR first
+    planned = {e for run in experiments.main_pair("ci") for e in experiments.evaluations("ci", "all", run)}
+    assert planned <= {e for _, tasks in found for task in tasks for e in task.evaluations}
+
+
+def test_records_and_rounded_weights_come_home_and_are_found_there(small, tmp_path, monkeypatch):
+    out, home = tmp_path / "out", tmp_path / "home"
+    assert call(monkeypatch, out, "--minutes", "0") == 0  # no time: what there is, nothing, is packed
+    assert not store.is_trained(PAIR[0])
+    monkeypatch.setattr(session, "PART_BYTES", 20_000)
+    assert call(monkeypatch, out, "--minutes", "5", "--weights", "ema") == 0
+    parts = sorted(out.glob("weights-ema.*"))
+    assert len(parts) > 1 and all(part.stat().st_size <= 20_000 for part in parts)
+    before = runs.weights_path(PAIR[1], "ema").read_bytes()
+    home.mkdir()
+    with tarfile.open(out / "records.tar.gz") as tar:
+        tar.extractall(home, filter="data")
+    subprocess.run(f"cat {out}/weights-ema.* | tar -x -C {home}", shell=True, check=True)
+    monkeypatch.setenv("FSR_ROOT", str(home))
+    for run in PAIR:
+        assert store.is_trained(run) and runs.has_weights(run, "ema") and not runs.has_weights(run, "last")
+    assert runs.weights_path(PAIR[1], "ema").read_bytes() == before
+    assert store.environment(PAIR[1])["half"] is True
+
+
+def test_a_wrong_profile_is_one_line_and_2(root, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("sys.argv", ["session", "--minutes", "1", "--out", str(tmp_path), "--profile", "nonsense"])
+    assert session.main() == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1

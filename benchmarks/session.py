@@ -29,7 +29,7 @@ MIDDLE = ("last", "best", "ema")
 
 
 def stages(profile: str) -> list[tuple[str, list[Task]]]:
-    """Most wanted first: both trainings, the authors' columns, AutoAttack (EMA, last), the audit, everything else."""
+    """Most wanted first: trainings, the authors' columns, AutoAttack on EMA and last, the audit, then the rest."""
     pair = experiments.main_pair(profile)[::-1]  # FSR first: a baseline alone says nothing new
     wanted = {run: experiments.evaluations(profile, "all", run) for run in pair}
     looks = {run: experiments.analyses(profile, "all", run) for run in pair}
@@ -41,9 +41,9 @@ def stages(profile: str) -> list[tuple[str, list[Task]]]:
 
     out = [("training", [Task(run=run) for run in pair])]
     out.append(("authors' protocol", [Task(run=r, evaluations=of(r, c, False)) for c in MIDDLE for r in pair]))
-    for checkpoint in ("ema", "last", "best"):
-        out.append((f"AutoAttack, {checkpoint}", [Task(run=r, evaluations=of(r, checkpoint, True)) for r in pair]))
-    out.append(("audit and figures", [Task(run=run, analyses=looks[run]) for run in pair]))
+    strong = {c: (f"AutoAttack, {c}", [Task(run=r, evaluations=of(r, c, True)) for r in pair]) for c in MIDDLE}
+    audit = ("audit and figures", [Task(run=run, analyses=looks[run]) for run in pair])
+    out += [strong["ema"], strong["last"], audit, strong["best"]]
     return [*out, ("everything else", runs.tasks(profile))]
 
 

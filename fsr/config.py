@@ -2,14 +2,32 @@
 
 import hashlib
 import json
-import math
-import types
 import typing
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from fsr.backbones import BACKBONES
+from fsr.checks import check_types, one_of, require
 from fsr.errors import UsageError
+
+__all__ = [
+    "DATASETS",
+    "RECIPE",
+    "Analysis",
+    "DatasetInfo",
+    "Evaluation",
+    "FSRSpec",
+    "PeerSpec",
+    "Run",
+    "analysis_id",
+    "content",
+    "content_id",
+    "for_dataset",
+    "replace",
+    "run_from_dict",
+    "run_id",
+    "to_dict",
+]
 
 RECIPE = 1  # raise when unchanged configs change meaning; old results keep their ids
 
@@ -39,37 +57,6 @@ DATASETS = {
 }
 
 
-def _matches(value, kind) -> bool:
-    """Is value of this annotation?  bool is not an int here, int is not a float: 1 and 1.0 hash differently."""
-    if isinstance(kind, types.UnionType):
-        return any(_matches(value, part) for part in typing.get_args(kind))
-    if typing.get_origin(kind) is tuple:
-        inner = typing.get_args(kind)[0]
-        return isinstance(value, tuple) and all(_matches(v, inner) for v in value)
-    if kind in (int, float):
-        return type(value) is kind
-    return isinstance(value, kind)
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UsageError(message)
-
-
-def _check_types(config) -> None:
-    for f in fields(config):
-        value = getattr(config, f.name)
-        if not _matches(value, f.type):
-            raise UsageError(f"{type(config).__name__}.{f.name} must be {f.type}, not {value!r}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UsageError(f"{type(config).__name__}.{f.name} must be finite, not {value!r}")
-
-
-def _one_of(config, name: str, allowed) -> None:
-    value = getattr(config, name)
-    _require(value in allowed, f"{type(config).__name__}.{name} is {value!r}; choose one of {', '.join(allowed)}")
-
-
 @dataclass(frozen=True, kw_only=True)
 class FSRSpec:
     """The FSR module and its controls (Kim et al. 2023, section 3; spec T4-T6).
@@ -89,13 +76,13 @@ class FSRSpec:
     granularity: str = "element"  # element, channel (one value per channel), spatial (one per position)
 
     def __post_init__(self):
-        _check_types(self)
-        _one_of(self, "kind", ("fsr", "separation", "residual", "aux"))
-        _one_of(self, "mask", ("gumbel", "soft", "hard"))
-        _one_of(self, "granularity", ("element", "channel", "spatial"))
-        _require(self.tau > 0, f"FSRSpec.tau must be positive, not {self.tau}")
-        _require(min(self.lambda_sep, self.lambda_rec) >= 0, "FSRSpec.lambda_sep and lambda_rec must not be negative")
-        _require(self.hidden is None or self.hidden > 0, f"FSRSpec.hidden must be positive, not {self.hidden}")
+        check_types(self)
+        one_of(self, "kind", ("fsr", "separation", "residual", "aux"))
+        one_of(self, "mask", ("gumbel", "soft", "hard"))
+        one_of(self, "granularity", ("element", "channel", "spatial"))
+        require(self.tau > 0, f"FSRSpec.tau must be positive, not {self.tau}")
+        require(min(self.lambda_sep, self.lambda_rec) >= 0, "FSRSpec.lambda_sep and lambda_rec must not be negative")
+        require(self.hidden is None or self.hidden > 0, f"FSRSpec.hidden must be positive, not {self.hidden}")
 
     @property
     def label(self) -> str:
@@ -112,9 +99,9 @@ class PeerSpec:
     weight: float = 2.0  # of the mean probe cross-entropy, in training and crafting; fd has no probe
 
     def __post_init__(self):
-        _check_types(self)
-        _one_of(self, "name", ("fd", "cas", "cifs"))
-        _require(self.weight >= 0, "PeerSpec.weight must not be negative")
+        check_types(self)
+        one_of(self, "name", ("fd", "cas", "cifs"))
+        require(self.weight >= 0, "PeerSpec.weight must not be negative")
 
     @property
     def label(self) -> str:
@@ -153,18 +140,18 @@ class Run:
     imported: str | None = None  # digest of the authors' file whose weights these are; None: trained here
 
     def __post_init__(self):
-        _check_types(self)
-        _require(
+        check_types(self)
+        require(
             self.dataset in DATASETS or self.dataset.startswith("folder:"),
             f"unknown data set {self.dataset!r}; choose one of {', '.join(DATASETS)} or folder:PATH",
         )
-        _one_of(self, "backbone", BACKBONES)
-        _one_of(self, "method", ("natural", "at", "trades", "mart"))
-        _one_of(self, "precision", ("float32", "bf16"))
+        one_of(self, "backbone", BACKBONES)
+        one_of(self, "method", ("natural", "at", "trades", "mart"))
+        one_of(self, "precision", ("float32", "bf16"))
         for name in ("epochs", "batch", "lr", "ema_decay"):
-            _require(getattr(self, name) > 0, f"Run.{name} must be positive, not {getattr(self, name)}")
+            require(getattr(self, name) > 0, f"Run.{name} must be positive, not {getattr(self, name)}")
         for name in ("eps", "alpha", "steps", "holdout", "awp", "momentum", "weight_decay", "seed"):
-            _require(getattr(self, name) >= 0, f"Run.{name} must not be negative, not {getattr(self, name)}")
+            require(getattr(self, name) >= 0, f"Run.{name} must not be negative, not {getattr(self, name)}")
 
     @property
     def fsr(self) -> FSRSpec | None:
@@ -201,9 +188,9 @@ class Evaluation:
     intervention: str | None = None  # a key of fsr.models.INTERVENTIONS, applied at test time
 
     def __post_init__(self):
-        _check_types(self)
-        _one_of(self, "checkpoint", ("last", "best", "ema"))
-        _require(self.images is None or self.images > 0, f"Evaluation.images must be positive, not {self.images}")
+        check_types(self)
+        one_of(self, "checkpoint", ("last", "best", "ema"))
+        require(self.images is None or self.images > 0, f"Evaluation.images must be positive, not {self.images}")
 
     @property
     def attack_id(self) -> str:
@@ -232,9 +219,9 @@ class Analysis:
     budget: str | None = None  # audit: quick or full
 
     def __post_init__(self):
-        _check_types(self)
-        _one_of(self, "kind", ("streams", "masks", "maps", "features", "cost", "audit"))
-        _one_of(self, "checkpoint", ("last", "best", "ema"))
+        check_types(self)
+        one_of(self, "kind", ("streams", "masks", "maps", "features", "cost", "audit"))
+        one_of(self, "checkpoint", ("last", "best", "ema"))
 
 
 def content(config) -> dict:
@@ -297,6 +284,3 @@ def for_dataset(dataset: str, **changes) -> Run:
         raise UsageError(f"unknown data set {dataset!r}; choose one of {', '.join(DATASETS)}")
     info = DATASETS[dataset]
     return Run(**{"dataset": dataset, "eps": info.eps, "alpha": info.alpha, "lr": info.lr, **changes})
-
-
-__all__ = [name for name in dir() if not name.startswith("_") and name not in ("replace", "field")] + ["replace"]

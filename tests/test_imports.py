@@ -16,6 +16,7 @@ RANK = {
     for rank, names in enumerate(
         (
             "errors losses modes statistics words fold backbones",
+            "checks",
             "config paths files hardware distributed progress attacks.gradient attacks.components models.cost "
             "models.insert models.interventions models.official models.peers",
             "store experiments reference recipe data weights capture models.fsr attacks.ascent attacks.auto "

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from benchmarks import precision
 from fsr import experiments, paths, store
 from fsr.config import Evaluation, FSRSpec, replace
 from fsr.errors import UsageError
@@ -68,6 +69,34 @@ def test_speed_is_what_the_benchmarks_recorded_and_nothing_without_them(root):
     save_json(folder / "evaluate-b.json", {"benchmark": "evaluate", "machine": parts, "rows": rows, "quick": True})
     assert speed().count("3.0x; 1 of 200 images with another outcome | A CPU, 4 cores, 1 thread |") == 1
     assert "batch 32" not in speed() and block().endswith(speed())
+
+
+def test_of_whole_epochs_only_the_largest_case_of_each_network_is_shown(root):
+    same = {"backbone": "resnet18", "ratio": {"median": 3, "low": 3, "high": 3}}
+    rows = [
+        {"case": f"w{w}, {n} images", "width": w, "images": n, **same} for w, n in ((16, 512), (16, 128), (64, 256))
+    ]
+    parts = {"cpu": "A CPU", "cores": 4, "threads": 1, "device": "cpu"}
+    save_json(paths.results() / "benchmarks" / "p.json", {"benchmark": "pipeline", "machine": parts, "rows": rows})
+    text = speed()
+    assert text.count("| whole epochs: ") == 2 and "w16, 512 images" in text and "w64, 256 images" in text
+
+
+@pytest.mark.parametrize(("shift", "words"), [(0.0, "none is seen"), (0.05, "**there is one**")])
+def test_bf16_is_compared_seed_by_seed_with_what_seeds_change(root, shift, words):
+    float32, change = [0.20, 0.22, 0.24], [shift - 0.01, shift, shift + 0.01]
+    bf16 = [a + b for a, b in zip(float32, change)]
+    rows = [{"precision": p, "seed": i, "clean": v, "pgd20": v, "images": 2000}
+            for p, values in (("float32", float32), ("bf16", bf16)) for i, v in enumerate(values)]  # fmt: skip
+    record = {"benchmark": "precision", "rows": rows, "conclusion": precision.conclusion(rows)}
+    record["machine"] = {"cpu": "A CPU", "cores": 4, "threads": 1, "device": "cpu"}
+    case = {"case": "AutoAttack", "images": 9, "disagreeing_images": 0, "ratio": {"median": 3, "low": 3, "high": 3}}
+    save_json(paths.results() / "benchmarks" / "e.json", record | {"benchmark": "evaluate", "rows": [case]})
+    save_json(paths.results() / "benchmarks" / "p.json", record)
+    half = 100 * 4.3027 * 0.01 / 3**0.5  # Student's t, two degrees of freedom
+    low, high = (f"{100 * shift + side * half:+.1f}".replace("-", "\N{MINUS SIGN}") for side in (-1, 1))
+    assert f"by {100 * shift:+.1f} [{low}, {high}] points" in speed()
+    assert "standard deviation of 2.0" in speed() and words in speed()
 
 
 def test_a_cluster_is_told_in_a_sentence_with_its_range(root):

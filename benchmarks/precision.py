@@ -68,10 +68,12 @@ def draw(rows: list[dict]):
         for precision, colour in zip(PRECISIONS, (BLUE, VERMILION)):
             mine = sorted((row["seed"], row[attack]) for row in rows if row["precision"] == precision)
             ax.plot([seed for seed, _ in mine], [value for _, value in mine], "o", color=colour, label=precision)
-        ax.set_xticks(sorted({row["seed"] for row in rows}))
+        seeds = sorted({row["seed"] for row in rows})
+        ax.set(xticks=seeds, xlim=(min(seeds) - 0.4, max(seeds) + 0.4))
         ax.set_xlabel("seed")
-        ax.set_title(f"{attack} accuracy")
+        ax.set_title({"clean": "no attack", "pgd20": "PGD-20"}[attack])
         percent_axis(ax)
+    axes[0].set_ylabel("accuracy")
     axes[0].legend()
     return figure
 

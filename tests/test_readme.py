@@ -82,7 +82,7 @@ def test_of_whole_epochs_only_the_largest_case_of_each_network_is_shown(root):
     assert text.count("| whole epochs: ") == 2 and "w16, 512 images" in text and "w64, 256 images" in text
 
 
-@pytest.mark.parametrize(("shift", "words"), [(0.0, "none is seen"), (0.05, "**there is one**")])
+@pytest.mark.parametrize(("shift", "words"), [(0.0, "no difference is seen"), (0.05, "**bf16 differs**")])
 def test_bf16_is_compared_seed_by_seed_with_what_seeds_change(root, shift, words):
     float32, change = [0.20, 0.22, 0.24], [shift - 0.01, shift, shift + 0.01]
     bf16 = [a + b for a, b in zip(float32, change)]
@@ -96,7 +96,8 @@ def test_bf16_is_compared_seed_by_seed_with_what_seeds_change(root, shift, words
     half = 100 * 4.3027 * 0.01 / 3**0.5  # Student's t, two degrees of freedom
     low, high = (f"{100 * shift + side * half:+.1f}".replace("-", "\N{MINUS SIGN}") for side in (-1, 1))
     assert f"by {100 * shift:+.1f} [{low}, {high}] points" in speed()
-    assert "standard deviation of 2.0" in speed() and words in speed()
+    assert "standard deviation of 2.0 points in float32 and 3.0 in bf16" in speed() and words in speed()
+    assert speed().count("Does bf16 cost") == 1 and "Our own plain version" in speed()
 
 
 def test_a_cluster_is_told_in_a_sentence_with_its_range(root):

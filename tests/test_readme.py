@@ -46,6 +46,14 @@ def test_a_larger_profile_is_shown_once_its_pair_is_recorded_and_never_half(root
     assert "| auxiliary heads only |" not in text.split("## Results (`demo`)")[0]
 
 
+def test_seeds_that_only_one_side_has_are_said(root):
+    plain, both = experiments.main_pair("mini")
+    for run in (plain, replace(plain, seed=1)):
+        record(run, 900, 2000, 500)
+    record(both, 940, 2000, 500)
+    assert "of 3 planned seeds AT has 2 so far, AT + FSR 1; gains are on those that both have." in results("mini")
+
+
 def test_the_part_of_cifar_is_shown_until_then_with_paired_gains(root):
     record(PART, 300, 1000, 500)
     assert part() == ""

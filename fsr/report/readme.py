@@ -35,9 +35,12 @@ def _cell(found: pd.DataFrame, gain: bool) -> str:
 
 def _about(frame: pd.DataFrame) -> str:
     """How the numbers were made, and how many of the planned seeds of the main pair are in them."""
-    pair = frame[(frame["row"] == ROWS[2]) & (frame["metric"] == "clean")]
-    done, planned = (int(pair.iloc[0][name]) if len(pair) else 0 for name in ("seeds", "planned"))
-    seeds = "mean over the seeds that T1 names" if done == planned else f"{done} of {planned} seeds so far"
+    rows = [frame[(frame["row"] == name) & (frame["metric"] == "clean")] for name in ROWS[:3]]
+    plain, both, paired = (int(row.iloc[0]["seeds"]) if len(row) else 0 for row in rows)
+    planned = int(rows[2].iloc[0]["planned"]) if len(rows[2]) else 0
+    seeds = "mean over the seeds that T1 names" if paired == planned else f"{paired} of {planned} seeds so far"
+    if not plain == both == paired:
+        seeds = f"of {planned} planned seeds AT has {plain} so far, AT + FSR {both}; gains are on those that both have"
     return f"Percent, 95 % interval over test images (Wilson; gains: paired bootstrap), {seeds}."
 
 

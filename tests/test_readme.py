@@ -77,6 +77,9 @@ def test_speed_is_what_the_benchmarks_recorded_and_nothing_without_them(root):
     save_json(folder / "evaluate-b.json", {"benchmark": "evaluate", "machine": parts, "rows": rows, "quick": True})
     assert speed().count("3.0x; 1 of 200 images with another outcome | A CPU, 4 cores, 1 thread |") == 1
     assert "batch 32" not in speed() and block().endswith(speed())
+    assert "on a GPU (`python -m benchmarks.gpu`) | not run |" in speed()
+    save_json(folder / "gpu-a.json", {"benchmark": "gpu", "machine": parts | {"gpu": "A GPU"}, "rows": []})
+    assert "not run" not in speed()
 
 
 def test_of_whole_epochs_only_the_largest_case_of_each_network_is_shown(root):

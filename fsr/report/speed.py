@@ -94,6 +94,8 @@ def speed() -> str:
         "network) takes so many times longer, both sides in turn in one process; median and range of rounds. How cost "
         "grows with batch, width and steps: [results/benchmarks](results/benchmarks)."
     )
+    if not any(record["machine"].get("gpu") for record in records):
+        found.append("| training step and whole epochs on a GPU (`python -m benchmarks.gpu`) | not run | |")
     head = ["| what | plain / fast | machine |", "|---|---|---|"]
     more = [_cluster(record) for record in records if record["benchmark"] == "cluster"]
     more += filter(None, (_precision(record) for record in records if record["benchmark"] == "precision"))

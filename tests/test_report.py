@@ -78,7 +78,7 @@ def test_links_to_files_that_were_written(page, recorded):
             assert (base / link).resolve().is_file(), link
 
 
-def test_notebook_links_lead_to_what_is_kept(page, tmp_path, monkeypatch):
+def test_notebook_links_lead_to_what_is_kept(page, monkeypatch):
     from fsr import paths
 
     assert 'href="../notebooks/ci/01-method.ipynb"' in page  # another --root: executed ones lie beside the report

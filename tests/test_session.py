@@ -28,7 +28,8 @@ def call(monkeypatch, out, *more: str) -> int:
 
 def test_both_trainings_come_before_any_evaluation_and_nothing_is_left_out():
     found = session.stages("ci")
-    assert [name for name, _ in found][:3] == ["training", "authors' protocol", "AutoAttack, ema"]
+    order = ["training", "authors' protocol", "AutoAttack, ema", "AutoAttack, last", "audit and figures"]
+    assert [name for name, _ in found] == [*order, "AutoAttack, best", "everything else"]
     assert [bool(task.run.module) for task in found[0][1]] == [True, False]  # FSR first
     planned = {e for run in experiments.main_pair("ci") for e in experiments.evaluations("ci", "all", run)}
     assert planned <= {e for _, tasks in found for task in tasks for e in task.evaluations}

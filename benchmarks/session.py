@@ -62,15 +62,15 @@ def pack(out: Path) -> Path:
 
 def pack_weights(profile: str, checkpoints: list[str], out: Path) -> list[Path]:
     """The main pair's weights as one tar in parts, `weights-ema.00` and on; what is not trained yet is left out."""
+    pair = experiments.main_pair(profile)
+    trained = [(run, kind) for run in pair for kind in checkpoints if runs.has_weights(run, kind)]
     whole = io.BytesIO()
     with tarfile.open(fileobj=whole, mode="w") as tar:
-        for run in experiments.main_pair(profile):
-            for checkpoint in checkpoints:
-                if runs.has_weights(run, checkpoint):
-                    path = runs.weights_path(run, checkpoint)
-                    tar.add(path, arcname=str(path.relative_to(paths.root())))
+        for run, kind in trained:
+            path = runs.weights_path(run, kind)
+            tar.add(path, arcname=str(path.relative_to(paths.root())))
     data, parts = whole.getvalue(), []
-    for start in range(0, len(data) if checkpoints else 0, PART_BYTES):
+    for start in range(0, len(data) if trained else 0, PART_BYTES):
         parts.append(out / f"weights-{'-'.join(checkpoints)}.{len(parts):02d}")
         write_bytes(parts[-1], data[start : start + PART_BYTES])
     return parts

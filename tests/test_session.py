@@ -37,8 +37,8 @@ def test_both_trainings_come_before_any_evaluation_and_nothing_is_left_out():
 
 def test_records_and_rounded_weights_come_home_and_are_found_there(small, tmp_path, monkeypatch):
     out, home = tmp_path / "out", tmp_path / "home"
-    assert call(monkeypatch, out, "--minutes", "0") == 0  # no time: what there is, nothing, is packed
-    assert not store.is_trained(PAIR[0])
+    assert call(monkeypatch, out, "--minutes", "0", "--weights", "ema") == 0  # no time: what there is is packed
+    assert not store.is_trained(PAIR[0]) and not list(out.glob("weights*"))
     monkeypatch.setattr(session, "PART_BYTES", 20_000)
     assert call(monkeypatch, out, "--minutes", "5", "--weights", "ema") == 0
     parts = sorted(out.glob("weights-ema.*"))

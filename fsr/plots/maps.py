@@ -1,6 +1,7 @@
 """F1: what the streams attend to, on natural and on adversarial images."""
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
@@ -9,6 +10,8 @@ from fsr import experiments
 from fsr.plots import readings, style, words
 
 MAX_ROWS = 6
+OPACITY = 0.72  # of a map over its image
+SMOOTH = 32  # pixels a side below which an overlay is enlarged, for the map to look smooth
 STREAM_OF = {
     "map_f": "f",
     "map_robust": "robust",
@@ -35,11 +38,20 @@ def attention(small: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return (large - low) / (high - low) if high > low else np.zeros_like(large)
 
 
+def overlay(image: np.ndarray, small: np.ndarray) -> np.ndarray:
+    """A map laid over its image in grey, so that shape and attention are seen together: (h, w, 3) uint8.
+
+    Mixed here and not by matplotlib, which would write both into a PDF at the figure's resolution, four times the size.
+    """
+    times = max(1, SMOOTH // image.shape[1])
+    grey = picture(image).mean(axis=2).repeat(times, axis=0).repeat(times, axis=1)
+    heat = colormaps["inferno"](attention(small, grey.shape))[..., :3]
+    return np.round((1 - OPACITY) * grey[..., None] + OPACITY * 255 * heat).astype(np.uint8)
+
+
 def show_map(ax: Axes, image: np.ndarray, small: np.ndarray) -> None:
-    """A map laid over its image in grey, so that shape and attention are seen together."""
-    grey = picture(image).mean(axis=2)
-    ax.imshow(grey, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    ax.imshow(attention(small, grey.shape), cmap="inferno", vmin=0, vmax=1, alpha=0.72, interpolation="bilinear")
+    """The overlay of a map (h, w) and its image (3, H, W) uint8, pixel by pixel."""
+    ax.imshow(overlay(image, small), interpolation="none")
 
 
 def _name(names: list[str], label: int) -> str:
@@ -48,7 +60,7 @@ def _name(names: list[str], label: int) -> str:
 
 def _row(axes: list[Axes], arrays: dict[str, np.ndarray], i: int, names: list[str]) -> None:
     for ax, key, predicted in ((axes[0], "natural", "pred_clean"), (axes[1], "adversarial", "pred_adv")):
-        ax.imshow(picture(arrays[key][i]), interpolation="nearest")
+        ax.imshow(picture(arrays[key][i]), interpolation="none")
         right = arrays[predicted][i] == arrays["labels"][i]
         text = f"{'right' if right else 'wrong'}: {_name(names, int(arrays[predicted][i]))}"
         ax.text(0.5, -0.04, text, transform=ax.transAxes, ha="center", va="top", fontsize=6.5,

@@ -42,10 +42,9 @@ def _refuse_diverged(trainer: Trainer) -> None:
 
 
 def _rounded(tensors: dict[str, Tensor], parameters: set[str]) -> dict[str, Tensor]:
-    """Parameters in float16, unless one does not fit; BatchNorm's statistics and counters as they are."""
-    half = {k: v.half() if k in parameters else v for k, v in tensors.items()}
-    fits = all(bool(torch.isfinite(half[k]).all()) for k in parameters)
-    return half if fits else tensors
+    """Parameters in float16, but for one beyond its range; BatchNorm's statistics and counters as they are."""
+    half = {k: v.half() for k, v in tensors.items() if k in parameters}
+    return tensors | {k: v for k, v in half.items() if bool(torch.isfinite(v).all())}
 
 
 def save_checkpoint(trainer: Trainer, *, half: bool = False) -> dict[str, str]:

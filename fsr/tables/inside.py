@@ -13,6 +13,7 @@ STREAMS = ("f", "robust", "nonrobust", "recalibrated", "output")
 STREAM_NAMES = {"f": "f", "robust": "f⁺", "nonrobust": "f⁻", "recalibrated": "f̃⁻", "output": "f̃"}
 PROBES = {"aux": "auxiliary head", "knn": "k-nearest neighbours"}
 STREAM_COLUMNS = [f"{probe}, {attack}" for probe in PROBES.values() for attack in ("PGD-20", "no attack")]
+UNBROKEN = "share that no attack breaks"
 GROUPS = {  # as `fsr.audit` names them; the numbers are the specification's
     "autoattack": "1 AutoAttack",
     "bpda": "2 the mask's backward pass at tau = 1 (BPDA)",
@@ -151,6 +152,8 @@ def _audit_cells(found: dict) -> list[dict]:
     flags = [name for name, on in found.get("flags", {}).items() if on is True]
     cells.append({"item": "AutoAttack's flags", "text": (", ".join(flags) or "none") if found else None})
     cells += [{"item": f"indicator: {name}", "value": value} for name, value in found.get("indicators", {}).items()]
+    if found.get("clean"):
+        cells.append({"item": UNBROKEN, "value": found["worst_case"] / found["clean"]})
     return [{"n": None, "correct": None, "value": None, "text": None, **cell} for cell in cells]
 
 
@@ -181,19 +184,21 @@ def audit(profile: str) -> Table:
         f"Percent of images still right, with 95 % Wilson intervals; budget: {budget} (quick: fewer steps, "
         "restarts and queries than the specification's). A group breaks an image when "
         "one of its attacks does; the worst case is over every group and the protocol.",
-        "Indicators are shares of the images that are right when clean; high values say that attacks failed to attack.",
+        "Indicators are shares of the images that are right when clean; high values say that attacks failed to attack. "
+        "Transfer failure is the share where an attack fools a smooth student and not the network: an image that "
+        f"nothing breaks counts too, so only what exceeds the row '{UNBROKEN}' says that the student leads nowhere.",
     )
     return make(pd.DataFrame(shown), about("T9", "audit", "Adaptive audit", profile, numbers, sources, *notes))
 
 
 def _items(numbers: pd.DataFrame) -> list[str]:
-    """Every item once: groups, then the worst case, flags and indicators at the end."""
-    last = ("worst case", "AutoAttack's flags")
+    """Every item once: groups, then the worst case, flags, indicators and what to read them against at the end."""
     items = list(dict.fromkeys(numbers["item"]))
-    found = [i for i in items if i not in last and not i.startswith("indicator")]
+    indicators = [i for i in items if i.startswith("indicator")]
+    last = ["worst case", "AutoAttack's flags", *indicators, *(i for i in items if i == UNBROKEN)]
     order = list(GROUPS)
-    groups = sorted(found, key=lambda item: order.index(item) if item in order else -1)
-    return [*groups, *last, *(i for i in items if i.startswith("indicator"))]
+    found = (i for i in items if i not in last)
+    return [*sorted(found, key=lambda item: order.index(item) if item in order else -1), *last]
 
 
 def _audit_text(cell) -> str:

@@ -134,6 +134,16 @@ def test_a_constant_map_is_black_not_an_error():
     assert not maps.attention(np.full((4, 4), 0.7), (8, 8)).any()
 
 
+def test_an_overlay_is_the_image_in_grey_under_its_map():
+    grey = np.array([[0, 255], [255, 0]], dtype=np.uint8)
+    shown = maps.overlay(np.stack([grey] * 3), np.array([[0.0, 0.0], [1.0, 1.0]]))
+    assert shown.shape == (maps.SMOOTH, maps.SMOOTH, 3) and shown.dtype == np.uint8
+    low, high = np.array([0.001462, 0.000466, 0.013866]), np.array([0.988362, 0.998364, 0.644924])  # inferno's ends
+    for corner, value, heat in ((shown[0, 0], 0, low), (shown[0, -1], 255, low), (shown[-1, 0], 255, high)):
+        assert np.abs(corner - (0.28 * value + 0.72 * 255 * heat)).max() <= 0.5
+    assert maps.overlay(np.zeros((3, 32, 32), np.uint8), np.ones((4, 4))).shape == (32, 32, 3)  # large ones as they are
+
+
 def test_maps_show_right_and_wrong_answers(recorded):
     shown = texts(plots.attention_maps(PROFILE))
     assert "right: 0" in shown and "wrong: 2" in shown

@@ -61,7 +61,8 @@ def test_known_parameter_counts_stand_beside_full_size_only(root):
 
 def audit_record(**changes):
     groups = {"autoattack": {"n": 100, "correct": 60}, "mask": {"n": 100, "correct": 55}}
-    record = {"n": 100, "groups": groups, "authors_protocol": 70, "worst_case": 50, "not_applicable": {}}
+    counts = {"clean": 80, "authors_protocol": 70, "worst_case": 50}
+    record = {"n": 100, "groups": groups, "not_applicable": {}} | counts
     flags = {"zero_gradient": True, "dynamic": False}
     return record | {"indicators": {"silent_success": 0.25}, "flags": flags} | changes
 
@@ -78,6 +79,8 @@ def test_audit_shows_groups_worst_case_flags_and_indicators(records):
     assert rows.loc["authors' protocol", "AT, last"].startswith("70.0")
     assert rows.loc["AutoAttack's flags", "AT, last"] == "zero_gradient"
     assert rows.loc["indicator: silent success", "AT + FSR, last"] == "0.25"
+    assert rows.loc["share that no attack breaks", "AT, last"] == "0.62"  # 50 of the 80 that are right when clean
+    assert rows.index[-1] == "share that no attack breaks"
 
 
 def test_a_single_attack_left_out_does_not_hide_its_group(records):

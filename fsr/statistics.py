@@ -32,12 +32,17 @@ class Equivalence(NamedTuple):
     equivalent: bool
 
 
-def wilson(correct: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Interval (low, high) of a binomial fraction, inside [0, 1] also at 0 and n (Wilson 1927; as in scipy)."""
+def wilson(correct: float, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Interval (low, high) of a binomial fraction, inside [0, 1] also at 0 and n (Wilson 1927).
+
+    correct: a count in [0, n]; a mean of counts over seeds may be broken.
+    """
     if n <= 0 or not 0 <= correct <= n:
         raise ValueError(f"{correct} of {n} is no count of outcomes")
-    found = stats.binomtest(int(correct), int(n)).proportion_ci(confidence_level=level, method="wilson")
-    return float(found.low), float(found.high)
+    share, z = correct / n, float(stats.norm.ppf((1 + level) / 2))
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return (0.0 if correct == 0 else max(0.0, centre - half)), (1.0 if correct == n else min(1.0, centre + half))
 
 
 def _pair(a: ArrayLike, b: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

@@ -39,11 +39,11 @@ def test_every_row_is_in_its_set_and_its_twin_differs_only_by_the_module(profile
                     assert experiments.rows.replace(run, module=None) == plain
 
 
-def test_demo_is_the_architectures_plan_of_38_trainings():
+def test_demo_is_the_architectures_plan_and_both_controls_with_every_seed():
     runs = SETS["demo"]["all"]
-    assert len(runs) == 38
+    assert len(runs) == 42
     expected = {"at": 5, "natural": 1, "trades": 1, "trades+fsr": 1, "mart": 1, "mart+fsr": 1, "at+fd": 1, "at+cas": 1,
-                "at+cifs": 1, "at+separation": 1, "at+residual": 1, "at+aux": 1, "at+fsr": 22}  # fmt: skip
+                "at+cifs": 1, "at+separation": 1, "at+residual": 3, "at+aux": 3, "at+fsr": 22}  # fmt: skip
     assert Counter(run.label for run in runs) == expected
     assert {run.eps for run in runs} == {0.15} and {run.epochs for run in runs} == {15}
     assert {run.precision for run in runs} == {"float32"} and {run.holdout for run in runs} == {100}

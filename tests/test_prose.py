@@ -1,10 +1,11 @@
 """Sentences state the records' numbers, and say so where there are none."""
 
+import numpy as np
 import pytest
 from synthetic_records import made_up_root, write_all
 
-from fsr import experiments, prose, tables
-from fsr.prose.robustness import NOTHING
+from fsr import experiments, prose, store, tables
+from fsr.prose.robustness import NOTHING, PUZZLE
 from fsr.prose.text import difference, points
 
 PROFILE = "ci"
@@ -46,7 +47,81 @@ def test_a_difference_is_better_worse_or_not_shown():
     assert "better on these images" in difference(cell) and "one seed" in difference(cell)
     assert "worse" in difference({**cell, "value": -0.02, "low": -0.03, "high": -0.01})
     assert "no difference shown" in difference({**cell, "low": -0.01})
-    assert "2 seeds, from +1.0 to +3.0" in difference({**cell, "per_seed": [0.03, 0.01]})
+    two = difference({**cell, "per_seed": [0.03, 0.01]})
+    assert "2 seeds, from +1.0 to +3.0, over seeds [−10.7, +14.7]" in two  # 2 ± 12.706 * sqrt(2) / sqrt(2)
+    assert two.endswith("better on these images, but no more than seeds differ")
+    assert difference({**cell, "per_seed": [0.0201, 0.0199]}).endswith("better on these images")
+
+
+def columns(run, profile, kind, right):
+    """Outcomes of every column of this kind: the first images right, or those that `right` says for the column."""
+    store.save_config(run)
+    for name, evaluation in experiments.columns(profile, kind).items():
+        count = right(name) if callable(right) else right
+        if evaluation.attack != "ensemble" and count is not None:
+            images = np.arange(evaluation.images or 500)
+            store.save_eval(run, evaluation, images, images < count if np.isscalar(count) else np.isin(images, count))
+
+
+def test_autoattack_and_ensemble_are_compared_on_the_same_images(root):
+    """All 500 images say +4 points, the 100 that AutoAttack saw 0: no disagreement of attacks."""
+    plain, both = experiments.main_pair("demo")
+    columns(plain, "demo", "whitebox", lambda name: 60 if name == "autoattack" else 400)
+    columns(both, "demo", "whitebox", lambda name: 55 if name == "autoattack" else 420)
+    said = prose.whitebox("demo")
+    assert "Ensemble **+4.0 points**" in said and "AutoAttack **−5.0 points**" in said
+    assert "On AutoAttack's 100 images Ensemble says +0.0 points." in said and PUZZLE not in said
+
+
+def test_attacks_that_really_disagree_are_said_to(root):
+    plain, both = experiments.main_pair("demo")
+    columns(plain, "demo", "whitebox", lambda name: 60 if name == "autoattack" else 70)
+    columns(both, "demo", "whitebox", lambda name: 40 if name == "autoattack" else 90)
+    assert PUZZLE in prose.whitebox("demo")
+
+
+def test_a_network_that_stands_in_every_sweep_counts_once(root):
+    """The default is a row of each sweep of T5 and of T6: alone it is no spread."""
+    run = experiments.main_pair("demo")[1]
+    columns(run, "demo", "settings", 400)
+    assert prose.settings("demo") == NOTHING
+    other = next(row for row in experiments.ROWS["demo"]["settings"] if row.name == "tau = 0.5").runs[0]
+    columns(other, "demo", "settings", 410)
+    assert prose.settings("demo").startswith("Over 2 settings and places Ensemble lies between 80.0 % (")
+
+
+def test_black_box_breaks_are_counted_among_the_survivors(root):
+    run = experiments.main_pair("demo")[0]
+    columns(run, "demo", "whitebox", 80)
+    columns(run, "demo", "blackbox", lambda name: 78 if name == "square" else 80)
+    assert "Square breaks 2 of 80 images that survive Ensemble." in prose.blackbox("demo")
+
+
+def test_streams_that_the_head_cannot_tell_apart_are_named(root):
+    run = experiments.main_pair("demo")[1]
+    planned = next(
+        a for a in experiments.analyses("demo", "all", run) if a.kind == "streams" and a.checkpoint == "last"
+    )
+    store.save_config(run)
+    right = {"robust": 100, "nonrobust": 120, "recalibrated": 110}
+    rows = [{"stream": s, "probe": "aux", "attack": "pgd20", "n": 500, "correct": c} for s, c in right.items()]
+    store.save_analysis(run, planned, {"rows": rows, "rows_clean": []})
+    said = prose.streams("demo")
+    assert "one seed, last epoch" in said and "at this budget nothing is separated" in said
+
+
+def test_the_audits_losses_are_compared_image_by_image(root):
+    """AT loses nothing between protocol and worst case, FSR six images: p = 2 / 2**6."""
+    for run, lost in zip(experiments.main_pair("demo"), (0, 6)):
+        planned = next(a for a in experiments.analyses("demo", "all", run) if a.kind == "audit")
+        store.save_config(run)
+        protocol = np.arange(100) < 80
+        arrays = {"authors_protocol": protocol, "worst_case": protocol & (np.arange(100) >= lost)}
+        counts = {"n": 100, "clean": 90, "groups": {}, "authors_protocol": 80, "worst_case": 80 - lost}
+        store.save_analysis(run, planned, counts, **arrays)
+    said = prose.audit("demo")
+    assert "Seed 0, last weights, quick budget" in said and "(6 of 100 images)" in said
+    assert "6 images with FSR, 0 without (p = 0.03, McNemar): more than chance" in said
 
 
 def test_progress_counts_records(root):

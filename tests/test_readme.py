@@ -31,7 +31,8 @@ def record(run, right, images, strong):
     """The first images are right under each of the five columns and AutoAttack."""
     store.save_config(run)
     for attack, n in (*((name, images) for name in store.ENSEMBLE), ("autoattack", strong)):
-        store.save_eval(run, Evaluation(attack=attack, images=n), np.arange(n), np.arange(n) < right)
+        seen = np.arange(n or 500)  # demo's columns are on all 500
+        store.save_eval(run, Evaluation(attack=attack, images=n), seen, seen < right)
 
 
 def test_a_larger_profile_is_shown_once_its_pair_is_recorded_and_never_half(root):
@@ -41,9 +42,28 @@ def test_a_larger_profile_is_shown_once_its_pair_is_recorded_and_never_half(root
     assert block() == results("demo")
     record(both, 940, 2000, 500)
     text = block()
-    assert text.startswith("## Results (`mini`)") and text.endswith(results("demo")) and "| AT | 45.0 [" in text
+    assert text.startswith("## Results (`mini`)") and text.endswith(results("demo")) and "| AT | 1 | 45.0 [" in text
     assert "1 of 3 seeds so far" in text and "10 epochs: far from the paper's setting" in text
     assert "| auxiliary heads only |" not in text.split("## Results (`demo`)")[0]
+    assert "AutoAttack (n = 500)" in text and "over seeds" not in text.split("## Results (`demo`)")[0]
+    assert "On AutoAttack's images Ensemble leaves: AT 100.0 %, AT + FSR 100.0 %." in text
+
+
+def test_rows_with_fewer_seeds_are_compared_on_the_same_ones(root):
+    """AT + FSR has 80, 70 and 60 % on three seeds, the control 75 % on the first: five points behind, not ahead."""
+    full = next(row for row in experiments.ROWS["demo"]["components"] if row.name == "AT + FSR").runs
+    for run, right in zip(full, (400, 350, 300)):
+        record(run, right, None, 100)
+        record(replace(run, module=None), right - 10 * run.seed, None, 100)
+    control = next(row for row in experiments.ROWS["demo"]["components"] if row.name == "auxiliary heads only").runs[0]
+    record(control, 375, None, 100)
+    rows = {line.split(" | ")[0]: line for line in results("demo").splitlines() if line.startswith("| ")}
+    minus = "−"
+    assert rows["| auxiliary heads only"].split(" | ")[1] == "1" and f"| {minus}5.0 [" in rows["| auxiliary heads only"]
+    assert rows["| AT + FSR"].split(" | ")[1] == "3" and "70.0 [" in rows["| AT + FSR"]
+    half = 100 * 4.3027 * 0.02 / 3**0.5  # gains of 0, 2 and 4 points; Student's t, two degrees of freedom
+    ends = f"[{2 - half:+.1f}, {2 + half:+.1f}]".replace("-", minus)
+    assert rows["| AT + FSR: gain over AT, interval over seeds"].count(ends) == 3
 
 
 def test_seeds_that_only_one_side_has_are_said(root):

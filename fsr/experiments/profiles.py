@@ -13,7 +13,8 @@ class Profile:
 
     base: plain AT on the main backbone, seed 0; place: where FSR sits in it, () for the backbone's own
     place; placements: the other places of T6; seeds: of the pair {AT, AT+FSR}; other_seeds: of every
-    other row of T1, T2 and T4 (T5 and T6 are sweeps with seed 0); others: plain AT on further backbones
+    other row of T1, T2 and T4 (T5 and T6 are sweeps with seed 0); control_seeds: of T4's two trained controls,
+    () for other_seeds; others: plain AT on further backbones
     with FSR's place there; scope: full, pair (only {AT, AT+FSR}) or smoke (one of each kind).
     """
 
@@ -24,6 +25,7 @@ class Profile:
     placements: tuple[tuple[str, ...], ...] = (("layer1",), ("layer2",), ("layer3",), ("layer3", "layer4"))
     seeds: tuple[int, ...] = (0, 1, 2)
     other_seeds: tuple[int, ...] = (0,)
+    control_seeds: tuple[int, ...] = ()
     datasets: tuple[str, ...]
     others: tuple[tuple[Run, tuple[str, ...]], ...] = ()
     scope: str = "full"
@@ -84,6 +86,7 @@ def _demo() -> Profile:
             (for_dataset("digits", backbone="wideresnet34", width=1, blocks=(1, 1, 1), **other), ("block3",)),
         ),
         autoattack_images=100,
+        control_seeds=(0, 1, 2),
         autoattack_components=False,
         query_images=100,
         audit_images=100,

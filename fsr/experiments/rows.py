@@ -108,7 +108,13 @@ def components(profile: Profile) -> tuple[Row, ...]:
     if profile.scope == "smoke":
         variants = {name: variants[name] for name in ("separation only", CONTROLS[0])}
     trained = [
-        _variant(profile, name, with_fsr(profile.base, profile.place, **fields)) for name, fields in variants.items()
+        _variant(
+            profile,
+            name,
+            with_fsr(profile.base, profile.place, **fields),
+            profile.control_seeds if name in CONTROLS else None,
+        )
+        for name, fields in variants.items()
     ]
     controls = [replace(both, name=text, plain=both.runs, intervention=name) for name, text in INTERVENTIONS.items()]
     return plain, both, *trained, *controls

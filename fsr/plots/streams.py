@@ -11,27 +11,27 @@ CHECKPOINT = "last"
 PROBES = {"aux": ("auxiliary head", style.BLUE, ""), "knn": ("k nearest neighbours", style.ORANGE, "//")}
 
 
-def pooled(records: list[dict]) -> dict[tuple[str, str], tuple[int, int]]:
-    """(stream, probe) -> (correct, n), summed over the runs."""
-    total: dict[tuple[str, str], tuple[int, int]] = {}
+def mean_counts(records: list[dict]) -> dict[tuple[str, str], tuple[float, int]]:
+    """(stream, probe) -> (correct, n) of one seed, the mean over the runs: all see the same images, as in T7."""
+    found: dict[tuple[str, str], list[tuple[int, int]]] = {}
     for record in records:
         for row in record["rows"]:
-            key = (row["stream"], row["probe"])
-            correct, n = total.get(key, (0, 0))
-            total[key] = (correct + row["correct"], n + row["n"])
-    return total
+            found.setdefault((row["stream"], row["probe"]), []).append((row["correct"], row["n"]))
+    shares = {key: sum(correct / n for correct, n in counts) / len(counts) for key, counts in found.items()}
+    least = {key: min(n for _, n in counts) for key, counts in found.items()}
+    return {key: (least[key] * share, least[key]) for key, share in shares.items()}
 
 
 @style.styled
 def stream_bars(profile: str) -> Figure:
-    """F3: bars of T7, with 95 % intervals; all seeds' images pooled, chance level dotted."""
+    """F3: bars of T7, mean over seeds with its 95 % intervals over images, chance level dotted."""
     records = readings.analysed(profile, readings.rows(profile, "streams")[0], "streams", CHECKPOINT)
     fig, axes = style.panels(1, 1, 2.7)
     ax = axes[0][0]
     if not records:
         style.not_run(ax, "streams of AT + FSR")
         return fig
-    total = pooled(records)
+    total = mean_counts(records)
     names = list(words.STREAMS)
     for shift, (probe, (label, colour, hatch)) in zip((-0.2, 0.2), PROBES.items(), strict=True):
         for i, stream in enumerate(names):

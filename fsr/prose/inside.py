@@ -2,13 +2,15 @@
 
 from itertools import pairwise
 
-from fsr import experiments, store, tables
+from fsr import experiments, statistics, store, tables
 from fsr.plots import curves, readings, strength, words
 from fsr.plots.masks import mask_records
-from fsr.plots.streams import CHECKPOINT, pooled
+from fsr.plots.streams import CHECKPOINT, mean_counts
 from fsr.prose.robustness import NOTHING
 from fsr.prose.text import Prose, accuracy_text, budget, missing, number, percent, points
 from fsr.tables.verdict import UNTESTED
+
+REACHES = "not zero, so twenty steps are too few there or gradients are hidden (the audit's unbounded attack decides)"
 
 
 def progress(profile: str, notebook: str) -> Prose:
@@ -32,7 +34,7 @@ def streams(profile: str) -> Prose:
     records = readings.analysed(profile, readings.rows(profile, "streams")[0], "streams", CHECKPOINT)
     if not records:
         return Prose(NOTHING)
-    total, lines = pooled(records), []
+    total, lines = mean_counts(records), []
     for probe, name in (("aux", "the auxiliary head"), ("knn", "nearest neighbours")):
         pair = [(stream, probe) for stream in ("nonrobust", "recalibrated")]
         if all(key in total for key in pair):
@@ -40,7 +42,11 @@ def streams(profile: str) -> Prose:
             step = f"{percent(before)} % in the non-robust stream, {percent(after)} % recalibrated"
             lines.append(f"- by {name}: {step}, {points(after - before)}")
     note = "The head was trained to produce this step, so it is no evidence by itself; the neighbours were not."
-    return Prose.of(f"Under PGD-20, {len(records)} seeds, last epoch:", "\n".join(lines), note, budget(profile))
+    heads = [total[stream, "aux"] for stream in ("robust", "nonrobust") if (stream, "aux") in total]
+    if len(heads) == 2 and heads[0][0] / heads[0][1] <= heads[1][0] / heads[1][1]:
+        note += " It finds no more in the robust stream than in the other: at this budget nothing is separated."
+    seeds = "one seed" if len(records) == 1 else f"{len(records)} seeds"
+    return Prose.of(f"Under PGD-20, {seeds}, last epoch:", "\n".join(lines), note, budget(profile))
 
 
 def masks(profile: str) -> Prose:
@@ -103,7 +109,8 @@ def attack_strength(profile: str) -> Prose:
         if len(far) > 1:
             eps, last = far[-1]
             radius = f"eps {eps:.3g}, {eps / row.runs[0].eps:.3g} times the usual radius"
-            lines.append(f"- {row.name}: {accuracy_text(last)} left at {radius}.")
+            left = f"- {row.name}: {accuracy_text(last)} left at {radius}"
+            lines.append(f"{left}: {REACHES}." if last.value > 0 else f"{left}.")
         if len(steps) > 1:
             rise = max(b.value - a.value for (_, a), (_, b) in pairwise(steps))
             verdict = "never rises" if rise <= 0 else f"rises by at most {points(rise)}"
@@ -122,13 +129,32 @@ def audit(profile: str) -> Prose:
         text = f"- {name}: {percent(protocol)} % under the authors' protocol"
         if "autoattack" in share:
             text += f", {percent(share['autoattack'])} % under AutoAttack"
-        lines.append(
-            f"{text}, **{percent(worst)} %** in the worst case: {points(worst - protocol)} against the protocol."
-        )
+        n = int(part["n"].max())
+        lost = f"against the protocol ({round(n * (protocol - worst))} of {n} images)"
+        lines.append(f"{text}, **{percent(worst)} %** in the worst case: {points(worst - protocol)} {lost}.")
     if not lines:
         return Prose(NOTHING)
+    where = f"Seed {experiments.main_pair(profile)[0].seed}, last weights, {_budgets(numbers)} budget:"
     note = "If the last difference is larger with FSR than without, part of its robustness is an attack that failed."
-    return Prose.of("\n".join(lines), note, budget(profile))
+    return Prose.of(where, "\n".join(lines), " ".join(filter(None, (note, _drops(profile)))), budget(profile))
+
+
+def _budgets(numbers) -> str:
+    return " and ".join(sorted(set(numbers["budget"].dropna())))
+
+
+def _drops(profile: str) -> str | None:
+    """Do the two main networks lose different images between the protocol and the worst case? McNemar's exact test."""
+    losses = []
+    for run in experiments.main_pair(profile):
+        analysis = next((a for a in experiments.analyses(profile, "all", run) if a.kind == "audit"), None)
+        if analysis is None or not store.has_analysis(run, analysis):
+            return None
+        _, arrays = store.load_analysis(run, analysis)
+        losses.append(arrays["authors_protocol"] & ~arrays["worst_case"])
+    p = statistics.mcnemar_exact(*losses)
+    shown = "the two are not told apart" if p > 0.05 else "more than chance"
+    return f"Here: {losses[1].sum()} images with FSR, {losses[0].sum()} without (p = {p:.2f}, McNemar): {shown}."
 
 
 def verdict(profile: str) -> Prose:

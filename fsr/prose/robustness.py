@@ -5,7 +5,7 @@ from fsr.config import Evaluation, Run
 from fsr.errors import MissingRecord
 from fsr.experiments import Row
 from fsr.plots import readings, words
-from fsr.prose.text import Prose, budget, difference, percent
+from fsr.prose.text import Prose, budget, difference, percent, points
 from fsr.tables import cells
 from fsr.tables.frame import Sources
 
@@ -27,17 +27,27 @@ def _strong(profile: str, kind: str) -> dict[str, Evaluation]:
     return {name: columns[name] for name in ("ensemble", experiments.profile_of(profile).autoattack) if name in columns}
 
 
-def _signs_differ(found: dict[str, dict]) -> bool:
-    values = [cell["value"] for cell in found.values()]
-    return len(values) == 2 and values[0] * values[1] < 0
-
-
 def _gains_of(profile: str, kind: str, row: Row, plain: tuple[Run, ...], label: str) -> str | None:
     found = {name: cell for name, e in _strong(profile, kind).items() if (cell := _gain(row, plain, e)) is not None}
     if not found:
         return None
     parts = [f"{words.metric(name)} {difference(cell)}" for name, cell in found.items()]
-    return f"- {label}: " + "; ".join(parts) + "." + (f" {PUZZLE}" if _signs_differ(found) else "")
+    text = f"- {label}: " + "; ".join(parts) + "."
+    return " ".join([text, *_on_the_same_images(profile, kind, row, plain, found)])
+
+
+def _on_the_same_images(profile: str, kind: str, row: Row, plain: tuple[Run, ...], found: dict[str, dict]) -> list[str]:
+    """Ensemble's gain on AutoAttack's images, where those are fewer; and whether the two then really disagree."""
+    if len(found) < 2:
+        return []
+    ensemble, strong = _strong(profile, kind).values()
+    same, judge = cells.gain(row.runs, plain, ensemble, within=strong), list(found.values())[1]
+    if same["value"] is None:
+        return []
+    fewer = same["n"] < found["ensemble"]["n"]
+    told = [f"On AutoAttack's {same['n']:,} images Ensemble says {points(same['value'])}."] if fewer else []
+    sure = any(cell["low"] > 0 or cell["high"] < 0 for cell in (same, judge))
+    return told + ([PUZZLE] if same["value"] * judge["value"] < 0 and sure else [])
 
 
 def whitebox(profile: str) -> Prose:
@@ -75,18 +85,18 @@ def _joint(profile: str, row: Row) -> str | None:
 
 
 def _broken_only(run: Run, evaluation: Evaluation, white: store.Outcome) -> tuple[int, int] | None:
-    """(images that survive the white-box Ensemble and fall to this attack, images that both saw)."""
+    """(images that survive the white-box Ensemble and fall to this attack, survivors that the attack saw)."""
     try:
         black = store.load_eval(run, evaluation)
     except MissingRecord:
         return None
     known = dict(zip(white.index.tolist(), white.correct.tolist(), strict=True))
     seen = [(known[i], c) for i, c in zip(black.index.tolist(), black.correct.tolist(), strict=True) if i in known]
-    return sum(survives and not right for survives, right in seen), len(seen)
+    return sum(survives and not right for survives, right in seen), sum(survives for survives, _ in seen)
 
 
 def _against_white(profile: str, row: Row) -> dict[str, tuple[int, int]]:
-    """Black-box attack to (images only it breaks, images that both saw), for what was run."""
+    """Black-box attack to (images only it breaks, survivors of Ensemble that it saw), for what was run."""
     white = readings.outcome(profile, row.runs[0], "ensemble")
     if white is None:
         return {}
@@ -101,7 +111,7 @@ def blackbox(profile: str) -> Prose:
     if not any(found.values()):
         return Prose(NOTHING)
     lines = [
-        f"- {row}: {words.metric(name)} breaks {only} of {seen} images that Ensemble does not."
+        f"- {row}: {words.metric(name)} breaks {only} of {seen} images that survive Ensemble."
         for row, counts in found.items()
         for name, (only, seen) in counts.items()
         if only
@@ -128,7 +138,8 @@ def components(profile: str) -> Prose:
 def settings(profile: str) -> Prose:
     """T5, T6 and F4 in words: the spread over settings beside the spread over seeds."""
     rows = (*readings.rows(profile, "settings"), *readings.rows(profile, "placement"))
-    found = {row.name: readings.outcome(profile, row.runs[0], "ensemble") for row in rows}
+    first = {row.runs[0]: row.name for row in reversed(rows)}  # the default stands in every sweep: one network
+    found = {name: readings.outcome(profile, run, "ensemble") for run, name in first.items()}
     values = {name: outcome.accuracy for name, outcome in found.items() if outcome is not None}
     if len(values) < 2:
         return Prose(NOTHING)

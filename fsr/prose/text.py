@@ -1,8 +1,8 @@
 """Sentences that state numbers: made from records each time they are shown, never typed."""
 
-from fsr import experiments
+from fsr import experiments, statistics
 from fsr.plots import words
-from fsr.tables.text import MINUS, missing, number, percent
+from fsr.tables.text import MINUS, missing, number, percent, span
 
 __all__ = ["MINUS", "Prose", "accuracy_text", "budget", "difference", "missing", "number", "percent", "points"]
 
@@ -34,7 +34,7 @@ def accuracy_text(cell) -> str:
 
 
 def difference(cell: dict) -> str:
-    """A paired difference with its interval, its seeds, and whether it excludes zero.
+    """A paired difference with its interval over images, that over seeds (Student's t), and what they exclude.
 
     cell: value, low, high as fractions and per_seed, as `tables.cells.gain` gives them.
     """
@@ -45,12 +45,17 @@ def difference(cell: dict) -> str:
     seeds = cell.get("per_seed", [])
     if len(seeds) > 1:
         ends = [number(100 * end, sign=True) for end in (min(seeds), max(seeds))]
-        text += f"; {len(seeds)} seeds, from {ends[0]} to {ends[1]}"
+        found = statistics.seed_summary(seeds)
+        text += f"; {len(seeds)} seeds, from {ends[0]} to {ends[1]}, over seeds "
+        text += span(100 * (found.low or 0.0), 100 * (found.high or 0.0), sign=True)
+        beyond = (found.low or 0.0) > 0 or (found.high or 0.0) < 0
     else:
         text += "; one seed"
-    if low > 0:
-        return f"{text}), better on these images"
-    return f"{text}), worse on these images" if high < 0 else f"{text}), no difference shown"
+        beyond = True
+    if low <= 0 <= high:
+        return f"{text}), no difference shown"
+    text += "), better on these images" if low > 0 else "), worse on these images"
+    return text if beyond else f"{text}, but no more than seeds differ"
 
 
 def budget(profile: str) -> str:

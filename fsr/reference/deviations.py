@@ -74,7 +74,7 @@ _MODEL = (
         "Masks, losses and places of T4 to T6, peers of T2",
         "not in the released code",
         "written here from the descriptions of their authors",
-        "needed for the tables; the settings are listed in the README",
+        "needed for the tables; their settings are in fsr/experiments/rows.py and in T4 to T6",
         "they have no counterpart",
     ),
 )

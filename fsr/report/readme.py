@@ -10,6 +10,9 @@ from fsr.errors import MissingRecord, UsageError
 from fsr.files import write_bytes
 from fsr.prose.text import budget
 from fsr.report.speed import speed
+from fsr.tables import cells
+from fsr.tables.frame import Sources
+from fsr.tables.text import NOT_RUN, missing, number, span
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 ROWS = (
@@ -20,17 +23,22 @@ LARGER = ("headline", "mini")  # shown once they have results, the most telling 
 # Shown while no larger run on CIFAR-10 is recorded: AT and AT+FSR on 10,000 of its training images for four epochs.
 PART = for_dataset("cifar10", width=16, epochs=4, train_size=10_000)
 FIGURES = {"What FSR adds": "F7-gains", "Training curves": "F5-training-curves"}
+AGAINST = "Ensemble, minus AT + FSR on the same seeds"
 COLUMNS = {"clean": "no attack", "pgd20": "PGD-20", "ensemble": "Ensemble", "autoattack": "AutoAttack"}
 
 
+def _text(cell: dict, gain: bool) -> str:
+    """Percent and its 95 % interval: value, low and high are fractions, value None or NaN where it was not run."""
+    if missing(cell["value"]):
+        return NOT_RUN
+    value, low, high = (100 * float(cell[name]) for name in ("value", "low", "high"))
+    return f"{number(value, sign=gain)} {span(low, high, sign=gain)}"
+
+
 def _cell(found: pd.DataFrame, gain: bool) -> str:
-    """Percent and its 95 % interval of the one row that is there; not run otherwise."""
+    """The one row that has a value; not run otherwise."""
     found = found[found["value"].notna()]
-    if not len(found):
-        return "not run"
-    value, low, high = (100 * float(found.iloc[0][name]) for name in ("value", "low", "high"))
-    sign = "+" if gain else ""
-    return f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]".replace("-", "−")
+    return _text(found.iloc[0], gain) if len(found) else NOT_RUN
 
 
 def _about(frame: pd.DataFrame) -> str:
@@ -38,7 +46,7 @@ def _about(frame: pd.DataFrame) -> str:
     rows = [frame[(frame["row"] == name) & (frame["metric"] == "clean")] for name in ROWS[:3]]
     plain, both, paired = (int(row.iloc[0]["seeds"]) if len(row) else 0 for row in rows)
     planned = int(rows[2].iloc[0]["planned"]) if len(rows[2]) else 0
-    seeds = "mean over the seeds that T1 names" if paired == planned else f"{paired} of {planned} seeds so far"
+    seeds = "mean over a row's seeds" if paired == planned else f"{paired} of {planned} seeds so far"
     if not plain == both == paired:
         seeds = f"of {planned} planned seeds AT has {plain} so far, AT + FSR {both}; gains are on those that both have"
     return f"Percent, 95 % interval over test images (Wilson; gains: paired bootstrap), {seeds}."
@@ -50,19 +58,76 @@ def _audit(profile: str) -> str:
     return f"The adaptive audit has not been run on it yet. {budget(profile)}"
 
 
+def _against_full(profile: str) -> dict[str, str]:
+    """T4's rows minus AT + FSR under Ensemble on the same seeds: rows have unequal numbers of them."""
+    rows = [row for row in experiments.ROWS[profile]["components"] if row.name in ROWS]
+    full = next(row for row in rows if row.name == ROWS[1])
+    wanted, found = experiments.columns(profile, "components")["ensemble"], {}
+    for row in rows:
+        cell = cells.gain(row.runs, full.runs, cells.at(wanted, "last", row.intervention), wanted)
+        found[row.name] = _text(cell, True)
+    return found | {ROWS[1]: "", ROWS[2]: ""}
+
+
+def _over_seeds(profile: str) -> list[str]:
+    """The gain's Student's t interval over seeds, column by column, as a row; none while there is one seed."""
+    row = next(row for row in experiments.ROWS[profile]["whitebox"] if row.name == ROWS[1])
+    known, texts = experiments.columns(profile, "whitebox"), []
+    for metric in COLUMNS:
+        wanted = known.get(experiments.profile_of(profile).autoattack if metric == "autoattack" else metric)
+        found = cells.gain(row.runs, row.plain, wanted).get("per_seed", []) if wanted else []
+        low, high = statistics.seed_summary(found)[2:4] if found else (None, None)
+        texts.append("" if low is None or high is None else span(100 * low, 100 * high, sign=True))
+    return [f"| {ROWS[2]}, interval over seeds | | {' | '.join(texts)} | |"] if any(texts) else []
+
+
+def _heads(frame: pd.DataFrame) -> list[str]:
+    """Column titles; one that saw fewer images says how many."""
+    shown = frame[(frame["row"] == ROWS[0]) & frame["n"].notna()].drop_duplicates("metric", keep="last")
+    images = shown.set_index("metric")["n"]
+    return [
+        f"{title} (n = {images[name]:,.0f})" if name in images and images[name] < images.max() else title
+        for name, title in COLUMNS.items()
+    ]
+
+
+def _same_images(profile: str) -> str | None:
+    """Ensemble on AutoAttack's images, where those are fewer: only these two can be compared."""
+    columns, shares = experiments.columns(profile, "whitebox"), []
+    rows = {row.name: row for row in reversed(experiments.ROWS[profile]["whitebox"])}  # the main network's come first
+    strong = columns[experiments.profile_of(profile).autoattack]
+    for name in ROWS[:2]:
+        found = [o for run in rows[name].runs if (o := cells.shared(run, columns["ensemble"], strong)) is not None]
+        if not found or len(found[0]) == cells.accuracy(rows[name].runs, columns["ensemble"], Sources())["n"]:
+            return None
+        shares.append(f"{name} {number(100 * sum(float(o.mean()) for o in found) / len(found))} %")
+    return f"On AutoAttack's images Ensemble leaves: {', '.join(shares)}."
+
+
+def _table(profile: str, frame: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """Markdown lines, a row per row of ROWS that was run, and the names of those that were not."""
+    heads = ["last weights", "seeds", *_heads(frame), AGAINST]
+    lines, against, left_out = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"], _against_full(profile), []
+    for row in ROWS:
+        here = frame[frame["row"] == row].drop_duplicates("metric", keep="last")
+        texts = [_cell(here[here["metric"] == metric], "gain" in row) for metric in COLUMNS]
+        if row not in ROWS[:3] and set(texts) == {NOT_RUN}:
+            left_out.append(row)
+            continue
+        seeds = "0" if here["seeds"].isna().all() else f"{here['seeds'].max():.0f}"
+        lines.append(f"| {row} | {seeds} | {' | '.join(texts)} | {against.get(row, '')} |")
+        lines += _over_seeds(profile) if row == ROWS[2] else []
+    return lines, left_out
+
+
 def results(profile: str) -> str:
     """A short table of T4's and T1's `last` rows on the main network, and what the audit says, as markdown."""
     frame = pd.concat([tables.components(profile).numbers, tables.whitebox(profile).numbers])
     frame = frame[(frame["checkpoint"] == "last") & (frame["kind"].isin(["ours", "gain"]))]
     frame = frame[frame["network"] == frame["network"].iloc[0]]
-    lines = ["| last weights | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
-    for row in ROWS:
-        here = frame[frame["row"] == row].drop_duplicates("metric", keep="last")
-        cells = [_cell(here[here["metric"] == metric], "gain" in row) for metric in COLUMNS]
-        if row in ROWS[:3] or set(cells) != {"not run"}:
-            lines.append(f"| {row} | " + " | ".join(cells) + " |")
-    missing = [row for row in ROWS if not any(line.startswith(f"| {row} |") for line in lines)]
-    notes = [_about(frame), *([f"Not run yet: {'; '.join(missing)}."] if missing else []), _audit(profile)]
+    lines, left_out = _table(profile, frame)
+    gap = f"Not run yet: {'; '.join(left_out)}." if left_out else None
+    notes = [note for note in (_about(frame), _same_images(profile), gap, _audit(profile)) if note]
     where = f"Every table and figure: [the report](results/report/{profile}.html), [tables](results/tables/{profile}), "
     where += f"[figures](figures/{profile})"
     where += f", [executed notebooks](results/notebooks/{profile})." if profile == "demo" else "."
@@ -70,8 +135,8 @@ def results(profile: str) -> str:
     return "\n".join([f"## Results (`{profile}`)", "", *lines, "", *notes, "", where, "", "\n\n".join(figures)])
 
 
-def _line(row: str, cells: dict[str, dict], gain: bool = False) -> str:
-    return f"| {row} | " + " | ".join(_cell(pd.DataFrame([cells[name]]), gain) for name in COLUMNS) + " |"
+def _line(row: str, found: dict[str, dict], gain: bool = False) -> str:
+    return f"| {row} | " + " | ".join(_text(found[name], gain) for name in COLUMNS) + " |"
 
 
 def _accuracy(correct) -> dict:

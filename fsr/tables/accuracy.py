@@ -14,8 +14,8 @@ from fsr.tables.wide import wide
 
 KEYS = ["dataset", "backbone", "network", "checkpoint", "row", "kind", "source"]
 COLUMNS = [
-    *KEYS, "metric", "value", "low", "high", "sd", "n", "seeds", "planned", "p", "flags", "axis", "setting",
-    "full_size", "status",
+    *KEYS, "metric", "value", "low", "high", "sd", "n", "seeds", "planned", "first_seed", "p_first_seed",
+    "flags", "axis", "setting", "full_size", "status",
 ]  # fmt: skip
 TITLES = {
     "T1": ("whitebox", "White-box robustness"),
@@ -27,7 +27,8 @@ TITLES = {
 }
 NOTE = (
     "Percent; in brackets the 95 % interval over images (Wilson; gains: paired bootstrap), ± the standard deviation "
-    "over seeds. Bold: best of our rows for the same weights. Authors' protocol except AutoAttack."
+    "over seeds. Bold: best of our rows for the same weights, by their first seed where they have unequal numbers of "
+    "seeds, without rows that AutoAttack flags. Authors' protocol except AutoAttack."
 )
 
 
@@ -49,20 +50,23 @@ def _ours(profile: str, kind: str, sources: Sources) -> list[dict]:
             }  # fmt: skip
             for metric, evaluation in experiments.columns(profile, kind).items():
                 here = cells.at(evaluation, checkpoint, row.intervention)
-                cell = cells.accuracy(row.runs, here, sources) | _status(metric, run)
+                cell = _told(cells.accuracy(row.runs, here, sources), metric, run)
                 records.append({**keys, "row": row.name, "kind": "ours", "metric": metric, **cell})
             for metric, evaluation in experiments.columns(profile, kind).items() if row.plain else ():
                 here = cells.at(evaluation, checkpoint, row.intervention)
-                cell = cells.gain(row.runs, row.plain, here, cells.at(evaluation, checkpoint)) | _status(metric)
+                plain = cells.at(evaluation, checkpoint)
+                cell = _told(cells.gain(row.runs, row.plain, here, plain, sources=sources), metric)
                 name = f"{row.name}: gain over {names.method(row.plain[0].label)}"
                 records.append({**keys, "row": name, "kind": "gain", "metric": metric, **cell})
     return records
 
 
-def _status(metric: str, run: Run | None = None) -> dict[str, str]:
-    """What an empty cell means: only CAS and CIFS have a joint loss, and no gain is taken under it."""
+def _told(cell: dict, metric: str, run: Run | None = None) -> dict:
+    """An empty cell with what that means: only CAS and CIFS have a joint loss, and no gain is taken under it."""
+    if cell["value"] is not None:
+        return cell
     joint = run is not None and run.peer is not None and run.peer.name in ("cas", "cifs")
-    return {"status": "not applicable" if metric == "pgd20-joint" and not joint else NOT_RUN}
+    return cell | {"status": "not applicable" if metric == "pgd20-joint" and not joint else NOT_RUN}
 
 
 def _known(table: str, ours: list[dict]) -> list[dict]:
@@ -110,7 +114,7 @@ def _paper(table: str, ours: list[dict]) -> list[dict]:
         records.append(base | {"kind": "paper", "row": f"{cell.row}: paper", "value": cell.value / 100})
         same = mine["full_size"] and mine["value"] is not None
         difference = mine["value"] - cell.value / 100 if same else None
-        status = NOT_RUN if mine["full_size"] else "not comparable"
+        status = None if same else NOT_RUN if mine["full_size"] else "not comparable"
         name = f"{cell.row}: ours minus paper"
         records.append(base | {"kind": "difference", "row": name, "value": difference, "status": status})
     return records
@@ -124,7 +128,7 @@ def long(name: str, profile: str, sources: Sources) -> pd.DataFrame:
     experiments.profile_of(profile)
     ours = _ours(profile, TITLES[name][0], sources)
     frame = pd.DataFrame([*ours, *_paper(name, ours), *_known(name, ours)], columns=COLUMNS)
-    numbers = ["value", "low", "high", "sd", "n", "seeds", "planned", "p"]
+    numbers = ["value", "low", "high", "sd", "n", "seeds", "planned", "first_seed", "p_first_seed"]
     frame[numbers] = frame[numbers].astype(float)
     return frame
 
@@ -135,7 +139,7 @@ def table(name: str, profile: str) -> Table:
     frame = long(name, profile, sources)
     shown, bold = wide(frame)
     kind, title = TITLES[name]
-    notes = (NOTE, *_extra_notes(frame, name))
+    notes = (NOTE, *_extra_notes(frame, name, profile))
     about = About(
         id=name, slug=kind, title=title, profile=profile, numbers=frame, bold=bold, notes=notes,
         runs=tuple(sorted(sources.runs)), commits=tuple(sorted(sources.commits)),
@@ -143,8 +147,14 @@ def table(name: str, profile: str) -> Table:
     return make(shown, about)
 
 
-def _extra_notes(frame: pd.DataFrame, name: str) -> list[str]:
+def _extra_notes(frame: pd.DataFrame, name: str, profile: str) -> list[str]:
     notes = []
+    if experiments.profile_of(profile).base.precision == "bf16":
+        notes.append("Attacks are crafted on a bf16 copy and judged in float32; the audit (T9) crafts in float32.")
+    if (frame["kind"] == "gain").sum() > 20:
+        notes.append("Many gains stand here: of twenty without any effect one interval leaves out zero on average.")
+    if name == "T4":
+        notes.append("m = 1 and R = 0 at test are one network computed in two ways, f̃ = f: equal rows are a check.")
     if frame["kind"].isin(["rerun", "anchor"]).any():
         notes.append("Rows that name a source are what others report, at full size and their own budget.")
     if name in ("T1", "T2") and not frame["full_size"].all():

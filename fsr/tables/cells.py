@@ -40,6 +40,8 @@ def _ensemble(run: Run, evaluation: Evaluation) -> store.Outcome | None:
 def accuracy(runs: tuple[Run, ...], evaluation: Evaluation, sources: Sources) -> dict:
     """Mean over seeds as a fraction, n images, seeds, standard deviation over seeds and a 95 % Wilson interval.
 
+    first_seed is the first seed's own accuracy, to compare rows that have unequal numbers of seeds.
+
     The interval is of the images: for several seeds, Wilson's at the mean accuracy and the n of one seed, since all
     seeds see the same images. The value is None when no seed was run.
     """
@@ -51,29 +53,42 @@ def accuracy(runs: tuple[Run, ...], evaluation: Evaluation, sources: Sources) ->
         return cell | {"value": None}
     values = [o.accuracy for o in found]
     n = min(len(o.correct) for o in found)
-    low, high = statistics.wilson(round(float(np.mean(values)) * n), n)
+    mean = float(np.mean(values))
+    low, high = statistics.wilson(min(mean * n, n), n)
     sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
     flags = [o.record["flags"] for o in found if o.record.get("flags") is not None]
     return cell | {
-        "value": float(np.mean(values)), "low": low, "high": high, "n": n, "sd": sd, "flags": flag_text(flags),
+        "value": mean, "low": low, "high": high, "n": n, "sd": sd, "flags": flag_text(flags),
+        "first_seed": values[0] if len(found) == len(runs) else None,
     }  # fmt: skip
 
 
 def gain(
-    runs: tuple[Run, ...], plain: tuple[Run, ...], evaluation: Evaluation, plain_evaluation: Evaluation | None = None
+    runs: tuple[Run, ...],
+    plain: tuple[Run, ...],
+    evaluation: Evaluation,
+    plain_evaluation: Evaluation | None = None,
+    *,
+    sources: Sources | None = None,
+    within: Evaluation | None = None,
 ) -> dict:
     """Accuracy of `runs` minus `plain` as a fraction, on the same images and seeds.
 
-    The interval is a paired bootstrap over images of the difference averaged over seeds; p is McNemar's exact test
-    of the first seed (one network against one network); per_seed holds each seed's difference.
+    The interval is a paired bootstrap over images of the difference averaged over seeds; p_first_seed is McNemar's
+    exact test of one network against one network; per_seed holds each seed's difference. within: only on images that
+    this evaluation of `runs` has too.
     """
     pairs = []
     for run in runs:
         other = next((p for p in plain if p.seed == run.seed), None)
         after = outcome(run, evaluation)
         before = outcome(other, plain_evaluation or evaluation) if other else None
-        if after is not None and before is not None:
-            pairs.append(_common(after, before))
+        other_images = outcome(run, within) if within else after
+        if after is not None and before is not None and other_images is not None:
+            pairs.append(_common(after, before, other_images.index))
+            if sources is not None:
+                sources.add(after.record)
+                sources.add(before.record)
     cell: dict = {"planned": len(runs), "seeds": len(pairs)}
     if not pairs:
         return cell | {"value": None}
@@ -83,13 +98,20 @@ def gain(
     sd = float(np.std(per_seed, ddof=1)) if len(per_seed) > 1 else None
     return cell | {
         "value": float(np.mean(per_seed)), "low": low, "high": high, "n": len(mean_after), "sd": sd,
-        "p": statistics.mcnemar_exact(*pairs[0]), "per_seed": per_seed,
+        "p_first_seed": statistics.mcnemar_exact(*pairs[0]), "per_seed": per_seed,
     }  # fmt: skip
 
 
-def _common(a: store.Outcome, b: store.Outcome) -> tuple[np.ndarray, np.ndarray]:
-    _, i, j = np.intersect1d(a.index, b.index, return_indices=True)
-    return a.correct[i], b.correct[j]
+def shared(run: Run, evaluation: Evaluation, within: Evaluation) -> np.ndarray | None:
+    """Outcomes of one evaluation, (n,) bool, on the images that the other has too; None while one was not run."""
+    found, other = outcome(run, evaluation), outcome(run, within)
+    return None if found is None or other is None else found.correct[np.isin(found.index, other.index)]
+
+
+def _common(a: store.Outcome, b: store.Outcome, within: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    index, i, j = np.intersect1d(a.index, b.index, return_indices=True)
+    kept = np.isin(index, within)
+    return a.correct[i][kept], b.correct[j][kept]
 
 
 def flag_text(flags: list[dict]) -> str | None:

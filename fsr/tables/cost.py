@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from fsr import experiments, reference
+from fsr import experiments, reference, store
 from fsr.tables import names, typed
 from fsr.tables.frame import Sources, Table, make
 from fsr.tables.inside import about, planned, record_of
@@ -11,6 +11,7 @@ from fsr.tables.text import NOT_RUN, missing, number, quantity
 COST = ("params", "macs", "train_seconds_per_epoch", "latency_ms", "peak_memory_mb")
 UNITS = dict(zip(COST, ("count", "count", "seconds", "milliseconds", "megabytes")))
 HEAD = ("parameters", "MACs", "seconds per epoch", "latency, ms", "peak memory, MiB")
+PAIRED = "latency_ms_without"  # of FSR's record: its network without FSR, timed in turns with it
 DIGITS = (0, 0, 2, 3, 1)
 
 
@@ -21,17 +22,22 @@ def cost_numbers(profile: str, sources: Sources) -> pd.DataFrame:
         run = row.runs[0]
         for analysis in planned(profile, run, "cost")[:1]:
             found = record_of(run, analysis, sources) or {}
-            latency = found.get("latency_ms")
-            if isinstance(latency, dict):
-                latency = latency[max(latency, key=int)]
+            if found and store.is_trained(run):
+                sources.add(store.environment(run))  # the seconds per epoch are the training's
             records.append({
                 "dataset": run.dataset, "backbone": run.backbone, "network": names.network(run), "row": row.name,
                 "fsr": run.fsr is not None, "full_size": run.width is None and run.blocks is None,
-                **{name: found.get(name) for name in COST}, "latency_ms": latency,
+                **{name: found.get(name) for name in COST},
+                **{name: _largest(found.get(name)) for name in ("latency_ms", PAIRED)},
             })  # fmt: skip
     frame = pd.DataFrame(records)
-    frame[list(COST)] = frame[list(COST)].astype(float)
+    frame[[*COST, PAIRED]] = frame[[*COST, PAIRED]].astype(float)
     return frame
+
+
+def _largest(latency: dict[str, float] | float | None) -> float | None:
+    """Of the largest batch that was timed."""
+    return latency[max(latency, key=int)] if isinstance(latency, dict) else latency
 
 
 def overhead(profile: str) -> Table:
@@ -43,7 +49,8 @@ def overhead(profile: str) -> Table:
     for (dataset, network), pair in numbers.groupby(["dataset", "network"], sort=False):
         keys = {"data": names.dataset(dataset), "network": network}
         shown += [keys | {"method": r.row} | _costs(r) for r in pair.itertuples()]
-        plain, both = (pair[pair["fsr"] == value].iloc[0] for value in (False, True))
+        plain, both = (pair[pair["fsr"] == value].iloc[0].to_dict() for value in (False, True))
+        plain["latency_ms"] = both[PAIRED]  # two processes' clocks differ by more than FSR costs
         shown.append(keys | {"method": "added by FSR"} | {k: _added(plain[n], both[n]) for k, n in zip(HEAD, COST)})
         if pair["full_size"].all():
             stated = _stated(pair["backbone"].iloc[0])
@@ -51,7 +58,9 @@ def overhead(profile: str) -> Table:
         shown += [keys | row for row in _typed(pair)]
     notes = (
         "Parameters include the auxiliary head; MACs, latency and memory are of the device and batches in the records. "
-        "Seconds per epoch are the median over a training, latency the median of eager passes in eval mode.",
+        "Seconds per epoch are the median over a training, each its own: read their difference as rough. Latency is "
+        "the median of eager passes in eval mode; what is added is FSR's network timed in turns with itself without "
+        "FSR, in one process.",
         "WRN's dead `sub_block1` is not counted.",
     )
     return make(pd.DataFrame(shown), about("T8", "overhead", "Overhead", profile, numbers, sources, *notes))

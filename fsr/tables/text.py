@@ -14,7 +14,8 @@ def missing(value) -> bool:
 
 
 def number(value: float, *, digits: int = 1, sign: bool = False) -> str:
-    """Fixed digits, never -0.0: 1.5, −0.3, with sign also +0.2."""
+    """Fixed digits, never -0.0, half away from zero: 1.5, −0.3, with sign also +0.2."""
+    value += math.copysign(1e-9, value)  # a tie, 5.45, is stored a little below or above itself
     if float(f"{value:.{digits}f}") == 0:
         value = 0.0
     return (f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}").replace("-", MINUS)

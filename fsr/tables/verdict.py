@@ -9,7 +9,9 @@ from fsr.tables.frame import Sources, Table, make
 from fsr.tables.inside import about
 from fsr.tables.measure import RULES, Measured
 from fsr.tables.text import NOT_RUN, missing, number, span
+from fsr.tables.typed import full_size
 
+SMALLER = "Smaller, or shorter, than the paper's setting: a verdict holds for this setting alone, not for the paper's."
 REPRODUCED, FAILED, UNTESTED = "reproduced", "not reproduced", "not tested"
 
 
@@ -83,6 +85,7 @@ def verdict(profile: str) -> Table:
         f"Profile {profile}: {where}. Tolerances and tests were fixed in fsr/reference/claims.py before any run.",
         "Only rows of kind paper are the paper's; rerun is a third party's run of the authors' code. An interval that "
         "holds zero is not reproduced: it does not show that there is no effect.",
+        *([] if full_size(experiments.profile_of(profile).base) else [SMALLER]),
     )
     shown = pd.DataFrame([_shown(row, where) for row in frame.itertuples()])
     return make(shown, about("T10", "verdict", "Verdict", profile, frame, sources, *notes))

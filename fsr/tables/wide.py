@@ -22,8 +22,8 @@ def wide(frame: pd.DataFrame) -> tuple[pd.DataFrame, frozenset[tuple[int, str]]]
     for i, key in enumerate(order):
         mine = {metric: cells[*key, metric] for metric in metrics if (*key, metric) in cells}
         shown.append(_row(key, mine, metrics))
-        for metric, cell in mine.items():
-            if cell.kind == "ours" and cell.value == best.get((*key[:3], metric)):
+        for metric in mine:
+            if (*key, metric) in best:
                 bold.add((i, names.metric(metric)))
     out = pd.DataFrame(shown)
     return (out if out["AutoAttack flags"].any() else out.drop(columns="AutoAttack flags")), frozenset(bold)
@@ -47,7 +47,16 @@ def _row(key: tuple, mine: dict, metrics: list[str]) -> dict[str, str]:
     return out | {"n": "" if pd.isna(n) else f"{n:.0f}", "AutoAttack flags": "; ".join(flags)}
 
 
-def _best(frame: pd.DataFrame) -> dict[tuple, float]:
+def _best(frame: pd.DataFrame) -> frozenset[tuple]:
+    """Keys (row and metric) of the best cells: means over other seeds, or AutoAttack's warnings, make no winner."""
     ours = frame[(frame["kind"] == "ours") & frame["value"].notna()]
-    groups = ours.groupby([*GROUP, "metric"], sort=False)["value"]
-    return {key: values.max() for key, values in groups if len(values) > 1}
+    flagged = set(ours[ours["flags"].notna() & (ours["flags"] != "none")][ROW].itertuples(index=False, name=None))
+    best = set()
+    for _, group in ours.groupby([*GROUP, "metric"], sort=False):
+        score = group["value" if group["seeds"].nunique() == 1 else "first_seed"]
+        if score.isna().any() or score.nunique() == 1:
+            continue
+        keys = list(group[[*ROW, "metric"]].itertuples(index=False, name=None))
+        kept = {key: value for key, value in zip(keys, score, strict=True) if key[:-1] not in flagged}
+        best |= {key for key, value in kept.items() if value == max(kept.values())}
+    return frozenset(best)

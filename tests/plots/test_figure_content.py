@@ -70,20 +70,21 @@ def test_names_are_moved_apart_and_no_further():
 
 def test_stream_bars_reach_little_above_what_they_show(recorded, monkeypatch):
     few = {("f", "aux"): (100, 1000), ("f", "knn"): (200, 1000)}  # 20 %, its interval up to 22.6 %
-    monkeypatch.setattr(streams, "pooled", lambda _records: few)
+    monkeypatch.setattr(streams, "mean_counts", lambda _records: few)
     top = plots.stream_bars(PROFILE).axes[0].get_ylim()[1]
     assert 0.226 < top < 0.3
 
 
-def test_stream_bars_pool_the_seeds():
-    rows = [{"stream": "robust", "probe": "knn", "n": 10, "correct": 4}]
-    more = [{"stream": "robust", "probe": "knn", "n": 30, "correct": 24}]
-    assert streams.pooled([{"rows": rows}, {"rows": more}]) == {("robust", "knn"): (28, 40)}
+def test_stream_bars_are_means_over_seeds_at_the_images_of_one():
+    """Three seeds of 40 images are not 120 independent ones: the interval stays as wide as that of 40."""
+    few, more = ([{"stream": "robust", "probe": "knn", "n": 40, "correct": correct}] for correct in (16, 24))
+    found = streams.mean_counts([{"rows": few}, {"rows": more}, {"rows": more}])
+    assert found == {("robust", "knn"): (pytest.approx(64 / 3), 40)}
 
 
 def test_stream_bars_have_the_recorded_heights(recorded):
     records = readings.analysed(PROFILE, readings.rows(PROFILE, "streams")[0], "streams", "last")
-    shares = sorted(correct / n for correct, n in streams.pooled(records).values())
+    shares = sorted(correct / n for correct, n in streams.mean_counts(records).values())
     heights = sorted(patch.get_height() for patch in plots.stream_bars(PROFILE).axes[0].patches)
     assert heights == pytest.approx(shares)
 

@@ -38,7 +38,7 @@ def test_streams_name_missing_seeds(records):
 
 def cost(params, macs, seconds):
     return {"params": params, "macs": macs, "train_seconds_per_epoch": seconds, "latency_ms": {"1": 9.0, "64": 20.5},
-            "peak_memory_mb": 100.0}  # fmt: skip
+            "latency_ms_without": {"1": 8.0, "64": 16.4}, "peak_memory_mb": 100.0}  # fmt: skip
 
 
 def test_overhead_is_the_difference_of_the_pair(records):
@@ -51,6 +51,7 @@ def test_overhead_is_the_difference_of_the_pair(records):
     assert added["seconds per epoch"] == "+50.00 %" and added["peak memory, MiB"] == "+0.00 %"
     assert rows.loc[("ResNet-10 (width 8)", "AT")]["MACs"] == "2,000,000"
     assert rows.loc[("ResNet-10 (width 8)", "AT")]["latency, ms"] == "20.500"
+    assert added["latency, ms"] == "+25.00 %"  # against its own network without FSR, timed in turns: 20.5 and 16.4
     assert rows.loc[("WRN-10-1", "added by FSR")]["MACs"] == "not run"
 
 
@@ -105,3 +106,10 @@ def test_every_group_of_the_audit_has_a_title():
     from fsr.tables.inside import GROUPS
 
     assert set(GROUPS) - {"queries/random-noise"} == set(audit.GROUPS) - {audit.PROTOCOL, "indicators"}
+
+
+def test_the_note_on_the_quick_autoattack_is_true():
+    from fsr.audit.case import BUDGETS
+
+    assert BUDGETS["quick"].autoattack == {"steps": 20, "queries": 300}
+    assert any("20 steps and 300 queries" in note for note in tables.audit("demo").about.notes)

@@ -187,7 +187,7 @@ def audit(profile: str) -> Table:
         "one of its attacks does; the worst case is over every group and the protocol.",
         "Indicators are shares of the images that are right when clean; high values say that attacks failed to attack. "
         "Transfer failure is the share where an attack fools a smooth student and not the network: an image that "
-        f"nothing breaks counts too, so only what exceeds the row '{UNBROKEN}' says that the student leads nowhere.",
+        f"nothing breaks may count too, so a network that holds has a high value; read it beside '{UNBROKEN}'.",
     )
     return make(pd.DataFrame(shown), about("T9", "audit", "Adaptive audit", profile, numbers, sources, *notes))
 

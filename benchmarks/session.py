@@ -1,9 +1,9 @@
-"""`python -m benchmarks.session --minutes 9 --out DIR [--profile headline]`: the most wanted results first.
+"""`python -m benchmarks.session --minutes 8 --out DIR [--profile headline]`: the most wanted results first.
 
 For a GPU that is at hand for minutes: trains, evaluates and analyses the profile's main pair in the order in which the
-results matter, then everything else, and packs the records into one tar. Run it again with the same --root and it goes
-on; it needs neither a network nor Jupyter. Weights are rounded to float16 as soon as a training is done and before
-anything is evaluated; `--weights ema last` packs those of the main pair too, in parts of 15 MiB, and
+results matter, then everything else, and packs the records into one tar after each stage. Run it again with the same
+--root and it goes on; it needs neither a network nor Jupyter. Weights are rounded to float16 as soon as a training is
+done and before anything is evaluated; `--weights ema last` packs those of the main pair too, in parts of 15 MiB, and
 
     cat DIR/weights-ema-last.* | tar -x -C ROOT
 
@@ -15,6 +15,7 @@ import io
 import sys
 import tarfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from fsr import executors, experiments, paths, runs, store
@@ -25,6 +26,7 @@ from fsr.progress import live
 from fsr.runs import Options, Task
 
 PART_BYTES = 15 * 2**20
+SWITCHES = ("compile", "graphs", "channels_last")
 MIDDLE = ("last", "best", "ema")
 
 
@@ -76,8 +78,13 @@ def pack_weights(profile: str, checkpoints: list[str], out: Path) -> list[Path]:
     return parts
 
 
-def work(profile: str, options: Options) -> list[str]:
-    """Do the stages until the time is up; returns failures as lines."""
+def deliver(given: argparse.Namespace) -> list[Path]:
+    """Records and the weights that were asked for, packed."""
+    return [pack(given.out), *pack_weights(given.profile, given.weights, given.out)]
+
+
+def work(profile: str, options: Options, done: Callable[[], None] = lambda: None) -> list[str]:
+    """Do the stages until the time is up, with a call of `done` after each; returns failures as lines."""
     failed = []
     for name, tasks in stages(profile):
         todo = [task for task in tasks if task.missing()]
@@ -85,6 +92,8 @@ def work(profile: str, options: Options) -> list[str]:
         with live(todo) as report:
             outcome = executors.inline(todo, executors.replace(options, report=report))
         failed += outcome.failed
+        if todo:
+            done()  # pack: this machine may be taken away without warning
         if outcome.stopped:
             print(f"stopped ({outcome.stopped}) in: {name}", flush=True)
             break
@@ -101,12 +110,14 @@ def main() -> int:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--device")
     parser.add_argument("--weights", nargs="*", choices=MIDDLE, default=[], help="pack these checkpoints too")
+    parser.add_argument("--off", nargs="*", choices=SWITCHES, default=[], help="go without these, should one fail")
     given = parser.parse_args()
     paths.use(root=given.root, data=given.data)
+    off = tuple((name, False) for name in given.off)
     try:
         experiments.profile_of(given.profile)
-        options = Options(device=given.device, deadline=time.monotonic() + 60 * given.minutes, half=True)
-        failed = work(given.profile, options)
+        options = Options(device=given.device, deadline=time.monotonic() + 60 * given.minutes, half=True, switches=off)
+        failed = work(given.profile, options, lambda: deliver(given))
     except UsageError as error:
         print(error, file=sys.stderr)
         return 2
@@ -117,7 +128,7 @@ def main() -> int:
     known = store.metrics(list(experiments.main_pair(given.profile)))
     if len(known):
         print(known.pivot_table(index=["method", "checkpoint"], columns="attack", values="accuracy").to_string())
-    print(pack(given.out), *pack_weights(given.profile, given.weights, given.out))
+    print(*deliver(given))
     return 1 if failed else 0
 
 

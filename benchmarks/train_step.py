@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from fsr.objectives import Objective
 
 SMALL = for_dataset("cifar10", backbone="resnet18", width=16, module=FSRSpec())
 FULL = replace(SMALL, width=None)
+
+
+UPDATE_COMPILED = "resnet18 w64 at+fsr"
 
 
 def cases(quick: bool, device: torch.device) -> dict[str, Run]:
@@ -65,15 +69,21 @@ def operations(run: Run, model, x: Tensor, *, parameter_gradients: bool) -> floa
 def measure_case(name: str, run: Run, rounds: int, device: torch.device, peak: dict[str, float]) -> dict:
     """One row: seconds of the plain step, of the fast one and of the fast one without compiling, and what follows."""
     torch.manual_seed(0)
+    torch._dynamo.reset()  # else a size compiled before makes this one's shapes dynamic, another measurement
     size = DATASETS[run.dataset].size
     x, y = torch.rand(run.batch, 3, size, size, device=device), torch.arange(run.batch, device=device) % 10
     plain = PlainTrainer(run, model_of(run).to(device).train())
     sides = {"fast": FastStep(run, device), "fast, not compiled": FastStep(run, device, compile=False)}
-    if device.type == "cuda":
+    if device.type == "cuda" and name == UPDATE_COMPILED:  # minutes of compiling: once
         sides["fast, update compiled"] = FastStep(run, device, update=True)
-    functions = {side: (lambda step=step: step.step(x, y)) for side, step in sides.items()}
-    functions = {"plain": lambda: plain.step(x, y), **functions}
+    repeats = 10 if device.type == "cuda" else 1  # there a single step is timed by its latency and not its throughput
+
+    def several(step) -> Callable[[], None]:
+        return lambda: [step(x, y) for _ in range(repeats)] and None
+
+    functions = {side: several(step.step) for side, step in {"plain": plain, **sides}.items()}
     first, times = measure.interleaved(functions, rounds, device)
+    times = {side: [seconds / repeats for seconds in rounds] for side, rounds in times.items()}
     flops = {
         side: operations(run, plain.model, x, parameter_gradients=side == "plain")
         / measure.spread(times[side])["median"]

@@ -20,6 +20,7 @@ Function = Callable[..., Tensor]
 FAILURES = (RuntimeError, OSError)
 
 
+RECOMPILE = 64  # variants of all networks' forward passes together; beyond torch's 8 it runs uncompiled, unsaid
 NARROW = 16  # channels; below, torch 2.15 can crash in channels-last backward passes on a CPU
 
 
@@ -80,10 +81,12 @@ def compiled_net(net: nn.Module, x: Tensor, *, may_differ: float) -> Function | 
     Forward and backward pass are both tried, because the latter is compiled at its first use, inside an attack.
     may_differ: the largest difference of logits, relative to their largest.
     """
+    torch._dynamo.config.recompile_limit = max(RECOMPILE, torch._dynamo.config.recompile_limit)
     fast = torch.compile(net)
     try:
         with torch.enable_grad():
             leaf = x.detach().clone().requires_grad_()
+            torch._dynamo.maybe_mark_dynamic(leaf, 0)
             logits = fast(leaf)
             torch.autograd.grad(logits.float().sum(), leaf)
         expected = net(x.detach())

@@ -172,8 +172,9 @@ def _autoattack(model, x, y, run, evaluation, switches, progress: Progress, on_c
     check_images(xs, ys)
     with _prepared(model, run, evaluation, switches, check) as (judge, net):
         result = autoattack(
-            net, xs, ys, eps=run.eps if evaluation.eps is None else evaluation.eps, seed=SEED, judge=_Exact(judge),
-            batch=batch_size(device, evaluation), keep_images=False, state=state, on_chunk=remember, **call,
+            net, xs, ys, eps=run.eps if evaluation.eps is None else evaluation.eps, seed=SEED,
+            judge=_Exact(judge, check), batch=batch_size(device, evaluation), keep_images=False, state=state,
+            on_chunk=remember, **call,
         )  # fmt: skip
     progress.seconds = before + time.monotonic() - started
     progress.done, progress.correct = len(y), result.correct.tolist()
@@ -183,13 +184,14 @@ def _autoattack(model, x, y, run, evaluation, switches, progress: Progress, on_c
 
 
 class _Exact(nn.Module):
-    """The judge without TF32, for attacks that ask it themselves."""
+    """The judge without TF32, for attacks that ask it themselves; it too looks whether it is time to stop."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, check: Callable[[], None]):
         super().__init__()
-        self.model = model
+        self.model, self.check = model, check
 
     def forward(self, x: Tensor) -> Tensor:
+        self.check()
         with exact_float32():
             return self.model(x)
 

@@ -242,6 +242,6 @@ def ema_update(ema: nn.Module, model: nn.Module, decay: float) -> None:
     live = [*model.parameters(), *model.buffers()]
     floating = [(a, b) for a, b in zip(mine, live, strict=True) if a.is_floating_point()]
     torch._foreach_lerp_([a for a, _ in floating], [b for _, b in floating], 1 - decay)
-    for a, b in zip(mine, live):
-        if not a.is_floating_point():
-            a.copy_(b)
+    counters = [(a, b) for a, b in zip(mine, live, strict=True) if not a.is_floating_point()]
+    if counters:
+        torch._foreach_copy_([a for a, _ in counters], [b for _, b in counters])

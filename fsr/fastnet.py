@@ -40,8 +40,13 @@ class FastNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) float32 to logits (N, K) float32, differentiable in x."""
+        if self._fast is not None and len(x) == 1:  # a single image would be compiled as a shape of its own
+            return self.forward(torch.cat([x, x]))[:1]
         x = self._ready(x)
-        return (self.net if self._fast is None else self._fast)(x).float()
+        if self._fast is None:
+            return self.net(x).float()
+        torch._dynamo.maybe_mark_dynamic(x, 0)  # attacks drop the images they have broken: batches of any size
+        return self._fast(x).float()
 
     def trace(self, x: Tensor, y: Tensor | None = None):
         """Logits and streams of the copy, for attacks on more than the logits; not compiled."""

@@ -51,7 +51,6 @@ class Trainer:
             self.model = model_of(run, num_classes=data.classes).to(self.device)
         if run.sync_bn:
             distributed.synchronised(self.model)
-        self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.best: dict[str, Tensor] | None = None
         self.objective = Objective(self.model, run)
         self.optimizer = sgd(self.model, run, self.device)
@@ -59,6 +58,8 @@ class Trainer:
         crafting = dict(switches or {})
         update = bool(crafting.pop("update", False))
         self.crafter = Crafter(self.model, mine, self.device, **crafting)
+        # Copied now, in the memory layout that the crafter chose: averaging across two layouts is slow.
+        self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.crafter.switches["update"] = update
         smallest = min(len(part) for part in batches(len(data.train_y), run.batch))
         averaged = distributed.averaging(self.objective, smallest)

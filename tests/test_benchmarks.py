@@ -124,3 +124,20 @@ def test_a_case_that_does_not_exist_is_refused_with_those_that_do(monkeypatch, c
         train_step.main()
     said = capsys.readouterr().err
     assert stopped.value.code == 2 and said.count("\n") == 1 and "resnet99" in said and "resnet18 w16 at+fsr" in said
+
+
+def test_on_a_gpu_the_cases_that_work_are_kept_when_one_fails(root, monkeypatch):
+    def case(name, *_):
+        if "w16" in name:
+            raise TypeError("no such kernel")
+        return {"case": name, "ratio": {"median": 2.0, "low": 2.0, "high": 2.0}, "seconds": {}}
+
+    monkeypatch.setattr(gpu.train_step, "measure_case", case)
+    monkeypatch.setattr(gpu.pipeline, "measure_case", case)
+    monkeypatch.setattr(gpu, "profile", lambda *_: "a table")
+    monkeypatch.setattr(gpu, "packed", lambda run, k, *_: {"runs": k})
+    monkeypatch.setattr("sys.argv", ["gpu", "--quick", "--device", "cpu"])
+    gpu.main()
+    record = load_json(measure.record_path("gpu", CPU))
+    assert [row["case"] for row in record["rows"]] == ["epoch of 256 images", "resnet18 w64 at+fsr"]
+    assert record["failed"] == {"resnet18 w16 at+fsr": "no such kernel"} and record["profile"] == "a table"

@@ -436,3 +436,14 @@ def test_fast_net_goes_on_without_a_compiler(monkeypatch, caplog):
         logits = fast_net(model, compile=True)(x)
     assert "no compiler here" in caplog.text
     torch.testing.assert_close(logits, model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_single_image_goes_through_compiled_code_as_two():
+    """Torch would compile batches of one as a shape of their own: minutes on a GPU for AutoAttack's last survivor."""
+    model, x = model_of(TINY).eval(), torch.rand(3, 3, 8, 8)
+    net, sizes = fast_net(model, compile=False), []
+    net(x)
+    net._fast = lambda images: sizes.append(len(images)) or net.net(images)
+    torch.testing.assert_close(net(x[:1]), model(x[:1]), rtol=1e-4, atol=1e-5)
+    net(x)
+    assert sizes == [2, 3]

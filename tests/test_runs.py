@@ -10,7 +10,7 @@ from tiny import FSR_HERE, tiny_run
 
 from fsr import experiments, paths, runs, store
 from fsr.config import Analysis, Evaluation, replace, run_id
-from fsr.errors import Busy, CorruptFile, FSRError, MissingRecord, TimeUp, UsageError
+from fsr.errors import Busy, CorruptFile, FSRError, Interrupted, MissingRecord, TimeUp, UsageError
 from fsr.runs import Options, Task, perform, training
 from fsr.weights import digest_of, load_tensors
 
@@ -191,3 +191,41 @@ def test_an_audit_is_an_analysis_with_outcomes_per_sample(root):
     assert record["worst_case"] <= record["authors_protocol"] <= record["n"] == 12
     assert arrays["worst_case"].sum() == record["worst_case"]
     assert np.all(arrays["worst_case"] <= arrays["authors_protocol"])
+
+
+def test_an_audit_stops_inside_a_group(root, tmp_path):
+    """A group takes minutes on a real network: its passes look at the clock too."""
+    runs.ensure_trained(RUN, CPU)
+    looks = []
+    stopping = Options(device="cpu", interrupted=lambda: looks.append(None) or len(looks) > 40)
+    with pytest.raises(Interrupted):
+        runs.ensure_analysed(RUN, Analysis(kind="audit", images=12, budget="quick"), stopping)
+    assert len(looks) == 41 and not list(paths.checkpoint_dir(run_id(RUN)).glob("partial-*"))  # no group was done
+
+
+def test_saving_takes_a_twentieth_of_the_time_where_it_is_slow(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
+
+    def save_for(seconds: float) -> None:
+        pace.timed(lambda: now.__setitem__(0, now[0] + seconds) or {})
+
+    pace = training._Pace()
+    save_for(0.4)
+    assert pace.due()  # cheap: after every epoch
+    save_for(4.0)
+    assert not pace.due()
+    now[0] += 79
+    assert not pace.due()
+    now[0] += 1
+    assert pace.due()
+
+
+def test_a_slow_save_is_left_out_between_epochs_and_never_at_the_end(root, monkeypatch):
+    run, saved = replace(RUN, epochs=3), []
+    monkeypatch.setattr(training._Pace, "due", lambda self: False)
+    save = training.save_checkpoint
+    monkeypatch.setattr(training, "save_checkpoint", lambda t, **k: saved.append(t.progress.epoch) or save(t, **k))
+    runs.ensure_trained(run, CPU)
+    assert saved == [4] and store.environment(run)["checkpoints"].keys() == {"last", "best", "ema"}
+    assert store.environment(run)["checkpoints"]["last"] == digest_of(runs.weights_path(run, "last"))

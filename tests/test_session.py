@@ -59,3 +59,22 @@ def test_a_wrong_profile_is_one_line_and_2(root, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("sys.argv", ["session", "--minutes", "1", "--out", str(tmp_path), "--profile", "nonsense"])
     assert session.main() == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_a_machine_that_is_taken_away_leaves_the_records_of_whole_stages(small, tmp_path, monkeypatch):
+    parts = [(run.label, [runs.Task(run=run)]) for run in PAIR]
+    monkeypatch.setattr(session, "stages", lambda _profile: parts)
+    inline, done = session.executors.inline, []
+
+    def first_only(*given):
+        if done:
+            raise KeyboardInterrupt
+        done.append(inline(*given))
+        return done[0]
+
+    monkeypatch.setattr(session.executors, "inline", first_only)
+    with pytest.raises(KeyboardInterrupt):
+        call(monkeypatch, tmp_path, "--minutes", "5", "--off", "compile", "graphs")
+    with tarfile.open(tmp_path / "records.tar.gz") as tar:
+        assert f"results/runs/{store.id_of(PAIR[0])}/env.json" in tar.getnames()
+    assert store.environment(PAIR[0])["switches"]["compile"] is False

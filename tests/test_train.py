@@ -167,3 +167,10 @@ def test_losses_fall_on_real_digits():
     assert {"train_cls", "train_sep", "train_rec", "train_total", "train_adv_acc"} <= rows[0].keys()
     total = rows[0]["train_cls"] + rows[0]["train_sep"] + rows[0]["train_rec"]
     assert rows[0]["train_total"] == pytest.approx(total, rel=1e-5)
+
+
+def test_the_average_lies_in_memory_as_the_weights_do():
+    run = tiny_run(width=16)
+    trainer = Trainer(run, data.load(run), switches={"channels_last": True})
+    pairs = list(zip(trainer.model.parameters(), trainer.ema.parameters(), strict=True))
+    assert all(a.stride() == b.stride() for a, b in pairs) and any(not a.is_contiguous() for a, _ in pairs)

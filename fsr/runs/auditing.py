@@ -54,7 +54,11 @@ def audit_run(run: Run, analysis: Analysis, model, data: Data, options: Options)
     budget, held = analysis.budget or "quick", (as_float(data.held_x), data.held_y)
     train = held if len(data.held_y) else None
     more = {"surrogate": surrogate, "train": train, "on_group": on_group, "done": dict(done)}
-    result = audit(model, as_float(x), y, eps=run.eps, budget=budget, **more)
+    watch = model.register_forward_pre_hook(lambda *_: options.check())  # a group takes minutes; copies keep the hook
+    try:
+        result = audit(model, as_float(x), y, eps=run.eps, budget=budget, **more)
+    finally:
+        watch.remove()
     record = {
         "n": len(y),
         "groups": _counts(result.groups),

@@ -4,6 +4,8 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 from fsr import hardware, paths, store
 from fsr.analyse import analyse
 from fsr.config import Analysis, Evaluation, Run, run_id
@@ -47,11 +49,17 @@ def ensure_evaluated(run: Run, evaluation: Evaluation, options: Options | None =
                 _evaluate(run, evaluation, options, surrogate)
 
 
+def _any_batch_size() -> None:
+    """No more trying of every convolution on each new batch size: training switched that on, attacks have hundreds."""
+    torch.backends.cudnn.benchmark = False
+
+
 def _evaluate(run: Run, evaluation: Evaluation, options: Options, surrogate) -> None:
     with locked(run, options):
         digest = ensure_weights(run, evaluation.checkpoint, options)
     options.check()
     device = options.torch_device
+    _any_batch_size()
     model = load_model(run, evaluation.checkpoint, options)
     x, y, index = part_of_test(data_of(run, device), evaluation.images)
     path, saved = _partial(run, evaluation), time.monotonic()
@@ -80,6 +88,7 @@ def _evaluate(run: Run, evaluation: Evaluation, options: Options, surrogate) -> 
 
 def _look(run: Run, analysis: Analysis, model, data, options: Options) -> tuple[dict, dict]:
     """(record, arrays) of an analysis."""
+    _any_batch_size()
     if analysis.kind == "audit":
         return audit_run(run, analysis, model, data, options)
     seconds = None if run.imported else float(store.history(run)["seconds"].median())

@@ -48,9 +48,10 @@ def overhead(profile: str) -> Table:
     shown = []
     for (dataset, network), pair in numbers.groupby(["dataset", "network"], sort=False):
         keys = {"data": names.dataset(dataset), "network": network}
-        shown += [keys | {"method": r.row} | _costs(r) for r in pair.itertuples()]
         plain, both = (pair[pair["fsr"] == value].iloc[0].to_dict() for value in (False, True))
-        plain["latency_ms"] = both[PAIRED]  # two processes' clocks differ by more than FSR costs
+        if not missing(both[PAIRED]):
+            plain["latency_ms"] = both[PAIRED]  # two processes' clocks differ by more than FSR costs
+        shown += [keys | {"method": cell["row"]} | _costs(cell) for cell in (plain, both)]
         shown.append(keys | {"method": "added by FSR"} | {k: _added(plain[n], both[n]) for k, n in zip(HEAD, COST)})
         if pair["full_size"].all():
             stated = _stated(pair["backbone"].iloc[0])
@@ -59,7 +60,7 @@ def overhead(profile: str) -> Table:
     notes = (
         "Parameters include the auxiliary head; MACs, latency and memory are of the device and batches in the records. "
         "Seconds per epoch are the median over a training, each its own: read their difference as rough. Latency is "
-        "the median of eager passes in eval mode; what is added is FSR's network timed in turns with itself without "
+        "the median of eager passes in eval mode; that of the network without FSR was taken in turns with the one with "
         "FSR, in one process.",
         "WRN's dead `sub_block1` is not counted.",
     )
@@ -80,7 +81,7 @@ def _typed(pair: pd.DataFrame) -> list[dict[str, str]]:
 
 
 def _costs(row) -> dict[str, str]:
-    return {head: quantity(getattr(row, name), digits=d) for head, name, d in zip(HEAD, COST, DIGITS)}
+    return {head: quantity(row[name], digits=d) for head, name, d in zip(HEAD, COST, DIGITS)}
 
 
 def _added(plain: float, both: float) -> str:

@@ -34,6 +34,9 @@ def main() -> None:
         sys.exit(error.exit_code)
     except BrokenPipeError:  # what reads our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a folder where a file belongs, no permission, no space, a name that is too long
+        typer.echo(f"{error.filename or 'a file'}: {error.strerror or error}", err=True)
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
 

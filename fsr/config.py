@@ -222,6 +222,8 @@ class Analysis:
         check_types(self)
         one_of(self, "kind", ("streams", "masks", "maps", "features", "cost", "audit"))
         one_of(self, "checkpoint", ("last", "best", "ema"))
+        if self.budget is not None:
+            one_of(self, "budget", ("quick", "full"))
 
 
 def content(config) -> dict:

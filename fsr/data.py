@@ -258,6 +258,19 @@ def load(run: Run, device="cpu") -> Data:
     return data.to(device)
 
 
+def fetch(name: str) -> None:
+    """Have a data set of torchvision's here, downloaded where possible; MissingData says where it belongs.
+
+    Other data sets are looked at when they are read.
+    """
+    if name == "cifar10":
+        _torchvision("CIFAR10", paths.data(), train=True)
+        _torchvision("CIFAR10", paths.data(), train=False)
+    elif name == "svhn":
+        _torchvision("SVHN", paths.data(), split="train")
+        _torchvision("SVHN", paths.data(), split="test")
+
+
 def check() -> list[tuple[str, bool, str]]:
     """(name, there, where or what to do) of every known data set, without downloading anything."""
     import torchvision

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from fsr import distributed, hardware
-from fsr.errors import FSRError, Interrupted, TimeUp
+from fsr.data import fetch
+from fsr.errors import FSRError, Interrupted, MissingData, TimeUp
 from fsr.runs import Options, Task, perform
 
 log = logging.getLogger("fsr")
@@ -35,6 +36,18 @@ class Outcome:
         self.failed += failed
         for line in failed if not last else ():
             log.warning("failed, the others go on: %s", line)
+
+
+def need_data(tasks) -> None:
+    """One MissingData when no data set of these tasks is here nor to be had, instead of a failure per task."""
+    missing, names = [], list(dict.fromkeys(task.run.dataset for task in tasks))
+    for name in names:
+        try:
+            fetch(name)
+        except MissingData as error:
+            missing.append(str(error))
+    if names and len(missing) == len(names):
+        raise MissingData("; ".join(missing))
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from fsr.losses import (
     trades_loss,
     trades_parts,
 )
-from fsr.models import Classifier
+from fsr.models.insert import Classifier
 
 PAIRS = {"trades": trades_parts, "mart": mart_parts}  # methods that also look at the clean images
 Outputs = tuple[Tensor, list[Tensor]]  # logits (N, K) and the probes' logits

@@ -18,23 +18,35 @@ def repository() -> Path:
     )
 
 
+def _folder(text: str, option: str) -> Path:
+    """An absolute path, of a folder if it is there; UsageError otherwise."""
+    try:
+        path = Path(text).expanduser().resolve()
+        a_file = path.exists() and not path.is_dir()
+    except (RuntimeError, OSError, ValueError) as error:  # an unknown user's ~, a name too long, a null character
+        raise UsageError(f"{option} {text[:80]!r} is not a path ({str(error)[:80]}); give a folder") from None
+    if a_file:
+        raise UsageError(f"{option} {text} is a file; give a folder")
+    return path
+
+
 def root() -> Path:
     """Results and figures lie below it: $FSR_ROOT (set by --root), else the repository."""
     explicit = os.environ.get("FSR_ROOT")
-    return Path(explicit).expanduser().resolve() if explicit else repository()
+    return _folder(explicit, "--root") if explicit else repository()
 
 
 def data() -> Path:
     """Data sets lie below it: $FSR_DATA (set by --data), else data/ below the root."""
     explicit = os.environ.get("FSR_DATA")
-    return Path(explicit).expanduser().resolve() if explicit else root() / "data"
+    return _folder(explicit, "--data") if explicit else root() / "data"
 
 
 def use(*, root: Path | str | None = None, data: Path | str | None = None) -> None:
     """Make --root and --data hold for this process and every process it starts."""
     for name, value in (("FSR_ROOT", root), ("FSR_DATA", data)):
         if value is not None:
-            os.environ[name] = str(Path(value).expanduser().resolve())
+            os.environ[name] = str(_folder(str(value), "--root" if name == "FSR_ROOT" else "--data"))
 
 
 def results() -> Path:

@@ -265,3 +265,40 @@ def test_tensorboard_files_hold_the_history(fsr, root):
     for column, tag in (("train_total", "train/total"), ("held_robust_acc", "held/robust_acc"), ("lr", "lr")):
         assert [e.value for e in board.Scalars(tag)] == pytest.approx(history[column].tolist(), rel=1e-4)
         assert [e.step for e in board.Scalars(tag)] == history["epoch"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["audit", "digits-resnet18-at-s0-149ed331da", "--budget", "huge"], "quick"),
+        (["evaluate", "whitebox", "--images", "5"], "--attack"),
+        (["evaluate", "whitebox", "--checkpoint", "best"], "--attack"),
+        (["evaluate", "whitebox", "--attack", ""], "unknown attack"),
+        (["evaluate", "whitebox", "--attack", "pgd20", "--images", "99999"], "64 test images"),
+        (["evaluate", "whitebox", "--attack", "pgd20-joint"], "auxiliary heads"),
+        (["status", "--root", "~nobody-of-that-name/x"], "--root"),
+        (["status", "--root", "x" * 5000], "--root"),
+    ],
+)
+def test_what_would_fail_only_after_training_is_refused_at_once(fsr, root, words, says):
+    code, _, out = fsr(*words, *(("-p", "ci") if words[0] == "evaluate" else ()))
+    assert code == 2 and says in out and len(out.strip().splitlines()) == 1
+
+
+def test_a_file_where_a_folder_belongs_is_refused(fsr, root):
+    (root / "file").write_text("x")
+    for words in (("status", "--root", str(root / "file")), ("data", "path", "--data", str(root / "file"))):
+        code, _, out = fsr(*words)
+        assert code == 2 and "is a file; give a folder" in out and len(out.strip().splitlines()) == 1
+
+
+def test_missing_data_is_one_line_however_many_runs_need_it(fsr, root, monkeypatch):
+    from fsr import executors
+    from fsr.errors import MissingData
+
+    def gone(name):
+        raise MissingData(f"{name} is not here")
+
+    monkeypatch.setattr(executors, "fetch", gone)
+    code, _, out = fsr("train", "whitebox", "-p", "mini")
+    assert (code, out.strip()) == (2, "cifar10 is not here") and not list((root / "results").glob("runs/*"))

@@ -229,3 +229,16 @@ def test_a_slow_save_is_left_out_between_epochs_and_never_at_the_end(root, monke
     runs.ensure_trained(run, CPU)
     assert saved == [4] and store.environment(run)["checkpoints"].keys() == {"last", "best", "ema"}
     assert store.environment(run)["checkpoints"]["last"] == digest_of(runs.weights_path(run, "last"))
+
+
+def test_weights_on_record_outlive_a_retraining_that_is_stopped(root):
+    """The EMA of a finished run is there, `last` is gone: training again must not replace what is whole."""
+    runs.ensure_trained(RUN, CPU)
+    before = runs.weights_path(RUN, "ema").read_bytes()
+    for path in (runs.weights_path(RUN, "last"), runs.state_path(RUN)):
+        path.unlink()
+    with pytest.raises(TimeUp):
+        runs.load_model(RUN, "last", Options(device="cpu", deadline=time.monotonic() + 0.05,
+                                             report=lambda *_: time.sleep(0.05)))  # fmt: skip
+    assert runs.state_path(RUN).exists() and runs.weights_path(RUN, "ema").read_bytes() == before
+    assert runs.has_weights(RUN, "ema") and not runs.has_weights(RUN, "last")

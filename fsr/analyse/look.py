@@ -88,14 +88,27 @@ def lacks(job: Job, *, recalibrated: bool = True) -> str | None:
     return None
 
 
+@contextlib.contextmanager
+def module_inputs(model: Classifier) -> Iterator[list[Tensor]]:
+    """f of every inserted module, in running order: what the place gives before the module sees it."""
+    seen: list[Tensor] = []
+    hooks = [p.submodule.register_forward_hook(lambda _m, _x, f: seen.append(f)) for p in model.inserted()]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def see(job: Job, x: Tensor) -> Seen:
     """The network on x (N, 3, H, W) in [0, 1]; no gradients. A control without a mask shows f and its output only."""
     with torch.no_grad():
         if not job.model.inserted():
             return _see_stage(job, x)
-        logits, streams = job.model.trace(x)
+        with module_inputs(job.model) as seen:
+            logits, streams = job.model.trace(x)
     last = streams[-1]
-    maps = {"f": last.inputs, "output": last.features}
+    maps = {"f": seen[-1], "output": last.features}
     if getattr(last, "mask", None) is None:
         return Seen(logits, maps, torch.empty(0))
     maps |= {name: getattr(last, name) for name in STREAMS if getattr(last, name) is not None}

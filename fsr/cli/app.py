@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -138,6 +139,8 @@ def options_of(device: str | None, minutes: float | None, tensorboard: bool = Fa
 
     if minutes is not None and not minutes > 0:
         raise UsageError(f"--limit-minutes must be positive, not {minutes:g}")
+    if tensorboard and find_spec("tensorboard") is None:
+        raise UsageError("--tensorboard needs a package that is not here: pip install -e '.[tensorboard]'")
     if not elsewhere:  # on a cluster the driver needs no GPU
         hardware.device_named(device)
     deadline = time.monotonic() + 60 * minutes if minutes else None

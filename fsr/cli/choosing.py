@@ -23,6 +23,9 @@ def runs_of(profile: str, which: str) -> tuple[Run, ...]:
     raise UsageError(f"unknown set {which!r}{meant}; choose one of {', '.join(sets)}, or a run id")
 
 
+TEST_IMAGES = {"digits": 500, "cifar10": 10_000, "svhn": 26_032, "tinyimagenet": 10_000}
+
+
 def planned(profile: str, which: str, *, train_only: bool = False) -> list:
     """Missing tasks of a set or of one run; a run outside the plan gets the columns of T1 on its last weights."""
     from fsr import experiments, runs
@@ -48,8 +51,23 @@ def attacked(profile: str, which: str, attack: str, checkpoint: str, images: int
         )
     if ATTACKS[attack].needs:
         raise UsageError(f"{attack} needs {', '.join(ATTACKS[attack].needs)}: the set `blackbox` has it")
-    evaluation = Evaluation(attack=attack, checkpoint=checkpoint, images=images)
-    return [runs.Task(run=run, evaluations=(evaluation,)) for run in runs_of(profile, which)]
+    evaluation, chosen = Evaluation(attack=attack, checkpoint=checkpoint, images=images), runs_of(profile, which)
+    for run in chosen:
+        _fits(run, evaluation)
+    return [runs.Task(run=run, evaluations=(evaluation,)) for run in chosen]
+
+
+def _fits(run: Run, evaluation: Evaluation) -> None:
+    """Refuse now what would fail only once the run is trained."""
+    known = TEST_IMAGES.get(run.dataset)
+    there = run.test_size if run.test_size is not None else known
+    if there is not None and evaluation.images is not None and evaluation.images > there:
+        raise UsageError(f"{run_id(run)} has {there:,} test images; give --images of at most {there}")
+    if evaluation.checkpoint == "best" and run.holdout == 0 and run.imported is None:
+        raise UsageError(f"{run_id(run)} has no `best`: nothing is held out; give --checkpoint last or ema")
+    peer_without = run.peer is not None and run.peer.name == "fd"
+    if evaluation.attack == "pgd20-joint" and (run.module is None or peer_without):
+        raise UsageError(f"pgd20-joint needs auxiliary heads, and {run_id(run)} has none")
 
 
 def outcome_line(task) -> str:

@@ -41,6 +41,8 @@ def _compute(tasks, options, executor: Executor, workers, address, deterministic
 
     if distributed.requested():
         raise UsageError(TORCHRUN)
+    if executor is not Executor.ray:
+        executors.need_data(tasks)
     with show(tasks) as report:
         options = replace(options, report=report)
         if executor is Executor.inline:
@@ -198,9 +200,11 @@ def evaluate(
     """Evaluate and analyse what is missing of a set, training first what is not trained; or one attack, printed."""
     paths.use(root=root, data=data)
     options = options_of(device, limit_minutes, elsewhere=executor is Executor.ray)
-    chosen = attacked(profile, which, attack, checkpoint, images) if attack else []
-    todo = [task for task in chosen if task.missing()] if attack else planned(profile, which)
-    if todo or not attack:
+    if attack is None and (images is not None or checkpoint != "last"):
+        raise UsageError("--images and --checkpoint belong to --attack NAME; without it the profile's plan says both")
+    chosen = [] if attack is None else attacked(profile, which, attack, checkpoint, images)
+    todo = planned(profile, which) if attack is None else [task for task in chosen if task.missing()]
+    if todo or attack is None:
         _do(todo, options, executor, workers, address, deterministic, dry_run)
     for task in () if dry_run else chosen:
         typer.echo(outcome_line(task))
@@ -223,8 +227,8 @@ def audit(
     from fsr.tables import audit_lines
 
     paths.use(root=root, data=data)
-    chosen, options = store.config_of(run), options_of(device, limit_minutes)
     analysis = Analysis(kind="audit", checkpoint=checkpoint, images=images, budget=budget)
+    chosen, options = store.config_of(run), options_of(device, limit_minutes)
     writable_root()
     with executors.stoppable() as flag:
         runs.ensure_analysed(chosen, analysis, replace(options, interrupted=flag.is_set))

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from fsr import data as data_room
 from fsr import experiments, hardware
+from fsr.analyse.look import module_inputs
 from fsr.config import Run
 from fsr.models import build_model, count_params, gumbel_mask
 from fsr.plots import style, words
@@ -96,10 +97,10 @@ def module_summary(profile: str, images: int = 64) -> pd.DataFrame:
     torch.manual_seed(run.seed)
     model = build_model(run.backbone, data_of(run).classes, run.fsr, None, run.width, run.blocks).eval()
     x, _, _ = data_room.part_of_test(data_of(run), min(images, len(data_of(run).test_y)))
-    with torch.no_grad():
+    with torch.no_grad(), module_inputs(model) as given:
         logits, (streams, *_) = model.trace(data_room.as_float(x))
     named = {
-        "f, the input": streams.inputs, "mask m": streams.mask, "robust f+": streams.robust,
+        "f, the input": given[0], "mask m": streams.mask, "robust f+": streams.robust,
         "non-robust f-": streams.nonrobust, "recalibrated": streams.recalibrated, "output": streams.features,
         "logits": logits,
     }  # fmt: skip

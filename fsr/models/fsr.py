@@ -89,7 +89,6 @@ class Streams(NamedTuple):
     recalibrated: Tensor | None  # (N, C, H, W)  nonrobust + (1 - mask) * correction
     mask: Tensor | None  # (N, C, H, W)  in [0, 1]
     aux: dict[str, Tensor]  # stream's name to the auxiliary head's logits (N, K)
-    inputs: Tensor | None = None  # (N, C, H, W)  f itself
 
 
 def _network(channels: int, hidden: int) -> nn.Sequential:
@@ -157,18 +156,18 @@ class FSR(nn.Module):
     def _split(self, f: Tensor, u: tuple[Tensor, Tensor] | None) -> Streams:
         """The streams without the auxiliary logits."""
         if self.spec.kind == "aux":
-            return Streams(f, f, None, f, None, {}, f)
+            return Streams(f, f, None, f, None, {})
         if self.spec.kind == "residual":
             g = f + self.score(f)
-            return Streams(g + self.correct(g), None, None, None, None, {}, f)
+            return Streams(g + self.correct(g), None, None, None, None, {})
         mask = self.mask(f, u)
         robust, nonrobust = f * mask, f * (1 - mask)
         if self.correct is None:
-            return Streams(robust.to(f.dtype), robust, nonrobust, None, mask, {}, f)
+            return Streams(robust.to(f.dtype), robust, nonrobust, None, mask, {})
         recalibrated = nonrobust
         if self.intervention is None or self.intervention.recalibrate:
             recalibrated = nonrobust + (1 - mask) * self.correct(nonrobust.to(f.dtype))
-        return Streams((robust + recalibrated).to(f.dtype), robust, nonrobust, recalibrated, mask, {}, f)
+        return Streams((robust + recalibrated).to(f.dtype), robust, nonrobust, recalibrated, mask, {})
 
     def forward(self, f: Tensor) -> Tensor:
         """Features (N, C, H, W) only: the auxiliary head is not run."""

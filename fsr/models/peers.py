@@ -17,7 +17,6 @@ class PeerStreams(NamedTuple):
 
     features: Tensor  # (N, C, H, W)  what the network sees next
     aux: dict[str, Tensor]  # {"probe": (N, K)} for CAS and CIFS, {} for feature denoising
-    inputs: Tensor | None = None  # (N, C, H, W)  f itself
 
 
 class FeatureDenoising(nn.Module):
@@ -43,7 +42,7 @@ class FeatureDenoising(nn.Module):
 
     def streams(self, f: Tensor, y: Tensor | None = None) -> PeerStreams:
         """Features alone: there is no probe, and y is not read."""
-        return PeerStreams(self(f), {}, f)
+        return PeerStreams(self(f), {})
 
 
 class _Probed(nn.Module):
@@ -61,7 +60,7 @@ class _Probed(nn.Module):
         if self.training and y is None:
             raise UsageError(f"{type(self).__name__} in training mode needs the labels: call trace(x, y)")
         gate, logits = self.gate(f, y if self.training else None)
-        return PeerStreams(f * gate[:, :, None, None].to(f.dtype), {"probe": logits}, f)
+        return PeerStreams(f * gate[:, :, None, None].to(f.dtype), {"probe": logits})
 
 
 class CAS(_Probed):

@@ -3,6 +3,8 @@
 from datetime import UTC, datetime
 from pathlib import Path
 
+import torch
+
 from fsr import paths, store
 from fsr.config import DATASETS, FSRSpec, for_dataset, run_id
 from fsr.errors import UsageError
@@ -21,7 +23,13 @@ def import_official(path: Path, backbone: str, dataset: str) -> str:
         raise UsageError(f"unknown data set {dataset!r}; choose one of {', '.join(DATASETS)}")
     if not Path(path).is_file():
         raise UsageError(f"no file {path}; give the authors' .pth file")
-    model = load_official(path, backbone)
+    model, info = load_official(path, backbone), DATASETS[dataset]
+    with torch.no_grad():
+        classes = model.eval()(torch.zeros(2, 3, info.size, info.size)).shape[1]
+    if classes != info.classes:
+        raise UsageError(
+            f"{path} tells {classes} classes apart and {dataset} has {info.classes}: give another --dataset"
+        )
     digest = file_sha256(Path(path))
     run = for_dataset(
         dataset, backbone=backbone, module=FSRSpec(), holdout=0, precision="float32", imported=digest[:16]

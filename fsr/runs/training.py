@@ -49,10 +49,11 @@ def _rounded(tensors: dict[str, Tensor], parameters: set[str]) -> dict[str, Tens
     return tensors | {k: v for k, v in half.items() if bool(torch.isfinite(v).all())}
 
 
-def save_checkpoint(trainer: Trainer, *, half: bool = False) -> dict[str, str]:
+def save_checkpoint(trainer: Trainer, *, half: bool = False, recorded: dict[str, str] | None = None) -> dict[str, str]:
     """Resume state first, then the named weights; returns their digests.  Diverged when they are not finite.
 
-    half: the named weights of a finished training are kept in float16; the state is never rounded.
+    half: the named weights of a finished training are kept in float16; the state is never rounded. recorded: digests of
+    a run that is on record; a file that holds these weights is left as it is while others are trained again.
     """
     _refuse_diverged(trainer)
     run, named = trainer.run, trainer.checkpoints()
@@ -61,10 +62,15 @@ def save_checkpoint(trainer: Trainer, *, half: bool = False) -> dict[str, str]:
         named = {kind: _rounded(tensors, parameters) for kind, tensors in named.items()}
     own = {"run_id": run_id(run), "switches": trainer.crafter.switches}
     weights.save_tensors(state_path(run), trainer.tensors(), asdict(trainer.progress) | own)
-    return {
-        kind: weights.save_tensors(weights_path(run, kind), tensors, {"run_id": run_id(run), "checkpoint": kind})
-        for kind, tensors in named.items()
-    }
+    found = {}
+    for kind, tensors in named.items():
+        path = weights_path(run, kind)
+        known = (recorded or {}).get(kind)
+        if known is not None and path.exists() and weights.digest_of(path) == known:
+            found[kind] = known
+        else:
+            found[kind] = weights.save_tensors(path, tensors, {"run_id": run_id(run), "checkpoint": kind})
+    return found
 
 
 def _finish(trainer: Trainer, digests: dict[str, str], started: str, half: bool) -> None:
@@ -137,7 +143,9 @@ def _train(run: Run, options: Options) -> None:
         fit(_trainer(run, options), Watch(interrupted=options.interrupted))  # rank 0 writes, shows and minds the time
         return
     known = store.is_trained(run)
-    half = store.environment(run).get("half", False) if known else options.half
+    before = store.environment(run) if known else {}
+    half = before.get("half", False) if known else options.half
+    recorded = before.get("checkpoints", {})
     store.save_config(run)
     for path in (state_path(run), *(weights_path(run, kind) for kind in ("last", "best", "ema"))):
         sweep(path)
@@ -149,14 +157,14 @@ def _train(run: Run, options: Options) -> None:
     def on_epoch(trainer: Trainer) -> None:
         nonlocal digests
         if trainer.progress.epoch > run.epochs or pace.due():
-            digests = pace.timed(lambda: save_checkpoint(trainer, half=half))
+            digests = pace.timed(lambda: save_checkpoint(trainer, half=half, recorded=recorded))
         if not known:
             store.save_history(run, trainer.progress.rows)
         if options.tensorboard:
             _tensorboard(run, trainer.progress.rows[-1])
 
     def on_stop(trainer: Trainer) -> None:
-        save_checkpoint(trainer)
+        save_checkpoint(trainer, recorded=recorded)
 
     def on_batch(done: int, of: int) -> None:
         epoch = trainer.progress.epoch
@@ -165,13 +173,11 @@ def _train(run: Run, options: Options) -> None:
     watch = Watch(on_batch=on_batch, on_stop=on_stop, deadline=options.deadline, interrupted=options.interrupted)
     with memory_explained(run):
         fit(trainer, watch, on_epoch=on_epoch)
-    digests = digests or save_checkpoint(trainer, half=half)
+    digests = digests or save_checkpoint(trainer, half=half, recorded=recorded)
     if not known:
         _finish(trainer, digests, started, half)
-    else:
-        recorded = store.environment(run)["checkpoints"]
-        if recorded != digests:
-            log.warning("%s: retrained weights differ from the recorded ones (another machine or version)", run_id(run))
+    elif recorded != digests:
+        log.warning("%s: retrained weights differ from the recorded ones (another machine or version)", run_id(run))
 
 
 def _tensorboard(run: Run, row: dict) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from fsr.analyse.look import module_inputs
 from fsr.config import FSRSpec, PeerSpec, Run
 from fsr.errors import UsageError
 from fsr.models import BACKBONES, build_model, count_macs, count_params, model_of
@@ -91,8 +92,9 @@ def test_blocks_set_the_depth():
 def test_vgg_places_the_pool_after_block4():
     """The module sees conv4_3 + BN + ReLU before that stage's max-pool: 4x4 at 32 pixels."""
     model = build_model("vgg16", fsr=FSRSpec(), width=4).eval()
-    s = model.trace(torch.rand(1, 3, 32, 32))[1][0]
-    assert s.inputs.shape[2:] == (4, 4) and s.inputs.min() >= 0
+    with module_inputs(model) as inputs:
+        model.trace(torch.rand(1, 3, 32, 32))
+    assert inputs[0].shape[2:] == (4, 4) and inputs[0].min() >= 0
     assert isinstance(model.net.block5[0], nn.MaxPool2d)
 
 

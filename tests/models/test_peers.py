@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from fsr.analyse.look import module_inputs
 from fsr.config import PeerSpec
 from fsr.errors import UsageError
 from fsr.models import BACKBONES, CAS, CIFS, FeatureDenoising, build_model
@@ -118,10 +119,14 @@ def test_peers_sit_where_the_spec_says(backbone, width):
         }
         assert names == set(expected)
         if name == "cifs":
-            hidden = {s.inputs.shape[1] for s in model.trace(x)[1]}
+            with module_inputs(model) as inputs:
+                model.trace(x)
+            hidden = {f.shape[1] for f in inputs}
             assert len(hidden) == 1
     if backbone == "vgg16":
-        assert model.trace(x)[1][0].inputs.min() >= 0  # after the ReLU
+        with module_inputs(model) as inputs:
+            model.trace(x)
+        assert inputs[0].min() >= 0  # after the ReLU
 
 
 def test_cifs_probes_are_a_bottleneck_then_linear():

@@ -47,10 +47,12 @@ def test_a_difference_is_better_worse_or_not_shown():
     assert "better on these images" in difference(cell) and "one seed" in difference(cell)
     assert "worse" in difference({**cell, "value": -0.02, "low": -0.03, "high": -0.01})
     assert "no difference shown" in difference({**cell, "low": -0.01})
-    two = difference({**cell, "per_seed": [0.03, 0.01]})
-    assert "2 seeds, from +1.0 to +3.0, over seeds [−10.7, +14.7]" in two  # 2 ± 12.706 * sqrt(2) / sqrt(2)
-    assert two.endswith("better on these images, but no more than seeds differ")
-    assert difference({**cell, "per_seed": [0.0201, 0.0199]}).endswith("better on these images")
+    two = difference({**cell, "per_seed": [0.02, 0.02]})  # two that agree are no certainty
+    assert "2 seeds, from +2.0 to +2.0)" in two and two.endswith("better on these images")
+    three = difference({**cell, "per_seed": [0.03, 0.01, 0.02]})
+    assert "from +1.0 to +3.0, over seeds [\N{MINUS SIGN}0.5, +4.5]" in three  # 2 ± 4.3027 / sqrt(3)
+    assert three.endswith("better on these images, but no more than seeds differ")
+    assert difference({**cell, "per_seed": [0.0201, 0.0199, 0.02]}).endswith("better on these images")
 
 
 def columns(run, profile, kind, right):

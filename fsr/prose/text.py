@@ -2,6 +2,7 @@
 
 from fsr import experiments, statistics
 from fsr.plots import words
+from fsr.reference import MIN_SEEDS
 from fsr.tables.text import MINUS, missing, number, percent, span
 
 __all__ = ["MINUS", "Prose", "accuracy_text", "budget", "difference", "missing", "number", "percent", "points"]
@@ -45,13 +46,15 @@ def difference(cell: dict) -> str:
     seeds = cell.get("per_seed", [])
     if len(seeds) > 1:
         ends = [number(100 * end, sign=True) for end in (min(seeds), max(seeds))]
-        found = statistics.seed_summary(seeds)
-        text += f"; {len(seeds)} seeds, from {ends[0]} to {ends[1]}, over seeds "
-        text += span(100 * (found.low or 0.0), 100 * (found.high or 0.0), sign=True)
-        beyond = (found.low or 0.0) > 0 or (found.high or 0.0) < 0
+        text += f"; {len(seeds)} seeds, from {ends[0]} to {ends[1]}"
     else:
         text += "; one seed"
-        beyond = True
+    beyond = True
+    if len(seeds) >= MIN_SEEDS:  # two that happen to agree would look like certainty
+        found = statistics.seed_summary(seeds)
+        spread = (found.low or 0.0, found.high or 0.0)
+        text += f", over seeds {span(100 * spread[0], 100 * spread[1], sign=True)}"
+        beyond = spread[0] > 0 or spread[1] < 0
     if low <= 0 <= high:
         return f"{text}), no difference shown"
     text += "), better on these images" if low > 0 else "), worse on these images"

@@ -9,6 +9,7 @@ from fsr.config import Evaluation, FSRSpec, Run, for_dataset, replace
 from fsr.errors import MissingRecord, UsageError
 from fsr.files import write_bytes
 from fsr.prose.text import budget
+from fsr.reference import MIN_SEEDS
 from fsr.report.speed import speed
 from fsr.tables import cells
 from fsr.tables.frame import Sources
@@ -70,13 +71,13 @@ def _against_full(profile: str) -> dict[str, str]:
 
 
 def _over_seeds(profile: str) -> list[str]:
-    """The gain's Student's t interval over seeds, column by column, as a row; none while there is one seed."""
+    """The gain's Student's t interval over seeds, as a row; none with fewer seeds than a verdict needs."""
     row = next(row for row in experiments.ROWS[profile]["whitebox"] if row.name == ROWS[1])
     known, texts = experiments.columns(profile, "whitebox"), []
     for metric in COLUMNS:
         wanted = known.get(experiments.profile_of(profile).autoattack if metric == "autoattack" else metric)
         found = cells.gain(row.runs, row.plain, wanted).get("per_seed", []) if wanted else []
-        low, high = statistics.seed_summary(found)[2:4] if found else (None, None)
+        low, high = statistics.seed_summary(found)[2:4] if len(found) >= MIN_SEEDS else (None, None)
         texts.append("" if low is None or high is None else span(100 * low, 100 * high, sign=True))
     return [f"| {ROWS[2]}, interval over seeds | | {' | '.join(texts)} | |"] if any(texts) else []
 

@@ -6,6 +6,7 @@ steps per backbone and batch; how many small runs at once fill the device. Every
 
 import os
 import time
+from collections.abc import Callable
 
 import torch
 import torch.multiprocessing as multiprocessing
@@ -92,30 +93,25 @@ def main() -> None:
     record: dict = {"peak_flops": measure.peak_flops(device), "float32_convolutions": "torch's default"}
     rows: list[dict] = []
 
-    def epoch() -> None:
-        rows.append(pipeline.measure_case(f"epoch of {n} images", run, n, 1, device))
-
-    def steps() -> None:
-        for name, case in step_cases(quick).items():
-            try:
-                rows.append(train_step.measure_case(name, case, given.rounds, device, record["peak_flops"]))
-            except Exception as error:
-                record.setdefault("failed", {})[name] = str(error)[:500]
-            measure.save("gpu", rows, device, **record)
-
-    def table() -> None:
-        record["profile"] = profile(run, device)
-
-    def packing() -> None:
-        ks = (1, 2) if quick else (1, 2, 4, 8)
-        record["packed"] = [packed(pipeline.SMALL, k, 2 if quick else 100, device) for k in ks]
-
-    for part in (epoch, table, steps, packing):
+    def attempt(name: str, part: Callable[[], None]) -> None:
+        """Whatever fails is named and the rest still counts: the machine may be borrowed."""
         try:
             part()
-        except Exception as error:  # whatever it is: on a borrowed machine the rest still counts
-            record.setdefault("failed", {})[part.__name__] = str(error)[:500]
-        print(part.__name__, measure.save("gpu", rows, device, **record), flush=True)
+        except Exception as error:
+            record.setdefault("failed", {})[name] = str(error)[:500]
+        print(name, measure.save("gpu", rows, device, **record), flush=True)
+
+    def step(name: str, case: Run) -> None:
+        """One row of single steps."""
+        rows.append(train_step.measure_case(name, case, given.rounds, device, record["peak_flops"]))
+
+    ks = (1, 2) if quick else (1, 2, 4, 8)
+    attempt("epoch", lambda: rows.append(pipeline.measure_case(f"epoch of {n} images", run, n, 1, device)))
+    attempt("profile", lambda: record.update(profile=profile(run, device)))
+    for name, case in step_cases(quick).items():
+        attempt(name, lambda name=name, case=case: step(name, case))
+    many = 2 if quick else 100
+    attempt("packing", lambda: record.update(packed=[packed(pipeline.SMALL, k, many, device) for k in ks]))
     for row in rows:
         print(f"{row['case']:34s} {row['ratio']['median']:5.2f}x {row['seconds']}")
     print(record.get("profile"), record.get("packed"), record.get("failed"))

@@ -79,11 +79,17 @@ def measure_case(name: str, run: Run, rounds: int, device: torch.device, peak: d
     repeats = 10 if device.type == "cuda" else 1  # there a single step is timed by its latency and not its throughput
 
     def several(step) -> Callable[[], None]:
-        return lambda: [step(x, y) for _ in range(repeats)] and None
+        """A call of as many steps as are timed together."""
+
+        def call() -> None:
+            for _ in range(repeats):
+                step(x, y)
+
+        return call
 
     functions = {side: several(step.step) for side, step in {"plain": plain, **sides}.items()}
     first, times = measure.interleaved(functions, rounds, device)
-    times = {side: [seconds / repeats for seconds in rounds] for side, rounds in times.items()}
+    times = {side: [seconds / repeats for seconds in each] for side, each in times.items()}
     flops = {
         side: operations(run, plain.model, x, parameter_gradients=side == "plain")
         / measure.spread(times[side])["median"]
@@ -91,7 +97,14 @@ def measure_case(name: str, run: Run, rounds: int, device: torch.device, peak: d
     }
     precision = "bf16" if "bfloat16" in sides["fast"].crafter.switches["crafting"] else "float32"
     share = {s: f / peak["float32" if s == "plain" else precision] for s, f in flops.items()}
-    row = {"case": name, "backbone": run.backbone, "width": run.width, "batch": run.batch, "steps": run.steps}
+    row = {
+        "case": name,
+        "backbone": run.backbone,
+        "width": run.width,
+        "batch": run.batch,
+        "steps": run.steps,
+        "timed_together": repeats,
+    }
     row |= {"method": run.label, "seconds": {side: measure.spread(t) for side, t in times.items()}}
     row |= {"first_call_seconds": {side: t[0] for side, t in first.items()}}
     row |= {"ratio": measure.ratios(times, "plain", "fast"), "switches": sides["fast"].crafter.switches}

@@ -302,3 +302,15 @@ def test_missing_data_is_one_line_however_many_runs_need_it(fsr, root, monkeypat
     monkeypatch.setattr(executors, "fetch", gone)
     code, _, out = fsr("train", "whitebox", "-p", "mini")
     assert (code, out.strip()) == (2, "cifar10 is not here") and not list((root / "results").glob("runs/*"))
+
+
+def test_a_systems_error_is_one_line(fsr, root):
+    (root / "results" / "report" / "ci.html").mkdir(parents=True)
+    code, _, said = fsr("report", "-p", "ci")
+    assert code == 1 and "ci.html" in said.splitlines()[-1] and "Traceback" not in said
+
+
+def test_tensorboard_that_is_not_installed_is_said_at_once(fsr, root, monkeypatch):
+    monkeypatch.setattr(sys.modules["fsr.cli.app"], "find_spec", lambda name: None)
+    code, _, said = fsr("train", "whitebox", "-p", "ci", "--tensorboard")
+    assert code == 2 and "pip install -e '.[tensorboard]'" in said and not list((root / "results").glob("runs/*"))

@@ -439,7 +439,7 @@ def test_fast_net_goes_on_without_a_compiler(monkeypatch, caplog):
 
 
 def test_a_single_image_goes_through_compiled_code_as_two():
-    """Torch would compile batches of one as a shape of their own: minutes on a GPU for AutoAttack's last survivor."""
+    """Torch would compile batches of one as a shape of their own, for AutoAttack's last survivor."""
     model, x = model_of(TINY).eval(), torch.rand(3, 3, 8, 8)
     net, sizes = fast_net(model, compile=False), []
     net(x)

@@ -42,3 +42,17 @@ def one_of(config: Any, name: str, allowed: Iterable[str]) -> None:
     """A field's value is one of these; UsageError lists them."""
     value = getattr(config, name)
     require(value in allowed, f"{type(config).__name__}.{name} is {value!r}; choose one of {', '.join(allowed)}")
+
+
+def positive(config: Any, *names: str) -> None:
+    """These fields are above 0, or None where that stands for a default; UsageError names the first that is not."""
+    for name in names:
+        value = getattr(config, name)
+        require(value is None or value > 0, f"{type(config).__name__}.{name} must be positive, not {value}")
+
+
+def not_negative(config: Any, *names: str) -> None:
+    """These fields are at least 0, or None; UsageError names the first that is not."""
+    for name in names:
+        value = getattr(config, name)
+        require(value is None or value >= 0, f"{type(config).__name__}.{name} must not be negative, not {value}")

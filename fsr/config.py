@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from fsr.backbones import BACKBONES
-from fsr.checks import check_types, one_of, require
+from fsr.checks import check_types, not_negative, one_of, positive, require
 from fsr.errors import UsageError
+from fsr.specs import FSRSpec, PeerSpec
 
 __all__ = [
     "DATASETS",
@@ -34,13 +35,14 @@ RECIPE = 1  # raise when unchanged configs change meaning; old results keep thei
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
-    """What every run on a data set shares: shape, classes and the field's threat model for it.
+    """What every run on a data set shares: shape, classes, test images and the field's threat model for it.
 
     eps, alpha in pixels of [0, 1]; pad 0 means no augmentation; alpha is the training step.
     """
 
     classes: int
     size: int
+    test: int
     eps: float
     alpha: float
     lr: float
@@ -50,63 +52,13 @@ class DatasetInfo:
 
 # eps 8/255 is meaningless on 8x8 digits: natural training survives it. 0.15 was chosen because it does not.
 DATASETS = {
-    "digits": DatasetInfo(classes=10, size=8, eps=0.15, alpha=0.15 / 4, lr=0.1, pad=0, flip=False),
-    "cifar10": DatasetInfo(classes=10, size=32, eps=8 / 255, alpha=2 / 255, lr=0.1, pad=4, flip=True),
-    "svhn": DatasetInfo(classes=10, size=32, eps=8 / 255, alpha=1 / 255, lr=0.01, pad=0, flip=False),
-    "tinyimagenet": DatasetInfo(classes=200, size=64, eps=8 / 255, alpha=2 / 255, lr=0.1, pad=8, flip=True),
+    "digits": DatasetInfo(classes=10, size=8, test=500, eps=0.15, alpha=0.15 / 4, lr=0.1, pad=0, flip=False),
+    "cifar10": DatasetInfo(classes=10, size=32, test=10_000, eps=8 / 255, alpha=2 / 255, lr=0.1, pad=4, flip=True),
+    "svhn": DatasetInfo(classes=10, size=32, test=26_032, eps=8 / 255, alpha=1 / 255, lr=0.01, pad=0, flip=False),
+    "tinyimagenet": DatasetInfo(
+        classes=200, size=64, test=10_000, eps=8 / 255, alpha=2 / 255, lr=0.1, pad=8, flip=True
+    ),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class FSRSpec:
-    """The FSR module and its controls (Kim et al. 2023, section 3; spec T4-T6).
-
-    at: module paths, () for the backbone's own place; hidden: channels inside S and R, None for the
-    width rule; kind: fsr, separation (f+ alone is passed on), residual (S and R as plain residual
-    branches, no mask, no auxiliary loss), aux (auxiliary head only, features untouched).
-    """
-
-    at: tuple[str, ...] = ()
-    tau: float = 0.1
-    lambda_sep: float = 1.0
-    lambda_rec: float = 1.0
-    hidden: int | None = None
-    kind: str = "fsr"
-    mask: str = "gumbel"  # gumbel: soft with noise in training; soft: no noise; hard: straight-through with noise
-    granularity: str = "element"  # element, channel (one value per channel), spatial (one per position)
-
-    def __post_init__(self):
-        check_types(self)
-        one_of(self, "kind", ("fsr", "separation", "residual", "aux"))
-        one_of(self, "mask", ("gumbel", "soft", "hard"))
-        one_of(self, "granularity", ("element", "channel", "spatial"))
-        require(self.tau > 0, f"FSRSpec.tau must be positive, not {self.tau}")
-        require(min(self.lambda_sep, self.lambda_rec) >= 0, "FSRSpec.lambda_sep and lambda_rec must not be negative")
-        require(self.hidden is None or self.hidden > 0, f"FSRSpec.hidden must be positive, not {self.hidden}")
-
-    @property
-    def label(self) -> str:
-        """How it shows in a run id: fsr, separation, residual, aux."""
-        return self.kind
-
-
-@dataclass(frozen=True, kw_only=True)
-class PeerSpec:
-    """A deactivation peer: fd (Xie 2019), cas (Bai 2021) or cifs (Yan 2021), with its joint-loss weight."""
-
-    name: str
-    at: tuple[str, ...] = ()  # () for the peer's own places: fd every stage; cas, cifs the last stage's two blocks
-    weight: float = 2.0  # of the mean probe cross-entropy, in training and crafting; fd has no probe
-
-    def __post_init__(self):
-        check_types(self)
-        one_of(self, "name", ("fd", "cas", "cifs"))
-        require(self.weight >= 0, "PeerSpec.weight must not be negative")
-
-    @property
-    def label(self) -> str:
-        """How it shows in a run id."""
-        return self.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,10 +100,12 @@ class Run:
         one_of(self, "backbone", BACKBONES)
         one_of(self, "method", ("natural", "at", "trades", "mart"))
         one_of(self, "precision", ("float32", "bf16"))
-        for name in ("epochs", "batch", "lr", "ema_decay"):
-            require(getattr(self, name) > 0, f"Run.{name} must be positive, not {getattr(self, name)}")
-        for name in ("eps", "alpha", "steps", "holdout", "awp", "momentum", "weight_decay", "seed"):
-            require(getattr(self, name) >= 0, f"Run.{name} must not be negative, not {getattr(self, name)}")
+        sizes = ("train_size", "test_size", "image_size", "width")
+        positive(self, "epochs", "batch", "lr", "ema_decay", *sizes)
+        not_negative(self, "eps", "alpha", "steps", "holdout", "awp", "momentum", "weight_decay", "seed", "beta")
+        require(self.blocks is None or min(self.blocks, default=0) > 0, f"Run.blocks are counts, not {self.blocks}")
+        for name in ("eps", "alpha", "momentum", "ema_decay"):  # eps is a fraction of the pixel range, never 8
+            require(getattr(self, name) <= 1, f"Run.{name} must be at most 1, not {getattr(self, name)}")
 
     @property
     def fsr(self) -> FSRSpec | None:
@@ -190,7 +144,9 @@ class Evaluation:
     def __post_init__(self):
         check_types(self)
         one_of(self, "checkpoint", ("last", "best", "ema"))
-        require(self.images is None or self.images > 0, f"Evaluation.images must be positive, not {self.images}")
+        positive(self, "images", "steps")
+        not_negative(self, "eps")
+        require(self.eps is None or self.eps <= 1, f"Evaluation.eps must be at most 1, not {self.eps}")
 
     @property
     def attack_id(self) -> str:
@@ -222,6 +178,7 @@ class Analysis:
         check_types(self)
         one_of(self, "kind", ("streams", "masks", "maps", "features", "cost", "audit"))
         one_of(self, "checkpoint", ("last", "best", "ema"))
+        positive(self, "images")
         if self.budget is not None:
             one_of(self, "budget", ("quick", "full"))
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from fsr import distributed, hardware
-from fsr.data import fetch
 from fsr.errors import FSRError, Interrupted, MissingData, TimeUp
+from fsr.readers import fetch
 from fsr.runs import Options, Task, perform
 
 log = logging.getLogger("fsr")

@@ -60,6 +60,25 @@ def environment(run: Run | str) -> dict:
     return load_json(paths.run_dir(id_of(run)) / "env.json")
 
 
+def damage(run: Run | str) -> str:
+    """What is wrong with a run's config.json or env.json, in one line; "" when nothing is, or there is none."""
+    name = id_of(run)
+    try:
+        if (paths.run_dir(name) / "config.json").exists():
+            config_of(name)
+        if is_trained(name):
+            environment(name)
+    except (CorruptFile, UsageError) as error:
+        return str(error)
+    return ""
+
+
+def finished() -> list[tuple[Run, dict]]:
+    """Every finished run and its env.json, sorted by id; damaged ones are left out (`status` names them)."""
+    names = [p.parent.name for p in sorted((paths.results() / "runs").glob("*/env.json"))]
+    return [(config_of(name), environment(name)) for name in names if not damage(name)]
+
+
 def _column(name: str) -> tuple[int, str]:
     groups = ("epoch", "seconds", "lr", "train_", "held_", "ema_")
     return next((i for i, group in enumerate(groups) if name.startswith(group)), len(groups)), name

@@ -64,7 +64,9 @@ def test_integers_where_floats_belong_are_refused_because_they_would_hash_differ
     "wrong",
     [
         {"dataset": "cifar11"}, {"backbone": "resnet"}, {"method": "pgd"}, {"epochs": 0}, {"lr": -1.0},
-        {"eps": float("nan")}, {"precision": "fp16"}, {"blocks": [1, 1]}, {"seed": -1},
+        {"eps": float("nan")}, {"precision": "fp16"}, {"blocks": [1, 1]}, {"seed": -1}, {"eps": 8.0}, {"alpha": 2.0},
+        {"width": 0}, {"blocks": (1, 0)}, {"blocks": ()}, {"train_size": 0}, {"test_size": -5}, {"beta": -1.0},
+        {"momentum": 1.5}, {"ema_decay": 2.0},
     ],
 )  # fmt: skip
 def test_wrong_fields_are_named_in_one_line(wrong):
@@ -73,6 +75,12 @@ def test_wrong_fields_are_named_in_one_line(wrong):
     name = next(iter(wrong))
     assert "\n" not in str(caught.value)
     assert name in str(caught.value) or "data set" in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [{"eps": 8.0}, {"eps": -0.1}, {"steps": 0}, {"images": 0}])
+def test_an_evaluation_that_means_nothing_is_refused(wrong):
+    with pytest.raises(UsageError, match=f"Evaluation.{next(iter(wrong))}"):
+        Evaluation(attack="pgd20", **wrong)
 
 
 def test_an_unknown_field_of_a_stored_config_is_refused():

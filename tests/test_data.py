@@ -1,13 +1,14 @@
 """Data: whole tensors, seeded parts, augmentation that can be checked by hand."""
 
 import os
+import zipfile
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from fsr import data
+from fsr import data, readers
 from fsr.config import Run, for_dataset
 from fsr.errors import MissingData, UsageError
 
@@ -93,8 +94,26 @@ def test_a_missing_data_set_says_where_its_files_belong(tmp_path, monkeypatch):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     with pytest.raises(MissingData, match="tiny-imagenet-200"):
         data.load(for_dataset("tinyimagenet"))
-    states = {name: there for name, there, _ in data.check()}
+    states = {name: there for name, there, _ in readers.check()}
     assert states == {"digits": True, "cifar10": False, "svhn": False, "tinyimagenet": False}
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_half_a_tiny_imagenet_is_not_there(zipped, tmp_path, monkeypatch):
+    monkeypatch.setenv("FSR_DATA", str(tmp_path))
+    files = {"wnids.txt": "n1\nn2\n", "val/val_annotations.txt": "val_0.JPEG\tn1\t0\t0\t1\t1\n" * 10_000}
+    files |= {f"train/n1/images/n1_{i}.JPEG": "" for i in range(7)} | {f"val/images/val_{i}.JPEG": "" for i in range(5)}
+    if zipped:
+        with zipfile.ZipFile(tmp_path / "tiny-imagenet-200.zip", "w") as archive:
+            for name, text in files.items():
+                archive.writestr("tiny-imagenet-200/" + name, text)
+    else:
+        for name, text in files.items():
+            path = tmp_path / "tiny-imagenet-200" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+    row = next(row for row in readers.check() if row[0] == "tinyimagenet")
+    assert not row[1] and "7 training and 5 validation images" in row[2]
 
 
 def test_a_folder_of_images_is_a_data_set(tmp_path):

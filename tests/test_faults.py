@@ -16,10 +16,13 @@ import safetensors.torch
 import torch
 from tiny import FSR_HERE, tiny_run
 
-from fsr import files, notebooks, paths, runs, store, train
+from fsr import experiments, files, notebooks, paths, runs, store, train
 from fsr.config import Analysis, Evaluation, run_id
 from fsr.errors import CorruptFile, Diverged, FSRError, Interrupted, TimeUp, UsageError
+from fsr.experiments.cost import training_flops
+from fsr.files import save_json
 from fsr.runs import Options, Task, evaluating, perform
+from fsr.runs.costing import speed_here
 from fsr.weights import digest, digest_of, load_tensors, meta_of
 
 CPU = Options(device="cpu")
@@ -40,7 +43,10 @@ torch.set_num_threads(1)
 from tiny import FSR_HERE, tiny_run
 from fsr import evaluate, files, runs, store
 from fsr.config import Analysis, Evaluation
+from fsr.experiments.cost import training_flops
+from fsr.files import save_json
 from fsr.runs import Options, Task, evaluating, perform
+from fsr.runs.costing import speed_here
 
 run = tiny_run(module=FSR_HERE, epochs=3)
 attacks = ("clean", "pgd10", "autoattack-ci")
@@ -350,6 +356,22 @@ def test_every_damaged_file_of_a_finished_run_is_named_and_left_as_it_is(finishe
         assert path.read_bytes() == spoilt(good, how)
         path.write_bytes(good)
     read_everything()
+
+
+@pytest.mark.parametrize("name", ["config.json", "env.json"])
+def test_status_names_a_damaged_record_and_counts_the_others(name, root, caplog):
+    good, bad = experiments.SETS["ci"]["whitebox"][:2]
+    for run in (good, bad):
+        store.save_config(run)
+        record = {"seconds": 10.0, "hardware": {"device": "cpu"}, "history_sha256": ""}
+        save_json(paths.run_dir(run_id(run)) / "env.json", record)
+    path = paths.run_dir(run_id(bad)) / name
+    path.write_bytes(spoilt(path.read_bytes(), "half"))
+    frame = runs.status("ci").set_index("run")
+    assert frame.loc[run_id(bad), "state"] == "damaged" and str(path) in frame.loc[run_id(bad), "next"]
+    assert frame.loc[run_id(good), "state"] == "partial" and (frame["state"] == "damaged").sum() == 1
+    assert [run for run, _ in store.finished()] == [good]
+    assert speed_here("cpu") == pytest.approx(training_flops(good) / 10) and speed_here("cuda") is None
 
 
 @pytest.mark.parametrize("how", ["half", "bit"])

@@ -17,11 +17,12 @@ RANK = {
         (
             "errors losses modes statistics words fold backbones",
             "checks",
+            "specs",
             "config paths files hardware distributed progress attacks.gradient attacks.components models.cost "
             "models.insert models.interventions models.official models.peers",
-            "store experiments reference recipe data weights capture models.fsr attacks.ascent attacks.auto "
+            "store experiments reference recipe readers weights capture models.fsr attacks.ascent attacks.auto "
             "attacks.query attacks.transfer",
-            "models tables compare fastnet attacks attacks.adaptive attacks.distill attacks.latent attacks.unmask",
+            "data models tables compare fastnet attacks attacks.adaptive attacks.distill attacks.latent attacks.unmask",
             "objectives plots analyse audit",
             "fast prose",
             "train evaluate report",

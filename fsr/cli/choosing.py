@@ -1,7 +1,7 @@
 """What a command was asked to compute: a set of the plan, one run, or one attack on either."""
 
 from fsr.cli.app import known_profile, known_runs
-from fsr.config import Evaluation, Run, run_id
+from fsr.config import DATASETS, Evaluation, Run, run_id
 from fsr.errors import UsageError
 from fsr.words import did_you_mean
 
@@ -21,9 +21,6 @@ def runs_of(profile: str, which: str) -> tuple[Run, ...]:
         return (store.config_of(which),)
     meant = did_you_mean(which, [*sets, *planned, *recorded])
     raise UsageError(f"unknown set {which!r}{meant}; choose one of {', '.join(sets)}, or a run id")
-
-
-TEST_IMAGES = {"digits": 500, "cifar10": 10_000, "svhn": 26_032, "tinyimagenet": 10_000}
 
 
 def planned(profile: str, which: str, *, train_only: bool = False) -> list:
@@ -59,7 +56,7 @@ def attacked(profile: str, which: str, attack: str, checkpoint: str, images: int
 
 def _fits(run: Run, evaluation: Evaluation) -> None:
     """Refuse now what would fail only once the run is trained."""
-    known = TEST_IMAGES.get(run.dataset)
+    known = DATASETS[run.dataset].test if run.dataset in DATASETS else None
     there = run.test_size if run.test_size is not None else known
     if there is not None and evaluation.images is not None and evaluation.images > there:
         raise UsageError(f"{run_id(run)} has {there:,} test images; give --images of at most {there}")

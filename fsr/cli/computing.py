@@ -79,18 +79,13 @@ def _conclude(outcome, failed: list[str]) -> None:
 
 def _estimate(todo, options) -> str:
     """Time of the missing trainings one after the other, at the speed of those here, else of the authors' code."""
-    from fsr import store
     from fsr.experiments import cost
+    from fsr.runs.costing import speed_here
 
     fresh = [task.run for task in todo if "train" in task.missing()]
     if not fresh:
         return "no training among them"
-    done = []
-    for run in store.runs():
-        record = store.environment(run) if store.is_trained(run) else {}
-        if record.get("seconds") and record["hardware"]["device"] == options.torch_device.type:
-            done.append((run, float(record["seconds"])))
-    speed = cost.measured_speed(done)
+    speed = speed_here(options.torch_device.type)
     total = duration(sum(cost.estimate(run, speed) for run in fresh))
     count = f"{len(fresh)} training{'s' if len(fresh) > 1 else ''}"
     if speed is None:

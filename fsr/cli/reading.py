@@ -22,7 +22,8 @@ def status(profile: Profile = "demo", root: Root = None) -> None:
     frame = runs.status(known_profile(profile))
     typer.echo(frame.to_string(index=False))
     counts = frame["state"].value_counts()
-    typer.echo(", ".join(f"{counts.get(s, 0)} {s}" for s in ("done", "partial", "missing")) + f" of {len(frame)} runs")
+    states = [s for s in ("done", "partial", "missing", "damaged") if s in counts or s != "damaged"]
+    typer.echo(", ".join(f"{counts.get(s, 0)} {s}" for s in states) + f" of {len(frame)} runs")
     costs, measured = cost_table(profile)
     if costs[0][1] < 3600:  # nothing to plan a cluster for
         return
@@ -79,7 +80,7 @@ def data_command(what: Annotated[str, typer.Argument(metavar="check|path")], dat
         raise UsageError(
             f"unknown action {what!r}{meant}; type `python -m fsr data check` or `python -m fsr data path`"
         )
-    from fsr.data import check
+    from fsr.readers import check
 
     for name, there, where in check():
         typer.echo(f"{name:14}{'there' if there else 'missing':9}{where}")

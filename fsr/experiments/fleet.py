@@ -1,6 +1,6 @@
 """What is missing of a plan costs on one device, and on several: closed-form counts at a measured speed."""
 
-from fsr.config import Evaluation, Run
+from fsr.config import DATASETS, Evaluation, Run
 from fsr.experiments.cost import BACKWARD, estimate, forward_macs, reference_speed
 
 STEP = 1 + BACKWARD  # passes of one gradient step
@@ -12,12 +12,12 @@ PASSES = {
     "autoattack-ci": (95 * STEP + 50) // 2, "apgd-ce": 100 * STEP, "apgd-dlr": 100 * STEP,
     "pgd-mt": 450 * STEP // 2, "pgd100-restarts": 1000 * STEP // 2,
 }  # fmt: skip
-TEST_IMAGES = {"digits": 500, "cifar10": 10_000, "svhn": 26_032, "tinyimagenet": 10_000}
 
 
 def evaluation_seconds(run: Run, evaluation: Evaluation, speed: float | None = None) -> float:
     """Seconds of one evaluation; speed in operations per second, default the reference's (see `cost.estimate`)."""
-    images = evaluation.images or run.test_size or TEST_IMAGES.get(run.dataset, 10_000)
+    known = DATASETS[run.dataset].test if run.dataset in DATASETS else 10_000
+    images = evaluation.images or run.test_size or known
     passes = PASSES.get(evaluation.attack, 20 * STEP) if evaluation.steps is None else evaluation.steps * STEP
     return 2.0 * forward_macs(run) * passes * images / (speed or reference_speed())
 

@@ -11,12 +11,8 @@ DEVICES = (1, 8, 64)
 
 def speed_here(device: str) -> float | None:
     """Operations per second of the trainings finished in this root on that kind of device; None without any."""
-    done = []
-    for run in store.runs():
-        record = store.environment(run) if store.is_trained(run) else {}
-        if record.get("seconds") and record["hardware"]["device"] == device:
-            done.append((run, float(record["seconds"])))
-    return cost.measured_speed(done)
+    done = [(run, record) for run, record in store.finished() if record["hardware"]["device"] == device]
+    return cost.measured_speed([(run, float(record["seconds"])) for run, record in done if record.get("seconds")])
 
 
 def seconds_left(tasks: Iterable[Task], speed: float | None, devices: int) -> float:

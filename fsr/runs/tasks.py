@@ -106,7 +106,10 @@ def _state(task: Task, left: list[str]) -> str:
 
 
 def status(profile: str, sets: Iterable[str] = ("all",)) -> pd.DataFrame:
-    """One row per run: state (done, partial, missing), what is recorded of what is planned, and what is next."""
+    """One row per run: state (done, partial, missing, damaged), what is recorded of what is planned, and what is next.
+
+    Damaged is a run whose config.json or env.json is not what was written; `next` then says which, and what to do.
+    """
     whole: dict[Run, Task] = {}
     for task in tasks(profile, sets):
         known = whole.get(task.run)
@@ -118,5 +121,7 @@ def status(profile: str, sets: Iterable[str] = ("all",)) -> pd.DataFrame:
     for task in whole.values():
         left = task.missing()
         of = 1 + len(task.evaluations) + len(task.analyses)
-        rows.append([task.name, _state(task, left), f"{of - len(left)}/{of}", left[0] if left else ""])
+        wrong = store.damage(task.run)
+        state, then = ("damaged", wrong) if wrong else (_state(task, left), left[0] if left else "")
+        rows.append([task.name, state, f"{of - len(left)}/{of}", then])
     return pd.DataFrame(rows, columns=["run", "state", "recorded", "next"])

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent / "models"))
@@ -10,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent / "models"))
 from official_net import OfficialResNet, randomised
 
 from fsr import runs, store
+from fsr.errors import UsageError
 from fsr.runs.importing import import_official
 
 
@@ -33,3 +35,11 @@ def test_an_imported_checkpoint_is_a_run_with_the_authors_outputs(root, tmp_path
         expected = theirs(x)
         expected = expected[0] if isinstance(expected, tuple) else expected
         torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_checkpoint_of_another_data_set_is_refused_and_nothing_is_written(root, tmp_path):
+    file = tmp_path / "cifar10_resnet18.pth"
+    torch.save(randomised(OfficialResNet()).state_dict(), file)
+    with pytest.raises(UsageError, match="10 classes apart and tinyimagenet has 200: give another --dataset"):
+        import_official(file, "resnet18", "tinyimagenet")
+    assert not (root / "results").exists()

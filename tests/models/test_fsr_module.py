@@ -83,6 +83,18 @@ def small(**spec):
     return module
 
 
+def test_streams_unpack_to_six_parts_that_sum_to_what_the_network_sees():
+    f = torch.randn(2, 8, 4, 4, generator=torch.Generator().manual_seed(0))
+    module = FSR(8, 10, FSRSpec(hidden=4)).eval()
+    features, robust, nonrobust, recalibrated, mask, aux = module.streams(f)
+    torch.testing.assert_close(features, module(f))
+    torch.testing.assert_close(features, robust + recalibrated)
+    torch.testing.assert_close((robust, nonrobust), (mask * f, (1 - mask) * f))
+    assert {name: tuple(logits.shape) for name, logits in aux.items()} == {
+        "robust": (2, 10), "nonrobust": (2, 10), "recalibrated": (2, 10),
+    }  # fmt: skip
+
+
 def test_noise_follows_the_mode_unless_it_is_set():
     module, f = small(), torch.rand(3, 6, 4, 4)
     assert not torch.equal(module.mask(f), module.mask(f))

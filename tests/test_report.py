@@ -129,13 +129,34 @@ def _table(**columns):
 
 
 def test_table_cells_are_escaped_marked_and_their_intervals_apart():
-    text = table_html(_table(method=["<AT>", "AT"], **{"PGD-20": ["not run", "50.0 [40.1, 59.9] n=100"]}))
+    text = table_html(
+        _table(method=["<AT>", "AT"], FGSM=["1", "2"], **{"PGD-20": ["not run", "50.0 [40.1, 59.9] n=100"]})
+    )
     Checker(text)
     assert "&lt;AT&gt;" in text and "a&lt;b" in text
     assert '<td class="missing">not run</td>' in text
     assert '<b>50.0 <span class="ci">[40.1, 59.9] n=100</span></b>' in text
 
 
-def test_what_all_rows_share_is_said_once():
-    text = table_html(_table(data=["digits", "digits"], network=["a", "b"], **{"PGD-20": ["1", "2"]}))
-    assert text.count("digits") == 1 and '<th scope="col">network</th>' in text
+def test_what_rows_share_is_said_once_above_them():
+    columns = {"data": ["digits"] * 4, "network": ["a", "a", "b", "b"], "weights": ["last", "ema", "ema", "ema"]}
+    text = table_html(_table(**columns, method=["M", "M", "M", "N"], **{"PGD-20": ["1", "2", "3", "4"]}))
+    Checker(text)
+    order = ["digits, a, last weights", ">1<", "digits, a, EMA weights", "<b>2</b>", "digits, b, EMA weights", ">4<"]
+    assert [text.count(part) for part in order] == [1] * 6
+    assert [text.index(part) for part in order] == sorted(text.index(part) for part in order)
+    assert text.count('<th scope="col">') == 2
+    same = table_html(_table(data=["digits"] * 2, method=["M", "N"], **{"PGD-20": ["1", "2"]}))
+    assert same.count("digits") == 1 and "rowgroup" not in same
+
+
+def test_rows_that_were_not_run_are_one_line_that_names_them():
+    names = ["AT", "TRADES", "TRADES + FSR", "TRADES + FSR: gain over TRADES", "MART", "CAS: gain over AT"]
+    values = ["50.0", "not run", "not run", "not run", "60.0", "not run"]
+    joint = ["not applicable"] * 4 + ["1", "not applicable"]
+    text = table_html(_table(method=names, joint=joint, n=["9", "", "", "", "9", ""], **{"PGD-20": values}))
+    Checker(text)
+    assert text.count("<tr>") == 1 + 4
+    assert ">not run: TRADES; TRADES + FSR</span>" in text and ">not run: CAS: gain over AT</span>" in text
+    columns = {"network": ["a", "b", "b"], "method": ["AT", "AT", "MART"], "PGD-20": ["1", "not run", "not run"]}
+    assert ">not run: b: AT; MART</span>" in table_html(_table(**columns))

@@ -16,7 +16,10 @@ th, td { text-align: left; vertical-align: top; padding: .32rem .55rem; min-widt
   border-bottom: 1px solid var(--line); }
 th { position: sticky; top: 0; background: #f3f5f7; } tbody tr:nth-child(even) { background: #fafbfc; }
 td.long { min-width: 17rem; } td.name { min-width: 8rem; } td.value { white-space: nowrap; }
+td.count { min-width: 3rem; }
 td.key { position: sticky; left: 0; background: inherit; z-index: 1; } tbody tr { background: #fff; }
+tr.group th { position: static; background: #eef2f5; padding-top: .6rem; }
+tr.group span, td.missing span { position: sticky; left: .55rem; }
 .ci { display: block; font-size: .9em; font-weight: normal; color: var(--soft); }
  td.missing { color: #8a8a8a; font-style: italic; }
 figure { margin: 1rem 0; } figure img { width: 100%; max-width: 60rem; height: auto; border: 1px solid var(--line); }

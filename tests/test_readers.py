@@ -1,0 +1,93 @@
+"""Data sets on disk: read whole, named when they are missing or not whole."""
+
+import os
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fsr import data, readers
+from fsr.config import Run, for_dataset
+from fsr.errors import MissingData
+
+DIGITS = for_dataset("digits", holdout=100)
+
+
+def test_digits_are_split_as_documented_and_no_image_is_in_two_parts():
+    d = data.load(DIGITS)
+    assert [len(d.train_y), len(d.held_y), len(d.test_y)] == [1197, 100, 500]
+    from sklearn.datasets import load_digits
+
+    raw = torch.from_numpy((load_digits().images * (255 / 16)).round().astype(np.uint8))
+    everything = torch.cat([d.train_x, d.held_x, d.test_x])[:, 0].flatten(1).tolist()
+    assert sorted(everything) == sorted(raw.flatten(1).tolist())
+    assert (d.train_x[:, 0] == d.train_x[:, 2]).all() and d.train_x.max() == 255
+
+
+def test_every_prefix_of_the_stratified_order_is_nearly_balanced():
+    y = torch.randint(0, 4, (400,), generator=torch.Generator().manual_seed(3))
+    order = readers.stratified_order(y)
+    assert sorted(order.tolist()) == list(range(400))
+    share = y.bincount() / 400
+    for n in (10, 50, 200, 399):
+        assert ((y[order[:n]].bincount(minlength=4) - n * share).abs() <= 1.01).all()
+
+
+def test_a_missing_data_set_says_where_its_files_belong(tmp_path, monkeypatch):
+    monkeypatch.setenv("FSR_DATA", str(tmp_path))
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with pytest.raises(MissingData, match="tiny-imagenet-200"):
+        data.load(for_dataset("tinyimagenet"))
+    states = {name: there for name, there, _ in readers.check()}
+    assert states == {"digits": True, "cifar10": False, "svhn": False, "tinyimagenet": False}
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_half_a_tiny_imagenet_is_not_there(zipped, tmp_path, monkeypatch):
+    monkeypatch.setenv("FSR_DATA", str(tmp_path))
+    files = {"wnids.txt": "n1\nn2\n", "val/val_annotations.txt": "val_0.JPEG\tn1\t0\t0\t1\t1\n" * 10_000}
+    files |= {f"train/n1/images/n1_{i}.JPEG": "" for i in range(7)} | {f"val/images/val_{i}.JPEG": "" for i in range(5)}
+    if zipped:
+        with zipfile.ZipFile(tmp_path / "tiny-imagenet-200.zip", "w") as archive:
+            for name, text in files.items():
+                archive.writestr("tiny-imagenet-200/" + name, text)
+    else:
+        for name, text in files.items():
+            path = tmp_path / "tiny-imagenet-200" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+    row = next(row for row in readers.check() if row[0] == "tinyimagenet")
+    assert not row[1] and "7 training and 5 validation images" in row[2]
+
+
+def test_a_folder_of_images_is_a_data_set(tmp_path):
+    for part, count in (("train", 6), ("val", 2)):
+        for label, value in (("cat", 10), ("dog", 200)):
+            folder = tmp_path / part / label
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(np.full((16, 16, 3), value + i, np.uint8)).save(folder / f"{i}.png")
+    d = data.load(Run(dataset=f"folder:{tmp_path}", holdout=2, image_size=16))
+    assert d.class_names == ("cat", "dog") and len(d.train_y) == 10 and len(d.test_y) == 4
+    assert ((d.test_x.float().mean((1, 2, 3)) > 100).long() == d.test_y).all()
+
+
+def test_a_folder_without_the_layout_is_refused(tmp_path):
+    with pytest.raises(MissingData, match="train/"):
+        data.load(Run(dataset=f"folder:{tmp_path}"))
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    (tmp_path / "test" / "a").mkdir(parents=True)
+    (tmp_path / "train" / "a" / "x.png").write_bytes(b"not an image")
+    with pytest.raises(MissingData):
+        data.load(Run(dataset=f"folder:{tmp_path}"))
+
+
+@pytest.mark.skipif("FSR_DATA" not in os.environ, reason="real CIFAR-10: set FSR_DATA to its folder")
+def test_real_cifar10():
+    d = data.load(for_dataset("cifar10"))
+    assert tuple(d.train_x.shape) == (49000, 3, 32, 32) and len(d.held_y) == 1000 and len(d.test_y) == 10000
+    assert d.held_y.bincount().tolist() == [100] * 10
+    assert d.test_y[:5].tolist() == [3, 8, 8, 0, 6]  # cat, ship, ship, airplane, frog: the well known first five

@@ -12,6 +12,7 @@ puts them where a later chance finds them, once the records of their trainings l
 
 import argparse
 import io
+import re
 import sys
 import tarfile
 import time
@@ -100,6 +101,19 @@ def work(profile: str, options: Options, done: Callable[[], None] = lambda: None
     return failed
 
 
+def overview(profile: str) -> str:
+    """Accuracies of the main pair, a row per run and weights: each attack at its own settings, on the most images."""
+    known = store.metrics(list(experiments.main_pair(profile)))
+    plain = [
+        re.fullmatch(r"(-n\d+)?", kind.removeprefix(name)) is not None
+        for name, kind in zip(known["attack"], known["attack_id"], strict=True)
+    ]
+    known = known.loc[plain].sort_values("n").drop_duplicates(["run_id", "checkpoint", "attack"], keep="last")
+    if known.empty:
+        return "no accuracy yet"
+    return known.pivot(index=["method", "seed", "checkpoint"], columns="attack", values="accuracy").to_string()
+
+
 def main() -> int:
     """Parse, work, pack; exit code 1 when something failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -125,10 +139,8 @@ def main() -> int:
         failed = [str(error)]
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)
-    known = store.metrics(list(experiments.main_pair(given.profile)))
-    if len(known):
-        print(known.pivot_table(index=["method", "checkpoint"], columns="attack", values="accuracy").to_string())
     print(*deliver(given))
+    print(overview(given.profile))
     return 1 if failed else 0
 
 

@@ -8,6 +8,7 @@ from tiny import FSR_HERE, tiny_run
 
 from benchmarks import session
 from fsr import experiments, runs, store
+from fsr.config import Evaluation
 
 PAIR = (tiny_run(epochs=1), tiny_run(epochs=1, module=FSR_HERE))
 
@@ -78,3 +79,20 @@ def test_a_machine_that_is_taken_away_leaves_the_records_of_whole_stages(small, 
     with tarfile.open(tmp_path / "records.tar.gz") as tar:
         assert f"results/runs/{store.id_of(PAIR[0])}/env.json" in tar.getnames()
     assert store.environment(PAIR[0])["switches"]["compile"] is False
+
+
+def test_the_overview_mixes_no_settings(small):
+    assert session.overview("ci") == "no accuracy yet"
+    store.save_eval(
+        PAIR[1], Evaluation(attack="clean"), range(2), [True, False]
+    )  # the whole test set, and nothing else
+    assert session.overview("ci").split()[-2:] == ["last", "0.5"]
+    for attack, images, right in (("pgd20", 4, 1), ("pgd20", 8, 6), ("clean", None, 8)):
+        size = images or 8
+        evaluation = Evaluation(attack=attack, images=images)
+        store.save_eval(PAIR[0], evaluation, range(size), [i < right for i in range(size)])
+    for other in ({"eps": 0.1}, {"steps": 3}, {"intervention": "mask_one"}, {"surrogate": "x-y-c0ffee"}):
+        store.save_eval(PAIR[0], Evaluation(attack="pgd20", images=8, **other), range(8), [False] * 8)
+    lines = session.overview("ci").splitlines()
+    assert lines[0].split()[-2:] == ["clean", "pgd20"] and len(lines) == 4
+    assert lines[2].split()[-3:] == ["last", "1.0", "0.75"]

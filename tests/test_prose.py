@@ -43,16 +43,17 @@ def test_the_gain_is_the_tables(recorded):
 
 
 def test_a_difference_is_better_worse_or_not_shown():
-    cell = {"value": 0.02, "low": 0.01, "high": 0.03, "per_seed": [0.02]}
-    assert "better on these images" in difference(cell) and "one seed" in difference(cell)
+    cell = {"value": 0.02, "low": 0.01, "high": 0.03, "per_seed": [0.02], "p_first_seed": 0.04}
+    assert "no difference shown" in difference({**cell, "p_first_seed": 0.06})  # four of four images: p = 0.125
+    assert "better for these networks" in difference(cell) and "one seed" in difference(cell)
     assert "worse" in difference({**cell, "value": -0.02, "low": -0.03, "high": -0.01})
     assert "no difference shown" in difference({**cell, "low": -0.01})
     two = difference({**cell, "per_seed": [0.02, 0.02]})  # two that agree are no certainty
-    assert "2 seeds, from +2.0 to +2.0)" in two and two.endswith("better on these images")
+    assert "2 seeds, from +2.0 to +2.0)" in two and two.endswith("better for these networks")
     three = difference({**cell, "per_seed": [0.03, 0.01, 0.02]})
     assert "from +1.0 to +3.0, over seeds [\N{MINUS SIGN}0.5, +4.5]" in three  # 2 ± 4.3027 / sqrt(3)
-    assert three.endswith("better on these images, but no more than seeds differ")
-    assert difference({**cell, "per_seed": [0.0201, 0.0199, 0.02]}).endswith("better on these images")
+    assert three.endswith("better for these networks, but no more than seeds differ")
+    assert difference({**cell, "per_seed": [0.0201, 0.0199, 0.02]}).endswith("better for these networks")
 
 
 def columns(run, profile, kind, right):
@@ -83,13 +84,19 @@ def test_attacks_that_really_disagree_are_said_to(root):
 
 
 def test_a_network_that_stands_in_every_sweep_counts_once(root):
-    """The default is a row of each sweep of T5 and of T6: alone it is no spread."""
+    """The default is a row of each sweep of T5 and of T6, and compared with none of itself."""
     run = experiments.main_pair("demo")[1]
     columns(run, "demo", "settings", 400)
     assert prose.settings("demo") == NOTHING
     other = next(row for row in experiments.ROWS["demo"]["settings"] if row.name == "tau = 0.5").runs[0]
     columns(other, "demo", "settings", 410)
-    assert prose.settings("demo").startswith("Over 2 settings and places Ensemble lies between 80.0 % (")
+    said = prose.settings("demo")
+    assert said.startswith("Against the default setting and place, Ensemble, seed 0, one training each, last epoch:")
+    assert "- tau = 0.5: **+2.0 points**" in said and "tau = 0.1" not in said and "1 comparisons" not in said
+    other = next(row for row in experiments.ROWS["demo"]["placement"] if row.name == "layer1").runs[0]
+    columns(other, "demo", "placement", 399)
+    said = prose.settings("demo")
+    assert "- no difference shown: layer1." in said and "2 comparisons" in said
 
 
 def test_black_box_breaks_are_counted_among_the_survivors(root):
@@ -109,7 +116,7 @@ def test_streams_that_the_head_cannot_tell_apart_are_named(root):
     rows = [{"stream": s, "probe": "aux", "attack": "pgd20", "n": 500, "correct": c} for s, c in right.items()]
     store.save_analysis(run, planned, {"rows": rows, "rows_clean": []})
     said = prose.streams("demo")
-    assert "one seed, last epoch" in said and "at this budget nothing is separated" in said
+    assert "one seed, last epoch" in said and "no more in the robust stream (20.0 %) than in the other (24.0 %)" in said
 
 
 def test_the_audits_losses_are_compared_image_by_image(root):
@@ -123,7 +130,7 @@ def test_the_audits_losses_are_compared_image_by_image(root):
         store.save_analysis(run, planned, counts, **arrays)
     said = prose.audit("demo")
     assert "Seed 0, last weights, quick budget" in said and "(6 of 100 images)" in said
-    assert "6 images with FSR, 0 without (p = 0.03, McNemar): more than chance" in said
+    assert "6 images with FSR, 0 without (p = 0.03, McNemar): more with FSR than chance explains" in said
 
 
 def test_progress_counts_records(root):

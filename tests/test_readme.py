@@ -5,10 +5,10 @@ import pytest
 
 from benchmarks import precision
 from fsr import experiments, paths, store
-from fsr.config import Evaluation, FSRSpec, replace
+from fsr.config import Evaluation, replace
 from fsr.errors import UsageError
 from fsr.files import save_json
-from fsr.report.readme import BEGIN, END, PART, block, part, results, rewrite
+from fsr.report.readme import BEGIN, END, block, results, rewrite
 from fsr.report.speed import speed
 
 
@@ -74,13 +74,16 @@ def test_seeds_that_only_one_side_has_are_said(root):
     assert "of 3 planned seeds AT has 2 so far, AT + FSR 1; gains are on those that both have." in results("mini")
 
 
-def test_the_part_of_cifar_is_shown_until_then_with_paired_gains(root):
-    record(PART, 300, 1000, 500)
-    assert part() == ""
-    record(replace(PART, module=FSRSpec()), 320, 1000, 500)
-    text = part()
-    assert block().startswith(text) and "| AT | 30.0 [27.2, 32.9] | 30.0" in text and "60.0 [55.6, 64.2]" in text
-    assert "+2.0 [+1.2, +2.9]" in text
+def test_a_column_of_fewer_seeds_says_so(root):
+    plain, both = experiments.main_pair("mini")
+    record(plain, 900, 2000, 500)
+    record(both, 940, 2000, 500)
+    again = replace(both, seed=1)
+    store.save_config(again)
+    for attack in store.ENSEMBLE:
+        store.save_eval(again, Evaluation(attack=attack, images=2000), np.arange(2000), np.arange(2000) < 960)
+    row = next(line for line in results("mini").splitlines() if line.startswith("| AT + FSR | 2 |"))
+    assert row.count("(1 of 2 seeds)") == 1 and row.split(" | ")[5].endswith("(1 of 2 seeds)")
 
 
 def test_speed_is_what_the_benchmarks_recorded_and_nothing_without_them(root):

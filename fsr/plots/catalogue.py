@@ -40,17 +40,21 @@ _STREAMS = (
     "The paper's claim asks for a recalibrated stream that predicts better than the non-robust one it was made from. "
     "Two probes measure it: one was trained with the network, the other (nearest neighbours) never was."
 )
-_SWEEPS = "A flat line inside its intervals says that the setting does not matter at this budget. Dashed: without FSR."
+_SWEEPS = (
+    "Bars are intervals of single accuracies, one training each: compare two settings by T5's and T6's paired rows. "
+    "Dashed: without FSR."
+)
 _CURVES = (
     "The distance between best and last is what the choice of the checkpoint alone is worth. A gap between training "
     "and held-out accuracy under attack is robust overfitting."
 )
 _STRENGTH = (
-    "Left must fall to zero and right must not rise beyond noise: otherwise the attack fails, and every number beside "
-    "it is void."
+    "Left must fall to zero or close to it, and right must not rise beyond noise: otherwise the attack fails. What is "
+    "left at the largest radius is for the audit's unbounded attack to explain."
 )
 _GAINS = (
-    "A point right of zero whose bar does not touch zero: FSR helped there, on these images. Small ticks: single seeds."
+    "A point right of zero whose bar does not touch zero: FSR helped there, for these trained networks. Small ticks: "
+    "single seeds."
 )
 _FEATURES = (
     "Groups that are separate on the right but not on the left would mean that recalibration regains the class. t-SNE "

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import matplotlib as mpl
+import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
@@ -19,7 +20,8 @@ PLAIN, WITH_FSR = BLUE, VERMILION
 TEN = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, "#8C5A2B", SKY, GREY, "#B8A900", BLACK)  # ten classes, labelled as well
 CLEAN, ATTACKED = SKY, VERMILION
 
-STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = seaborn.axes_style("ticks") | {  # seaborn's look, and what print and these panels ask for
+    "patch.force_edgecolor": False,
     "figure.dpi": 150,
     "savefig.dpi": 150,
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same bytes on every machine

@@ -8,6 +8,8 @@ from fsr.plots.masks import mask_records
 from fsr.plots.streams import CHECKPOINT, mean_counts
 from fsr.prose.robustness import NOTHING
 from fsr.prose.text import Prose, accuracy_text, budget, missing, number, percent, points
+from fsr.reference import MIN_SEEDS
+from fsr.tables.text import span
 from fsr.tables.verdict import UNTESTED
 
 REACHES = "not zero, so twenty steps are too few there or gradients are hidden (the audit's unbounded attack decides)"
@@ -40,13 +42,28 @@ def streams(profile: str) -> Prose:
         if all(key in total for key in pair):
             before, after = (total[key][0] / total[key][1] for key in pair)
             step = f"{percent(before)} % in the non-robust stream, {percent(after)} % recalibrated"
-            lines.append(f"- by {name}: {step}, {points(after - before)}")
+            lines.append(f"- by {name}: {step}, {points(after - before)}{_over_seeds(records, probe)}")
     note = "The head was trained to produce this step, so it is no evidence by itself; the neighbours were not."
     heads = [total[stream, "aux"] for stream in ("robust", "nonrobust") if (stream, "aux") in total]
     if len(heads) == 2 and heads[0][0] / heads[0][1] <= heads[1][0] / heads[1][1]:
-        note += " It finds no more in the robust stream than in the other: at this budget nothing is separated."
+        robust, other = (percent(right / n) for right, n in heads)
+        note += f" It finds no more in the robust stream ({robust} %) than in the other ({other} %)."
     seeds = "one seed" if len(records) == 1 else f"{len(records)} seeds"
     return Prose.of(f"Under PGD-20, {seeds}, last epoch:", "\n".join(lines), note, budget(profile))
+
+
+def _over_seeds(records, probe: str) -> str:
+    """Student's t interval of the step over seeds, from as many seeds on as a verdict needs."""
+    counts = [mean_counts([record]) for record in records]
+    steps = [
+        found["recalibrated", probe][0] / found["recalibrated", probe][1]
+        - found["nonrobust", probe][0] / found["nonrobust", probe][1]
+        for found in counts
+    ]
+    low, high = statistics.seed_summary(steps)[2:4] if len(steps) >= MIN_SEEDS else (None, None)
+    if low is None or high is None:
+        return " (too few seeds for an interval)"
+    return f" (over seeds {span(100 * low, 100 * high, sign=True)})"
 
 
 def masks(profile: str) -> Prose:
@@ -71,7 +88,8 @@ def overhead(profile: str) -> Prose:
             }
             text = f"- {network}: {_plus(ratio['params'])} parameters, {_plus(ratio['macs'])} multiply-adds"
             seconds = ratio["train_seconds_per_epoch"]
-            lines.append(text if missing(seconds) else f"{text}, {_plus(seconds)} seconds per training epoch")
+            rough = f"{text}, {_plus(seconds)} seconds per epoch (of one training each: rough)"
+            lines.append(text if missing(seconds) else rough)
     return Prose.of("Added by FSR:", "\n".join(lines)) if lines else Prose(NOTHING)
 
 
@@ -136,7 +154,10 @@ def audit(profile: str) -> Prose:
         return Prose(NOTHING)
     where = f"Seed {experiments.main_pair(profile)[0].seed}, last weights, {_budgets(numbers)} budget:"
     note = "If the last difference is larger with FSR than without, part of its robustness is an attack that failed."
-    return Prose.of(where, "\n".join(lines), " ".join(filter(None, (note, _drops(profile)))), budget(profile))
+    told = (
+        " ".join(filter(None, (note, _drops(profile)))) if len(lines) > 1 else "The other network was not audited yet."
+    )
+    return Prose.of(where, "\n".join(lines), told, budget(profile))
 
 
 def _budgets(numbers) -> str:
@@ -153,8 +174,10 @@ def _drops(profile: str) -> str | None:
         _, arrays = store.load_analysis(run, analysis)
         losses.append(arrays["authors_protocol"] & ~arrays["worst_case"])
     p = statistics.mcnemar_exact(*losses)
-    shown = "the two are not told apart" if p > 0.05 else "more than chance"
-    return f"Here: {losses[1].sum()} images with FSR, {losses[0].sum()} without (p = {p:.2f}, McNemar): {shown}."
+    more = "more with FSR" if losses[1].sum() > losses[0].sum() else "more without FSR"
+    shown = "the two are not told apart" if p > 0.05 else f"{more} than chance explains"
+    small = "p < 0.01" if p < 0.01 else f"p = {p:.2f}"
+    return f"Here: {losses[1].sum()} images with FSR, {losses[0].sum()} without ({small}, McNemar): {shown}."
 
 
 def verdict(profile: str) -> Prose:

@@ -10,9 +10,12 @@ from fsr.tables import cells
 from fsr.tables.frame import Sources
 
 NOTHING = "Nothing of this has been run yet, so there is nothing to say."
-NO_MASKING = "No black-box attack breaks an image that survives the white-box Ensemble: no sign of masked gradients."
+NO_MASKING = "None of the black-box attacks that were run breaks an image that survives Ensemble"
 SOME_MASKING = "A few such images are normal: the attacks start differently. Many would be a sign of masked gradients."
-AGAINST_FULL = "Each against AT + FSR, Ensemble, last epoch. A control as good as the method speaks against it."
+AGAINST_FULL = (
+    "Each against AT + FSR, Ensemble, last epoch. A control that does as well speaks against the method; *no "
+    "difference shown* does not mean as well: the interval says how much could be hidden."
+)
 PUZZLE = "AutoAttack and Ensemble disagree about the sign: do not rank by the weaker attacks."
 
 
@@ -46,7 +49,7 @@ def _on_the_same_images(profile: str, kind: str, row: Row, plain: tuple[Run, ...
         return []
     fewer = same["n"] < found["ensemble"]["n"]
     told = [f"On AutoAttack's {same['n']:,} images Ensemble says {points(same['value'])}."] if fewer else []
-    sure = any(cell["low"] > 0 or cell["high"] < 0 for cell in (same, judge))
+    sure = all(cell["low"] > 0 or cell["high"] < 0 for cell in (same, judge))
     return told + ([PUZZLE] if same["value"] * judge["value"] < 0 and sure else [])
 
 
@@ -67,12 +70,23 @@ def deactivation(profile: str) -> Prose:
     """T2 in words: AT + FSR against each peer."""
     rows = readings.rows(profile, "deactivation")
     ours = rows[-1]
-    found = [_gains_of(profile, "deactivation", ours, row.runs, f"AT + FSR against {row.name}") for row in rows[1:-1]]
-    lines = [line for line in found if line]
+    lines = []
+    for row in rows[1:-1]:
+        line = _gains_of(profile, "deactivation", ours, row.runs, f"AT + FSR against {row.name}")
+        lines += [" ".join([line, *_warned(profile, row)])] if line else []
     joint = [line for row in rows[1:-1] if (line := _joint(profile, row)) is not None]
     if not lines:
         return Prose(NOTHING if len(rows) > 2 else "This profile trains no peers.")
     return Prose.of("\n".join(lines), " ".join(joint), budget(profile))
+
+
+def _warned(profile: str, row: Row) -> list[str]:
+    """AutoAttack's own warnings about a row's networks: its other columns then say too much."""
+    wanted = experiments.columns(profile, "deactivation").get(experiments.profile_of(profile).autoattack)
+    flags = cells.accuracy(row.runs, wanted, Sources()).get("flags") if wanted else None
+    if flags in (None, "none"):
+        return []
+    return [f"AutoAttack warns of {row.name} ({flags}): its accuracies above may be masked gradients."]
 
 
 def _joint(profile: str, row: Row) -> str | None:
@@ -116,7 +130,10 @@ def blackbox(profile: str) -> Prose:
         for name, (only, seen) in counts.items()
         if only
     ]
-    return Prose.of("\n".join(lines), SOME_MASKING if lines else NO_MASKING, budget(profile))
+    if lines:
+        return Prose.of("\n".join(lines), SOME_MASKING, budget(profile))
+    seen = [f"{row}: {words.metric(name)} {n}" for row, counts in found.items() for name, (_, n) in counts.items()]
+    return Prose.of(f"{NO_MASKING} ({'; '.join(seen)} such images): no sign of masked gradients.", budget(profile))
 
 
 def components(profile: str) -> Prose:
@@ -136,20 +153,18 @@ def components(profile: str) -> Prose:
 
 
 def settings(profile: str) -> Prose:
-    """T5, T6 and F4 in words: the spread over settings beside the spread over seeds."""
+    """T5, T6 and F4 in words: every setting and place against the default of the same seed, on the same images."""
     rows = (*readings.rows(profile, "settings"), *readings.rows(profile, "placement"))
-    first = {row.runs[0]: row.name for row in reversed(rows)}  # the default stands in every sweep: one network
-    found = {name: readings.outcome(profile, run, "ensemble") for run, name in first.items()}
-    values = {name: outcome.accuracy for name, outcome in found.items() if outcome is not None}
-    if len(values) < 2:
+    default = experiments.main_pair(profile)[1]
+    others = {row.runs[0]: row.name for row in reversed(rows) if row.runs[0] != default}
+    ensemble = experiments.columns(profile, "settings")["ensemble"]
+    found = {name: cells.gain((run,), (default,), ensemble) for run, name in reversed(others.items())}
+    told = {name: cell for name, cell in found.items() if cell["value"] is not None}
+    if not told:
         return Prose(NOTHING)
-    ordered = sorted(values, key=values.__getitem__)
-    low, high = (f"{percent(values[name])} % ({name})" for name in (ordered[0], ordered[-1]))
-    text = f"Over {len(values)} settings and places Ensemble lies between {low} and {high}."
-    main = readings.rows(profile, "streams")[0].runs
-    seeds = [o.accuracy for run in main if (o := readings.outcome(profile, run, "ensemble")) is not None]
-    if len(seeds) > 1:
-        low, high = percent(min(seeds)), percent(max(seeds))
-        text += f" {len(seeds)} seeds of the default setting alone lie between {low} % and {high} %."
-        text += " A setting inside that range cannot be told from the default."
-    return Prose.of(text, budget(profile))
+    lines = [f"- {name}: {difference(cell)}." for name, cell in told.items() if "no difference" not in difference(cell)]
+    same = [name for name, cell in told.items() if "no difference" in difference(cell)]
+    lines += [f"- no difference shown: {', '.join(same)}."] if same else []
+    lead = f"Against the default setting and place, Ensemble, seed {default.seed}, one training each, last epoch:"
+    note = f"{len(told)} comparisons: of twenty without any effect one would look like one." if len(told) > 1 else None
+    return Prose.of(lead, "\n".join(lines), note, budget(profile))

@@ -5,8 +5,8 @@ from pathlib import Path
 import pandas as pd
 
 from fsr import experiments, prose, statistics, store, tables
-from fsr.config import Evaluation, FSRSpec, Run, for_dataset, replace
-from fsr.errors import MissingRecord, UsageError
+from fsr.config import Evaluation
+from fsr.errors import UsageError
 from fsr.files import write_bytes
 from fsr.prose.text import budget
 from fsr.reference import MIN_SEEDS
@@ -21,8 +21,6 @@ ROWS = (
     "separation only", "m = 1 at test (FSR bypassed)", "shuffled mask at test",
 )  # fmt: skip
 LARGER = ("headline", "mini")  # shown once they have results, the most telling first
-# Shown while no larger run on CIFAR-10 is recorded: AT and AT+FSR on 10,000 of its training images for four epochs.
-PART = for_dataset("cifar10", width=16, epochs=4, train_size=10_000)
 FIGURES = {"What FSR adds": "F7-gains", "Training curves": "F5-training-curves"}
 AGAINST = "Ensemble, minus AT + FSR on the same seeds"
 COLUMNS = {"clean": "no attack", "pgd20": "PGD-20", "ensemble": "Ensemble", "autoattack": "AutoAttack"}
@@ -36,10 +34,13 @@ def _text(cell: dict, gain: bool) -> str:
     return f"{number(value, sign=gain)} {span(low, high, sign=gain)}"
 
 
-def _cell(found: pd.DataFrame, gain: bool) -> str:
-    """The one row that has a value; not run otherwise."""
+def _cell(found: pd.DataFrame, gain: bool, seeds: float) -> str:
+    """The one row that has a value, and of how many seeds where the row has more; not run otherwise."""
     found = found[found["value"].notna()]
-    return _text(found.iloc[0], gain) if len(found) else NOT_RUN
+    if found.empty:
+        return NOT_RUN
+    mine = found.iloc[0]["seeds"]
+    return _text(found.iloc[0], gain) + (f" ({mine:.0f} of {seeds:.0f} seeds)" if mine < seeds else "")
 
 
 def _about(frame: pd.DataFrame) -> str:
@@ -97,12 +98,20 @@ def _same_images(profile: str) -> str | None:
     columns, shares = experiments.columns(profile, "whitebox"), []
     rows = {row.name: row for row in reversed(experiments.ROWS[profile]["whitebox"])}  # the main network's come first
     strong = columns[experiments.profile_of(profile).autoattack]
+    found = {}
     for name in ROWS[:2]:
-        found = [o for run in rows[name].runs if (o := cells.shared(run, columns["ensemble"], strong)) is not None]
-        if not found or len(found[0]) == cells.accuracy(rows[name].runs, columns["ensemble"], Sources())["n"]:
+        mine = {run.seed: cells.shared(run, columns["ensemble"], strong) for run in rows[name].runs}
+        found[name] = {seed: float(o.mean()) for seed, o in mine.items() if o is not None}
+        sizes = {len(o) for o in mine.values() if o is not None}
+        if not sizes or cells.accuracy(rows[name].runs, columns["ensemble"], Sources())["n"] in sizes:
             return None
-        shares.append(f"{name} {number(100 * sum(float(o.mean()) for o in found) / len(found))} %")
-    return f"On AutoAttack's images Ensemble leaves: {', '.join(shares)}."
+    common = set.intersection(*map(set, found.values()))
+    if not common:
+        return None
+    for name, values in found.items():
+        shares.append(f"{name} {number(100 * sum(values[seed] for seed in common) / len(common))} %")
+    seeds = "" if len(common) == max(map(len, found.values())) else f" (the {len(common)} seeds that both have)"
+    return f"On AutoAttack's images Ensemble leaves{seeds}: {', '.join(shares)}."
 
 
 def _table(profile: str, frame: pd.DataFrame) -> tuple[list[str], list[str]]:
@@ -111,12 +120,13 @@ def _table(profile: str, frame: pd.DataFrame) -> tuple[list[str], list[str]]:
     lines, against, left_out = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"], _against_full(profile), []
     for row in ROWS:
         here = frame[frame["row"] == row].drop_duplicates("metric", keep="last")
-        texts = [_cell(here[here["metric"] == metric], "gain" in row) for metric in COLUMNS]
+        seeds = here["seeds"].max()
+        texts = [_cell(here[here["metric"] == metric], "gain" in row, seeds) for metric in COLUMNS]
         if row not in ROWS[:3] and set(texts) == {NOT_RUN}:
             left_out.append(row)
             continue
-        seeds = "0" if here["seeds"].isna().all() else f"{here['seeds'].max():.0f}"
-        lines.append(f"| {row} | {seeds} | {' | '.join(texts)} | {against.get(row, '')} |")
+        count = "0" if missing(seeds) else f"{seeds:.0f}"
+        lines.append(f"| {row} | {count} | {' | '.join(texts)} | {against.get(row, '')} |")
         lines += _over_seeds(profile) if row == ROWS[2] else []
     return lines, left_out
 
@@ -136,50 +146,6 @@ def results(profile: str) -> str:
     return "\n".join([f"## Results (`{profile}`)", "", *lines, "", *notes, "", where, "", "\n\n".join(figures)])
 
 
-def _line(row: str, found: dict[str, dict], gain: bool = False) -> str:
-    return f"| {row} | " + " | ".join(_text(found[name], gain) for name in COLUMNS) + " |"
-
-
-def _accuracy(correct) -> dict:
-    low, high = statistics.wilson(int(correct.sum()), len(correct))
-    return {"value": correct.mean(), "low": low, "high": high}
-
-
-def _gain(plain, both) -> dict:
-    low, high = statistics.paired_bootstrap(plain, both)
-    return {"value": both.mean() - plain.mean(), "low": low, "high": high}
-
-
-def _part_outcomes(run: Run) -> dict:
-    """Per-sample outcomes of the columns: 1,000 test images, AutoAttack on 500."""
-    strong = Evaluation(attack="autoattack", images=500)
-    found = {name: store.load_eval(run, Evaluation(attack=name, images=1000)) for name in ("clean", "pgd20")}
-    found |= {"ensemble": store.ensemble(run, "last", 1000), "autoattack": store.load_eval(run, strong)}
-    return {name: outcome.correct for name, outcome in found.items()}
-
-
-def part() -> str:
-    """The pair on a part of CIFAR-10 as markdown; empty where it is not recorded."""
-    try:
-        plain, both = _part_outcomes(PART), _part_outcomes(replace(PART, module=FSRSpec()))
-    except MissingRecord:
-        return ""
-    lines = [
-        "## A part of CIFAR-10",
-        "",
-        "| last weights | " + " | ".join(COLUMNS.values()) + " |",
-        "|---" * (len(COLUMNS) + 1) + "|",
-        _line("AT", {name: _accuracy(kept) for name, kept in plain.items()}),
-        _line("AT + FSR", {name: _accuracy(kept) for name, kept in both.items()}),
-        _line("AT + FSR: gain over AT", {name: _gain(plain[name], both[name]) for name in COLUMNS}, gain=True),
-        "",
-        f"Real CIFAR-10, but {PART.train_size:,} training images, {PART.epochs} epochs and ResNet-18 of width "
-        f"{PART.width}; one seed, 1,000 test images (AutoAttack: 500). It says how the two start, not where they end: "
-        "in the log of the authors' own code training stays near chance for two epochs.",
-    ]
-    return "\n".join(lines)
-
-
 def _has_results(profile: str) -> bool:
     wanted = Evaluation(attack="clean", images=experiments.profile_of(profile).images)
     return all(store.has_eval(run, wanted) for run in experiments.main_pair(profile))
@@ -187,8 +153,7 @@ def _has_results(profile: str) -> bool:
 
 def block() -> str:
     """All that README says about results: demo, each larger profile whose main pair is finished, and the speed."""
-    larger = [name for name in LARGER if _has_results(name)]
-    parts = [results(name) for name in larger] or [part()]
+    parts = [results(name) for name in LARGER if _has_results(name)]
     return "\n\n".join(text for text in [*parts, results("demo"), speed()] if text)
 
 

@@ -40,8 +40,6 @@ def _ensemble(run: Run, evaluation: Evaluation) -> store.Outcome | None:
 def accuracy(runs: tuple[Run, ...], evaluation: Evaluation, sources: Sources) -> dict:
     """Mean over seeds as a fraction, n images, seeds, standard deviation over seeds and a 95 % Wilson interval.
 
-    first_seed is the first seed's own accuracy, to compare rows that have unequal numbers of seeds.
-
     The interval is of the images: for several seeds, Wilson's at the mean accuracy and the n of one seed, since all
     seeds see the same images. The value is None when no seed was run.
     """
@@ -59,7 +57,6 @@ def accuracy(runs: tuple[Run, ...], evaluation: Evaluation, sources: Sources) ->
     flags = [o.record["flags"] for o in found if o.record.get("flags") is not None]
     return cell | {
         "value": mean, "low": low, "high": high, "n": n, "sd": sd, "flags": flag_text(flags),
-        "first_seed": values[0] if len(found) == len(runs) else None,
     }  # fmt: skip
 
 

@@ -1,18 +1,18 @@
 """How T10 measures each kind of claim from the records; deciding is `fsr.tables.verdict`'s job."""
 
-import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from fsr import experiments, statistics, store
 from fsr.errors import MissingRecord
 from fsr.experiments import Row
-from fsr.reference import Claim
+from fsr.reference import MIN_SEEDS, Claim
 from fsr.tables import accuracy, cells
 from fsr.tables.cost import cost_numbers
 from fsr.tables.frame import Sources
 from fsr.tables.inside import stream_numbers
-from fsr.tables.text import missing, number
+from fsr.tables.text import missing, number, span
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +43,23 @@ def _stated(claim: Claim) -> float:
 
 
 def _of_seeds(values: list[float], *, scale: float = 100.0) -> Measured:
-    """Mean and two-sided 95 % t interval over seeds; passed when it lies above 0."""
+    """Mean and two-sided 95 % t interval over seeds, from MIN_SEEDS on; passed when it lies above 0.
+
+    Fewer seeds, or seeds that do not differ, would give an interval that looks like certainty: they have none.
+    """
     if not values:
         return NOTHING
-    values = [scale * value for value in values]
-    if len(values) < 2:
-        return Measured(value=values[0], seeds=1, why="one seed has no interval")
-    mean, _, low, high, seeds = statistics.seed_summary(values)
-    return Measured(value=mean, low=low, high=high, seeds=seeds, passed=low is not None and low > 0)
+    mean, sd, low, high, seeds = statistics.seed_summary([scale * value for value in values])
+    if seeds < MIN_SEEDS:
+        return Measured(value=mean, seeds=seeds, why="too few seeds for an interval")
+    if not sd or low is None or high is None:
+        return Measured(value=mean, seeds=seeds, why="the seeds do not differ: no interval")
+    why = "" if low > 0 else "the interval lies below 0" if high < 0 else "the interval holds 0: undecided"
+    return Measured(value=mean, low=low, high=high, seeds=seeds, passed=low > 0, why=why)
+
+
+def _and(*parts: str) -> str:
+    return "; ".join(part for part in parts if part)
 
 
 def _evaluation(profile: str, metric: str, kind: str = "whitebox"):
@@ -64,7 +73,12 @@ def gain(profile: str, claim: Claim, sources: Sources) -> Measured:
     row = _rows(profile, "whitebox")["AT + FSR"]
     evaluation = _evaluation(profile, claim.metric)
     cells.accuracy(row.runs, evaluation, sources)
-    return _of_seeds(cells.gain(row.runs, row.plain, evaluation).get("per_seed", []))
+    cell = cells.gain(row.runs, row.plain, evaluation)
+    ours = _of_seeds(cell.get("per_seed", []))
+    if ours.value is None:
+        return ours
+    images = f"over images {span(100 * cell['low'], 100 * cell['high'], digits=2, sign=True)}"
+    return replace(ours, why=_and(ours.why, images))
 
 
 def largest_gain(profile: str, claim: Claim, sources: Sources) -> Measured:
@@ -98,6 +112,7 @@ def overhead(profile: str, claim: Claim, sources: Sources) -> Measured:
         added[name] = 100 * (both / plain - 1)
     worst = max(added.values())
     why = "; ".join(f"{name.replace('_', ' ')} {number(value, sign=True)} %" for name, value in added.items())
+    why += " (of one training each: rough)"
     return Measured(value=worst, seeds=1, passed=worst <= claim.tolerance, why=why)
 
 
@@ -107,11 +122,14 @@ def deactivation(profile: str, claim: Claim, sources: Sources) -> Measured:
     rows = _rows(profile, "deactivation")
     ours = rows["AT + FSR"]
     leads: dict[str, Measured] = {}
+    flags: dict[str, str] = {}
     for peer in ("AT + FD", "AT + CAS", "AT + CIFS"):
         row = rows.get(peer)
         if row is None:
             return Measured(why="the peers are not in this profile")
-        cells.accuracy(row.runs, evaluation, sources)
+        warned = cells.accuracy(row.runs, evaluation, sources).get("flags")
+        if warned not in (None, "none"):
+            flags[peer] = f" (AutoAttack warns there: {warned})"
         leads[peer] = _of_seeds(cells.gain(ours.runs, row.runs, evaluation).get("per_seed", []))
     values = {peer: lead.value for peer, lead in leads.items() if lead.value is not None}
     if len(values) < len(leads):
@@ -119,7 +137,7 @@ def deactivation(profile: str, claim: Claim, sources: Sources) -> Measured:
     least = leads[min(values, key=lambda peer: values[peer])]
     tests = [lead.passed for lead in leads.values()]
     passed = None if None in tests else all(tests)
-    why = "; ".join(f"over {peer} {number(value, sign=True)}" for peer, value in values.items())
+    why = "; ".join(f"over {peer} {number(value, sign=True)}{flags.get(peer, '')}" for peer, value in values.items())
     seeds = min(lead.seeds for lead in leads.values())
     return Measured(value=least.value, low=least.low, high=least.high, seeds=seeds, passed=passed, why=why)
 
@@ -138,7 +156,10 @@ def _comparable(profile: str) -> bool:
 
 
 def accuracy_of(profile: str, claim: Claim, sources: Sources) -> Measured:
-    """Accuracy of AT + FSR (last weights), in percent; equivalent to the stated value by two one-sided t tests."""
+    """Accuracy of AT + FSR (last weights), in percent; equivalent to the stated value by two one-sided t tests.
+
+    low, high: the 90 % t interval, which decides: equivalent when it lies inside the tolerance.
+    """
     if not _comparable(profile):
         return Measured(why="another data set or network")
     row, evaluation = _rows(profile, "whitebox")["AT + FSR"], _evaluation(profile, claim.metric)
@@ -148,7 +169,11 @@ def accuracy_of(profile: str, claim: Claim, sources: Sources) -> Measured:
     if ours.low is None:
         return ours
     found = statistics.tost([100 * v - _stated(claim) for v in values], claim.tolerance)
-    return replace(ours, passed=found.equivalent, why=f"p = {found.p:.3f}")
+    outside = found.low > claim.tolerance or found.high < -claim.tolerance
+    undecided = "" if found.equivalent else "the interval crosses the tolerance: undecided"
+    told = "outside the tolerance" if outside else undecided
+    _, _, low, high, _ = statistics.seed_summary([100 * v for v in values], level=0.9)
+    return replace(ours, low=low, high=high, passed=found.equivalent, why=_and(f"p = {found.p:.3f}", told))
 
 
 def seconds(profile: str, claim: Claim, sources: Sources) -> Measured:
@@ -162,7 +187,7 @@ def seconds(profile: str, claim: Claim, sources: Sources) -> Measured:
         return NOTHING
     sources.add(record)
     device = claim.source.rsplit(" ", 1)[-1].strip(")")
-    if device not in json.dumps(record.get("hardware")):
+    if not re.search(rf"\b{device}\b", record["hardware"].get("gpu", "")):
         return Measured(value=value, seeds=1, why=f"not on an {device}")
     return Measured(value=value, seeds=1, passed=value <= _stated(claim) + claim.tolerance)
 

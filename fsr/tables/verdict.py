@@ -83,8 +83,9 @@ def verdict(profile: str) -> Table:
     frame, where = numbers(profile, sources), budget(profile)
     notes = (
         f"Profile {profile}: {where}. Tolerances and tests were fixed in fsr/reference/claims.py before any run.",
-        "Only rows of kind paper are the paper's; rerun is a third party's run of the authors' code. An interval that "
-        "holds zero is not reproduced: it does not show that there is no effect.",
+        "Only rows of kind paper are the paper's; rerun is a third party's run of the authors' code.",
+        "In brackets Student's t interval over seeds, 95 %, and 90 % where two one-sided tests decide (C6 to C11); it "
+        "knows nothing of other test images. 'Not reproduced' is either the opposite or undecided: `why` says which.",
         *([] if full_size(experiments.profile_of(profile).base) else [SMALLER]),
     )
     shown = pd.DataFrame([_shown(row, where) for row in frame.itertuples()])

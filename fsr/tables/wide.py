@@ -48,15 +48,20 @@ def _row(key: tuple, mine: dict, metrics: list[str]) -> dict[str, str]:
 
 
 def _best(frame: pd.DataFrame) -> frozenset[tuple]:
-    """Keys (row and metric) of the best cells: means over other seeds, or AutoAttack's warnings, make no winner."""
+    """Keys (row and metric) of the best cells: among rows with the most seeds, of which there must be two.
+
+    A network that AutoAttack warns of wins with none of its weights.
+    """
     ours = frame[(frame["kind"] == "ours") & frame["value"].notna()]
-    flagged = set(ours[ours["flags"].notna() & (ours["flags"] != "none")][ROW].itertuples(index=False, name=None))
+    network = [name for name in ROW if name != "checkpoint"]
+    warned = ours[ours["flags"].notna() & (ours["flags"] != "none")]
+    flagged = set(warned[network].itertuples(index=False, name=None))
     best = set()
     for _, group in ours.groupby([*GROUP, "metric"], sort=False):
-        score = group["value" if group["seeds"].nunique() == 1 else "first_seed"]
-        if score.isna().any() or score.nunique() == 1:
+        kept = group[[key not in flagged for key in group[network].itertuples(index=False, name=None)]]
+        kept = kept[kept["seeds"] == kept["seeds"].max()]
+        if kept["value"].nunique() < 2:
             continue
-        keys = list(group[[*ROW, "metric"]].itertuples(index=False, name=None))
-        kept = {key: value for key, value in zip(keys, score, strict=True) if key[:-1] not in flagged}
-        best |= {key for key, value in kept.items() if value == max(kept.values())}
+        top = kept[kept["value"] == kept["value"].max()]
+        best |= set(top[[*ROW, "metric"]].itertuples(index=False, name=None))
     return frozenset(best)

@@ -42,7 +42,27 @@ def test_an_interval_that_holds_zero_is_not_reproduced(records):
     for step, (plain, both) in zip((-20, 0, 30), pair("mini")):
         records("mini").evaluation(plain, "autoattack", 200)
         records("mini").evaluation(both, "autoattack", 200 + step)
-    assert row("mini", "C1")["verdict"] == "not reproduced"
+    found = row("mini", "C1")
+    assert found["verdict"] == "not reproduced" and found["reason"].startswith(
+        "the interval holds 0: undecided; over images ["
+    )
+
+
+def test_the_opposite_is_told_from_what_is_undecided(records):
+    for step, (plain, both) in zip((-22, -20, -24), pair("mini")):
+        records("mini").evaluation(plain, "autoattack", 200)
+        records("mini").evaluation(both, "autoattack", 200 + step)
+    found = row("mini", "C1")
+    assert found["verdict"] == "not reproduced" and found["reason"].startswith("the interval lies below 0; over images")
+
+
+def test_seeds_that_do_not_differ_are_no_certainty(records):
+    for plain, both in pair("mini"):
+        records("mini").evaluation(plain, "autoattack", 200)
+        records("mini").evaluation(both, "autoattack", 250)
+    found = row("mini", "C1")
+    assert found["verdict"] == "not tested" and found["reason"].startswith("the seeds do not differ")
+    assert found["low"] is None or found["low"] != found["low"]
 
 
 def test_two_seeds_give_a_number_but_no_verdict(records):
@@ -75,7 +95,10 @@ def test_the_reruns_accuracy_is_tested_for_equivalence(records, right, verdict):
     for (_, both), count in zip(pair("headline"), right):
         records("headline").evaluation(both, "pgd20", count)
     claim = next(c.id for c in reference.CLAIMS if c.metric == "pgd20")
-    assert row("headline", claim)["verdict"] == verdict
+    found = row("headline", claim)
+    assert found["verdict"] == verdict and ("outside the tolerance" in found["reason"]) == (verdict != "reproduced")
+    half = 2.92 * 0.2 / 3**0.5  # Student's t, 90 %, two degrees of freedom; seeds differ by 0.2 points
+    assert found["high"] - found["ours"] == pytest.approx(half, abs=1e-3)
 
 
 def test_better_than_deactivation_needs_all_three_peers(records):
@@ -117,13 +140,13 @@ def test_overhead_is_small_when_macs_and_seconds_are(records, seconds, verdict):
 
 def test_seconds_count_only_on_the_device_that_the_rerun_used(records):
     both = experiments.main_pair("headline")[1]
-    records("headline").trained(both, 20.0, {"device": "another card"})
+    records("headline").trained(both, 20.0, {"device": "cuda", "gpu": "NVIDIA GH200"})
     found = row("headline", "C12")
     assert found["verdict"] == "not tested" and found["ours"] == 20.0 and "H200" in found["reason"]
 
 
 def test_fast_enough_on_that_device_is_reproduced(records):
-    records("headline").trained(experiments.main_pair("headline")[1], 36.0, {"device": "NVIDIA H200"})
+    records("headline").trained(experiments.main_pair("headline")[1], 36.0, {"device": "cuda", "gpu": "NVIDIA H200"})
     assert row("headline", "C12")["verdict"] == "reproduced"
 
 

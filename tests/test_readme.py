@@ -10,6 +10,7 @@ from fsr.errors import UsageError
 from fsr.files import save_json
 from fsr.report.readme import BEGIN, END, block, results, rewrite
 from fsr.report.speed import speed
+from fsr.runs.costing import cost_table
 
 
 def test_the_results_in_readme_are_those_of_the_committed_records(monkeypatch):
@@ -147,6 +148,16 @@ def test_a_cluster_is_told_in_a_sentence_with_its_range(root):
     save_json(paths.results() / "benchmarks" / "evaluate-a.json", {**record, "benchmark": "evaluate", "rows": rows})
     assert "(A CPU, 2 cores)" in speed() and "1.6 times as fast as one process (1.4 to 1.7), one worker 1.0" in speed()
     assert "costs 4 ms, and a command 12 s before" in speed()
+
+
+def test_what_readme_says_about_cost_is_what_status_says(root):
+    """A plan of another size or another speed changes the table that people rent machines by."""
+    text = (paths.repository() / "README.md").read_text()
+    days = {devices: seconds / 86400 for devices, seconds in cost_table("paper")[0]}
+    assert f"| 1 | {days[1]:.0f} days |" in text and f"| 8 | {days[8]:.0f} days |" in text
+    assert f"| 64 | {days[64]:.1f} days:" in text
+    sizes = {profile: len(experiments.SETS[profile]["all"]) for profile in ("demo", "paper")}
+    assert f"({sizes['paper']} trainings, " in text and f"every table and figure, {sizes['demo']} trainings" in text
 
 
 def test_only_the_marked_part_is_rewritten(root, tmp_path):

@@ -113,7 +113,7 @@ _TRAINING = (
         "float32",
         "`ci` and `demo` float32; the others craft and update in bf16, with float32 weights, losses and judging",
         "speed on a GPU; `precision` is a field of every run",
-        "small",
+        "none seen; README's comparison cannot rule out up to about three points",
     ),
     Deviation(
         "TRADES and MART",
@@ -179,7 +179,7 @@ _EVALUATION = (
         "Part of the test set",
         "all images",
         "`mini` 2,000 (AutoAttack 500), `demo` 500 (AutoAttack 100), fixed and stratified; `headline` and `paper` all",
-        "a processor's budget; every number carries its n and interval",
+        "a processor's budget; accuracies and gains carry n and interval",
         "wider intervals",
     ),
 )

@@ -238,7 +238,7 @@ def run_from_dict(data: dict) -> Run:
 
 
 def for_dataset(dataset: str, **changes) -> Run:
-    """A Run with the data set's own eps, alpha and lr (spec section 2), and any changes."""
+    """A Run with the data set's own eps, alpha and lr, and any changes."""
     if dataset not in DATASETS:
         raise UsageError(f"unknown data set {dataset!r}; choose one of {', '.join(DATASETS)}")
     info = DATASETS[dataset]

@@ -144,7 +144,7 @@ class Crafter:
 
 
 def sgd(model: nn.Module, run: Run, device: torch.device) -> torch.optim.SGD:
-    """The optimiser of spec section 2: one kernel for all weights on a GPU, grouped operations on a CPU."""
+    """The authors' optimiser, SGD with momentum: one kernel for all weights on a GPU, grouped operations on a CPU."""
     own: dict[str, Any] = {"lr": run.lr, "momentum": run.momentum, "weight_decay": run.weight_decay}
     return torch.optim.SGD(model.parameters(), **own, **{"fused" if device.type == "cuda" else "foreach": True})
 

@@ -69,7 +69,7 @@ def fsr_terms(logits: Tensor, streams: Sequence[Any], y: Tensor) -> dict[str, Te
     """sep = CE(h(robust), y) + CE(h(nonrobust), y'), rec = CE(h(recalibrated), y): batch means, averaged over modules.
 
     logits: (N, K) of the same pass, whose most probable wrong class is y'; streams: as `trace` gives them. A term that
-    no module has (peers, controls) is left out. Kim et al. 2023, eq. 4 and 6; nothing is detached, as in their code.
+    no module has (peers, controls) is left out. As in the code of Kim et al. 2023; nothing is detached.
     """
     wrong = runner_up(logits, y)
     targets = {"robust": ("sep", y), "nonrobust": ("sep", wrong), "recalibrated": ("rec", y)}

@@ -69,7 +69,7 @@ class Objective(nn.Module):
 
     forward(x, x_adv, y): clean and adversarial images (N, C, H, W) in [0, 1] and labels (N,) to the unweighted loss
     parts, a dict of scalars, and the logits (N, K) of the pass that training sees (natural: the clean one). TRADES and
-    MART run one clean pass, then one adversarial pass; module terms are those of the adversarial pass (spec 1.8).
+    MART run one clean pass, then one adversarial pass; module terms are those of the adversarial pass.
     """
 
     def __init__(self, model: Classifier, run: Run):
@@ -103,7 +103,7 @@ class Crafting:
 
 
 def crafting(run: Run) -> Crafting:
-    """The crafting of a run's method (spec section 2) and peer (spec section 4: CE + 2 * mean probe CE)."""
+    """The crafting of a run's method and peer (CE + 2 * mean probe CE)."""
     probe = run.peer.weight if run.peer and run.peer.name != "fd" else 0.0
     if run.method == "natural":
         return Crafting(start="none")

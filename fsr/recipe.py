@@ -1,4 +1,4 @@
-"""What a step number means: its seeds, its learning rate, its weight in the running average (spec section 2)."""
+"""What a step number means: its seeds, its learning rate, its weight in the running average."""
 
 import hashlib
 import math

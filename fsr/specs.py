@@ -7,7 +7,7 @@ from fsr.checks import check_types, not_negative, one_of, positive
 
 @dataclass(frozen=True, kw_only=True)
 class FSRSpec:
-    """The FSR module and its controls (Kim et al. 2023, section 3; spec T4-T6).
+    """The FSR module and its controls (Kim et al. 2023, after their code).
 
     at: module paths, () for the backbone's own place; hidden: channels inside S and R, None for the
     width rule; kind: fsr, separation (f+ alone is passed on), residual (S and R as plain residual

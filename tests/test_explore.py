@@ -10,7 +10,7 @@ import torch
 from synthetic_records import write_all
 
 from fsr import experiments, explore, runs, store
-from fsr.config import DATASETS
+from fsr.config import DATASETS, run_id
 from fsr.errors import UsageError
 from fsr.explore import controls as app_room
 from fsr.explore import live
@@ -39,7 +39,11 @@ def test_the_mask_passes_almost_no_gradient_once_it_has_decided():
 
 
 def test_the_module_adds_up():
+    before = torch.get_rng_state()
     frame = explore.module_summary(PROFILE, images=8)
+    assert torch.equal(torch.get_rng_state(), before)  # it draws from a random state of its own, the same each time
+    torch.manual_seed(99)
+    assert frame.equals(explore.module_summary(PROFILE, images=8))
     assert abs(frame.loc["output - (robust + recalibrated)", "mean"]) < 1e-6
     assert 0 <= frame.loc["mask m", "mean"] <= 1
     assert frame.loc["logits", "shape"] == (8, DATASETS["digits"].classes)
@@ -88,12 +92,34 @@ def test_streams_are_there_with_fsr_and_f_alone_without(networks):
     assert set(plain.maps) == {"f"} and plain.mask is None
     assert set(both.maps) == {"f", "robust", "nonrobust", "recalibrated", "output"}
     assert ((both.mask >= 0) & (both.mask <= 1)).all()
+    assert set(both.heads) == {"robust", "nonrobust", "recalibrated"} and not plain.heads
+    assert set(both.heads.values()) <= set(both.class_names)
+
+
+def test_a_plain_network_is_looked_at_where_its_twin_has_fsr(networks):
+    """On digits ResNet's own place, layer4, has one position; the profile has FSR after layer3."""
+    known = explore.choices(PROFILE)  # nothing of the plan is trained in this root
+    assert known.networks == () and experiments.profile_of(PROFILE).place == ("layer3",)
+    plain, both = (explore.look(replace(c, place="layer3"), attack="fgsm") for c in networks)
+    assert plain.place == both.place == "layer3" and plain.maps["f"].shape == both.maps["f"].shape == (2, 2)
+    assert explore.look(networks[0], attack="fgsm").maps["f"].shape == (1, 1)
 
 
 def test_choices_list_each_network_once_with_its_weights(networks):
     more = [Choice(choice.run, "last") for choice in networks]
     frame = Choices(PROFILE, tuple([*networks, *more])).frame
     assert frame["method"].tolist() == ["AT", "AT + FSR"] and set(frame["weights"]) == {"ema, last"}
+
+
+def test_two_ablations_can_be_told_apart_and_chosen():
+    tau = {run.fsr.tau: run for run in experiments.SETS["demo"]["settings"] if run.fsr}
+    known = Choices("demo", tuple(Choice(tau[value], kind) for value in (0.05, 1.0) for kind in ("last", "ema")))
+    assert known.frame["variant"].tolist() == ["at layer3, tau 0.05", "at layer3, tau 1.0"]
+    assert "tau 0.05" in known.networks[0].name and len({choice.name for choice in known.networks}) == 4
+    assert known.by_id(run_id(tau[1.0])[-10:]) == Choice(tau[1.0], "ema") and known.by_id(run_id(tau[0.5])) is None
+    for wrong in (lambda: known.by_id("nothing"), lambda: known.by_id(""), lambda: known.default("at+fsr-tau0.5")):
+        with pytest.raises(UsageError):
+            wrong()
 
 
 def test_one_and_two_looks_become_pictures(networks):

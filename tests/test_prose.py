@@ -103,7 +103,7 @@ def test_black_box_breaks_are_counted_among_the_survivors(root):
     run = experiments.main_pair("demo")[0]
     columns(run, "demo", "whitebox", 80)
     columns(run, "demo", "blackbox", lambda name: 78 if name == "square" else 80)
-    assert "Square breaks 2 of 80 images that survive Ensemble." in prose.blackbox("demo")
+    assert "N-Attack 0 of 80, Square 2 of 80." in prose.blackbox("demo")
 
 
 def test_streams_that_the_head_cannot_tell_apart_are_named(root):

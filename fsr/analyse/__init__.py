@@ -1,4 +1,4 @@
-"""Looks inside one trained network, by the kind that records and figures use (spec section 4: T7, T8, F1, F2, F8)."""
+"""Looks inside one trained network, by the kind that records and figures use."""
 
 from collections.abc import Callable
 

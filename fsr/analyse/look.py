@@ -17,7 +17,7 @@ from fsr.data import Data, as_float, batches, part_of_test
 from fsr.models import BACKBONES, FSR, Classifier, Inserted
 from fsr.models.insert import submodule_at
 
-ATTACK = "pgd20"  # of every analysis (spec section 4, T7)
+ATTACK = "pgd20"  # of every analysis
 STREAMS = ("robust", "nonrobust", "recalibrated")
 
 
@@ -32,6 +32,7 @@ class Job:
     device: torch.device
     batch: int
     seconds_per_epoch: float | None = None
+    place: str | None = None  # where to look into a network without a module; None: where the authors put FSR
 
     def images(self) -> tuple[Tensor, Tensor, Tensor]:
         """(x uint8, y, index) of the test images: as many as asked for, or all there are when they are fewer."""
@@ -53,14 +54,14 @@ class Seen(NamedTuple):
 
 
 def last_place(job: Job) -> tuple[str, Inserted | None]:
-    """(path, insertion) that runs last; without one, the stage after which the authors put FSR, and None.
+    """(path, insertion) that runs last; without one the job's own place, or the authors' for FSR, and None.
 
     Paths are those of the network as it was before the insertion.
     """
     order: list[Inserted] = []
     places = {part: name for name, part in job.model.named_modules() if isinstance(part, Inserted)}
     if not places:
-        return BACKBONES[job.run.backbone].fsr_stage, None
+        return job.place or BACKBONES[job.run.backbone].fsr_stage, None
     handles = [part.register_forward_hook(lambda module, args, output: order.append(module)) for part in places]
     try:
         with torch.no_grad():

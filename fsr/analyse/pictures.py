@@ -8,7 +8,7 @@ from fsr.analyse.look import STREAMS, Job, fsr_module, lacks, pairs, pooled, see
 
 BINS = 40  # 0.05 and 0.95 are edges
 SATURATED = 0.05  # below it, or above 1 minus it, the mask passes almost no gradient
-PERPLEXITY, SEED = 30, 0  # of t-SNE (spec section 4)
+PERPLEXITY, SEED = 30, 0  # of t-SNE
 
 
 def histogram(values: Tensor, bins: int = BINS) -> Tensor:

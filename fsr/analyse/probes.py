@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from fsr.analyse.look import Job, Seen, fsr_module, pairs, pooled, see
 from fsr.data import as_float, batches
 
-TEMPERATURE = 0.07  # of the neighbours' weights exp(similarity / temperature) (spec section 4)
+TEMPERATURE = 0.07  # of the neighbours' weights exp(similarity / temperature)
 
 
 def neighbours(job: Job) -> int:

@@ -75,7 +75,7 @@ def smooth_mask(
     tau: float = 1.0,
     start: Tensor | None = None,
 ) -> Tensor:
-    """APGD with the mask's backward pass at another temperature (BPDA, Athalye et al. 2018; spec section 5, item 2)."""
+    """APGD with the mask's backward pass at another temperature (BPDA, Athalye et al. 2018)."""
     with changed(masked(model), backward_tau=tau):
         return ascend(differentiated(of(model, loss)), x, y, eps=eps, steps=steps, start=start)
 
@@ -90,7 +90,7 @@ def frozen_mask(
     loss: Loss = cross_entropy,
     start: Tensor | None = None,
 ) -> Tensor:
-    """APGD on the network whose masks stay what they are on the clean images (spec section 5, item 3).
+    """APGD on the network whose masks stay what they are on the clean images.
 
     What breaks the true network is judged later: there the mask moves again.
     """
@@ -123,7 +123,7 @@ def driven_mask(
     push: float = 4.0,
     start: Tensor | None = None,
 ) -> Tensor:
-    """APGD on the margin plus `push` times how close the masks come to `towards` (0 or 1) (spec section 5, item 3).
+    """APGD on the margin plus `push` times how close the masks come to `towards` (0 or 1).
 
     The scores are differentiated at tau = 1. Ends with half the steps on the margin alone, from where the push led.
     """
@@ -144,7 +144,7 @@ def driven_mask(
 
 
 def joint(model: nn.Module) -> Objective:
-    """Cross-entropy of the final logits plus its mean over all auxiliary logits (spec section 5, item 4)."""
+    """Cross-entropy of the final logits plus its mean over all auxiliary logits."""
 
     def objective(x_adv: Tensor, y: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         logits, streams = traced(model, x_adv)
@@ -173,7 +173,7 @@ def bypassed(
     loss: Loss = lead,
     start: Tensor | None = None,
 ) -> Tensor:
-    """Images that break a twin with the same weights (spec item 5): `m1`, masks all 1, or `r0`, R = 0; both pass f on.
+    """Images that break a twin with the same weights: `m1`, masks all 1, or `r0`, R = 0; both pass f on.
 
     The twin's highest image, not its first wrong one: a confident error transfers better.
     """
@@ -193,7 +193,7 @@ def noisy_mask(
     draws: int = 20,
     start: Tensor | None = None,
 ) -> Tensor:
-    """APGD through the training noise, averaged over draws (EOT; spec item 7): the noise also unsaturates the mask."""
+    """APGD through the training noise, averaged over draws (EOT): the noise also unsaturates the mask."""
     with changed(masked(model), noise=True):
         look = differentiated(of(model, loss), draws=draws)
         return ascend(look, x, y, eps=eps, steps=steps, start=start, until_wrong=False)

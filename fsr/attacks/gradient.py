@@ -87,7 +87,7 @@ def _true_and_best_wrong(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def margin(logits: Tensor, y: Tensor, kappa: float = 50.0) -> Tensor:
-    """C&W margin -max(z_y - max_{j != y} z_j + kappa, 0), (N,) (Carlini & Wagner 2017, eq. 6; spec section 3).
+    """C&W margin -max(z_y - max_{j != y} z_j + kappa, 0), (N,) (Carlini & Wagner 2017, eq. 6).
 
     Flat, with zero gradient, once the wrong class leads by kappa.
     """

@@ -84,7 +84,7 @@ def smoothing(size: int) -> Callable[[Tensor], Tensor]:
 
 
 def kernel_for(pixels: int) -> int:
-    """The TI kernel's size at this image size: 7, and 3 for images of 8 pixels (spec section 4)."""
+    """The TI kernel's size at this image size: 7, and 3 for images of 8 pixels."""
     return 3 if pixels <= 8 else 7
 
 

@@ -1,7 +1,7 @@
 """The adaptive audit: is a classifier's robustness real, or does it only look so to the attacks it was shown?
 
 `audit` runs groups of attacks on any classifier and reports, per image, what still holds: under the authors' protocol,
-under each group, under everything (spec section 5). A defence that hides its gradients looks robust in the first and
+under each group, under everything. A defence that hides its gradients looks robust in the first and
 not in the last.
 """
 
@@ -28,7 +28,7 @@ log = logging.getLogger("fsr")
 
 PROTOCOL = "protocol"
 
-# spec section 5: 1 autoattack, 2 bpda, 3 mask, 4 latent, 5 transfer, 6 restarts, 7 noise, 8 queries, 9 indicators;
+# T9's numbers: 1 autoattack, 2 bpda, 3 mask, 4 latent, 5 transfer, 6 restarts, 7 noise, 8 queries, 9 indicators;
 # protocol and unmasked are for any model: what the authors' columns say, and what hidden gradients hide
 GROUPS: dict[str, Callable[[Case], Findings]] = {
     PROTOCOL: whitebox.protocol,
@@ -103,7 +103,7 @@ def audit(
     on_group: Callable[[str, dict], None] | None = None,
     done: Mapping[str, dict] | None = None,
 ) -> Audit:
-    """Attack a classifier in every way that spec section 5 knows and say which images still hold.
+    """Attack a classifier in every way known here (GROUPS) and say which images still hold.
 
     model: any nn.Module from images to logits (N, K), in any mode: a copy in eval mode and float32 is attacked, the
     model, its gradients and the random state stay as they are. x: (N, C, H, W) in [0, 1]; y: (N,) int64; eps: L-inf

@@ -44,7 +44,7 @@ class Findings:
 class Audit:
     """Is the robustness real?  All tensors are (N,) bool on the CPU, in the order of the images: still right.
 
-    authors_protocol: clean, FGSM, PGD-20, PGD-100 and C&W without restarts (spec section 3, Ensemble), its parts in
+    authors_protocol: clean, FGSM, PGD-20, PGD-100 and C&W without restarts, its parts in
     `columns`. worst_case: under everything. groups: group to its own worst case, clean images included; attacks:
     "group/attack" to its outcome. not_applicable: group or "group/attack" to the reason. indicators: six fractions of
     the images that are right when clean (see `fsr.audit.indicators`). flags: AutoAttack's. seconds: per group.

@@ -19,7 +19,7 @@ NO_MASK = "this model has no FSR mask"
 
 
 def bpda(case: Case) -> Findings:
-    """APGD-CE and APGD-DLR with the mask's backward pass at tau = 1 (spec item 2)."""
+    """APGD-CE and APGD-DLR with the mask's backward pass at tau = 1."""
     if not case.masks:
         return Findings(not_applicable={"": NO_MASK})
 
@@ -29,7 +29,7 @@ def bpda(case: Case) -> Findings:
 
 
 def mask(case: Case) -> Findings:
-    """The mask frozen at its clean value, and driven towards 0 and towards 1 (spec item 3)."""
+    """The mask frozen at its clean value, and driven towards 0 and towards 1."""
     if not case.masks:
         return Findings(not_applicable={"": NO_MASK})
     crafts = [
@@ -41,7 +41,7 @@ def mask(case: Case) -> Findings:
 
 
 def latent(case: Case) -> Findings:
-    """Final and auxiliary logits together; final logits and freshly trained heads on the stages (spec item 4)."""
+    """Final and auxiliary logits together; final logits and freshly trained heads on the stages."""
     crafts: list[tuple[str, Craft]] = []
     missing = {}
     if has_auxiliary(case.model):
@@ -59,7 +59,7 @@ def latent(case: Case) -> Findings:
 
 
 def transfer(case: Case) -> Findings:
-    """Images made on another network: the twins m = 1 and R = 0, the given surrogate, a student (spec item 5)."""
+    """Images made on another network: the twins m = 1 and R = 0, the given surrogate, a student."""
     crafts: list[tuple[str, Craft]] = []
     missing = {}
     for twin in ("m1", "r0"):
@@ -106,7 +106,7 @@ def _rand(case: Case, noisy: list[FSR], switches: dict) -> Craft:
 
 
 def noise(case: Case) -> Findings:
-    """Gradients averaged over 20 draws, and AutoAttack `rand` (spec item 7).
+    """Gradients averaged over 20 draws, and AutoAttack `rand`.
 
     On a randomised model as it is; on FSR with its training noise switched on, judged on the model as it is. The
     detail `noisy_accuracy` is that noisy network's own: images that its mean softmax still gets right.

@@ -1,4 +1,4 @@
-"""Which runs, evaluations and analyses every table and figure needs, per profile (spec section 4)."""
+"""Which runs, evaluations and analyses every table and figure needs, per profile."""
 
 from itertools import zip_longest
 
@@ -7,7 +7,7 @@ from fsr.errors import UsageError
 from fsr.experiments import rows, wanted
 from fsr.experiments.profiles import PROFILES, Profile
 from fsr.experiments.rows import INTERVENTIONS, Row
-from fsr.experiments.wanted import CHECKPOINTS, COLUMNS, EPS_FACTORS, STEPS
+from fsr.experiments.wanted import CHECKPOINTS, COLUMNS, EPS_FACTORS, STEPS, has_heads
 
 _ROWS = {
     "whitebox": rows.whitebox,
@@ -147,6 +147,7 @@ __all__ = [
     "analyses",
     "columns",
     "evaluations",
+    "has_heads",
     "main_pair",
     "named",
     "profile_of",

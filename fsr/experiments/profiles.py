@@ -29,7 +29,7 @@ class Profile:
     datasets: tuple[str, ...]
     others: tuple[tuple[Run, tuple[str, ...]], ...] = ()
     scope: str = "full"
-    images: int | None = None  # the columns of spec section 3
+    images: int | None = None  # of the columns of T1
     autoattack: str = "autoattack"
     autoattack_images: int | None = None
     autoattack_components: bool = True  # also in T4; ci and demo have only minutes

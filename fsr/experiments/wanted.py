@@ -50,9 +50,15 @@ def _whitebox(profile: Profile, run: Run) -> list[Evaluation]:
     return _columns(profile, checkpoints(profile, run)) + _autoattack(profile, run)
 
 
+def has_heads(run: Run) -> bool:
+    """Has the network auxiliary logits, which an attack can use as well?"""
+    peer, fsr = run.peer, run.fsr
+    return (peer is not None and peer.name in ("cas", "cifs")) or (fsr is not None and fsr.kind != "residual")
+
+
 def _deactivation(profile: Profile, run: Run) -> list[Evaluation]:
     joint = []
-    if run.peer is not None and run.peer.name in ("cas", "cifs"):
+    if has_heads(run):
         joint = [Evaluation(attack="pgd20-joint", images=profile.images)]
     return _whitebox(profile, run) + joint
 

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from fsr import experiments, runs
-from fsr.analyse.look import Job, see
+from fsr.analyse.look import Job, last_place, see
 from fsr.attacks import attack_named
 from fsr.config import Analysis, Run, run_id
 from fsr.data import Data, as_float, part_of_test
 from fsr.errors import UsageError
+from fsr.explore.records import variant
 from fsr.models import Classifier
 from fsr.modes import eval_mode
 from fsr.plots import words
@@ -26,14 +27,14 @@ class Choice:
 
     run: Run
     checkpoint: str
+    place: str | None = None  # where to look into a network without a module: where its twins have FSR
 
     @property
     def name(self) -> str:
-        """As a menu shows it."""
-        run = self.run
-        place = f", at {'+'.join(run.fsr.at)}" if run.fsr and run.fsr.at else ""
-        setting = f" ({run_id(run).rsplit('-', 1)[-1]})"
-        return f"{words.method(run.label)}, {words.network(run)}{place}, seed {run.seed}, {self.checkpoint}{setting}"
+        """As a menu shows it: method, network, what differs from the method's default, seed, weights."""
+        run, differs = self.run, variant(self.run)
+        parts = [words.method(run.label), words.network(run), *([differs] if differs else [])]
+        return ", ".join([*parts, f"seed {run.seed}", f"{self.checkpoint} ({run_id(run).rsplit('-', 1)[-1]})"])
 
 
 @dataclass(frozen=True)
@@ -50,23 +51,42 @@ class Choices:
         for choice in self.networks:
             weights.setdefault(choice.run, []).append(choice.checkpoint)
         rows = [
-            [words.method(run.label), words.network(run), run.seed, ", ".join(kinds), run_id(run)]
+            [words.method(run.label), words.network(run), variant(run), run.seed, ", ".join(kinds), run_id(run)]
             for run, kinds in weights.items()
         ]
-        return pd.DataFrame(rows, columns=["method", "network", "seed", "weights", "run"])
+        return pd.DataFrame(rows, columns=["method", "network", "variant", "seed", "weights", "run"])
 
     def default(self, label: str) -> Choice | None:
-        """Seed 0 with this label, EMA weights when they are here, else any checkpoint; None when there is none."""
-        wanted = experiments.named(self.profile).get(label)
-        mine = [c for c in self.networks if c.run == wanted]
+        """Seed 0 with this label, EMA weights when they are here, else any checkpoint; None when there is none.
+
+        UsageError for a label that the profile does not have.
+        """
+        named = experiments.named(self.profile)
+        if label not in named:
+            raise UsageError(f"no network {label!r} in {self.profile}; choose one of {', '.join(named)}, or `by_id`")
+        return self._of(named[label])
+
+    def by_id(self, name: str) -> Choice | None:
+        """The run of this id (the hash at its end will do), EMA weights when they are here; None without its weights.
+
+        UsageError for an id that the profile does not have.
+        """
+        found = [run for run in experiments.SETS[self.profile]["all"] if run_id(run).endswith(name)]
+        if len(found) != 1:
+            raise UsageError(f"{name!r} ends {len(found)} run ids of {self.profile}; `python -m fsr status` lists them")
+        return self._of(found[0])
+
+    def _of(self, run: Run) -> Choice | None:
+        mine = [c for c in self.networks if c.run == run]
         return next((c for c in mine if c.checkpoint == "ema"), mine[0] if mine else None)
 
 
 def choices(profile: str) -> Choices:
     """The profile's networks whose weights are on this machine."""
-    experiments.profile_of(profile)
+    known = experiments.profile_of(profile)
+    main, place = known.base.backbone, known.place[-1] if known.place else None
     found = [
-        Choice(run, checkpoint)
+        Choice(run, checkpoint, place if run.backbone == main else None)
         for run in experiments.SETS[profile]["all"]
         for checkpoint in experiments.CHECKPOINTS
         if runs.has_weights(run, checkpoint)
@@ -78,7 +98,8 @@ def choices(profile: str) -> Choices:
 class Look:
     """What one image does in one network; pictures (3, H, W) in [0, 1], probabilities (K,), maps (h, w).
 
-    maps and the mask's values are of the attacked image; a network without FSR has the map of f alone, and no mask.
+    maps, heads and the mask's values are of the attacked image, at `place` (of several modules the last); a network
+    without FSR has the map of f alone, and no mask. heads: the class that the auxiliary head sees in each stream.
     """
 
     choice: Choice
@@ -91,7 +112,9 @@ class Look:
     attacked: np.ndarray
     prob_clean: np.ndarray
     prob_attacked: np.ndarray
+    place: str
     maps: dict[str, np.ndarray] = field(default_factory=dict)
+    heads: dict[str, str] = field(default_factory=dict)
     mask: np.ndarray | None = None
 
     @property
@@ -104,11 +127,17 @@ class Look:
         return self.class_names[int(np.argmax(probabilities))]
 
 
-def _inside(model: Classifier, run: Run, data: Data, x: Tensor) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-    """Maps of mean |feature| over channels per stream, and the mask's values, of a single image (1, 3, H, W)."""
-    seen = see(Job(model, run, Analysis(kind="maps"), data, torch.device("cpu"), batch=1), x)
+def _inside(model: Classifier, choice: Choice, data: Data, x: Tensor) -> dict:
+    """Of a single image (1, 3, H, W): maps of mean |feature| per stream, what the heads say, the mask's values."""
+    place = choice.place
+    job = Job(model, choice.run, Analysis(kind="maps"), data, torch.device("cpu"), batch=1, place=place)
+    seen = see(job, x)
     maps = {name: f[0].float().abs().mean(0).numpy() for name, f in seen.maps.items()}
-    return maps, seen.mask[0].float().flatten().numpy() if seen.mask.numel() else None
+    with torch.no_grad():
+        streams = model.trace(x)[1] if model.inserted() and choice.run.fsr else []
+    heads = {name: data.class_names[int(z.argmax(1))] for s in streams[-1:] for name, z in s.aux.items()}
+    mask = seen.mask[0].float().flatten().numpy() if seen.mask.numel() else None
+    return {"place": last_place(job)[0], "maps": maps, "heads": heads, "mask": mask}
 
 
 def look(choice: Choice | None, *, attack: str = "pgd20", image: int = 0) -> Look | None:
@@ -130,8 +159,8 @@ def look(choice: Choice | None, *, attack: str = "pgd20", image: int = 0) -> Loo
         x_adv = attack_named(attack)(model, x, y, eps=run.eps, seed=0, indices=index).detach().float().clamp(0, 1)
         with torch.no_grad():
             before, after = (model(batch).softmax(1)[0].numpy() for batch in (x, x_adv))
-        maps, mask = _inside(model, run, data, x_adv)
+        inside = _inside(model, choice, data, x_adv)
     return Look(
         choice=choice, attack=attack, index=int(index), label=int(y), class_names=data.class_names, eps=run.eps,
-        clean=x[0].numpy(), attacked=x_adv[0].numpy(), prob_clean=before, prob_attacked=after, maps=maps, mask=mask,
+        clean=x[0].numpy(), attacked=x_adv[0].numpy(), prob_clean=before, prob_attacked=after, **inside,
     )  # fmt: skip

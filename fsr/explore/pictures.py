@@ -59,7 +59,8 @@ def _draw(fig: SubFigure | Figure, seen: Look) -> None:
     _mask(fig.add_subplot(grid[1, 3:]), seen)
     text = fig.add_subplot(grid[0, 3:])
     style.blank(text)
-    text.text(0, 0.5, f"true class: {truth}\ntest image {seen.index}\neps {seen.eps:.3g}", va="center", fontsize=7.5)
+    facts = f"true class: {truth}\ntest image {seen.index}\neps {seen.eps:.3g}\nmaps at {seen.place}"
+    text.text(0, 0.5, facts, va="center", fontsize=7.5)
     for i, (name, words_of) in enumerate(words.STREAM_WORDS.items()):
         ax = fig.add_subplot(grid[2, i])
         style.blank(ax)
@@ -67,7 +68,8 @@ def _draw(fig: SubFigure | Figure, seen: Look) -> None:
             show_map(ax, (255 * seen.attacked).round().astype(np.uint8), seen.maps[name])
         else:
             ax.text(0.5, 0.5, "none", ha="center", va="center", color="#666666", transform=ax.transAxes)
-        ax.set_title(f"{words_of} {words.STREAMS[name]}", loc="center", fontsize=7.5, fontweight="normal")
+        says = f"\nhead: {seen.heads[name]}" if name in seen.heads else "\n"
+        ax.set_title(f"{words_of} {words.STREAMS[name]}{says}", loc="center", fontsize=7.5, fontweight="normal")
     fig.suptitle(seen.choice.name, fontsize=8, fontweight="bold")
 
 

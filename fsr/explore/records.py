@@ -19,7 +19,7 @@ def _run(profile: str, label: str) -> Run:
     return named[label]
 
 
-def _variant(run: Run) -> str:
+def variant(run: Run) -> str:
     """What makes this run different from its method's default: only what is not the default."""
     if run.fsr is None:
         return ""
@@ -37,7 +37,7 @@ def _at(frame: pd.DataFrame, name: str, row: int) -> float | None:
 
 
 def _trained_row(run: Run) -> list:
-    start = [words.method(run.label), words.network(run), _variant(run), run.seed]
+    start = [words.method(run.label), words.network(run), variant(run), run.seed]
     try:
         frame = store.history(run)
     except MissingRecord:

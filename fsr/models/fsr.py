@@ -1,4 +1,4 @@
-"""Feature separation and recalibration (Kim et al., CVPR 2023, section 3; spec section 1).
+"""Feature separation and recalibration (Kim et al., CVPR 2023, after their code).
 
 N images, C channels, H and W positions, K classes; f is the feature map (N, C, H, W) after one stage.
 """
@@ -107,7 +107,7 @@ def _network(channels: int, hidden: int) -> nn.Sequential:
 class FSR(nn.Module):
     """Splits features by a learned robustness mask and corrects the non-robust part: (N, C, H, W) to the same shape.
 
-    spec.kind chooses the method or a control (spec T4): separation has no R and passes the robust part on; residual
+    spec.kind chooses the method or a control: separation has no R and passes the robust part on; residual
     has S and R as two plain residual branches one after the other, no mask, no auxiliary head; aux has the head alone,
     trained on f with the weight that FSR gives to the label's two terms.
     Noise follows `training` unless `noise` is True or False; `backward_tau`, `stable_eps`, `part`: see `gumbel_mask`.

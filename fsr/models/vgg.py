@@ -56,7 +56,7 @@ class VGG(nn.Module):
 
 @torch.no_grad()
 def initialise(module: nn.Module) -> None:
-    """Convolutions kaiming-normal fan_out, linears N(0, 0.01), biases zero, in every part of module (spec 2).
+    """Convolutions kaiming-normal fan_out, linears N(0, 0.01), biases zero, in every part of module.
 
     Linears of fewer than the authors' 512 inputs are kaiming-normal fan_in: with 0.01 a narrow VGG never leaves chance
     under AT (measured at width 8 for 60 epochs), and only the auxiliary losses would free it, which is no robustness.

@@ -73,7 +73,7 @@ class WideResNet(nn.Module):
 
 @torch.no_grad()
 def initialise(module: nn.Module) -> None:
-    """Convolutions N(0, sqrt(2 / (k k out))), biases of linears zero, for every part of module (spec section 2)."""
+    """Convolutions N(0, sqrt(2 / (k k out))), biases of linears zero, for every part of module."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
             fan_out = part.kernel_size[0] * part.kernel_size[1] * part.out_channels

@@ -29,7 +29,7 @@ def picture(image: np.ndarray) -> np.ndarray:
 def attention(small: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A map (h, w) of mean |f| over channels, enlarged bilinearly to (H, W) and stretched to [0, 1].
 
-    The same for every stream, per image (spec section 4); a constant map is all zero.
+    The same for every stream, per image; a constant map is all zero.
     """
     height, width = size
     image = Image.fromarray(np.asarray(small, dtype=np.float32), mode=None)

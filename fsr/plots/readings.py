@@ -16,7 +16,7 @@ def rows(profile: str, kind: str) -> tuple[Row, ...]:
 
 
 def columns(profile: str) -> tuple[str, ...]:
-    """The columns of spec section 3, by the profile's own names: clean, fgsm, ..., ensemble, autoattack."""
+    """The columns of T1, by the profile's own names: clean, fgsm, ..., ensemble, autoattack."""
     return (*experiments.COLUMNS, "ensemble", experiments.profile_of(profile).autoattack)
 
 

@@ -9,6 +9,7 @@ from fsr.plots.streams import CHECKPOINT, mean_counts
 from fsr.prose.robustness import NOTHING
 from fsr.prose.text import Prose, accuracy_text, budget, missing, number, percent, points
 from fsr.reference import MIN_SEEDS
+from fsr.tables.cost import PAIRED
 from fsr.tables.text import span
 from fsr.tables.verdict import UNTESTED
 
@@ -88,9 +89,20 @@ def overhead(profile: str) -> Prose:
             }
             text = f"- {network}: {_plus(ratio['params'])} parameters, {_plus(ratio['macs'])} multiply-adds"
             seconds = ratio["train_seconds_per_epoch"]
-            rough = f"{text}, {_plus(seconds)} seconds per epoch (of one training each: rough)"
-            lines.append(text if missing(seconds) else rough)
+            rough = "" if missing(seconds) else f", {_plus(seconds)} seconds per epoch (of one training each: rough)"
+            lines.append(text + _measured(pair) + rough)
     return Prose.of("Added by FSR:", "\n".join(lines)) if lines else Prose(NOTHING)
+
+
+def _measured(pair) -> str:
+    """Latency and peak memory, each as T8 shows what FSR adds to it."""
+    plain, both = (pair[pair["fsr"] == value].iloc[0] for value in (False, True))
+    told = ""
+    if not (missing(both["latency_ms"]) or missing(both[PAIRED])):  # timed in turns, in one process
+        told += f", {_plus(both['latency_ms'] / both[PAIRED] - 1)} latency"
+    if not (missing(plain["peak_memory_mb"]) or missing(both["peak_memory_mb"])):
+        told += f", {_plus(both['peak_memory_mb'] / plain['peak_memory_mb'] - 1)} peak memory"
+    return told
 
 
 def _plus(ratio: float) -> str:
@@ -106,6 +118,12 @@ def _course(frame) -> str:
     return f"{text}, last {percent(robust.iloc[-1])} %, EMA {percent(frame['ema_held_robust_acc'].iloc[-1])} %"
 
 
+def _noise(n: int) -> str:
+    """Half of the widest 95 % interval that n images leave, in points."""
+    low, high = statistics.wilson(n / 2, n)
+    return number(50 * (high - low), digits=0)
+
+
 def training(profile: str) -> Prose:
     """F5 in words: held-out robust accuracy early, at best and at the end, for both twins, seed 0."""
     lines = []
@@ -116,7 +134,9 @@ def training(profile: str) -> Prose:
                 lines.append(f"- {words.method(run.label)}: {_course(frame)}.")
     if not lines:
         return Prose(NOTHING)
-    return Prose.of("Held-out accuracy under the training attack, seed 0:", "\n".join(lines), budget(profile))
+    n = experiments.profile_of(profile).base.holdout
+    lead = f"Held-out accuracy under the training attack, seed 0 (n = {n:,}: within {_noise(n)} points by chance):"
+    return Prose.of(lead, "\n".join(lines), budget(profile))
 
 
 def attack_strength(profile: str) -> Prose:
@@ -146,18 +166,25 @@ def audit(profile: str) -> Prose:
         protocol, worst = share["authors' protocol"], share["worst case"]
         text = f"- {name}: {percent(protocol)} % under the authors' protocol"
         if "autoattack" in share:
-            text += f", {percent(share['autoattack'])} % under AutoAttack"
+            text += f", {percent(share['autoattack'])} % under AutoAttack{_cut(part)}"
         n = int(part["n"].max())
         lost = f"against the protocol ({round(n * (protocol - worst))} of {n} images)"
         lines.append(f"{text}, **{percent(worst)} %** in the worst case: {points(worst - protocol)} {lost}.")
     if not lines:
         return Prose(NOTHING)
     where = f"Seed {experiments.main_pair(profile)[0].seed}, last weights, {_budgets(numbers)} budget:"
-    note = "If the last difference is larger with FSR than without, part of its robustness is an attack that failed."
+    note = (
+        "FSR is given more attacks than AT (those on its mask and its noise), and the lowest of more attacks is never "
+        "higher: only a clear difference would say that the protocol's attacks had failed on it."
+    )
     told = (
         " ".join(filter(None, (note, _drops(profile)))) if len(lines) > 1 else "The other network was not audited yet."
     )
     return Prose.of(where, "\n".join(lines), told, budget(profile))
+
+
+def _cut(part) -> str:
+    return " (cut to 20 steps, 300 queries)" if set(part["budget"].dropna()) == {"quick"} else ""
 
 
 def _budgets(numbers) -> str:

@@ -10,7 +10,7 @@ from fsr.tables import cells
 from fsr.tables.frame import Sources
 
 NOTHING = "Nothing of this has been run yet, so there is nothing to say."
-NO_MASKING = "None of the black-box attacks that were run breaks an image that survives Ensemble"
+NO_MASKING = "No sign of masked gradients, as far as these attacks on these images can tell."
 SOME_MASKING = "A few such images are normal: the attacks start differently. Many would be a sign of masked gradients."
 AGAINST_FULL = (
     "Each against AT + FSR, Ensemble, last epoch. A control that does as well speaks against the method; *no "
@@ -74,7 +74,7 @@ def deactivation(profile: str) -> Prose:
     for row in rows[1:-1]:
         line = _gains_of(profile, "deactivation", ours, row.runs, f"AT + FSR against {row.name}")
         lines += [" ".join([line, *_warned(profile, row)])] if line else []
-    joint = [line for row in rows[1:-1] if (line := _joint(profile, row)) is not None]
+    joint = [line for row in rows[1:] if (line := _joint(profile, row)) is not None]
     if not lines:
         return Prose(NOTHING if len(rows) > 2 else "This profile trains no peers.")
     return Prose.of("\n".join(lines), " ".join(joint), budget(profile))
@@ -124,16 +124,12 @@ def blackbox(profile: str) -> Prose:
     found = {row.name: _against_white(profile, row) for row in readings.rows(profile, "blackbox")}
     if not any(found.values()):
         return Prose(NOTHING)
-    lines = [
-        f"- {row}: {words.metric(name)} breaks {only} of {seen} images that survive Ensemble."
-        for row, counts in found.items()
-        for name, (only, seen) in counts.items()
-        if only
-    ]
-    if lines:
-        return Prose.of("\n".join(lines), SOME_MASKING, budget(profile))
-    seen = [f"{row}: {words.metric(name)} {n}" for row, counts in found.items() for name, (_, n) in counts.items()]
-    return Prose.of(f"{NO_MASKING} ({'; '.join(seen)} such images): no sign of masked gradients.", budget(profile))
+    lines = []
+    for row, counts in found.items():
+        told = [f"{words.metric(name)} {only} of {seen}" for name, (only, seen) in counts.items()]
+        lines += [f"- {row}, images that survive Ensemble and are broken by: {', '.join(told)}."] if told else []
+    some = any(only for counts in found.values() for only, _ in counts.values())
+    return Prose.of("\n".join(lines), SOME_MASKING if some else NO_MASKING, budget(profile))
 
 
 def components(profile: str) -> Prose:
@@ -141,15 +137,18 @@ def components(profile: str) -> Prose:
     rows = readings.rows(profile, "components")
     full = rows[1]
     ensemble = experiments.columns(profile, "components")["ensemble"]
-    lines = []
+    lines, good = [], []
     for row in (rows[0], *rows[2:]):
         here = cells.at(ensemble, "last", row.intervention)
         found = cells.gain(row.runs, full.runs, here, ensemble)
         if found["value"] is not None:
             lines.append(f"- {row.name}: {difference(found)}.")
+        if found["value"] is not None and found["value"] >= 0 and row is not rows[0]:
+            good.append(f"{row.name} ({points(found['value'])})")
     if not lines:
         return Prose(NOTHING)
-    return Prose.of(AGAINST_FULL, "\n".join(lines), budget(profile))
+    told = f"No lower than AT + FSR here: {', '.join(good)}." if good else None
+    return Prose.of(AGAINST_FULL, "\n".join(lines), told, budget(profile))
 
 
 def settings(profile: str) -> Prose:

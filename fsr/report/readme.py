@@ -22,7 +22,7 @@ ROWS = (
 )  # fmt: skip
 LARGER = ("headline", "mini")  # shown once they have results, the most telling first
 FIGURES = {"What FSR adds": "F7-gains", "Training curves": "F5-training-curves"}
-AGAINST = "Ensemble, minus AT + FSR on the same seeds"
+AGAINST = "this row's Ensemble minus AT + FSR's, same seeds"
 COLUMNS = {"clean": "no attack", "pgd20": "PGD-20", "ensemble": "Ensemble", "autoattack": "AutoAttack"}
 
 
@@ -51,7 +51,8 @@ def _about(frame: pd.DataFrame) -> str:
     seeds = "mean over a row's seeds" if paired == planned else f"{paired} of {planned} seeds so far"
     if not plain == both == paired:
         seeds = f"of {planned} planned seeds AT has {plain} so far, AT + FSR {both}; gains are on those that both have"
-    return f"Percent, 95 % interval over test images (Wilson; gains: paired bootstrap), {seeds}."
+    ensemble = "Ensemble: right without attack and under FGSM, PGD-20, PGD-100 and C&W at once."
+    return f"Percent, 95 % interval over test images (Wilson; gains: paired bootstrap), {seeds}. {ensemble}"
 
 
 def _audit(profile: str) -> str:

@@ -96,7 +96,7 @@ def speed() -> str:
     )
     if not any(record["machine"].get("gpu") for record in records):
         found.append("| training step and whole epochs on a GPU (`python -m benchmarks.gpu`) | not run | |")
-    head = ["| what | plain / fast | machine |", "|---|---|---|"]
+    head = ["| what | times faster | machine |", "|---|---|---|"]
     more = [_cluster(record) for record in records if record["benchmark"] == "cluster"]
     more += filter(None, (_precision(record) for record in records if record["benchmark"] == "precision"))
     return "\n\n".join(["## Speed", "\n".join([*head, *found]), text, *more])

@@ -66,10 +66,10 @@ def _ours(profile: str, kind: str, sources: Sources) -> list[dict]:
 
 
 def _told(cell: dict, metric: str, run: Run | None = None) -> dict:
-    """An empty cell with what that means: only CAS and CIFS have a joint loss, and no gain is taken under it."""
+    """An empty cell with what that means: without auxiliary logits no joint loss, and no gain is taken under it."""
     if cell["value"] is not None:
         return cell
-    joint = run is not None and run.peer is not None and run.peer.name in ("cas", "cifs")
+    joint = run is not None and experiments.has_heads(run)
     return cell | {"status": "not applicable" if metric == "pgd20-joint" and not joint else NOT_RUN}
 
 

@@ -217,12 +217,14 @@ def test_ablations_do_not_enter_the_main_rows(records):
     assert shown(tables.settings("demo"), "tau = 0.1")["PGD-20"] == "not run"
 
 
-def test_joint_loss_column_is_of_the_peers_that_have_one(records):
+def test_joint_loss_column_is_of_the_networks_with_auxiliary_logits(records):
     cas = experiments.named("demo")["at+cas"]
     records("demo").evaluation(cas, "pgd20-joint", 200, kind="deactivation")
     table = tables.deactivation("demo")
     assert shown(table, "AT + CAS")["PGD-20, joint loss"].startswith("40.0")
     assert shown(table, "AT + FD")["PGD-20, joint loss"] == "not applicable"
+    assert shown(table, "AT")["PGD-20, joint loss"] == "not applicable"
+    assert shown(table, "AT + FSR")["PGD-20, joint loss"] == "not run"
 
 
 def test_known_results_stand_beside_ours_on_their_data_only(root):

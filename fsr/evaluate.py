@@ -7,13 +7,12 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fsr.attacks import attack_named
+from fsr.attacks import VARIANTS, attack_named
 from fsr.attacks.auto import autoattack
 from fsr.attacks.gradient import check_images
 from fsr.config import Evaluation, Run
@@ -26,13 +25,6 @@ from fsr.models import intervene
 from fsr.modes import eval_mode
 
 SEED = 0  # of every evaluation attack: a column means the same for every run
-AUTOATTACK: dict[
-    str, dict[str, Any]
-] = {  # attacks of several parts, each of which sees only what the parts before left correct
-    "autoattack": {},
-    "autoattack-rand": {"version": "rand"},
-    "autoattack-ci": {"steps": 5, "queries": 50},
-}
 
 
 @dataclass
@@ -110,11 +102,11 @@ def survives(
     that an outcome does not depend on the batch. A sample is broken only if the float32 model errs on the
     final clipped float32 image; flips counts where the faster crafting network judged otherwise.
     progress: from an earlier call that was stopped; on_chunk may raise to stop. UsageError for an empty batch, images
-    that are not uint8 (N, C, H, W), or labels that the network has no class for.
+    that are not uint8 (N, C, H, W), labels that the network has no class for, or steps for AutoAttack.
     """
     _check(model, x, y, index)
     progress = progress or Progress()
-    if evaluation.attack in AUTOATTACK:
+    if evaluation.attack in VARIANTS:
         return _autoattack(model, x, y, run, evaluation, switches or {}, progress, on_chunk, check)
     device = next(model.parameters()).device
     attack, eps = attack_named(evaluation.attack), run.eps if evaluation.eps is None else evaluation.eps
@@ -155,32 +147,40 @@ def _check(model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> None:
 
 def _autoattack(model, x, y, run, evaluation, switches, progress: Progress, on_chunk, check) -> Progress:
     """AutoAttack with its own resumable loop: survivors only, batches of fixed size, judged in float32."""
+    if evaluation.steps is not None:
+        raise UsageError(f"{evaluation.attack} has steps of its own; leave out steps={evaluation.steps}")
     device = next(model.parameters()).device
     state = _unpacked(progress.state)
     before, started = progress.seconds, time.monotonic()
 
     def remember(state: dict) -> None:
         progress.state, progress.seconds = _packed(state), before + time.monotonic() - started
-        record = json.loads(str(state["record"]))
-        progress.done = min(len(y) - 1, sum(min(n, len(y)) for n in record["done"].values()) // 4)
+        progress.done = int(_share_done(state) * (len(y) - 1))
         if on_chunk:
             on_chunk(progress)
 
-    call: dict[str, Any] = {"steps": evaluation.steps} if evaluation.steps else {}
-    call |= AUTOATTACK[evaluation.attack]
     xs, ys = as_float(x).to(device), y.to(device)
     check_images(xs, ys)
     with _prepared(model, run, evaluation, switches, check) as (judge, net):
         result = autoattack(
             net, xs, ys, eps=run.eps if evaluation.eps is None else evaluation.eps, seed=SEED,
             judge=_Exact(judge, check), batch=batch_size(device, evaluation), keep_images=False, state=state,
-            on_chunk=remember, **call,
+            on_chunk=remember, **VARIANTS[evaluation.attack],
         )  # fmt: skip
     progress.seconds = before + time.monotonic() - started
     progress.done, progress.correct = len(y), result.correct.tolist()
     progress.flips, progress.flags = sum(result.flips.values()), result.flags
     progress.after = {name: outcome.tolist() for name, outcome in result.outcomes.items()}
+    if on_chunk:
+        on_chunk(progress)
     return progress
+
+
+def _share_done(state: dict[str, np.ndarray]) -> float:
+    """How much of AutoAttack is done, in [0, 1]: its attacks count the same, each by the images that it was given."""
+    record = json.loads(str(state["record"]))
+    shares = [min(1.0, done / len(state[f"start.{name}"])) for name, done in record["done"].items()]
+    return sum(shares) / len(record["identity"]["attacks"])
 
 
 class _Exact(nn.Module):
@@ -205,8 +205,3 @@ def _unpacked(text: str) -> dict[str, np.ndarray]:
         return {}
     with np.load(io.BytesIO(base64.b64decode(text)), allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays.files}
-
-
-def accuracy(progress: Progress) -> float:
-    """Fraction of the images done that are still classified correctly."""
-    return float(np.mean(progress.correct))

@@ -92,7 +92,7 @@ def inline(tasks: Iterable[Task], options: Options) -> Outcome:
     torch.set_num_threads(shape(tasks, options.torch_device, 1)[1])
     with stoppable() as flag:
         options = replace(options, interrupted=flag.is_set)
-        for task in tasks:
+        for number, task in enumerate(tasks, 1):
             try:
                 outcome.add(perform(task, options), last=task is tasks[-1])
             except (TimeUp, Interrupted) as error:
@@ -100,6 +100,7 @@ def inline(tasks: Iterable[Task], options: Options) -> Outcome:
                 break
             except Exception as error:  # whatever one task raises, the others are not lost
                 outcome.add([f"{task.name}: {_described(error)}"], last=task is tasks[-1])
+            _finished(task, tasks[number:], options.report)
     return outcome
 
 
@@ -119,6 +120,7 @@ def together(tasks: Iterable[Task], options: Options, show: Callable) -> Outcome
                     failed = perform(task, replace(options, report=report))
                     if failed:
                         raise FSRError("; ".join(failed))
+                    report(task.name, "done", 1, 1)
     except distributed.Lost as error:
         outcome.failed.append(f"process {number}: {error}")
     except (TimeUp, Interrupted) as error:
@@ -185,14 +187,14 @@ def local(tasks: Iterable[Task], options: Options, *, workers: int | None = None
                 stop.set()
                 for future in pending:
                     future.cancel()
-            _collect(done, pending, outcome)
+            _collect(done, pending, outcome, report)
             pending = {f: t for f, t in pending.items() if not f.cancelled()}
     if flag.is_set():
         outcome.stopped = "signal"
     return outcome
 
 
-def _collect(done, pending: dict, outcome: Outcome) -> None:
+def _collect(done, pending: dict, outcome: Outcome, report: Callable) -> None:
     """Results of finished tasks; whatever one of them raised is a line, so that the others are not lost."""
     for future in done:
         task = pending.pop(future)
@@ -207,6 +209,15 @@ def _collect(done, pending: dict, outcome: Outcome) -> None:
             failed, stopped = future.result()
             outcome.add(failed, last=not pending)
             outcome.stopped = outcome.stopped or stopped
+            if stopped:
+                continue
+        _finished(task, pending.values(), report)
+
+
+def _finished(task: Task, left: Iterable[Task], report: Callable) -> None:
+    """Report that a run is finished, well or not, once no task of it is left."""
+    if all(other.name != task.name for other in left):
+        report(task.name, "done", 1, 1)
 
 
 def _described(error: BaseException) -> str:

@@ -131,19 +131,27 @@ def _versions() -> dict:
     return versions
 
 
+def _origin() -> tuple[str | None, bool | None]:
+    """(commit, dirty) of this code; a repository that does not track it, such as one around it, knows nothing of it."""
+    if commit := os.environ.get("FSR_COMMIT"):
+        return commit, {"0": False, "1": True}.get(os.environ.get("FSR_DIRTY", ""))
+    if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return None, None
+    changes = _git("status", "--porcelain", "--", ".")
+    return _git("rev-parse", "HEAD"), None if changes is None else bool(changes)
+
+
 @functools.cache
 def provenance() -> dict:
     """Commit, whether fsr/ had uncommitted changes, and package versions; unknown is None, never "" or False.
 
-    Read once per process: the code that is running is the code as it was loaded. FSR_COMMIT and FSR_DIRTY (0, 1) stand
-    in where the code is away from its repository, as on a cluster's nodes.
+    Read once per process: the code that is running is the code as it was loaded. Where FSR_COMMIT is set, it and
+    FSR_DIRTY (0, 1) say both, as on a cluster's nodes, which have no repository.
     """
-    commit = os.environ.get("FSR_COMMIT") or _git("rev-parse", "HEAD")
-    changes = _git("status", "--porcelain", "--", ".") if _git("rev-parse", "HEAD") else None
-    dirty = {"0": False, "1": True}.get(os.environ.get("FSR_DIRTY", ""))
+    commit, dirty = _origin()
     return {
         "commit": commit,
-        "dirty": dirty if changes is None else bool(changes),
+        "dirty": dirty,
         "python": platform.python_version(),
         "versions": _versions(),
     }

@@ -80,7 +80,10 @@ def describe(device: torch.device | str = "cpu") -> dict:
 
 
 def make_deterministic() -> None:
-    """Bit-identical results on one machine: deterministic kernels only, no autotuning (slower on a GPU)."""
+    """Bit-identical results on one machine where torch has deterministic kernels; else it warns.
+
+    No autotuning either: slower on a GPU.
+    """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False

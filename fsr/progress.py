@@ -23,6 +23,8 @@ class _Lines:
         self.begun: dict[tuple[str, str], tuple[float, int]] = {}
 
     def __call__(self, name: str, what: str, done: int, of: int) -> None:
+        if what == "done":
+            return
         now = time.monotonic()
         kind = "epoch" if what.startswith("epoch") else what
         first, from_done = self.begun.setdefault((name, kind), (now, done))
@@ -37,14 +39,27 @@ class _Lines:
 
 
 class _Bars:
-    """One bar for all tasks and one for each under way."""
+    """One bar for all runs, which counts those that are done, and one for each under way."""
 
     def __init__(self, progress: Progress, total: int):
         self.progress, self.total = progress, total
         self.rows: dict[str, tuple] = {}
+        self.finished: set[str] = set()
         self.all = progress.add_task("all", total=total)
 
     def __call__(self, name: str, what: str, done: int, of: int) -> None:
+        if what == "done":
+            self._finish(name)
+        elif name not in self.finished:  # news of a worker may come behind its result
+            self._show(name, what, done, of)
+
+    def _finish(self, name: str) -> None:
+        self.finished.add(name)
+        if name in self.rows:
+            self.progress.remove_task(self.rows.pop(name)[0])
+        self.progress.update(self.all, completed=len(self.finished))
+
+    def _show(self, name: str, what: str, done: int, of: int) -> None:
         key = "epoch" if what.startswith("epoch") else what
         row, known = self.rows.get(name, (None, None))
         if known != key:
@@ -52,7 +67,6 @@ class _Bars:
                 self.progress.remove_task(row)
             row = self.progress.add_task(name, total=of)
             self.rows[name] = (row, key)
-            self.progress.update(self.all, completed=max(0, len(self.rows) - 1))
         self.progress.update(row, completed=done, total=of, description=f"{name[-44:]}  {what}")
         if done >= of:
             self.progress.update(row, visible=False)
@@ -60,7 +74,7 @@ class _Bars:
 
 @contextmanager
 def live(tasks: Iterable):
-    """A `report(name, what, done, of)` for executors, showing itself on stderr."""
+    """A `report(name, what, done, of)` for executors, showing itself on stderr; what is "done" when all of a run is."""
     total = len({task.name for task in tasks})
     console = Console(stderr=True)
     if not console.is_terminal:

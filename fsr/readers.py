@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from fsr import paths
-from fsr.config import Run
+from fsr.config import DATASETS, Run
 from fsr.errors import MissingData
 
+TINY_TRAIN, TINY_TEST = 100_000, DATASETS["tinyimagenet"].test  # images of Tiny ImageNet
 SPLIT_SEED = 0  # of held-out and subset choices: the same images for every run seed
 
 
@@ -49,8 +50,8 @@ def _digits(_folder: Path, _run: Run) -> Images:
     bunch = load_digits()
     x = torch.from_numpy((bunch.images * (255 / 16)).round().astype(np.uint8))[:, None].repeat(1, 3, 1, 1)
     y = torch.from_numpy(bunch.target.astype(np.int64))
-    order = stratified_order(y)
-    test, train = order[:500].sort().values, order[500:].sort().values
+    order, held = stratified_order(y), DATASETS["digits"].test
+    test, train = order[:held].sort().values, order[held:].sort().values
     return Images(x[train], y[train], x[test], y[test], tuple(str(d) for d in range(10)))
 
 
@@ -115,7 +116,7 @@ def _decode(blob: bytes | Path, size: int) -> Tensor:
 
 
 class _Tree:
-    """Files below a folder, or members of a zip, under one interface."""
+    """Files below a folder, or members of a zip that is open inside `with`, under one interface."""
 
     def __init__(self, folder: Path, name: str):
         self.folder, self.zip = folder / name, None
@@ -129,6 +130,13 @@ class _Tree:
                 self.zip, self.prefix = zipfile.ZipFile(archive), name + "/"
             except zipfile.BadZipFile as error:
                 raise MissingData(f"{archive} is damaged ({error}); get it again") from None
+
+    def __enter__(self) -> "_Tree":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.zip:
+            self.zip.close()
 
     def read(self, name: str) -> bytes:
         try:
@@ -148,7 +156,7 @@ def _tiny_listing(tree: _Tree) -> tuple[list[str], list[list[str]], list[str]]:
     lines = [line.split("\t") for line in tree.read("val/val_annotations.txt").decode().splitlines()]
     train = [n for n in tree.names("train") if n.endswith(".JPEG")]
     held = sum(n.endswith(".JPEG") for n in tree.names("val/images"))
-    if len(train) != 100_000 or min(len(lines), held) != 10_000:
+    if len(train) != TINY_TRAIN or min(len(lines), held) != TINY_TEST:
         raise MissingData(
             f"Tiny ImageNet is not whole: {len(train)} training and {held} validation images ({len(lines)} listed)"
         )
@@ -157,16 +165,17 @@ def _tiny_listing(tree: _Tree) -> tuple[list[str], list[list[str]], list[str]]:
 
 def _tinyimagenet(folder: Path, _run: Run) -> Images:
     """The official folder or zip: train/<wnid>/images; test = the official validation images."""
-    tree = _Tree(folder, "tiny-imagenet-200")
-    train, lines, names = _tiny_listing(tree)
+    size = DATASETS["tinyimagenet"].size
+    with _Tree(folder, "tiny-imagenet-200") as tree:
+        train, lines, names = _tiny_listing(tree)
+        train_x = torch.stack([_decode(tree.read(n), size) for n in train])
+        test_x = torch.stack([_decode(tree.read(f"val/images/{line[0]}"), size) for line in lines])
     labels = {wnid: i for i, wnid in enumerate(names)}
-    train_x = torch.stack([_decode(tree.read(n), 64) for n in train])
-    test_x = torch.stack([_decode(tree.read(f"val/images/{line[0]}"), 64) for line in lines])
     train_y = torch.tensor([labels[n.split("/")[1]] for n in train])
     return Images(train_x, train_y, test_x, torch.tensor([labels[line[1]] for line in lines]), tuple(names))
 
 
-def _folder(_folder: Path, run: Run) -> Images:
+def _folder(_base: Path, run: Run) -> Images:
     """torchvision's ImageFolder layout: train/<class>/*, and test/ or val/."""
     import torchvision
 
@@ -213,7 +222,8 @@ def check() -> list[tuple[str, bool, str]]:
         except (RuntimeError, OSError) as error:
             rows.append((name, False, f"{files} belongs in {base} ({str(error)[:60]})"))
     try:
-        _tiny_listing(_Tree(base, "tiny-imagenet-200"))
+        with _Tree(base, "tiny-imagenet-200") as tree:
+            _tiny_listing(tree)
         rows.append(("tinyimagenet", True, str(base)))
     except MissingData as error:
         rows.append(("tinyimagenet", False, str(error)))

@@ -15,7 +15,7 @@ from fsr.errors import CorruptFile, MissingRecord, UsageError
 from fsr.files import load_json, load_npz, npz_bytes, provenance, save_json, sha256, write_bytes
 from fsr.words import did_you_mean
 
-ENSEMBLE = ("clean", "fgsm", "pgd20", "pgd100", "cw")  # spec section 3: right on clean and all four
+ENSEMBLE = ("clean", "fgsm", "pgd20", "pgd100", "cw")  # right on clean and all four
 
 
 def id_of(run: Run | str) -> str:
@@ -156,11 +156,18 @@ def save_eval(run: Run, evaluation: Evaluation, index, correct, *, after: dict |
 
 
 def load_eval(run: Run | str, evaluation: Evaluation) -> Outcome:
-    """Outcomes of one evaluation, checked against their hash; MissingRecord when it was not run."""
+    """Outcomes of one evaluation, checked against their hash; MissingRecord when it was not run.
+
+    UsageError when the file holds another evaluation: names round eps to five digits.
+    """
     path = eval_path(run, evaluation)
     if not path.exists():
         raise MissingRecord(f"{path.stem} of {id_of(run)} was not run; `python -m fsr run-all` completes it")
-    return read_outcome(path)
+    outcome = read_outcome(path)
+    held = Evaluation(**outcome.record["evaluation"])
+    if held != evaluation:
+        raise UsageError(f"{path} holds {held}, and {evaluation} was asked for, whose file has the same name")
+    return outcome
 
 
 def read_outcome(path: Path) -> Outcome:

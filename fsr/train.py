@@ -1,4 +1,4 @@
-"""The training loop: recipe of spec section 2, resumable after any batch, writing nothing itself."""
+"""The training loop: the authors' recipe, resumable after any batch, writing nothing itself."""
 
 import copy
 import math
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fsr import distributed
 from fsr.config import Run
 from fsr.data import Data, as_float, augment, augmentation, batches
-from fsr.errors import Diverged, FSRError, Interrupted, TimeUp
+from fsr.errors import Diverged, Interrupted, TimeUp
 from fsr.fast import Crafter, Stepper, ema_update, sgd
 from fsr.models import FSR, model_of
 from fsr.modes import eval_mode
@@ -141,7 +141,8 @@ class Trainer:
         run, progress = self.run, self.progress
         order = torch.Generator().manual_seed(stream_seed(run.seed, "order", progress.epoch))
         parts = batches(len(self.data.train_y), run.batch, generator=order)
-        parts = [part.to(self.device) for part in parts]  # now: copying from the host makes it wait for the device
+        # copied now and once: copying from the host makes it wait for the device
+        parts = torch.cat(parts).to(self.device).split([len(part) for part in parts])
         self.model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(run, progress.epoch)
@@ -235,14 +236,8 @@ def fit(trainer: Trainer, watch: Watch = Watch(), *, on_epoch: Callable[[Trainer
     cuda = [trainer.device] if trainer.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         while progress.epoch <= run.epochs:
-            try:
-                with distributed.noticing_losses():
-                    whole = trainer.epoch(stop=watch.stop, on_batch=watch.on_batch)
-            except torch.OutOfMemoryError as error:
-                raise FSRError(
-                    f"out of memory at batch {run.batch}, {run.precision}: try a smaller batch, precision bf16 or a "
-                    f"narrower width ({str(error)[:80]})"
-                ) from None
+            with distributed.noticing_losses():
+                whole = trainer.epoch(stop=watch.stop, on_batch=watch.on_batch)
             if not whole:
                 if watch.on_stop:
                     watch.on_stop(trainer)

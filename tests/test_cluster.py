@@ -50,6 +50,14 @@ def test_everything_missing_is_a_job_behind_the_trainings_it_needs(root):
     assert jobs[-1] == Job(Task(run=RUNS[1], analyses=(look,)), (1,))
 
 
+def test_an_audit_comes_behind_the_training_of_its_twin_when_there_is_one_to_do(root):
+    audit = Analysis(kind="audit")
+    jobs = plan([Task(run=run, analyses=(audit,)) for run in RUNS])
+    assert [j.task.run for j in jobs[3:]] == list(RUNS)
+    # FSR waits for plain AT of its seed, plain AT for the next seed's; after seed 1 there is none
+    assert [j.needs for j in jobs[3:]] == [(0, 2), (0, 1), (2,)]
+
+
 def test_what_is_recorded_is_no_job(root):
     store.save_config(RUNS[0])
     files = store.paths.run_dir(run_id(RUNS[0]))

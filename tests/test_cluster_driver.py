@@ -198,7 +198,33 @@ def test_reports_reach_the_driver(ray, monkeypatch):
     heard = []
     monkeypatch.setattr(worker, "perform", lambda task, options: options.report(task.name, "epoch 1/1", 3, 3) or [])
     watched(ray, Options(report=lambda *event: heard.append(event)), jobs=JOBS[:1])
-    assert heard == [(JOBS[0].task.name, "epoch 1/1", 3, 3)]
+    assert heard == [(JOBS[0].task.name, "epoch 1/1", 3, 3), (JOBS[0].task.name, "done", 1, 1)]
+
+
+def test_a_run_is_done_when_none_of_its_jobs_is_pending(ray):
+    heard = []
+    watched(ray, Options(report=lambda *event: heard.append((event, len(ray.done)))))
+    first, second = JOBS[0].task.name, JOBS[1].task.name  # the third job is an evaluation of the first run
+    assert heard == [((second, "done", 1, 1), 2), ((first, "done", 1, 1), 3)]
+
+
+def test_nothing_is_called_off_before_the_board_has_answered(ray, monkeypatch):
+    flag, looks = threading.Event(), []
+    flag.set()
+
+    class Board(worker.Board):
+        def hear(self, stopping):
+            looks.append((stopping, len(ray.cancelled)))
+            if len(looks) == 1:
+                raise exceptions.GetTimeoutError
+            return super().hear(stopping)
+
+    monkeypatch.setattr(driver, "Board", Board)
+    outcome = watched(ray, flag=flag)
+    assert (outcome.stopped, outcome.failed) == ("signal", [])
+    assert looks[:2] == [(True, 0), (True, 0)]  # the first look got no answer
+    # the stand-in does a job at each look: two had begun when the answer came, and only the third is called off
+    assert ray.done == [job.task for job in JOBS[:2]] and len(ray.cancelled) == 1
 
 
 def test_the_mark_is_there_for_the_time_of_the_command(root):

@@ -7,6 +7,7 @@ from torch import nn
 
 from fsr import evaluate
 from fsr.config import Evaluation
+from fsr.errors import UsageError
 from fsr.evaluate import Progress, survives
 
 
@@ -95,3 +96,29 @@ def test_a_call_can_be_stopped_inside_a_chunk_and_goes_on_from_the_chunks_before
     assert progress.done == 4
     rest = survives(Sum(), X, Y, torch.arange(9), **call)
     assert rest.correct == [bool(v) for v in EXPECTED["pgd20"]]
+
+
+def test_autoattack_counts_its_own_attacks_and_ends_with_all_images(monkeypatch):
+    """Two attacks in `rand`: the first gets the 7 images that are right, in 4 batches, the second the 5 left, in 3."""
+    monkeypatch.setattr(evaluate, "batch_size", lambda *_: 2)
+    monkeypatch.setitem(evaluate.VARIANTS, "autoattack-rand", {"version": "rand", "steps": 2})
+    evaluation, done = Evaluation(attack="autoattack-rand"), []
+    note = lambda progress: done.append(progress.done)  # noqa: E731
+    survives(Sum(), X, Y, torch.arange(9), run=RUN, evaluation=evaluation, on_chunk=note)
+    assert done == [
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+        7,
+        8,
+        9,
+    ]  # 4 * k / 7, 4 + 4 * k / 5, rounded down; then all
+
+
+@pytest.mark.parametrize("attack", ["autoattack", "autoattack-rand", "autoattack-ci"])
+def test_steps_for_autoattack_are_refused(attack):
+    with pytest.raises(UsageError, match=f"{attack} has steps of its own; leave out steps=7"):
+        survives(Sum(), X, Y, torch.arange(9), run=RUN, evaluation=Evaluation(attack=attack, steps=7))

@@ -13,6 +13,7 @@ from tiny import FSR_HERE, tiny_run
 
 from fsr import executors, hardware, paths, store
 from fsr.config import Evaluation, run_id
+from fsr.errors import Interrupted
 from fsr.runs import Options, Task
 
 CPU = Options(device="cpu")
@@ -53,11 +54,31 @@ def test_workers_make_the_records_that_this_process_makes(root, monkeypatch, tmp
     outcomes = [store.load_eval(run, e).correct.tolist() for run in PAIR for e in TASKS[0].evaluations]
     monkeypatch.setenv("FSR_ROOT", str(tmp_path / "workers"))
     seen = []
-    options = Options(device="cpu", report=lambda name, what, done, of: seen.append(name))
+    options = Options(device="cpu", report=lambda *event: seen.append(event))
     assert executors.local(TASKS, options, workers=2) == executors.Outcome()
     assert [store.environment(run)["checkpoints"] for run in PAIR] == digests
     assert [store.load_eval(run, e).correct.tolist() for run in PAIR for e in TASKS[0].evaluations] == outcomes
-    assert set(seen) == {run_id(run) for run in PAIR}
+    names = {run_id(run) for run in PAIR}
+    assert {name for name, *_ in seen} == names
+    assert sorted(event for event in seen if event[1] == "done") == sorted((name, "done", 1, 1) for name in names)
+
+
+def test_a_run_is_done_after_its_last_task_failed_or_not_and_not_when_it_was_stopped(monkeypatch):
+    """The first run has two tasks, the second fails, the third is stopped."""
+    third, said = Task(run=tiny_run(seed=2)), []
+    tasks = [TASKS[0], TASKS[1], TASKS[0], third]
+
+    def perform(task, options):
+        if task is third:
+            raise Interrupted("stopped")
+        said.append(task.name)
+        return ["it failed"] if task is TASKS[1] else []
+
+    monkeypatch.setattr(executors, "perform", perform)
+    outcome = executors.inline(tasks, Options(device="cpu", report=lambda *event: said.append(event)))
+    one, two = (task.name for task in TASKS)
+    assert said == [one, two, (two, "done", 1, 1), one, (one, "done", 1, 1)]
+    assert (outcome.failed, outcome.stopped) == (["it failed"], "signal")
 
 
 def test_a_failing_task_is_named_at_once_and_the_others_are_done(root, caplog):

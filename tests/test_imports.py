@@ -1,8 +1,11 @@
 """Rooms import downwards only, and what rebuilds tables imports no torch."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -102,3 +105,17 @@ def test_no_star_imports_bare_excepts_or_eval():
             assert not (isinstance(node, ast.ExceptHandler) and node.type is None), path
             called = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id
             assert called not in ("eval", "exec"), path
+
+
+def test_everything_imported_is_declared():
+    """By name, wherever in a file it is imported; Ray alone is an extra."""
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    lines = project["dependencies"] + project["optional-dependencies"]["cluster"]
+    declared = {re.match(r"[A-Za-z0-9._-]+", line)[0].lower() for line in lines}
+    provided = packages_distributions()
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+            for name in {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"fsr"}:
+                assert declared & {one.lower() for one in provided.get(name, [name])}, f"{path} imports {name}"

@@ -1,12 +1,15 @@
 """Data sets on disk: read whole, named when they are missing or not whole."""
 
+import io
 import os
 import zipfile
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
+from scipy.io import savemat
 
 from fsr import data, readers
 from fsr.config import Run, for_dataset
@@ -45,20 +48,78 @@ def test_a_missing_data_set_says_where_its_files_belong(tmp_path, monkeypatch):
     assert states == {"digits": True, "cifar10": False, "svhn": False, "tinyimagenet": False}
 
 
+def _tiny_imagenet(folder, files: dict, *, zipped: bool) -> None:
+    """The files as the official folder or zip."""
+    if zipped:
+        with zipfile.ZipFile(folder / "tiny-imagenet-200.zip", "w") as archive:
+            for name, content in files.items():
+                archive.writestr("tiny-imagenet-200/" + name, content)
+        return
+    for name, content in files.items():
+        path = folder / "tiny-imagenet-200" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def _jpeg(value: int, mode: str = "RGB") -> bytes:
+    file = io.BytesIO()
+    Image.new(mode, (64, 64), value if mode == "L" else (value,) * 3).save(file, "JPEG")
+    return file.getvalue()
+
+
+def test_a_whole_tiny_imagenet_is_the_same_from_folder_and_zip(tmp_path, monkeypatch):
+    """Two classes, listed out of order: n09 has grey value 200, n01 has 50; one image is stored without colours."""
+    files = {"wnids.txt": "n09\nn01\n", "val/val_annotations.txt": ""}
+    for wnid, value in (("n09", 200), ("n01", 50)):
+        for i in range(3):
+            files[f"train/{wnid}/images/{wnid}_{i}.JPEG"] = _jpeg(value + i, "L" if i == 2 else "RGB")
+        files[f"train/{wnid}/{wnid}_boxes.txt"] = "0\t0\t1\t1\n"
+    for i, wnid in enumerate(("n01", "n09", "n09", "n01")):
+        files["val/val_annotations.txt"] += f"val_{i}.JPEG\t{wnid}\t0\t0\t1\t1\n"
+        files[f"val/images/val_{i}.JPEG"] = _jpeg(100 + i)
+    monkeypatch.setattr(readers, "TINY_TRAIN", 6)
+    monkeypatch.setattr(readers, "TINY_TEST", 4)
+    folders = tmp_path / "folder", tmp_path / "zip"
+    for folder in folders:
+        folder.mkdir()
+        _tiny_imagenet(folder, files, zipped=folder.name == "zip")
+    opened, read, made = [], [], zipfile.ZipFile
+    monkeypatch.setattr(zipfile, "ZipFile", lambda path: opened.append(made(path)) or opened[-1])
+    for folder in folders:
+        monkeypatch.setenv("FSR_DATA", str(folder))
+        read.append(readers.read(for_dataset("tinyimagenet")))
+    for images in read:
+        assert images.names == ("n01", "n09")
+        assert images.train_y.tolist() == [0, 0, 0, 1, 1, 1] and images.test_y.tolist() == [0, 1, 1, 0]
+        assert images.train_x.shape == (6, 3, 64, 64) and images.test_x.shape == (4, 3, 64, 64)
+        assert images.train_x.dtype == images.test_x.dtype == torch.uint8
+        assert images.train_x.float().mean((1, 2, 3)).round().tolist() == [50, 51, 52, 200, 201, 202]
+        assert images.test_x.float().mean((1, 2, 3)).round().tolist() == [100, 101, 102, 103]
+    for one, two in zip(read[0][:4], read[1][:4]):
+        assert torch.equal(one, two)
+    assert len(opened) == 1 and opened[0].fp is None  # read and closed
+
+
+def test_svhn_has_its_zeros_as_zeros(tmp_path, monkeypatch):
+    """Its files say 10 for a 0, and hold (row, column, colour, image)."""
+    monkeypatch.setenv("FSR_DATA", str(tmp_path))
+    monkeypatch.setattr(torchvision.datasets.SVHN, "_check_integrity", lambda self: True)
+    x = np.random.default_rng(0).integers(0, 256, (32, 32, 3, 5), dtype=np.uint8)
+    for part, labels in (("train", [10, 1, 9, 10, 5]), ("test", [3, 10, 2, 1, 1])):
+        savemat(tmp_path / f"{part}_32x32.mat", {"X": x, "y": np.array(labels, np.uint8)[:, None]})
+    images = readers.read(for_dataset("svhn"))
+    assert images.train_y.tolist() == [0, 1, 9, 0, 5] and images.test_y.tolist() == [3, 0, 2, 1, 1]
+    assert images.train_y.dtype == torch.int64 and images.train_x.shape == (5, 3, 32, 32)
+    assert np.array_equal(images.train_x.numpy(), x.transpose(3, 2, 0, 1))
+    assert images.names == tuple("0123456789")
+
+
 @pytest.mark.parametrize("zipped", [False, True])
 def test_half_a_tiny_imagenet_is_not_there(zipped, tmp_path, monkeypatch):
     monkeypatch.setenv("FSR_DATA", str(tmp_path))
     files = {"wnids.txt": "n1\nn2\n", "val/val_annotations.txt": "val_0.JPEG\tn1\t0\t0\t1\t1\n" * 10_000}
     files |= {f"train/n1/images/n1_{i}.JPEG": "" for i in range(7)} | {f"val/images/val_{i}.JPEG": "" for i in range(5)}
-    if zipped:
-        with zipfile.ZipFile(tmp_path / "tiny-imagenet-200.zip", "w") as archive:
-            for name, text in files.items():
-                archive.writestr("tiny-imagenet-200/" + name, text)
-    else:
-        for name, text in files.items():
-            path = tmp_path / "tiny-imagenet-200" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
+    _tiny_imagenet(tmp_path, files, zipped=zipped)
     row = next(row for row in readers.check() if row[0] == "tinyimagenet")
     assert not row[1] and "7 training and 5 validation images" in row[2]
 

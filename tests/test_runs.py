@@ -1,17 +1,21 @@
 """Ensure: computes once, goes on after a stop, believes no damaged file, and needs no weights to be valid."""
 
+import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from tiny import FSR_HERE, tiny_run
 
-from fsr import experiments, paths, runs, store
+from fsr import experiments, files, paths, runs, store
 from fsr.config import Analysis, Evaluation, replace, run_id
 from fsr.errors import Busy, CorruptFile, FSRError, Interrupted, MissingRecord, TimeUp, UsageError
-from fsr.runs import Options, Task, perform, training
+from fsr.runs import Options, Task, evaluating, perform, training
+from fsr.runs.auditing import twin_of
+from fsr.runs.board import board
 from fsr.weights import digest_of, load_tensors
 
 RUN = tiny_run(epochs=1)
@@ -184,10 +188,20 @@ def test_unknown_names_are_refused_with_the_choices():
         runs.status("demonstration")
 
 
-def test_an_audit_is_an_analysis_with_outcomes_per_sample(root):
+def test_the_twin_is_plain_at_of_the_same_seed_and_of_plain_at_the_next_seed():
+    fsr = replace(RUN, module=FSR_HERE)
+    assert twin_of(fsr) == twin_of(replace(fsr, method="trades")) == RUN
+    assert twin_of(RUN) == replace(RUN, seed=1) and twin_of(replace(RUN, seed=4)) == replace(RUN, seed=5)
+    for run in (RUN, fsr):
+        assert twin_of(replace(run, imported="0123456789")) == RUN
+
+
+def test_an_audit_is_an_analysis_with_outcomes_per_sample(root, caplog):
     analysis = Analysis(kind="audit", images=12, budget="quick")
     runs.ensure_analysed(RUN, analysis, CPU)
     record, arrays = store.load_analysis(RUN, analysis)
+    assert record["surrogate"] is None and record["twin_weights"] is None
+    assert [r.message for r in caplog.records if run_id(twin_of(RUN)) in r.message and "'surrogate': null" in r.message]
     assert record["worst_case"] <= record["authors_protocol"] <= record["n"] == 12
     assert arrays["worst_case"].sum() == record["worst_case"]
     assert np.all(arrays["worst_case"] <= arrays["authors_protocol"])
@@ -201,6 +215,111 @@ def test_an_audit_stops_inside_a_group(root, tmp_path):
     with pytest.raises(Interrupted):
         runs.ensure_analysed(RUN, Analysis(kind="audit", images=12, budget="quick"), stopping)
     assert len(looks) == 41 and not list(paths.checkpoint_dir(run_id(RUN)).glob("partial-*"))  # no group was done
+
+
+def test_finished_groups_of_an_audit_belong_to_the_weights_of_its_twin(root, monkeypatch):
+    run, given = replace(RUN, module=FSR_HERE), []
+    for each in (RUN, run):
+        runs.ensure_trained(each, CPU)
+
+    def audit(*_, surrogate, on_group, done, **__):
+        given.append((surrogate is not None, sorted(done)))
+        on_group("protocol", {"seconds": 1.0})
+        raise Interrupted("stopped")
+
+    def stopped() -> dict:
+        with pytest.raises(Interrupted):
+            runs.ensure_analysed(run, Analysis(kind="audit", images=12), CPU)
+        return files.load_json(path)
+
+    monkeypatch.setattr("fsr.audit.audit", audit)
+    path = paths.checkpoint_dir(run_id(run)) / "partial-last-audit-quick.json"
+    first = stopped()
+    assert (first["twin"], first["twin_weights"]) == (run_id(RUN), digest_of(runs.weights_path(RUN, "last")))
+    assert stopped() == first
+    files.save_json(path, first | {"twin_weights": "another network's"})
+    assert stopped() == first
+    assert given == [(True, []), (True, ["protocol"]), (True, [])]
+
+
+def test_outcomes_so_far_belong_to_the_weights_of_run_and_surrogate(root, monkeypatch):
+    source = replace(RUN, seed=1)
+    for run in (RUN, source):
+        runs.ensure_trained(run, CPU)
+    own, other = (digest_of(runs.weights_path(run, "last")) for run in (RUN, source))
+    transfer, fgsm, seen = Evaluation(attack="transfer", surrogate=run_id(source)), Evaluation(attack="fgsm"), []
+
+    def survives(*_, progress, **__):
+        seen.append(progress.done)
+        raise Interrupted("stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluating, "survives", survives)
+        for evaluation, made_of in (
+            (fgsm, {"weights": own}),
+            (fgsm, {"weights": other}),
+            (transfer, {"weights": own, "surrogate_weights": other}),
+            (transfer, {"weights": own, "surrogate_weights": own}),
+            (transfer, {"weights": own}),  # of a version that did not say
+        ):
+            progress = {"done": 20, "correct": [True] * 20}
+            files.save_json(evaluating._partial(RUN, evaluation), {**made_of, "progress": progress})
+            with pytest.raises(Interrupted):
+                runs.ensure_evaluated(RUN, evaluation, CPU)
+    assert seen == [20, 0, 20, 0, 0]
+    for evaluation in (fgsm, transfer):
+        runs.ensure_evaluated(RUN, evaluation, CPU)
+    assert "surrogate_weights" not in store.load_eval(RUN, fgsm).record
+    assert store.load_eval(RUN, transfer).record["surrogate_weights"] == other
+
+
+def test_loading_a_network_reads_no_data_whose_classes_are_known(root, monkeypatch):
+    runs.ensure_trained(RUN, CPU)
+    monkeypatch.setattr(training, "data_of", lambda *_: pytest.fail("the data were read"))
+    assert runs.load_model(RUN, "last", CPU)(torch.zeros(1, 3, 8, 8)).shape == (1, 10)
+
+
+def test_a_training_opens_one_event_file_and_closes_it_whatever_happens(root, monkeypatch):
+    class Writer:
+        def __init__(self, folder):
+            self.folder = folder
+            said.append(("open", folder))
+
+        def add_scalar(self, tag, value, epoch):
+            said.append((tag, epoch))
+
+        def flush(self):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            said.append(("close", self.folder))
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
+    boarded, folder = replace(CPU, tensorboard=True), str(paths.results() / "tensorboard" / run_id(RUN))
+    said: list[tuple] = []
+    with pytest.raises(ZeroDivisionError):
+        with board(RUN, wanted=True) as show:
+            show({"epoch": 3, "train_total": 1.0, "lr": 0.1})
+            raise ZeroDivisionError
+    assert said == [("open", folder), ("train/total", 3), ("lr", 3), ("close", folder)]
+    said.clear()
+    runs.ensure_trained(replace(RUN, epochs=2, seed=7), boarded)
+    assert [what for what, _ in said].count("open") == [what for what, _ in said].count("close") == 1
+    assert {epoch for tag, epoch in said if tag == "lr"} == {1, 2}
+
+
+def test_a_process_of_a_group_that_runs_out_of_memory_says_it_too(root, monkeypatch):
+    def short(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(training.distributed, "rank", lambda: 1)
+    monkeypatch.setattr(training, "_trainer", lambda *_: None)
+    monkeypatch.setattr(training, "fit", short)
+    with pytest.raises(FSRError, match="out of memory at batch 32, float32: try a smaller batch, precision bf16"):
+        training._train(RUN, CPU)
 
 
 def test_saving_takes_a_twentieth_of_the_time_where_it_is_slow(monkeypatch):

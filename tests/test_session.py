@@ -83,9 +83,7 @@ def test_a_machine_that_is_taken_away_leaves_the_records_of_whole_stages(small, 
 
 def test_the_overview_mixes_no_settings(small):
     assert session.overview("ci") == "no accuracy yet"
-    store.save_eval(
-        PAIR[1], Evaluation(attack="clean"), range(2), [True, False]
-    )  # all images, nothing else
+    store.save_eval(PAIR[1], Evaluation(attack="clean"), range(2), [True, False])  # all images, nothing else
     assert session.overview("ci").split()[-2:] == ["last", "0.5"]
     for attack, images, right in (("pgd20", 4, 1), ("pgd20", 8, 6), ("clean", None, 8)):
         size = images or 8

@@ -27,6 +27,18 @@ def test_outcomes_come_back_per_sample(root):
     assert got.accuracy == correct.mean()
 
 
+def test_outcomes_of_an_eps_that_shares_their_name_are_refused(root):
+    """Names have five digits: 8/255 is 0.03137 there."""
+    _outcomes("pgd20", [True, False], eps=8 / 255)
+    assert store.load_eval(RUN, Evaluation(attack="pgd20", eps=8 / 255)).accuracy == 0.5
+    asked = Evaluation(attack="pgd20", eps=0.03137)
+    with pytest.raises(UsageError) as caught:
+        store.load_eval(RUN, asked)
+    said = str(caught.value)
+    assert str(store.eval_path(RUN, asked)) in said and "eps=0.03137," in said and f"eps={8 / 255}," in said
+    assert "\n" not in said
+
+
 def test_an_existing_record_is_kept_as_it_is(root):
     _outcomes("clean", [True, True])
     _outcomes("clean", [False, False])

@@ -1,7 +1,7 @@
 """Every attack by the name that tables, records and the command line use.
 
 `ATTACKS["pgd20"](model, x, y, eps=8 / 255, indices=index)` gives x_adv like x. The caller chooses the model's mode,
-its precision and the device, and judges the result. Evaluation steps are 0.1 * eps everywhere (spec section 3).
+its precision and the device, and judges the result. Evaluation steps are 0.1 * eps everywhere.
 """
 
 from collections.abc import Callable
@@ -88,7 +88,7 @@ def _multi_targeted(model, x, y, *, eps, seed, indices, steps=50) -> Tensor:
 
 
 def joint_loss(traced, y: Tensor, weight: float = 2.0) -> Tensor:
-    """CE of the final logits + weight * mean CE of the modules' auxiliary logits, (N,) (Bai 2021, Yan 2021; spec T2).
+    """CE of the final logits + weight * mean CE of the modules' auxiliary logits, (N,) (Bai 2021, Yan 2021).
 
     traced: what `Classifier.trace` returns, (logits (N, K), streams with `.aux`). UsageError without auxiliary logits.
     """
@@ -132,6 +132,14 @@ def _autoattack(model, x, y, *, eps, seed, indices, version="standard", steps=No
     assert found.x_adv is not None  # kept by default
     return found.x_adv.to(x.dtype)
 
+
+# AutoAttack's variants by name, and the options that make them: attacks of several parts, each of which sees only what
+# the parts before left correct
+VARIANTS: dict[str, dict] = {
+    "autoattack": {},
+    "autoattack-rand": {"version": "rand"},
+    "autoattack-ci": {"steps": 5, "queries": 50},
+}
 
 _of_batch = partial(AttackInfo, survivors_ok=True, per_sample=False)
 
@@ -209,13 +217,16 @@ ATTACKS: dict[str, AttackInfo] = {
     "apgd-dlr": _of_batch(
         function=partial(_apgd, name="apgd-dlr"), description="APGD, 100 steps, difference of logits ratio"
     ),
-    "autoattack": _of_batch(function=_autoattack, description="AutoAttack standard: APGD-CE, APGD-T, FAB-T, Square"),
+    "autoattack": _of_batch(
+        function=partial(_autoattack, **VARIANTS["autoattack"]),
+        description="AutoAttack standard: APGD-CE, APGD-T, FAB-T, Square",
+    ),
     "autoattack-rand": _of_batch(
-        function=partial(_autoattack, version="rand"),
+        function=partial(_autoattack, **VARIANTS["autoattack-rand"]),
         description="AutoAttack rand: APGD-CE, APGD-DLR, 20 draws per gradient",
     ),
     "autoattack-ci": _of_batch(
-        function=partial(_autoattack, steps=5, queries=50),
+        function=partial(_autoattack, **VARIANTS["autoattack-ci"]),
         description="AutoAttack standard cut to 5 steps and 50 queries: tests plumbing only",
     ),
 }

@@ -6,6 +6,7 @@ an operation's derivative and keeps its value. Here that happens to every such o
 """
 
 import logging
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,8 @@ STAIRS = {
 SIGNS = {"sign", "sgn", "heaviside"}
 SQUASHED = {"sigmoid": torch.sigmoid, "expit": torch.sigmoid, "hardsigmoid": torch.sigmoid, "tanh": torch.tanh}
 PROBABILITIES = {"softmax": torch.softmax, "log_softmax": torch.log_softmax}
-QUOTIENTS = {"floor_divide", "__floordiv__", "div", "divide"}  # the last two only with a rounding mode
+FLOORED = {"floor_divide", "__floordiv__", "__rfloordiv__"}
+DIVIDED = {"div", "divide"}  # whole only with a rounding mode
 REMAINDERS = {"remainder", "fmod", "__mod__"}
 CASTS = {"int", "long", "short", "char", "byte", "bool", "to", "type"}
 COMPARED = {
@@ -86,8 +88,19 @@ def _compared(out: Tensor, x, other, sign: int) -> Tensor:
     return _like(out.to(difference.dtype), torch.sigmoid(difference / width))
 
 
+def _quotient(args: tuple, kwargs: dict, *, reverse: bool) -> Tensor:
+    """What a rounded division rounds, with its slopes by both of its sides."""
+    above, below = args[0], args[1] if len(args) > 1 else kwargs["other"]
+    return below / above if reverse else above / below
+
+
 def _sloped(name: str, out: Tensor, x: Tensor, args: tuple, kwargs: dict) -> Tensor | None:
-    """What `out`, the result of the operation of this name on x, becomes; None: it keeps its own slope."""
+    """What `out`, the result of the operation of this name on x, becomes; None: it keeps its own slope.
+
+    args: as they were before the operation, which may have worked in place.
+    """
+    if out.is_floating_point() and (name in FLOORED or (name in DIVIDED and kwargs.get("rounding_mode"))):
+        return _like(out, _quotient(args, kwargs, reverse=name == "__rfloordiv__"))
     if out.shape != x.shape or not out.is_floating_point():
         return None
     if name in STAIRS:
@@ -100,8 +113,6 @@ def _sloped(name: str, out: Tensor, x: Tensor, args: tuple, kwargs: dict) -> Ten
         return _like(out, PROBABILITIES[name](_unsaturated(x), kwargs["dim"] if "dim" in kwargs else args[1]))
     if name in REMAINDERS:
         return out.detach()
-    if name in QUOTIENTS and (name.strip("_").startswith("floor") or kwargs.get("rounding_mode")):
-        return _like(out, x / args[1])
     return None
 
 
@@ -142,14 +153,18 @@ class Sloped(TorchFunctionMode):
             return LOGIC[name](*args)
         if self.whole and name == "where" and len(args) == 3 and _graded(args[0]):
             return args[2] + args[0] * (args[1] - args[2])
-        if name.endswith("_") and not name.startswith("__"):
-            x = x.clone()  # the operation below works in place
-        out = func(*args, **kwargs)
+        before = args
+        if name.endswith("_") and not name.startswith("__") and isinstance(args[0], Tensor):  # it works in place
+            first = args[0].clone()
+            before = tuple(first if a is args[0] else a for a in args)
+            x = first if x is args[0] else x
+        with torch.no_grad() if name == "floor_divide_" else nullcontext():  # this one has no derivative: an error
+            out = func(*args, **kwargs)
         if not isinstance(out, Tensor):
             return out
-        new = _sloped(name.removesuffix("_") if not name.startswith("__") else name, out, x, args, kwargs)
+        new = _sloped(name.removesuffix("_") if not name.startswith("__") else name, out, x, before, kwargs)
         if new is None and self.whole:
-            new = _whole(name, out, x, args)
+            new = _whole(name, out, x, before)
         if new is None:
             return out
         return out.copy_(new) if out is args[0] else new

@@ -24,7 +24,7 @@ def ratio(case: Case) -> Loss:
 
 
 def protocol(case: Case) -> Findings:
-    """Clean, FGSM, PGD-20, PGD-100, C&W as the authors run them (spec section 3); every column gets every image."""
+    """Clean, FGSM, PGD-20, PGD-100, C&W as the authors run them; every column gets every image."""
     eps, net = case.eps, case.net
     walk = partial(pgd, eps=eps, alpha=0.1 * eps, random_start=False)
     crafts: dict[str, Craft] = {
@@ -38,7 +38,7 @@ def protocol(case: Case) -> Findings:
 
 
 def autoattack(case: Case) -> Findings:
-    """AutoAttack standard with its own flags (spec item 1); fewer than four classes leave out the targeted APGD."""
+    """AutoAttack standard with its own flags; fewer than four classes leave out the targeted APGD."""
     kinds = ("apgd-ce", "apgd-t", "fab-t", "square") if case.classes >= 4 else ("apgd-ce", "fab-t", "square")
     result = auto.autoattack(
         case.net,
@@ -57,7 +57,7 @@ def autoattack(case: Case) -> Findings:
 
 
 def restarts(case: Case) -> Findings:
-    """PGD on cross-entropy with restarts at several step sizes, then every likely wrong class in turn (spec item 6)."""
+    """PGD on cross-entropy with restarts at several step sizes, then every likely wrong class in turn."""
     budget, net = case.budget, case.net
 
     def several(alpha: float, block: int) -> Craft:
@@ -103,7 +103,7 @@ def unmasked(case: Case) -> Findings:
         look = differentiated(of(case.softened, lead), draws=4, jitter=eps / 2, seed=case.seed)
         return ascend(look, x, y, eps=eps, steps=steps // 2, start=case.start(rows, 23), until_wrong=False)
 
-    def differences(sigma: float, stream: int) -> Craft:
+    def differences(sigma: float) -> Craft:
         def craft(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
             look = estimated(case.model, lead, sigma=sigma, pairs=case.budget.pairs, seed=case.seed)
             return ascend(look, x, y, eps=eps, steps=case.budget.estimated_steps, until_wrong=not case.randomised)
@@ -116,14 +116,14 @@ def unmasked(case: Case) -> Findings:
         ("softened-margin", case.climb(case.softened, lead, 22)),
         ("softened-ce", case.climb(case.softened, scaled_cross_entropy, 24)),
         ("softened-nearby", nearby),
-        ("differences-wide", differences(eps, 25)),
-        ("differences-narrow", differences(eps / 4, 26)),
+        ("differences-wide", differences(eps)),
+        ("differences-narrow", differences(eps / 4)),
     ]
     return Findings(case.sweep(crafts, together=True))
 
 
 def queries(case: Case) -> Findings:
-    """Square with many queries, and random corners of the ball as a control (spec item 8)."""
+    """Square with many queries, and random corners of the ball as a control."""
     many = case.budget.queries if not case.randomised else max(100, case.budget.queries // 5)
 
     def square(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:

@@ -116,7 +116,13 @@ DataDir = Annotated[Path | None, typer.Option("--data", help="Folder of the data
 Minutes = Annotated[float | None, typer.Option(help="Stop cleanly after so many minutes; run it again to go on.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes side by side; default: what fits the machine.")]
 Dry = Annotated[bool, typer.Option("--dry-run", help="Only say what would be computed, and about how long it takes.")]
-Deterministic = Annotated[bool, typer.Option("--deterministic", help="Bit-identical on one machine; slower on a GPU.")]
+Deterministic = Annotated[
+    bool,
+    typer.Option(
+        "--deterministic",
+        help="Bit-identical on one machine where torch has deterministic kernels; else it warns. Slower on a GPU.",
+    ),
+]
 Board = Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard event files.")]
 Where = Annotated[Executor, typer.Option(help="Worker processes here, this process alone, or a Ray cluster.")]
 Address = Annotated[str, typer.Option(help="Of the Ray cluster.")]

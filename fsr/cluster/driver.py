@@ -79,30 +79,36 @@ class _Driver:
 
     def watch(self, flag) -> Outcome:
         """Until everything is back; a signal or the deadline calls off what has not begun and stops the rest."""
-        patient_until = time.monotonic() + PATIENCE_SECONDS
+        patient_until, called_off = time.monotonic() + PATIENCE_SECONDS, False
         while self.pending:
             refs = list(self.pending)
             done, _ = self.ray.wait(refs, num_returns=len(refs), timeout=HEAR_SECONDS, fetch_local=False)
             reason = "signal" if flag.is_set() else "time" if self.options.late() else None
-            begun = self._hear(stopping=bool(reason or self.outcome.stopped))
-            if not begun and time.monotonic() > patient_until:
+            self.outcome.stopped = self.outcome.stopped or reason
+            begun = self._hear(stopping=self.outcome.stopped is not None)
+            if begun is not None and not begun and time.monotonic() > patient_until:
                 log.warning("nothing has begun yet: waiting for a node with free cores or GPUs, as `ray status` shows")
                 patient_until = float("inf")
-            if reason and not self.outcome.stopped:
-                self.outcome.stopped = reason
+            if self.outcome.stopped and begun is not None and not called_off:
+                called_off = True
                 for ref in [r for r in self.pending if self.pending[r][0] not in begun]:
                     self.ray.cancel(ref)
             for ref in done:
-                self._collect(ref, self.pending.pop(ref)[1])
+                job = self.pending.pop(ref)[1]
+                self._collect(ref, job)
+                left = any(other.task.name == job.task.name for _, other in self.pending.values())
+                if not left and not self.outcome.stopped:
+                    self.options.report(job.task.name, "done", 1, 1)
         self._hear(stopping=False)
         self.outcome.failed = list(dict.fromkeys(self.outcome.failed))
         return self.outcome
 
-    def _hear(self, *, stopping: bool) -> set[int]:
+    def _hear(self, *, stopping: bool) -> set[int] | None:
+        """Hand on what the board was told; returns the jobs begun, None when it does not answer."""
         try:
             news, begun = self.ray.get(self.board.hear.remote(stopping), timeout=20)
         except (self.ray.exceptions.RayActorError, self.ray.exceptions.GetTimeoutError):
-            return set()  # it is being started again elsewhere
+            return None  # it is being started again elsewhere
         for event in news:
             self.options.report(*event)
         return begun

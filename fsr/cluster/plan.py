@@ -4,8 +4,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fsr import store
+from fsr.config import run_id
 from fsr.experiments.cost import forward_macs
 from fsr.runs import Task
+from fsr.runs.auditing import twin_of
 from fsr.runs.training import has_weights
 
 # Share of a GPU by multiply-adds of one forward pass of one image: networks this small leave most of a GPU idle.
@@ -35,8 +37,9 @@ def plan(tasks: Iterable[Task]) -> list[Job]:
                 jobs.append(Job(Task(run=task.run, evaluations=(evaluation,)), tuple(sorted(needs))))
         for analysis in task.analyses:
             if not store.has_analysis(task.run, analysis):
-                needs = {trainings.get(task.name)} - {None}
-                jobs.append(Job(Task(run=task.run, analyses=(analysis,)), tuple(needs)))
+                twin = trainings.get(run_id(twin_of(task.run))) if analysis.kind == "audit" else None
+                needs = {trainings.get(task.name), twin} - {None}
+                jobs.append(Job(Task(run=task.run, analyses=(analysis,)), tuple(sorted(needs))))
     return jobs
 
 

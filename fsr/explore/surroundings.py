@@ -12,7 +12,7 @@ from fsr import data as data_room
 from fsr import experiments, hardware
 from fsr.analyse.look import module_inputs
 from fsr.config import Run
-from fsr.models import build_model, count_params, gumbel_mask
+from fsr.models import count_params, gumbel_mask, model_of
 from fsr.plots import style, words
 from fsr.plots.maps import picture
 from fsr.plots.output import Picture
@@ -94,9 +94,11 @@ def module_summary(profile: str, images: int = 64) -> pd.DataFrame:
     The last row is the largest difference between the output and robust + recalibrated: rounding only.
     """
     _, run = experiments.main_pair(profile)
-    torch.manual_seed(run.seed)
-    model = build_model(run.backbone, data_of(run).classes, run.fsr, None, run.width, run.blocks).eval()
-    x, _, _ = data_room.part_of_test(data_of(run), min(images, len(data_of(run).test_y)))
+    data = data_of(run)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.seed)
+        model = model_of(run, num_classes=data.classes).eval()
+    x, _, _ = data_room.part_of_test(data, min(images, len(data.test_y)))
     with torch.no_grad(), module_inputs(model) as given:
         logits, (streams, *_) = model.trace(data_room.as_float(x))
     named = {

@@ -1,5 +1,7 @@
 """The adaptive audit of a run, kept group by group as it goes."""
 
+import logging
+
 import numpy as np
 
 from fsr import paths, store
@@ -10,18 +12,31 @@ from fsr.runs.base import Options, scratch
 from fsr.runs.training import load_model, weights_path
 from fsr.weights import digest_of
 
+log = logging.getLogger("fsr")
 
-def _twin(run: Run, options: Options):
-    """(run id, network) to transfer from: the plain AT twin of the same seed, for plain AT the next seed's; or Nones.
 
-    Always the same run, whatever else is there: only a trained one counts, and audits come behind all trainings.
-    """
+def twin_of(run: Run) -> Run:
+    """The run that an audit transfers from: the plain AT twin of the same seed, for plain AT the next seed's."""
     twin = replace(run, method="at", module=None, imported=None)
-    if twin == run:
-        twin = replace(run, seed=run.seed + 1)
+    return replace(run, seed=run.seed + 1) if twin == run else twin
+
+
+def _surrogate(run: Run, options: Options):
+    """(run id, digest, network) of the twin's `last`; Nones, and a warning, while the twin is not trained.
+
+    So a record depends on what is trained when the audit begins, and says so: audits come behind all trainings.
+    """
+    twin = twin_of(run)
     if not store.is_trained(twin):
-        return None, None
-    return run_id(twin), load_model(twin, "last", options)
+        log.warning(
+            "%s: the audit goes without transfer from its twin %s, which is not trained; its record says so "
+            "('surrogate': null)",
+            run_id(run),
+            run_id(twin),
+        )
+        return None, None, None
+    model = load_model(twin, "last", options)
+    return run_id(twin), digest_of(weights_path(twin, "last")), model
 
 
 def _plain(value):
@@ -37,18 +52,19 @@ def _counts(outcomes: dict) -> dict:
 
 def audit_run(run: Run, analysis: Analysis, model, data: Data, options: Options) -> tuple[dict, dict]:
     """(record, arrays) of an audit: n and correct of every group and of the worst case, and the outcomes themselves."""
-    from fsr.audit import audit  # a room of its own size: training and plain evaluation do without it
+    from fsr.audit import GROUPS, audit  # a room of its own size: training and plain evaluation do without it
 
     x, y, index = part_of_test(data, analysis.images)
-    twin, surrogate = _twin(run, options)
-    identity = {"weights": digest_of(weights_path(run, analysis.checkpoint)), "images": len(y), "twin": twin}
+    twin, twin_digest, surrogate = _surrogate(run, options)
+    identity = {"weights": digest_of(weights_path(run, analysis.checkpoint)), "images": len(y)}
+    identity |= {"twin": twin, "twin_weights": twin_digest}
     path = paths.checkpoint_dir(run_id(run)) / f"partial-{analysis.checkpoint}-audit-{analysis.budget or 'quick'}.json"
-    done = _resume(path, identity)
+    done = scratch(path, identity).get("done", {})
 
     def on_group(group: str, found: dict) -> None:
         done[group] = _plain(found)
         save_json(path, {**identity, "done": done})
-        options.report(run_id(run), f"{analysis.checkpoint} audit", len(done), 11)
+        options.report(run_id(run), f"{analysis.checkpoint} audit", len(done), len(GROUPS))
         options.check()
 
     budget, held = analysis.budget or "quick", (as_float(data.held_x), data.held_y)
@@ -73,15 +89,10 @@ def audit_run(run: Run, analysis: Analysis, model, data: Data, options: Options)
         "group_seconds": result.seconds,
         "randomised": result.randomised,
         "surrogate": twin,
+        "twin_weights": twin_digest,
         "budget": budget,
     }
     arrays = {"index": index.numpy().astype(np.int32), "worst_case": result.worst_case.numpy()}
     arrays |= {f"group_{name}": kept.numpy() for name, kept in result.groups.items()}
     path.unlink(missing_ok=True)  # scratch of a stopped call
     return record, arrays | {"authors_protocol": result.authors_protocol.numpy()}
-
-
-def _resume(path, identity: dict) -> dict:
-    """Groups that a stopped call finished on the same weights and images."""
-    record = scratch(path)
-    return record["done"] if record and all(record.get(k) == v for k, v in identity.items()) else {}

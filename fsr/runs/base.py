@@ -26,8 +26,9 @@ class Options:
 
     switches: compile, graphs, channels_last, update (as for Trainer); deadline: time.monotonic() at which to stop,
     one clock for all processes of a machine, which no change of the date moves; interrupted: polled between batches;
-    report: called with (run id, what, done, of); half: keep a finished training's parameters in float16, so that they
-    travel in half the bytes. Everything after the training sees these rounded weights.
+    report: called with (run id, what, done, of), by executors with (run id, "done", 1, 1) too when a run needs nothing
+    more; half: keep a finished training's parameters in float16, so that they travel in half the bytes. Everything
+    after the training sees these rounded weights.
     """
 
     device: str | None = None
@@ -110,12 +111,17 @@ def memory_explained(run: Run):
         ) from None
 
 
-def scratch(path: Path) -> dict:
-    """What a stopped call left to go on from, {} without any; a damaged file is named and kept beside the new one."""
+def scratch(path: Path, identity: dict) -> dict:
+    """What a stopped call left to go on from, {} without any or where it was made of something else than `identity`.
+
+    identity: what the file must say of itself, such as the digest of the weights; None: it says nothing of it. A
+    damaged file is named and kept beside the new one.
+    """
     if not path.exists():
         return {}
     try:
-        return load_json(path)
+        record = load_json(path)
+        return record if all(record.get(name) == value for name, value in identity.items()) else {}
     except CorruptFile as error:
         aside = path.with_name(path.name + ".damaged")
         path.replace(aside)

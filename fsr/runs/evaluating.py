@@ -14,7 +14,8 @@ from fsr.evaluate import Progress, survives
 from fsr.files import save_json
 from fsr.runs.auditing import audit_run
 from fsr.runs.base import Options, data_of, locked, memory_explained, scratch
-from fsr.runs.training import ensure_weights, load_model
+from fsr.runs.training import ensure_weights, load_model, weights_path
+from fsr.weights import digest_of
 
 SAVE_SECONDS = 5.0  # outcomes so far are written at most this often
 
@@ -24,17 +25,13 @@ def _partial(run: Run, evaluation: Evaluation) -> Path:
     return paths.checkpoint_dir(run_id(run)) / name
 
 
-def _resume(path: Path, digest: str) -> Progress:
-    """Outcomes of an earlier, stopped call on the same weights; those of other weights are left aside."""
-    record = scratch(path)
-    return Progress(**record["progress"]) if record.get("weights") == digest else Progress()
-
-
 def _surrogate(evaluation: Evaluation, options: Options):
-    """The network whose gradients a transfer attack uses: `last` of another run, trained first if need be."""
+    """(network whose gradients a transfer attack uses, its digest): `last` of another run, trained first if need be."""
     if evaluation.surrogate is None:
-        return None
-    return load_model(store.config_of(evaluation.surrogate), "last", options)
+        return None, None
+    source = store.config_of(evaluation.surrogate)
+    model = load_model(source, "last", options)
+    return model, digest_of(weights_path(source, "last"))
 
 
 def ensure_evaluated(run: Run, evaluation: Evaluation, options: Options | None = None) -> None:
@@ -42,11 +39,11 @@ def ensure_evaluated(run: Run, evaluation: Evaluation, options: Options | None =
     options = options or Options()
     if store.has_eval(run, evaluation):
         return
-    surrogate = _surrogate(evaluation, options)
+    source = _surrogate(evaluation, options)
     with locked(run, options, store.eval_path(run, evaluation).stem):
         if not store.has_eval(run, evaluation):
             with memory_explained(run):
-                _evaluate(run, evaluation, options, surrogate)
+                _evaluate(run, evaluation, options, *source)
 
 
 def _any_batch_size() -> None:
@@ -54,23 +51,25 @@ def _any_batch_size() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def _evaluate(run: Run, evaluation: Evaluation, options: Options, surrogate) -> None:
+def _evaluate(run: Run, evaluation: Evaluation, options: Options, surrogate, surrogate_digest: str | None) -> None:
     with locked(run, options):
-        digest = ensure_weights(run, evaluation.checkpoint, options)
+        identity = {"weights": ensure_weights(run, evaluation.checkpoint, options)}
+    if surrogate_digest is not None:
+        identity["surrogate_weights"] = surrogate_digest
     options.check()
     device = options.torch_device
     _any_batch_size()
     model = load_model(run, evaluation.checkpoint, options)
     x, y, index = part_of_test(data_of(run, device), evaluation.images)
     path, saved = _partial(run, evaluation), time.monotonic()
-    progress = _resume(path, digest)
+    progress = Progress(**scratch(path, identity).get("progress", {}))
 
     def on_chunk(progress: Progress) -> None:
         nonlocal saved
         options.report(run_id(run), f"{evaluation.checkpoint} {evaluation.attack_id}", progress.done, len(y))
         stopping = options.interrupted() or options.late()
         if progress.done < len(y) and (stopping or time.monotonic() - saved > SAVE_SECONDS):
-            save_json(path, {"weights": digest, "progress": asdict(progress)})
+            save_json(path, {**identity, "progress": asdict(progress)})
             saved = time.monotonic()
         if progress.done < len(y):
             options.check()
@@ -78,7 +77,7 @@ def _evaluate(run: Run, evaluation: Evaluation, options: Options, surrogate) -> 
     switches = {name: on for name, on in options.switches if name != "update"}
     call = {"run": run, "evaluation": evaluation, "surrogate": surrogate, "switches": switches, "check": options.check}
     progress = survives(model, x, y, index, progress=progress, on_chunk=on_chunk, **call)
-    extra = {"weights": digest, "seconds": round(progress.seconds, 3), "flips": progress.flips}
+    extra = {**identity, "seconds": round(progress.seconds, 3), "flips": progress.flips}
     extra |= {"hardware": hardware.describe(device), "precision": run.precision}
     if progress.flags:
         extra["flags"] = progress.flags

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from fsr import distributed, hardware, paths, store, weights
-from fsr.config import Run, run_id
+from fsr.config import DATASETS, Run, run_id
 from fsr.errors import CorruptFile, Diverged, MissingRecord
 from fsr.files import provenance, save_json, sha256, sweep
 from fsr.models import model_of
 from fsr.runs.base import Options, data_of, locked, memory_explained
+from fsr.runs.board import board
 from fsr.train import Trainer, Watch, fit
 
 log = logging.getLogger("fsr")
@@ -34,8 +35,8 @@ def weights_path(run: Run, checkpoint: str) -> Path:
 def _refuse_diverged(trainer: Trainer) -> None:
     """A stop, or an epoch's last step, may find losses or weights that are not finite: they replace nothing good."""
     progress, sums = trainer.progress, trainer.stepper.state()
-    values = [v for v in trainer.model.state_dict().values() if v.is_floating_point()]
-    if (sums and float(sums["bad"])) or not all(bool(torch.isfinite(v).all()) for v in values):
+    good = [torch.isfinite(v).all() for v in trainer.model.state_dict().values() if v.is_floating_point()]
+    if (sums and float(sums["bad"])) or not bool(torch.stack(good).all()):  # all at once: each look stops a GPU
         epoch = progress.epoch if progress.batch else progress.epoch - 1
         raise Diverged(
             f"losses or weights are not finite in epoch {epoch}, at step {progress.step} of the training or before; "
@@ -141,7 +142,8 @@ class _Pace:
 def _train(run: Run, options: Options) -> None:
     """Train or resume; a record that is already complete is left as it is, only the weights come back."""
     if distributed.rank():
-        fit(_trainer(run, options), Watch(interrupted=options.interrupted))  # rank 0 writes, shows and minds the time
+        with memory_explained(run):
+            fit(_trainer(run, options), Watch(interrupted=options.interrupted))  # rank 0 writes, shows, minds the time
         return
     known = store.is_trained(run)
     before = store.environment(run) if known else {}
@@ -161,8 +163,7 @@ def _train(run: Run, options: Options) -> None:
             digests = pace.timed(lambda: save_checkpoint(trainer, half=half, recorded=recorded))
         if not known:
             store.save_history(run, trainer.progress.rows)
-        if options.tensorboard:
-            _tensorboard(run, trainer.progress.rows[-1])
+        show(trainer.progress.rows[-1])
 
     def on_stop(trainer: Trainer) -> None:
         save_checkpoint(trainer, recorded=recorded)
@@ -172,22 +173,13 @@ def _train(run: Run, options: Options) -> None:
         options.report(run_id(run), f"epoch {epoch}/{run.epochs}", (epoch - 1) * of + done, run.epochs * of)
 
     watch = Watch(on_batch=on_batch, on_stop=on_stop, deadline=options.deadline, interrupted=options.interrupted)
-    with memory_explained(run):
+    with memory_explained(run), board(run, wanted=options.tensorboard) as show:
         fit(trainer, watch, on_epoch=on_epoch)
     digests = digests or save_checkpoint(trainer, half=half, recorded=recorded)
     if not known:
         _finish(trainer, digests, started, half)
     elif recorded != digests:
         log.warning("%s: retrained weights differ from the recorded ones (another machine or version)", run_id(run))
-
-
-def _tensorboard(run: Run, row: dict) -> None:
-    from torch.utils.tensorboard import SummaryWriter
-
-    with SummaryWriter(str(paths.results() / "tensorboard" / run_id(run))) as writer:
-        for name, value in row.items():
-            if name != "epoch":
-                writer.add_scalar(name.replace("_", "/", 1), value, row["epoch"])
 
 
 def ensure_trained(run: Run, options: Options | None = None) -> None:
@@ -239,7 +231,8 @@ def load_model(run: Run, checkpoint: str = "last", options: Options | None = Non
         with locked(run, options):
             ensure_weights(run, checkpoint, options)
     device = options.torch_device
-    model = model_of(run, num_classes=data_of(run).classes)
+    known = run.dataset in DATASETS  # else the data say it: read to where they are used, not a second time
+    model = model_of(run, num_classes=None if known else data_of(run, device).classes)
     path = weights_path(run, checkpoint)
     meta = weights.load_into(model, path)
     if (meta.get("run_id"), meta.get("checkpoint")) != (run_id(run), checkpoint):

@@ -12,7 +12,7 @@ from fsr.attacks.ascent import ascend, differentiated, errs, lead, of, scale_fre
 from fsr.attacks.distill import distill, through
 from fsr.attacks.gradient import cross_entropy
 from fsr.attacks.latent import LatentHeads, stages
-from fsr.attacks.unmask import Averaged, Guarded, Softened, estimated
+from fsr.attacks.unmask import Averaged, Guarded, Sloped, Softened, estimated
 from fsr.config import FSRSpec
 from fsr.models import build_model
 from fsr.models.fsr import Intervention
@@ -132,6 +132,47 @@ def test_softened_models_keep_their_logits_and_get_a_slope(name):
     (after,) = torch.autograd.grad(soft(leaf).square().sum(), leaf)
     assert (before == 0).all()
     assert (after.flatten(1).abs().amax(1) > 0).all()
+
+
+def _of_copy(function):
+    """A function that changes its first argument, on a copy of it."""
+    return lambda x: function(x.clone(), x)
+
+
+def _floor_of_constant_in_place(x):
+    above = torch.full_like(x, 3.0).detach()
+    above //= x
+    return above
+
+
+DIVISIONS = {
+    "x // number": (lambda x: x // 0.1, lambda x: x / 0.1),
+    "number // x": (lambda x: 3 // x, lambda x: 3 / x),
+    "floor_divide(number, x)": (lambda x: torch.floor_divide(3, x), lambda x: 3 / x),
+    "floor_divide(tensor, x)": (lambda x: torch.floor_divide(torch.full((4, 5), 3.0), x), lambda x: 3 / x),
+    "both sides": (lambda x: x // x.flip(0), lambda x: x / x.flip(0)),
+    "a divisor of another shape": (lambda x: 3 // x.mean(), lambda x: 3 / x.mean()),
+    "div, floor": (lambda x: torch.div(3, x, rounding_mode="floor"), lambda x: 3 / x),
+    "div, trunc": (lambda x: torch.div(x, -0.1, rounding_mode="trunc"), lambda x: x / -0.1),
+    "other by name": (lambda x: torch.div(x, other=x.flip(0), rounding_mode="floor"), lambda x: x / x.flip(0)),
+    "in place, the divided": (_of_copy(lambda y, _: y.floor_divide_(0.1)), lambda x: x / 0.1),
+    "in place, both": (_of_copy(lambda y, x: y.div_(x.flip(0), rounding_mode="floor")), lambda x: x / x.flip(0)),
+    "in place, by itself": (_of_copy(lambda y, _: y.floor_divide_(y)), lambda x: x / x),
+    "in place, the divisor": (_floor_of_constant_in_place, lambda x: 3 / x),
+}
+
+
+@pytest.mark.parametrize("name", DIVISIONS)
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_rounded_division_has_the_slopes_of_the_quotient(name, whole):
+    rounded, quotient = DIVISIONS[name]
+    x = torch.rand(4, 5).add_(0.2).requires_grad_()
+    with Sloped(whole=whole):
+        out = rounded(x)
+    torch.testing.assert_close(out.detach(), rounded(x.detach()), rtol=0, atol=0)
+    weight = torch.rand(out.shape)
+    found, expected = (torch.autograd.grad((value * weight).sum(), x)[0] for value in (out, quotient(x)))
+    torch.testing.assert_close(found, expected)
 
 
 def test_softening_leaves_a_smooth_model_as_it_is():

@@ -97,7 +97,7 @@ def test_random_noise_of_the_same_size_is_the_control_beside_square(records):
     records("demo").analysis(AT, "audit", audit_record(groups=groups, attacks=attacks))
     rows = tables.audit("demo").set_index("attack group")
     at = list(rows.index).index("8 control: random noise of the same size")
-    assert rows.index[at - 1] == "8 Square with many queries" and rows["AT, last"].iloc[at].startswith("80.0")
+    assert rows.index[at - 1] == "8 Square" and rows["AT, last"].iloc[at].startswith("80.0")
     assert "queries/square" not in rows.index
 
 

@@ -285,6 +285,12 @@ def test_what_would_fail_only_after_training_is_refused_at_once(fsr, root, words
     assert code == 2 and says in out and len(out.strip().splitlines()) == 1
 
 
+def test_a_control_without_heads_has_no_joint_attack(fsr, root):
+    name = next(run_id(run) for run in experiments.SETS["ci"]["all"] if run.fsr and run.fsr.kind == "residual")
+    code, _, out = fsr("evaluate", name, "--attack", "pgd20-joint", "-p", "ci")
+    assert code == 2 and "auxiliary heads" in out and not (root / "results" / "runs").exists()
+
+
 def test_a_file_where_a_folder_belongs_is_refused(fsr, root):
     (root / "file").write_text("x")
     for words in (("status", "--root", str(root / "file")), ("data", "path", "--data", str(root / "file"))):

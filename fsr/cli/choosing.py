@@ -56,14 +56,15 @@ def attacked(profile: str, which: str, attack: str, checkpoint: str, images: int
 
 def _fits(run: Run, evaluation: Evaluation) -> None:
     """Refuse now what would fail only once the run is trained."""
+    from fsr.experiments import has_heads
+
     known = DATASETS[run.dataset].test if run.dataset in DATASETS else None
     there = run.test_size if run.test_size is not None else known
     if there is not None and evaluation.images is not None and evaluation.images > there:
         raise UsageError(f"{run_id(run)} has {there:,} test images; give --images of at most {there}")
     if evaluation.checkpoint == "best" and run.holdout == 0 and run.imported is None:
         raise UsageError(f"{run_id(run)} has no `best`: nothing is held out; give --checkpoint last or ema")
-    peer_without = run.peer is not None and run.peer.name == "fd"
-    if evaluation.attack == "pgd20-joint" and (run.module is None or peer_without):
+    if evaluation.attack == "pgd20-joint" and not has_heads(run):
         raise UsageError(f"pgd20-joint needs auxiliary heads, and {run_id(run)} has none")
 
 

@@ -41,6 +41,11 @@ def use_channels_last(model: nn.Module, device: torch.device) -> bool:
     return device.type == "cuda" or narrowest(model) >= NARROW
 
 
+def use_winograd(model: nn.Module, dtype: torch.dtype, device: torch.device) -> bool:
+    """Convolutions with fewer products: on a CPU in float32, except for narrow networks, whose images are tiny too."""
+    return device.type == "cpu" and dtype == torch.float32 and narrowest(model) >= NARROW
+
+
 def laid_out(x: Tensor, channels_last: bool) -> Tensor:
     """Images (N, C, H, W) in the wanted memory layout."""
     return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)

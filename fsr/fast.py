@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fsr.attacks.gradient import project_linf
-from fsr.capture import NARROW, compiled, dtype_of, laid_out, narrowest, recorded, use_channels_last
+from fsr.capture import NARROW, compiled, dtype_of, laid_out, narrowest, recorded, use_channels_last, use_winograd
 from fsr.config import Run
 from fsr.fastnet import FastNet, fast_net
 from fsr.fold import Twin
@@ -29,11 +29,14 @@ class Crafter:
     """Crafts a run's training images on a folded twin of the live model, refilled before each batch.
 
     model: the live network, which is laid out as `channels_last` says; run: what is crafted and in which precision;
-    compile, graphs (CUDA), channels_last: None for the default of this shape and device. `switches` says what is in
-    use; it is final after the first batch, whose shape decides and on which compiled code must agree with plain code.
+    compile, graphs (CUDA), channels_last, winograd (float32 on a CPU): None for the default of this shape and device.
+    `switches` says what is in use; it is final after the first batch, whose shape decides and on which compiled code
+    must agree with plain code.
     """
 
-    def __init__(self, model: nn.Module, run: Run, device="cpu", *, compile=None, channels_last=None, graphs=None):
+    def __init__(
+        self, model: nn.Module, run: Run, device="cpu", *, compile=None, channels_last=None, graphs=None, winograd=None
+    ):
         self.model, self.run, self.device = model, run, torch.device(device)
         self.how = crafting(run) if run.method != "natural" else Crafting(start="uniform")
         cuda = self.device.type == "cuda"
@@ -44,6 +47,7 @@ class Crafter:
             "graphs": cuda and graphs is not False,
             "crafting": str(self.dtype).removeprefix("torch."),
         }
+        self.switches["winograd"] = use_winograd(model, self.dtype, self.device) if winograd is None else winograd
         if cuda:
             torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
             self.switches["float32_convolutions"] = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
@@ -119,7 +123,10 @@ class Crafter:
     def _prepare(self, x: Tensor, y: Tensor) -> None:
         """Make the twin, and the fast loop where it helps, on the first batch."""
         on = self.switches
-        self.twin = Twin(self.model, x, dtype=self.dtype, channels_last=on["channels_last"])
+        self.twin = Twin(
+            self.model, x, dtype=self.dtype, channels_last=on["channels_last"], fewer_products=on["winograd"]
+        )
+        on["winograd"] = self.twin.winograd
         if self.how.loss == "kl" and self.twin.dtype == torch.bfloat16:
             self.exact = Twin(self.model, x, channels_last=on["channels_last"])
         on["crafting"] = str(self.twin.dtype).removeprefix("torch.")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsr.capture import compiled_net, dtype_of, laid_out, use_channels_last
+from fsr.capture import compiled_net, dtype_of, laid_out, use_channels_last, use_winograd
 from fsr.fold import Twin
 
 
@@ -17,22 +17,26 @@ class FastNet(nn.Module):
     """A network for evaluation attacks to differentiate: model in eval mode, folded, in `precision`; logits float32.
 
     It is a copy, made at the first call from the model of that moment, with its interventions; the float32 model
-    judges. compile, channels_last: None for the device's default.
+    judges. compile, channels_last, winograd: None for the device's default.
     """
 
-    def __init__(self, model: nn.Module, precision: str = "float32", *, compile=None, channels_last=None):
+    def __init__(
+        self, model: nn.Module, precision: str = "float32", *, compile=None, channels_last=None, winograd=None
+    ):
         super().__init__()
         device = next(model.parameters()).device
         self._model = [model]  # in a list: not a submodule
         self.dtype = dtype_of(precision, device)
         self.channels_last = use_channels_last(model, device) if channels_last is None else channels_last
+        self.winograd = use_winograd(model, self.dtype, device) if winograd is None else winograd
         self.compile_wanted = device.type == "cuda" if compile is None else compile
         self.net: Any = None
         self._fast: Callable[[Tensor], Tensor] | None = None
 
     def _ready(self, x: Tensor) -> Tensor:
         if self.net is None:
-            self.net = Twin(self._model[0], x.detach(), dtype=self.dtype, channels_last=self.channels_last).net
+            how: dict[str, Any] = {"dtype": self.dtype, "channels_last": self.channels_last}
+            self.net = Twin(self._model[0], x.detach(), **how, fewer_products=self.winograd).net
             if self.compile_wanted:
                 may_differ = 0.05 if self.dtype == torch.bfloat16 else 1e-3
                 self._fast = compiled_net(self.net, laid_out(x.detach(), self.channels_last), may_differ=may_differ)
@@ -55,6 +59,8 @@ class FastNet(nn.Module):
         return logits.float(), streams
 
 
-def fast_net(model: nn.Module, precision: str = "float32", *, compile=None, channels_last=None, graphs=None) -> FastNet:
+def fast_net(
+    model: nn.Module, precision: str = "float32", *, compile=None, channels_last=None, winograd=None, graphs=None
+) -> FastNet:
     """A faster copy of model for evaluation attacks (see FastNet); graphs is accepted for symmetry and not used."""
-    return FastNet(model, precision, compile=compile, channels_last=channels_last)
+    return FastNet(model, precision, compile=compile, channels_last=channels_last, winograd=winograd)

@@ -12,6 +12,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from fsr import winograd
+
 log = logging.getLogger("fsr")
 
 _BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -22,6 +24,13 @@ class FoldedConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(x.to(self.weight.dtype), self.weight, self.bias)
+
+
+class WinogradConv(FoldedConv):
+    """The same on a CPU with fewer products: 3x3 at stride 1 in float32, see `winograd`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return winograd.convolve3x3(x.to(self.weight.dtype), self.weight, self.bias)
 
 
 class FoldedLinear(nn.Linear):
@@ -143,11 +152,14 @@ class Twin:
     model: any nn.Module; x: a few of its images (N, C, H, W), which show what feeds what. dtype: of the convolutions;
     linear layers, cheap and last, stay float32, and everything does where a module of another kind has parameters.
     What folds is checked on random statistics in float64: a convolution with a second reader keeps its BatchNorm apart.
-    Attributes of modules (FSR's noise, interventions) are those at the time of copying.
+    Attributes of modules (FSR's noise, interventions) are those at the time of copying. fewer_products: 3x3
+    convolutions by `winograd` where it can; `winograd` then says whether any is.
     """
 
-    def __init__(self, model: nn.Module, x: Tensor, *, dtype=torch.float32, channels_last: bool = False):
-        self.dtype, self.channels_last = dtype, channels_last
+    def __init__(
+        self, model: nn.Module, x: Tensor, *, dtype=torch.float32, channels_last: bool = False, fewer_products=False
+    ):
+        self.dtype, self.channels_last, self.winograd = dtype, channels_last, fewer_products
         self.pairs = self._checked_pairs(model, x[:2].detach())
         self.net = self._build(model)
         self._source: nn.Module | None = None
@@ -196,9 +208,23 @@ class Twin:
                 module.to(self.dtype)
             elif isinstance(module, (FoldedLinear, ScaleShift)):
                 module.to(torch.promote_types(self.dtype, torch.float32))
+        if self.winograd:
+            self.winograd = self._fewer_products(net)
         if self.channels_last:
             net = cast(Any, net).to(memory_format=torch.channels_last)
+        for module in net.modules():
+            if isinstance(module, WinogradConv):
+                module.weight.data = module.weight.data.contiguous()  # the layout that its filters are read in
         return net.requires_grad_(False).eval()
+
+    def _fewer_products(self, net: nn.Module) -> bool:
+        """Convolutions that `winograd` computes get its class, weights and all; is there any?"""
+        some = [module for module in net.modules() if type(module) is FoldedConv and winograd.fits(module)]
+        if not (some and winograd.works()):
+            return False
+        for module in some:
+            module.__class__ = WinogradConv
+        return True
 
     def _bind(self, source: nn.Module) -> None:
         """Pair every tensor of the twin with what it is made of; once per source."""

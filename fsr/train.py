@@ -39,9 +39,10 @@ class Progress:
 class Trainer:
     """A model in training, its averages, its optimiser, and where it stands.
 
-    run: what to train; data: from fsr.data.load, on `device`; switches: compile, graphs, channels_last (None: measured
-    defaults) and update (compile that too; off), which change speed and not the result beyond rounding. In a group of
-    processes (fsr.distributed) each holds all of this, identical after each step, and works on its shard of each batch.
+    run: what to train; data: from fsr.data.load, on `device`; switches: compile, graphs, channels_last, winograd (None:
+    measured defaults) and update (compile that too; off), which change speed and not the result beyond rounding. In a
+    group of processes (fsr.distributed) each holds all of this, identical after each step, and works on its shard of
+    each batch.
     """
 
     def __init__(self, run: Run, data: Data, *, device="cpu", switches: dict | None = None):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fsr import capture, fast
+from fsr import capture, fast, winograd
 from fsr.config import FSRSpec, PeerSpec, Run, replace
 from fsr.fast import Crafter, Stepper, ema_update, fast_net
 from fsr.fold import FoldedConv, randomised_statistics
@@ -207,6 +207,18 @@ def test_defaults_keep_narrow_networks_contiguous_and_uncompiled_on_a_cpu():
     assert narrow.switches["compile"] is False and narrow.switches["graphs"] is False
 
 
+def test_fewer_products_craft_the_same_images_and_are_on_record(monkeypatch):
+    run, (x, y) = replace(RUNS["at+fsr"], width=16), images(8)
+    model, noise = network(run), torch.rand_like(x)
+    few, plain = Crafter(model, run), Crafter(model, run, winograd=False)
+    found = [crafter.craft(x, y, start_noise=noise) for crafter in (few, plain)]
+    assert capture.disagreement(*found) <= TIES["at"]
+    assert few.switches["winograd"] is winograd.works() and plain.switches["winograd"] is False
+    monkeypatch.setattr(capture, "bf16_is_fast", lambda: True)
+    assert Crafter(model, replace(run, precision="bf16")).switches["winograd"] is False
+    assert Crafter(network(TINY), TINY).switches["winograd"] is False
+
+
 def test_odd_last_batch_of_a_narrow_network_trains():
     """torch 2.15 crashed in a channels-last 1x1 stride-2 convolution of 8 channels on two threads with an odd batch."""
     threads = torch.get_num_threads()
@@ -390,7 +402,8 @@ def test_fast_net_has_the_models_logits_and_input_gradients(run):
     assert len(net.trace(x)[1]) == len(model.trace(x)[1])
 
 
-def test_fast_net_in_bf16_gives_float32_logits_under_the_intervention_in_force():
+def test_fast_net_in_bf16_gives_float32_logits_under_the_intervention_in_force(monkeypatch):
+    monkeypatch.setattr(capture, "bf16_is_fast", lambda: True)  # on whatever processor
     run, (x, _) = replace(RUNS["at+fsr"], precision="bf16"), images(8)
     model = network(run).eval()
     with intervene(model, "mask_one"):

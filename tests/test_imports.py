@@ -18,8 +18,8 @@ RANK = {
     name: rank
     for rank, names in enumerate(
         (
-            "errors losses modes statistics words fold backbones",
-            "checks",
+            "errors losses modes statistics words winograd backbones",
+            "checks fold",
             "specs",
             "config paths files hardware distributed progress attacks.gradient attacks.components models.cost "
             "models.insert models.interventions models.official models.peers",

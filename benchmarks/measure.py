@@ -18,7 +18,7 @@ import torch
 
 from fsr import paths
 from fsr.files import provenance, save_json
-from fsr.hardware import cores, cpu_name, describe, device_named
+from fsr.hardware import bf16_is_fast, cores, cpu_name, describe, device_named
 from fsr.plots.style import PLAIN, WITH_FSR, panels, styled
 
 Rounds = dict[str, list[float]]
@@ -132,6 +132,8 @@ def machine(device: torch.device) -> str:
     name = f"{cpu_name()} {cores()} cores"
     if device.type == "cuda":
         name += " " + torch.cuda.get_device_name(device)
+    elif not bf16_is_fast():
+        name += " without bf16"
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 

@@ -67,13 +67,18 @@ def operations(run: Run, model, x: Tensor, *, parameter_gradients: bool) -> floa
 
 
 def measure_case(name: str, run: Run, rounds: int, device: torch.device, peak: dict[str, float]) -> dict:
-    """One row: seconds of the plain step, of the fast one and of the fast one without compiling, and what follows."""
+    """One row: seconds of the plain step, of the fast one, of the fast one without compiling, and what follows.
+
+    Where the fast one multiplies by `fsr.winograd`, also of the one with torch's convolutions.
+    """
     torch.manual_seed(0)
     torch._dynamo.reset()  # else a size compiled before makes this one's shapes dynamic, another measurement
     size = DATASETS[run.dataset].size
     x, y = torch.rand(run.batch, 3, size, size, device=device), torch.arange(run.batch, device=device) % 10
     plain = PlainTrainer(run, model_of(run).to(device).train())
     sides = {"fast": FastStep(run, device), "fast, not compiled": FastStep(run, device, compile=False)}
+    if sides["fast"].crafter.switches["winograd"]:
+        sides["fast, direct"] = FastStep(run, device, winograd=False)
     if device.type == "cuda" and name == UPDATE_COMPILED:  # minutes of compiling: once
         sides["fast, update compiled"] = FastStep(run, device, update=True)
     repeats = 10 if device.type == "cuda" else 1  # there a single step is timed by its latency and not its throughput
@@ -109,6 +114,9 @@ def measure_case(name: str, run: Run, rounds: int, device: torch.device, peak: d
     row |= {"first_call_seconds": {side: t[0] for side, t in first.items()}}
     row |= {"ratio": measure.ratios(times, "plain", "fast"), "switches": sides["fast"].crafter.switches}
     row |= {"ratio_not_compiled": measure.ratios(times, "plain", "fast, not compiled")}
+    if "fast, direct" in times:
+        row |= {"ratio_direct": measure.ratios(times, "plain", "fast, direct")}
+        row |= {"winograd_gains": measure.ratios(times, "fast, direct", "fast")}
     row |= {"images_per_second": {side: run.batch / measure.spread(t)["median"] for side, t in times.items()}}
     row |= {"flops": flops, "share_of_peak": share}
     row |= {"peak_memory": {side: measure.peak_memory(function, device) for side, function in functions.items()}}

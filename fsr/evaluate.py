@@ -31,7 +31,8 @@ SEED = 0  # of every evaluation attack: a column means the same for every run
 class Progress:
     """Outcomes so far, JSON-able.
 
-    state: what AutoAttack goes on from, an npz in base64; after: attack name to outcomes after it; flags: its warnings.
+    state: what AutoAttack goes on from, an npz in base64; after: attack name to outcomes after it; flags: its warnings;
+    crafting: what the images are crafted in, see `FastNet.described`.
     """
 
     done: int = 0
@@ -41,6 +42,7 @@ class Progress:
     state: str = ""
     after: dict[str, list[bool]] = field(default_factory=dict)
     flags: dict = field(default_factory=dict)
+    crafting: dict = field(default_factory=dict)
 
 
 def batch_size(device: torch.device, evaluation: Evaluation) -> int:
@@ -65,6 +67,11 @@ class _Watched(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.check()
         return self.net(x)
+
+    @property
+    def described(self) -> dict:
+        """What the network computes in."""
+        return self.net.described
 
     def trace(self, x: Tensor, y: Tensor | None = None):
         """Logits and streams, for attacks on more than the logits."""
@@ -125,6 +132,7 @@ def survives(
             progress.flips += int((verdict != right(net, x_adv, ys)).sum())
             progress.correct += verdict.tolist()
             progress.done += len(ys)
+            progress.crafting = net.described
             progress.seconds += time.monotonic() - started
             if on_chunk:
                 on_chunk(progress)
@@ -167,7 +175,7 @@ def _autoattack(model, x, y, run, evaluation, switches, progress: Progress, on_c
             judge=_Exact(judge, check), batch=batch_size(device, evaluation), keep_images=False, state=state,
             on_chunk=remember, **VARIANTS[evaluation.attack],
         )  # fmt: skip
-    progress.seconds = before + time.monotonic() - started
+    progress.seconds, progress.crafting = before + time.monotonic() - started, net.described
     progress.done, progress.correct = len(y), result.correct.tolist()
     progress.flips, progress.flags = sum(result.flips.values()), result.flags
     progress.after = {name: outcome.tolist() for name, outcome in result.outcomes.items()}

@@ -36,7 +36,8 @@ class FastNet(nn.Module):
     def _ready(self, x: Tensor) -> Tensor:
         if self.net is None:
             how: dict[str, Any] = {"dtype": self.dtype, "channels_last": self.channels_last}
-            self.net = Twin(self._model[0], x.detach(), **how, fewer_products=self.winograd).net
+            twin = Twin(self._model[0], x.detach(), **how, fewer_products=self.winograd)
+            self.net, self.dtype, self.winograd = twin.net, twin.dtype, twin.winograd
             if self.compile_wanted:
                 may_differ = 0.05 if self.dtype == torch.bfloat16 else 1e-3
                 self._fast = compiled_net(self.net, laid_out(x.detach(), self.channels_last), may_differ=may_differ)
@@ -51,6 +52,11 @@ class FastNet(nn.Module):
             return self.net(x).float()
         torch._dynamo.maybe_mark_dynamic(x, 0)  # attacks drop the images they have broken: batches of any size
         return self._fast(x).float()
+
+    @property
+    def described(self) -> dict[str, str | bool]:
+        """What attacks are crafted in, for a record; final after the first call."""
+        return {"dtype": str(self.dtype).removeprefix("torch."), "winograd": self.winograd}
 
     def trace(self, x: Tensor, y: Tensor | None = None):
         """Logits and streams of the copy, for attacks on more than the logits; not compiled."""

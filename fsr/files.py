@@ -145,7 +145,8 @@ def _origin() -> tuple[str | None, bool | None]:
 def provenance() -> dict:
     """Commit, whether fsr/ had uncommitted changes, and package versions; unknown is None, never "" or False.
 
-    Read once per process: the code that is running is the code as it was loaded. Where FSR_COMMIT is set, it and
+    Read once per process, which must be when it begins to compute: the code that is running is the code as it was
+    loaded. Where FSR_COMMIT is set, it and
     FSR_DIRTY (0, 1) say both, as on a cluster's nodes, which have no repository.
     """
     commit, dirty = _origin()

@@ -71,12 +71,15 @@ def device_named(name: str | None) -> torch.device:
 
 
 def describe(device: torch.device | str = "cpu") -> dict:
-    """JSON-able parts of the machine: processor, cores, threads in use, and the GPU when that is the device."""
+    """JSON-able parts of the machine: processor, cores, threads in use, and the GPU when that is the device.
+
+    bf16_units, on a CPU: processors of one name have them or not.
+    """
     device = torch.device(device)
     parts = {"cpu": cpu_name(), "cores": cores(), "threads": torch.get_num_threads(), "device": device.type}
     if device.type == "cuda":
-        parts |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
-    return parts
+        return parts | {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+    return parts | {"bf16_units": bf16_is_fast()}
 
 
 def make_deterministic() -> None:

@@ -48,8 +48,9 @@ static inline void weigh(v8 a, v8 b, v8 c, v8 out[6]) {
 
 /* Filters to u[point][output / 16][input][16]. backward: of the convolution that carries gradients to the input,
  * which swaps input and output and turns the filter around. weight: (outer, inner, 3, 3), contiguous. */
-static void transform_filters(const float *weight, float *u, int64_t inputs, int64_t outputs, int backward) {
-    #pragma omp parallel for
+static void transform_filters(const float *weight, float *u, int64_t inputs, int64_t outputs, int backward,
+                              int threads) {
+    #pragma omp parallel for num_threads(threads)
     for (int64_t o = 0; o < outputs; o += LANES)
         for (int64_t i = 0; i < inputs; i++) {
             v8 g[9], rows[3][6], out[6];
@@ -124,17 +125,17 @@ static inline void multiply(const float *v, const float *u, float *m, int64_t in
 }
 
 /* x (n, height, width, inputs) to y (n, height, width, outputs); height and width multiples of 4, channels of 16.
- * bias: (outputs) or NULL. Returns 0, or 1 without memory. */
+ * bias: (outputs) or NULL; threads: at most so many. Returns 0, or 1 without memory. */
 int convolve(const float *x, const float *weight, const float *bias, float *y, int64_t n, int64_t height, int64_t width,
-             int64_t inputs, int64_t outputs, int backward) {
+             int64_t inputs, int64_t outputs, int backward, int threads) {
     int64_t across = width / 4, each = across * (height / 4), tiles = n * each;
     int64_t larger = inputs > outputs ? inputs : outputs;
     int64_t block = larger <= 16 ? 48 : 24, blocks = (tiles + block - 1) / block;
     float *u = aligned_alloc(64, sizeof(float) * POINTS * inputs * outputs);
     int failed = u == NULL;
     if (failed) return 1;
-    transform_filters(weight, u, inputs, outputs, backward);
-    #pragma omp parallel reduction(| : failed)
+    transform_filters(weight, u, inputs, outputs, backward, threads);
+    #pragma omp parallel reduction(| : failed) num_threads(threads)
     {
         /* one line more than a point needs: multiples of a large power of two would share a few sets of the cache */
         int64_t apart = block * inputs + LINE, out_apart = block * outputs + LINE;

@@ -62,7 +62,7 @@ def _compile() -> Path:
 def _library() -> ctypes.CDLL:
     library = ctypes.CDLL(str(_compile()))
     pointer, count = ctypes.c_void_p, ctypes.c_int64
-    library.convolve.argtypes = [pointer] * 4 + [count] * 5 + [ctypes.c_int]
+    library.convolve.argtypes = [pointer] * 4 + [count] * 5 + [ctypes.c_int] * 2
     return library
 
 
@@ -73,8 +73,8 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, backward: bool) ->
     outputs = weight.shape[1 if backward else 0]
     y = torch.empty((n, outputs, height, width), dtype=x.dtype, memory_format=torch.channels_last)
     shift = None if bias is None else bias.data_ptr()
-    shape = (n, height, width, inputs, outputs)
-    if _library().convolve(x.data_ptr(), weight.data_ptr(), shift, y.data_ptr(), *shape, backward):
+    given = (n, height, width, inputs, outputs, backward, torch.get_num_threads())
+    if _library().convolve(x.data_ptr(), weight.data_ptr(), shift, y.data_ptr(), *given):
         raise MemoryError("no memory for a convolution")
     return y
 

@@ -63,9 +63,12 @@ def test_chunks_and_a_resumed_call_give_what_one_call_gives(monkeypatch):
 
 def test_only_the_float32_model_decides_and_flips_are_counted(monkeypatch):
     model = Sum()
-    monkeypatch.setattr(evaluate, "fast_net", lambda *_, **__: Sum(threshold=0.9))  # a crafting net that errs often
+    fast = Sum(threshold=0.9)  # a crafting net that errs often
+    fast.described = {"dtype": "float32", "winograd": False}
+    monkeypatch.setattr(evaluate, "fast_net", lambda *_, **__: fast)
     progress = survives(model, X, Y, torch.arange(9), run=RUN, evaluation=Evaluation(attack="clean"))
     assert progress.correct == [bool(v) for v in EXPECTED["clean"]]
+    assert progress.crafting == fast.described
     assert progress.flips == 6  # all but the brightest of the seven that the model has right
 
 

@@ -45,6 +45,27 @@ def test_a_record_says_where_it_came_from(root):
     assert set(record["checkpoints"]) == {"last", "best", "ema"}
 
 
+def test_an_evaluation_says_in_what_its_images_were_crafted(root):
+    runs.ensure_evaluated(RUN, Evaluation(attack="fgsm"), CPU)
+    assert store.load_eval(RUN, Evaluation(attack="fgsm")).record["crafting"] == {"dtype": "float32", "winograd": False}
+
+
+def test_records_name_the_commit_that_began_and_not_the_one_that_lies_there_at_the_end(root, monkeypatch):
+    """Trainings take hours, and who waits for one commits."""
+    monkeypatch.setenv("FSR_COMMIT", "before")
+    files.provenance.cache_clear()
+    options = replace(CPU, report=lambda *_: monkeypatch.setenv("FSR_COMMIT", "after"))
+    try:
+        runs.ensure_trained(RUN, options)
+        assert store.environment(RUN)["commit"] == "before"
+        files.provenance.cache_clear()  # as in another process
+        monkeypatch.setenv("FSR_COMMIT", "before")
+        runs.ensure_evaluated(RUN, CLEAN, options)
+        assert store.load_eval(RUN, CLEAN).record["commit"] == "before"
+    finally:
+        files.provenance.cache_clear()
+
+
 def test_records_stay_valid_without_weights_and_weights_come_back_the_same(root):
     runs.ensure_trained(RUN, CPU)
     runs.ensure_evaluated(RUN, CLEAN, CPU)

@@ -9,12 +9,16 @@ FULL = ("w16 at+fsr", "w64 at+fsr", "w10 at+fsr", "PGD-20", "AutoAttack", "epoch
 
 
 def machine_of(record: dict) -> str:
-    """The parts that a record was made on: `AMD EPYC, 2 cores, 1 thread` or the GPU's name."""
+    """The parts that a record was made on: `AMD EPYC, 2 cores, 1 thread` or the GPU's name.
+
+    A record that does not tell has bf16 units: the first that were made without them say so.
+    """
     parts = record["machine"]
     if parts.get("gpu"):
         return f"one {parts['gpu']}"
     threads = f"{parts['threads']} thread{'s' if parts['threads'] > 1 else ''}"
-    return f"{parts['cpu']}, {parts['cores']} cores, {threads}"
+    units = "" if parts.get("bf16_units", True) else ", no bf16 units"
+    return f"{parts['cpu']}, {parts['cores']} cores, {threads}{units}"
 
 
 def _records() -> list[dict]:
@@ -42,6 +46,8 @@ def _lines(record: dict) -> list[str]:
         range_ = f" ({ratio['low']:.1f} to {ratio['high']:.1f})" if ratio["low"] < ratio["high"] else ""
         same = row.get("disagreeing_images")
         note = "" if same is None else f"; {same} of {row['images']} images with another outcome"
+        if "ratio_direct" in row:
+            note += f"; {row['ratio_direct']['median']:.1f}x with torch's own convolutions"
         out.append(f"| {what}: {row['case']} | {ratio['median']:.1f}x{range_}{note} | {machine_of(record)} |")
     return out
 

@@ -11,7 +11,7 @@ from fsr.analyse import analyse
 from fsr.config import Analysis, Evaluation, Run, run_id
 from fsr.data import part_of_test
 from fsr.evaluate import Progress, survives
-from fsr.files import save_json
+from fsr.files import provenance, save_json
 from fsr.runs.auditing import audit_run
 from fsr.runs.base import Options, data_of, locked, memory_explained, scratch
 from fsr.runs.training import ensure_weights, load_model, weights_path
@@ -52,6 +52,7 @@ def _any_batch_size() -> None:
 
 
 def _evaluate(run: Run, evaluation: Evaluation, options: Options, surrogate, surrogate_digest: str | None) -> None:
+    provenance()  # of the code as it was loaded, not as it lies there when all is done
     with locked(run, options):
         identity = {"weights": ensure_weights(run, evaluation.checkpoint, options)}
     if surrogate_digest is not None:
@@ -78,7 +79,7 @@ def _evaluate(run: Run, evaluation: Evaluation, options: Options, surrogate, sur
     call = {"run": run, "evaluation": evaluation, "surrogate": surrogate, "switches": switches, "check": options.check}
     progress = survives(model, x, y, index, progress=progress, on_chunk=on_chunk, **call)
     extra = {**identity, "seconds": round(progress.seconds, 3), "flips": progress.flips}
-    extra |= {"hardware": hardware.describe(device), "precision": run.precision}
+    extra |= {"hardware": hardware.describe(device), "precision": run.precision, "crafting": progress.crafting}
     if progress.flags:
         extra["flags"] = progress.flags
     store.save_eval(run, evaluation, index.numpy(), progress.correct, after=progress.after, **extra)
@@ -99,6 +100,7 @@ def ensure_analysed(run: Run, analysis: Analysis, options: Options | None = None
     options = options or Options()
     if store.has_analysis(run, analysis):
         return
+    provenance()  # of the code as it was loaded, not as it lies there when all is done
     with locked(run, options, store.analysis_path(run, analysis).stem):
         if store.has_analysis(run, analysis):
             return

@@ -145,6 +145,7 @@ def _train(run: Run, options: Options) -> None:
         with memory_explained(run):
             fit(_trainer(run, options), Watch(interrupted=options.interrupted))  # rank 0 writes, shows, minds the time
         return
+    provenance()  # of the code as it was loaded, not as it lies there when all is done
     known = store.is_trained(run)
     before = store.environment(run) if known else {}
     half = before.get("half", False) if known else options.half

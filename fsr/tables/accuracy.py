@@ -6,7 +6,7 @@ from fsr import experiments, reference
 from fsr.config import Run
 from fsr.errors import UsageError
 from fsr.experiments import Row
-from fsr.tables import cells, names
+from fsr.tables import cells, formats, names
 from fsr.tables.frame import About, Sources, Table, make
 from fsr.tables.text import NOT_RUN
 from fsr.tables.typed import full_size
@@ -143,7 +143,7 @@ def table(name: str, profile: str) -> Table:
     frame = long(name, profile, sources)
     shown, bold = wide(frame)
     kind, title = TITLES[name]
-    notes = (NOTE, *_extra_notes(frame, name, profile))
+    notes = (NOTE, *_extra_notes(frame, name, profile, sources))
     about = About(
         id=name, slug=kind, title=title, profile=profile, numbers=frame, bold=bold, notes=notes,
         runs=tuple(sorted(sources.runs)), commits=tuple(sorted(sources.commits)),
@@ -151,10 +151,9 @@ def table(name: str, profile: str) -> Table:
     return make(shown, about)
 
 
-def _extra_notes(frame: pd.DataFrame, name: str, profile: str) -> list[str]:
-    notes = []
-    if experiments.profile_of(profile).base.precision == "bf16":
-        notes.append("Attacks are crafted on a bf16 copy and judged in float32; the audit (T9) crafts in float32.")
+def _extra_notes(frame: pd.DataFrame, name: str, profile: str, sources: Sources) -> list[str]:
+    crafted = formats.note(profile, sources)
+    notes = [crafted] if crafted else []
     if frame.loc[frame["kind"] == "gain", "value"].notna().any():
         notes.append(TRAININGS)
     if name == "T4":

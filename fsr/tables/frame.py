@@ -32,15 +32,21 @@ class About:
 
 @dataclass(kw_only=True)
 class Sources:
-    """Collects the run ids and commits of the records that a table reads."""
+    """Collects the run ids and commits of the records that a table reads.
+
+    float32: run ids with an attack that was crafted in it although the run asks for bf16 (no units for it there).
+    """
 
     runs: set[str] = field(default_factory=set)
+    float32: set[str] = field(default_factory=set)
     commits: set[str] = field(default_factory=set)
 
     def add(self, record: dict) -> None:
         """Note where this record comes from."""
         if record.get("run_id"):
             self.runs.add(record["run_id"])
+            if record.get("precision") == "bf16" and record.get("crafting", {}).get("dtype") == "float32":
+                self.float32.add(record["run_id"])
         if record.get("commit"):
             self.commits.add(record["commit"])
 

@@ -1,0 +1,41 @@
+"""Which number format networks were trained and attacked in: bf16 needs a processor that multiplies it."""
+
+from fsr import experiments, store
+from fsr.tables import names
+from fsr.tables.frame import Sources
+
+USUAL = "Attacks are crafted on a bf16 copy and judged in float32; the audit (T9) crafts in float32."
+
+
+def _trained_in_float32(name: str) -> bool:
+    """Was a run that asks for bf16 trained in float32?  False for one without a record or switches (imported)."""
+    if store.config_of(name).precision != "bf16" or not store.is_trained(name):
+        return False
+    return store.environment(name).get("switches", {}).get("crafting") == "float32"
+
+
+def _listed(some: list[str]) -> str:
+    """`AT + residual (seed 0), AT (seeds 0, 1)` of run ids."""
+    seeds: dict[str, list[str]] = {}
+    for name in some:
+        run = store.config_of(name)
+        seeds.setdefault(names.method(run.label), []).append(str(run.seed))
+    several = {label: "s" if len(mine) > 1 else "" for label, mine in seeds.items()}
+    return ", ".join(f"{label} (seed{several[label]} {', '.join(sorted(seeds[label]))})" for label in sorted(seeds))
+
+
+def exceptions(sources: Sources) -> str:
+    """What of these records was computed in float32 though bf16 was asked for, as a sentence; "" when nothing was."""
+    trained = [name for name in sorted(sources.runs) if _trained_in_float32(name)]
+    parts = [("trainings of", trained), ("evaluations of", sorted(sources.float32))]
+    told = "; ".join(f"{what} {_listed(some)}" for what, some in parts if some)
+    if not told:
+        return ""
+    return f"On a processor without bf16 units, in float32 throughout, which is more exact: {told}."
+
+
+def note(profile: str, sources: Sources) -> str:
+    """How the profile's attacks are crafted, as a table's note; "" where everything is float32 anyway."""
+    if experiments.profile_of(profile).base.precision != "bf16":
+        return ""
+    return " ".join(filter(None, (USUAL, exceptions(sources))))

@@ -1,0 +1,69 @@
+"""What a table says about number formats follows from what the records say that was computed."""
+
+import pytest
+
+from fsr import experiments, store, tables
+from fsr.config import Evaluation
+from fsr.files import save_json
+from fsr.paths import run_dir
+from fsr.report.readme import results
+from fsr.tables import formats
+from fsr.tables.frame import Sources
+
+AT, BOTH = experiments.main_pair("mini")
+CLEAN = Evaluation(attack="clean", images=2000)
+
+
+def trained(run, crafting):
+    """A finished training that computed in this format, and one evaluation."""
+    store.save_config(run)
+    record = {"switches": {"crafting": crafting}, "run_id": store.id_of(run)}
+    save_json(run_dir(store.id_of(run)) / "env.json", record)
+
+
+def evaluated(run, dtype):
+    crafting = {"dtype": dtype, "winograd": dtype == "float32"} if dtype else {}
+    store.save_eval(run, CLEAN, range(2000), [True] * 2000, precision=run.precision, crafting=crafting)
+
+
+def notes(name="T1", profile="mini"):
+    return " ".join(tables.TABLES[name].make(profile).about.notes)
+
+
+def test_without_exceptions_there_is_one_sentence(root):
+    trained(AT, "bfloat16")
+    evaluated(AT, None)  # records from before evaluations named their format
+    evaluated(BOTH, "bfloat16")
+    trained(BOTH, "bfloat16")
+    assert formats.USUAL in notes() and "without bf16 units" not in notes()
+
+
+def test_a_training_and_an_evaluation_in_float32_are_named(root):
+    trained(AT, "float32")
+    evaluated(AT, "bfloat16")
+    trained(BOTH, "bfloat16")
+    evaluated(BOTH, "float32")
+    text = notes()
+    assert formats.USUAL in text
+    assert "more exact: trainings of AT (seed 0); evaluations of AT + FSR (seed 0)." in text
+
+
+def test_several_seeds_are_listed_together(root):
+    sources = Sources()
+    for run in experiments.ROWS["mini"]["whitebox"][0].runs:
+        trained(run, "float32")
+        sources.runs.add(store.id_of(run))
+    assert formats.exceptions(sources).endswith("trainings of AT (seeds 0, 1, 2).")
+
+
+@pytest.mark.parametrize("profile", ["demo", "ci"])
+def test_profiles_in_float32_say_nothing_of_it(root, profile):
+    assert formats.note(profile, Sources(float32={"whatever"})) == ""
+
+
+def test_readme_names_the_exception(root):
+    for run in (AT, BOTH):
+        trained(run, "float32")
+        evaluated(run, "float32")
+    text = results("mini")
+    assert "trainings of AT (seed 0), AT + FSR (seed 0); evaluations of AT (seed 0), AT + FSR (seed 0)." in text

@@ -220,7 +220,8 @@ def check() -> list[tuple[str, bool, str]]:
             _there(name, base)
             rows.append((name, True, str(base)))
         except (RuntimeError, OSError) as error:
-            rows.append((name, False, f"{files} belongs in {base} ({str(error)[:60]})"))
+            reason = str(error).split(". ")[0][:60]  # the rest is advice to callers of torchvision
+            rows.append((name, False, f"{files} belongs in {base}, or is downloaded at first use ({reason})"))
     try:
         with _Tree(base, "tiny-imagenet-200") as tree:
             _tiny_listing(tree)

@@ -133,6 +133,7 @@ def test_status_lists_every_run_once(fsr):
 def test_data_check_names_the_folder(fsr, root):
     code, out, _ = fsr("data", "check", "--data", str(root / "sets"))
     assert code == 0 and "digits" in out and str(root / "sets") in out
+    assert "download=True" not in out and "downloaded at first use" in out  # not advice to callers of torchvision
     assert fsr("data", "path", "--data", str(root / "sets"))[1].strip() == str(root / "sets")
 
 

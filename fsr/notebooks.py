@@ -50,7 +50,7 @@ def key(name: str, profile: str) -> str:
     """Hash of what an executed notebook depends on: its source, the package, and the records that it reads."""
     experiments.profile_of(profile)
     package = Path(__file__).resolve().parent
-    files = [source(name), *sorted(package.rglob("*.py"))]
+    files = [source(name), *sorted(package.rglob("*.py")), *sorted(package.rglob("*.c"))]
     runs = {run_id(r) for s in experiments.NEEDS[name] for r in experiments.SETS[profile][s]}
     for each in sorted(runs):
         folder = paths.run_dir(each)

@@ -111,9 +111,17 @@ _TRAINING = (
     Deviation(
         "Precision",
         "float32",
-        "`ci` and `demo` float32; the others craft and update in bf16, with float32 weights, losses and judging",
+        "`ci` and `demo` float32; the others craft and update in bf16, with float32 weights, losses and judging; on a "
+        "processor without bf16 units in float32, which every record and table says",
         "speed on a GPU; `precision` is a field of every run",
         "none seen; README's comparison cannot rule out up to about three points",
+    ),
+    Deviation(
+        "Convolutions while crafting, float32 on a CPU",
+        "direct",
+        "3x3 at stride 1 by Winograd's F(4x4, 3x3) in networks of 16 channels and more (`fsr/winograd.py`)",
+        "a quarter of the products",
+        "rounding, about ten times that of direct convolutions and far below bf16's; float32 networks judge",
     ),
     Deviation(
         "TRADES and MART",

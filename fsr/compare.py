@@ -36,8 +36,9 @@ def compare(other: Path, runs: list[Run]) -> pd.DataFrame:
 
 
 def summary(table: pd.DataFrame) -> str:
-    """One line: how many values, how many equal, and the largest difference."""
+    """One line: how many values, how many equal, and the median, 95th percentile and largest difference."""
     if table.empty:
         return "nothing in common"
-    equal, largest = int((table["difference"] == 0).sum()), table["difference"].abs().max()
-    return f"{len(table)} values: {equal} equal, largest difference {largest:.2f} points"
+    equal, sizes = int((table["difference"] == 0).sum()), table["difference"].abs()
+    spread = f"median {sizes.median():.2f}, 95 % within {sizes.quantile(0.95):.2f}, largest {sizes.max():.2f} points"
+    return f"{len(table)} values: {equal} equal; differences: {spread}"

@@ -114,14 +114,21 @@ _forward_op.register_autograd(_to_input, setup_context=_keep)
 
 @functools.cache
 def works() -> bool:
-    """Does this machine compile the C code, and does it agree with torch, forwards and backwards?  Logged if not."""
+    """Does this machine compile the C code, and does it agree with torch, forwards and backwards?
+
+    Without a compiler (or OpenMP, as on a Mac) only time is lost, which is worth a line for who asks; wrong results
+    are a warning.
+    """
     try:
-        return _agrees()
+        if _agrees():
+            return True
+        log.warning("3x3 convolutions go on without their C code: its results are wrong on this machine")
+        return False
     except subprocess.CalledProcessError as error:
         reason = (error.stderr.decode(errors="replace").strip().splitlines() or ["the compiler failed"])[0]
     except (OSError, AttributeError, RuntimeError, subprocess.TimeoutExpired) as error:
         reason = str(error).strip() or type(error).__name__
-    log.warning("3x3 convolutions go on without their C code: %s", reason[:160])
+    log.info("3x3 convolutions go on without their C code: %s", reason[:160])
     return False
 
 
@@ -135,7 +142,7 @@ def _agrees() -> bool:
         (_convolve(gradient, weight, None, True), torch.conv_transpose2d(gradient, weight, padding=1)),
     ):
         if not float((found - wanted).abs().max()) <= TOLERANCE * float(wanted.abs().max()):
-            raise RuntimeError("its results are wrong on this machine")
+            return False
     return True
 
 

@@ -27,7 +27,8 @@ def test_differences_are_in_points_and_only_common_evaluations_count(tmp_path, m
     table = compare(tmp_path / "again", [RUN]).set_index("attack_id")
     assert sorted(table.index) == ["clean", "fgsm"]
     assert table.loc["fgsm", "difference"] == -25.0 and table.loc["clean", "difference"] == 0.0
-    assert summary(table) == "2 values: 1 equal, largest difference 25.00 points"
+    told = "2 values: 1 equal; differences: median 12.50, 95 % within 23.75, largest 25.00 points"
+    assert summary(table) == told
     assert paths.root() == (tmp_path / "here").resolve()
 
 

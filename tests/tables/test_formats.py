@@ -15,13 +15,14 @@ CLEAN = Evaluation(attack="clean", images=2000)
 
 
 def trained(run, crafting):
-    """A finished training that computed in this format, and one evaluation."""
+    """A finished training that computed in this format."""
     store.save_config(run)
     record = {"switches": {"crafting": crafting}, "run_id": store.id_of(run)}
     save_json(run_dir(store.id_of(run)) / "env.json", record)
 
 
 def evaluated(run, dtype):
+    """One evaluation, all right; dtype: what its record says of its format, None for nothing."""
     crafting = {"dtype": dtype, "winograd": dtype == "float32"} if dtype else {}
     store.save_eval(run, CLEAN, range(2000), [True] * 2000, precision=run.precision, crafting=crafting)
 

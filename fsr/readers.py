@@ -70,6 +70,11 @@ def _there(name: str, folder: Path) -> list:
     return [getattr(torchvision.datasets, kind)(str(folder), **which, download=False) for which in parts]
 
 
+def _why(error: Exception) -> str:
+    """What torchvision says is wrong, without its advice to callers of torchvision."""
+    return str(error).split(". ")[0][:60]
+
+
 def _torchvision(name: str, folder: Path) -> list:
     """Both parts, downloaded where they are not there."""
     import torchvision
@@ -83,7 +88,7 @@ def _torchvision(name: str, folder: Path) -> list:
         return [getattr(torchvision.datasets, kind)(str(folder), **which, download=True) for which in parts]
     except (OSError, RuntimeError, ImportError) as error:
         raise MissingData(
-            f"{kind} is not (or not whole) in {folder} ({str(missing)[:60]}) and could not be downloaded "
+            f"{kind} is not (or not whole) in {folder} ({_why(missing)}) and could not be downloaded "
             f"({str(error)[:80]}); put its official files there or give --data DIR (see `python -m fsr data check`)"
         ) from None
 
@@ -220,8 +225,7 @@ def check() -> list[tuple[str, bool, str]]:
             _there(name, base)
             rows.append((name, True, str(base)))
         except (RuntimeError, OSError) as error:
-            reason = str(error).split(". ")[0][:60]  # the rest is advice to callers of torchvision
-            rows.append((name, False, f"{files} belongs in {base}, or is downloaded at first use ({reason})"))
+            rows.append((name, False, f"{files} belongs in {base}, or is downloaded at first use ({_why(error)})"))
     try:
         with _Tree(base, "tiny-imagenet-200") as tree:
             _tiny_listing(tree)

@@ -60,11 +60,12 @@ lint: setup-test
 pytest: setup-test
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --cov=fsr --cov-report=term:skip-covered --cov-fail-under=90
 
-# the smoke profile from nothing, then every notebook again, compared with that first execution
+# the smoke profile from nothing, then every notebook again, compared with that first execution;
+# loadscope: the cells of a notebook need one kernel
 nbval: setup-test
 	@scratch=$(SCRATCH); set -e; \
 	$(RUN) run-all --profile ci --root $$scratch; \
 	cp -r $$scratch/results/notebooks/ci $$scratch/executed; \
-	export FSR_ROOT=$$scratch FSR_PROFILE=ci PYDEVD_DISABLE_FILE_VALIDATION=1; \
-	$(PY) -m pytest --nbval-lax $$scratch/executed -o addopts= -q -p no:cacheprovider; \
-	$(PY) -m pytest --nbval-lax notebooks -o addopts= -q -p no:cacheprovider
+	export FSR_ROOT=$$scratch FSR_PROFILE=ci PYDEVD_DISABLE_FILE_VALIDATION=1 OMP_NUM_THREADS=1; \
+	for folder in $$scratch/executed notebooks; do \
+	  $(PY) -m pytest --nbval-lax $$folder -o addopts= -q -p no:cacheprovider -n auto --dist loadscope; done

@@ -66,21 +66,47 @@ def operations(run: Run, model, x: Tensor, *, parameter_gradients: bool) -> floa
     return 2.0 * count_macs(model, x[:1]) * run.batch * passes
 
 
-def measure_case(name: str, run: Run, rounds: int, device: torch.device, peak: dict[str, float]) -> dict:
-    """One row: seconds of the plain step, of the fast one, of the fast one without compiling, and what follows.
+def sides_of(name: str, run: Run, device: torch.device) -> dict[str, FastStep]:
+    """The fast step and what it is compared with besides the plain one: without compiling, with torch's convolutions.
 
-    Where the fast one multiplies by `fsr.winograd`, also of the one with torch's convolutions.
+    Where the fast one does not multiply by `fsr.winograd` there is nothing of the latter kind.
     """
-    torch.manual_seed(0)
-    torch._dynamo.reset()  # else a size compiled before makes this one's shapes dynamic, another measurement
-    size = DATASETS[run.dataset].size
-    x, y = torch.rand(run.batch, 3, size, size, device=device), torch.arange(run.batch, device=device) % 10
-    plain = PlainTrainer(run, model_of(run).to(device).train())
     sides = {"fast": FastStep(run, device), "fast, not compiled": FastStep(run, device, compile=False)}
     if sides["fast"].crafter.switches["winograd"]:
         sides["fast, direct"] = FastStep(run, device, winograd=False)
     if device.type == "cuda" and name == UPDATE_COMPILED:  # minutes of compiling: once
         sides["fast, update compiled"] = FastStep(run, device, update=True)
+    return sides
+
+
+def speeds(run: Run, model, x: Tensor, times: measure.Rounds, peak: dict[str, float], precision: str) -> dict:
+    """What follows from the seconds of each side: ratios, images and operations per second, share of the peak.
+
+    precision: of the fast sides' crafting, "bf16" or "float32"; the plain one is float32.
+    """
+    medians = {side: measure.spread(seconds)["median"] for side, seconds in times.items()}
+    flops = {
+        side: operations(run, model, x, parameter_gradients=side == "plain") / seconds
+        for side, seconds in medians.items()
+    }
+    row = {"ratio": measure.ratios(times, "plain", "fast")}
+    row |= {"ratio_not_compiled": measure.ratios(times, "plain", "fast, not compiled")}
+    if "fast, direct" in times:
+        row |= {"ratio_direct": measure.ratios(times, "plain", "fast, direct")}
+        row |= {"winograd_gains": measure.ratios(times, "fast, direct", "fast")}
+    share = {side: f / peak["float32" if side == "plain" else precision] for side, f in flops.items()}
+    rate = {side: run.batch / seconds for side, seconds in medians.items()}
+    return {**row, "images_per_second": rate, "flops": flops, "share_of_peak": share}
+
+
+def measure_case(name: str, run: Run, rounds: int, device: torch.device, peak: dict[str, float]) -> dict:
+    """One row: seconds of the plain step and of every fast one, all in turn, and what follows."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()  # else a size compiled before makes this one's shapes dynamic, another measurement
+    size = DATASETS[run.dataset].size
+    x, y = torch.rand(run.batch, 3, size, size, device=device), torch.arange(run.batch, device=device) % 10
+    plain = PlainTrainer(run, model_of(run).to(device).train())
+    sides = sides_of(name, run, device)
     repeats = 10 if device.type == "cuda" else 1  # there a single step is timed by its latency and not its throughput
 
     def several(step) -> Callable[[], None]:
@@ -95,30 +121,12 @@ def measure_case(name: str, run: Run, rounds: int, device: torch.device, peak: d
     functions = {side: several(step.step) for side, step in {"plain": plain, **sides}.items()}
     first, times = measure.interleaved(functions, rounds, device)
     times = {side: [seconds / repeats for seconds in each] for side, each in times.items()}
-    flops = {
-        side: operations(run, plain.model, x, parameter_gradients=side == "plain")
-        / measure.spread(times[side])["median"]
-        for side in functions
-    }
-    precision = "bf16" if "bfloat16" in sides["fast"].crafter.switches["crafting"] else "float32"
-    share = {s: f / peak["float32" if s == "plain" else precision] for s, f in flops.items()}
-    row = {
-        "case": name,
-        "backbone": run.backbone,
-        "width": run.width,
-        "batch": run.batch,
-        "steps": run.steps,
-        "timed_together": repeats,
-    }
-    row |= {"method": run.label, "seconds": {side: measure.spread(t) for side, t in times.items()}}
+    switches = sides["fast"].crafter.switches
+    row = {"case": name, "timed_together": repeats, "method": run.label, "switches": switches}
+    row |= {field: getattr(run, field) for field in ("backbone", "width", "batch", "steps")}
+    row |= {"seconds": {side: measure.spread(t) for side, t in times.items()}}
     row |= {"first_call_seconds": {side: t[0] for side, t in first.items()}}
-    row |= {"ratio": measure.ratios(times, "plain", "fast"), "switches": sides["fast"].crafter.switches}
-    row |= {"ratio_not_compiled": measure.ratios(times, "plain", "fast, not compiled")}
-    if "fast, direct" in times:
-        row |= {"ratio_direct": measure.ratios(times, "plain", "fast, direct")}
-        row |= {"winograd_gains": measure.ratios(times, "fast, direct", "fast")}
-    row |= {"images_per_second": {side: run.batch / measure.spread(t)["median"] for side, t in times.items()}}
-    row |= {"flops": flops, "share_of_peak": share}
+    row |= speeds(run, plain.model, x, times, peak, "bf16" if "bfloat16" in switches["crafting"] else "float32")
     row |= {"peak_memory": {side: measure.peak_memory(function, device) for side, function in functions.items()}}
     return row
 

@@ -107,7 +107,8 @@ def survives(
 
     x: (N, C, H, W) uint8; y: (N,); index: (N,) places in the test set, which seed the random starts, so
     that an outcome does not depend on the batch. A sample is broken only if the float32 model errs on the
-    final clipped float32 image; flips counts where the faster crafting network judged otherwise.
+    final clipped float32 image; flips counts where the faster crafting network judged otherwise, and an attack that
+    stops at the first error goes on there, on the float32 model.
     progress: from an earlier call that was stopped; on_chunk may raise to stop. UsageError for an empty batch, images
     that are not uint8 (N, C, H, W), labels that the network has no class for, or steps for AutoAttack.
     """
@@ -127,9 +128,13 @@ def survives(
             xs, ys = as_float(x[chunk]).to(device), y[chunk].to(device)
             check_images(xs, ys)
             x_adv = attack(net, xs, ys, eps=eps, seed=SEED, indices=index[chunk], **options)
-            x_adv = x_adv.float().clamp(0, 1)
-            verdict = right(judge, x_adv, ys)
-            progress.flips += int((verdict != right(net, x_adv, ys)).sum())
+            verdict, fast = (right(each, x_adv.float().clamp(0, 1), ys) for each in (judge, net))
+            progress.flips += int((verdict != fast).sum())
+            again = verdict & ~fast
+            if attack.survivors_ok and again.any():  # it stopped at an error that only the fast network makes
+                exact, places = _Exact(judge, check), index[chunk][again.cpu()]
+                x_adv = attack(exact, xs[again], ys[again], eps=eps, seed=SEED, indices=places, **options)
+                verdict[again] = right(judge, x_adv.float().clamp(0, 1), ys[again])
             progress.correct += verdict.tolist()
             progress.done += len(ys)
             progress.crafting = net.described

@@ -177,7 +177,7 @@ def local(tasks: Iterable[Task], options: Options, *, workers: int | None = None
     context, outcome = multiprocessing.get_context("spawn"), Outcome()
     events, stop = context.Queue(), context.Event()
     plain = replace(options, report=_ignore, interrupted=_never)
-    start = (events, stop, threads, deterministic)
+    start, others = (events, stop, threads, deterministic), set(multiprocessing.active_children())
     with stoppable() as flag, ProcessPoolExecutor(count, context, _start_worker, start) as pool:
         pending = {pool.submit(_work, task, plain): task for task in tasks}
         while pending:
@@ -188,6 +188,9 @@ def local(tasks: Iterable[Task], options: Options, *, workers: int | None = None
                 for future in pending:
                     future.cancel()
             _collect(done, pending, outcome, report)
+            if any(isinstance(future.exception(), BrokenProcessPool) for future in done if not future.cancelled()):
+                for worker in set(multiprocessing.active_children()) - others:
+                    worker.kill()  # the pool would wait for them, and they ignore its SIGTERM; files are written whole
             pending = {f: t for f, t in pending.items() if not f.cancelled()}
     if flag.is_set():
         outcome.stopped = "signal"

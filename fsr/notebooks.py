@@ -12,7 +12,7 @@ import nbformat
 import papermill
 from papermill.exceptions import PapermillExecutionError
 
-from fsr import experiments, paths
+from fsr import experiments, paths, reference
 from fsr.config import run_id
 from fsr.errors import FSRError, UsageError
 from fsr.files import write_bytes
@@ -47,10 +47,11 @@ def source(name: str) -> Path:
 
 
 def key(name: str, profile: str) -> str:
-    """Hash of what an executed notebook depends on: its source, the package, and the records that it reads."""
+    """Hash of what an executed notebook depends on: its source, the package, the paper's cells and its records."""
     experiments.profile_of(profile)
     package = Path(__file__).resolve().parent
-    files = [source(name), *sorted(package.rglob("*.py")), *sorted(package.rglob("*.c"))]
+    files = [source(name), *(path for kind in ("*.py", "*.c", "*.csv") for path in sorted(package.rglob(kind)))]
+    files += [path for path in (reference.paper_file(),) if path.exists()]
     runs = {run_id(r) for s in experiments.NEEDS[name] for r in experiments.SETS[profile][s]}
     for each in sorted(runs):
         folder = paths.run_dir(each)

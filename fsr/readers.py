@@ -1,5 +1,6 @@
 """Data sets as they lie on disk: one reader each, and whether its files are there and whole."""
 
+import contextlib
 import io
 import zipfile
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from fsr import paths
@@ -85,7 +87,11 @@ def _torchvision(name: str, folder: Path) -> list:
         missing = error
     kind, parts, _ = PARTS[name]
     try:
-        return [getattr(torchvision.datasets, kind)(str(folder), **which, download=True) for which in parts]
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f".{name}.lock"):  # several workers may find it missing at once
+            with contextlib.suppress(RuntimeError, OSError):
+                return _there(name, folder)
+            return [getattr(torchvision.datasets, kind)(str(folder), **which, download=True) for which in parts]
     except (OSError, RuntimeError, ImportError) as error:
         raise MissingData(
             f"{kind} is not (or not whole) in {folder} ({_why(missing)}) and could not be downloaded "

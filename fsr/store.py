@@ -3,6 +3,7 @@
 import csv
 import functools
 import io
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -55,9 +56,17 @@ def is_trained(run: Run | str) -> bool:
     return (paths.run_dir(id_of(run)) / "env.json").exists()
 
 
+def _own(record: dict, run: Run | str, path: Path) -> dict:
+    """The record, if it is this run's; CorruptFile for one that was copied or renamed from another."""
+    if record.get("run_id") != id_of(run):
+        raise CorruptFile(f"{path} is a record of {record.get('run_id')}; move it away to compute this run's own")
+    return record
+
+
 def environment(run: Run | str) -> dict:
     """env.json: commit, versions, hardware, start, seconds, checkpoint hashes."""
-    return load_json(paths.run_dir(id_of(run)) / "env.json")
+    path = paths.run_dir(id_of(run)) / "env.json"
+    return _own(load_json(path), run, path)
 
 
 def damage(run: Run | str) -> str:
@@ -164,6 +173,7 @@ def load_eval(run: Run | str, evaluation: Evaluation) -> Outcome:
     if not path.exists():
         raise MissingRecord(f"{path.stem} of {id_of(run)} was not run; `python -m fsr run-all` completes it")
     outcome = read_outcome(path)
+    _own(outcome.record, run, path)
     held = Evaluation(**outcome.record["evaluation"])
     if held != evaluation:
         raise UsageError(f"{path} holds {held}, and {evaluation} was asked for, whose file has the same name")
@@ -206,7 +216,7 @@ def load_analysis(run: Run | str, analysis: Analysis) -> tuple[dict, dict[str, n
     path = analysis_path(run, analysis)
     if not path.exists():
         raise MissingRecord(f"{path.stem} of {id_of(run)} was not run; `python -m fsr run-all` completes it")
-    record = load_json(path)
+    record = _own(load_json(path), run, path)
     digest = record.get("arrays_sha256")
     return record, load_npz(path.with_suffix(".npz"), digest) if digest else {}
 
@@ -246,12 +256,22 @@ def _row(run: Run, record: dict) -> dict:
     }  # fmt: skip
 
 
+def same_weights(outcomes: Iterable[Outcome]) -> bool:
+    """Were these outcomes taken from one network?  A run that was trained again elsewhere is another one."""
+    return len({outcome.record.get("weights") for outcome in outcomes}) == 1
+
+
 def ensemble(run: Run | str, checkpoint: str, images: int | None = None, intervention: str | None = None) -> Outcome:
-    """Right on clean and all four of the authors' attacks, per sample, on the images common to all five."""
+    """Right on clean and all four of the authors' attacks, per sample, on the images common to all five.
+
+    MissingRecord when one of them was not run, or when they were not taken from the same weights.
+    """
     parts = [
         load_eval(run, Evaluation(attack=a, checkpoint=checkpoint, images=images, intervention=intervention))
         for a in ENSEMBLE
     ]
+    if not same_weights(parts):
+        raise MissingRecord(f"{id_of(run)}, {checkpoint}: the parts of Ensemble are of different trainings of the run")
     index = functools.reduce(np.intersect1d, [p.index for p in parts])
     flags = []
     for part in parts:
@@ -279,7 +299,8 @@ def metrics(chosen: list[Run] | tuple[Run, ...] | None = None, checkpoint: str |
     """One tidy frame, a row per (run, checkpoint, attack), `ensemble` computed from outcomes; None: every run."""
     rows = []
     for run in dict.fromkeys(runs() if chosen is None else chosen):
-        mine = [_row(run, load_json(p)) for p in sorted((paths.run_dir(run_id(run)) / "evals").glob("*.json"))]
+        found = sorted((paths.run_dir(run_id(run)) / "evals").glob("*.json"))
+        mine = [_row(run, _own(load_json(path), run, path)) for path in found]
         rows += mine + _ensemble_rows(run, mine)
     frame = pd.DataFrame(rows, columns=COLUMNS)
     return frame if checkpoint is None else frame[frame["checkpoint"] == checkpoint].reset_index(drop=True)

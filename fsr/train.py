@@ -34,6 +34,7 @@ class Progress:
     best_acc: float = -1.0
     best_epoch: int = 0
     rows: list[dict] = field(default_factory=list)
+    sittings: list[dict] = field(default_factory=list)  # with what each process began to train, and from which step
 
 
 class Trainer:

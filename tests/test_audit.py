@@ -12,11 +12,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from fsr.attacks.gradient import pgd
-from fsr.audit import BUDGETS, GROUPS, audit
+from fsr.audit import BUDGETS, GROUPS, audit, whitebox
 from fsr.audit.case import prepare
 from fsr.audit.indicators import NAMES, indicators
 from fsr.audit.judge import Judge, is_randomised
-from fsr.config import FSRSpec
+from fsr.config import FSRSpec, PeerSpec
 from fsr.errors import UsageError
 from fsr.models import build_model
 
@@ -310,6 +310,47 @@ def test_one_unlucky_draw_breaks_nothing():
     verdict = Judge(Coin(), x, y, eps=EPS, draws=20, seed=0).correct(x, torch.arange(200))
     assert (Coin()(x).argmax(1) == y).float().mean() < 0.9
     assert verdict.float().mean() > 0.95  # P(at most half of 20 draws right) is 0.014
+
+
+class Moody(nn.Module):
+    """Class 0 while the mean pixel is above a half; in one of four draws the opposite of what it thinks."""
+
+    def forward(self, x):
+        lead = 100 * (x.mean((1, 2, 3)) - 0.5)
+        lead = torch.where(torch.rand(len(x)) < 0.25, -lead, lead)
+        return torch.stack([lead, -lead, torch.full_like(lead, -99.0)], dim=1)
+
+
+def test_one_unlucky_draw_ends_no_attack(brisk):
+    """Every image can be broken for good; an attack that took one wrong draw for a success would leave a quarter."""
+    x, y = torch.full((200, 3, 2, 2), 0.55), torch.zeros(200, dtype=torch.long)
+    case = prepare(Moody(), x, y, eps=0.1, seed=0, budget=BRISK, batch=250, surrogate=None, train=None)
+    assert case.randomised
+    left = whitebox.restarts(case).attacks["pgd-0.25"].float().mean()
+    assert left < 0.15  # P(at most half of 10 draws right) is 0.08
+
+
+def test_the_probes_of_cas_are_attacked_too(brisk):
+    model = build_model(
+        "resnet18", 10, peer=PeerSpec(name="cas", at=("layer2.0",)), width=4, blocks=(1, 1, 1, 1)
+    ).eval()
+    x = torch.rand(6, 3, 8, 8)
+    with torch.no_grad():
+        result = audit(model, x, model(x).argmax(1), 0.02)
+    assert "latent/joint" in result.attacks and "latent/joint" not in result.not_applicable
+
+
+@pytest.mark.parametrize("random", [False, True])
+def test_fsr_behind_numpy_is_audited_whole_and_without_an_exception(fsr, brisk, random):
+    def before(x):
+        noise = 0.2 * torch.rand_like(x).numpy() if random else 0.0
+        return torch.from_numpy(np.clip(x.numpy() + noise, 0, 1))
+
+    model, x = After(fsr.eval(), before=before), torch.rand(6, 3, 8, 8)
+    with torch.no_grad():
+        result = audit(model, x, model(x).argmax(1), 0.02)
+    assert result.randomised == random
+    assert {"bpda/apgd-ce", "mask/frozen", "mask/towards-1", "latent/joint", "transfer/m1-ce"} <= result.attacks.keys()
 
 
 def test_a_deterministic_model_is_not_called_randomised(fsr):

@@ -206,7 +206,7 @@ def test_a_dry_run_estimates_the_trainings_from_those_finished_here(fsr, root):
     assert "one H200 GPU" in out
     run = experiments.SETS["ci"]["whitebox"][0]
     store.save_config(run)
-    record = {"seconds": 600.0, "hardware": {"device": "cpu"}, "checkpoints": {}}
+    record = {"run_id": run_id(run), "seconds": 600.0, "hardware": {"device": "cpu"}, "checkpoints": {}}
     files.save_json(paths.run_dir(run_id(run)) / "env.json", record)
     _, out, _ = fsr("train", "whitebox", "--profile", "ci", "--dry-run", "--device", "cpu")
     left = [r for r in experiments.SETS["ci"]["whitebox"] if r != run]

@@ -58,10 +58,22 @@ def test_an_audit_comes_behind_the_training_of_its_twin_when_there_is_one_to_do(
     assert [j.needs for j in jobs[3:]] == [(0, 2), (0, 1), (2,)]
 
 
+def test_a_damaged_file_stops_its_own_jobs_and_no_others(root):
+    store.save_config(RUNS[0])
+    path = store.paths.run_dir(run_id(RUNS[0])) / "env.json"
+    path.write_bytes(b"{")
+    weights = store.paths.checkpoint_dir(run_id(RUNS[0])) / "last.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"half")
+    jobs = plan(TASKS)
+    assert [j.task.run for j in jobs if not (j.task.evaluations or j.task.analyses)] == list(RUNS[1:])
+    assert any(j.task.run == RUNS[0] for j in jobs)
+
+
 def test_what_is_recorded_is_no_job(root):
     store.save_config(RUNS[0])
     files = store.paths.run_dir(run_id(RUNS[0]))
-    store.save_json(files / "env.json", {"checkpoints": {}})
+    store.save_json(files / "env.json", {"run_id": run_id(RUNS[0]), "checkpoints": {}})
     store.save_eval(RUNS[0], LOOKS[0], [0, 1], [True, False])
     jobs = plan(TASKS[:1])
     assert [j.task for j in jobs] == [Task(run=RUNS[0]), Task(run=RUNS[0], evaluations=LOOKS[1:])]  # weights are gone

@@ -15,7 +15,8 @@ LOOK = Evaluation(attack="pgd20")
 def finish(run: Run, seconds: float, device: str) -> None:
     store.save_config(run)
     path = store.paths.run_dir(run_id(run)) / "env.json"
-    store.save_json(path, {"seconds": seconds, "hardware": {"device": device}, "checkpoints": {}})
+    record = {"run_id": run_id(run), "seconds": seconds, "hardware": {"device": device}, "checkpoints": {}}
+    store.save_json(path, record)
 
 
 def test_speed_is_that_of_the_largest_network_finished_on_such_a_device(root):
@@ -25,6 +26,16 @@ def test_speed_is_that_of_the_largest_network_finished_on_such_a_device(root):
     finish(replace(RUN, seed=1), 1000.0, "cpu")
     assert speed_here("cuda") == pytest.approx(cost.training_flops(RUN) / 10.0)
     assert cost_table("ci")[1] is True
+
+
+def test_an_imported_run_has_no_speed_and_does_not_stop_the_others(root):
+    imported = replace(RUN, imported="0123456789abcdef")
+    store.save_config(imported)
+    record = {"run_id": run_id(imported), "seconds": None, "checkpoints": {}}
+    store.save_json(store.paths.run_dir(run_id(imported)) / "env.json", record)
+    assert speed_here("cpu") is None
+    finish(RUN, 10.0, "cpu")
+    assert speed_here("cpu") == pytest.approx(cost.training_flops(RUN) / 10.0)
 
 
 def test_only_what_is_missing_counts_and_a_run_in_two_tasks_trains_once(root):

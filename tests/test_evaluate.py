@@ -72,6 +72,16 @@ def test_only_the_float32_model_decides_and_flips_are_counted(monkeypatch):
     assert progress.flips == 6  # all but the brightest of the seven that the model has right
 
 
+@pytest.mark.parametrize("attack", ["pgd100-restarts", "square", "apgd-ce", "nattack"])
+def test_an_error_of_the_fast_network_alone_does_not_end_an_attack(monkeypatch, attack):
+    """The fast network errs on 8 of the 9 images at once: an attack that stopped there would leave them all."""
+    fast = Sum(threshold=0.9)
+    fast.described = {"dtype": "float32", "winograd": False}
+    monkeypatch.setattr(evaluate, "fast_net", lambda *_, **__: fast)
+    progress = survives(Sum(), X, Y, torch.arange(9), run=RUN, evaluation=Evaluation(attack=attack))
+    assert progress.correct == [bool(v) for v in EXPECTED["pgd20"]]
+
+
 def test_autoattack_agrees_with_the_closed_form_and_keeps_outcomes_after_each_part():
     progress = survives(Sum(), X, Y, torch.arange(9), run=RUN, evaluation=Evaluation(attack="autoattack-ci"))
     assert progress.correct == [bool(v) for v in EXPECTED["pgd20"]]

@@ -89,6 +89,34 @@ def test_a_failing_task_is_named_at_once_and_the_others_are_done(root, caplog):
     assert f"failed, the others go on: {run_id(wrong.run)}" in caplog.text
 
 
+def test_a_killed_worker_ends_the_call_at_once_although_another_one_is_busy(root):
+    """Workers ignore SIGTERM, with which the pool would end them, and then wait."""
+    code = f"""
+import multiprocessing, os, signal, sys, threading, time
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from fsr import executors
+from fsr.runs import Options, Task
+from tiny import tiny_run
+
+def kill():
+    while len(multiprocessing.active_children()) < 2:
+        time.sleep(0.05)
+    time.sleep(8)  # both have begun
+    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+
+if __name__ == "__main__":
+    tasks = [Task(run=tiny_run(seed=seed, epochs=100000)) for seed in (0, 1)]
+    threading.Thread(target=kill, daemon=True).start()
+    outcome = executors.local(tasks, Options(device="cpu"), workers=2)
+    print(sum("a worker process died" in line for line in outcome.failed))
+"""
+    script = root / "killed.py"
+    script.write_text(code)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "FSR_ROOT": str(root)}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["2"], done.stderr
+
+
 def test_the_time_limit_stops_workers(root):
     outcome = executors.local(TASKS, Options(device="cpu", deadline=time.monotonic() - 1), workers=1)
     assert outcome.stopped == "time" and not store.is_trained(PAIR[0])

@@ -116,7 +116,7 @@ def kept(root: Path) -> dict:
             out[name] = path.read_bytes()
         elif path.suffix == ".json":
             record = files.load_json(path)
-            for field in ("sha256", "started", "finished", "seconds", "history_sha256", "commit", "dirty"):
+            for field in ("sha256", "started", "finished", "seconds", "history_sha256", "commit", "dirty", "sittings"):
                 record.pop(field, None)
             out[name] = record
         elif path.suffix == ".csv":
@@ -363,7 +363,7 @@ def test_status_names_a_damaged_record_and_counts_the_others(name, root, caplog)
     good, bad = experiments.SETS["ci"]["whitebox"][:2]
     for run in (good, bad):
         store.save_config(run)
-        record = {"seconds": 10.0, "hardware": {"device": "cpu"}, "history_sha256": ""}
+        record = {"run_id": run_id(run), "seconds": 10.0, "hardware": {"device": "cpu"}, "history_sha256": ""}
         save_json(paths.run_dir(run_id(run)) / "env.json", record)
     path = paths.run_dir(run_id(bad)) / name
     path.write_bytes(spoilt(path.read_bytes(), "half"))

@@ -54,6 +54,14 @@ def test_an_unchanged_notebook_is_not_executed_again_unless_forced(sources):
     assert said == ["02-fine: executed", "02-fine: unchanged", "02-fine: executed", "02-fine: executed"]
 
 
+def test_an_executed_notebook_depends_on_the_papers_cells(root):
+    before = notebooks.key("05-whitebox", "demo")
+    path = root / "results" / "paper_values.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("table,dataset,backbone,row,metric,value,unit,note\n")
+    assert notebooks.key("05-whitebox", "demo") != before
+
+
 def test_an_unknown_parameter_is_refused(sources):
     with pytest.raises(UsageError, match="profil"):
         notebooks.run_notebook("02-fine", "ci", profil="demo")

@@ -1,5 +1,6 @@
 """Ensure: computes once, goes on after a stop, believes no damaged file, and needs no weights to be valid."""
 
+import contextlib
 import sys
 import threading
 import time
@@ -13,7 +14,7 @@ from tiny import FSR_HERE, tiny_run
 from fsr import experiments, files, paths, runs, store
 from fsr.config import Analysis, Evaluation, replace, run_id
 from fsr.errors import Busy, CorruptFile, FSRError, Interrupted, MissingRecord, TimeUp, UsageError
-from fsr.runs import Options, Task, evaluating, perform, training
+from fsr.runs import Options, Task, auditing, evaluating, perform, training
 from fsr.runs.auditing import twin_of
 from fsr.runs.board import board
 from fsr.weights import digest_of, load_tensors
@@ -21,6 +22,7 @@ from fsr.weights import digest_of, load_tensors
 RUN = tiny_run(epochs=1)
 CLEAN = Evaluation(attack="clean")
 CPU = Options(device="cpu")
+WEIGHTS = ["last.safetensors", "ema.safetensors", "best.safetensors"]
 
 
 def snapshot(root) -> dict:
@@ -115,10 +117,14 @@ def test_the_time_limit_stops_cleanly_and_the_next_call_ends_as_an_uninterrupted
         )
     assert not store.is_trained(run)
     runs.ensure_trained(run, CPU)
-    resumed = store.environment(run)["checkpoints"]
+    resumed = store.environment(run)
+    first, second = resumed["sittings"]  # with what each process trained, and from which step on
+    assert first["first_step"] == 0 < second["first_step"] and resumed["started"] == first["started"]
+    assert {"commit", "hardware", "switches", "processes", "versions"} <= first.keys() & resumed.keys()
     monkeypatch.setenv("FSR_ROOT", str(tmp_path / "other"))
     runs.ensure_trained(run, CPU)
-    assert store.environment(run)["checkpoints"] == resumed
+    assert store.environment(run)["checkpoints"] == resumed["checkpoints"]
+    assert "sittings" not in store.environment(run)
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip"])
@@ -263,6 +269,39 @@ def test_finished_groups_of_an_audit_belong_to_the_weights_of_its_twin(root, mon
     assert given == [(True, []), (True, ["protocol"]), (True, [])]
 
 
+def test_a_planned_surrogate_is_trained_first_and_a_planned_twin_as_well(root, monkeypatch):
+    """On a fresh root a transfer's source has no record yet: the plan knows it; and what is audited is not luck."""
+    source = replace(RUN, seed=1)
+    monkeypatch.setattr(experiments, "SETS", {"a profile": {"all": (RUN, source)}})
+    runs.ensure_evaluated(RUN, Evaluation(attack="transfer", surrogate=run_id(source)), CPU)
+    assert store.is_trained(source)
+    other = replace(RUN, seed=2)
+    monkeypatch.setattr(experiments, "SETS", {"a profile": {"all": (source, other)}})
+    assert auditing._surrogate(source, CPU)[0] == run_id(other) and store.is_trained(other)
+    assert auditing._surrogate(other, CPU) == (None, None, None)  # seed 3 is in no plan
+
+
+def test_weights_count_as_final_only_once_the_state_says_so(root, monkeypatch):
+    """A retraining that is killed between its last writes leaves nothing half-trained that would be believed."""
+    run = replace(RUN, epochs=2)
+    runs.ensure_trained(run, CPU)
+    for path in (*(runs.weights_path(run, kind) for kind in ("last", "best", "ema")), runs.state_path(run)):
+        path.unlink()
+    written, save = [], training.weights.save_tensors
+
+    def killed(path, tensors, meta=None):
+        mark = save(path, tensors, {**(meta or {}), "seed": 1})  # another machine's weights: other digests
+        written.append(path.name)
+        complete = "state.safetensors" in written[4:]  # of the last epoch, which comes after four files of the first
+        assert runs.has_weights(run, "last") == complete, written
+        return mark
+
+    monkeypatch.setattr(training.weights, "save_tensors", killed)
+    with contextlib.suppress(CorruptFile):
+        runs.load_model(run, "last", CPU)
+    assert written == ["state.safetensors", *WEIGHTS, *WEIGHTS, "state.safetensors"]
+
+
 def test_outcomes_so_far_belong_to_the_weights_of_run_and_surrogate(root, monkeypatch):
     source = replace(RUN, seed=1)
     for run in (RUN, source):
@@ -282,12 +321,13 @@ def test_outcomes_so_far_belong_to_the_weights_of_run_and_surrogate(root, monkey
             (transfer, {"weights": own, "surrogate_weights": other}),
             (transfer, {"weights": own, "surrogate_weights": own}),
             (transfer, {"weights": own}),  # of a version that did not say
+            (fgsm, {"weights": own, "batch": 1000}),  # begun on a GPU, whose batches AutoAttack's state is made of
         ):
             progress = {"done": 20, "correct": [True] * 20}
-            files.save_json(evaluating._partial(RUN, evaluation), {**made_of, "progress": progress})
+            files.save_json(evaluating._partial(RUN, evaluation), {"batch": 250, **made_of, "progress": progress})
             with pytest.raises(Interrupted):
                 runs.ensure_evaluated(RUN, evaluation, CPU)
-    assert seen == [20, 0, 20, 0, 0]
+    assert seen == [20, 0, 20, 0, 0, 0]
     for evaluation in (fgsm, transfer):
         runs.ensure_evaluated(RUN, evaluation, CPU)
     assert "surrogate_weights" not in store.load_eval(RUN, fgsm).record

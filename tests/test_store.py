@@ -1,6 +1,8 @@
 """Records: whole or absent, hashed, never overwritten, and joined per sample."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,11 +14,10 @@ from fsr.errors import CorruptFile, FSRError, MissingRecord, UsageError
 RUN = Run(epochs=2)
 
 
-def _outcomes(attack: str, correct, run=RUN, **more):
+def _outcomes(attack: str, correct, run=RUN, weights=None, **more):
     store.save_config(run)
-    store.save_eval(
-        run, Evaluation(attack=attack, **more), np.arange(len(correct)), np.array(correct, bool), seconds=1.0
-    )
+    index, evaluation = np.arange(len(correct)), Evaluation(attack=attack, **more)
+    store.save_eval(run, evaluation, index, np.array(correct, bool), seconds=1.0, weights=weights)
 
 
 def test_outcomes_come_back_per_sample(root):
@@ -62,6 +63,31 @@ def test_the_ensemble_uses_only_images_that_every_attack_saw(root):
         store.save_eval(RUN, Evaluation(attack=attack), index, index != 5)
     both = store.ensemble(RUN, "last")
     assert both.index.tolist() == [4, 5] and both.correct.tolist() == [True, False]
+
+
+def test_no_ensemble_of_two_trainings_of_a_run(root):
+    for attack in store.ENSEMBLE:
+        _outcomes(attack, [True, False], weights="another" if attack == "cw" else "one")
+    assert "ensemble" not in set(store.metrics([RUN])["attack"])
+    with pytest.raises(MissingRecord, match="different trainings"):
+        store.ensemble(RUN, "last")
+
+
+def test_a_record_that_was_copied_from_another_run_is_named_and_not_used(root):
+    other, clean = replace(RUN, seed=1), Evaluation(attack="clean")
+    look = Analysis(kind="cost")
+    _outcomes("clean", [True], run=other)
+    store.save_analysis(other, look, {"params": 1})
+    files.save_json(paths.run_dir(run_id(other)) / "env.json", {"run_id": run_id(other)})
+    store.save_config(RUN)
+    shutil.copytree(paths.run_dir(run_id(other)), paths.run_dir(run_id(RUN)), dirs_exist_ok=True,
+                    ignore=shutil.ignore_patterns("config.json"))  # fmt: skip
+    for read in (
+        lambda: store.load_eval(RUN, clean), lambda: store.metrics([RUN]), lambda: store.load_analysis(RUN, look),
+        lambda: store.environment(RUN),
+    ):  # fmt: skip
+        with pytest.raises(CorruptFile, match=f"is a record of {run_id(other).replace('+', '[+]')}"):
+            read()
 
 
 def test_no_ensemble_without_all_five(root):
@@ -135,7 +161,8 @@ def test_analyses_come_back_with_arrays_and_without(root):
 def test_history_of_a_finished_run_must_match_its_hash(root):
     store.save_config(RUN)
     data = store.save_history(RUN, [{"epoch": 1, "train_cls": 2.0}])
-    files.save_json(paths.run_dir(run_id(RUN)) / "env.json", {"history_sha256": files.sha256(data)})
+    record = {"run_id": run_id(RUN), "history_sha256": files.sha256(data)}
+    files.save_json(paths.run_dir(run_id(RUN)) / "env.json", record)
     assert store.history(RUN)["train_cls"].tolist() == [2.0]
     path = paths.run_dir(run_id(RUN)) / "history.csv"
     path.write_text(path.read_text().replace("2", "3"))

@@ -7,7 +7,7 @@ from torch import Tensor
 from fsr.analyse.look import STREAMS, Job, fsr_module, lacks, pairs, pooled, see
 
 BINS = 40  # 0.05 and 0.95 are edges
-SATURATED = 0.05  # below it, or above 1 minus it, the mask passes almost no gradient
+SATURATED = 0.05  # below it, or above 1 minus it, the mask's slope m (1 - m) / tau is at most a fifth of its largest
 PERPLEXITY, SEED = 30, 0  # of t-SNE
 
 

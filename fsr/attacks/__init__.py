@@ -25,7 +25,7 @@ class AttackInfo:
     survivors_ok: its definition counts a sample that clean images or an earlier attack already broke as broken, so it
     may get survivors only. needs, takes: options that must, may be given (surrogate: a net; steps, queries: int).
     images: how many test images it runs on by default, None for all. per_sample: a sample's outcome does not
-    depend on its batch; else only a fixed order and batch size repeat it. randomised: draws noise per pass (EOT).
+    depend on its batch; else only a fixed order and batch size repeat it.
     """
 
     function: Callable[..., Tensor]

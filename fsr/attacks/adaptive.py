@@ -42,11 +42,11 @@ def changed(modules: list[FSR], **attributes) -> Iterator[None]:
 
 
 def _insertions(model: nn.Module) -> list[Inserted]:
-    return [part for part in model.modules() if isinstance(part, Inserted) and isinstance(part.module, FSR)]
+    return [part for part in model.modules() if isinstance(part, Inserted)]
 
 
 def traced(model: nn.Module, x: Tensor) -> tuple[Tensor, list]:
-    """Logits (N, K) and the streams of every inserted FSR, also when the classifier sits inside another module."""
+    """Logits (N, K) and the streams of every inserted module, also when the classifier sits inside another one."""
     recorder = Recorder(None)
     places = _insertions(model)
     for place in places:
@@ -60,8 +60,9 @@ def traced(model: nn.Module, x: Tensor) -> tuple[Tensor, list]:
 
 
 def has_auxiliary(model: nn.Module) -> bool:
-    """Are there auxiliary logits to attack?  Not without an insertion, and not in the residual control."""
-    return any(place.module.aux is not None for place in _insertions(model))
+    """Are there auxiliary logits to attack, FSR's heads or CAS's and CIFS's probes?  The residual control has none."""
+    parts = [place.module for place in _insertions(model)]
+    return any(getattr(part, name, None) is not None for part in parts for name in ("aux", "probe"))
 
 
 def smooth_mask(
@@ -74,10 +75,15 @@ def smooth_mask(
     loss: Loss = cross_entropy,
     tau: float = 1.0,
     start: Tensor | None = None,
+    draws: int = 1,
 ) -> Tensor:
-    """APGD with the mask's backward pass at another temperature (BPDA, Athalye et al. 2018)."""
+    """APGD with the mask's backward pass at another temperature (BPDA, Athalye et al. 2018).
+
+    draws: passes per gradient of a randomised model, for which one wrong draw ends nothing.
+    """
     with changed(masked(model), backward_tau=tau):
-        return ascend(differentiated(of(model, loss)), x, y, eps=eps, steps=steps, start=start)
+        look = differentiated(of(model, loss), draws=draws)
+        return ascend(look, x, y, eps=eps, steps=steps, start=start, until_wrong=draws == 1)
 
 
 def frozen_mask(
@@ -122,10 +128,12 @@ def driven_mask(
     towards: float,
     push: float = 4.0,
     start: Tensor | None = None,
+    draws: int = 1,
 ) -> Tensor:
     """APGD on the margin plus `push` times how close the masks come to `towards` (0 or 1).
 
     The scores are differentiated at tau = 1. Ends with half the steps on the margin alone, from where the push led.
+    draws: as for `smooth_mask`.
     """
     modules = masked(model)
 
@@ -137,10 +145,10 @@ def driven_mask(
         return lead(scale_free(logits), y) - push * distance, logits
 
     with changed(modules, backward_tau=1.0):
-        first = ascend(
-            differentiated(objective), x, y, eps=eps, steps=steps - steps // 2, start=start, until_wrong=False
-        )
-        return ascend(differentiated(of(model, lead)), x, y, eps=eps, steps=steps // 2, start=first - x)
+        look, more = differentiated(objective, draws=draws), steps // 2
+        first = ascend(look, x, y, eps=eps, steps=steps - more, start=start, until_wrong=False)
+        look = differentiated(of(model, lead), draws=draws)
+        return ascend(look, x, y, eps=eps, steps=more, start=first - x, until_wrong=draws == 1)
 
 
 def joint(model: nn.Module) -> Objective:
@@ -155,11 +163,15 @@ def joint(model: nn.Module) -> Objective:
 
 
 def joint_logits(
-    model: nn.Module, x: Tensor, y: Tensor, *, eps: float, steps: int, start: Tensor | None = None
+    model: nn.Module, x: Tensor, y: Tensor, *, eps: float, steps: int, start: Tensor | None = None, draws: int = 1
 ) -> Tensor:
-    """APGD on the joint loss of the final and the auxiliary logits, masks differentiated at tau = 1."""
+    """APGD on the joint loss of the final and the auxiliary logits, masks differentiated at tau = 1.
+
+    draws: as for `smooth_mask`.
+    """
     with changed(masked(model), backward_tau=1.0):
-        return ascend(differentiated(joint(model)), x, y, eps=eps, steps=steps, start=start)
+        look = differentiated(joint(model), draws=draws)
+        return ascend(look, x, y, eps=eps, steps=steps, start=start, until_wrong=draws == 1)
 
 
 def bypassed(

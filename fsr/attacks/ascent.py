@@ -24,7 +24,7 @@ def lead(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def scale_free(logits: Tensor) -> Tensor:
-    """Logits (N, K) with each row's mean 0 and spread 1, the spread a constant of the backward pass.
+    """Logits (N, K) with each row's mean 0 and largest size 4, which is a constant of the backward pass.
 
     Multiplying a network's logits by 1000 changes nothing here, while its cross-entropy's gradient underflows.
     """
@@ -68,10 +68,11 @@ def differentiated(objective: Objective, draws: int = 1, jitter: float = 0.0, se
             leaf.requires_grad_()
             with torch.enable_grad():
                 height, logits = objective(leaf, y, rows)
+                total = height.sum()
             value = value + height.detach() / draws
             scores = scores + (logits.detach() if draws == 1 else logits.detach().softmax(dim=1) / draws)
-            if height.requires_grad:
-                (up,) = torch.autograd.grad(height.sum(), leaf, allow_unused=True)
+            if total.requires_grad:
+                (up,) = torch.autograd.grad(total, leaf, allow_unused=True)
                 gradient = gradient if up is None else gradient + up.nan_to_num(0, 0, 0)
         return value.nan_to_num(torch.inf, torch.inf, -torch.inf), gradient, errs(scores, y)
 

@@ -20,6 +20,7 @@ from fsr.audit.indicators import indicators
 from fsr.audit.judge import own_randomness
 from fsr.audit.result import Audit, Findings, assemble
 from fsr.errors import UsageError
+from fsr.hardware import exact_float32
 from fsr.modes import eval_mode
 
 __all__ = ["BUDGETS", "GROUPS", "Audit", "Findings", "audit"]
@@ -117,7 +118,7 @@ def audit(
     net = private_copy(model)
     device = next((p.device for p in [*net.parameters(), *net.buffers()]), x.device)
     helper = None if surrogate is None else private_copy(surrogate).to(device).eval()
-    with eval_mode(net), own_randomness(seed, device):
+    with eval_mode(net), own_randomness(seed, device), exact_float32():
         x, y = x.detach().float().to(device), y.to(device)
         _check_logits(net, x, y)
         case = prepare(

@@ -109,7 +109,18 @@ class Case:
     @cached_property
     def steady(self) -> nn.Module:
         """What query attacks ask: the model, or a randomised model's mean over several draws."""
-        return Averaged(self.model, self.budget.draws // 2) if self.randomised else self.model
+        return Averaged(self.net, self.budget.draws // 2) if self.randomised else self.model
+
+    @cached_property
+    def inner(self) -> nn.Module:
+        """What attacks on inner tensors differentiate: the model, or `softened` where it refuses a gradient."""
+        x = self.x[:1].clone().requires_grad_()
+        try:
+            with torch.enable_grad():
+                torch.autograd.grad(self.model(x).sum(), x)
+            return self.model
+        except (RuntimeError, TypeError, NotImplementedError):  # numpy, detach, integers
+            return self.softened
 
     @cached_property
     def student(self) -> nn.Module:
@@ -156,8 +167,8 @@ class Case:
     def sweep(self, attacks: Iterable[tuple[str, Craft]], *, together: bool) -> dict[str, Tensor]:
         """Name to (N,) bool, right on clean images and under the attack.
 
-        together: each attack gets what the ones before left right, and its outcome includes theirs; else every attack
-        gets every image that is right when clean.
+        together: each attack gets what the ones before left right, and its outcome includes theirs, so that it is not
+        the attack's own; else every attack gets every image that is right when clean.
         """
         outcomes, alive = {}, self.clean
         for name, craft in attacks:

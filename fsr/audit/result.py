@@ -11,6 +11,7 @@ from torch import Tensor
 class Findings:
     """One group's outcome. attacks: name to (N,) bool, right on clean images and under the attack.
 
+    In the groups `restarts` and `unmasked` an attack gets what the ones before it left: its outcome includes theirs.
     details: JSON-able facts; not_applicable: attack to the reason why it was left out; seconds: filled by the caller.
     """
 
@@ -46,8 +47,9 @@ class Audit:
 
     authors_protocol: clean, FGSM, PGD-20, PGD-100 and C&W without restarts, its parts in
     `columns`. worst_case: under everything. groups: group to its own worst case, clean images included; attacks:
-    "group/attack" to its outcome. not_applicable: group or "group/attack" to the reason. indicators: six fractions of
-    the images that are right when clean (see `fsr.audit.indicators`). flags: AutoAttack's. seconds: per group.
+    "group/attack" to its outcome (with those before it in `restarts` and `unmasked`). not_applicable: group or
+    "group/attack" to the reason. indicators: six fractions of the images that are right when clean (see
+    `fsr.audit.indicators`). flags: AutoAttack's. seconds: per group.
     """
 
     clean: Tensor

@@ -24,7 +24,8 @@ def bpda(case: Case) -> Findings:
         return Findings(not_applicable={"": NO_MASK})
 
     losses = {"apgd-ce": cross_entropy, "apgd-dlr": ratio(case)}
-    crafts = [(name, case.aimed(adaptive.smooth_mask, case.model, 30, loss=loss)) for name, loss in losses.items()]
+    more = {"draws": case.draws}
+    crafts = [(name, case.aimed(adaptive.smooth_mask, case.net, 30, loss=f, **more)) for name, f in losses.items()]
     return Findings(case.sweep(crafts, together=False))
 
 
@@ -33,9 +34,9 @@ def mask(case: Case) -> Findings:
     if not case.masks:
         return Findings(not_applicable={"": NO_MASK})
     crafts = [
-        ("frozen", case.aimed(adaptive.frozen_mask, case.model, 40)),
-        ("towards-0", case.aimed(adaptive.driven_mask, case.model, 41, towards=0.0)),
-        ("towards-1", case.aimed(adaptive.driven_mask, case.model, 41, towards=1.0)),
+        ("frozen", case.aimed(adaptive.frozen_mask, case.net, 40)),
+        ("towards-0", case.aimed(adaptive.driven_mask, case.inner, 41, towards=0.0, draws=case.draws)),
+        ("towards-1", case.aimed(adaptive.driven_mask, case.inner, 41, towards=1.0, draws=case.draws)),
     ]
     return Findings(case.sweep(crafts, together=False))
 
@@ -45,7 +46,7 @@ def latent(case: Case) -> Findings:
     crafts: list[tuple[str, Craft]] = []
     missing = {}
     if has_auxiliary(case.model):
-        crafts.append(("joint", case.aimed(adaptive.joint_logits, case.model, 50)))
+        crafts.append(("joint", case.aimed(adaptive.joint_logits, case.inner, 50, draws=case.draws)))
     else:
         missing["joint"] = "this model has no auxiliary logits"
     images, labels = (case.x, case.y) if case.train is None else case.train
@@ -67,7 +68,7 @@ def transfer(case: Case) -> Findings:
             missing[twin] = NO_MASK if not case.masks else "this model has no recalibration"
             continue
         for name, loss in (("margin", lead), ("ce", cross_entropy)):
-            crafts.append((f"{twin}-{name}", case.aimed(adaptive.bypassed, case.model, 60, twin=twin, loss=loss)))
+            crafts.append((f"{twin}-{name}", case.aimed(adaptive.bypassed, case.net, 60, twin=twin, loss=loss)))
     if case.surrogate is None:
         missing["surrogate"] = "no surrogate network was given"
     else:
@@ -93,13 +94,17 @@ def _averaged(case: Case, noisy: list[FSR], switches: dict, own: Tensor, loss: L
     return craft
 
 
-def _rand(case: Case, noisy: list[FSR], switches: dict) -> Craft:
-    """AutoAttack `rand`, judged by the mean vote while it runs."""
+def _rand(case: Case, noisy: list[FSR], switches: dict, own: Tensor) -> Craft:
+    """AutoAttack `rand`, judged by the mean vote while it runs; own: as for `_averaged`.
+
+    An image that it does not break with the noise on it gives back clean: without the noise that one was not attacked.
+    """
 
     def craft(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         more = {"eps": case.eps, "version": "rand", "seed": case.seed, "batch": case.batch, **case.budget.rand}
         with changed(noisy, **switches):
-            result = auto.autoattack(case.net, x, y, judge=Averaged(case.model, case.budget.draws), **more)
+            result = auto.autoattack(case.net, x, y, judge=Averaged(case.net, case.budget.draws), **more)
+        own[rows] &= result.correct.to(own.device)
         return x if result.x_adv is None else result.x_adv
 
     return craft
@@ -120,7 +125,7 @@ def noise(case: Case) -> Findings:
     crafts = [(name, _averaged(case, noisy, switches, own, loss)) for name, loss in losses.items()]
     missing = {}
     if case.classes >= 3:
-        crafts.append(("rand", _rand(case, noisy, switches)))
+        crafts.append(("rand", _rand(case, noisy, switches, own)))
     else:
         missing["rand"] = "APGD-DLR needs three classes"
     attacks = case.sweep(crafts, together=False)

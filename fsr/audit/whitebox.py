@@ -57,8 +57,11 @@ def autoattack(case: Case) -> Findings:
 
 
 def restarts(case: Case) -> Findings:
-    """PGD on cross-entropy with restarts at several step sizes, then every likely wrong class in turn."""
-    budget, net = case.budget, case.net
+    """PGD on cross-entropy with restarts at several step sizes, then every likely wrong class in turn.
+
+    A randomised model is asked for its mean over draws: one unlucky draw ends no attack.
+    """
+    budget, net = case.budget, case.steady if case.randomised else case.net
 
     def several(alpha: float, block: int) -> Craft:
         def craft(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:

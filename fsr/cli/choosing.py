@@ -64,6 +64,8 @@ def _fits(run: Run, evaluation: Evaluation) -> None:
         raise UsageError(f"{run_id(run)} has {there:,} test images; give --images of at most {there}")
     if evaluation.checkpoint == "best" and run.holdout == 0 and run.imported is None:
         raise UsageError(f"{run_id(run)} has no `best`: nothing is held out; give --checkpoint last or ema")
+    if run.imported is not None and evaluation.checkpoint != "last":
+        raise UsageError(f"{run_id(run)} is imported, which gives `last` weights alone; give --checkpoint last")
     if evaluation.attack == "pgd20-joint" and not has_heads(run):
         raise UsageError(f"pgd20-joint needs auxiliary heads, and {run_id(run)} has none")
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from fsr import store
 from fsr.config import run_id
+from fsr.errors import CorruptFile
 from fsr.experiments.cost import forward_macs
 from fsr.runs import Task
 from fsr.runs.auditing import twin_of
@@ -26,7 +27,10 @@ def plan(tasks: Iterable[Task]) -> list[Job]:
     """Everything that is missing, each a job of its own: trainings first, then what is made of their weights."""
     tasks, jobs, trainings = list(tasks), [], {}
     for task in tasks:
-        trained = store.is_trained(task.run) and (not task.missing() or has_weights(task.run, "last"))
+        try:
+            trained = store.is_trained(task.run) and (not task.missing() or has_weights(task.run, "last"))
+        except CorruptFile:
+            trained = True  # its own jobs say what is damaged, and the others go on
         if not trained and task.name not in trainings:
             trainings[task.name] = len(jobs)
             jobs.append(Job(Task(run=task.run)))

@@ -50,6 +50,7 @@ def _all(profile: Profile) -> tuple[Run, ...]:
 def _sets(profile: Profile) -> dict[str, tuple[Run, ...]]:
     sets = {kind: _by_seed(some) for kind, some in ROWS[profile.name].items()}
     sets["blackbox"] = _unique([*sets["blackbox"], *rows.surrogates(profile).values()])
+    sets["audit"] = _unique([rows.surrogates(profile)["AT twin"], *sets["audit"]])  # what AT is attacked from
     return {**sets, "all": _all(profile)}
 
 

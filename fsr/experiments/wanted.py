@@ -162,6 +162,8 @@ def _streams(profile: Profile, run: Run) -> list[Analysis]:
 
 
 def _audit(profile: Profile, run: Run) -> list[Analysis]:
+    if all(run not in row.runs for row in rows.strength(profile)):
+        return []  # the twin that the audit of AT transfers from
     return [Analysis(kind="audit", images=profile.audit_images, budget=profile.audit_budget)]
 
 

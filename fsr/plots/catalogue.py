@@ -33,7 +33,7 @@ _MAPS = (
     "should sit on the object again where the non-robust map does not."
 )
 _MASKS = (
-    "Mass at 0 and 1 means that the mask decides sharply, and it passes almost no gradient there. Compare clean with "
+    "Mass at 0 and 1 means that the mask decides sharply, and its slope is small there. Compare clean with "
     "adversarial images, and the temperatures with each other."
 )
 _STREAMS = (

@@ -79,13 +79,13 @@ def _mark(ax: Axes, frame: pd.DataFrame) -> None:
         spots.append(("best", "held_robust_acc", int(frame["held_robust_acc"].to_numpy().argmax())))  # first on ties
     for mark, name, at in spots:
         if name in frame and pd.notna(frame[name].iloc[at]):
-            ax.plot(frame["epoch"].iloc[at], frame[name].iloc[at], zorder=5, **_look(mark))
+            ax.plot(frame["epoch"].iloc[at], frame[name].iloc[at], zorder=6 if mark == "EMA" else 5, **_look(mark))
 
 
 def _look(mark: str) -> dict[str, Any]:
     marker, fill = MARKS[mark]
     edge = style.BLACK if fill == "none" else "white"
-    size = {"last": 9, "best": 9, "EMA": 5.5}[mark]
+    size = {"last": 9, "best": 9, "EMA": 4.5}[mark]
     return {"marker": marker, "markerfacecolor": fill, "markeredgecolor": edge, "markeredgewidth": 0.8,
             "markersize": size, "linestyle": ""}  # fmt: skip
 
@@ -130,7 +130,8 @@ def curve_rows(profile: str) -> list[Row]:
 @style.styled
 def training_curves(profile: str) -> Figure:
     """F5: loss terms and held-out accuracies per epoch; last, best and EMA marked; other seeds pale."""
-    rows = curve_rows(profile)
+    planned = curve_rows(profile)
+    rows = [row for row in planned if any(history(run) is not None for run in (*row.plain, *row.runs))] or planned[:1]
     fig = style.figure(1.95 * len(rows) + 1.0)
     grid = fig.subplots(len(rows), 4, squeeze=False)
     for line, row in zip(grid.tolist(), rows, strict=True):
@@ -141,5 +142,7 @@ def training_curves(profile: str) -> Figure:
     for ax in grid[-1]:
         ax.set_xlabel("epoch")
     _legend(fig)
-    style.foot(fig, "accuracies: held-out images, attacked as in training; bold: seed 0, pale: other seeds")
+    left_out = ", ".join(words.method(row.runs[0].method) for row in planned if row not in rows)
+    told = "accuracies: held-out images, attacked as in training; bold: seed 0, pale: other seeds"
+    style.foot(fig, told + (f"; not run: {left_out}" if left_out else ""))
     return fig

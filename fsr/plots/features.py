@@ -76,5 +76,6 @@ def feature_space(profile: str) -> Figure:
             _scatter(ax, found[1][key], found[1]["labels"], found[0].get("class_names", []))
     if found is not None:
         count = len(found[1]["labels"])
-        style.foot(fig, f"t-SNE of {count} adversarial test images; distances between groups mean nothing")
+        told = f"t-SNE of {count:,} adversarial test images; distances between groups mean nothing"
+        style.foot(fig, f"{style.OF_EMA}; {told}")
     return fig

@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from fsr import experiments
 from fsr.experiments import Row
 from fsr.plots import readings, style, words
 
@@ -21,15 +22,22 @@ def _networks(profile: str) -> dict[tuple[str, str], list[Row]]:
     return groups
 
 
+def _was_run(profile: str, row: Row) -> bool:
+    return any(readings.gain(profile, row, attack) is not None for attack in readings.columns(profile))
+
+
 def _panel(ax: Axes, profile: str, rows: list[Row]) -> None:
     columns = readings.columns(profile)
+    rows = [row for row in rows if _was_run(profile, row)]
     offsets = [0.24 * (i - (len(rows) - 1) / 2) for i in range(len(rows))]
-    drawn = False
+    drawn, empty = False, set()
     for row, offset in zip(rows, offsets, strict=True):
         marker, colour = MARKS[row.runs[0].method]
         for i, attack in enumerate(columns):
             gain = readings.gain(profile, row, attack)
             if gain is None:
+                if not any(readings.gain(profile, other, attack) for other in rows):
+                    empty.add(i)
                 continue
             drawn = True
             low, high = 100 * (gain.mean - gain.low), 100 * (gain.high - gain.mean)
@@ -42,6 +50,8 @@ def _panel(ax: Axes, profile: str, rows: list[Row]) -> None:
     if not drawn:
         style.not_run(ax)
         return
+    for i in empty:
+        ax.text(0, i, " not run", ha="left", va="center", fontsize=6.5, color="#666666")
     ax.axvline(0, color="black", linewidth=0.9, zorder=1)
     ax.set_yticks(range(len(columns)), [words.metric(a) for a in columns])
     ax.set(ylim=(len(columns) - 0.5, -0.5), xlabel="gain of + FSR in points")
@@ -54,7 +64,7 @@ def gains(profile: str) -> Figure:
     groups = _networks(profile)
     cols = min(3, len(groups))
     lines = -(-len(groups) // cols)
-    fig, grid = style.panels(lines, cols, 3.05 * lines + 0.5)
+    fig, grid = style.panels(lines, cols, 3.05 * lines + 0.5, sharex=True)
     axes = [ax for line in grid for ax in line]
     for ax, ((dataset, network), rows) in zip(axes, groups.items(), strict=False):
         _panel(ax, profile, rows)
@@ -64,12 +74,20 @@ def gains(profile: str) -> Figure:
     for line in grid:
         for ax in line[1:]:
             ax.set_yticklabels([])
-    methods = dict.fromkeys(row.runs[0].method for rows in groups.values() for row in rows)
+    shown = [row for rows in groups.values() for row in rows if _was_run(profile, row)]
+    methods = dict.fromkeys(row.runs[0].method for row in shown)
     looks = {words.method(m): MARKS[m] for m in methods}
     handles = [Line2D([], [], marker=m, color=c, linestyle="", label=name) for name, (m, c) in looks.items()]
-    handles.append(Line2D([], [], marker="|", color=style.GREY, linestyle="", label="one seed"))
-    fig.legend(handles=handles, loc="outside upper center", ncols=len(handles))
-    style.foot(
-        fig, "right of zero: better with FSR; last epoch; bars: paired 95 % interval of the difference over test images"
-    )
+    if any(len(row.runs) > 1 for row in shown):
+        handles.append(Line2D([], [], marker="|", color=style.GREY, linestyle="", label="one seed of several"))
+    if handles:
+        fig.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    style.foot(fig, f"right of zero: better with FSR; last epoch; bars: paired 95 % interval over {_images(profile)}")
     return fig
+
+
+def _images(profile: str) -> str:
+    """How many test images the columns have, and AutoAttack."""
+    counts = [readings.images(profile, name) for name in ("pgd20", experiments.profile_of(profile).autoattack)]
+    told = ["all" if count is None else f"{count:,}" for count in counts]
+    return f"{told[0]} test images" + (f" (AutoAttack: {told[1]})" if told[0] != told[1] else "")

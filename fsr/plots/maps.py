@@ -1,5 +1,7 @@
 """F1: what the streams attend to, on natural and on adversarial images."""
 
+from typing import Any
+
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -65,6 +67,8 @@ def _row(axes: list[Axes], arrays: dict[str, np.ndarray], i: int, names: list[st
         text = f"{'right' if right else 'wrong'}: {_name(names, int(arrays[predicted][i]))}"
         ax.text(0.5, -0.04, text, transform=ax.transAxes, ha="center", va="top", fontsize=6.5,
                 color=style.GREEN if right else style.VERMILION)  # fmt: skip
+    beside: dict[str, Any] = {"rotation": 90, "ha": "right", "va": "center", "fontsize": 6.5}
+    axes[0].text(-0.05, 0.5, _name(names, int(arrays["labels"][i])), transform=axes[0].transAxes, **beside)
     for ax, key in zip(axes[2:], STREAM_OF, strict=True):
         show_map(ax, arrays["adversarial"][i], arrays[key][i])
 
@@ -91,5 +95,6 @@ def attention_maps(profile: str) -> Figure:
     titles += [f"{words.STREAM_WORDS[s]}\n{words.STREAMS[s]}" for s in STREAM_OF.values()]
     for ax, title in zip(axes[0], titles, strict=True):
         ax.set_title(title, loc="center", fontsize=7.5)
-    style.foot(fig, "maps: mean over channels of |feature| on the adversarial image, each stretched to its own range")
+    maps = "maps: mean over channels of |feature| on the adversarial image, each stretched to its own range"
+    style.foot(fig, f"{style.OF_EMA}; left: the class; {maps}")
     return fig

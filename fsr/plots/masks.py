@@ -68,6 +68,7 @@ def mask_histograms(profile: str) -> Figure:
     handles, labels = axes[0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside upper center", ncols=2)
     style.foot(
-        fig, "saturated: m below 0.05 or above 0.95, where the mask passes almost no gradient; test mode, no noise"
+        fig,
+        f"{style.OF_EMA}; no noise; saturated: m below 0.05 or above 0.95, its slope at most a fifth of the largest",
     )
     return fig

@@ -62,4 +62,7 @@ def stream_bars(profile: str) -> Figure:
     style.percent_axis(ax)
     handles, labels = ax.get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside upper center", ncols=2)
+    seeds = f"mean of {len(records)} seeds" if len(records) > 1 else "one seed"
+    least = min(n for _, n in total.values())
+    style.foot(fig, f"last epoch, {seeds}; bars: 95 % intervals over the {least:,} images of each seed")
     return fig

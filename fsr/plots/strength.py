@@ -65,7 +65,8 @@ def attack_strength(profile: str) -> Figure:
     shown = [ax for ax in (left, right) if ax.get_legend_handles_labels()[1]]
     if shown:
         fig.legend(*shown[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
-    style.foot(
-        fig, "step 0.1 eps, no random start, seed 0, last epoch; bands: 95 %; dotted: the usual eps; right: axis cut"
-    )
+    least = min((a.n for axis in ("eps", "steps") for _, a in sweep(profile, run, axis)), default=None)
+    count = "" if least is None else f", {least:,} images"
+    told = "bands: 95 %; dotted: the usual eps; right: axis cut"
+    style.foot(fig, f"step 0.1 eps, no random start, seed 0, last epoch{count}; {told}")
     return fig

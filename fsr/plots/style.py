@@ -47,6 +47,7 @@ STYLE: dict[Any, Any] = seaborn.axes_style("ticks") | {  # seaborn's look, and w
     "pdf.fonttype": 42,  # text stays text: searchable, and accepted by every publisher
     "mathtext.fontset": "dejavusans",
 }
+OF_EMA = "EMA weights, seed 0"  # of the figures that look inside one network
 WIDTH = 7.2  # inches: the width of a two-column page
 
 

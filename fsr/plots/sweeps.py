@@ -84,5 +84,7 @@ def sweeps(profile: str) -> Figure:
     shown = [ax for ax in axes if ax.get_legend_handles_labels()[1]]
     if shown:
         fig.legend(*shown[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(LINES))
-    style.foot(fig, "seed 0, last epoch; bars: 95 % intervals; dashed: plain AT; a place is a stage's number")
+    images = readings.images(profile, "pgd20")
+    count = "all test images" if images is None else f"{images:,} test images"
+    style.foot(fig, f"seed 0, last epoch, {count}; bars: 95 % intervals; dashed: plain AT; a place is a stage's number")
     return fig

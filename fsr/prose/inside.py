@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 from fsr import experiments, statistics, store, tables
+from fsr.config import Run
 from fsr.plots import curves, readings, strength, words
 from fsr.plots.masks import mask_records
 from fsr.plots.streams import CHECKPOINT, mean_counts
@@ -13,7 +14,7 @@ from fsr.tables.cost import PAIRED
 from fsr.tables.text import span
 from fsr.tables.verdict import UNTESTED
 
-REACHES = "not zero, so twenty steps are too few there or gradients are hidden (the audit's unbounded attack decides)"
+REACHES = "not zero, so twenty steps are too few there or gradients are hidden"
 
 
 def progress(profile: str, notebook: str) -> Prose:
@@ -45,6 +46,9 @@ def streams(profile: str) -> Prose:
             step = f"{percent(before)} % in the non-robust stream, {percent(after)} % recalibrated"
             lines.append(f"- by {name}: {step}, {points(after - before)}{_over_seeds(records, probe)}")
     note = "The head was trained to produce this step, so it is no evidence by itself; the neighbours were not."
+    learnt = [total[stream, "aux"] for stream in ("nonrobust", "recalibrated") if (stream, "aux") in total]
+    if len(learnt) == 2 and learnt[1][0] / learnt[1][1] <= learnt[0][0] / learnt[0][1]:
+        note += " It does not show the step here: the separation was not learnt, so this says little about the method."
     heads = [total[stream, "aux"] for stream in ("robust", "nonrobust") if (stream, "aux") in total]
     if len(heads) == 2 and heads[0][0] / heads[0][1] <= heads[1][0] / heads[1][1]:
         robust, other = (percent(right / n) for right, n in heads)
@@ -64,7 +68,7 @@ def _over_seeds(records, probe: str) -> str:
     low, high = statistics.seed_summary(steps)[2:4] if len(steps) >= MIN_SEEDS else (None, None)
     if low is None or high is None:
         return " (too few seeds for an interval)"
-    return f" (over seeds {span(100 * low, 100 * high, sign=True)})"
+    return f" (over seeds {span(100 * low, 100 * high, digits=2, sign=True)})"  # as T10 prints it
 
 
 def masks(profile: str) -> Prose:
@@ -146,14 +150,26 @@ def attack_strength(profile: str) -> Prose:
         far, steps = (strength.sweep(profile, row.runs[0], axis) for axis in ("eps", "steps"))
         if len(far) > 1:
             eps, last = far[-1]
-            radius = f"eps {eps:.3g}, {eps / row.runs[0].eps:.3g} times the usual radius"
+            shown = f"{255 * eps:.3g}/255" if row.runs[0].eps < 0.1 else f"{eps:.3g}"  # as F6's axis has it
+            radius = f"eps {shown}, {eps / row.runs[0].eps:.3g} times the usual radius (n = {last.n:,})"
             left = f"- {row.name}: {accuracy_text(last)} left at {radius}"
-            lines.append(f"{left}: {REACHES}." if last.value > 0 else f"{left}.")
+            lines.append(f"{left}: {REACHES}{_unbounded(profile, row.runs[0])}." if last.value > 0 else f"{left}.")
         if len(steps) > 1:
             rise = max(b.value - a.value for (_, a), (_, b) in pairwise(steps))
             verdict = "never rises" if rise <= 0 else f"rises by at most {points(rise)}"
             lines.append(f"- {row.name}: with more steps accuracy {verdict}.")
     return Prose.of("\n".join(lines), budget(profile)) if lines else Prose(NOTHING)
+
+
+def _unbounded(profile: str, run: Run) -> str:
+    """What the audit's attack without a radius, which decides between the two, left of this network's images."""
+    found = readings.analysis(profile, run, "audit")
+    value = None if found is None else found[0].get("indicators", {}).get("unbounded_attack_fails")
+    if value is None:
+        return " (the audit's unbounded attack decides; it was not run)"
+    if value > 0:
+        return f" (the audit's unbounded attack fails on {percent(value)} % of the images: hidden)"
+    return " (the audit's unbounded attack breaks every image: too few)"
 
 
 def audit(profile: str) -> Prose:
@@ -174,8 +190,9 @@ def audit(profile: str) -> Prose:
         return Prose(NOTHING)
     where = f"Seed {experiments.main_pair(profile)[0].seed}, last weights, {_budgets(numbers)} budget:"
     note = (
-        "FSR is given more attacks than AT (those on its mask and its noise), and the lowest of more attacks is never "
-        "higher: only a clear difference would say that the protocol's attacks had failed on it."
+        "FSR is given more attacks than AT (on its mask, its noise, its auxiliary logits and from its own twins), and "
+        "the lowest of more attacks is never higher: only a clear difference would say that the protocol's attacks had "
+        "failed on it."
     )
     told = (
         " ".join(filter(None, (note, _drops(profile)))) if len(lines) > 1 else "The other network was not audited yet."

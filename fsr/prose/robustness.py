@@ -76,7 +76,10 @@ def deactivation(profile: str) -> Prose:
         lines += [" ".join([line, *_warned(profile, row)])] if line else []
     joint = [line for row in rows[1:] if (line := _joint(profile, row)) is not None]
     if not lines:
-        return Prose(NOTHING if len(rows) > 2 else "This profile trains no peers.")
+        if len(rows) > 2 and not joint:
+            return Prose(NOTHING)
+        missing = "No peer has been run yet." if len(rows) > 2 else "This profile trains no peers."
+        return Prose.of(missing, " ".join(joint), budget(profile) if joint else None)
     return Prose.of("\n".join(lines), " ".join(joint), budget(profile))
 
 
@@ -129,7 +132,9 @@ def blackbox(profile: str) -> Prose:
         told = [f"{words.metric(name)} {only} of {seen}" for name, (only, seen) in counts.items()]
         lines += [f"- {row}, images that survive Ensemble and are broken by: {', '.join(told)}."] if told else []
     some = any(only for counts in found.values() for only, _ in counts.values())
-    return Prose.of("\n".join(lines), SOME_MASKING if some else NO_MASKING, budget(profile))
+    asked = [name for name in ("nattack", "square") if not all(name in counts for counts in found.values())]
+    only_transfer = f" Not run: {', '.join(map(words.metric, asked))}, which ask the network itself." if asked else ""
+    return Prose.of("\n".join(lines), (SOME_MASKING if some else NO_MASKING) + only_transfer, budget(profile))
 
 
 def components(profile: str) -> Prose:

@@ -4,7 +4,7 @@ import logging
 
 import numpy as np
 
-from fsr import paths, store
+from fsr import experiments, paths, store
 from fsr.config import Analysis, Run, replace, run_id
 from fsr.data import Data, as_float, part_of_test
 from fsr.files import save_json
@@ -22,12 +22,13 @@ def twin_of(run: Run) -> Run:
 
 
 def _surrogate(run: Run, options: Options):
-    """(run id, digest, network) of the twin's `last`; Nones, and a warning, while the twin is not trained.
+    """(run id, digest, network) of the twin's `last`, trained first where a profile plans both.
 
-    So a record depends on what is trained when the audit begins, and says so: audits come behind all trainings.
+    Nones, and a warning, for a run outside every plan whose twin is not trained: its record then says so.
     """
     twin = twin_of(run)
-    if not store.is_trained(twin):
+    together = any({run, twin} <= set(sets["all"]) for sets in experiments.SETS.values())
+    if not (together or store.is_trained(twin)):
         log.warning(
             "%s: the audit goes without transfer from its twin %s, which is not trained; its record says so "
             "('surrogate': null)",
@@ -86,6 +87,7 @@ def audit_run(run: Run, analysis: Analysis, model, data: Data, options: Options)
         "not_applicable": result.not_applicable,
         "indicators": _plain(result.indicators),
         "flags": _plain(result.flags),
+        "details": _plain(result.details),
         "group_seconds": result.seconds,
         "randomised": result.randomised,
         "surrogate": twin,

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from fsr import hardware, paths, store
+from fsr import experiments, hardware, paths, store
 from fsr.analyse import analyse
 from fsr.config import Analysis, Evaluation, Run, run_id
 from fsr.data import part_of_test
-from fsr.evaluate import Progress, survives
+from fsr.evaluate import Progress, batch_size, survives
 from fsr.files import provenance, save_json
 from fsr.runs.auditing import audit_run
 from fsr.runs.base import Options, data_of, locked, memory_explained, scratch
@@ -29,7 +29,9 @@ def _surrogate(evaluation: Evaluation, options: Options):
     """(network whose gradients a transfer attack uses, its digest): `last` of another run, trained first if need be."""
     if evaluation.surrogate is None:
         return None, None
-    source = store.config_of(evaluation.surrogate)
+    planned = (run for sets in experiments.SETS.values() for run in sets["all"])
+    source = next((run for run in planned if run_id(run) == evaluation.surrogate), None)
+    source = source or store.config_of(evaluation.surrogate)
     model = load_model(source, "last", options)
     return model, digest_of(weights_path(source, "last"))
 
@@ -59,18 +61,19 @@ def _evaluate(run: Run, evaluation: Evaluation, options: Options, surrogate, sur
         identity["surrogate_weights"] = surrogate_digest
     options.check()
     device = options.torch_device
+    resumes = {"batch": batch_size(device, evaluation)}  # AutoAttack's state of one device is of no use on another
     _any_batch_size()
     model = load_model(run, evaluation.checkpoint, options)
     x, y, index = part_of_test(data_of(run, device), evaluation.images)
     path, saved = _partial(run, evaluation), time.monotonic()
-    progress = Progress(**scratch(path, identity).get("progress", {}))
+    progress = Progress(**scratch(path, identity | resumes).get("progress", {}))
 
     def on_chunk(progress: Progress) -> None:
         nonlocal saved
         options.report(run_id(run), f"{evaluation.checkpoint} {evaluation.attack_id}", progress.done, len(y))
         stopping = options.interrupted() or options.late()
         if progress.done < len(y) and (stopping or time.monotonic() - saved > SAVE_SECONDS):
-            save_json(path, {**identity, "progress": asdict(progress)})
+            save_json(path, {**identity, **resumes, "progress": asdict(progress)})
             saved = time.monotonic()
         if progress.done < len(y):
             options.check()

@@ -51,18 +51,26 @@ def _rounded(tensors: dict[str, Tensor], parameters: set[str]) -> dict[str, Tens
 
 
 def save_checkpoint(trainer: Trainer, *, half: bool = False, recorded: dict[str, str] | None = None) -> dict[str, str]:
-    """Resume state first, then the named weights; returns their digests.  Diverged when they are not finite.
+    """Resume state and named weights; returns the weights' digests.  Diverged when they are not finite.
 
-    half: the named weights of a finished training are kept in float16; the state is never rounded. recorded: digests of
-    a run that is on record; a file that holds these weights is left as it is while others are trained again.
+    Weights are taken for final once the state says that the training is finished: it is written first while that is
+    not so, and last when it is. half: the named weights of a finished training are kept in float16; the state is never
+    rounded. recorded: digests of a run that is on record; a file that holds these weights is left as it is while others
+    are trained again.
     """
     _refuse_diverged(trainer)
     run, named = trainer.run, trainer.checkpoints()
-    if half and trainer.progress.epoch > run.epochs:
+    final = trainer.progress.epoch > run.epochs
+
+    def save_state() -> None:
+        own = {"run_id": run_id(run), "switches": trainer.crafter.switches}
+        weights.save_tensors(state_path(run), trainer.tensors(), asdict(trainer.progress) | own)
+
+    if half and final:
         parameters = {name for name, _ in trainer.model.named_parameters()}
         named = {kind: _rounded(tensors, parameters) for kind, tensors in named.items()}
-    own = {"run_id": run_id(run), "switches": trainer.crafter.switches}
-    weights.save_tensors(state_path(run), trainer.tensors(), asdict(trainer.progress) | own)
+    if not final:
+        save_state()
     found = {}
     for kind, tensors in named.items():
         path = weights_path(run, kind)
@@ -71,27 +79,41 @@ def save_checkpoint(trainer: Trainer, *, half: bool = False, recorded: dict[str,
             found[kind] = known
         else:
             found[kind] = weights.save_tensors(path, tensors, {"run_id": run_id(run), "checkpoint": kind})
+    if final:
+        save_state()
     return found
 
 
-def _finish(trainer: Trainer, digests: dict[str, str], started: str, half: bool) -> None:
+def _finish(trainer: Trainer, digests: dict[str, str], half: bool) -> None:
     run = trainer.run
     history = store.save_history(run, trainer.progress.rows)
-    record = provenance() | {
+    sittings = trainer.progress.sittings or [_sitting(trainer)]
+    record = sittings[-1] | {
         "run_id": run_id(run),
-        "hardware": hardware.describe(trainer.device),
-        "started": started,
+        "started": sittings[0]["started"],
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(trainer.progress.seconds, 3),
         "steps": trainer.progress.step,
         "best_epoch": trainer.progress.best_epoch or None,
-        "switches": trainer.crafter.switches,
-        "processes": distributed.size(),
         "half": half,
         "checkpoints": digests,
         "history_sha256": sha256(history),
     }
+    first_step = record.pop("first_step")
+    if len(sittings) > 1 or first_step:
+        record["sittings"] = sittings  # code, hardware and switches above are the last one's
     save_json(paths.run_dir(run_id(run)) / "env.json", record)
+
+
+def _sitting(trainer: Trainer) -> dict:
+    """With what this process trains, and from which step on: a run that was stopped may go on with other code."""
+    return provenance() | {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "first_step": trainer.progress.step,
+        "hardware": hardware.describe(trainer.device),
+        "switches": trainer.crafter.switches,  # the crafter's own, final after its first batch
+        "processes": distributed.size(),
+    }
 
 
 def _trainer(run: Run, options: Options) -> Trainer:
@@ -153,8 +175,9 @@ def _train(run: Run, options: Options) -> None:
     store.save_config(run)
     for path in (state_path(run), *(weights_path(run, kind) for kind in ("last", "best", "ema"))):
         sweep(path)
-    started = datetime.now(UTC).isoformat(timespec="seconds")
     trainer = _trainer(run, options)
+    if trainer.progress.epoch <= run.epochs:
+        trainer.progress.sittings.append(_sitting(trainer))
     digests: dict[str, str] = {}
     pace = _Pace()
 
@@ -178,7 +201,7 @@ def _train(run: Run, options: Options) -> None:
         fit(trainer, watch, on_epoch=on_epoch)
     digests = digests or save_checkpoint(trainer, half=half, recorded=recorded)
     if not known:
-        _finish(trainer, digests, started, half)
+        _finish(trainer, digests, half)
     elif recorded != digests:
         log.warning("%s: retrained weights differ from the recorded ones (another machine or version)", run_id(run))
 
@@ -214,7 +237,8 @@ def ensure_weights(run: Run, checkpoint: str, options: Options) -> str:
     if checkpoint == "best" and run.holdout == 0:
         raise MissingRecord(f"{run_id(run)} has no `best`: holdout is 0, as in the authors' training; use last or ema")
     if not path.exists() and run.imported is not None:
-        raise MissingRecord(f"{path} is gone; type `python -m fsr import-official FILE` again (file {run.imported})")
+        command = f"python -m fsr import-official FILE --backbone {run.backbone} --dataset {run.dataset}"
+        raise MissingRecord(f"{path} is gone; type `{command}` again (file {run.imported})")
     if not has_weights(run, checkpoint):
         options.check()
         _train(run, options)

@@ -30,6 +30,9 @@ NOTE = (
     "over seeds. Bold: best of our rows for the same weights, of those with the most seeds, without networks "
     "that AutoAttack warns of. Authors' protocol except AutoAttack."
 )
+SAME_SEEDS = (
+    "A gain is over the same seeds: that of a row of one training is over that seed's network, not over the mean row."
+)
 TRAININGS = (
     "Intervals hold for these trained networks: another seed of the same method often differs by more (see ±), and a "
     "row without ± is one training. Of twenty gains without any effect one interval leaves out zero even so."
@@ -154,8 +157,13 @@ def table(name: str, profile: str) -> Table:
 def _extra_notes(frame: pd.DataFrame, name: str, profile: str, sources: Sources) -> list[str]:
     crafted = formats.note(profile, sources)
     notes = [crafted] if crafted else []
+    if mixed := sources.mixed():
+        notes.append(
+            f"Trained again between two columns, with other weights as a result: {', '.join(mixed)}. Do not compare "
+            "columns of such a row with each other."
+        )
     if frame.loc[frame["kind"] == "gain", "value"].notna().any():
-        notes.append(TRAININGS)
+        notes += [SAME_SEEDS, TRAININGS]
     if name == "T4":
         notes.append("m = 1 and R = 0 at test are one network computed in two ways, f̃ = f: equal rows are a check.")
     if frame["kind"].isin(["rerun", "anchor"]).any():

@@ -30,7 +30,7 @@ def _ensemble(run: Run, evaluation: Evaluation) -> store.Outcome | None:
     """Right under all five of the authors' columns, on the images that all five have."""
     found = [outcome(run, replace(evaluation, attack=name)) for name in store.ENSEMBLE]
     parts = [part for part in found if part is not None]
-    if len(parts) < len(found):
+    if len(parts) < len(found) or not store.same_weights(parts):
         return None
     index = reduce(np.intersect1d, [part.index for part in parts])
     right = [part.correct[np.searchsorted(part.index, index)] for part in parts]
@@ -82,6 +82,9 @@ def gain(
         before = outcome(other, plain_evaluation or evaluation) if other else None
         other_images = outcome(run, within) if within else after
         if after is not None and before is not None and other_images is not None:
+            same_run = other == run and evaluation.checkpoint == (plain_evaluation or evaluation).checkpoint
+            if same_run and not store.same_weights((after, before)):
+                continue  # an intervention on another training of the run
             pairs.append(_common(after, before, other_images.index))
             if sources is not None:
                 sources.add(after.record)

@@ -10,7 +10,7 @@ from fsr.tables.text import NOT_RUN, missing, number, quantity
 
 COST = ("params", "macs", "train_seconds_per_epoch", "latency_ms", "peak_memory_mb")
 UNITS = dict(zip(COST, ("count", "count", "seconds", "milliseconds", "megabytes")))
-HEAD = ("parameters", "MACs", "seconds per epoch", "latency, ms", "peak memory, MiB")
+HEAD = ("parameters", "MACs", "seconds per epoch", "latency of a batch, ms", "peak memory, MiB")
 PAIRED = "latency_ms_without"  # of FSR's record: its network without FSR, timed in turns with it
 DIGITS = (0, 0, 2, 3, 1)
 
@@ -28,11 +28,21 @@ def cost_numbers(profile: str, sources: Sources) -> pd.DataFrame:
                 "dataset": run.dataset, "backbone": run.backbone, "network": names.network(run), "row": row.name,
                 "fsr": run.fsr is not None, "full_size": run.width is None and run.blocks is None,
                 **{name: found.get(name) for name in COST},
-                **{name: _largest(found.get(name)) for name in ("latency_ms", PAIRED)},
+                **{name: _largest(found.get(name)) for name in ("latency_ms", PAIRED)}, "measured_on": _where(found),
             })  # fmt: skip
     frame = pd.DataFrame(records)
     frame[[*COST, PAIRED]] = frame[[*COST, PAIRED]].astype(float)
     return frame
+
+
+def _where(found: dict) -> str | None:
+    """Batch and machine of what was measured."""
+    if not isinstance(found.get("latency_ms"), dict):
+        return None
+    parts, batch = found.get("hardware", {}), max(found["latency_ms"], key=int)
+    threads = parts.get("threads")
+    machine = parts.get("gpu") or f"{parts.get('cpu')}, {threads} thread{'' if threads == 1 else 's'}"
+    return f"batch {batch} on {machine}"
 
 
 def _largest(latency: dict[str, float] | float | None) -> float | None:
@@ -57,8 +67,9 @@ def overhead(profile: str) -> Table:
             stated = _stated(pair["backbone"].iloc[0])
             shown.append(keys | {"method": "added, from the authors' code (computed)"} | stated)
         shown += [keys | row for row in _typed(pair)]
+    where = "; ".join(numbers["measured_on"].dropna().unique()) or NOT_RUN
     notes = (
-        "Parameters include the auxiliary head; MACs, latency and memory are of the device and batches in the records. "
+        f"Parameters include the auxiliary head; MACs are of one image; latency and memory: {where}. "
         "Seconds per epoch are the median over a training, each its own: read their difference as rough. Latency is "
         "the median of eager passes in eval mode; that of the network without FSR was taken in turns with the one with "
         "FSR, in one process.",

@@ -19,7 +19,7 @@ GROUPS = {  # as `fsr.audit` names them, in the order of the audit
     "bpda": "2 the mask's backward pass at tau = 1 (BPDA)",
     "mask": "3 the mask frozen or driven",
     "latent": "4 joint logits, latent heads",
-    "transfer": "5 transfer from twins and a student",
+    "transfer": "5 transfer from other networks",
     "restarts": "6 restarts, step sizes, multi-targeted",
     "noise": "7 with the training noise on",
     "queries": "8 Square",
@@ -184,7 +184,9 @@ def audit(profile: str) -> Table:
         f"Percent of images still right, with 95 % Wilson intervals; budget: {budget} (quick: AutoAttack with 20 steps "
         "and 300 queries, Square alone with 1,000, 40 steps elsewhere; full: AutoAttack standard, Square with 20,000). "
         "Every attack is crafted in float32, so row 1 is not T1's. A group breaks an image when one of its attacks "
-        "does; the worst case is over every group and the protocol. A network with a mask is given more attacks.",
+        "does; the worst case is over every group and the protocol. FSR is given more attacks: groups 2, 3 and 7, the "
+        "joint logits of group 4, and in group 5 its own twins with m = 1 and with R = 0, which a network without FSR "
+        "does not have. So compare columns by the worst case, not by these groups.",
         "Indicators are shares of the images that are right when clean; high values say that attacks failed to attack. "
         "Transfer failure is the share where an attack fools a smooth student and not the network: an image that "
         f"nothing breaks may count too, so a network that holds has a high value; read it beside '{UNBROKEN}'.",

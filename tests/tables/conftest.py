@@ -42,7 +42,8 @@ class Records:
         store.save_config(run)
         data = store.save_history(run, [{"epoch": i + 1, "seconds": seconds} for i in range(2)])
         digest = store.sha256(data)
-        save_json(run_dir(store.id_of(run)) / "env.json", {"history_sha256": digest, "hardware": hardware})
+        record = {"run_id": store.id_of(run), "history_sha256": digest, "hardware": hardware}
+        save_json(run_dir(store.id_of(run)) / "env.json", record)
 
 
 @pytest.fixture

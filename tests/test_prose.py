@@ -119,6 +119,36 @@ def test_streams_that_the_head_cannot_tell_apart_are_named(root):
     assert "one seed, last epoch" in said and "no more in the robust stream (20.0 %) than in the other (24.0 %)" in said
 
 
+def test_a_step_that_the_head_does_not_show_is_said(root):
+    run = experiments.main_pair("demo")[1]
+    planned = next(a for a in experiments.analyses("demo", "all", run) if a.kind == "streams")
+    store.save_config(run)
+    rows = [{"stream": s, "probe": "aux", "attack": "pgd20", "n": 500, "correct": c}
+            for s, c in {"robust": 300, "nonrobust": 120, "recalibrated": 119}.items()]  # fmt: skip
+    store.save_analysis(run, planned, {"rows": rows, "rows_clean": []})
+    assert "the separation was not learnt" in prose.streams("demo")
+
+
+@pytest.mark.parametrize("fails, told", [(None, "it was not run"), (0.0, "breaks every image"), (0.04, "4.0 %")])
+def test_what_is_left_at_the_largest_radius_is_read_with_the_audit(root, fails, told):
+    run = experiments.main_pair("demo")[0]
+    store.save_config(run)
+    for evaluation in experiments.evaluations("demo", "strength", run):
+        store.save_eval(run, evaluation, range(500), [i < 5 for i in range(500)])
+    if fails is not None:
+        planned = next(a for a in experiments.analyses("demo", "all", run) if a.kind == "audit")
+        store.save_analysis(run, planned, {"indicators": {"unbounded_attack_fails": fails}, "not_applicable": {}})
+    said = prose.attack_strength("demo")
+    assert told in said and "n = 500" in said
+
+
+def test_black_box_without_queries_says_so(root):
+    run = experiments.main_pair("demo")[0]
+    columns(run, "demo", "whitebox", 80)
+    store.save_eval(run, experiments.columns("demo", "blackbox")["transfer-twin"], range(100), [True] * 100)
+    assert "Not run: N-Attack, Square" in prose.blackbox("demo")
+
+
 def test_the_audits_losses_are_compared_image_by_image(root):
     """AT loses nothing between protocol and worst case, FSR six images: p = 2 / 2**6."""
     for run, lost in zip(experiments.main_pair("demo"), (0, 6)):

@@ -85,9 +85,9 @@ def _mark(ax: Axes, frame: pd.DataFrame) -> None:
 def _look(mark: str) -> dict[str, Any]:
     marker, fill = MARKS[mark]
     edge = style.BLACK if fill == "none" else "white"
-    size = {"last": 9, "best": 9, "EMA": 4.5}[mark]
-    return {"marker": marker, "markerfacecolor": fill, "markeredgecolor": edge, "markeredgewidth": 0.8,
-            "markersize": size, "linestyle": ""}  # fmt: skip
+    size = {"last": 11, "best": 11, "EMA": 3.5}[mark]  # all three can fall on one point and are still seen
+    line = {"markeredgecolor": edge, "markeredgewidth": 0.8 if mark == "last" else 0.4, "linestyle": ""}
+    return line | {"marker": marker, "markerfacecolor": fill, "markersize": size, "clip_on": False}
 
 
 def _pair(axes: list[Axes], runs: tuple[Run, ...], title: str) -> None:

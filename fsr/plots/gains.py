@@ -61,14 +61,21 @@ def _panel(ax: Axes, profile: str, rows: list[Row]) -> None:
 @style.styled
 def gains(profile: str) -> Figure:
     """F7: the gain of + FSR per column, method and network, with paired 95 % bootstrap intervals over images."""
-    groups = _networks(profile)
+    planned = _networks(profile)
+    groups = {key: rows for key, rows in planned.items() if any(_was_run(profile, row) for row in rows)}
+    left_out = [network for _, network in planned.keys() - groups.keys()] if groups else []
+    groups = groups or dict([next(iter(planned.items()))])
     cols = min(3, len(groups))
     lines = -(-len(groups) // cols)
-    fig, grid = style.panels(lines, cols, 3.05 * lines + 0.5, sharex=True)
+    fig, grid = style.panels(lines, cols, 3.05 * lines + 0.5)
     axes = [ax for line in grid for ax in line]
     for ax, ((dataset, network), rows) in zip(axes, groups.items(), strict=False):
         _panel(ax, profile, rows)
         ax.set_title(f"{dataset}\n{network}")  # on two lines, or neighbours meet
+    drawn = [ax for ax in axes[: len(groups)] if ax.lines]
+    limits = [end for ax in drawn for end in ax.get_xlim()]
+    for ax in drawn:
+        ax.set_xlim(min(limits), max(limits))  # one scale: a point means the same everywhere
     for ax in axes[len(groups) :]:
         style.blank(ax)
     for line in grid:
@@ -82,7 +89,8 @@ def gains(profile: str) -> Figure:
         handles.append(Line2D([], [], marker="|", color=style.GREY, linestyle="", label="one seed of several"))
     if handles:
         fig.legend(handles=handles, loc="outside upper center", ncols=len(handles))
-    style.foot(fig, f"right of zero: better with FSR; last epoch; bars: paired 95 % interval over {_images(profile)}")
+    told = f"right of zero: better with FSR; last epoch; bars: paired 95 % interval over {_images(profile)}"
+    style.foot(fig, told + (f"\nnot run: {', '.join(sorted(left_out))}" if left_out else ""))
     return fig
 
 

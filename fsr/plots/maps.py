@@ -67,8 +67,9 @@ def _row(axes: list[Axes], arrays: dict[str, np.ndarray], i: int, names: list[st
         text = f"{'right' if right else 'wrong'}: {_name(names, int(arrays[predicted][i]))}"
         ax.text(0.5, -0.04, text, transform=ax.transAxes, ha="center", va="top", fontsize=6.5,
                 color=style.GREEN if right else style.VERMILION)  # fmt: skip
-    beside: dict[str, Any] = {"rotation": 90, "ha": "right", "va": "center", "fontsize": 6.5}
-    axes[0].text(-0.05, 0.5, _name(names, int(arrays["labels"][i])), transform=axes[0].transAxes, **beside)
+    name = _name(names, int(arrays["labels"][i]))
+    beside: dict[str, Any] = {"rotation": 90 if len(name) > 2 else 0, "ha": "right", "va": "center", "fontsize": 6.5}
+    axes[0].text(-0.05, 0.5, name, transform=axes[0].transAxes, **beside)
     for ax, key in zip(axes[2:], STREAM_OF, strict=True):
         show_map(ax, arrays["adversarial"][i], arrays[key][i])
 

@@ -163,8 +163,9 @@ def attack_strength(profile: str) -> Prose:
 
 def _unbounded(profile: str, run: Run) -> str:
     """What the audit's attack without a radius, which decides between the two, left of this network's images."""
-    found = readings.analysis(profile, run, "audit")
-    value = None if found is None else found[0].get("indicators", {}).get("unbounded_attack_fails")
+    planned = (a for a in experiments.analyses(profile, "all", run) if a.kind == "audit")
+    found = [store.load_analysis(run, a)[0] for a in planned if store.has_analysis(run, a)]
+    value = found[0].get("indicators", {}).get("unbounded_attack_fails") if found else None
     if value is None:
         return " (the audit's unbounded attack decides; it was not run)"
     if value > 0:

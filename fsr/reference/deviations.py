@@ -114,7 +114,7 @@ _TRAINING = (
         "`ci` and `demo` float32; the others craft and update in bf16, with float32 weights, losses and judging; on a "
         "processor without bf16 units in float32, which the records and T1 to T6 say",
         "speed on a GPU; `precision` is a field of every run",
-        "none seen; README's comparison cannot rule out up to about three points",
+        "none seen; README's comparison, of short trainings, cannot rule out up to about three points",
     ),
     Deviation(
         "Convolutions while crafting, float32 on a CPU",

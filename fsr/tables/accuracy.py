@@ -156,7 +156,7 @@ def table(name: str, profile: str) -> Table:
 
 def _extra_notes(frame: pd.DataFrame, name: str, profile: str, sources: Sources) -> list[str]:
     crafted = formats.note(profile, sources)
-    notes = [crafted] if crafted else []
+    notes = list(filter(None, (crafted, formats.unnamed(sources))))
     if mixed := sources.mixed():
         notes.append(
             f"Trained again between two columns, with other weights as a result: {', '.join(mixed)}. Do not compare "

@@ -22,8 +22,9 @@ def cost_numbers(profile: str, sources: Sources) -> pd.DataFrame:
         run = row.runs[0]
         for analysis in planned(profile, run, "cost")[:1]:
             found = record_of(run, analysis, sources) or {}
-            if found and store.is_trained(run):
-                sources.add(store.environment(run))  # the seconds per epoch are the training's
+            if store.is_trained(run) and run.imported is None:  # the seconds per epoch are the training's
+                sources.add(store.environment(run))
+                found = {COST[2]: float(store.history(run)["seconds"].median())} | found
             records.append({
                 "dataset": run.dataset, "backbone": run.backbone, "network": names.network(run), "row": row.name,
                 "fsr": run.fsr is not None, "full_size": run.width is None and run.blocks is None,

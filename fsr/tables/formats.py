@@ -1,5 +1,7 @@
 """Which number format networks were trained and attacked in: bf16 needs a processor that multiplies it."""
 
+from datetime import datetime
+
 from fsr import experiments, store
 from fsr.tables import names
 from fsr.tables.frame import Sources
@@ -32,6 +34,23 @@ def exceptions(sources: Sources) -> str:
     if not told:
         return ""
     return f"On a processor without bf16 units, in float32 throughout, which is more exact: {told}."
+
+
+def _in_several_parts(name: str) -> bool:
+    """Did a training take longer than from its recorded start to its end?  Older records name its last part only."""
+    record = store.environment(name) if store.is_trained(name) else {}
+    if "sittings" in record or not all(record.get(key) for key in ("started", "finished", "seconds")):
+        return False
+    began, ended = (datetime.fromisoformat(record[key]) for key in ("started", "finished"))
+    return record["seconds"] > (ended - began).total_seconds() + 60
+
+
+def unnamed(sources: Sources) -> str:
+    """Trainings whose record names the code and machine of their last part alone, as a sentence; "" without any."""
+    some = [name for name in sorted(sources.runs) if _in_several_parts(name)]
+    if not some:
+        return ""
+    return f"Stopped and gone on with; code and machine are on record for the last part alone: {_listed(some)}."
 
 
 def note(profile: str, sources: Sources) -> str:

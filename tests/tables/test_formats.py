@@ -21,6 +21,17 @@ def trained(run, crafting):
     save_json(run_dir(store.id_of(run)) / "env.json", record)
 
 
+@pytest.mark.parametrize("minutes, sittings, named", [(60, None, False), (600, None, True), (600, [{}, {}], False)])
+def test_a_training_with_only_its_last_part_on_record_is_named(root, minutes, sittings, named):
+    store.save_config(BOTH)
+    record = {"run_id": store.id_of(BOTH), "seconds": 60.0 * minutes, "started": "2026-01-01T00:00:00+00:00"}
+    record |= {"finished": "2026-01-01T01:00:00+00:00"} | ({"sittings": sittings} if sittings else {})
+    save_json(run_dir(store.id_of(BOTH)) / "env.json", record)
+    sources = Sources()
+    sources.add({"run_id": store.id_of(BOTH)})
+    assert ("last part alone: AT + FSR (seed 0)" in formats.unnamed(sources)) == named
+
+
 def evaluated(run, dtype):
     """One evaluation, all right; dtype: what its record says of its format, None for nothing."""
     crafting = {"dtype": dtype, "winograd": dtype == "float32"} if dtype else {}

@@ -51,7 +51,9 @@ def test_overhead_is_the_difference_of_the_pair(records):
     assert added["seconds per epoch"] == "+50.00 %" and added["peak memory, MiB"] == "+0.00 %"
     assert rows.loc[("ResNet-10 (width 8)", "AT")]["MACs"] == "2,000,000"
     assert rows.loc[("ResNet-10 (width 8)", "AT")]["latency of a batch, ms"] == "16.400"
-    assert added["latency of a batch, ms"] == "+25.00 %"  # against its own network without FSR, timed in turns: 20.5 and 16.4
+    assert (
+        added["latency of a batch, ms"] == "+25.00 %"
+    )  # against its own network without FSR, timed in turns: 20.5 and 16.4
     assert rows.loc[("WRN-10-1", "added by FSR")]["MACs"] == "not run"
 
 

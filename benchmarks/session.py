@@ -45,8 +45,7 @@ def stages(profile: str) -> list[tuple[str, list[Task]]]:
     out = [("training", [Task(run=run) for run in pair])]
     out.append(("authors' protocol", [Task(run=r, evaluations=of(r, c, False)) for c in MIDDLE for r in pair]))
     strong = {c: (f"AutoAttack, {c}", [Task(run=r, evaluations=of(r, c, True)) for r in pair]) for c in MIDDLE}
-    twins = [Task(run=run) for run in experiments.SETS[profile]["audit"] if run not in pair]
-    audit = ("audit and figures", [*twins, *(Task(run=run, analyses=looks[run]) for run in pair)])
+    audit = ("audit and figures", [Task(run=run, analyses=looks[run]) for run in pair])  # AT's trains its twin first
     out += [strong["ema"], strong["last"], audit, strong["best"]]
     return [*out, ("everything else", runs.tasks(profile))]
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fsr.attacks import VARIANTS, attack_named
+from fsr.attacks import VARIANTS, AttackInfo, attack_named
 from fsr.attacks.auto import autoattack
 from fsr.attacks.gradient import check_images
 from fsr.config import Evaluation, Run
@@ -127,21 +127,30 @@ def survives(
             chunk = slice(progress.done, progress.done + size)
             xs, ys = as_float(x[chunk]).to(device), y[chunk].to(device)
             check_images(xs, ys)
-            x_adv = attack(net, xs, ys, eps=eps, seed=SEED, indices=index[chunk], **options)
-            verdict, fast = (right(each, x_adv.float().clamp(0, 1), ys) for each in (judge, net))
-            progress.flips += int((verdict != fast).sum())
-            again = verdict & ~fast
-            if attack.survivors_ok and again.any():  # it stopped at an error that only the fast network makes
-                exact, places = _Exact(judge, check), index[chunk][again.cpu()]
-                x_adv = attack(exact, xs[again], ys[again], eps=eps, seed=SEED, indices=places, **options)
-                verdict[again] = right(judge, x_adv.float().clamp(0, 1), ys[again])
+            verdict, flips = _judged(attack, judge, net, xs, ys, index[chunk], check, eps=eps, **options)
             progress.correct += verdict.tolist()
+            progress.flips += flips
             progress.done += len(ys)
             progress.crafting = net.described
             progress.seconds += time.monotonic() - started
             if on_chunk:
                 on_chunk(progress)
     return progress
+
+
+def _judged(attack: AttackInfo, judge, net, x: Tensor, y: Tensor, index: Tensor, check, **more) -> tuple[Tensor, int]:
+    """(what the judge still gets right under the attack on net, (N,) bool; where the two networks disagree).
+
+    An attack that stops at the first error goes on, on the judge, where only net made it.
+    """
+    x_adv = attack(net, x, y, seed=SEED, indices=index, **more)
+    verdict, fast = (right(each, x_adv.float().clamp(0, 1), y) for each in (judge, net))
+    again, flips = verdict & ~fast, int((verdict != fast).sum())
+    if attack.survivors_ok and again.any():
+        exact, places = _Exact(judge, check), index[again.cpu()]
+        x_adv = attack(exact, x[again], y[again], seed=SEED, indices=places, **more)
+        verdict[again] = right(judge, x_adv.float().clamp(0, 1), y[again])
+    return verdict, flips
 
 
 @torch.no_grad()

@@ -4,8 +4,11 @@ import os
 import sys
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+settings.register_profile("fixed", derandomize=True)  # the same examples in every run
+settings.load_profile("fixed")
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +22,13 @@ def seeded():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def unsynced(request, monkeypatch):
+    """No waiting for the disk, which thousands of small records would do, but in tests of files and faults."""
+    if request.module.__name__ not in ("test_faults", "test_files", "test_store"):
+        monkeypatch.setattr("fsr.files.os.fsync", lambda handle: None)
 
 
 @pytest.fixture(autouse=True)

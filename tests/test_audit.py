@@ -1,5 +1,6 @@
 """The audit exposes defences that are known to be fake, leaves honest ones alone, and touches nothing."""
 
+import contextlib
 import copy
 import json
 import random
@@ -8,24 +9,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tiny import BRISK
 from torch import nn
 from torch.nn import functional as F
 
 from fsr.attacks.gradient import pgd
-from fsr.audit import BUDGETS, GROUPS, audit, whitebox
+from fsr.audit import BUDGETS, GROUPS, audit, separated, whitebox
 from fsr.audit.case import prepare
 from fsr.audit.indicators import NAMES, indicators
 from fsr.audit.judge import Judge, is_randomised
 from fsr.config import FSRSpec, PeerSpec
 from fsr.errors import UsageError
-from fsr.models import build_model
+from fsr.models import FSR, build_model
 
 EPS = 0.15
-BRISK = replace(
-    BUDGETS["quick"], steps=12, restarts=1, pgd_steps=10, alphas=(0.25,), targets=3, draws=8, noisy_steps=3,
-    queries=100, autoattack={"steps": 5, "queries": 50}, rand={"steps": 2}, pairs=6, estimated_steps=3,
-    student={"rounds": 2, "samples": 600, "steps": 40}, noises=3,
-)  # fmt: skip
 
 
 @pytest.fixture
@@ -189,9 +186,12 @@ def fsr():
 def test_fsr_gets_all_nine_groups_and_the_worst_case_is_all_of_them(fsr, brisk):
     x = torch.rand(12, 3, 8, 8)
     with torch.no_grad():
-        y = fsr.eval()(x).argmax(1)
+        y = copy.deepcopy(fsr).eval()(x).argmax(1)
     y[0] = (y[0] + 1) % 10  # one that is wrong from the start
-    result = audit(fsr, x, y, 0.02, surrogate=copy.deepcopy(fsr))
+    fsr.train()
+    fsr.net.layer1.eval()  # a deliberately frozen part
+    with untouched(fsr, x):
+        result = audit(fsr, x, y, 0.02, surrogate=copy.deepcopy(fsr))
     assert not result.not_applicable
     assert list(result.groups) == [
         "autoattack",
@@ -235,17 +235,14 @@ def test_groups_that_need_fsr_are_named_as_not_applicable(networks, brisk):
     assert not {"bpda", "mask", "noise"} & result.groups.keys()
 
 
-def test_the_model_its_mode_and_the_random_state_stay_as_they_were(fsr, brisk):
-    fsr.train()
-    fsr.net.layer1.eval()  # a deliberately frozen part
-    x = torch.rand(6, 3, 8, 8)
-    with torch.no_grad():
-        y = copy.deepcopy(fsr).eval()(x).argmax(1)
-    modes = [m.training for m in fsr.modules()]
+@contextlib.contextmanager
+def untouched(fsr, images):
+    """The model, its modes, the images and every random state are afterwards what they were."""
+    modes, x = [m.training for m in fsr.modules()], images
     weights, images = copy.deepcopy(fsr.state_dict()), x.clone()
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     precision = torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
-    audit(fsr, x, y, 0.02)
+    yield
     assert [m.training for m in fsr.modules()] == modes
     assert all(torch.equal(weights[k], v) for k, v in fsr.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in fsr.parameters())
@@ -330,27 +327,43 @@ def test_one_unlucky_draw_ends_no_attack(brisk):
     assert left < 0.15  # P(at most half of 10 draws right) is 0.08
 
 
+def test_the_noise_group_switches_the_training_noise_on(fsr, monkeypatch):
+    seen, mask = [], FSR.mask
+    monkeypatch.setattr(FSR, "mask", lambda self, *a: seen.append(self.noise) or mask(self, *a))
+    x = torch.rand(4, 3, 8, 8)
+    model = fsr.eval().requires_grad_(False)
+    y = model(x).argmax(1)
+    case = prepare(model, x, y, eps=0.02, seed=0, budget=BRISK, batch=250, surrogate=None, train=None)
+    seen.clear()
+    found = separated.noise(case)
+    assert seen.count(True) > 100 > seen.count(None) > 0 and not case.randomised  # judged without it
+    assert {"eot-ce", "eot-margin", "rand"} == found.attacks.keys() and 0 <= found.details["noisy_accuracy"] <= 1
+
+
 def test_the_probes_of_cas_are_attacked_too(brisk):
     model = build_model(
         "resnet18", 10, peer=PeerSpec(name="cas", at=("layer2.0",)), width=4, blocks=(1, 1, 1, 1)
     ).eval()
+    model.requires_grad_(False)
     x = torch.rand(6, 3, 8, 8)
-    with torch.no_grad():
-        result = audit(model, x, model(x).argmax(1), 0.02)
-    assert "latent/joint" in result.attacks and "latent/joint" not in result.not_applicable
+    case = prepare(model, x, model(x).argmax(1), eps=0.02, seed=0, budget=BRISK, batch=250, surrogate=None, train=None)
+    found = separated.latent(case)
+    assert "joint" in found.attacks and not found.not_applicable
 
 
 @pytest.mark.parametrize("random", [False, True])
-def test_fsr_behind_numpy_is_audited_whole_and_without_an_exception(fsr, brisk, random):
+def test_fsr_behind_numpy_is_attacked_without_an_exception(fsr, brisk, random):
     def before(x):
         noise = 0.2 * torch.rand_like(x).numpy() if random else 0.0
         return torch.from_numpy(np.clip(x.numpy() + noise, 0, 1))
 
-    model, x = After(fsr.eval(), before=before), torch.rand(6, 3, 8, 8)
-    with torch.no_grad():
-        result = audit(model, x, model(x).argmax(1), 0.02)
-    assert result.randomised == random
-    assert {"bpda/apgd-ce", "mask/frozen", "mask/towards-1", "latent/joint", "transfer/m1-ce"} <= result.attacks.keys()
+    model, x = After(fsr.eval().requires_grad_(False), before=before), torch.rand(6, 3, 8, 8)
+    y = model(x).argmax(1)
+    case = prepare(model, x, y, eps=0.02, seed=0, budget=BRISK, batch=250, surrogate=None, train=None)
+    groups = (whitebox.autoattack, separated.bpda, separated.mask, separated.latent, whitebox.restarts)
+    found = {name for group in groups for name in group(case).attacks}
+    assert case.randomised == random
+    assert {"standard", "apgd-ce", "frozen", "towards-1", "joint", "multi-targeted"} <= found
 
 
 def test_a_deterministic_model_is_not_called_randomised(fsr):

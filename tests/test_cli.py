@@ -7,10 +7,11 @@ import subprocess
 import sys
 
 import pytest
-from tiny import tiny_run
+from tiny import BRISK, tiny_run
 
 from fsr import __main__ as cli
 from fsr import executors, experiments, files, paths, runs, store, train
+from fsr.audit import BUDGETS
 from fsr.config import Analysis, Evaluation, run_id
 from fsr.experiments import cost
 from fsr.words import duration
@@ -137,7 +138,8 @@ def test_data_check_names_the_folder(fsr, root):
     assert fsr("data", "path", "--data", str(root / "sets"))[1].strip() == str(root / "sets")
 
 
-def test_an_audit_prints_every_group_and_the_worst_case(fsr, root):
+def test_an_audit_prints_every_group_and_the_worst_case(fsr, root, monkeypatch):
+    monkeypatch.setitem(BUDGETS, "quick", BRISK)
     run = tiny_run(epochs=1)
     runs.ensure_trained(run, runs.Options(device="cpu"))
     code, out, err = fsr("audit", run_id(run), "--images", "8", "--device", "cpu")

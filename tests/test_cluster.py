@@ -21,6 +21,7 @@ from fsr.cluster.worker import Board, Line, mark
 from fsr.config import Analysis, Evaluation, FSRSpec, Run, for_dataset, run_id
 from fsr.errors import UsageError
 from fsr.executors import inline
+from fsr.files import save_json
 from fsr.runs import Options, Task, state_path, weights_path
 from fsr.weights import load_tensors
 
@@ -60,9 +61,9 @@ def test_an_audit_comes_behind_the_training_of_its_twin_when_there_is_one_to_do(
 
 def test_a_damaged_file_stops_its_own_jobs_and_no_others(root):
     store.save_config(RUNS[0])
-    path = store.paths.run_dir(run_id(RUNS[0])) / "env.json"
+    path = paths.run_dir(run_id(RUNS[0])) / "env.json"
     path.write_bytes(b"{")
-    weights = store.paths.checkpoint_dir(run_id(RUNS[0])) / "last.safetensors"
+    weights = paths.checkpoint_dir(run_id(RUNS[0])) / "last.safetensors"
     weights.parent.mkdir(parents=True)
     weights.write_bytes(b"half")
     jobs = plan(TASKS)
@@ -72,8 +73,8 @@ def test_a_damaged_file_stops_its_own_jobs_and_no_others(root):
 
 def test_what_is_recorded_is_no_job(root):
     store.save_config(RUNS[0])
-    files = store.paths.run_dir(run_id(RUNS[0]))
-    store.save_json(files / "env.json", {"run_id": run_id(RUNS[0]), "checkpoints": {}})
+    files = paths.run_dir(run_id(RUNS[0]))
+    save_json(files / "env.json", {"run_id": run_id(RUNS[0]), "checkpoints": {}})
     store.save_eval(RUNS[0], LOOKS[0], [0, 1], [True, False])
     jobs = plan(TASKS[:1])
     assert [j.task for j in jobs] == [Task(run=RUNS[0]), Task(run=RUNS[0], evaluations=LOOKS[1:])]  # weights are gone

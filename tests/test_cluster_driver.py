@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from fsr import store
 from fsr.cluster import Job, driver, worker
 from fsr.config import Evaluation, for_dataset, replace
 from fsr.errors import CorruptFile, Interrupted
+from fsr.files import provenance
 from fsr.runs import Options, Task
 
 exceptions = pytest.importorskip("ray.exceptions")
@@ -265,6 +265,6 @@ def test_workers_get_the_drivers_root_code_and_commit(root, monkeypatch):
         pass
     sent = seen["runtime_env"]
     assert sent["env_vars"]["FSR_ROOT"] == str(root)
-    assert sent["env_vars"].get("FSR_COMMIT") == store.provenance()["commit"]
+    assert sent["env_vars"].get("FSR_COMMIT") == provenance()["commit"]
     assert sent["py_modules"] == [str(driver.Path(driver.fsr.__file__).parent)]
     assert seen["include_dashboard"] is False

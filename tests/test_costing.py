@@ -2,9 +2,10 @@
 
 import pytest
 
-from fsr import store
+from fsr import paths, store
 from fsr.config import Evaluation, Run, replace, run_id
 from fsr.experiments import cost, fleet
+from fsr.files import save_json
 from fsr.runs import Task
 from fsr.runs.costing import cost_table, seconds_left, speed_here
 
@@ -14,9 +15,9 @@ LOOK = Evaluation(attack="pgd20")
 
 def finish(run: Run, seconds: float, device: str) -> None:
     store.save_config(run)
-    path = store.paths.run_dir(run_id(run)) / "env.json"
+    path = paths.run_dir(run_id(run)) / "env.json"
     record = {"run_id": run_id(run), "seconds": seconds, "hardware": {"device": device}, "checkpoints": {}}
-    store.save_json(path, record)
+    save_json(path, record)
 
 
 def test_speed_is_that_of_the_largest_network_finished_on_such_a_device(root):
@@ -32,7 +33,7 @@ def test_an_imported_run_has_no_speed_and_does_not_stop_the_others(root):
     imported = replace(RUN, imported="0123456789abcdef")
     store.save_config(imported)
     record = {"run_id": run_id(imported), "seconds": None, "checkpoints": {}}
-    store.save_json(store.paths.run_dir(run_id(imported)) / "env.json", record)
+    save_json(paths.run_dir(run_id(imported)) / "env.json", record)
     assert speed_here("cpu") is None
     finish(RUN, 10.0, "cpu")
     assert speed_here("cpu") == pytest.approx(cost.training_flops(RUN) / 10.0)

@@ -72,6 +72,23 @@ def test_only_the_float32_model_decides_and_flips_are_counted(monkeypatch):
     assert progress.flips == 6  # all but the brightest of the seven that the model has right
 
 
+def test_an_attack_is_told_the_images_places_in_the_test_set(monkeypatch):
+    seen = []
+
+    class Noting:
+        survivors_ok = False
+
+        def __call__(self, net, x, y, *, indices, **_):
+            seen.extend(indices.tolist())
+            return x
+
+    monkeypatch.setattr(evaluate, "attack_named", lambda name: Noting())
+    monkeypatch.setattr(evaluate, "batch_size", lambda *_: 4)
+    index = torch.arange(9).flip(0) + 100
+    survives(Sum(), X, Y, index, run=RUN, evaluation=Evaluation(attack="pgd20"))
+    assert seen == index.tolist()
+
+
 @pytest.mark.parametrize("attack", ["pgd100-restarts", "square", "apgd-ce", "nattack"])
 def test_an_error_of_the_fast_network_alone_does_not_end_an_attack(monkeypatch, attack):
     """The fast network errs on 8 of the 9 images at once: an attack that stopped there would leave them all."""
@@ -80,6 +97,7 @@ def test_an_error_of_the_fast_network_alone_does_not_end_an_attack(monkeypatch, 
     monkeypatch.setattr(evaluate, "fast_net", lambda *_, **__: fast)
     progress = survives(Sum(), X, Y, torch.arange(9), run=RUN, evaluation=Evaluation(attack=attack))
     assert progress.correct == [bool(v) for v in EXPECTED["pgd20"]]
+    assert progress.flips >= 4  # at least those four
 
 
 def test_autoattack_agrees_with_the_closed_form_and_keeps_outcomes_after_each_part():

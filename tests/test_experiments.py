@@ -1,7 +1,5 @@
 """The plan: what the specification asks for is there, shared, in order, and nothing is planned twice."""
 
-import subprocess
-import sys
 from collections import Counter
 
 import pytest
@@ -10,6 +8,7 @@ from fsr import experiments
 from fsr.config import FSRSpec, Run, for_dataset, run_id
 from fsr.errors import UsageError
 from fsr.experiments import NEEDS, NOTEBOOKS, PROFILES, ROWS, SETS, cost
+from fsr.runs.auditing import twin_of
 
 KINDS = {"all", "audit", "blackbox", "components", "deactivation", "placement", "settings", "streams", "strength",
          "whitebox"}  # fmt: skip
@@ -183,9 +182,13 @@ def test_measured_speed_is_that_of_the_largest_network():
     assert cost.measured_speed([]) is None
 
 
-def test_plans_references_and_tables_import_no_torch():
-    code = "import sys, fsr.experiments, fsr.reference, fsr.tables; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+@pytest.mark.parametrize("profile", experiments.PROFILES)
+def test_an_audit_has_what_it_transfers_from_and_audits_the_pair_alone(profile):
+    """AT + FSR is attacked from AT of its seed, AT from another seed's."""
+    runs = SETS[profile]["audit"]
+    audited = [run for run in runs if experiments.analyses(profile, "audit", run)]
+    assert tuple(audited) == experiments.main_pair(profile) and len(runs) == 3
+    assert {twin_of(run) for run in audited} <= set(runs)
 
 
 def test_demo_spends_autoattack_on_t1s_and_t2s_resnets_only():

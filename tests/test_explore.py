@@ -3,6 +3,7 @@
 import base64
 import json
 from dataclasses import replace
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -64,7 +65,7 @@ def test_samples_and_noise_are_pictures():
 
 
 def test_the_plan_and_versions_are_told():
-    assert explore.versions().loc["torch", "version"] == torch.__version__.split("+")[0] or "+" in torch.__version__
+    assert explore.versions().loc["torch", "version"] == version("torch")
     assert explore.plan(PROFILE).loc["trainings", PROFILE] == str(len(experiments.SETS[PROFILE]["all"]))
 
 
@@ -103,6 +104,19 @@ def test_a_plain_network_is_looked_at_where_its_twin_has_fsr(networks):
     plain, both = (explore.look(replace(c, place="layer3"), attack="fgsm") for c in networks)
     assert plain.place == both.place == "layer3" and plain.maps["f"].shape == both.maps["f"].shape == (2, 2)
     assert explore.look(networks[0], attack="fgsm").maps["f"].shape == (1, 1)
+
+
+def test_every_backbone_is_looked_at_where_its_own_twin_has_fsr(monkeypatch):
+    monkeypatch.setattr("fsr.runs.has_weights", lambda run, checkpoint: checkpoint == "last")
+    found = {c.run.backbone: c.place for c in explore.choices("demo").networks if c.run.module is None}
+    assert found == {"resnet18": "layer3", "vgg16": "block3", "wideresnet34": "block3"}
+
+
+def test_networks_of_two_data_sets_are_not_put_side_by_side(networks):
+    seen = explore.look(networks[0], attack="clean")
+    other = replace(seen, choice=replace(seen.choice, run=replace(seen.choice.run, dataset="svhn")))
+    with pytest.raises(UsageError, match="different data sets"):
+        explore.compare(seen, other)
 
 
 def test_choices_list_each_network_once_with_its_weights(networks):
@@ -157,7 +171,7 @@ def test_controls_compute_on_change_and_show_errors(networks, monkeypatch):
 
     monkeypatch.setattr(app_room, "shown", fails)
     app.image.value = 99
-    assert "image must lie in" in app.message.value
+    assert "image must lie in" in app.message.value and app.output.outputs == ()
 
 
 def test_pictures_and_prose_are_what_a_page_can_show(networks):

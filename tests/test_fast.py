@@ -84,7 +84,8 @@ def test_starts_come_from_the_generator_as_in_plain_crafting(run):
     assert capture.disagreement(x_adv, plain_craft(model, x, y, run, generator=draw())) <= TIES[run.method]
 
 
-def test_crafted_images_stay_in_the_ball_and_in_range():
+def test_crafted_images_stay_in_the_ball_and_in_range(monkeypatch):
+    monkeypatch.setattr(capture, "bf16_is_fast", lambda: True)
     run = replace(TINY, precision="bf16", module=FSRSpec())
     x, y = images(8)
     x_adv = Crafter(network(run), run).craft(x, y)
@@ -191,7 +192,8 @@ def test_compiled_crafting_equals_plain_crafting(run):
     assert capture.disagreement(x_adv, plain_craft(model, x, y, run, start_noise=noise)) <= 2 * TIES[run.method]
 
 
-def test_first_step_on_kl_is_not_lost_in_bf16_rounding():
+def test_first_step_on_kl_is_not_lost_in_bf16_rounding(monkeypatch):
+    monkeypatch.setattr(capture, "bf16_is_fast", lambda: True)  # slow elsewhere, and the same
     run, (x, y) = replace(RUNS["trades"], steps=1), images(8)
     model, noise = network(run), torch.randn(8, 3, 8, 8)
     expected = plain_craft(model, x, y, run, start_noise=noise)
@@ -299,7 +301,8 @@ def test_bf16_falls_back_to_float32_without_native_units(monkeypatch):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_weight_perturbation_is_seen_by_the_gradient_and_taken_off(precision):
+def test_weight_perturbation_is_seen_by_the_gradient_and_taken_off(precision, monkeypatch):
+    monkeypatch.setattr(capture, "bf16_is_fast", lambda: True)
     run = replace(TINY, awp=0.5, precision=precision)
     x, y = images(8)
     model = network(run)

@@ -142,6 +142,10 @@ def test_what_is_left_at_the_largest_radius_is_read_with_the_audit(root, fails, 
     assert told in said and "n = 500" in said
 
 
+def test_a_profile_without_sweeps_says_so():
+    assert prose.settings("headline") == "This profile varies no settings and no places."
+
+
 def test_black_box_without_queries_says_so(root):
     run = experiments.main_pair("demo")[0]
     columns(run, "demo", "whitebox", 80)

@@ -1,8 +1,12 @@
 """Data sets on disk: read whole, named when they are missing or not whole."""
 
+import contextlib
 import io
 import os
+import threading
+import time
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,6 +50,30 @@ def test_a_missing_data_set_says_where_its_files_belong(tmp_path, monkeypatch):
         data.load(for_dataset("tinyimagenet"))
     states = {name: there for name, there, _ in readers.check()}
     assert states == {"digits": True, "cifar10": False, "svhn": False, "tinyimagenet": False}
+
+
+def test_a_missing_data_set_is_downloaded_once_although_two_find_it_missing(tmp_path, monkeypatch):
+    downloads, both = [], threading.Barrier(2)
+
+    class CIFAR10:
+        def __init__(self, folder, *, train, download):
+            there = Path(folder) / f"part-{train}"
+            if download:
+                downloads.append(train)
+                time.sleep(0.2)
+                there.touch()
+            elif not there.exists():
+                with contextlib.suppress(threading.BrokenBarrierError):
+                    both.wait(timeout=1)  # neither goes on before both have looked
+                raise RuntimeError("not found")
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", CIFAR10)
+    threads = [threading.Thread(target=readers._torchvision, args=("cifar10", tmp_path)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(downloads) == [False, True]
 
 
 def _tiny_imagenet(folder, files: dict, *, zipped: bool) -> None:

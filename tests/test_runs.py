@@ -3,15 +3,15 @@
 import contextlib
 import sys
 import threading
-import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from tiny import FSR_HERE, tiny_run
+from tiny import BRISK, FSR_HERE, tiny_run
 
 from fsr import experiments, files, paths, runs, store
+from fsr.audit import BUDGETS
 from fsr.config import Analysis, Evaluation, replace, run_id
 from fsr.errors import Busy, CorruptFile, FSRError, Interrupted, MissingRecord, TimeUp, UsageError
 from fsr.runs import Options, Task, auditing, evaluating, perform, training
@@ -111,10 +111,11 @@ def test_weights_too_large_for_half_stay_as_they_are():
 
 def test_the_time_limit_stops_cleanly_and_the_next_call_ends_as_an_uninterrupted_one(root, monkeypatch, tmp_path):
     run = tiny_run(module=FSR_HERE, epochs=2)
-    with pytest.raises(TimeUp):
-        runs.ensure_trained(
-            run, Options(device="cpu", deadline=time.monotonic() + 0.05, report=lambda *_: time.sleep(0.05))
-        )
+    done = []
+    with monkeypatch.context() as patch:
+        patch.setattr("fsr.train.Watch.stop", lambda self: len(done) >= 2)
+        with pytest.raises(TimeUp):
+            runs.ensure_trained(run, Options(device="cpu", report=lambda *event: done.append(event)))
     assert not store.is_trained(run)
     runs.ensure_trained(run, CPU)
     resumed = store.environment(run)
@@ -223,7 +224,8 @@ def test_the_twin_is_plain_at_of_the_same_seed_and_of_plain_at_the_next_seed():
         assert twin_of(replace(run, imported="0123456789")) == RUN
 
 
-def test_an_audit_is_an_analysis_with_outcomes_per_sample(root, caplog):
+def test_an_audit_is_an_analysis_with_outcomes_per_sample(root, caplog, monkeypatch):
+    monkeypatch.setitem(BUDGETS, "quick", BRISK)
     analysis = Analysis(kind="audit", images=12, budget="quick")
     runs.ensure_analysed(RUN, analysis, CPU)
     record, arrays = store.load_analysis(RUN, analysis)
@@ -277,8 +279,8 @@ def test_a_planned_surrogate_is_trained_first_and_a_planned_twin_as_well(root, m
     assert store.is_trained(source)
     other = replace(RUN, seed=2)
     monkeypatch.setattr(experiments, "SETS", {"a profile": {"all": (source, other)}})
-    assert auditing._surrogate(source, CPU)[0] == run_id(other) and store.is_trained(other)
-    assert auditing._surrogate(other, CPU) == (None, None, None)  # seed 3 is in no plan
+    assert auditing.surrogate_of(source, CPU)[0] == run_id(other) and store.is_trained(other)
+    assert auditing.surrogate_of(other, CPU) == (None, None, None)  # seed 3 is in no plan
 
 
 def test_weights_count_as_final_only_once_the_state_says_so(root, monkeypatch):
@@ -300,6 +302,19 @@ def test_weights_count_as_final_only_once_the_state_says_so(root, monkeypatch):
     with contextlib.suppress(CorruptFile):
         runs.load_model(run, "last", CPU)
     assert written == ["state.safetensors", *WEIGHTS, *WEIGHTS, "state.safetensors"]
+
+
+def test_weights_of_a_stopped_retraining_are_not_believed_without_its_state(root, monkeypatch):
+    """Whoever moves a damaged state away, as its message says, must not end up with half-trained weights."""
+    runs.ensure_trained(RUN, CPU)
+    for path in (*(runs.weights_path(RUN, kind) for kind in ("last", "best", "ema")), runs.state_path(RUN)):
+        path.unlink()
+    done = []
+    monkeypatch.setattr("fsr.train.Watch.stop", lambda self: len(done) >= 1)
+    with pytest.raises(TimeUp):
+        runs.load_model(RUN, "last", Options(device="cpu", report=lambda *event: done.append(event)))
+    runs.state_path(RUN).unlink()
+    assert runs.weights_path(RUN, "last").exists() and not runs.has_weights(RUN, "last")
 
 
 def test_outcomes_so_far_belong_to_the_weights_of_run_and_surrogate(root, monkeypatch):
@@ -411,14 +426,15 @@ def test_a_slow_save_is_left_out_between_epochs_and_never_at_the_end(root, monke
     assert store.environment(run)["checkpoints"]["last"] == digest_of(runs.weights_path(run, "last"))
 
 
-def test_weights_on_record_outlive_a_retraining_that_is_stopped(root):
+def test_weights_on_record_outlive_a_retraining_that_is_stopped(root, monkeypatch):
     """The EMA of a finished run is there, `last` is gone: training again must not replace what is whole."""
     runs.ensure_trained(RUN, CPU)
     before = runs.weights_path(RUN, "ema").read_bytes()
     for path in (runs.weights_path(RUN, "last"), runs.state_path(RUN)):
         path.unlink()
+    done = []
+    monkeypatch.setattr("fsr.train.Watch.stop", lambda self: len(done) >= 2)
     with pytest.raises(TimeUp):
-        runs.load_model(RUN, "last", Options(device="cpu", deadline=time.monotonic() + 0.05,
-                                             report=lambda *_: time.sleep(0.05)))  # fmt: skip
+        runs.load_model(RUN, "last", Options(device="cpu", report=lambda *event: done.append(event)))
     assert runs.state_path(RUN).exists() and runs.weights_path(RUN, "ema").read_bytes() == before
     assert runs.has_weights(RUN, "ema") and not runs.has_weights(RUN, "last")

@@ -2,16 +2,17 @@
 
 import copy
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 from tiny import FSR_HERE, tiny_run
 
-from fsr import data
+from fsr import data, train
 from fsr.config import Run
 from fsr.data import as_float
 from fsr.errors import Diverged, TimeUp
+from fsr.fast import sgd
 from fsr.models import model_of
 from fsr.objectives import Objective, craft
 from fsr.recipe import ema_decay, learning_rate, stream_seed
@@ -42,7 +43,72 @@ def test_the_average_follows_the_weights_at_first_and_slows_down():
 
 def test_seeds_differ_by_purpose_and_step_and_never_change():
     assert stream_seed(0, "batch", 1) != stream_seed(0, "mask", 1) != stream_seed(0, "batch", 2)
-    assert stream_seed(0, "batch", 0) == stream_seed(0, "batch", 0)
+    # the first eight bytes of `printf 0/batch/0 | sha256sum`, halved; records of all earlier runs rest on it
+    assert stream_seed(0, "batch", 0) == 5278119267937101927 and stream_seed(0, "init") == 1519069808562059438
+
+
+def test_the_runs_seed_reaches_weights_order_starts_and_noise(monkeypatch):
+    asked = []
+    monkeypatch.setattr(train, "stream_seed", lambda *parts: asked.append(parts) or stream_seed(*parts))
+    run = tiny_run(seed=7)
+    Trainer(run, data.load(run)).epoch()
+    assert {parts[1]: parts[0] for parts in asked if len(parts) > 1} == {"init": 7, "order": 7, "batch": 7, "mask": 7}
+
+
+def test_sgd_is_momentum_with_decay_by_hand():
+    """v = 2 + .1 * 1 = 2.1, w = 1 - .5 * 2.1 = -.05; then v = .9 * 2.1 + 2 + .1 * -.05 = 3.885, w = -1.9925."""
+    net, seen = torch.nn.Linear(1, 1, bias=False), []
+    torch.nn.init.ones_(net.weight)
+    optimizer = sgd(net, tiny_run(lr=0.5, momentum=0.9, weight_decay=0.1), torch.device("cpu"))
+    for _ in range(2):
+        net.weight.grad = torch.tensor([[2.0]])
+        optimizer.step()
+        seen.append(net.weight.item())
+    assert seen == pytest.approx([-0.05, -1.9925])
+
+
+def test_weights_are_perturbed_after_a_tenth_of_the_epochs(monkeypatch):
+    run = tiny_run(epochs=20, awp=0.01)
+    trainer, seen = Trainer(run, data.load(run)), []
+    monkeypatch.setattr(trainer.stepper, "step", lambda *_, awp: seen.append(awp))
+    for epoch in (1, 2, 3, 4):
+        trainer.progress.epoch = epoch
+        trainer.step(torch.arange(32))
+    assert seen == [False, False, True, True]
+
+
+def test_training_images_are_cropped_and_flipped_as_cifar_asks(monkeypatch):
+    """CIFAR-10: four pixels of zeros around, a random crop, a random flip."""
+    run = Run(width=4, blocks=(1, 1, 1, 1), batch=8, steps=1, epochs=1, holdout=0, precision="float32")
+    x, y, seen = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8), torch.arange(8), []
+    trainer = Trainer(run, data.Data(x, y, x[:0], y[:0], x, y, tuple("0123456789")))
+    monkeypatch.setattr(trainer.stepper, "step", lambda x, *_, **__: seen.append(x))
+    trainer.step(torch.arange(8))
+    generator = torch.Generator().manual_seed(stream_seed(0, "batch", 0))
+    assert torch.equal(seen[0], as_float(data.augment(x, pad=4, flip=True, generator=generator)))
+
+
+class Bright(torch.nn.Module):
+    """Is an image dark (class 0) or bright (class 1)?"""
+
+    def forward(self, x):
+        mean = x.mean((1, 2, 3))
+        return torch.stack([0.5 - mean, mean - 0.5], dim=1)
+
+
+def test_held_out_images_are_judged_clean_and_attacked_on_the_network_asked_for(monkeypatch):
+    """An attack that inverts every image turns every answer of a judge of brightness."""
+    run, net, seen = tiny_run(), Bright(), []
+    d = data.load(run)
+    trainer = Trainer(run, replace(d, held_y=net(as_float(d.held_x)).argmax(1)))
+
+    def attack(x, y, generator, *, source, start_noise):
+        seen.append((source, generator.initial_seed()))
+        return 1 - x
+
+    monkeypatch.setattr(trainer.crafter, "attack", attack)
+    assert trainer._accuracies(net) == (1.0, 0.0)
+    assert seen == [(net, stream_seed("held-out"))]  # the same start in every epoch
 
 
 def plain_loop(run: Run, d) -> tuple[torch.nn.Module, torch.nn.Module]:
@@ -83,6 +149,13 @@ def test_training_equals_the_recipe_written_out(module):
     d = data.load(run)
     trainer = fit(Trainer(run, d))
     model, ema = plain_loop(run, d)
+    torch.manual_seed(stream_seed(run.seed, "init"))
+    start = model_of(run, num_classes=10)
+    apart, moved = (
+        torch.stack([(a - b).norm() for a, b in zip(one.parameters(), other.parameters())]).norm()
+        for one, other in ((trainer.model, model), (model, start))
+    )
+    assert apart < 0.05 * moved, (apart, moved)
     for mine, theirs in ((trainer.model, model), (trainer.ema, ema)):
         for (name, a), b in zip(mine.state_dict().items(), theirs.state_dict().values()):
             torch.testing.assert_close(a, b, atol=2e-3, rtol=2e-2, msg=lambda text, name=name: f"{name}: {text}")
@@ -130,6 +203,14 @@ def test_best_is_the_first_epoch_with_the_highest_held_out_accuracy():
     robust = [row["held_robust_acc"] for row in trainer.progress.rows]
     assert trainer.progress.best_epoch == robust.index(max(robust)) + 1
     assert set(trainer.checkpoints()) == {"last", "best", "ema"}
+
+
+def test_best_keeps_the_weights_of_its_epoch(monkeypatch):
+    run, values, kept = tiny_run(epochs=4), iter((0.2, 0.5, 0.5, 0.1)), []
+    trainer = Trainer(run, data.load(run))
+    monkeypatch.setattr(trainer, "_held_out", lambda: {"held_robust_acc": next(values)})
+    fit(trainer, on_epoch=lambda t: kept.append({k: v.clone() for k, v in t.model.state_dict().items()}))
+    assert trainer.progress.best_epoch == 2 and same(trainer.best, kept[1]) and not same(kept[1], kept[3])
 
 
 def test_without_held_out_images_there_is_no_best():

@@ -1,5 +1,8 @@
 """A run small enough for tests: 96 real digits, a ResNet-10 of width 4, two epochs of three batches."""
 
+from dataclasses import replace
+
+from fsr.audit import BUDGETS
 from fsr.config import FSRSpec, Run, for_dataset
 
 
@@ -11,3 +14,8 @@ def tiny_run(**changes) -> Run:
 
 
 FSR_HERE = FSRSpec(at=("layer3",))
+BRISK = replace(  # an audit far below `quick`, where only the plumbing is asked
+    BUDGETS["quick"], steps=12, restarts=1, pgd_steps=10, alphas=(0.25,), targets=3, draws=8, noisy_steps=3,
+    queries=100, autoattack={"steps": 5, "queries": 50}, rand={"steps": 2}, pairs=6, estimated_steps=3,
+    student={"rounds": 2, "samples": 600, "steps": 40}, noises=3,
+)  # fmt: skip

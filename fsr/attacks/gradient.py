@@ -247,12 +247,16 @@ def multi_targeted(
     targets: int = 9,
     loss=targeted_margin,
     start: Callable[[int], Tensor] | None = None,
+    draws: int = 1,
+    judge: Net | None = None,
 ) -> Tensor:
     """PGD towards each of the most probable wrong classes in turn, on what is left unbroken (Gowal et al. 2019).
 
-    loss: (logits, y, target) to (N,); start: the class's rank to a first perturbation, like x. See `strongest`.
+    loss: (logits, y, target) to (N,); start: the class's rank to a first perturbation, like x; draws: as for `pgd`;
+    judge: what says which classes are near and what is broken, by default the model. See `strongest`.
     """
-    aims = wrong_classes(model, x, y, targets)
+    judge = model if judge is None else judge
+    aims = wrong_classes(judge, x, y, targets)
 
     def attempt(rank: int):
         first = None if start is None else start(rank)
@@ -266,13 +270,14 @@ def multi_targeted(
                 alpha=alpha,
                 steps=steps,
                 random_start=False,
+                draws=draws,
                 loss=partial(loss, target=aims[rows, rank]),
                 start=None if first is None else first[rows],
             )
 
         return run
 
-    return strongest(model, x, y, (attempt(rank) for rank in range(aims.shape[1])))
+    return strongest(judge, x, y, (attempt(rank) for rank in range(aims.shape[1])))
 
 
 def random_noise(x: Tensor, *, eps: float, seed: int = 0, indices: Iterable[int] | None = None) -> Tensor:

@@ -116,9 +116,11 @@ class Case:
         """What attacks on inner tensors differentiate: the model, or `softened` where it refuses a gradient."""
         x = self.x[:1].clone().requires_grad_()
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), own_randomness(self.seed, x.device):
                 torch.autograd.grad(self.model(x).sum(), x)
             return self.model
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, TypeError, NotImplementedError):  # numpy, detach, integers
             return self.softened
 

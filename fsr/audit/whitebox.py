@@ -59,7 +59,8 @@ def autoattack(case: Case) -> Findings:
 def restarts(case: Case) -> Findings:
     """PGD on cross-entropy with restarts at several step sizes, then every likely wrong class in turn.
 
-    A randomised model is asked for its mean over draws: one unlucky draw ends no attack.
+    A randomised model is asked for its mean over draws: one unlucky draw ends no attack. The margin is taken of single
+    draws' logits, which do not saturate as the mean's do.
     """
     budget, net = case.budget, case.steady if case.randomised else case.net
 
@@ -80,7 +81,7 @@ def restarts(case: Case) -> Findings:
 
     def targeted(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         return multi_targeted(
-            net,
+            case.net,
             x,
             y,
             eps=case.eps,
@@ -88,6 +89,8 @@ def restarts(case: Case) -> Findings:
             steps=budget.pgd_steps // 2,
             targets=budget.targets,
             start=lambda rank: case.start(rows, 1000 + rank),
+            draws=case.draws,
+            judge=net,
         )
 
     crafts = [(f"pgd-{alpha}", several(alpha, i)) for i, alpha in enumerate(budget.alphas)]

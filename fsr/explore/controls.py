@@ -1,6 +1,7 @@
 """The explorer's controls: every change calls the plain functions and shows their picture or their error."""
 
 import base64
+import html
 
 import ipywidgets as widgets
 from IPython.core.formatters import DisplayFormatter
@@ -54,12 +55,13 @@ class App:
         self.refresh()
 
     def refresh(self, _change=None) -> None:
-        """Show the chosen look; an error of the package becomes a line above the picture, and nothing is swallowed."""
+        """Show the chosen look; an error of the package becomes a line in its place, and nothing is swallowed."""
         self.message.value = "computing ..."
         try:
             result = shown(self.first.value, self.second.value, self.attack.value, self.image.value)
         except FSRError as error:
-            self.message.value = f"<b>{error}</b>"
+            self.output.outputs = ()  # not the picture of what was chosen before
+            self.message.value = f"<b>{html.escape(str(error))}</b>"
             return
         self.output.outputs = outputs_of(result)
         self.message.value = ""

@@ -33,7 +33,8 @@ class Choice:
     def name(self) -> str:
         """As a menu shows it: method, network, what differs from the method's default, seed, weights."""
         run, differs = self.run, variant(self.run)
-        parts = [words.method(run.label), words.network(run), *([differs] if differs else [])]
+        where = f"{words.network(run)}, {words.dataset(run.dataset)}"
+        parts = [words.method(run.label), where, *([differs] if differs else [])]
         return ", ".join([*parts, f"seed {run.seed}", f"{self.checkpoint} ({run_id(run).rsplit('-', 1)[-1]})"])
 
 
@@ -51,10 +52,18 @@ class Choices:
         for choice in self.networks:
             weights.setdefault(choice.run, []).append(choice.checkpoint)
         rows = [
-            [words.method(run.label), words.network(run), variant(run), run.seed, ", ".join(kinds), run_id(run)]
+            [
+                words.method(run.label),
+                words.network(run),
+                words.dataset(run.dataset),
+                variant(run),
+                run.seed,
+                ", ".join(kinds),
+                run_id(run),
+            ]
             for run, kinds in weights.items()
         ]
-        return pd.DataFrame(rows, columns=["method", "network", "variant", "seed", "weights", "run"])
+        return pd.DataFrame(rows, columns=["method", "network", "data", "variant", "seed", "weights", "run"])
 
     def default(self, label: str) -> Choice | None:
         """Seed 0 with this label, EMA weights when they are here, else any checkpoint; None when there is none.
@@ -84,9 +93,9 @@ class Choices:
 def choices(profile: str) -> Choices:
     """The profile's networks whose weights are on this machine."""
     known = experiments.profile_of(profile)
-    main, place = known.base.backbone, known.place[-1] if known.place else None
+    places = {(run.dataset, run.backbone): place for run, place in ((known.base, known.place), *known.others)}
     found = [
-        Choice(run, checkpoint, place if run.backbone == main else None)
+        Choice(run, checkpoint, next(reversed(places.get((run.dataset, run.backbone), ())), None))
         for run in experiments.SETS[profile]["all"]
         for checkpoint in experiments.CHECKPOINTS
         if runs.has_weights(run, checkpoint)

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
+from fsr.errors import UsageError
 from fsr.explore.looking import Look
 from fsr.plots import style, words
 from fsr.plots.maps import show_map
@@ -97,7 +98,12 @@ def picture(seen: Look | None) -> Picture | Prose:
 
 
 def compare(left: Look | None, right: Look | None) -> Picture | Prose:
-    """Two looks side by side: each network with its own attack on the same image."""
+    """Two looks side by side: each network with its own attack on the same image.
+
+    UsageError for networks of two data sets, which share no image.
+    """
     if left is None or right is None:
         return ABSENT
+    if left.choice.run.dataset != right.choice.run.dataset:
+        raise UsageError("the two networks are of different data sets; choose two of one")
     return Picture.of(_two(left, right), f"{left.choice.name} beside {right.choice.name}: test image {left.index}")

@@ -37,7 +37,7 @@ def _at(frame: pd.DataFrame, name: str, row: int) -> float | None:
 
 
 def _trained_row(run: Run) -> list:
-    start = [words.method(run.label), words.network(run), variant(run), run.seed]
+    start = [words.method(run.label), words.network(run), words.dataset(run.dataset), variant(run), run.seed]
     try:
         frame = store.history(run)
     except MissingRecord:
@@ -53,7 +53,7 @@ def _trained_row(run: Run) -> list:
 def trained(profile: str, *, modules: bool) -> pd.DataFrame:
     """A row per planned run, without (modules=False) or with an inserted module: epochs and held-out accuracies."""
     chosen = [run for run in experiments.SETS[profile]["all"] if (run.module is not None) == modules]
-    names = ["method", "network", "variant", "seed", "epochs", "clean", "robust", "best epoch", "seconds"]
+    names = ["method", "network", "data", "variant", "seed", "epochs", "clean", "robust", "best epoch", "seconds"]
     return pd.DataFrame([_trained_row(run) for run in chosen], columns=names)
 
 

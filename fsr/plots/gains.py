@@ -63,7 +63,7 @@ def gains(profile: str) -> Figure:
     """F7: the gain of + FSR per column, method and network, with paired 95 % bootstrap intervals over images."""
     planned = _networks(profile)
     groups = {key: rows for key, rows in planned.items() if any(_was_run(profile, row) for row in rows)}
-    left_out = [network for _, network in planned.keys() - groups.keys()] if groups else []
+    left_out = [", ".join(key) for key in planned.keys() - groups.keys()] if groups else []
     groups = groups or dict([next(iter(planned.items()))])
     cols = min(3, len(groups))
     lines = -(-len(groups) // cols)
@@ -85,12 +85,13 @@ def gains(profile: str) -> Figure:
     methods = dict.fromkeys(row.runs[0].method for row in shown)
     looks = {words.method(m): MARKS[m] for m in methods}
     handles = [Line2D([], [], marker=m, color=c, linestyle="", label=name) for name, (m, c) in looks.items()]
-    if any(len(row.runs) > 1 for row in shown):
+    found = (readings.gain(profile, row, attack) for row in shown for attack in readings.columns(profile))
+    if any(gain is not None and len(gain.seeds) > 1 for gain in found):
         handles.append(Line2D([], [], marker="|", color=style.GREY, linestyle="", label="one seed of several"))
     if handles:
         fig.legend(handles=handles, loc="outside upper center", ncols=len(handles))
     told = f"right of zero: better with FSR; last epoch; bars: paired 95 % interval over {_images(profile)}"
-    style.foot(fig, told + (f"\nnot run: {', '.join(sorted(left_out))}" if left_out else ""))
+    style.foot(fig, told + (f"\nnot run: {'; '.join(sorted(left_out))}" if left_out else ""))
     return fig
 
 

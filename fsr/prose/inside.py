@@ -84,14 +84,16 @@ def masks(profile: str) -> Prose:
 def overhead(profile: str) -> Prose:
     """T8 in words: what FSR adds, network by network."""
     numbers, lines = tables.overhead(profile).numbers, []
-    for network, pair in numbers.groupby("network", sort=False):
+    several = numbers["dataset"].nunique() > 1
+    for (dataset, network), pair in numbers.groupby(["dataset", "network"], sort=False):
         plain, both = (pair[pair["fsr"] == value] for value in (False, True))
         if len(plain) and len(both) and not pair[["params", "macs"]].isna().any(axis=None):
             ratio = {
                 name: both[name].iloc[0] / plain[name].iloc[0] - 1
                 for name in ("params", "macs", "train_seconds_per_epoch")
             }
-            text = f"- {network}: {_plus(ratio['params'])} parameters, {_plus(ratio['macs'])} multiply-adds"
+            where = f"{words.dataset(dataset)}, {network}" if several else network
+            text = f"- {where}: {_plus(ratio['params'])} parameters, {_plus(ratio['macs'])} multiply-adds"
             seconds = ratio["train_seconds_per_epoch"]
             rough = "" if missing(seconds) else f", {_plus(seconds)} seconds per epoch (of one training each: rough)"
             lines.append(text + _measured(pair) + rough)

@@ -59,7 +59,8 @@ def whitebox(profile: str) -> Prose:
     for row in readings.gain_rows(profile):
         run = row.runs[0]
         label = f"{words.dataset(run.dataset)}, {words.network(run)}, {words.method(run.method)}"
-        found.append(_gains_of(profile, "whitebox", row, row.plain, label))
+        line = _gains_of(profile, "whitebox", row, row.plain, label)
+        found.append(" ".join([line, *_warned(profile, row)]) if line else None)
     lines = [line for line in found if line]
     if not lines:
         return Prose(NOTHING)
@@ -74,6 +75,7 @@ def deactivation(profile: str) -> Prose:
     for row in rows[1:-1]:
         line = _gains_of(profile, "deactivation", ours, row.runs, f"AT + FSR against {row.name}")
         lines += [" ".join([line, *_warned(profile, row)])] if line else []
+    lines += [f"- {line}" for line in _warned(profile, ours)] if lines else []
     joint = [line for row in rows[1:] if (line := _joint(profile, row)) is not None]
     if not lines:
         if len(rows) > 2 and not joint:
@@ -85,7 +87,7 @@ def deactivation(profile: str) -> Prose:
 
 def _warned(profile: str, row: Row) -> list[str]:
     """AutoAttack's own warnings about a row's networks: its other columns then say too much."""
-    wanted = experiments.columns(profile, "deactivation").get(experiments.profile_of(profile).autoattack)
+    wanted = experiments.columns(profile, "whitebox").get(experiments.profile_of(profile).autoattack)
     flags = cells.accuracy(row.runs, wanted, Sources()).get("flags") if wanted else None
     if flags in (None, "none"):
         return []
@@ -106,6 +108,8 @@ def _broken_only(run: Run, evaluation: Evaluation, white: store.Outcome) -> tupl
     try:
         black = store.load_eval(run, evaluation)
     except MissingRecord:
+        return None
+    if not store.same_weights((white, black)):  # trained again in between: another network
         return None
     known = dict(zip(white.index.tolist(), white.correct.tolist(), strict=True))
     seen = [(known[i], c) for i, c in zip(black.index.tolist(), black.correct.tolist(), strict=True) if i in known]
@@ -132,7 +136,7 @@ def blackbox(profile: str) -> Prose:
         told = [f"{words.metric(name)} {only} of {seen}" for name, (only, seen) in counts.items()]
         lines += [f"- {row}, images that survive Ensemble and are broken by: {', '.join(told)}."] if told else []
     some = any(only for counts in found.values() for only, _ in counts.values())
-    asked = [name for name in ("nattack", "square") if not all(name in counts for counts in found.values())]
+    asked = [name for name in ("nattack", "square") if not any(name in counts for counts in found.values())]
     only_transfer = f" Not run: {', '.join(map(words.metric, asked))}, which ask the network itself." if asked else ""
     return Prose.of("\n".join(lines), (SOME_MASKING if some else NO_MASKING) + only_transfer, budget(profile))
 
@@ -161,6 +165,8 @@ def settings(profile: str) -> Prose:
     rows = (*readings.rows(profile, "settings"), *readings.rows(profile, "placement"))
     default = experiments.main_pair(profile)[1]
     others = {row.runs[0]: row.name for row in reversed(rows) if row.runs[0] != default}
+    if not others:
+        return Prose("This profile varies no settings and no places.")
     ensemble = experiments.columns(profile, "settings")["ensemble"]
     found = {name: cells.gain((run,), (default,), ensemble) for run, name in reversed(others.items())}
     told = {name: cell for name, cell in found.items() if cell["value"] is not None}

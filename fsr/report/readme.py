@@ -11,7 +11,7 @@ from fsr.files import write_bytes
 from fsr.prose.text import budget
 from fsr.reference import MIN_SEEDS
 from fsr.report.speed import speed
-from fsr.tables import cells, formats
+from fsr.tables import accuracy, cells, formats
 from fsr.tables.frame import Sources
 from fsr.tables.text import NOT_RUN, missing, number, span
 
@@ -140,8 +140,9 @@ def results(profile: str) -> str:
     frame = frame[frame["network"] == frame["network"].iloc[0]]
     lines, left_out = _table(profile, frame)
     gap = f"Not run yet: {'; '.join(left_out)}." if left_out else None
-    crafted = next((note for note in parts.about.notes if note.startswith(formats.USUAL)), None)
-    notes = [note for note in (_about(frame), _same_images(profile), crafted, gap, _audit(profile)) if note]
+    told = (formats.USUAL, accuracy.MIXED)
+    crafted = [note for note in parts.about.notes if note.startswith(told)]
+    notes = [note for note in (_about(frame), _same_images(profile), *crafted, gap, _audit(profile)) if note]
     where = f"Every table and figure: [the report](results/report/{profile}.html), [tables](results/tables/{profile}), "
     where += f"[figures](figures/{profile})"
     where += f", [executed notebooks](results/notebooks/{profile})." if profile == "demo" else "."

@@ -21,7 +21,7 @@ def twin_of(run: Run) -> Run:
     return replace(run, seed=run.seed + 1) if twin == run else twin
 
 
-def _surrogate(run: Run, options: Options):
+def surrogate_of(run: Run, options: Options):
     """(run id, digest, network) of the twin's `last`, trained first where a profile plans both.
 
     Nones, and a warning, for a run outside every plan whose twin is not trained: its record then says so.
@@ -56,7 +56,7 @@ def audit_run(run: Run, analysis: Analysis, model, data: Data, options: Options)
     from fsr.audit import GROUPS, audit  # a room of its own size: training and plain evaluation do without it
 
     x, y, index = part_of_test(data, analysis.images)
-    twin, twin_digest, surrogate = _surrogate(run, options)
+    twin, twin_digest, surrogate = surrogate_of(run, options)
     identity = {"weights": digest_of(weights_path(run, analysis.checkpoint)), "images": len(y)}
     identity |= {"twin": twin, "twin_weights": twin_digest}
     path = paths.checkpoint_dir(run_id(run)) / f"partial-{analysis.checkpoint}-audit-{analysis.budget or 'quick'}.json"

@@ -78,7 +78,8 @@ def save_checkpoint(trainer: Trainer, *, half: bool = False, recorded: dict[str,
         if known is not None and path.exists() and weights.digest_of(path) == known:
             found[kind] = known
         else:
-            found[kind] = weights.save_tensors(path, tensors, {"run_id": run_id(run), "checkpoint": kind})
+            own = {"run_id": run_id(run), "checkpoint": kind} | ({} if final else {"unfinished": True})
+            found[kind] = weights.save_tensors(path, tensors, own)
     if final:
         save_state()
     return found
@@ -227,6 +228,8 @@ def has_weights(run: Run, checkpoint: str) -> bool:
         return False
     if weights.digest_of(path) == store.environment(run).get("checkpoints", {}).get(checkpoint):
         return True
+    if weights.meta_of(path).get("unfinished"):
+        return False
     state = state_path(run)  # being trained again, or trained again elsewhere
     return not state.exists() or weights.meta_of(state).get("epoch", 0) > run.epochs
 

@@ -30,6 +30,7 @@ NOTE = (
     "over seeds. Bold: best of our rows for the same weights, of those with the most seeds, without networks "
     "that AutoAttack warns of. Authors' protocol except AutoAttack."
 )
+MIXED = "Trained again between two columns, with other weights as a result"
 SAME_SEEDS = (
     "A gain is over the same seeds: that of a row of one training is over that seed's network, not over the mean row."
 )
@@ -118,7 +119,8 @@ def _paper(table: str, ours: list[dict]) -> list[dict]:
         if mine is None:
             continue
         base = {key: mine[key] for key in (*KEYS, "metric", "full_size")} | {"source": "paper"}
-        records.append(base | {"kind": "paper", "row": f"{cell.row}: paper", "value": cell.value / 100})
+        theirs = {"network": names.network(Run(backbone=cell.backbone)), "full_size": True}
+        records.append(base | theirs | {"kind": "paper", "row": f"{cell.row}: paper", "value": cell.value / 100})
         same = mine["full_size"] and mine["value"] is not None
         difference = mine["value"] - cell.value / 100 if same else None
         status = None if same else NOT_RUN if mine["full_size"] else "not comparable"
@@ -159,8 +161,8 @@ def _extra_notes(frame: pd.DataFrame, name: str, profile: str, sources: Sources)
     notes = list(filter(None, (crafted, formats.unnamed(sources))))
     if mixed := sources.mixed():
         notes.append(
-            f"Trained again between two columns, with other weights as a result: {', '.join(mixed)}. Do not compare "
-            "columns of such a row with each other."
+            f"{MIXED}: {', '.join(mixed)}. Do not compare columns of such a row with each other; no Ensemble is made "
+            "of both. Move the older evaluations away and `run-all` makes them again."
         )
     if frame.loc[frame["kind"] == "gain", "value"].notna().any():
         notes += [SAME_SEEDS, TRAININGS]

@@ -3,6 +3,7 @@
 import pandas as pd
 
 from fsr import experiments, reference, store
+from fsr.config import Run
 from fsr.tables import names, typed
 from fsr.tables.frame import Sources, Table, make
 from fsr.tables.inside import about, planned, record_of
@@ -23,17 +24,34 @@ def cost_numbers(profile: str, sources: Sources) -> pd.DataFrame:
         for analysis in planned(profile, run, "cost")[:1]:
             found = record_of(run, analysis, sources) or {}
             if store.is_trained(run) and run.imported is None:  # the seconds per epoch are the training's
-                sources.add(store.environment(run))
-                found = {COST[2]: float(store.history(run)["seconds"].median())} | found
+                record = store.environment(run)
+                sources.add(record)
+                seconds = float(store.history(run)["seconds"].median())
+                found = {"trained_on": trained_on(record), COST[2]: seconds} | found
             records.append({
                 "dataset": run.dataset, "backbone": run.backbone, "network": names.network(run), "row": row.name,
                 "fsr": run.fsr is not None, "full_size": run.width is None and run.blocks is None,
                 **{name: found.get(name) for name in COST},
                 **{name: _largest(found.get(name)) for name in ("latency_ms", PAIRED)}, "measured_on": _where(found),
+                "trained_on": found.get("trained_on"),
             })  # fmt: skip
     frame = pd.DataFrame(records)
     frame[[*COST, PAIRED]] = frame[[*COST, PAIRED]].astype(float)
+    for _, pair in frame.groupby(["dataset", "network"]):
+        timed = pair[PAIRED].where(pair["fsr"]).dropna()
+        if len(timed):  # two processes' clocks differ by more than FSR costs
+            frame.loc[pair.index[~pair["fsr"]], "latency_ms"] = timed.iloc[0]
     return frame
+
+
+def trained_on(record: dict) -> str:
+    """What the seconds of a training depend on, in words; several of them where it went on elsewhere."""
+    parts = [(part.get("hardware") or {}, part.get("processes") or 1) for part in (record, *record.get("sittings", []))]
+    kinds = {
+        f"{machine.get('gpu') or machine.get('cpu')}, {machine.get('threads')} threads, processes: {processes}"
+        for machine, processes in parts
+    }
+    return " and ".join(sorted(kinds))
 
 
 def _where(found: dict) -> str | None:
@@ -60,14 +78,13 @@ def overhead(profile: str) -> Table:
     for (dataset, network), pair in numbers.groupby(["dataset", "network"], sort=False):
         keys = {"data": names.dataset(dataset), "network": network}
         plain, both = (pair[pair["fsr"] == value].iloc[0].to_dict() for value in (False, True))
-        if not missing(both[PAIRED]):
-            plain["latency_ms"] = both[PAIRED]  # two processes' clocks differ by more than FSR costs
         shown += [keys | {"method": cell["row"]} | _costs(cell) for cell in (plain, both)]
         shown.append(keys | {"method": "added by FSR"} | {k: _added(plain[n], both[n]) for k, n in zip(HEAD, COST)})
         if pair["full_size"].all():
             stated = _stated(pair["backbone"].iloc[0])
             shown.append(keys | {"method": "added, from the authors' code (computed)"} | stated)
-        shown += [keys | row for row in _typed(pair)]
+        full = names.network(Run(backbone=pair["backbone"].iloc[0]))  # what the paper's cells are about
+        shown += [keys | ({"network": full} if row["method"].endswith(": paper") else {}) | row for row in _typed(pair)]
     where = "; ".join(numbers["measured_on"].dropna().unique()) or NOT_RUN
     notes = (
         f"Parameters include the auxiliary head; MACs are of one image; latency and memory: {where}. "

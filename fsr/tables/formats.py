@@ -22,8 +22,12 @@ def _listed(some: list[str]) -> str:
     for name in some:
         run = store.config_of(name)
         seeds.setdefault(names.method(run.label), []).append(str(run.seed))
-    several = {label: "s" if len(mine) > 1 else "" for label, mine in seeds.items()}
-    return ", ".join(f"{label} (seed{several[label]} {', '.join(sorted(seeds[label]))})" for label in sorted(seeds))
+    told = []
+    for label, mine in sorted(seeds.items()):
+        once = sorted(set(mine))
+        runs = f"{len(mine)} runs, " if len(once) < len(mine) else ""  # of several settings, networks or data sets
+        told.append(f"{label} ({runs}seed{'s' if len(once) > 1 else ''} {', '.join(once)})")
+    return ", ".join(told)
 
 
 def exceptions(sources: Sources) -> str:
@@ -39,7 +43,9 @@ def exceptions(sources: Sources) -> str:
 def _in_several_parts(name: str) -> bool:
     """Did a training take longer than from its recorded start to its end?  Older records name its last part only."""
     record = store.environment(name) if store.is_trained(name) else {}
-    if "sittings" in record or not all(record.get(key) for key in ("started", "finished", "seconds")):
+    if "sittings" in record:
+        return bool(record["sittings"][0]["first_step"])  # begun by a version that did not write them
+    if not all(record.get(key) for key in ("started", "finished", "seconds")):
         return False
     began, ended = (datetime.fromisoformat(record[key]) for key in ("started", "finished"))
     return record["seconds"] > (ended - began).total_seconds() + 60

@@ -9,7 +9,7 @@ from fsr.errors import MissingRecord
 from fsr.experiments import Row
 from fsr.reference import MIN_SEEDS, Claim
 from fsr.tables import accuracy, cells
-from fsr.tables.cost import cost_numbers
+from fsr.tables.cost import cost_numbers, trained_on
 from fsr.tables.frame import Sources
 from fsr.tables.inside import stream_numbers
 from fsr.tables.text import missing, number, span
@@ -72,13 +72,19 @@ def gain(profile: str, claim: Claim, sources: Sources) -> Measured:
     """AT + FSR minus AT, seed by seed, in points."""
     row = _rows(profile, "whitebox")["AT + FSR"]
     evaluation = _evaluation(profile, claim.metric)
-    cells.accuracy(row.runs, evaluation, sources)
+    warned = _warnings(row, Row(name="AT", runs=row.plain), evaluation=evaluation, sources=sources)
     cell = cells.gain(row.runs, row.plain, evaluation)
     ours = _of_seeds(cell.get("per_seed", []))
     if ours.value is None:
         return ours
     images = f"over images {span(100 * cell['low'], 100 * cell['high'], digits=2, sign=True)}"
-    return replace(ours, why=_and(ours.why, images))
+    return replace(ours, why=_and(ours.why, images, warned))
+
+
+def _warnings(*rows: Row, evaluation, sources: Sources) -> str:
+    """AutoAttack's own warnings about these rows: what it says of them may be masked gradients."""
+    flags = {row.name: cells.accuracy(row.runs, evaluation, sources).get("flags") for row in rows}
+    return _and(*(f"AutoAttack warns of {name}: {told}" for name, told in flags.items() if told not in (None, "none")))
 
 
 def largest_gain(profile: str, claim: Claim, sources: Sources) -> Measured:
@@ -104,6 +110,9 @@ def overhead(profile: str, claim: Claim, sources: Sources) -> Measured:
     numbers = cost_numbers(profile, sources)
     main = numbers.iloc[0][["dataset", "network"]]
     pair = numbers[(numbers[["dataset", "network"]] == main).all(axis=1)].sort_values("fsr")
+    machines = set(pair["trained_on"])
+    if len(machines) > 1 or any(" and " in str(machine) for machine in machines):
+        return Measured(why="the two were not trained on one kind of machine")
     added = {}
     for name in ("macs", "train_seconds_per_epoch"):
         plain, both = pair[name]
@@ -117,27 +126,27 @@ def overhead(profile: str, claim: Claim, sources: Sources) -> Measured:
 
 
 def deactivation(profile: str, claim: Claim, sources: Sources) -> Measured:
-    """The smallest lead of AT + FSR over FD, CAS and CIFS, in points; all three intervals must lie above 0."""
+    """The least certain lead of AT + FSR over FD, CAS and CIFS, in points; all three intervals must lie above 0."""
     evaluation = _evaluation(profile, claim.metric, "deactivation")
     rows = _rows(profile, "deactivation")
     ours = rows["AT + FSR"]
     leads: dict[str, Measured] = {}
-    flags: dict[str, str] = {}
+    warned = [_warnings(ours, evaluation=evaluation, sources=sources)]
     for peer in ("AT + FD", "AT + CAS", "AT + CIFS"):
         row = rows.get(peer)
         if row is None:
             return Measured(why="the peers are not in this profile")
-        warned = cells.accuracy(row.runs, evaluation, sources).get("flags")
-        if warned not in (None, "none"):
-            flags[peer] = f" (AutoAttack warns there: {warned})"
+        warned.append(_warnings(row, evaluation=evaluation, sources=sources))
         leads[peer] = _of_seeds(cells.gain(ours.runs, row.runs, evaluation).get("per_seed", []))
     values = {peer: lead.value for peer, lead in leads.items() if lead.value is not None}
     if len(values) < len(leads):
         return NOTHING
-    least = leads[min(values, key=lambda peer: values[peer])]
+    ends = {peer: values[peer] if lead.low is None else lead.low for peer, lead in leads.items()}
+    least = leads[min(ends, key=lambda peer: ends[peer])]  # the one that decides
     tests = [lead.passed for lead in leads.values()]
     passed = None if None in tests else all(tests)
-    why = "; ".join(f"over {peer} {number(value, sign=True)}{flags.get(peer, '')}" for peer, value in values.items())
+    reasons = {peer: f" ({lead.why})" if lead.why else "" for peer, lead in leads.items()}
+    why = _and(*(f"over {peer} {number(value, sign=True)}{reasons[peer]}" for peer, value in values.items()), *warned)
     seeds = min(lead.seeds for lead in leads.values())
     return Measured(value=least.value, low=least.low, high=least.high, seeds=seeds, passed=passed, why=why)
 
@@ -187,7 +196,8 @@ def seconds(profile: str, claim: Claim, sources: Sources) -> Measured:
         return NOTHING
     sources.add(record)
     device = claim.source.rsplit(" ", 1)[-1].strip(")")
-    if not re.search(rf"\b{device}\b", record["hardware"].get("gpu", "")):
+    trained = trained_on(record)
+    if not re.search(rf"\b{device}\b", trained) or not trained.endswith("processes: 1") or " and " in trained:
         return Measured(value=value, seeds=1, why=f"not on an {device}")
     return Measured(value=value, seeds=1, passed=value <= _stated(claim) + claim.tolerance)
 

@@ -20,13 +20,21 @@ LATEX = {
 
 
 def csv_text(numbers: pd.DataFrame) -> str:
-    """Numbers with six significant digits; empty where nothing was run."""
+    """Counts whole, other numbers with six significant digits; empty where nothing was run."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(numbers.columns)
     for row in numbers.itertuples(index=False):
-        writer.writerow(["" if missing(v) else f"{v:.6g}" if isinstance(v, float) else v for v in row])
+        writer.writerow([_csv_cell(v) for v in row])
     return out.getvalue()
+
+
+def _csv_cell(value):
+    if missing(value):
+        return ""
+    if not isinstance(value, float):
+        return value
+    return f"{value:.0f}" if value.is_integer() else f"{value:.6g}"  # a count is exact
 
 
 def markdown(table: Table) -> str:

@@ -15,7 +15,7 @@ from fsr.attacks.latent import LatentHeads, stages
 from fsr.attacks.unmask import Averaged, Guarded, Sloped, Softened, estimated
 from fsr.config import FSRSpec
 from fsr.models import build_model
-from fsr.models.fsr import Intervention
+from fsr.models.fsr import FSR, Intervention
 
 EPS = 0.1
 
@@ -255,6 +255,15 @@ def test_fsr_attacks_stay_in_the_ball_raise_the_margin_and_put_the_model_back(ne
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     corners = (x + EPS * torch.randn_like(x).sign()).clamp(0, 1)
     assert lead(model(x_adv), y).mean() > lead(model(corners), y).mean()
+
+
+@pytest.mark.parametrize("name, tau", [("smooth", 1.0), ("to 0", 1.0), ("to 1", 1.0), ("joint", 1.0), ("frozen", None)])
+def test_fsr_attacks_differentiate_the_mask_at_the_temperature_they_say(network, name, tau, monkeypatch):
+    seen, mask = [], FSR.mask
+    monkeypatch.setattr(FSR, "mask", lambda self, *a: seen.append((self.backward_tau, self.noise)) or mask(self, *a))
+    model, x, y = network
+    FSR_ATTACKS[name](model, x, y, eps=EPS, steps=4)
+    assert set(seen) == {(tau, None)}
 
 
 def test_attributes_are_put_back_after_an_exception(network):

@@ -130,6 +130,21 @@ def test_targeted_losses_climb_towards_their_target():
     assert (g.cross_entropy(model(climbed), target) < g.cross_entropy(model(x), target)).all()
 
 
+def test_restarts_have_ten_starts_and_three_step_sizes(monkeypatch):
+    """Steps of 0.25, 0.1 and 0.025 eps in turn."""
+    made = []
+
+    def pgd(model, x, y, *, alpha, start, **_):
+        made.append((alpha, float(start.flatten()[0])))
+        return x
+
+    monkeypatch.setattr(g, "pgd", pgd)
+    model, (x, _) = Linear(), batch(2, dtype=torch.float64)
+    ATTACKS["pgd100-restarts"](model, x, model(x).argmax(1), eps=0.1)
+    assert [alpha for alpha, _ in made] == pytest.approx([0.025, 0.01, 0.0025] * 3 + [0.025])
+    assert len({start for _, start in made}) == 10
+
+
 def test_joint_loss_adds_twice_the_mean_of_the_probes():
     y = torch.tensor([1, 0])
     heads = [torch.randn(2, 3, dtype=torch.float64) for _ in range(3)]

@@ -107,11 +107,3 @@ def test_bytes_are_the_same_in_another_process(recorded, tmp_path, monkeypatch):
         subprocess.run([sys.executable, "-c", code, *names], check=True, env=environment)
         files.append([p.read_bytes() for name in names for p in sorted((recorded / "figures").rglob(f"{name}-*"))])
     assert len(files[0]) == 4 and files[0] == files[1]
-
-
-def test_figures_sentences_and_the_report_need_no_torch():
-    code = (
-        "import sys; import fsr.plots, fsr.prose, fsr.report; print('torch' in sys.modules, 'sklearn' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "False"]

@@ -5,7 +5,7 @@ import pytest
 
 from fsr import experiments, store
 from fsr.config import Evaluation, Run
-from fsr.files import save_json
+from fsr.files import save_json, sha256
 from fsr.paths import run_dir
 
 
@@ -37,12 +37,12 @@ class Records:
             if planned.kind == kind and checkpoint in (None, planned.checkpoint):
                 store.save_analysis(run, planned, record)
 
-    def trained(self, run: Run, seconds: float, hardware: dict):
+    def trained(self, run: Run, seconds: float, hardware: dict, **more):
         """A finished training of two epochs."""
         store.save_config(run)
         data = store.save_history(run, [{"epoch": i + 1, "seconds": seconds} for i in range(2)])
-        digest = store.sha256(data)
-        record = {"run_id": store.id_of(run), "history_sha256": digest, "hardware": hardware}
+        digest = sha256(data)
+        record = {"run_id": store.id_of(run), "history_sha256": digest, "hardware": hardware, **more}
         save_json(run_dir(store.id_of(run)) / "env.json", record)
 
 

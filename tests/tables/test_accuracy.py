@@ -5,9 +5,10 @@ import pytest
 from scipy.stats import binomtest
 
 from fsr import experiments, tables
+from fsr.config import Evaluation
 from fsr.errors import UsageError
-from fsr.store import id_of
-from fsr.tables import cells
+from fsr.store import ENSEMBLE, id_of, save_config, save_eval
+from fsr.tables import accuracy, cells
 
 AT, BOTH = experiments.main_pair("demo")
 ROWS = {row.name: row for row in experiments.ROWS["demo"]["whitebox"][:2]}
@@ -299,3 +300,19 @@ def test_ensemble_agrees_with_the_store(records):
     mine = outcome(AT, Evaluation(attack="ensemble"))
     theirs = store.ensemble(AT, "last")
     assert (mine.index == theirs.index).all() and (mine.correct == theirs.correct).all()
+
+
+def test_two_trainings_of_a_run_are_never_mixed_and_named(root):
+    plain, both = experiments.main_pair("demo")
+    for run in (plain, both):
+        save_config(run)
+    for attack in ENSEMBLE:
+        save_eval(plain, Evaluation(attack=attack), range(4), [True] * 4, weights="b" if attack == "cw" else "a")
+    assert cells.outcome(plain, Evaluation(attack="ensemble")) is None
+    bare, one = Evaluation(attack="pgd20"), Evaluation(attack="pgd20", intervention="mask_one")
+    save_eval(both, bare, range(4), [True] * 4, weights="a")
+    save_eval(both, one, range(4), [False] * 4, weights="b")
+    assert cells.gain((both,), (both,), one, bare)["value"] is None
+    table = tables.whitebox("demo")
+    note = next(note for note in table.about.notes if note.startswith(accuracy.MIXED))
+    assert id_of(plain) in note and id_of(both) not in note

@@ -21,11 +21,15 @@ def trained(run, crafting):
     save_json(run_dir(store.id_of(run)) / "env.json", record)
 
 
-@pytest.mark.parametrize("minutes, sittings, named", [(60, None, False), (600, None, True), (600, [{}, {}], False)])
+@pytest.mark.parametrize(
+    "minutes, sittings, named", [(60, None, False), (600, None, True), (600, [0, 9], False), (60, [9], True)]
+)
 def test_a_training_with_only_its_last_part_on_record_is_named(root, minutes, sittings, named):
     store.save_config(BOTH)
     record = {"run_id": store.id_of(BOTH), "seconds": 60.0 * minutes, "started": "2026-01-01T00:00:00+00:00"}
-    record |= {"finished": "2026-01-01T01:00:00+00:00"} | ({"sittings": sittings} if sittings else {})
+    record |= {"finished": "2026-01-01T01:00:00+00:00"} | (
+        {"sittings": [{"first_step": step} for step in sittings]} if sittings else {}
+    )
     save_json(run_dir(store.id_of(BOTH)) / "env.json", record)
     sources = Sources()
     sources.add({"run_id": store.id_of(BOTH)})

@@ -42,9 +42,29 @@ def test_streams_show_paper_and_difference_at_full_size_only(root, records):
         "T8,cifar10,resnet18,AT,parameters,1,count,",
         "T8,cifar10,resnet18,AT,params,1,percent,",
         "T7,cifar10,resnet18,f_plus,aux,40,percent,",
+        "T10,,,+FSR,max_robust_gain_points,8.57,points,",
     ],
 )
 def test_a_misspelt_cell_names_its_line(root, line):
     paper_cells(root, line)
     with pytest.raises(UsageError, match="line 2"):
-        tables.TABLES[line[:2]].make("headline")
+        tables.TABLES[line.split(",")[0]].make("headline")
+
+
+def test_the_papers_cells_are_filed_under_the_papers_network(root):
+    paper_cells(root, "T1,cifar10,resnet18,AT + FSR,pgd20,52,percent,")
+    numbers = tables.whitebox("mini").numbers
+    theirs = numbers[numbers["kind"] == "paper"].iloc[0]
+    assert theirs["network"] == "ResNet-18" and theirs["full_size"]
+    assert set(numbers[numbers["kind"] == "ours"]["network"]).isdisjoint({"ResNet-18"})
+
+
+def test_the_csv_has_the_latency_that_the_table_shows(root, records):
+    plain, both = experiments.main_pair("headline")
+    records("headline").analysis(plain, "cost", cost(10))
+    more = {"latency_ms": {"128": 3.0}, "latency_ms_without": {"128": 2.0}}
+    records("headline").analysis(both, "cost", cost(12_432_981) | more)
+    table = tables.overhead("headline")
+    assert table.numbers[~table.numbers["fsr"]]["latency_ms"].iloc[0] == 2.0
+    text = tables.save(table, "headline", "T8", "overhead")[0].read_text()
+    assert ",12432981," in text  # a count is exact

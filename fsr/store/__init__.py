@@ -1,0 +1,55 @@
+"""Records of runs: configs, histories, per-sample outcomes and analyses, never overwritten."""
+
+from fsr.store.outcomes import (
+    Outcome,
+    analysis_path,
+    eval_path,
+    has_analysis,
+    has_eval,
+    load_analysis,
+    load_eval,
+    read_outcome,
+    same_weights,
+    save_analysis,
+    save_eval,
+)
+from fsr.store.tidy import ENSEMBLE, ensemble, metrics
+from fsr.store.trained import (
+    config_of,
+    damage,
+    environment,
+    finished,
+    history,
+    id_of,
+    is_trained,
+    runs,
+    save_config,
+    save_history,
+)
+
+__all__ = [
+    "ENSEMBLE",
+    "Outcome",
+    "analysis_path",
+    "config_of",
+    "damage",
+    "ensemble",
+    "environment",
+    "eval_path",
+    "finished",
+    "has_analysis",
+    "has_eval",
+    "history",
+    "id_of",
+    "is_trained",
+    "load_analysis",
+    "load_eval",
+    "metrics",
+    "read_outcome",
+    "runs",
+    "same_weights",
+    "save_analysis",
+    "save_config",
+    "save_eval",
+    "save_history",
+]

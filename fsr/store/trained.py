@@ -1,0 +1,110 @@
+"""A run's own files: config.json, history.csv and env.json, each written once."""
+
+import csv
+import io
+from pathlib import Path
+
+import pandas as pd
+
+from fsr import paths
+from fsr.config import Run, content_id, run_from_dict, run_id, to_dict
+from fsr.errors import CorruptFile, MissingRecord, UsageError
+from fsr.files import load_json, save_json, sha256, write_bytes
+from fsr.words import did_you_mean
+
+
+def id_of(run: Run | str) -> str:
+    """A run's id, from the run or from itself."""
+    return run if isinstance(run, str) else run_id(run)
+
+
+def save_config(run: Run) -> None:
+    """config.json of a run, once; an existing one must be the same run."""
+    path = paths.run_dir(run_id(run)) / "config.json"
+    if not path.exists():
+        save_json(path, {"run": to_dict(run), "run_id": run_id(run)})
+    elif content_id(config_of(run_id(run))) != content_id(run):
+        raise CorruptFile(f"{path} describes another run than its folder's name; move the folder away")
+
+
+def config_of(name: str) -> Run:
+    """The Run that a run id names; UsageError when there is none, CorruptFile when its record is not its own."""
+    path = paths.run_dir(name) / "config.json"
+    if not path.exists():
+        folder = paths.results() / "runs"
+        meant = did_you_mean(name, (p.parent.name for p in folder.glob("*/config.json")))
+        raise UsageError(f"no run {name!r} in {folder}{meant}; `python -m fsr status` lists them")
+    record = load_json(path)
+    if record.get("run_id") != name:
+        raise CorruptFile(f"{path} describes another run than its folder's name; move the folder away")
+    return run_from_dict(record["run"])
+
+
+def runs() -> list[Run]:
+    """Every run with a config.json, sorted by id."""
+    return [config_of(p.parent.name) for p in sorted((paths.results() / "runs").glob("*/config.json"))]
+
+
+def is_trained(run: Run | str) -> bool:
+    """Did the training finish?  The weights may be gone: a record is valid without them."""
+    return (paths.run_dir(id_of(run)) / "env.json").exists()
+
+
+def own(record: dict, run: Run | str, path: Path) -> dict:
+    """The record, if it is this run's; CorruptFile for one that was copied or renamed from another."""
+    if record.get("run_id") != id_of(run):
+        raise CorruptFile(f"{path} is a record of {record.get('run_id')}; move it away to compute this run's own")
+    return record
+
+
+def environment(run: Run | str) -> dict:
+    """env.json: commit, versions, hardware, start, seconds, checkpoint hashes."""
+    path = paths.run_dir(id_of(run)) / "env.json"
+    return own(load_json(path), run, path)
+
+
+def damage(run: Run | str) -> str:
+    """What is wrong with a run's config.json or env.json, in one line; "" when nothing is, or there is none."""
+    name = id_of(run)
+    try:
+        if (paths.run_dir(name) / "config.json").exists():
+            config_of(name)
+        if is_trained(name):
+            environment(name)
+    except (CorruptFile, UsageError) as error:
+        return str(error)
+    return ""
+
+
+def finished() -> list[tuple[Run, dict]]:
+    """Every finished run and its env.json, sorted by id; damaged ones are left out (`status` names them)."""
+    names = [p.parent.name for p in sorted((paths.results() / "runs").glob("*/env.json"))]
+    return [(config_of(name), environment(name)) for name in names if not damage(name)]
+
+
+def _column(name: str) -> tuple[int, str]:
+    groups = ("epoch", "seconds", "lr", "train_", "held_", "ema_")
+    return next((i for i, group in enumerate(groups) if name.startswith(group)), len(groups)), name
+
+
+def save_history(run: Run, rows: list[dict]) -> bytes:
+    """history.csv, one row per epoch; returns its bytes.  The columns' order is fixed: a resumed run's is the same."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=sorted(rows[0], key=_column), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows([{k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows])
+    data = text.getvalue().encode()
+    write_bytes(paths.run_dir(run_id(run)) / "history.csv", data)
+    return data
+
+
+def history(run: Run | str) -> pd.DataFrame:
+    """history.csv as a frame; of a finished run it must match the hash in env.json."""
+    folder = paths.run_dir(id_of(run))
+    path = folder / "history.csv"
+    if not path.exists():
+        raise MissingRecord(f"{id_of(run)} has no history.csv; `python -m fsr run-all` trains what is missing")
+    data = path.read_bytes()
+    if is_trained(run) and environment(run)["history_sha256"] != sha256(data):
+        raise CorruptFile(f"{path} is damaged (its bytes do not match env.json)")
+    return pd.read_csv(io.BytesIO(data))

@@ -7,7 +7,7 @@ EXTRAS := test,cluster,tensorboard
 RUN := $(PY) -m fsr
 SCRATCH ?= $(shell mktemp -d)
 
-.PHONY: setup setup-test reproduce retrain test lint pytest nbval lab api
+.PHONY: setup setup-test reproduce retrain test lint pytest slow nbval lab api
 
 setup: $(VENV)/.installed
 setup-test: $(VENV)/.installed-test
@@ -59,6 +59,10 @@ lint: setup-test
 
 pytest: setup-test
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --cov=fsr --cov-report=term:skip-covered --cov-fail-under=90
+
+# what takes minutes each: several processes, the full audit, kills by the hundred, full disks (these as root)
+slow: setup-test
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto -m slow
 
 # the smoke profile from nothing, then every notebook again, compared with that first execution;
 # loadscope: the cells of a notebook need one kernel

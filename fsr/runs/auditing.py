@@ -9,7 +9,7 @@ from fsr.config import Analysis, Run, replace, run_id
 from fsr.data import Data, as_float, part_of_test
 from fsr.files import save_json
 from fsr.runs.base import Options, scratch
-from fsr.runs.training import load_model, weights_path
+from fsr.runs.training import has_weights, load_model, weights_path
 from fsr.weights import digest_of
 
 log = logging.getLogger("fsr")
@@ -21,14 +21,24 @@ def twin_of(run: Run) -> Run:
     return replace(run, seed=run.seed + 1) if twin == run else twin
 
 
+def _planned_together(run: Run, twin: Run) -> bool:
+    return any({run, twin} <= set(sets["all"]) for sets in experiments.SETS.values())
+
+
+def train_twin(run: Run, options: Options) -> None:
+    """Have the weights of a planned twin here before an audit begins: their training is not part of its time."""
+    twin = twin_of(run)
+    if _planned_together(run, twin) and not has_weights(twin, "last"):
+        load_model(twin, "last", options)
+
+
 def surrogate_of(run: Run, options: Options):
     """(run id, digest, network) of the twin's `last`, trained first where a profile plans both.
 
     Nones, and a warning, for a run outside every plan whose twin is not trained: its record then says so.
     """
     twin = twin_of(run)
-    together = any({run, twin} <= set(sets["all"]) for sets in experiments.SETS.values())
-    if not (together or store.is_trained(twin)):
+    if not (_planned_together(run, twin) or store.is_trained(twin)):
         log.warning(
             "%s: the audit goes without transfer from its twin %s, which is not trained; its record says so "
             "('surrogate': null)",

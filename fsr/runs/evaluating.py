@@ -12,7 +12,7 @@ from fsr.config import Analysis, Evaluation, Run, run_id
 from fsr.data import part_of_test
 from fsr.evaluate import Progress, batch_size, survives
 from fsr.files import provenance, save_json
-from fsr.runs.auditing import audit_run, surrogate_of
+from fsr.runs.auditing import audit_run, train_twin
 from fsr.runs.base import Options, data_of, locked, memory_explained, scratch
 from fsr.runs.training import ensure_weights, load_model, weights_path
 from fsr.weights import digest_of
@@ -112,7 +112,7 @@ def ensure_analysed(run: Run, analysis: Analysis, options: Options | None = None
         options.check()
         options.report(run_id(run), f"{analysis.checkpoint} {analysis.kind}", 0, 1)
         if analysis.kind == "audit":
-            surrogate_of(run, options)  # trained now if it is not: its time is not the audit's
+            train_twin(run, options)
         model, data = load_model(run, analysis.checkpoint, options), data_of(run, options.torch_device)
         started = time.monotonic()
         with memory_explained(run):

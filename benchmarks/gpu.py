@@ -4,6 +4,7 @@ Whole epochs of full-width ResNet-18 AT+FSR, plain against fast; where the fast 
 steps per backbone and batch; how many small runs at once fill the device. Every row is saved as soon as it is there.
 """
 
+import argparse
 import os
 import time
 from collections.abc import Callable
@@ -84,9 +85,15 @@ def packed(run: Run, k: int, steps: int, device: torch.device) -> dict:
     return {"runs": k, "images_per_second": k * steps * run.batch / max(seconds) if done else None}
 
 
+def options(parser: argparse.ArgumentParser) -> None:
+    """What this benchmark asks beyond the usual."""
+    parser.add_argument("--images", type=int, default=12_800)
+    parser.add_argument("--parts", nargs="*", default=[], help="only these: epoch, twin, profile, a step's case, packing")
+
+
 def main() -> None:
     """All parts, each saved and printed as it is done; a part that fails is named and the others go on."""
-    given = measure.arguments(__doc__, lambda p: p.add_argument("--images", type=int, default=12_800))
+    given = measure.arguments(__doc__, options)
     device, quick = given.device, given.quick
     n = 256 if quick else given.images
     run = pipeline.SMALL if quick else FULL
@@ -95,6 +102,8 @@ def main() -> None:
 
     def attempt(name: str, part: Callable[[], None]) -> None:
         """Whatever fails is named and the rest still counts: the machine may be borrowed."""
+        if given.parts and not any(name.startswith(part) for part in given.parts):
+            return
         try:
             part()
         except Exception as error:
@@ -107,6 +116,8 @@ def main() -> None:
 
     ks = (1, 2) if quick else (1, 2, 4, 8)
     attempt("epoch", lambda: rows.append(pipeline.measure_case(f"epoch of {n} images", run, n, 1, device)))
+    at = replace(run, module=None)
+    attempt("twin", lambda: rows.append(pipeline.measure_case("a quarter of it, AT alone", at, n // 4, 1, device)))
     attempt("profile", lambda: record.update(profile=profile(run, device)))
     for name, case in step_cases(quick).items():
         attempt(name, lambda name=name, case=case: step(name, case))

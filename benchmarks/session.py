@@ -31,8 +31,8 @@ SWITCHES = ("compile", "graphs", "channels_last")
 MIDDLE = ("last", "best", "ema")
 
 
-def stages(profile: str) -> list[tuple[str, list[Task]]]:
-    """Most wanted first: trainings, the authors' columns, AutoAttack on EMA and last, the audit, then the rest."""
+def stages(profile: str, only: str | None = None) -> list[tuple[str, list[Task]]]:
+    """Most wanted first: trainings, the authors' columns, AutoAttack on EMA, figures, more AutoAttack, audit, the rest."""
     pair = experiments.main_pair(profile)[::-1]  # FSR first: a baseline alone says nothing new
     wanted = {run: experiments.evaluations(profile, "all", run) for run in pair}
     looks = {run: experiments.analyses(profile, "all", run) for run in pair}
@@ -43,11 +43,14 @@ def stages(profile: str) -> list[tuple[str, list[Task]]]:
         return tuple(e for e in plain if strong or e.attack in experiments.COLUMNS)
 
     out = [("training", [Task(run=run) for run in pair])]
-    out.append(("authors' protocol", [Task(run=r, evaluations=of(r, c, False)) for c in MIDDLE for r in pair]))
+    columns = [Task(run=r, evaluations=of(r, c, False)) for c in ("ema", "last", "best") for r in pair]
     strong = {c: (f"AutoAttack, {c}", [Task(run=r, evaluations=of(r, c, True)) for r in pair]) for c in MIDDLE}
-    audit = ("audit and figures", [Task(run=run, analyses=looks[run]) for run in pair])  # AT's trains its twin first
-    out += [strong["ema"], strong["last"], audit, strong["best"]]
-    return [*out, ("everything else", runs.tasks(profile))]
+    quick = {run: tuple(a for a in looks[run] if a.kind != "audit") for run in pair}
+    figures = ("figures", [Task(run=run, analyses=quick[run]) for run in pair])
+    audit = ("audit", [Task(run=run, analyses=looks[run]) for run in pair])  # AT's trains its twin first
+    out += [("authors' protocol", columns), strong["ema"], figures, strong["last"], audit, strong["best"]]
+    out.append(("everything else", runs.tasks(profile)))
+    return [(name, [task for task in tasks if only in (None, task.run.label)]) for name, tasks in out]
 
 
 def pack(out: Path) -> Path:
@@ -84,10 +87,10 @@ def deliver(given: argparse.Namespace) -> list[Path]:
     return [pack(given.out), *pack_weights(given.profile, given.weights, given.out)]
 
 
-def work(profile: str, options: Options, done: Callable[[], None] = lambda: None) -> list[str]:
+def work(profile: str, options: Options, done: Callable[[], None] = lambda: None, only: str | None = None) -> list[str]:
     """Do the stages until the time is up, with a call of `done` after each; returns failures as lines."""
     failed = []
-    for name, tasks in stages(profile):
+    for name, tasks in stages(profile, only):
         todo = [task for task in tasks if task.missing()]
         print(f"{name}: {len(todo)} of {len(tasks)} to do", flush=True)
         with live(todo) as report:
@@ -124,6 +127,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--device")
     parser.add_argument("--weights", nargs="*", choices=MIDDLE, default=[], help="pack these checkpoints too")
+    parser.add_argument("--only", metavar="LABEL", help="only these runs, at or at+fsr: two processes can share a GPU")
     parser.add_argument("--off", nargs="*", choices=SWITCHES, default=[], help="go without these, should one fail")
     given = parser.parse_args()
     paths.use(root=given.root, data=given.data)
@@ -131,7 +135,7 @@ def main() -> int:
     try:
         experiments.profile_of(given.profile)
         options = Options(device=given.device, deadline=time.monotonic() + 60 * given.minutes, half=True, switches=off)
-        failed = work(given.profile, options, lambda: deliver(given))
+        failed = work(given.profile, options, lambda: deliver(given), given.only)
     except UsageError as error:
         print(error, file=sys.stderr)
         return 2

@@ -24,6 +24,7 @@ from fsr.hardware import exact_float32
 from fsr.models import intervene
 from fsr.modes import eval_mode
 
+MANY_IMAGES = 2000  # from which AutoAttack on a GPU is worth the half minute or so of compiling (estimated, not measured)
 SEED = 0  # of every evaluation attack: a column means the same for every run
 
 
@@ -80,12 +81,17 @@ class _Watched(nn.Module):
 
 
 @contextlib.contextmanager
-def _prepared(model: nn.Module, run: Run, evaluation: Evaluation, switches: dict, check: Callable[[], None]):
-    """(the float32 judge, the network to differentiate), in eval mode, under the evaluation's intervention."""
+def _prepared(model: nn.Module, run: Run, evaluation: Evaluation, switches: dict, check: Callable[[], None], n: int):
+    """(the float32 judge, the network to differentiate), in eval mode, under the evaluation's intervention.
+
+    n: images in all.
+    """
     with contextlib.ExitStack() as stack:
         stack.enter_context(eval_mode(model))
         if evaluation.intervention:
             stack.enter_context(intervene(model, evaluation.intervention))
+        if evaluation.attack not in VARIANTS or n < MANY_IMAGES:
+            switches = {"compile": False, **switches}
         yield model, _Watched(fast_net(model, precision=run.precision, **switches), check)
 
 
@@ -121,7 +127,7 @@ def survives(
     options = {"steps": evaluation.steps, "surrogate": surrogate}
     options = {k: v for k, v in options.items() if v is not None}
     size = batch_size(device, evaluation)
-    with _prepared(model, run, evaluation, switches or {}, check) as (judge, net):
+    with _prepared(model, run, evaluation, switches or {}, check, len(y)) as (judge, net):
         while progress.done < len(y):
             started = time.monotonic()
             chunk = slice(progress.done, progress.done + size)
@@ -183,7 +189,7 @@ def _autoattack(model, x, y, run, evaluation, switches, progress: Progress, on_c
 
     xs, ys = as_float(x).to(device), y.to(device)
     check_images(xs, ys)
-    with _prepared(model, run, evaluation, switches, check) as (judge, net):
+    with _prepared(model, run, evaluation, switches, check, len(y)) as (judge, net):
         result = autoattack(
             net, xs, ys, eps=run.eps if evaluation.eps is None else evaluation.eps, seed=SEED,
             judge=_Exact(judge, check), batch=batch_size(device, evaluation), keep_images=False, state=state,

@@ -17,7 +17,7 @@ PAIR = (tiny_run(epochs=1), tiny_run(epochs=1, module=FSR_HERE))
 def small(root, monkeypatch):
     """A profile whose main pair trains in seconds, and nothing but its trainings to do."""
     monkeypatch.setattr(experiments, "main_pair", lambda _profile: PAIR)
-    monkeypatch.setattr(session, "stages", lambda _profile: [("training", [runs.Task(run=run) for run in PAIR])])
+    monkeypatch.setattr(session, "stages", lambda _profile, _only=None: [("training", [runs.Task(run=run) for run in PAIR])])
     return root
 
 
@@ -29,7 +29,7 @@ def call(monkeypatch, out, *more: str) -> int:
 
 def test_both_trainings_come_before_any_evaluation_and_nothing_is_left_out():
     found = session.stages("ci")
-    order = ["training", "authors' protocol", "AutoAttack, ema", "AutoAttack, last", "audit and figures"]
+    order = ["training", "authors' protocol", "AutoAttack, ema", "figures", "AutoAttack, last", "audit"]
     assert [name for name, _ in found] == [*order, "AutoAttack, best", "everything else"]
     assert [bool(task.run.module) for task in found[0][1]] == [True, False]  # FSR first
     planned = {e for run in experiments.main_pair("ci") for e in experiments.evaluations("ci", "all", run)}
@@ -64,7 +64,7 @@ def test_a_wrong_profile_is_one_line_and_2(root, monkeypatch, capsys, tmp_path):
 
 def test_a_machine_that_is_taken_away_leaves_the_records_of_whole_stages(small, tmp_path, monkeypatch):
     parts = [(run.label, [runs.Task(run=run)]) for run in PAIR]
-    monkeypatch.setattr(session, "stages", lambda _profile: parts)
+    monkeypatch.setattr(session, "stages", lambda _profile, _only=None: parts)
     inline, done = session.executors.inline, []
 
     def first_only(*given):

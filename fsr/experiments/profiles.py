@@ -1,4 +1,4 @@
-"""The five profiles: what is trained, how large, and how much of the test set each kind of attack sees."""
+"""The six profiles: what is trained, how large, and how much of the test set each kind of attack sees."""
 
 from dataclasses import dataclass
 
@@ -123,6 +123,19 @@ def _headline() -> Profile:
     )
 
 
+def _headline40() -> Profile:
+    """headline's pair on a schedule of the same shape in two fifths of the time, AutoAttack on a part of the images."""
+    return Profile(
+        name="headline40",
+        base=for_dataset("cifar10", epochs=40),
+        datasets=("cifar10",),
+        scope="pair",
+        autoattack_images=1000,
+        sweep_images=1000,
+        stream_images=2000,
+    )
+
+
 def _paper() -> Profile:
     runs = [for_dataset(data, backbone=net) for data in ("cifar10", "svhn", "tinyimagenet") for net in BACKBONES]
     return Profile(
@@ -135,4 +148,4 @@ def _paper() -> Profile:
     )
 
 
-PROFILES = {profile.name: profile for profile in (_ci(), _demo(), _mini(), _headline(), _paper())}
+PROFILES = {profile.name: profile for profile in (_ci(), _demo(), _mini(), _headline(), _headline40(), _paper())}

@@ -40,7 +40,7 @@ def _autoattack(profile: Profile, run: Run) -> list[Evaluation]:
         return []
     if profile.scope == "smoke" and run.method != "at":
         return []
-    several = profile.name in ("mini", "headline", "paper") and _is_main(profile, run)
+    several = profile.name in ("mini", "headline", "headline40", "paper") and _is_main(profile, run)
     kinds = CHECKPOINTS if several else ("last",)
     images = profile.autoattack_images
     return [Evaluation(attack=profile.autoattack, checkpoint=kind, images=images) for kind in kinds]

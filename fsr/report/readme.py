@@ -20,7 +20,7 @@ ROWS = (
     "AT", "AT + FSR", "AT + FSR: gain over AT", "same-capacity residual, no mask", "auxiliary heads only",
     "separation only", "m = 1 at test (FSR bypassed)", "shuffled mask at test",
 )  # fmt: skip
-LARGER = ("headline", "mini")  # shown once they have results, the most telling first
+LARGER = ("headline", "headline40", "mini")  # shown once they have results, the most telling first
 FIGURES = {"What FSR adds": "F7-gains", "Training curves": "F5-training-curves"}
 AGAINST = "this row's Ensemble minus AT + FSR's, same seeds"
 COLUMNS = {"clean": "no attack", "pgd20": "PGD-20", "ensemble": "Ensemble", "autoattack": "AutoAttack"}

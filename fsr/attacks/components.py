@@ -108,7 +108,7 @@ def _quiet_fab(model, **settings):
 
     class ImageOnlyFAB(FABAttack_PT):
         def get_diff_logits_grads_batch_targeted(self, imgs, la, la_target):
-            rows, leaf = torch.arange(len(imgs)), imgs.clone().requires_grad_()
+            rows, leaf = torch.arange(len(imgs), device=imgs.device), imgs.clone().requires_grad_()
             with torch.enable_grad():
                 logits = self.predict(leaf)
                 lead = logits[rows, la_target] - logits[rows, la]

@@ -9,6 +9,7 @@ from fsr.analyse.look import STREAMS, Job, fsr_module, lacks, pairs, pooled, see
 BINS = 40  # 0.05 and 0.95 are edges
 SATURATED = 0.05  # below it, or above 1 minus it, the mask's slope m (1 - m) / tau is at most a fifth of its largest
 PERPLEXITY, SEED = 30, 0  # of t-SNE
+KEPT_BYTES = 2**20  # of pooled features beside their t-SNE; those of a full-width network would be 4 MB for one picture
 
 
 def histogram(values: Tensor, bins: int = BINS) -> Tensor:
@@ -90,7 +91,8 @@ def embedded(points: np.ndarray) -> np.ndarray:
 
 
 def features(job: Job) -> tuple[dict, dict]:
-    """F8: pooled non-robust and recalibrated features of adversarial images, (n, C), and their t-SNE, (n, 2)."""
+    """F8: t-SNE, (n, 2), of pooled non-robust and recalibrated features of adversarial images; of narrow networks the
+    features, (n, C), too."""
     reason = lacks(job)
     if reason is not None:
         return {"not_applicable": reason}, {}
@@ -102,5 +104,7 @@ def features(job: Job) -> tuple[dict, dict]:
     arrays, index = _joined(parts), job.images()[2]
     for name in ("nonrobust", "recalibrated"):
         arrays[f"tsne_{name}"] = embedded(arrays[name])
-        arrays[name] = arrays[name].astype(np.float16)
+        pool = arrays.pop(name).astype(np.float16)
+        if 2 * pool.nbytes <= KEPT_BYTES:
+            arrays[name] = pool
     return job.facts(index) | {"perplexity": perplexity_of(len(index)), "seed": SEED}, arrays | {"index": index.numpy()}

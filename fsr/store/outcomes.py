@@ -43,7 +43,7 @@ def has_eval(run: Run | str, evaluation: Evaluation) -> bool:
 def save_eval(run: Run, evaluation: Evaluation, index, correct, *, after: dict | None = None, **extra) -> Path:
     """Store outcomes (packed bits) and their record; an existing record is kept as it is.
 
-    index: (N,) test-set positions; correct: (N,) bool; after: name of a part of the attack to the outcomes after it;
+    index: (N,) test-set positions, left out of the file when they are the first N in order; correct: (N,) bool; after: name of a part of the attack to the outcomes after it;
     extra: JSON-able fields (seconds, device, flags ...).
     """
     path = eval_path(run, evaluation)
@@ -51,7 +51,8 @@ def save_eval(run: Run, evaluation: Evaluation, index, correct, *, after: dict |
         return path
     index, correct = np.asarray(index, dtype=np.int32), np.asarray(correct, dtype=bool)
     parts = {f"after_{name}": np.packbits(np.asarray(flags, dtype=bool)) for name, flags in (after or {}).items()}
-    data = npz_bytes(index=index, correct=np.packbits(correct), **parts)
+    places = {} if np.array_equal(index, np.arange(len(index))) else {"index": index}  # 14 of 16 KB on 10,000 images
+    data = npz_bytes(**places, correct=np.packbits(correct), **parts)
     write_bytes(path.with_suffix(".npz"), data)
     record = {"run_id": run_id(run), "evaluation": asdict(evaluation), "n": len(correct), "correct": int(correct.sum())}
     record |= {"outcomes_sha256": sha256(data), "eps": run.eps if evaluation.eps is None else evaluation.eps}
@@ -81,7 +82,8 @@ def read_outcome(path: Path) -> Outcome:
     """Outcomes beside a record's json file."""
     record = load_json(path)
     arrays = load_npz(path.with_suffix(".npz"), record["outcomes_sha256"])
-    return Outcome(arrays["index"], np.unpackbits(arrays["correct"], count=record["n"]).astype(bool), record)
+    index = arrays.get("index", np.arange(record["n"], dtype=np.int32))
+    return Outcome(index, np.unpackbits(arrays["correct"], count=record["n"]).astype(bool), record)
 
 
 def analysis_path(run: Run | str, analysis: Analysis) -> Path:

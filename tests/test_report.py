@@ -62,10 +62,10 @@ def test_every_table_and_figure_is_there_once(page):
 
 def test_it_needs_nothing_but_itself(page):
     links = Checker(page).links
-    assert sum(link.startswith("data:image/png;base64,") for link in links) == len(plots.FIGURES)
+    assert sum(link.startswith("data:image/webp;base64,") for link in links) == len(plots.FIGURES)
     inside = {f"#{name}" for name in Checker(page).ids}
     for link in links:
-        assert link.startswith(("data:image/png", "../")) or link in inside
+        assert link.startswith(("data:image/webp", "../")) or link in inside
     assert "<script" not in page and "url(" not in page and "@import" not in page
 
 

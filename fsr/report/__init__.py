@@ -2,7 +2,10 @@
 
 import base64
 import html
+import io
 from pathlib import Path
+
+from PIL import Image
 
 from fsr import experiments, paths, plots, prose, tables
 from fsr.files import write_bytes
@@ -28,11 +31,20 @@ def _table(profile: str, name: str, sources: dict[str, set[str]]) -> str:
     return f'{heading}\n{table_html(table)}\n<p class="files">{links}</p>'
 
 
+def _webp(png: Path) -> str:
+    """The same pixels in under half the bytes (lossless WebP, on white), as text for a page."""
+    with Image.open(png) as image:
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(image.convert("RGBA"))
+    out = io.BytesIO()
+    white.convert("RGB").save(out, "WEBP", lossless=True, quality=100, method=6)
+    return base64.b64encode(out.getvalue()).decode()
+
+
 def _figure(profile: str, name: str) -> str:
     saved, info = plots.show(profile, name), plots.info(name)
-    data = base64.b64encode(saved.png.read_bytes()).decode()
     reading = html.escape(info.reading)
-    image = f'<img alt="{html.escape(info.title)}. {reading}" src="data:image/png;base64,{data}">'
+    image = f'<img alt="{html.escape(info.title)}. {reading}" src="data:image/webp;base64,{_webp(saved.png)}">'
     link = f'<a href="../../figures/{profile}/{saved.pdf.name}">pdf</a>'
     caption = f"<figcaption>How to read it: {reading} {link}</figcaption>"
     return f'<h3 id="{name}">{name}. {html.escape(info.title)}</h3>\n<figure>{image}{caption}</figure>'

@@ -88,7 +88,9 @@ def packed(run: Run, k: int, steps: int, device: torch.device) -> dict:
 def options(parser: argparse.ArgumentParser) -> None:
     """What this benchmark asks beyond the usual."""
     parser.add_argument("--images", type=int, default=12_800)
-    parser.add_argument("--parts", nargs="*", default=[], help="only these: epoch, twin, profile, a step's case, packing")
+    parser.add_argument(
+        "--parts", nargs="*", default=[], help="only these: epoch, twin, profile, a step's case, packing"
+    )
 
 
 def main() -> None:

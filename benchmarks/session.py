@@ -32,7 +32,10 @@ MIDDLE = ("last", "best", "ema")
 
 
 def stages(profile: str, only: str | None = None) -> list[tuple[str, list[Task]]]:
-    """Most wanted first: trainings, the authors' columns, AutoAttack on EMA, figures, more AutoAttack, audit, the rest."""
+    """Most wanted first: trainings, columns, AutoAttack on EMA, figures, more AutoAttack, the audit, then the rest.
+
+    only: a label, at or at+fsr: nothing but its runs.
+    """
     pair = experiments.main_pair(profile)[::-1]  # FSR first: a baseline alone says nothing new
     wanted = {run: experiments.evaluations(profile, "all", run) for run in pair}
     looks = {run: experiments.analyses(profile, "all", run) for run in pair}
@@ -128,13 +131,15 @@ def main() -> int:
     parser.add_argument("--device")
     parser.add_argument("--weights", nargs="*", choices=MIDDLE, default=[], help="pack these checkpoints too")
     parser.add_argument("--only", metavar="LABEL", help="only these runs, at or at+fsr: two processes can share a GPU")
+    parser.add_argument("--sharing", type=int, default=1, help="how many such processes use the device at once")
     parser.add_argument("--off", nargs="*", choices=SWITCHES, default=[], help="go without these, should one fail")
     given = parser.parse_args()
     paths.use(root=given.root, data=given.data)
     off = tuple((name, False) for name in given.off)
     try:
         experiments.profile_of(given.profile)
-        options = Options(device=given.device, deadline=time.monotonic() + 60 * given.minutes, half=True, switches=off)
+        deadline = time.monotonic() + 60 * given.minutes
+        options = Options(device=given.device, deadline=deadline, half=True, switches=off, sharing=given.sharing)
         failed = work(given.profile, options, lambda: deliver(given), given.only)
     except UsageError as error:
         print(error, file=sys.stderr)

@@ -24,7 +24,9 @@ from fsr.hardware import exact_float32
 from fsr.models import intervene
 from fsr.modes import eval_mode
 
-MANY_IMAGES = 2000  # from which AutoAttack on a GPU is worth the half minute or so of compiling (estimated, not measured)
+MANY_IMAGES = (
+    2000  # from which AutoAttack on a GPU is worth the half minute or so of compiling (estimated, not measured)
+)
 SEED = 0  # of every evaluation attack: a column means the same for every run
 
 

@@ -197,6 +197,16 @@ def test_features_are_pooled_and_embedded_alike_twice(model, data):
     assert all(np.array_equal(arrays[key], again[key]) for key in arrays)
 
 
+def test_features_of_wide_networks_are_kept_as_their_picture_alone(model, data, monkeypatch):
+    from fsr.analyse import pictures
+
+    whole = look(model, "features", data, images=8)[1]
+    monkeypatch.setattr(pictures, "KEPT_BYTES", 2 * whole["nonrobust"].nbytes - 1)
+    small = look(model, "features", data, images=8)[1]
+    assert set(whole) - set(small) == {"nonrobust", "recalibrated"}
+    assert all(np.array_equal(small[name], whole[name]) for name in small)
+
+
 @pytest.mark.parametrize("n", [2, 5, 40])
 def test_equal_points_and_few_points_have_an_embedding(n):
     assert np.isfinite(embedded(np.zeros((n, 3), dtype=np.float32)).astype(float)).all()

@@ -137,8 +137,15 @@ def test_on_a_gpu_the_cases_that_work_are_kept_when_one_fails(root, monkeypatch)
     monkeypatch.setattr(gpu, "profile", lambda *_: "a table")
     monkeypatch.setattr(gpu, "packed", lambda run, k, *_: {"runs": k})
     monkeypatch.setattr(gpu.measure, "peak_flops", lambda device: {"float32": 1e9})
+    monkeypatch.setattr("sys.argv", ["gpu", "--quick", "--device", "cpu", "--parts", "twin"])
+    gpu.main()
+    assert [row["case"] for row in load_json(measure.record_path("gpu", CPU))["rows"]] == ["a quarter of it, AT alone"]
     monkeypatch.setattr("sys.argv", ["gpu", "--quick", "--device", "cpu"])
     gpu.main()
     record = load_json(measure.record_path("gpu", CPU))
-    assert [row["case"] for row in record["rows"]] == ["epoch of 256 images", "resnet18 w64 at+fsr"]
+    assert [row["case"] for row in record["rows"]] == [
+        "epoch of 256 images",
+        "a quarter of it, AT alone",
+        "resnet18 w64 at+fsr",
+    ]
     assert record["failed"] == {"resnet18 w16 at+fsr": "no such kernel"} and record["profile"] == "a table"

@@ -13,11 +13,19 @@ RUN = Run(epochs=1)
 LOOK = Evaluation(attack="pgd20")
 
 
-def finish(run: Run, seconds: float, device: str) -> None:
+def finish(run: Run, seconds: float, device: str, **more) -> None:
     store.save_config(run)
     path = paths.run_dir(run_id(run)) / "env.json"
     record = {"run_id": run_id(run), "seconds": seconds, "hardware": {"device": device}, "checkpoints": {}}
-    save_json(path, record)
+    save_json(path, record | more)
+
+
+def test_a_training_that_shared_its_device_is_no_measure_of_speed(root):
+    finish(RUN, 10.0, "cuda", sittings=[{"sharing": 2}, {}])
+    finish(replace(RUN, seed=1), 10.0, "cuda", sharing=2)
+    assert speed_here("cuda") is None
+    finish(replace(RUN, width=8), 1.0, "cuda")
+    assert speed_here("cuda") == pytest.approx(cost.training_flops(replace(RUN, width=8)))
 
 
 def test_speed_is_that_of_the_largest_network_finished_on_such_a_device(root):

@@ -72,6 +72,20 @@ def test_only_the_float32_model_decides_and_flips_are_counted(monkeypatch):
     assert progress.flips == 6  # all but the brightest of the seven that the model has right
 
 
+def test_only_a_long_autoattack_is_left_to_the_device_to_compile(monkeypatch):
+    asked, fast = [], Sum()
+    fast.described = {"dtype": "float32", "winograd": False}
+    monkeypatch.setattr(evaluate, "fast_net", lambda *_, **how: asked.append(how.get("compile")) or fast)
+
+    def ask(attack: str, **switches) -> bool | None:
+        survives(Sum(), X, Y, torch.arange(9), run=RUN, evaluation=Evaluation(attack=attack), switches=switches)
+        return asked[-1]
+
+    assert [ask("pgd20"), ask("autoattack-ci"), ask("fgsm", compile=True)] == [False, False, True]
+    monkeypatch.setattr(evaluate, "MANY_IMAGES", 9)
+    assert [ask("pgd20"), ask("autoattack-ci")] == [False, None]
+
+
 def test_an_attack_is_told_the_images_places_in_the_test_set(monkeypatch):
     seen = []
 

@@ -17,7 +17,9 @@ PAIR = (tiny_run(epochs=1), tiny_run(epochs=1, module=FSR_HERE))
 def small(root, monkeypatch):
     """A profile whose main pair trains in seconds, and nothing but its trainings to do."""
     monkeypatch.setattr(experiments, "main_pair", lambda _profile: PAIR)
-    monkeypatch.setattr(session, "stages", lambda _profile, _only=None: [("training", [runs.Task(run=run) for run in PAIR])])
+    monkeypatch.setattr(
+        session, "stages", lambda _profile, _only=None: [("training", [runs.Task(run=run) for run in PAIR])]
+    )
     return root
 
 
@@ -34,6 +36,23 @@ def test_both_trainings_come_before_any_evaluation_and_nothing_is_left_out():
     assert [bool(task.run.module) for task in found[0][1]] == [True, False]  # FSR first
     planned = {e for run in experiments.main_pair("ci") for e in experiments.evaluations("ci", "all", run)}
     assert planned <= {e for _, tasks in found for task in tasks for e in task.evaluations}
+
+
+def test_two_processes_can_share_a_gpu_one_run_each_and_say_so(root, tmp_path, monkeypatch):
+    both, plain = (session.stages("ci", label) for label in ("at+fsr", "at"))
+    for (name, all_), (_, first), (_, second) in zip(session.stages("ci"), both, plain, strict=True):
+        assert {task.run.label for task in first} <= {"at+fsr"} and {task.run.label for task in second} <= {"at"}
+        others = [task for task in all_ if task.run.label not in ("at", "at+fsr")]
+        assert len(first) + len(second) + len(others) == len(all_) and (not others or name == "everything else")
+    monkeypatch.setattr(experiments, "main_pair", lambda _profile: PAIR)
+    monkeypatch.setattr(
+        session,
+        "stages",
+        lambda _profile, only: [("training", [runs.Task(run=run) for run in PAIR if run.label == only])],
+    )
+    assert call(monkeypatch, tmp_path, "--minutes", "5", "--only", "at+fsr", "--sharing", "2") == 0
+    assert not store.is_trained(PAIR[0]) and store.environment(PAIR[1])["sharing"] == 2
+    assert not store.alone(store.environment(PAIR[1]))
 
 
 def test_records_and_rounded_weights_come_home_and_are_found_there(small, tmp_path, monkeypatch):

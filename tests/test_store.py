@@ -25,6 +25,7 @@ def test_outcomes_come_back_per_sample(root):
     _outcomes("pgd20", correct)
     got = store.load_eval(RUN, Evaluation(attack="pgd20"))
     assert (got.correct == correct).all() and (got.index == np.arange(37)).all()
+    assert got.index.dtype == np.int32
     assert got.accuracy == correct.mean()
 
 

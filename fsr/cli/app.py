@@ -96,7 +96,8 @@ class Executor(StrEnum):
 
 
 Profile = Annotated[
-    str, typer.Option("--profile", "-p", help="ci, demo, mini, headline, headline40 or paper.", autocompletion=_profiles)
+    str,
+    typer.Option("--profile", "-p", help="ci, demo, mini, headline, headline40 or paper.", autocompletion=_profiles),
 ]
 Which = Annotated[
     str,

@@ -28,7 +28,8 @@ class Options:
     one clock for all processes of a machine, which no change of the date moves; interrupted: polled between batches;
     report: called with (run id, what, done, of), by executors with (run id, "done", 1, 1) too when a run needs nothing
     more; half: keep a finished training's parameters in float16, so that they travel in half the bytes. Everything
-    after the training sees these rounded weights.
+    after the training sees these rounded weights. sharing: computations of one's own on this device at once; with more
+    than one the seconds of a training are no measure of speed, and its record says so.
     """
 
     device: str | None = None
@@ -38,6 +39,7 @@ class Options:
     report: Callable[[str, str, int, int], None] = lambda *_: None
     tensorboard: bool = False
     half: bool = False
+    sharing: int = 1
     lock_seconds: float = 24 * 3600.0
 
     @property

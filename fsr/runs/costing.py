@@ -10,8 +10,9 @@ DEVICES = (1, 8, 64)
 
 
 def speed_here(device: str) -> float | None:
-    """Operations per second of the trainings finished in this root on that kind of device; None without any."""
-    done = [(run, record) for run, record in store.finished() if (record.get("hardware") or {}).get("device") == device]
+    """Operations per second of the trainings finished in this root alone on that kind of device; None without any."""
+    finished = [(run, record) for run, record in store.finished() if store.alone(record)]
+    done = [(run, record) for run, record in finished if (record.get("hardware") or {}).get("device") == device]
     return cost.measured_speed([(run, float(record["seconds"])) for run, record in done if record.get("seconds")])
 
 

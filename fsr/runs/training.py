@@ -106,15 +106,20 @@ def _finish(trainer: Trainer, digests: dict[str, str], half: bool) -> None:
     save_json(paths.run_dir(run_id(run)) / "env.json", record)
 
 
-def _sitting(trainer: Trainer) -> dict:
+def _sitting(trainer: Trainer, sharing: int = 1) -> dict:
     """With what this process trains, and from which step on: a run that was stopped may go on with other code."""
-    return provenance() | {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "first_step": trainer.progress.step,
-        "hardware": hardware.describe(trainer.device),
-        "switches": trainer.crafter.switches,  # the crafter's own, final after its first batch
-        "processes": distributed.size(),
-    }
+    shared = {"sharing": sharing} if sharing > 1 else {}
+    return (
+        provenance()
+        | shared
+        | {
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "first_step": trainer.progress.step,
+            "hardware": hardware.describe(trainer.device),
+            "switches": trainer.crafter.switches,  # the crafter's own, final after its first batch
+            "processes": distributed.size(),
+        }
+    )
 
 
 def _trainer(run: Run, options: Options) -> Trainer:
@@ -178,7 +183,7 @@ def _train(run: Run, options: Options) -> None:
         sweep(path)
     trainer = _trainer(run, options)
     if trainer.progress.epoch <= run.epochs:
-        trainer.progress.sittings.append(_sitting(trainer))
+        trainer.progress.sittings.append(_sitting(trainer, options.sharing))
     digests: dict[str, str] = {}
     pace = _Pace()
 

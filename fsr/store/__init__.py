@@ -15,6 +15,7 @@ from fsr.store.outcomes import (
 )
 from fsr.store.tidy import ENSEMBLE, ensemble, metrics
 from fsr.store.trained import (
+    alone,
     config_of,
     damage,
     environment,
@@ -30,6 +31,7 @@ from fsr.store.trained import (
 __all__ = [
     "ENSEMBLE",
     "Outcome",
+    "alone",
     "analysis_path",
     "config_of",
     "damage",

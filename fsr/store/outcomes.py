@@ -43,8 +43,8 @@ def has_eval(run: Run | str, evaluation: Evaluation) -> bool:
 def save_eval(run: Run, evaluation: Evaluation, index, correct, *, after: dict | None = None, **extra) -> Path:
     """Store outcomes (packed bits) and their record; an existing record is kept as it is.
 
-    index: (N,) test-set positions, left out of the file when they are the first N in order; correct: (N,) bool; after: name of a part of the attack to the outcomes after it;
-    extra: JSON-able fields (seconds, device, flags ...).
+    index: (N,) test-set positions, left out of the file when they are the first N in order; correct: (N,) bool; after:
+    name of a part of the attack to the outcomes after it; extra: JSON-able fields (seconds, device, flags ...).
     """
     path = eval_path(run, evaluation)
     if path.exists():

@@ -63,6 +63,11 @@ def environment(run: Run | str) -> dict:
     return own(load_json(path), run, path)
 
 
+def alone(record: dict) -> bool:
+    """Had the training of this env.json its device to itself, as far as it says?  Else its seconds are no speed."""
+    return all(part.get("sharing", 1) == 1 for part in (record, *record.get("sittings", [])))
+
+
 def damage(run: Run | str) -> str:
     """What is wrong with a run's config.json or env.json, in one line; "" when nothing is, or there is none."""
     name = id_of(run)

@@ -14,6 +14,7 @@ UNITS = dict(zip(COST, ("count", "count", "seconds", "milliseconds", "megabytes"
 HEAD = ("parameters", "MACs", "seconds per epoch", "latency of a batch, ms", "peak memory, MiB")
 PAIRED = "latency_ms_without"  # of FSR's record: its network without FSR, timed in turns with it
 DIGITS = (0, 0, 2, 3, 1)
+SHARED = ", shared with another training"
 
 
 def cost_numbers(profile: str, sources: Sources) -> pd.DataFrame:
@@ -48,10 +49,10 @@ def trained_on(record: dict) -> str:
     """What the seconds of a training depend on, in words; several of them where it went on elsewhere."""
     parts = [(part.get("hardware") or {}, part.get("processes") or 1) for part in (record, *record.get("sittings", []))]
     kinds = {
-        f"{machine.get('gpu') or machine.get('cpu')}, {machine.get('threads')} threads, processes: {processes}"
+        f"{machine.get('gpu') or machine.get('cpu')}, threads: {machine.get('threads')}, processes: {processes}"
         for machine, processes in parts
     }
-    return " and ".join(sorted(kinds))
+    return " and ".join(sorted(kinds)) + ("" if store.alone(record) else SHARED)
 
 
 def _where(found: dict) -> str | None:
@@ -86,13 +87,15 @@ def overhead(profile: str) -> Table:
         full = names.network(Run(backbone=pair["backbone"].iloc[0]))  # what the paper's cells are about
         shown += [keys | ({"network": full} if row["method"].endswith(": paper") else {}) | row for row in _typed(pair)]
     where = "; ".join(numbers["measured_on"].dropna().unique()) or NOT_RUN
-    notes = (
+    notes: tuple[str, ...] = (
         f"Parameters include the auxiliary head; MACs are of one image; latency and memory: {where}. "
         "Seconds per epoch are the median over a training, each its own: read their difference as rough. Latency is "
         "the median of eager passes in eval mode; that of the network without FSR was taken in turns with the one with "
         "FSR, in one process.",
         "WRN's dead `sub_block1` is not counted.",
     )
+    if numbers["trained_on"].astype(str).str.endswith(SHARED).any():
+        notes += ("Trainings side by side shared one device: their seconds per epoch are those of both at once.",)
     return make(pd.DataFrame(shown), about("T8", "overhead", "Overhead", profile, numbers, sources, *notes))
 
 

@@ -201,6 +201,16 @@ def test_seconds_count_only_on_the_device_that_the_rerun_used(records):
     assert found["verdict"] == "not tested" and found["ours"] == 20.0 and "H200" in found["reason"]
 
 
+def test_seconds_of_a_shared_device_are_no_speed(records):
+    plain, both = experiments.main_pair("headline")
+    for run in (plain, both):
+        records("headline").analysis(run, "cost", cost(1000, 20.0))
+        records("headline").trained(run, 20.0, {"device": "cuda", "gpu": "NVIDIA H200"}, sittings=[{"sharing": 2}])
+    assert [row("headline", claim)["verdict"] for claim in ("C3", "C12")] == ["not tested"] * 2
+    assert "alone" in row("headline", "C12")["reason"] and "shared" in row("headline", "C3")["reason"]
+    assert "shared one device" in " ".join(tables.overhead("headline").about.notes)
+
+
 def test_fast_enough_on_that_device_is_reproduced(records):
     records("headline").trained(experiments.main_pair("headline")[1], 36.0, {"device": "cuda", "gpu": "NVIDIA H200"})
     assert row("headline", "C12")["verdict"] == "reproduced"

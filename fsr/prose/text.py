@@ -66,11 +66,14 @@ def difference(cell: dict) -> str:
 def budget(profile: str) -> str:
     """What every sentence of this profile holds for, and how far that is from the paper's setting."""
     run = experiments.profile_of(profile).base
-    full = run.width is None and run.blocks is None and run.train_size is None and run.epochs == 100
+    whole = run.width is None and run.blocks is None and run.train_size is None and run.dataset == "cifar10"
     text = f"This is {words.dataset(run.dataset)}, {words.network(run)}, {run.epochs} epochs"
-    if full and run.dataset == "cifar10":
+    if whole and run.epochs == 100:
         return f"{text}: the setting of the authors' code."
-    text += ": far from the paper's setting. It shows that the code works and what happens *here*, nothing more."
+    if whole:
+        text += ": the authors' network, data and recipe on a schedule of the same shape, but for their 100 epochs."
+    else:
+        text += ": far from the paper's setting. It shows that the code works and what happens *here*, nothing more."
     if run.dataset != "digits" and run.epochs < 100:
         text += (
             " A third party's log of the authors' code shows FSR near chance for its first two epochs (it has no run "

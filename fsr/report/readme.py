@@ -116,7 +116,8 @@ def _same_images(profile: str) -> str | None:
 
 
 def _table(profile: str, frame: pd.DataFrame) -> tuple[list[str], list[str]]:
-    """Markdown lines, a row per row of ROWS that was run, and the names of those that were not."""
+    """Markdown lines, a row per row of ROWS that was run, and the names of those that are planned and were not."""
+    planned = {row.name for row in experiments.ROWS[profile]["components"]}
     heads = ["last weights", "seeds", *_heads(frame), AGAINST]
     lines, against, left_out = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"], _against_full(profile), []
     for row in ROWS:
@@ -124,7 +125,7 @@ def _table(profile: str, frame: pd.DataFrame) -> tuple[list[str], list[str]]:
         seeds = here["seeds"].max()
         texts = [_cell(here[here["metric"] == metric], "gain" in row, seeds) for metric in COLUMNS]
         if row not in ROWS[:3] and set(texts) == {NOT_RUN}:
-            left_out.append(row)
+            left_out += [row] if row in planned else []
             continue
         count = "0" if missing(seeds) else f"{seeds:.0f}"
         lines.append(f"| {row} | {count} | {' | '.join(texts)} | {against.get(row, '')} |")

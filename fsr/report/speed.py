@@ -1,10 +1,17 @@
 """How much faster than the plain loop: the part of README that benchmarks' records tell."""
 
 from fsr import paths
+from fsr.experiments.cost import EPOCH_SECONDS_H200
 from fsr.files import load_json
 from fsr.tables.text import number, span
 
-NAMES = {"train_step": "one training step (PGD-10 and update)", "evaluate": "evaluation", "pipeline": "whole epochs"}
+NAMES = {
+    "train_step": "one training step (PGD-10 and update)",
+    "evaluate": "evaluation",
+    "pipeline": "whole epochs",
+    "gpu": "training at full width",
+}
+CIFAR_EPOCH = 49_000  # images: 1,000 are held out
 FULL = ("w16 at+fsr", "w64 at+fsr", "w10 at+fsr", "PGD-20", "AutoAttack", "epoch")  # the other rows show growth
 
 
@@ -48,8 +55,19 @@ def _lines(record: dict) -> list[str]:
         note = "" if same is None else f"; {same} of {row['images']} images with another outcome"
         if "ratio_direct" in row:
             note += f"; {row['ratio_direct']['median']:.1f}x with torch's own convolutions"
+        if record["benchmark"] == "gpu" and row.get("images"):
+            note += _epoch(row)
         out.append(f"| {what}: {row['case']} | {ratio['median']:.1f}x{range_}{note} | {machine_of(record)} |")
     return out
+
+
+def _epoch(row: dict) -> str:
+    """What a GPU's rate means for CIFAR-10, beside the rerun of the authors' code."""
+    rate = row["images_per_second"]["fast"]
+    return (
+        f"; {rate:,.0f} images per second, at which an epoch of {CIFAR_EPOCH:,} takes {CIFAR_EPOCH / rate:.1f} s "
+        f"(a third party's run of the authors' code, on an H200: {EPOCH_SECONDS_H200} s for 50,000)"
+    )
 
 
 def _cluster(record: dict) -> str:

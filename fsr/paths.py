@@ -1,5 +1,6 @@
 """Where things are: one root, everything below it."""
 
+import functools
 import os
 from pathlib import Path
 
@@ -10,7 +11,13 @@ MARK = Path("notebooks") / "00-setup.ipynb"
 
 def repository() -> Path:
     """The folder that holds `notebooks/00-setup.ipynb`: nearest parent of the working directory or of the package."""
-    for folder in (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parent.parent):
+    return _repository_of(Path.cwd())
+
+
+@functools.lru_cache(maxsize=16)
+def _repository_of(working: Path) -> Path:
+    """`repository` as seen from a working directory: asked for thousands of times by one table."""
+    for folder in (working, *working.parents, Path(__file__).resolve().parent.parent):
         if (folder / MARK).is_file():
             return folder
     raise UsageError(
@@ -30,10 +37,16 @@ def _folder(text: str, option: str) -> Path:
     return path
 
 
+@functools.lru_cache(maxsize=16)
+def _seen(text: str, working: str) -> Path:
+    """`_folder` of a --root as seen from a working directory."""
+    return _folder(text, "--root")
+
+
 def root() -> Path:
     """Results and figures lie below it: $FSR_ROOT (set by --root), else the repository."""
     explicit = os.environ.get("FSR_ROOT")
-    return _folder(explicit, "--root") if explicit else repository()
+    return _seen(explicit, os.getcwd()) if explicit else repository()
 
 
 def data() -> Path:

@@ -197,6 +197,21 @@ def test_features_are_pooled_and_embedded_alike_twice(model, data):
     assert all(np.array_equal(arrays[key], again[key]) for key in arrays)
 
 
+def test_images_are_attacked_once_for_several_analyses_of_equal_weights(model, data, monkeypatch):
+    from fsr.analyse import look as room
+
+    crafted, attack = [], room.attack_named("pgd20")
+    monkeypatch.setattr(room, "_latest", {})
+    monkeypatch.setattr(room, "attack_named", lambda name: lambda *a, **k: crafted.append(name) or attack(*a, **k))
+    plain = [look(model, kind, data, images=8) for kind in ("streams", "masks")]
+    assert len(crafted) == 2
+    again = [look(model, kind, data, images=8, weights="a") for kind in ("streams", "masks")]
+    assert len(crafted) == 3 and again[0][0] == plain[0][0] and again[1][0] == plain[1][0]
+    for other in ({"images": 9, "weights": "a"}, {"images": 9, "weights": "b"}):
+        look(model, "masks", data, **other)
+    assert len(crafted) == 5 and len(room._latest) == 1
+
+
 def test_features_of_wide_networks_are_kept_as_their_picture_alone(model, data, monkeypatch):
     from fsr.analyse import pictures
 

@@ -35,16 +35,18 @@ def analyse(
     device: torch.device | str = "cpu",
     seconds_per_epoch: float | None = None,
     batch: int = 250,
+    weights: str | None = None,
 ) -> tuple[dict, dict[str, np.ndarray]]:
     """(record, arrays) of one analysis of a run's network, in float32 and eval mode; model is left as it was.
 
     model: the run's weights, on device; data: its data, on any device; seconds_per_epoch: from history.csv, for cost;
-    batch: images at once. analysis.images beyond the test set means all of it. Deterministic but for cost's
+    batch: images at once; weights: the digest of model's weights, with which the next analysis of the same network and
+    images does not attack them again. analysis.images beyond the test set means all of it. Deterministic but for cost's
     times. The last inserted module is the one looked at. A kind that needs what the network does not have gives
     {"not_applicable": why} and no arrays; an unknown kind raises UsageError.
     """
     if analysis.kind not in ANALYSES:
         raise UsageError(f"no analysis {analysis.kind!r} here; choose one of {', '.join(ANALYSES)}")
-    job = Job(model, run, analysis, data, torch.device(device), batch, seconds_per_epoch)
+    job = Job(model, run, analysis, data, torch.device(device), batch, seconds_per_epoch, weights)
     with eval_mode(model), exact():
         return ANALYSES[analysis.kind](job)

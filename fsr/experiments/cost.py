@@ -1,5 +1,7 @@
 """What a training costs, before it is run: closed-form counts of multiplications, and seconds at a measured speed."""
 
+import functools
+
 from fsr.backbones import BACKBONES
 from fsr.config import DATASETS, Run
 
@@ -63,6 +65,7 @@ def training_flops(run: Run) -> float:
     return 2.0 * forward_macs(run) * passes * images * run.epochs
 
 
+@functools.cache
 def reference_speed() -> float:
     """Floating-point operations per second of the authors' code on one H200, by this file's own counting."""
     return training_flops(Run(epochs=1)) / EPOCH_SECONDS_H200

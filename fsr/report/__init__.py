@@ -37,7 +37,7 @@ def _webp(png: Path) -> str:
         white = Image.new("RGBA", image.size, "white")
         white.alpha_composite(image.convert("RGBA"))
     out = io.BytesIO()
-    white.convert("RGB").save(out, "WEBP", lossless=True, quality=100, method=6)
+    white.convert("RGB").save(out, "WEBP", lossless=True, quality=80, method=2)
     return base64.b64encode(out.getvalue()).decode()
 
 

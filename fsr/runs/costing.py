@@ -16,8 +16,8 @@ def speed_here(device: str) -> float | None:
     return cost.measured_speed([(run, float(record["seconds"])) for run, record in done if record.get("seconds")])
 
 
-def seconds_left(tasks: Iterable[Task], speed: float | None, devices: int) -> float:
-    """Seconds of what is missing of these tasks on so many GPUs; analyses and the audit, minutes each, are left out."""
+def chains_left(tasks: Iterable[Task], speed: float | None) -> list[tuple[float, list[float]]]:
+    """Run by run the seconds of what is missing: (training, evaluations); analyses and the audit are left out."""
     chains: dict = {}
     for task in tasks:
         todo = task.missing()
@@ -25,10 +25,16 @@ def seconds_left(tasks: Iterable[Task], speed: float | None, devices: int) -> fl
         training, rest = fleet.chain(task.run, wanted, train="train" in todo, speed=speed)
         before = chains.get(task.run, (0.0, []))
         chains[task.run] = (max(training, before[0]), before[1] + rest)
-    return fleet.seconds_on(devices, list(chains.values()))
+    return list(chains.values())
+
+
+def seconds_left(tasks: Iterable[Task], speed: float | None, devices: int) -> float:
+    """Seconds of what is missing of these tasks on so many GPUs; analyses and the audit, minutes each, are left out."""
+    return fleet.seconds_on(devices, chains_left(tasks, speed))
 
 
 def cost_table(profile: str) -> tuple[list[tuple[int, float]], bool]:
     """((devices, seconds) for 1, 8 and 64 GPUs; whether the speed was measured here or is the reference's H200)."""
-    speed, left = speed_here("cuda"), missing(profile)
-    return [(count, seconds_left(left, speed, count)) for count in DEVICES], speed is not None
+    speed = speed_here("cuda")
+    left = chains_left(missing(profile), speed)
+    return [(count, fleet.seconds_on(count, left)) for count in DEVICES], speed is not None

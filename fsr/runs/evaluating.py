@@ -89,13 +89,14 @@ def _evaluate(run: Run, evaluation: Evaluation, options: Options, surrogate, sur
     path.unlink(missing_ok=True)  # a stopped call's scratch file; the record is whole now
 
 
-def _look(run: Run, analysis: Analysis, model, data, options: Options) -> tuple[dict, dict]:
-    """(record, arrays) of an analysis."""
+def _look(run: Run, analysis: Analysis, model, data, options: Options, digest: str) -> tuple[dict, dict]:
+    """(record, arrays) of an analysis; digest: of the model's weights."""
     _any_batch_size()
     if analysis.kind == "audit":
         return audit_run(run, analysis, model, data, options)
     seconds = None if run.imported else float(store.history(run)["seconds"].median())
-    return analyse(model, run, analysis, data, device=options.torch_device, seconds_per_epoch=seconds)
+    more = {"seconds_per_epoch": seconds, "weights": digest}
+    return analyse(model, run, analysis, data, device=options.torch_device, **more)
 
 
 def ensure_analysed(run: Run, analysis: Analysis, options: Options | None = None) -> None:
@@ -116,7 +117,7 @@ def ensure_analysed(run: Run, analysis: Analysis, options: Options | None = None
         model, data = load_model(run, analysis.checkpoint, options), data_of(run, options.torch_device)
         started = time.monotonic()
         with memory_explained(run):
-            record, arrays = _look(run, analysis, model, data, options)
+            record, arrays = _look(run, analysis, model, data, options, digest)
         extra = {"weights": digest, "seconds": round(time.monotonic() - started, 3)}
         extra["hardware"] = hardware.describe(options.torch_device)
         store.save_analysis(run, analysis, record | extra, **arrays)

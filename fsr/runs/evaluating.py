@@ -95,8 +95,8 @@ def _look(run: Run, analysis: Analysis, model, data, options: Options, digest: s
     if analysis.kind == "audit":
         return audit_run(run, analysis, model, data, options)
     seconds = None if run.imported else float(store.history(run)["seconds"].median())
-    more = {"seconds_per_epoch": seconds, "weights": digest}
-    return analyse(model, run, analysis, data, device=options.torch_device, **more)
+    device = options.torch_device
+    return analyse(model, run, analysis, data, device=device, seconds_per_epoch=seconds, weights=digest)
 
 
 def ensure_analysed(run: Run, analysis: Analysis, options: Options | None = None) -> None:

@@ -1,13 +1,13 @@
-"""DI, TI, MI and transfer: their parts by hand, and the whole loops against an independent library when it is there."""
+"""DI, TI, MI and transfer: their parts by hand, and the whole loops against what independent libraries answered."""
 
-import importlib
-import sys
 from functools import partial
-from types import ModuleType
+from importlib.metadata import version
+from itertools import combinations
 
 import numpy as np
 import pytest
 import torch
+from parity import make_attack_libraries as libraries
 from torch import nn
 
 from fsr.attacks import ATTACKS
@@ -137,79 +137,68 @@ def test_crafted_on_the_surrogate_never_on_the_model(name):
     assert (gain > 0).all()
 
 
-# Against torchattack (extra `parity`). Its loss is the batch mean, ours the sum: the signs are the same.
+# Against torchattack and adv-lib. What they answered is stored, so that neither is needed; where they are installed
+# (extra `parity`), they are asked again. torchattack's loss is the batch mean, ours the sum: the signs are the same.
 
 
-@pytest.fixture
-def library():
-    return pytest.importorskip("torchattack", reason="torchattack is not installed: pip install --no-deps torchattack")
+@pytest.fixture(scope="module")
+def frozen():
+    return libraries.load()
 
 
-def test_pgd_and_momentum_equal_the_library(library):
-    (x, y), net = batch(), Net().double()
-    common = {"device": torch.device("cpu"), **SETTINGS}
-    theirs = library.PGD(net, random_start=False, **common)(x, y)
-    torch.testing.assert_close(pgd(net, x, y, random_start=False, **SETTINGS), theirs.detach(), rtol=0, atol=1e-12)
-    theirs = library.MIFGSM(net, decay=1.0, **common)(x, y)
-    torch.testing.assert_close(t.mi_fgsm(net, x, y, **SETTINGS), theirs.detach(), rtol=0, atol=1e-12)
+@pytest.mark.parametrize("library", libraries.ANSWERS)
+def test_the_library_still_answers_what_is_stored(frozen, library):
+    pytest.importorskip(library.replace("-", "_"), reason=f"not installed: pip install --no-deps {library}")
+    again = libraries.ANSWERS[library](frozen)
+    assert again.keys() == {name for name in frozen if name.startswith(f"{library}.")} - {f"{library}.version"}
+    for name, value in again.items():
+        message = f"{name} is stored from version {frozen[f'{library}.version']}, installed is {version(library)}"
+        np.testing.assert_array_equal(value, frozen[name], err_msg=message)
 
 
-def test_translation_invariance_equals_the_library_with_the_same_kernel(library):
-    (x, y), net = batch(), Net().double()
-
-    class SameKernel(library.TIFGSM):
-        def get_kernel(self):
-            return t.gaussian_kernel(7).expand(3, 1, 7, 7)
-
-    theirs = SameKernel(net, decay=0.0, device=torch.device("cpu"), **SETTINGS)(x, y)
-    torch.testing.assert_close(t.ti_fgsm(net, x, y, **SETTINGS), theirs.detach(), rtol=0, atol=1e-12)
-
-
-def test_input_diversity_equals_the_library_with_the_same_draws(library, monkeypatch):
-    (x, y), net = batch(), Net().double()
-    module = __import__("torchattack.difgsm", fromlist=["input_diversity"])
-    torch.manual_seed(5)
-    theirs = module.input_diversity(x, 0.7, 1.0)
-    torch.manual_seed(5)
-    torch.rand(1)
-    size = int(torch.randint(11, 16, (1,)))
-    top, left = (int(torch.randint(0, 16 - size, (1,))) for _ in range(2))
-    torch.testing.assert_close(t.resize_and_pad(x, size, top, left), theirs)
-
-    ours = t.diversity(seed=3)
-    monkeypatch.setattr(module, "input_diversity", lambda image, *rest: ours(image))
-    whole = library.DIFGSM(net, decay=0.0, device=torch.device("cpu"), **SETTINGS)(x, y)
-    torch.testing.assert_close(t.di_fgsm(net, x, y, seed=3, **SETTINGS), whole.detach(), rtol=0, atol=1e-12)
+def test_the_stored_answers_tell_the_attacks_apart(frozen):
+    (x, _), names = libraries.images(frozen), ["torchattack.pgd", "torchattack.mi", "torchattack.ti", "torchattack.di"]
+    for kind in (names, [f"adv-lib.{loss}" for loss in libraries.LOSSES]):
+        answers = [libraries.answer(frozen, name) for name in kind]
+        assert all((one != other).double().mean() > 0.02 for one, other in combinations(answers, 2))
+        for x_adv in answers:  # they met every border there is
+            assert (x_adv - x).abs().max() == pytest.approx(libraries.SETTINGS["eps"], abs=1e-12)
+            assert x_adv.min() == 0 and x_adv.max() == 1 and ((x_adv == 0) & (x > 0)).any()
 
 
-@pytest.fixture
-def adv_lib(monkeypatch):
-    """adv-lib's attacks; it imports visdom for its plots only, so an empty module does where that is missing."""
-    pytest.importorskip("adv_lib", reason="adv-lib is not installed: pip install --no-deps adv-lib")
-    if importlib.util.find_spec("visdom") is None:
-        monkeypatch.setitem(sys.modules, "visdom", ModuleType("visdom"))
-    return importlib.import_module("adv_lib.attacks")
+@pytest.mark.parametrize(
+    "name, attack", [("pgd", partial(pgd, random_start=False)), ("mi", t.mi_fgsm), ("ti", t.ti_fgsm)]
+)
+def test_pgd_momentum_and_translation_invariance_equal_torchattack(frozen, name, attack):
+    (x, y), net = libraries.images(frozen), libraries.network(frozen)
+    theirs = libraries.answer(frozen, f"torchattack.{name}")
+    torch.testing.assert_close(attack(net, x, y, **libraries.SETTINGS), theirs, rtol=0, atol=1e-12)
+
+
+def test_input_diversity_equals_torchattack_with_the_same_draws(frozen, monkeypatch):
+    (x, y), net = libraries.images(frozen), libraries.network(frozen)
+    draws = frozen["torchattack.di.draws"].tolist()
+    assert len({size for size, _, _ in draws}) > 2 and [12, 0, 0] in draws
+    left = iter(draws)
+
+    def replay(seed, **chances):
+        assert (seed, chances) == (3, {"probability": 0.7, "resize": 0.5})
+        return lambda image: t.resize_and_pad(image, *next(left))
+
+    monkeypatch.setattr(t, "diversity", replay)
+    ours = t.di_fgsm(net, x, y, seed=3, probability=0.7, resize=0.5, **libraries.SETTINGS)
+    torch.testing.assert_close(ours, libraries.answer(frozen, "torchattack.di"), rtol=0, atol=1e-12)
+    assert next(left, None) is None, "one draw for each step"
 
 
 @pytest.mark.parametrize("name, loss", [("ce", cross_entropy), ("dl", partial(margin, kappa=1e4)), ("dlr", dlr)])
-def test_pgd_equals_adv_lib_on_every_loss(adv_lib, name, loss):
-    (x, y), net = batch(40), Net().double()
-    y[:20] = net(x[:20]).argmax(1)
-    last = pgd(net, x, y, random_start=False, loss=loss, **SETTINGS)
-    # it returns the last image that erred before the final step: one step more makes that our last iterate
-    theirs = adv_lib.pgd_linf(
-        net,
-        x,
-        y,
-        SETTINGS["eps"],
-        steps=SETTINGS["steps"] + 1,
-        random_init=False,
-        loss_function=name,
-        absolute_step_size=SETTINGS["alpha"],
-    )
+def test_pgd_equals_adv_lib_on_every_loss(frozen, name, loss):
+    (x, y), net = libraries.images(frozen), libraries.network(frozen)
+    last = pgd(net, x, y, random_start=False, loss=loss, **libraries.SETTINGS)
+    # of an image that errs at last adv-lib returns that last iterate, of another an earlier one
     broken = net(last).argmax(1) != y
-    assert broken.sum() > 20
-    torch.testing.assert_close(last[broken], theirs[broken], rtol=0, atol=1e-12)
+    assert (net(x).argmax(1) == y).sum() == 5 and broken.sum() > 8
+    torch.testing.assert_close(last[broken], libraries.answer(frozen, f"adv-lib.{name}")[broken], rtol=0, atol=1e-12)
 
 
 def test_partial_of_an_attack_is_an_attack():

@@ -32,7 +32,7 @@ def _panel(ax: Axes, profile: str, axis: str, scale: float) -> bool:
     drawn = False
     for row, look in zip(readings.rows(profile, "strength"), LOOKS, strict=True):
         points = sweep(profile, row.runs[0], axis)
-        if points:
+        if any(x > 0 for x, _ in points):  # clean accuracy alone is no curve
             _curve(ax, points, look, words.method(row.runs[0].label), scale)
             drawn = True
     if not drawn:

@@ -81,12 +81,16 @@ def blank(ax: Axes) -> None:
 
 def not_run(ax: Axes, what: str = "") -> None:
     """A panel whose records are missing says so, in words, and shows no number."""
+    said(ax, "not run" + (f"\n{what}" if what else ""))
+
+
+def said(ax: Axes, text: str) -> None:
+    """A panel with nothing to draw holds words instead."""
     ax.set_xticks([])
     ax.set_yticks([])
     ax.grid(False)
     for spine in ax.spines.values():
         spine.set(visible=True, color="#BBBBBB", linestyle=(0, (4, 3)))
-    text = "not run" + (f"\n{what}" if what else "")
     ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color="#666666", fontsize=8)
 
 

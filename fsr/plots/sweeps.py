@@ -38,6 +38,9 @@ def _baseline(ax: Axes, profile: str, row: Row, attack: str, colour: str) -> Non
 
 
 def _panel(ax: Axes, profile: str, rows: list[Row]) -> None:
+    if len(rows) < 2:
+        style.said(ax, "not varied\nin this profile")
+        return
     if isinstance(rows[0].value, float):
         rows = sorted(rows, key=lambda row: float(row.value or 0))
     places, labels, numeric = _positions(rows)
@@ -74,17 +77,18 @@ def sweeps(profile: str) -> Figure:
     groups: dict[str, list[Row]] = {axis: [] for axis in AXES}
     for row in (*readings.rows(profile, "settings"), *readings.rows(profile, "placement")):
         groups[str(row.axis)].append(row)
-    fig, grid = style.panels(2, 3, 4.6, sharey=True)
+    fig, grid = style.panels(2, 3, 4.6 if any(len(rows) > 1 for rows in groups.values()) else 2.4, sharey=True)
     axes = [ax for line in grid for ax in line]
     for ax, (axis, title) in zip(axes, AXES.items(), strict=True):
         _panel(ax, profile, groups[axis])
         ax.set_title(title)
-    for line in grid:
-        line[0].set_ylabel("accuracy")
     shown = [ax for ax in axes if ax.get_legend_handles_labels()[1]]
     if shown:
+        for line in grid:
+            line[0].set_ylabel("accuracy")
         fig.legend(*shown[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(LINES))
-    images = readings.images(profile, "pgd20")
-    count = "all test images" if images is None else f"{images:,} test images"
-    style.foot(fig, f"seed 0, last epoch, {count}; bars: 95 % intervals; dashed: plain AT; a place is a stage's number")
+        images = readings.images(profile, "pgd20")
+        count = "all test images" if images is None else f"{images:,} test images"
+        told = f"seed 0, last epoch, {count}; bars: 95 % intervals; dashed: plain AT; a place is a stage's number"
+        style.foot(fig, told)
     return fig

@@ -50,6 +50,14 @@ def test_attack_strength_starts_at_the_clean_accuracy(recorded):
     assert drawn.get_ydata().tolist() == [a.value for _, a in points]
 
 
+def test_clean_accuracy_alone_is_no_curve(root):
+    run = experiments.main_pair(PROFILE)[0]
+    clean = next(e for e in experiments.evaluations(PROFILE, "strength", run) if e.attack == "clean")
+    store.save_eval(run, clean, range(4), [True] * 4)
+    figure = plots.attack_strength(PROFILE)
+    assert texts(figure).count("not run") == 2 and not figure.legends
+
+
 def test_more_steps_are_drawn_from_few_to_many(recorded):
     run = experiments.main_pair(PROFILE)[0]
     planned = [e.steps for e in experiments.evaluations(PROFILE, "strength", run) if e.steps]
@@ -154,6 +162,12 @@ def test_feature_space_names_every_class(recorded):
     figure = plots.feature_space(PROFILE)
     for ax in figure.axes:
         assert {t.get_text() for t in ax.texts} == {str(i) for i in range(10)}
+
+
+def test_a_profile_that_varies_nothing_has_words_in_place_of_sweeps(recorded):
+    figure = plots.sweeps("headline40")
+    assert [ax.texts[0].get_text() for ax in figure.axes] == ["not varied\nin this profile"] * 6
+    assert not any(ax.lines or ax.collections for ax in figure.axes) and not figure.legends
 
 
 def test_sweeps_draw_every_setting_of_the_plan(recorded):

@@ -25,6 +25,7 @@ from fsr.plots.style import STYLE
 from fsr.store import environment
 
 MAX_PNG = 150_000  # bytes; everything committed stays small
+CHART_COLOURS = 4096  # charts have fewer: lines, bars and the greys around letters
 
 
 @dataclass(frozen=True)
@@ -119,11 +120,13 @@ def _same(png: Path, metadata: dict[str, str]) -> bool:
 
 
 def _png(figure: Figure, metadata: dict[str, str]) -> bytes:
-    """PNG bytes; photographs and gradients are reduced to 256 colours when the full picture would be too large."""
+    """PNG bytes in 256 colours: of a chart these are nearly all; a photograph only where it would be too large."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={**metadata, "Software": None})
     data = buffer.getvalue()
-    if len(data) <= MAX_PNG:
+    with Image.open(buffer) as image:
+        photograph = image.convert("RGB").getcolors(CHART_COLOURS) is None
+    if photograph and len(data) <= MAX_PNG:
         return data
     from PIL.PngImagePlugin import PngInfo
 

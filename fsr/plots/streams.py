@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from fsr import statistics
 from fsr.plots import readings, style, words
 
-CHECKPOINT = "last"
+CHECKPOINTS = {"last": "last epoch", "ema": "EMA weights"}  # the first that was looked at
 PROBES = {"aux": ("auxiliary head", style.BLUE, ""), "knn": ("k nearest neighbours", style.ORANGE, "//")}
 
 
@@ -22,10 +22,20 @@ def mean_counts(records: list[dict]) -> dict[tuple[str, str], tuple[float, int]]
     return {key: (least[key] * share, least[key]) for key, share in shares.items()}
 
 
+def looked_at(profile: str) -> tuple[list[dict], str]:
+    """The records of AT + FSR's streams, a seed each, and in words whose weights they are; none: ([], "")."""
+    row = readings.rows(profile, "streams")[0]
+    for checkpoint, weights in CHECKPOINTS.items():
+        records = readings.analysed(profile, row, "streams", checkpoint)
+        if records:
+            return records, weights
+    return [], ""
+
+
 @style.styled
 def stream_bars(profile: str) -> Figure:
     """F3: bars of T7, mean over seeds with its 95 % intervals over images, chance level dotted."""
-    records = readings.analysed(profile, readings.rows(profile, "streams")[0], "streams", CHECKPOINT)
+    records, weights = looked_at(profile)
     fig, axes = style.panels(1, 1, 2.7)
     ax = axes[0][0]
     if not records:
@@ -64,5 +74,5 @@ def stream_bars(profile: str) -> Figure:
     fig.legend(handles, labels, loc="outside upper center", ncols=2)
     seeds = f"mean of {len(records)} seeds" if len(records) > 1 else "one seed"
     least = min(n for _, n in total.values())
-    style.foot(fig, f"last epoch, {seeds}; bars: 95 % intervals over the {least:,} images of each seed")
+    style.foot(fig, f"{weights}, {seeds}; bars: 95 % intervals over the {least:,} images of each seed")
     return fig

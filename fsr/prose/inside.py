@@ -6,7 +6,7 @@ from fsr import experiments, statistics, store, tables
 from fsr.config import Run
 from fsr.plots import curves, readings, strength, words
 from fsr.plots.masks import mask_records
-from fsr.plots.streams import CHECKPOINT, mean_counts
+from fsr.plots.streams import looked_at, mean_counts
 from fsr.prose.robustness import NOTHING
 from fsr.prose.text import Prose, accuracy_text, budget, missing, number, percent, points
 from fsr.reference import MIN_SEEDS
@@ -35,7 +35,7 @@ def progress(profile: str, notebook: str) -> Prose:
 
 def streams(profile: str) -> Prose:
     """T7 and F3 in words: the step from the non-robust to the recalibrated stream, by both probes."""
-    records = readings.analysed(profile, readings.rows(profile, "streams")[0], "streams", CHECKPOINT)
+    records, weights = looked_at(profile)
     if not records:
         return Prose(NOTHING)
     total, lines = mean_counts(records), []
@@ -54,7 +54,7 @@ def streams(profile: str) -> Prose:
         robust, other = (percent(right / n) for right, n in heads)
         note += f" It finds no more in the robust stream ({robust} %) than in the other ({other} %)."
     seeds = "one seed" if len(records) == 1 else f"{len(records)} seeds"
-    return Prose.of(f"Under PGD-20, {seeds}, last epoch:", "\n".join(lines), note, budget(profile))
+    return Prose.of(f"Under PGD-20, {seeds}, {weights}:", "\n".join(lines), note, budget(profile))
 
 
 def _over_seeds(records, probe: str) -> str:

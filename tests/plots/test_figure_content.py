@@ -97,6 +97,14 @@ def test_stream_bars_have_the_recorded_heights(recorded):
     assert heights == pytest.approx(shares)
 
 
+@pytest.mark.parametrize(("seen", "told"), [(("last", "ema"), "last epoch"), (("ema",), "EMA weights"), ((), None)])
+def test_stream_bars_say_whose_weights_they_show(recorded, monkeypatch, seen, told):
+    whole = readings.analysed
+    monkeypatch.setattr(readings, "analysed", lambda *given: whole(*given) if given[-1] in seen else [])
+    words = texts(plots.stream_bars(PROFILE))
+    assert f"{told}, " in words if told else "not run" in words
+
+
 def test_mask_histograms_are_shares_that_sum_to_one(recorded):
     figure = plots.mask_histograms(PROFILE)
     steps = [patch for ax in figure.axes for patch in ax.patches if hasattr(patch, "get_data")]

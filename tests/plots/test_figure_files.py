@@ -1,5 +1,6 @@
 """Figure files: the same bytes for the same records, their origin inside, untouched when nothing changed."""
 
+import io
 import subprocess
 import sys
 
@@ -63,6 +64,23 @@ def test_every_figure_is_small_enough(recorded, name):
     assert saved.png.stat().st_size <= output.MAX_PNG
     with Image.open(saved.png) as image:
         assert 1000 <= image.width <= 1200
+
+
+def test_a_chart_has_a_palette_that_changes_next_to_nothing(recorded):
+    data = output._png(figure := plots.draw(PROFILE, "F7"), {})
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    with Image.open(io.BytesIO(data)) as small, Image.open(buffer) as whole:
+        assert small.mode == "P" and len(data) < len(buffer.getvalue())
+        pair = [np.asarray(image.convert("RGB")).astype(int) for image in (small, whole)]
+        assert np.abs(pair[0] - pair[1]).mean() < 0.1
+
+
+def test_a_photograph_keeps_its_colours_while_it_is_small():
+    fig, axes = style.panels(1, 1, 2.0)
+    axes[0][0].imshow(np.random.default_rng(0).random((90, 90, 3)), interpolation="nearest")
+    with Image.open(io.BytesIO(output._png(fig, {}))) as image:
+        assert image.mode != "P"
 
 
 def test_a_figure_that_cannot_be_small_is_refused():

@@ -1,11 +1,13 @@
 """`python -m benchmarks.gpu [--images 12800] [--root DIR]`: everything that needs a GPU, the most telling first.
 
-Whole epochs of full-width ResNet-18 AT+FSR, plain against fast; where the fast step's time goes (profile); single
-steps per backbone and batch; how many small runs at once fill the device. Every row is saved as soon as it is there.
+Whole epochs of full-width ResNet-18 AT+FSR, plain against fast; the same for AT; where the fast step's time goes
+(profile); single steps per backbone and batch; how many small runs at once fill the device. Every row is saved as soon
+as it is there.
 """
 
 import argparse
 import os
+import sys
 import time
 from collections.abc import Callable
 
@@ -101,6 +103,11 @@ def main() -> None:
     run = pipeline.SMALL if quick else FULL
     record: dict = {"peak_flops": measure.peak_flops(device), "float32_convolutions": "torch's default"}
     rows: list[dict] = []
+    where = "-".join(["gpu", *given.parts])  # some parts never replace the record of all
+    known = ["epoch", "twin", "profile", *step_cases(quick), "packing"]
+    for part in given.parts:
+        if not any(name.startswith(part) for name in known):
+            sys.exit(f"--parts {part}: there is no such part; type the beginning of one of: {', '.join(known)}")
 
     def attempt(name: str, part: Callable[[], None]) -> None:
         """Whatever fails is named and the rest still counts: the machine may be borrowed."""
@@ -110,7 +117,7 @@ def main() -> None:
             part()
         except Exception as error:
             record.setdefault("failed", {})[name] = str(error)[:500]
-        print(name, measure.save("gpu", rows, device, **record), flush=True)
+        print(name, measure.save(where, rows, device, **record), flush=True)
 
     def step(name: str, case: Run) -> None:
         """One row of single steps."""
@@ -128,7 +135,7 @@ def main() -> None:
     for row in rows:
         print(f"{row['case']:34s} {row['ratio']['median']:5.2f}x {row['seconds']}")
     print(record.get("profile"), record.get("packed"), record.get("failed"))
-    print(measure.save_figure(measure.draw_ratios(rows, "Plain against fast"), "gpu", device))
+    print(measure.save_figure(measure.draw_ratios(rows, "Plain against fast"), where, device))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ puts them where a later chance finds them, once the records of their trainings l
 """
 
 import argparse
+import contextlib
 import io
+import os
 import re
 import sys
 import tarfile
@@ -57,14 +59,18 @@ def stages(profile: str, only: str | None = None) -> list[tuple[str, list[Task]]
 
 
 def pack(out: Path) -> Path:
-    """Records, histories and benchmarks, without weights, as one tar; atomic, so a kill leaves the one before."""
+    """Records, histories and benchmarks, without weights, as one tar; atomic, so a kill leaves the one before.
+
+    Another process may be writing into the same results: what is not whole yet is left out.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    target, half = out / "records.tar.gz", out / "records.half"
+    target, half = out / "records.tar.gz", out / f"records.half.{os.getpid()}"
     with tarfile.open(half, "w:gz") as tar:
         for name in ("runs", "benchmarks"):
-            folder = paths.results() / name
-            if folder.is_dir():
-                tar.add(folder, arcname=f"results/{name}")
+            for path in sorted((paths.results() / name).rglob("*")):
+                if path.is_file() and path.suffix != ".tmp":
+                    with contextlib.suppress(FileNotFoundError):
+                        tar.add(path, arcname=str(path.relative_to(paths.root())), recursive=False)
     half.replace(target)
     return target
 
@@ -130,7 +136,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--device")
     parser.add_argument("--weights", nargs="*", choices=MIDDLE, default=[], help="pack these checkpoints too")
-    parser.add_argument("--only", metavar="LABEL", help="only these runs, at or at+fsr: two processes can share a GPU")
+    parser.add_argument("--only", choices=("at", "at+fsr"), help="only its runs: two processes can share a GPU")
     parser.add_argument("--sharing", type=int, default=1, help="how many such processes use the device at once")
     parser.add_argument("--off", nargs="*", choices=SWITCHES, default=[], help="go without these, should one fail")
     given = parser.parse_args()

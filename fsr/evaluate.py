@@ -24,9 +24,8 @@ from fsr.hardware import exact_float32
 from fsr.models import intervene
 from fsr.modes import eval_mode
 
-MANY_IMAGES = (
-    2000  # from which AutoAttack on a GPU is worth the half minute or so of compiling (estimated, not measured)
-)
+# From so many images on AutoAttack on a GPU is left to compile, which takes half a minute or so (estimated).
+MANY_IMAGES = 2000
 SEED = 0  # of every evaluation attack: a column means the same for every run
 
 

@@ -139,7 +139,12 @@ def test_on_a_gpu_the_cases_that_work_are_kept_when_one_fails(root, monkeypatch)
     monkeypatch.setattr(gpu.measure, "peak_flops", lambda device: {"float32": 1e9})
     monkeypatch.setattr("sys.argv", ["gpu", "--quick", "--device", "cpu", "--parts", "twin"])
     gpu.main()
-    assert [row["case"] for row in load_json(measure.record_path("gpu", CPU))["rows"]] == ["a quarter of it, AT alone"]
+    part = load_json(measure.record_path("gpu-twin", CPU))
+    assert [row["case"] for row in part["rows"]] == ["a quarter of it, AT alone"]
+    assert not measure.record_path("gpu", CPU).exists()  # which holds all parts
+    monkeypatch.setattr("sys.argv", ["gpu", "--quick", "--device", "cpu", "--parts", "nonsense"])
+    with pytest.raises(SystemExit, match="no such part"):
+        gpu.main()
     monkeypatch.setattr("sys.argv", ["gpu", "--quick", "--device", "cpu"])
     gpu.main()
     record = load_json(measure.record_path("gpu", CPU))

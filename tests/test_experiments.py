@@ -54,7 +54,7 @@ def test_demo_is_the_architectures_plan_and_both_controls_with_every_seed():
 
 
 def test_required_runs_come_first_seed_by_seed():
-    for profile in ("demo", "mini", "headline", "paper"):
+    for profile in ("demo", "mini", "headline", "headline40", "paper"):
         first = [(run.label, run.seed) for run in SETS[profile]["all"][:6]]
         assert first == [("at", 0), ("at+fsr", 0), ("at", 1), ("at+fsr", 1), ("at", 2), ("at+fsr", 2)]
     labels = [run.label for run in SETS["mini"]["all"][6:12]]
@@ -83,7 +83,7 @@ def test_ci_is_small():
 
 def test_columns_of_all_checkpoints_and_autoattack_budgets():
     for profile, name, images in (("ci", "autoattack-ci", 32), ("demo", "autoattack", 100), ("mini", "autoattack", 500),
-                                  ("headline", "autoattack", None)):  # fmt: skip
+                                  ("headline", "autoattack", None), ("headline40", "autoattack", 1000)):  # fmt: skip
         run = experiments.main_pair(profile)[1]
         asked = experiments.evaluations(profile, "whitebox", run)
         assert {e.images for e in asked if e.attack == name} == {images}

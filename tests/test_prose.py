@@ -180,5 +180,7 @@ def test_progress_counts_records(root):
 def test_a_small_profile_says_how_far_it_is_from_the_paper():
     assert "far from the paper's setting" in prose.budget("ci")
     assert "the setting of the authors' code" in prose.budget("headline")
+    shorter = prose.budget("headline40")
+    assert "shorter schedule" in shorter and "far from" not in shorter and "neither confirms nor refutes" in shorter
     for profile in experiments.PROFILES:
         assert str(experiments.profile_of(profile).base.epochs) in prose.budget(profile)

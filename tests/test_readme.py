@@ -104,6 +104,12 @@ def test_speed_is_what_the_benchmarks_recorded_and_nothing_without_them(root):
     assert "on a GPU (`python -m benchmarks.gpu`) | not run |" in speed()
     save_json(folder / "gpu-a.json", {"benchmark": "gpu", "machine": parts | {"gpu": "A GPU"}, "rows": []})
     assert "not run" not in speed()
+    rate = {"plain": 1000.0, "fast": 7000.0}
+    row = {"case": "epoch of 640 images", "images": 640, "images_per_second": rate, "ratio": rows[0]["ratio"]}
+    save_json(folder / "gpu-a.json", {"benchmark": "gpu", "machine": parts | {"gpu": "A GPU"}, "rows": [row]})
+    line = next(line for line in speed().splitlines() if "epoch of 640" in line)
+    assert "one round; 7,000 images per second" in line and "49,000 take 7.0 s, the plain loop's 49 s" in line
+    assert line.endswith("| one A GPU |")
 
 
 def test_of_whole_epochs_only_the_largest_case_of_each_network_is_shown(root):

@@ -69,6 +69,19 @@ def test_it_needs_nothing_but_itself(page):
     assert "<script" not in page and "url(" not in page and "@import" not in page
 
 
+def test_embedded_figures_are_their_files_pixel_by_pixel(page, recorded):
+    import base64
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    for link in [link for link in Checker(page).links if link.startswith("data:")][:2]:
+        shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(link.split(",")[1]))).convert("RGB"))
+        files = [plots.show(PROFILE, name).png for name in plots.FIGURES]
+        assert any(np.array_equal(shown, np.asarray(Image.open(path).convert("RGB"))) for path in files)
+
+
 def test_links_to_files_that_were_written(page, recorded):
     from fsr import paths
 

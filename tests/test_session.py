@@ -75,6 +75,23 @@ def test_records_and_rounded_weights_come_home_and_are_found_there(small, tmp_pa
     assert store.environment(PAIR[1])["half"] is True
 
 
+def test_only_one_of_the_two_may_be_asked_for(monkeypatch, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        call(monkeypatch, tmp_path, "--minutes", "1", "--only", "fsr")
+    assert stopped.value.code == 2 and "at+fsr" in capsys.readouterr().err
+
+
+def test_packing_leaves_out_what_another_process_is_writing(root, tmp_path):
+    folder = root / "results" / "runs" / "some-run"
+    folder.mkdir(parents=True)
+    for name in ("env.json", ".env.json-1.tmp"):
+        (folder / name).write_text("{}")
+    (folder / "gone.json").symlink_to(folder / "vanished")  # there when listed, gone when read
+    with tarfile.open(session.pack(tmp_path)) as tar:
+        assert tar.getnames() == ["results/runs/some-run/env.json"]
+    assert [path.name for path in tmp_path.glob("records*")] == ["records.tar.gz"]
+
+
 def test_a_wrong_profile_is_one_line_and_2(root, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("sys.argv", ["session", "--minutes", "1", "--out", str(tmp_path), "--profile", "nonsense"])
     assert session.main() == 2

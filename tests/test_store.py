@@ -10,6 +10,7 @@ import pytest
 from fsr import files, paths, store
 from fsr.config import Analysis, Evaluation, Run, run_id
 from fsr.errors import CorruptFile, FSRError, MissingRecord, UsageError
+from fsr.files import load_json, load_npz, npz_bytes, save_json, sha256
 
 RUN = Run(epochs=2)
 
@@ -26,7 +27,22 @@ def test_outcomes_come_back_per_sample(root):
     got = store.load_eval(RUN, Evaluation(attack="pgd20"))
     assert (got.correct == correct).all() and (got.index == np.arange(37)).all()
     assert got.index.dtype == np.int32
+    path = store.eval_path(RUN, Evaluation(attack="pgd20"))
+    assert set(load_npz(path.with_suffix(".npz"), got.record["outcomes_sha256"])) == {
+        "correct"
+    }  # 0, 1, 2, ... is known
     assert got.accuracy == correct.mean()
+
+
+def test_files_that_hold_every_index_are_still_read(root):
+    """As all were before."""
+    _outcomes("pgd20", [True, False, True])
+    path = store.eval_path(RUN, Evaluation(attack="pgd20"))
+    record, data = load_json(path), npz_bytes(index=np.arange(3, dtype=np.int32), correct=np.packbits([1, 0, 1]))
+    path.with_suffix(".npz").write_bytes(data)
+    save_json(path, {k: v for k, v in record.items() if k != "sha256"} | {"outcomes_sha256": sha256(data)})
+    got = store.load_eval(RUN, Evaluation(attack="pgd20"))
+    assert got.index.tolist() == [0, 1, 2] and got.correct.tolist() == [True, False, True]
 
 
 def test_outcomes_of_an_eps_that_shares_their_name_are_refused(root):

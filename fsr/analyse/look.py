@@ -142,7 +142,7 @@ class Pair(NamedTuple):
     y: Tensor  # (N,)
 
 
-_latest: dict[tuple, list[Pair]] = {}  # the images of one network: T7, F2 and F8 look at the same ones in turn
+_latest: dict[tuple, list[Tensor]] = {}  # attacked images of one network, on the CPU: T7, F2 and F8 share them
 
 
 def pairs(job: Job) -> Iterator[Pair]:
@@ -150,23 +150,22 @@ def pairs(job: Job) -> Iterator[Pair]:
 
     Attacking costs most of an analysis, so what was crafted last in this process serves again on equal weights.
     """
-    if job.weights is None:
-        yield from _crafted(job)
-        return
-    key = (job.weights, job.run, job.analysis.images, job.batch, job.device)
-    if key not in _latest:
-        _latest.clear()
-        _latest[key] = list(_crafted(job))
-    yield from _latest[key]
-
-
-def _crafted(job: Job) -> Iterator[Pair]:
     x, y, index = job.images()
-    attack = attack_named(ATTACK)
-    for rows in batches(len(y), job.batch):
+    key = (job.weights, job.run, job.analysis.images, job.batch, job.device)
+    known = [] if job.weights is None else _latest.get(key, [])
+    attack, made = attack_named(ATTACK), []
+    for i, rows in enumerate(batches(len(y), job.batch)):
         chosen = rows.to(x.device)
         xs, ys = as_float(x[chosen].to(job.device)), y[chosen].to(job.device)
-        yield Pair(xs, attack(job.model, xs, ys, eps=job.run.eps, indices=index[rows]), ys)
+        if known:
+            x_adv = known[i].to(job.device)
+        else:
+            x_adv = attack(job.model, xs, ys, eps=job.run.eps, indices=index[rows])
+            made.append(x_adv.cpu())
+        yield Pair(xs, x_adv, ys)
+    if made and job.weights is not None:  # all of them, or a reader that stopped would leave a part for the whole
+        _latest.clear()
+        _latest[key] = made
 
 
 @contextlib.contextmanager

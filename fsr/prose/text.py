@@ -71,7 +71,9 @@ def budget(profile: str) -> str:
     if whole and run.epochs == 100:
         return f"{text}: the setting of the authors' code."
     if whole:
-        text += ": the authors' network, data and recipe on a schedule of the same shape, but for their 100 epochs."
+        text += (
+            ": the authors' network, data and recipe on a shorter schedule of the same shape; theirs has 100 epochs."
+        )
     else:
         text += ": far from the paper's setting. It shows that the code works and what happens *here*, nothing more."
     if run.dataset != "digits" and run.epochs < 100:

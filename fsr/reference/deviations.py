@@ -148,7 +148,7 @@ _TRAINING = (
     Deviation(
         "Shorter schedules",
         "100 epochs",
-        "`mini` 10, `demo` 15, `ci` 1 or 2; the rate drops after the same fractions",
+        "`headline40` 40, `mini` 10, `demo` 15, `ci` 1 or 2; the rate drops after the same fractions",
         "a processor's budget; such profiles say so and cannot confirm a number",
         "yes, named everywhere",
     ),
@@ -186,7 +186,8 @@ _EVALUATION = (
     Deviation(
         "Part of the test set",
         "all images",
-        "`mini` 2,000 (AutoAttack 500), `demo` 500 (AutoAttack 100), fixed and stratified; `headline` and `paper` all",
+        "`mini` 2,000 (AutoAttack 500), `demo` 500 (AutoAttack 100), fixed and stratified; `headline` and `paper` all; "
+        "`headline40` all (AutoAttack 1,000)",
         "a processor's budget; accuracies and gains carry n and interval",
         "wider intervals",
     ),

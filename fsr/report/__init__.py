@@ -32,7 +32,7 @@ def _table(profile: str, name: str, sources: dict[str, set[str]]) -> str:
 
 
 def _webp(png: Path) -> str:
-    """The same pixels in under half the bytes (lossless WebP, on white), as text for a page."""
+    """The same pixels in fewer bytes (lossless WebP, on white), as text for a page."""
     with Image.open(png) as image:
         white = Image.new("RGBA", image.size, "white")
         white.alpha_composite(image.convert("RGBA"))

@@ -80,7 +80,7 @@ def overhead(profile: str) -> Table:
         keys = {"data": names.dataset(dataset), "network": network}
         plain, both = (pair[pair["fsr"] == value].iloc[0].to_dict() for value in (False, True))
         shown += [keys | {"method": cell["row"]} | _costs(cell) for cell in (plain, both)]
-        shown.append(keys | {"method": "added by FSR"} | {k: _added(plain[n], both[n]) for k, n in zip(HEAD, COST)})
+        shown.append(keys | {"method": "added by FSR"} | {k: _added(plain, both, n) for k, n in zip(HEAD, COST)})
         if pair["full_size"].all():
             stated = _stated(pair["backbone"].iloc[0])
             shown.append(keys | {"method": "added, from the authors' code (computed)"} | stated)
@@ -95,7 +95,9 @@ def overhead(profile: str) -> Table:
         "WRN's dead `sub_block1` is not counted.",
     )
     if numbers["trained_on"].astype(str).str.endswith(SHARED).any():
-        notes += ("Trainings side by side shared one device: their seconds per epoch are those of both at once.",)
+        notes += (
+            "Trainings side by side shared one device: each was slower than alone, and their seconds are not compared.",
+        )
     return make(pd.DataFrame(shown), about("T8", "overhead", "Overhead", profile, numbers, sources, *notes))
 
 
@@ -116,7 +118,14 @@ def _costs(row) -> dict[str, str]:
     return {head: quantity(row[name], digits=d) for head, name, d in zip(HEAD, COST, DIGITS)}
 
 
-def _added(plain: float, both: float) -> str:
+def _added(plain, both, name: str) -> str:
+    """What FSR adds to a quantity, in percent; seconds of trainings that shared a device are not compared."""
+    if name == COST[2] and any(str(row["trained_on"]).endswith(SHARED) for row in (plain, both)):
+        return NOT_RUN
+    return _percent(plain[name], both[name])
+
+
+def _percent(plain: float, both: float) -> str:
     if missing(plain) or missing(both):
         return NOT_RUN
     return f"{number(100 * (both / plain - 1), digits=2, sign=True)} %"

@@ -73,7 +73,8 @@ def test_a_chart_has_a_palette_that_changes_next_to_nothing(recorded):
     with Image.open(io.BytesIO(data)) as small, Image.open(buffer) as whole:
         assert small.mode == "P" and len(data) < len(buffer.getvalue())
         pair = [np.asarray(image.convert("RGB")).astype(int) for image in (small, whole)]
-        assert np.abs(pair[0] - pair[1]).mean() < 0.1
+        difference = np.abs(pair[0] - pair[1])
+        assert difference.mean() < 0.1 and difference.max() < 60  # of 255, where an edge has its one pixel of grey
 
 
 def test_a_photograph_keeps_its_colours_while_it_is_small():

@@ -207,8 +207,11 @@ def test_seconds_of_a_shared_device_are_no_speed(records):
         records("headline").analysis(run, "cost", cost(1000, 20.0))
         records("headline").trained(run, 20.0, {"device": "cuda", "gpu": "NVIDIA H200"}, sittings=[{"sharing": 2}])
     assert [row("headline", claim)["verdict"] for claim in ("C3", "C12")] == ["not tested"] * 2
-    assert "alone" in row("headline", "C12")["reason"] and "shared" in row("headline", "C3")["reason"]
-    assert "shared one device" in " ".join(tables.overhead("headline").about.notes)
+    assert all("shared its device" in row("headline", claim)["reason"] for claim in ("C3", "C12"))
+    table = tables.overhead("headline")
+    added = table[table["method"] == "added by FSR"].iloc[0]
+    assert "shared one device" in " ".join(table.about.notes) and added["seconds per epoch"] == "not run"
+    assert added["MACs"] == "+0.00 %"
 
 
 def test_fast_enough_on_that_device_is_reproduced(records):

@@ -7,6 +7,7 @@ as it is there.
 
 import argparse
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -103,11 +104,14 @@ def main() -> None:
     run = pipeline.SMALL if quick else FULL
     record: dict = {"peak_flops": measure.peak_flops(device), "float32_convolutions": "torch's default"}
     rows: list[dict] = []
-    where = "-".join(["gpu", *given.parts])  # some parts never replace the record of all
+    where = re.sub(
+        r"[^a-z0-9-]+", "-", "-".join(["gpu", *given.parts]).lower()
+    )  # some parts never replace the record of all
     known = ["epoch", "twin", "profile", *step_cases(quick), "packing"]
     for part in given.parts:
         if not any(name.startswith(part) for name in known):
-            sys.exit(f"--parts {part}: there is no such part; type the beginning of one of: {', '.join(known)}")
+            print(f"--parts {part}: no such part; type the beginning of one of: {', '.join(known)}", file=sys.stderr)
+            sys.exit(2)
 
     def attempt(name: str, part: Callable[[], None]) -> None:
         """Whatever fails is named and the rest still counts: the machine may be borrowed."""

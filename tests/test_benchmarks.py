@@ -143,7 +143,7 @@ def test_on_a_gpu_the_cases_that_work_are_kept_when_one_fails(root, monkeypatch)
     assert [row["case"] for row in part["rows"]] == ["a quarter of it, AT alone"]
     assert not measure.record_path("gpu", CPU).exists()  # which holds all parts
     monkeypatch.setattr("sys.argv", ["gpu", "--quick", "--device", "cpu", "--parts", "nonsense"])
-    with pytest.raises(SystemExit, match="no such part"):
+    with pytest.raises(SystemExit, match="2"):
         gpu.main()
     monkeypatch.setattr("sys.argv", ["gpu", "--quick", "--device", "cpu"])
     gpu.main()

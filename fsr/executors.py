@@ -180,6 +180,7 @@ def local(tasks: Iterable[Task], options: Options, *, workers: int | None = None
     start, others = (events, stop, threads, deterministic), set(multiprocessing.active_children())
     with stoppable() as flag, ProcessPoolExecutor(count, context, _start_worker, start) as pool:
         pending = {pool.submit(_work, task, plain): task for task in tasks}
+        crew = set(multiprocessing.active_children()) - others
         while pending:
             done, _ = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
             _drain(events, report)
@@ -188,13 +189,17 @@ def local(tasks: Iterable[Task], options: Options, *, workers: int | None = None
                 for future in pending:
                     future.cancel()
             _collect(done, pending, outcome, report)
-            if any(isinstance(future.exception(), BrokenProcessPool) for future in done if not future.cancelled()):
-                for worker in set(multiprocessing.active_children()) - others:
+            if any(worker.exitcode is not None for worker in crew) or _broken(done):
+                for worker in crew:
                     worker.kill()  # the pool would wait for them, and they ignore its SIGTERM; files are written whole
             pending = {f: t for f, t in pending.items() if not f.cancelled()}
     if flag.is_set():
         outcome.stopped = "signal"
     return outcome
+
+
+def _broken(done) -> bool:
+    return any(isinstance(f.exception(), BrokenProcessPool) for f in done if not f.cancelled())
 
 
 def _collect(done, pending: dict, outcome: Outcome, report: Callable) -> None:

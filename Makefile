@@ -71,5 +71,4 @@ nbval: setup-test
 	$(RUN) run-all --profile ci --root $$scratch; \
 	cp -r $$scratch/results/notebooks/ci $$scratch/executed; \
 	export FSR_ROOT=$$scratch FSR_PROFILE=ci PYDEVD_DISABLE_FILE_VALIDATION=1 OMP_NUM_THREADS=1; \
-	for folder in $$scratch/executed notebooks; do \
-	  $(PY) -m pytest --nbval-lax $$folder -o addopts= -q -p no:cacheprovider -n auto --dist loadscope; done
+	$(PY) -m pytest --nbval-lax $$scratch/executed notebooks -o addopts= -q -p no:cacheprovider -n auto --dist loadscope

@@ -3,11 +3,13 @@
 For a GPU that is at hand for minutes: trains, evaluates and analyses the profile's main pair in the order in which the
 results matter, then everything else, and packs the records into one tar after each stage. Run it again with the same
 --root and it goes on; it needs neither a network nor Jupyter. Weights are rounded to float16 as soon as a training is
-done and before anything is evaluated; `--weights ema last` packs those of the main pair too, in parts of 15 MiB, and
+done and before anything is evaluated; `--weights ema last` packs those weights too, in parts of 15 MiB, and
 
     cat DIR/weights-ema-last.* | tar -x -C ROOT
 
-puts them where a later chance finds them, once the records of their trainings lie below that root.
+puts them where a later chance finds them, once the records of their trainings lie below that root. Then
+`--no-retrain` computes what those weights allow, and trains nothing that is on record. Processes can share a device
+and a root: `--part 1/4` to `--part 4/4` take every fourth run each, `--only` one of the main pair.
 """
 
 import argparse
@@ -58,16 +60,48 @@ def stages(profile: str, only: str | None = None) -> list[tuple[str, list[Task]]
     return [(name, [task for task in tasks if only in (None, task.run.label)]) for name, tasks in out]
 
 
+def part_of(text: str) -> tuple[int, int]:
+    """2/4: the second of four; ValueError, which argparse turns into one line, for anything else."""
+    number, of = (int(part) for part in text.split("/"))
+    if not 1 <= number <= of:
+        raise ValueError(text)
+    return number, of
+
+
+def allowed(task: Task) -> Task:
+    """What of a task needs no second training: all of a run that is not on record, else what its weights here allow."""
+    if not store.is_trained(task.run):
+        return task
+    here = {kind for kind in MIDDLE if runs.has_weights(task.run, kind)}
+
+    def other(source: str | None) -> bool:
+        return source is None or (paths.checkpoint_dir(source) / "last.safetensors").exists()
+
+    evaluations = tuple(e for e in task.evaluations if e.checkpoint in here and other(e.surrogate))
+    return Task(run=task.run, evaluations=evaluations, analyses=tuple(a for a in task.analyses if a.checkpoint in here))
+
+
+def chosen(given: argparse.Namespace) -> list[tuple[str, list[Task]]]:
+    """The stages, cut down to what needs no second training and to this process's part of the runs, if so asked."""
+    (number, of), order = given.part, {}
+    out = stages(given.profile, given.only)
+    if given.no_retrain:
+        out = [(name, [allowed(task) for task in tasks]) for name, tasks in out]
+    for run in [task.run for _, tasks in out for task in tasks if task.missing()]:  # parts of equal length
+        order.setdefault(run, len(order))
+    return [(name, [t for t in tasks if order.get(t.run, 0) % of == number - 1]) for name, tasks in out]
+
+
 def pack(out: Path) -> Path:
-    """Records, histories and benchmarks, without weights, as one tar; atomic, so a kill leaves the one before.
+    """Records, histories, benchmarks and outcomes so far, no weights, as one tar; atomic: a kill leaves the one before.
 
     Another process may be writing into the same results: what is not whole yet is left out.
     """
     out.mkdir(parents=True, exist_ok=True)
     target, half = out / "records.tar.gz", out / f"records.half.{os.getpid()}"
     with tarfile.open(half, "w:gz") as tar:
-        for name in ("runs", "benchmarks"):
-            for path in sorted((paths.results() / name).rglob("*")):
+        for pattern in ("runs/**/*", "benchmarks/**/*", "checkpoints/*/partial-*.json"):
+            for path in sorted(paths.results().glob(pattern)):
                 if path.is_file() and path.suffix != ".tmp":
                     with contextlib.suppress(FileNotFoundError):
                         tar.add(path, arcname=str(path.relative_to(paths.root())), recursive=False)
@@ -76,9 +110,9 @@ def pack(out: Path) -> Path:
 
 
 def pack_weights(profile: str, checkpoints: list[str], out: Path) -> list[Path]:
-    """The main pair's weights as one tar in parts, `weights-ema.00` and on; what is not trained yet is left out."""
-    pair = experiments.main_pair(profile)
-    trained = [(run, kind) for run in pair for kind in checkpoints if runs.has_weights(run, kind)]
+    """The profile's weights as one tar in parts, `weights-ema.00` and on; what is not trained yet is left out."""
+    planned = dict.fromkeys([*experiments.main_pair(profile), *experiments.SETS[profile]["all"]])
+    trained = [(run, kind) for run in planned for kind in checkpoints if runs.has_weights(run, kind)]
     whole = io.BytesIO()
     with tarfile.open(fileobj=whole, mode="w") as tar:
         for run, kind in trained:
@@ -96,10 +130,10 @@ def deliver(given: argparse.Namespace) -> list[Path]:
     return [pack(given.out), *pack_weights(given.profile, given.weights, given.out)]
 
 
-def work(profile: str, options: Options, done: Callable[[], None] = lambda: None, only: str | None = None) -> list[str]:
+def work(stages: list[tuple[str, list[Task]]], options: Options, done: Callable[[], None]) -> list[str]:
     """Do the stages until the time is up, with a call of `done` after each; returns failures as lines."""
     failed = []
-    for name, tasks in stages(profile, only):
+    for name, tasks in stages:
         todo = [task for task in tasks if task.missing()]
         print(f"{name}: {len(todo)} of {len(tasks)} to do", flush=True)
         with live(todo) as report:
@@ -126,8 +160,8 @@ def overview(profile: str) -> str:
     return known.pivot(index=["method", "seed", "checkpoint"], columns="attack", values="accuracy").to_string()
 
 
-def main() -> int:
-    """Parse, work, pack; exit code 1 when something failed."""
+def parsed(line: list[str]) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -137,16 +171,23 @@ def main() -> int:
     parser.add_argument("--device")
     parser.add_argument("--weights", nargs="*", choices=MIDDLE, default=[], help="pack these checkpoints too")
     parser.add_argument("--only", choices=("at", "at+fsr"), help="only its runs: two processes can share a GPU")
+    parser.add_argument("--part", type=part_of, default=(1, 1), metavar="K/N", help="every Nth run, from the Kth on")
+    parser.add_argument("--no-retrain", action="store_true", help="train nothing that is on record a second time")
     parser.add_argument("--sharing", type=int, default=1, help="how many such processes use the device at once")
     parser.add_argument("--off", nargs="*", choices=SWITCHES, default=[], help="go without these, should one fail")
-    given = parser.parse_args()
+    return parser.parse_args(line)
+
+
+def main() -> int:
+    """Work, pack; exit code 1 when something failed."""
+    given = parsed(sys.argv[1:])
     paths.use(root=given.root, data=given.data)
     off = tuple((name, False) for name in given.off)
     try:
         experiments.profile_of(given.profile)
         deadline = time.monotonic() + 60 * given.minutes
         options = Options(device=given.device, deadline=deadline, half=True, switches=off, sharing=given.sharing)
-        failed = work(given.profile, options, lambda: deliver(given), given.only)
+        failed = work(chosen(given), options, lambda: deliver(given))
     except UsageError as error:
         print(error, file=sys.stderr)
         return 2

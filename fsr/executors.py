@@ -130,9 +130,6 @@ def together(tasks: Iterable[Task], options: Options, show: Callable) -> Outcome
     return outcome
 
 
-# --- worker processes --------------------------------------------------------------------------------------
-
-
 def _die_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -176,7 +173,8 @@ def local(tasks: Iterable[Task], options: Options, *, workers: int | None = None
     os.environ["OMP_NUM_THREADS"] = str(threads)
     context, outcome = multiprocessing.get_context("spawn"), Outcome()
     events, stop = context.Queue(), context.Event()
-    plain = replace(options, report=_ignore, interrupted=_never)
+    sharing = max(options.sharing, count if options.torch_device.type == "cuda" else 1)
+    plain = replace(options, report=_ignore, interrupted=_never, sharing=sharing)
     start, others = (events, stop, threads, deterministic), set(multiprocessing.active_children())
     with stoppable() as flag, ProcessPoolExecutor(count, context, _start_worker, start) as pool:
         pending = {pool.submit(_work, task, plain): task for task in tasks}

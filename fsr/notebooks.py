@@ -5,7 +5,7 @@ import json
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 
 import nbformat
@@ -116,7 +116,7 @@ def run_notebook(name: str, profile: str, **parameters) -> Path:
         papermill.execute_notebook(
             str(source(name)), str(scratch), {"profile": profile, **parameters}, cwd=str(paths.sources()),
             progress_bar=False, kernel_name="python3", execution_timeout=CELL_SECONDS, log_output=False,
-            extra_arguments=["--IPKernelApp.log_level=40"],
+            extra_arguments=["--IPKernelApp.log_level=50"],
         )  # fmt: skip
     except PapermillExecutionError as error:
         raise FSRError(f"{name}: {error.ename}: {str(error.evalue)[:300]} (see {scratch})") from None
@@ -130,20 +130,23 @@ def run_notebook(name: str, profile: str, **parameters) -> Path:
 
 
 def execute(names: list[str], profile: str, *, force=False, compute=True, workers: int = 1, report=print) -> list[str]:
-    """Execute the notebooks that are not current; returns a line per failure, the others still run."""
-    failed = []
+    """Execute the notebooks that are not current, `workers` at once; returns a line per failure, the others still run.
 
-    def one(name: str) -> None:
+    All of them in the sources' folder: papermill changes this process's folder and back, which threads would mix up.
+    """
+    failed: list[str] = []
+
+    def one(name: str) -> tuple[str, bool]:
         if not force and is_current(name, profile):
-            report(f"{name}: unchanged")
-            return
+            return f"{name}: unchanged", True
         try:
             run_notebook(name, profile)
-            report(f"{name}: executed")
         except (FSRError, nbformat.ValidationError, OSError, RuntimeError) as error:
-            failed.append(f"{name}: {error}" if not str(error).startswith(name) else str(error))
-            report(f"{failed[-1]}")
+            return f"{name}: {error}" if not str(error).startswith(name) else str(error), False
+        return f"{name}: executed", True
 
-    with _environment(profile, compute), ThreadPoolExecutor(workers) as pool:
-        list(pool.map(one, names))
+    with _environment(profile, compute), chdir(paths.sources()), ThreadPoolExecutor(workers) as pool:
+        for line, good in pool.map(one, names):  # in the notebooks' order
+            report(line)
+            failed += () if good else (line,)
     return failed

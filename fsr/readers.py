@@ -1,6 +1,7 @@
 """Data sets as they lie on disk: one reader each, and whether its files are there and whole."""
 
 import contextlib
+import importlib.util
 import io
 import zipfile
 from pathlib import Path
@@ -45,13 +46,27 @@ def stratified_order(y: Tensor, seed: int = SPLIT_SEED) -> Tensor:
     return place.argsort(stable=True)
 
 
-def _digits(_folder: Path, _run: Run) -> Images:
-    """scikit-learn's digits: 1,797 real 8x8 scans, three equal channels; 1,297 to train and hold out, 500 to test."""
+def _scans() -> tuple[np.ndarray, np.ndarray]:
+    """(images (1797, 8, 8) from 0 to 16, labels) as sklearn.datasets.load_digits gives them.
+
+    From the same file where it is found: to import scikit-learn takes as long as torch, in every worker process.
+    """
+    found = importlib.util.find_spec("sklearn")
+    file = Path((found.origin if found else None) or "").parent / "datasets/data/digits.csv.gz"
+    if file.is_file():
+        table = np.loadtxt(file, delimiter=",")
+        return table[:, :-1].reshape(-1, 8, 8), table[:, -1]
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    x = torch.from_numpy((bunch.images * (255 / 16)).round().astype(np.uint8))[:, None].repeat(1, 3, 1, 1)
-    y = torch.from_numpy(bunch.target.astype(np.int64))
+    return bunch.images, bunch.target
+
+
+def _digits(_folder: Path, _run: Run) -> Images:
+    """scikit-learn's digits: 1,797 real 8x8 scans, three equal channels; 1,297 to train and hold out, 500 to test."""
+    images, target = _scans()
+    x = torch.from_numpy((images * (255 / 16)).round().astype(np.uint8))[:, None].repeat(1, 3, 1, 1)
+    y = torch.from_numpy(target.astype(np.int64))
     order, held = stratified_order(y), DATASETS["digits"].test
     test, train = order[:held].sort().values, order[held:].sort().values
     return Images(x[train], y[train], x[test], y[test], tuple(str(d) for d in range(10)))

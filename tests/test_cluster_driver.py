@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from fsr.cluster import Job, driver, worker
-from fsr.config import Evaluation, for_dataset, replace
+from fsr.config import Evaluation, Run, for_dataset, replace
 from fsr.errors import CorruptFile, Interrupted
 from fsr.files import provenance
 from fsr.runs import Options, Task
@@ -240,6 +240,17 @@ def test_gpus_are_asked_for_when_there_are_some_or_by_name(ray):
     ray.nodes = lambda: [{"Alive": True, "Resources": {"CPU": 4.0, "GPU": 1.0}}]
     assert driver._offer(ray, None) == (True, 4)
     assert driver._offer(ray, "cpu") == (False, 4)
+
+
+def test_a_task_knows_how_many_its_share_of_a_gpu_leaves_room_for(ray, monkeypatch):
+    """Eight networks of width 4 fit on one, a ResNet-18 at full width has it for itself."""
+    heard = []
+    monkeypatch.setattr(worker, "perform", lambda task, options: heard.append(options.sharing) or [])
+    ray.nodes = lambda: [{"Alive": True, "Resources": {"CPU": 4.0, "GPU": 1.0}}]
+    jobs = [Job(Task(run=RUN)), Job(Task(run=Run()))]
+    assert watched(ray, jobs=jobs).failed == [] and heard == [8, 1]
+    assert watched(ray, Options(sharing=2), jobs=jobs).failed == [] and heard[2:] == [8, 2]
+    assert watched(ray, Options(device="cpu"), jobs=jobs).failed == [] and heard[4:] == [1, 1]
 
 
 def test_wrong_addresses_are_wrong_use(root, monkeypatch):

@@ -38,7 +38,7 @@ CLEAN, FGSM = Evaluation(attack="clean"), Evaluation(attack="fgsm")
 KILLER = """
 import os, random, signal, sys, time
 sys.path.insert(0, TESTS)
-import torch
+import torch, torch._dynamo  # once here, not in every child
 torch.set_num_threads(1)
 from tiny import FSR_HERE, tiny_run
 from fsr import evaluate, files, runs, store

@@ -18,11 +18,11 @@ RANK = {
     name: rank
     for rank, names in enumerate(
         (
-            "errors losses modes statistics words winograd backbones",
+            "errors losses modes statistics words winograd backbones attacks.losses",
             "checks fold",
             "specs",
-            "config paths files hardware distributed progress attacks.gradient attacks.components models.cost "
-            "models.insert models.interventions models.official models.peers",
+            "config paths files hardware distributed progress attacks.gradient attacks.slopes attacks.components "
+            "models.cost models.insert models.interventions models.official models.peers",
             "store experiments reference recipe readers weights capture models.fsr attacks.ascent attacks.auto "
             "attacks.query attacks.transfer",
             "data models tables compare fastnet attacks attacks.adaptive attacks.distill attacks.latent attacks.unmask",

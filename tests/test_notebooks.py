@@ -1,6 +1,7 @@
 """The runner: strict about parameters, never over sources, failures by name, nothing twice."""
 
 import json
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -52,6 +53,29 @@ def test_an_unchanged_notebook_is_not_executed_again_unless_forced(sources):
     notebooks.execute(["02-fine"], "ci", report=said.append)
     notebooks.execute(["02-fine"], "ci", report=said.append, force=True)
     assert said == ["02-fine: executed", "02-fine: unchanged", "02-fine: executed", "02-fine: executed"]
+
+
+def test_two_at_once_run_side_by_side_each_in_the_sources_folder(sources, tmp_path, monkeypatch):
+    """Each waits for the other, so that one after the other would fail; the caller's folder is as before."""
+    code = """
+import os, pathlib, time
+mine, other = pathlib.Path({here!r}, {mine!r}), pathlib.Path({here!r}, {other!r})
+mine.touch()
+until = time.monotonic() + 300
+while not other.exists():
+    assert time.monotonic() < until
+    time.sleep(0.05)
+os.getcwd()"""
+    write(sources, "00-setup", code.format(here=str(tmp_path), mine="a", other="b"))
+    write(sources, "02-fine", code.format(here=str(tmp_path), mine="b", other="a"))
+    below = sources.parent / "below"
+    below.mkdir()
+    monkeypatch.chdir(below)
+    said = []
+    assert notebooks.execute(["00-setup", "02-fine"], "ci", workers=2, report=said.append) == []
+    assert said == ["00-setup: executed", "02-fine: executed"] and Path.cwd() == below
+    for name in ("00-setup", "02-fine"):
+        assert repr(str(sources)) in (paths.executed("ci") / f"{name}.ipynb").read_text()
 
 
 def test_an_executed_notebook_depends_on_the_papers_cells(root):

@@ -14,7 +14,7 @@ from fsr import experiments, files, paths, runs, store
 from fsr.audit import BUDGETS
 from fsr.config import Analysis, Evaluation, replace, run_id
 from fsr.errors import Busy, CorruptFile, FSRError, Interrupted, MissingRecord, TimeUp, UsageError
-from fsr.runs import Options, Task, auditing, evaluating, perform, training
+from fsr.runs import Options, Task, auditing, checkpoints, evaluating, perform, training
 from fsr.runs.auditing import twin_of
 from fsr.runs.board import board
 from fsr.weights import digest_of, load_tensors
@@ -104,9 +104,9 @@ def test_half_rounds_parameters_before_anything_is_judged(root):
 
 def test_weights_too_large_for_half_stay_as_they_are():
     tensors = {"a": torch.tensor([1.0, 1e6]), "b": torch.tensor([0.1])}
-    found = training._rounded(tensors, {"a", "b"})
+    found = checkpoints._rounded(tensors, {"a", "b"})
     assert found["a"] is tensors["a"] and found["b"].dtype == torch.float16
-    assert training._rounded(tensors, {"a"})["b"] is tensors["b"]
+    assert checkpoints._rounded(tensors, {"a"})["b"] is tensors["b"]
 
 
 def test_the_time_limit_stops_cleanly_and_the_next_call_ends_as_an_uninterrupted_one(root, monkeypatch, tmp_path):

@@ -8,7 +8,7 @@ from tiny import FSR_HERE, tiny_run
 
 from benchmarks import session
 from fsr import experiments, runs, store
-from fsr.config import Evaluation
+from fsr.config import Analysis, Evaluation
 
 PAIR = (tiny_run(epochs=1), tiny_run(epochs=1, module=FSR_HERE))
 
@@ -55,6 +55,41 @@ def test_two_processes_can_share_a_gpu_one_run_each_and_say_so(root, tmp_path, m
     assert not store.alone(store.environment(PAIR[1]))
 
 
+def test_parts_share_what_is_left_between_processes_each_run_in_one(root):
+    """Of the ci profile, from nothing: three processes, everything once, none with two runs more than another."""
+    given = [session.parsed(["--minutes", "1", "--out", "x", "--profile", "ci", "--part", f"{k}/3"]) for k in (1, 2, 3)]
+    parts = [session.chosen(each) for each in given]
+    for (name, tasks), *shares in zip(session.stages("ci"), *parts, strict=True):
+        assert sorted(t.name for t in tasks) == sorted(t.name for _, share in shares for t in share), name
+    runs_of = [{task.run for _, tasks in part for task in tasks} for part in parts]
+    assert not runs_of[0] & runs_of[1] and not runs_of[1] & runs_of[2] and not runs_of[0] & runs_of[2]
+    sizes = [len(each) for each in runs_of]
+    assert max(sizes) - min(sizes) <= 1 and sum(sizes) == len(set(experiments.SETS["ci"]["all"]))
+    for wrong in ("0/3", "4/3", "2", "a/b"):
+        with pytest.raises(SystemExit) as stopped:
+            session.parsed(["--minutes", "1", "--out", "x", "--part", wrong])
+        assert stopped.value.code == 2
+
+
+def test_without_retraining_only_the_weights_that_are_here_are_looked_at(root):
+    """The first run is on record with its EMA weights only, the second is not trained: all of it is still to do."""
+    looks = tuple(Evaluation(attack="clean", checkpoint=kind) for kind in session.MIDDLE)
+    foreign = Evaluation(attack="pgd20", checkpoint="ema", surrogate=store.id_of(PAIR[1]))
+    figures = (Analysis(kind="features", checkpoint="ema"), Analysis(kind="streams"))
+    tasks = [runs.Task(run=run, evaluations=(*looks, foreign), analyses=figures) for run in PAIR]
+    assert [session.allowed(task) for task in tasks] == tasks
+    runs.ensure_trained(PAIR[0], runs.Options(device="cpu"))
+    assert session.allowed(tasks[0]).evaluations == looks
+    for kind in ("last", "best"):
+        runs.weights_path(PAIR[0], kind).unlink()
+    (runs.weights_path(PAIR[0], "ema").parent / "state.safetensors").unlink()
+    left = session.allowed(tasks[0])
+    assert (left.evaluations, left.analyses) == (looks[2:], figures[:1])
+    before = store.environment(PAIR[0])
+    assert runs.perform(left, runs.Options(device="cpu")) == [] and store.environment(PAIR[0]) == before
+    assert not runs.has_weights(PAIR[0], "last") and session.allowed(tasks[1]) == tasks[1]
+
+
 def test_records_and_rounded_weights_come_home_and_are_found_there(small, tmp_path, monkeypatch):
     out, home = tmp_path / "out", tmp_path / "home"
     assert call(monkeypatch, out, "--minutes", "0", "--weights", "ema") == 0  # no time: what there is is packed
@@ -87,8 +122,13 @@ def test_packing_leaves_out_what_another_process_is_writing(root, tmp_path):
     for name in ("env.json", ".env.json-1.tmp"):
         (folder / name).write_text("{}")
     (folder / "gone.json").symlink_to(folder / "vanished")  # there when listed, gone when read
+    half = root / "results" / "checkpoints" / "some-run"
+    half.mkdir(parents=True)
+    for name in ("partial-ema-autoattack.json", "state.safetensors"):
+        (half / name).write_text("{}")
     with tarfile.open(session.pack(tmp_path)) as tar:
-        assert tar.getnames() == ["results/runs/some-run/env.json"]
+        partial = "results/checkpoints/some-run/partial-ema-autoattack.json"
+        assert tar.getnames() == ["results/runs/some-run/env.json", partial]
     assert [path.name for path in tmp_path.glob("records*")] == ["records.tar.gz"]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fsr.attacks import gradient, transfer
 from fsr.attacks.auto import autoattack, single, square
-from fsr.attacks.gradient import cross_entropy, margin
+from fsr.attacks.losses import cross_entropy, margin
 from fsr.attacks.query import nattack
 from fsr.errors import UsageError
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fsr.attacks.ascent import Objective, ascend, differentiated, lead, of, scale_free
-from fsr.attacks.gradient import Loss, cross_entropy
+from fsr.attacks.losses import Loss, cross_entropy
 from fsr.models.fsr import FSR, Intervention
 from fsr.models.insert import Inserted, Recorder
 

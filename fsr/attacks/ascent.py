@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fsr.attacks.gradient import Loss, Net, project_linf
+from fsr.attacks.gradient import project_linf
+from fsr.attacks.losses import Loss, Net
 
 Look = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 Objective = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from fsr.attacks.components import FLAGS, RAND, STANDARD, Budget, Log, check_model, check_square, component, isolated
-from fsr.attacks.gradient import Net, project_linf
+from fsr.attacks.gradient import project_linf
+from fsr.attacks.losses import Net
 from fsr.errors import UsageError
 
 State = dict[str, np.ndarray]

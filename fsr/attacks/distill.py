@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fsr.attacks.ascent import ascend, differentiated, lead, of
-from fsr.attacks.gradient import Net
+from fsr.attacks.losses import Net
 
 
 def student_network(channels: int, classes: int, width: int = 16) -> nn.Sequential:

@@ -1,7 +1,7 @@
-"""White-box attacks: FGSM, PGD with restarts, and the losses they climb.
+"""White-box attacks: FGSM and PGD with restarts.
 
-N images, C channels, H and W pixels, K classes. A loss maps (logits (N, K), y (N,)) to (N,): attacks climb it,
-and only sums over the batch are differentiated, so that no sample's step depends on its neighbours.
+N images, C channels, H and W pixels, K classes. Only sums of a loss over the batch are differentiated, so that no
+sample's step depends on its neighbours.
 """
 
 from collections.abc import Callable, Iterable
@@ -10,12 +10,9 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from fsr.attacks.losses import Loss, Net, cross_entropy, targeted_margin
 from fsr.errors import UsageError
-
-Net = Callable[[Tensor], Tensor]
-Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def check_images(x: Tensor, y: Tensor, classes: int | None = None) -> None:
@@ -72,51 +69,6 @@ def uniform_start(x: Tensor, *, eps: float, seed: int, indices: Iterable[int] | 
     indices = range(len(x)) if indices is None else indices
     noise = noise_for(indices, tuple(x.shape[1:]), seed, stream=stream, dtype=x.dtype, device=x.device)
     return eps * (2 * noise - 1)
-
-
-def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy per sample, (N,)."""
-    return F.cross_entropy(logits, y, reduction="none")
-
-
-def _true_and_best_wrong(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """z_y and max_{j != y} z_j, each (N,)."""
-    true = logits.gather(1, y[:, None]).squeeze(1)
-    wrong = logits.scatter(1, y[:, None], float("-inf")).amax(dim=1)
-    return true, wrong
-
-
-def margin(logits: Tensor, y: Tensor, kappa: float = 50.0) -> Tensor:
-    """C&W margin -max(z_y - max_{j != y} z_j + kappa, 0), (N,) (Carlini & Wagner 2017, eq. 6).
-
-    Flat, with zero gradient, once the wrong class leads by kappa.
-    """
-    true, wrong = _true_and_best_wrong(logits, y)
-    return -(true - wrong + kappa).clamp_min(0)
-
-
-def dlr(logits: Tensor, y: Tensor) -> Tensor:
-    """Difference of logits ratio, (N,), needs K >= 3: unchanged by scaling the logits (Croce & Hein 2020, eq. 6)."""
-    true, wrong = _true_and_best_wrong(logits, y)
-    top = logits.topk(3, dim=1).values
-    return (wrong - true) / (top[:, 0] - top[:, 2] + 1e-12)
-
-
-def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """Targeted DLR, (N,), needs K >= 4; target: (N,) int64 wrong classes (Croce & Hein 2020, eq. 7)."""
-    top = logits.topk(4, dim=1).values
-    true, aim = logits.gather(1, y[:, None]).squeeze(1), logits.gather(1, target[:, None]).squeeze(1)
-    return (aim - true) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
-
-
-def targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """Targeted cross-entropy to climb, -CE(logits, target), (N,); y is not read (Kurakin et al. 2017)."""
-    return -F.cross_entropy(logits, target, reduction="none")
-
-
-def targeted_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """z_target - z_y, (N,): positive where the target already beats the label (Gowal et al. 2019)."""
-    return (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
 
 
 def input_gradient(model: Net, x: Tensor, y: Tensor, loss: Loss, draws: int = 1) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fsr.attacks.ascent import Objective, scale_free
-from fsr.attacks.gradient import Net, cross_entropy
+from fsr.attacks.losses import Net, cross_entropy
 
 
 def _is_feature(out) -> bool:

@@ -6,7 +6,8 @@ N images, C channels, H and W pixels, K classes; P members of a population.
 import torch
 from torch import Tensor
 
-from fsr.attacks.gradient import Net, noise_for, project_linf
+from fsr.attacks.gradient import noise_for, project_linf
+from fsr.attacks.losses import Net
 
 MEMBERS_PER_PASS = 6000  # images that one forward pass may hold; it changes the speed, not the result
 

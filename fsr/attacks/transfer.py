@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fsr.attacks.gradient import Loss, Net, cross_entropy, pgd
+from fsr.attacks.gradient import pgd
+from fsr.attacks.losses import Loss, Net, cross_entropy
 
 
 def resize_and_pad(x: Tensor, size: int, top: int, left: int) -> Tensor:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from fsr.attacks.adaptive import masked
 from fsr.attacks.ascent import Look, ascend, differentiated, of
 from fsr.attacks.distill import distill
-from fsr.attacks.gradient import Loss, Net, uniform_start
+from fsr.attacks.gradient import uniform_start
+from fsr.attacks.losses import Loss, Net
 from fsr.attacks.unmask import Averaged, Guarded, Softened
 from fsr.audit.judge import Judge, is_randomised, own_randomness
 from fsr.errors import UsageError

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from fsr.attacks.ascent import ascend, differentiated, errs, lead, of
 from fsr.attacks.distill import through
-from fsr.attacks.gradient import cross_entropy, project_linf
+from fsr.attacks.gradient import project_linf
+from fsr.attacks.losses import cross_entropy
 from fsr.audit.case import Case
 from fsr.audit.result import Findings
 

@@ -6,8 +6,8 @@ from fsr.attacks import adaptive, auto
 from fsr.attacks.adaptive import changed, has_auxiliary, masked
 from fsr.attacks.ascent import ascend, differentiated, lead, of
 from fsr.attacks.distill import through
-from fsr.attacks.gradient import Loss, cross_entropy
 from fsr.attacks.latent import LatentHeads
+from fsr.attacks.losses import Loss, cross_entropy
 from fsr.attacks.unmask import Averaged
 from fsr.audit.case import Case, Craft
 from fsr.audit.judge import Judge

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from fsr.attacks import auto
 from fsr.attacks.ascent import ascend, differentiated, lead, of, scale_free
-from fsr.attacks.gradient import Loss, cross_entropy, dlr, fgsm, margin, multi_targeted, pgd, random_noise
+from fsr.attacks.gradient import fgsm, multi_targeted, pgd, random_noise
+from fsr.attacks.losses import Loss, cross_entropy, dlr, margin
 from fsr.attacks.unmask import estimated
 from fsr.audit.case import Case, Craft
 from fsr.audit.result import Findings

@@ -129,7 +129,7 @@ def run_all(
     tensorboard: Board = False,
 ) -> None:
     """Train, evaluate and analyse what is missing, then execute the notebooks that are not current."""
-    from fsr import experiments, notebooks, report, runs
+    from fsr import experiments, hardware, notebooks, report, runs
     from fsr.executors import Outcome
 
     paths.use(root=root, data=data)
@@ -144,7 +144,8 @@ def run_all(
     outcome = _compute(todo, options, executor, workers, address, deterministic) if todo else Outcome()
     failed = []
     if outcome.stopped != "signal":
-        failed = notebooks.execute(names, profile, force=force_notebook, compute=False, report=say)
+        count = workers or min(4, hardware.cores())  # a kernel each
+        failed = notebooks.execute(names, profile, force=force_notebook, compute=False, workers=count, report=say)
         if only is None:
             say(f"report: {report.write(profile)}")
     _conclude(outcome, failed)

@@ -74,7 +74,9 @@ class _Driver:
             name = f"{job.task.name} {getattr(what[0], 'attack_id', getattr(what[0], 'kind', what[0]))}"
             task = remote.options(name=name, max_retries=RETRIES, retry_exceptions=False, **need, **calls)
             needed = [refs[i] for i in job.needs]
-            refs.append(task.remote(key, job, plain, self.board, setting | {"threads": need["num_cpus"]}, *needed))
+            sharing = max(plain.sharing, round(1 / (need["num_gpus"] or 1)))  # as many as the share leaves room for
+            own = replace(plain, sharing=sharing)
+            refs.append(task.remote(key, job, own, self.board, setting | {"threads": need["num_cpus"]}, *needed))
         return refs
 
     def watch(self, flag) -> Outcome:

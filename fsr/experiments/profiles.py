@@ -124,13 +124,12 @@ def _headline() -> Profile:
 
 
 def _headline40() -> Profile:
-    """headline's pair on a schedule of the same shape in two fifths of the time, AutoAttack on a part of the images."""
+    """headline's pair on a schedule of the same shape in two fifths of the time."""
     return Profile(
         name="headline40",
         base=for_dataset("cifar10", epochs=40),
         datasets=("cifar10",),
         scope="pair",
-        autoattack_images=1000,
         sweep_images=1000,
         stream_images=2000,
     )

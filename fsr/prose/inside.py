@@ -10,7 +10,7 @@ from fsr.plots.streams import looked_at, mean_counts
 from fsr.prose.robustness import NOTHING
 from fsr.prose.text import Prose, accuracy_text, budget, missing, number, percent, points
 from fsr.reference import MIN_SEEDS
-from fsr.tables.cost import PAIRED, SHARED
+from fsr.tables.cost import PAIRED
 from fsr.tables.text import span
 from fsr.tables.verdict import UNTESTED
 
@@ -95,12 +95,8 @@ def overhead(profile: str) -> Prose:
             where = f"{words.dataset(dataset)}, {network}" if several else network
             text = f"- {where}: {_plus(ratio['params'])} parameters, {_plus(ratio['macs'])} multiply-adds"
             seconds = ratio["train_seconds_per_epoch"]
-            shared = pair["trained_on"].astype(str).str.endswith(SHARED).any()
-            rough = (
-                ""
-                if missing(seconds) or shared
-                else f", {_plus(seconds)} seconds per epoch (of one training each: rough)"
-            )
+            told = not missing(seconds) and not pair["shared"].any()
+            rough = f", {_plus(seconds)} seconds per epoch (of one training each: rough)" if told else ""
             lines.append(text + _measured(pair) + rough)
     return Prose.of("Added by FSR:", "\n".join(lines)) if lines else Prose(NOTHING)
 

@@ -186,8 +186,8 @@ _EVALUATION = (
     Deviation(
         "Part of the test set",
         "all images",
-        "`mini` 2,000 (AutoAttack 500), `demo` 500 (AutoAttack 100), fixed and stratified; `headline` and `paper` all; "
-        "`headline40` all (AutoAttack 1,000)",
+        "`mini` 2,000 (AutoAttack 500), `demo` 500 (AutoAttack 100), fixed and stratified; `headline`, "
+        "`headline40` and `paper` all",
         "a processor's budget; accuracies and gains carry n and interval",
         "wider intervals",
     ),

@@ -9,7 +9,8 @@ from fsr.config import Analysis, Run, replace, run_id
 from fsr.data import Data, as_float, part_of_test
 from fsr.files import save_json
 from fsr.runs.base import Options, scratch
-from fsr.runs.training import has_weights, load_model, weights_path
+from fsr.runs.checkpoints import weights_path
+from fsr.runs.training import has_weights, load_model
 from fsr.weights import digest_of
 
 log = logging.getLogger("fsr")

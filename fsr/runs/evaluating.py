@@ -14,7 +14,8 @@ from fsr.evaluate import Progress, batch_size, survives
 from fsr.files import provenance, save_json
 from fsr.runs.auditing import audit_run, train_twin
 from fsr.runs.base import Options, data_of, locked, memory_explained, scratch
-from fsr.runs.training import ensure_weights, load_model, weights_path
+from fsr.runs.checkpoints import weights_path
+from fsr.runs.training import ensure_weights, load_model
 from fsr.weights import digest_of
 
 SAVE_SECONDS = 5.0  # outcomes so far are written at most this often

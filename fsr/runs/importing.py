@@ -10,7 +10,7 @@ from fsr.config import DATASETS, FSRSpec, for_dataset, run_id
 from fsr.errors import UsageError
 from fsr.files import file_sha256, provenance, save_json
 from fsr.models import load_official
-from fsr.runs.training import weights_path
+from fsr.runs.checkpoints import weights_path
 from fsr.weights import save_tensors
 
 

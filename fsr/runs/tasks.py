@@ -9,8 +9,9 @@ from fsr import experiments, store
 from fsr.config import Analysis, Evaluation, Run, run_id
 from fsr.errors import FSRError, Interrupted, TimeUp, UsageError
 from fsr.runs.base import Options
+from fsr.runs.checkpoints import state_path
 from fsr.runs.evaluating import ensure_analysed, ensure_evaluated
-from fsr.runs.training import ensure_trained, state_path
+from fsr.runs.training import ensure_trained
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ HEAD = ("parameters", "MACs", "seconds per epoch", "latency of a batch, ms", "pe
 PAIRED = "latency_ms_without"  # of FSR's record: its network without FSR, timed in turns with it
 DIGITS = (0, 0, 2, 3, 1)
 SHARED = ", shared with another training"
+NOT_COMPARABLE = "not comparable"
 
 
 def cost_numbers(profile: str, sources: Sources) -> pd.DataFrame:
@@ -34,7 +35,7 @@ def cost_numbers(profile: str, sources: Sources) -> pd.DataFrame:
                 "fsr": run.fsr is not None, "full_size": run.width is None and run.blocks is None,
                 **{name: found.get(name) for name in COST},
                 **{name: _largest(found.get(name)) for name in ("latency_ms", PAIRED)}, "measured_on": _where(found),
-                "trained_on": found.get("trained_on"),
+                "trained_on": found.get("trained_on"), "shared": str(found.get("trained_on")).endswith(SHARED),
             })  # fmt: skip
     frame = pd.DataFrame(records)
     frame[[*COST, PAIRED]] = frame[[*COST, PAIRED]].astype(float)
@@ -94,10 +95,8 @@ def overhead(profile: str) -> Table:
         "FSR, in one process.",
         "WRN's dead `sub_block1` is not counted.",
     )
-    if numbers["trained_on"].astype(str).str.endswith(SHARED).any():
-        notes += (
-            "Trainings side by side shared one device: each was slower than alone, and their seconds are not compared.",
-        )
+    if numbers["shared"].any():
+        notes += ("Trainings side by side shared one device, which can slow them: their seconds are not compared.",)
     return make(pd.DataFrame(shown), about("T8", "overhead", "Overhead", profile, numbers, sources, *notes))
 
 
@@ -120,8 +119,8 @@ def _costs(row) -> dict[str, str]:
 
 def _added(plain, both, name: str) -> str:
     """What FSR adds to a quantity, in percent; seconds of trainings that shared a device are not compared."""
-    if name == COST[2] and any(str(row["trained_on"]).endswith(SHARED) for row in (plain, both)):
-        return NOT_RUN
+    if name == COST[2] and (plain["shared"] or both["shared"]):
+        return NOT_COMPARABLE
     return _percent(plain[name], both[name])
 
 

@@ -9,7 +9,7 @@ from fsr.errors import MissingRecord
 from fsr.experiments import Row
 from fsr.reference import MIN_SEEDS, Claim
 from fsr.tables import accuracy, cells
-from fsr.tables.cost import SHARED, cost_numbers, trained_on
+from fsr.tables.cost import cost_numbers, trained_on
 from fsr.tables.frame import Sources
 from fsr.tables.inside import stream_numbers
 from fsr.tables.text import missing, number, span
@@ -111,7 +111,7 @@ def overhead(profile: str, claim: Claim, sources: Sources) -> Measured:
     main = numbers.iloc[0][["dataset", "network"]]
     pair = numbers[(numbers[["dataset", "network"]] == main).all(axis=1)].sort_values("fsr")
     machines = set(pair["trained_on"])
-    if any(str(machine).endswith(SHARED) for machine in machines):
+    if pair["shared"].any():
         return Measured(why="a training that shared its device with another one tells nothing of speed")
     if len(machines) > 1 or any(" and " in str(machine) for machine in machines):
         return Measured(why="the two were not trained on one kind of machine")
@@ -199,7 +199,7 @@ def seconds(profile: str, claim: Claim, sources: Sources) -> Measured:
     sources.add(record)
     device = claim.source.rsplit(" ", 1)[-1].strip(")")
     trained = trained_on(record)
-    if trained.endswith(SHARED):
+    if not store.alone(record):
         return Measured(value=value, seeds=1, why="shared its device with another training")
     if not re.search(rf"\b{device}\b", trained) or not trained.endswith("processes: 1") or " and " in trained:
         return Measured(value=value, seeds=1, why=f"not on one {device}")

@@ -10,9 +10,10 @@ from torch.nn import functional as F
 from fsr.attacks import adaptive
 from fsr.attacks.ascent import ascend, differentiated, errs, lead, of, scale_free, windows
 from fsr.attacks.distill import distill, through
-from fsr.attacks.gradient import cross_entropy
 from fsr.attacks.latent import LatentHeads, stages
-from fsr.attacks.unmask import Averaged, Guarded, Sloped, Softened, estimated
+from fsr.attacks.losses import cross_entropy
+from fsr.attacks.slopes import Sloped
+from fsr.attacks.unmask import Averaged, Guarded, Softened, estimated
 from fsr.config import FSRSpec
 from fsr.models import build_model
 from fsr.models.fsr import FSR, Intervention

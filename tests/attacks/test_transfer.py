@@ -12,7 +12,8 @@ from torch import nn
 
 from fsr.attacks import ATTACKS
 from fsr.attacks import transfer as t
-from fsr.attacks.gradient import cross_entropy, dlr, margin, pgd
+from fsr.attacks.gradient import pgd
+from fsr.attacks.losses import cross_entropy, dlr, margin
 
 SETTINGS = {"eps": 8 / 255, "alpha": 0.8 / 255, "steps": 6}
 

@@ -131,7 +131,7 @@ if __name__ == "__main__":
     script = root / "killed.py"
     script.write_text(code)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "FSR_ROOT": str(root)}
-    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=900)
     assert done.stdout.split() == ["2"], done.stderr
 
 

@@ -32,17 +32,8 @@ def looked_at(profile: str) -> tuple[list[dict], str]:
     return [], ""
 
 
-@style.styled
-def stream_bars(profile: str) -> Figure:
-    """F3: bars of T7, mean over seeds with its 95 % intervals over images, chance level dotted."""
-    records, weights = looked_at(profile)
-    fig, axes = style.panels(1, 1, 2.7)
-    ax = axes[0][0]
-    if not records:
-        style.not_run(ax, "streams of AT + FSR")
-        return fig
-    total = mean_counts(records)
-    names = list(words.STREAMS)
+def _bars(ax, total: dict, names: list[str]) -> None:
+    """A bar per stream and probe with its share and interval; `not run` where there is none."""
     for shift, (probe, (label, colour, hatch)) in zip((-0.2, 0.2), PROBES.items(), strict=True):
         for i, stream in enumerate(names):
             if (stream, probe) not in total:
@@ -61,6 +52,20 @@ def stream_bars(profile: str) -> Figure:
             ax.bar(i + shift, share, 0.37, color=colour, edgecolor="white", hatch=hatch, label=None if i else label)
             ax.errorbar(i + shift, share, [[share - low], [high - share]], color="black", linewidth=0.9, capsize=2)
             ax.text(i + shift, high + 0.012, f"{100 * share:.0f}", ha="center", va="bottom", fontsize=7)
+
+
+@style.styled
+def stream_bars(profile: str) -> Figure:
+    """F3: bars of T7, mean over seeds with its 95 % intervals over images, chance level dotted."""
+    records, weights = looked_at(profile)
+    fig, axes = style.panels(1, 1, 2.7)
+    ax = axes[0][0]
+    if not records:
+        style.not_run(ax, "streams of AT + FSR")
+        return fig
+    total = mean_counts(records)
+    names = list(words.STREAMS)
+    _bars(ax, total, names)
     chance = 1 / records[0].get("classes", 10)
     ax.axhline(chance, color=style.GREY, linestyle=":", linewidth=1)
     beside: dict[str, Any] = {"ha": "left", "va": "center", "fontsize": 6.5, "color": style.GREY}

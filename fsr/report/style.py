@@ -10,7 +10,8 @@ h2 { font-size: 1.3rem; margin: 2.6rem 0 .2rem; padding-top: .6rem; border-top: 
 h3 { font-size: 1.02rem; margin: 1.4rem 0 .4rem; }
 p, li { max-width: 46rem; } .question { color: var(--soft); font-style: italic; margin-top: 0; }
 a { color: var(--accent); } nav ol { columns: 18rem; padding-left: 1.3rem; } code { font-size: .9em; }
-.scroll { width: fit-content; max-width: 100%; overflow-x: auto; border: 1px solid var(--line); border-radius: 4px; max-height: 85vh; overflow-y: auto; }
+.scroll { width: fit-content; max-width: 100%; max-height: 85vh; overflow-x: auto; overflow-y: auto;
+  border: 1px solid var(--line); border-radius: 4px; }
 table { border-collapse: collapse; font-size: .8rem; line-height: 1.35; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; vertical-align: top; padding: .32rem .55rem; min-width: 5.2rem;
   border-bottom: 1px solid var(--line); }

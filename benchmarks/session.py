@@ -20,7 +20,8 @@ import re
 import sys
 import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from fsr import executors, experiments, paths, runs, store
@@ -29,6 +30,7 @@ from fsr.errors import FSRError, UsageError
 from fsr.files import write_bytes
 from fsr.progress import live
 from fsr.runs import Options, Task
+from fsr.runs.auditing import twin_of
 
 PART_BYTES = 15 * 2**20
 SWITCHES = ("compile", "graphs", "channels_last")
@@ -68,28 +70,35 @@ def part_of(text: str) -> tuple[int, int]:
     return number, of
 
 
-def allowed(task: Task) -> Task:
-    """What of a task needs no second training: all of a run that is not on record, else what its weights here allow."""
-    if not store.is_trained(task.run):
-        return task
-    here = {kind for kind in MIDDLE if runs.has_weights(task.run, kind)}
+def allowed(task: Task, planned: dict[str, Run]) -> Task:
+    """What of a task trains nothing that is on record: its own and others' weights are here or still to come."""
 
-    def other(source: str | None) -> bool:
-        return source is None or (paths.checkpoint_dir(source) / "last.safetensors").exists()
+    def free(run: Run | None, kind: str = "last") -> bool:
+        return run is not None and (not store.is_trained(run) or runs.has_weights(run, kind))
 
-    evaluations = tuple(e for e in task.evaluations if e.checkpoint in here and other(e.surrogate))
-    return Task(run=task.run, evaluations=evaluations, analyses=tuple(a for a in task.analyses if a.checkpoint in here))
+    def look(analysis) -> bool:
+        return free(task.run, analysis.checkpoint) and (analysis.kind != "audit" or free(twin_of(task.run)))
+
+    def judged(evaluation) -> bool:
+        source = evaluation.surrogate
+        return free(task.run, evaluation.checkpoint) and (source is None or free(planned.get(source)))
+
+    evaluations, analyses = filter(judged, task.evaluations), filter(look, task.analyses)
+    return Task(run=task.run, evaluations=tuple(evaluations), analyses=tuple(analyses))
 
 
-def chosen(given: argparse.Namespace) -> list[tuple[str, list[Task]]]:
-    """The stages, cut down to what needs no second training and to this process's part of the runs, if so asked."""
-    (number, of), order = given.part, {}
-    out = stages(given.profile, given.only)
-    if given.no_retrain:
-        out = [(name, [allowed(task) for task in tasks]) for name, tasks in out]
-    for run in [task.run for _, tasks in out for task in tasks if task.missing()]:  # parts of equal length
-        order.setdefault(run, len(order))
-    return [(name, [t for t in tasks if order.get(t.run, 0) % of == number - 1]) for name, tasks in out]
+def chosen(given: argparse.Namespace) -> Iterator[tuple[str, list[Task]]]:
+    """The stages, each looked at when it begins, cut down to this process's part and, if so asked, to what trains
+    nothing twice; latencies are for a process that has the device for itself.
+    """
+    out, (number, of) = stages(given.profile, given.only), given.part
+    order = list(dict.fromkeys(task.run for _, tasks in out for task in tasks))  # the same in every process
+    mine, planned = set(order[number - 1 :: of]), {store.id_of(r): r for r in experiments.SETS[given.profile]["all"]}
+    for name, tasks in out:
+        tasks = [task for task in tasks if task.run in mine]
+        if given.sharing > 1:
+            tasks = [replace(task, analyses=tuple(a for a in task.analyses if a.kind != "cost")) for task in tasks]
+        yield name, [allowed(task, planned) for task in tasks] if given.no_retrain else tasks
 
 
 def pack(out: Path) -> Path:
@@ -104,14 +113,15 @@ def pack(out: Path) -> Path:
             for path in sorted(paths.results().glob(pattern)):
                 if path.is_file() and path.suffix != ".tmp":
                     with contextlib.suppress(FileNotFoundError):
-                        tar.add(path, arcname=str(path.relative_to(paths.root())), recursive=False)
+                        data, entry = path.read_bytes(), tarfile.TarInfo(str(path.relative_to(paths.root())))
+                        entry.size, entry.mtime = len(data), path.stat().st_mtime
+                        tar.addfile(entry, io.BytesIO(data))
     half.replace(target)
     return target
 
 
-def pack_weights(profile: str, checkpoints: list[str], out: Path) -> list[Path]:
-    """The profile's weights as one tar in parts, `weights-ema.00` and on; what is not trained yet is left out."""
-    planned = dict.fromkeys([*experiments.main_pair(profile), *experiments.SETS[profile]["all"]])
+def pack_weights(planned: list[Run], checkpoints: list[str], out: Path) -> list[Path]:
+    """These runs' weights as one tar in parts, `weights-ema.00` and on; what is not trained yet is left out."""
     trained = [(run, kind) for run in planned for kind in checkpoints if runs.has_weights(run, kind)]
     whole = io.BytesIO()
     with tarfile.open(fileobj=whole, mode="w") as tar:
@@ -126,18 +136,19 @@ def pack_weights(profile: str, checkpoints: list[str], out: Path) -> list[Path]:
 
 
 def deliver(given: argparse.Namespace) -> list[Path]:
-    """Records and the weights that were asked for, packed."""
-    return [pack(given.out), *pack_weights(given.profile, given.weights, given.out)]
+    """Records, and the weights that were asked for of this process's runs, packed."""
+    mine = list(dict.fromkeys(task.run for _, tasks in chosen(given) for task in tasks)) if given.weights else []
+    return [pack(given.out), *pack_weights(mine, given.weights, given.out)]
 
 
-def work(stages: list[tuple[str, list[Task]]], options: Options, done: Callable[[], None]) -> list[str]:
+def work(stages: Iterable[tuple[str, list[Task]]], options: Options, done: Callable[[], None]) -> list[str]:
     """Do the stages until the time is up, with a call of `done` after each; returns failures as lines."""
     failed = []
     for name, tasks in stages:
         todo = [task for task in tasks if task.missing()]
         print(f"{name}: {len(todo)} of {len(tasks)} to do", flush=True)
         with live(todo) as report:
-            outcome = executors.inline(todo, executors.replace(options, report=report))
+            outcome = executors.inline(todo, replace(options, report=report))
         failed += outcome.failed
         if todo:
             done()  # pack: this machine may be taken away without warning

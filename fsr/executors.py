@@ -79,7 +79,8 @@ def shape(tasks: Iterable[Task], device: torch.device, workers: int | None = Non
     """
     cores, tasks = hardware.cores(), list(tasks)
     if device.type == "cuda":
-        return (workers or 1), hardware.threads(cores // (workers or 1))
+        count = max(1, min(workers or 1, len(tasks)))
+        return count, hardware.threads(cores // count)
     small = all(t.run.precision == "float32" and (t.run.width or 64) < 16 for t in tasks)
     count = workers or (cores if small else 1)
     count = max(1, min(count, len(tasks), cores))
@@ -177,8 +178,10 @@ def local(tasks: Iterable[Task], options: Options, *, workers: int | None = None
     plain = replace(options, report=_ignore, interrupted=_never, sharing=sharing)
     start, others = (events, stop, threads, deterministic), set(multiprocessing.active_children())
     with stoppable() as flag, ProcessPoolExecutor(count, context, _start_worker, start) as pool:
-        pending = {pool.submit(_work, task, plain): task for task in tasks}
-        crew = set(multiprocessing.active_children()) - others
+        pending, crew = {}, set()
+        for task in tasks:
+            pending[pool.submit(_work, task, plain)] = task
+            crew |= set(multiprocessing.active_children()) - others
         while pending:
             done, _ = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
             _drain(events, report)

@@ -87,6 +87,8 @@ def test_small_networks_share_a_gpu_and_take_one_core():
     assert resources(wide, gpus=True, cpus=8) == {"num_gpus": 1, "num_cpus": 1}
     assert resources(small, gpus=True, cpus=8)["num_gpus"] == 0.125
     assert resources(Task(run=Run(width=16)), gpus=True, cpus=8)["num_gpus"] == 0.25
+    timed = Task(run=BASE, analyses=(Analysis(kind="cost"),))
+    assert resources(timed, gpus=True, cpus=8)["num_gpus"] == 1  # what is timed has it for itself
     assert resources(wide, gpus=False, cpus=8) == {"num_gpus": 0, "num_cpus": 8}
     assert resources(small, gpus=False, cpus=8) == {"num_gpus": 0, "num_cpus": 1}
 

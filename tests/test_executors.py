@@ -31,6 +31,8 @@ def test_never_more_threads_than_cores(monkeypatch):
     assert executors.shape(wide, cpu, workers=2) == (2, 2)
     assert executors.shape(wide, cpu, workers=99) == (4, 1)
     assert executors.shape(TASKS, cpu) == (2, 1)  # no more processes than tasks
+    gpu = torch.device("cuda")
+    assert [executors.shape(TASKS, gpu, workers=n) for n in (None, 2, 9)] == [(1, 4), (2, 2), (2, 2)]
 
 
 def test_the_environment_limits_threads_and_never_adds_any(monkeypatch):

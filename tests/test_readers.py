@@ -33,6 +33,13 @@ def test_digits_are_split_as_documented_and_no_image_is_in_two_parts():
     assert (d.train_x[:, 0] == d.train_x[:, 2]).all() and d.train_x.max() == 255
 
 
+def test_scans_are_scikit_learns_images_and_labels_in_its_order():
+    from sklearn.datasets import load_digits
+
+    images, target = readers._scans()
+    assert (images == load_digits().images).all() and (target == load_digits().target).all()
+
+
 def test_every_prefix_of_the_stratified_order_is_nearly_balanced():
     y = torch.randint(0, 4, (400,), generator=torch.Generator().manual_seed(3))
     order = readers.stratified_order(y)

@@ -55,10 +55,16 @@ def test_two_processes_can_share_a_gpu_one_run_each_and_say_so(root, tmp_path, m
     assert not store.alone(store.environment(PAIR[1]))
 
 
-def test_parts_share_what_is_left_between_processes_each_run_in_one(root):
-    """Of the ci profile, from nothing: three processes, everything once, none with two runs more than another."""
+def test_parts_share_the_runs_between_processes_whenever_they_start(root):
+    """Of the ci profile, three processes, the last one starting when a run is done: everything once, in one of them."""
     given = [session.parsed(["--minutes", "1", "--out", "x", "--profile", "ci", "--part", f"{k}/3"]) for k in (1, 2, 3)]
-    parts = [session.chosen(each) for each in given]
+    parts = [list(session.chosen(each)) for each in given[:2]]
+    first = session.stages("ci")[0][1][0].run
+    done = root / "results" / "runs" / store.id_of(first)
+    done.mkdir(parents=True)
+    (done / "env.json").write_text("{}")
+    assert store.is_trained(first)
+    parts.append(list(session.chosen(given[2])))
     for (name, tasks), *shares in zip(session.stages("ci"), *parts, strict=True):
         assert sorted(t.name for t in tasks) == sorted(t.name for _, share in shares for t in share), name
     runs_of = [{task.run for _, tasks in part for task in tasks} for part in parts]
@@ -71,23 +77,42 @@ def test_parts_share_what_is_left_between_processes_each_run_in_one(root):
         assert stopped.value.code == 2
 
 
+def test_latencies_are_for_a_process_alone(root):
+    def kinds(*more: str) -> set:
+        given = session.parsed(["--minutes", "1", "--out", "x", "--profile", "ci", *more])
+        return {analysis.kind for _, tasks in session.chosen(given) for task in tasks for analysis in task.analyses}
+
+    assert kinds() - kinds("--sharing", "2") == {"cost"} and "audit" in kinds("--sharing", "2")
+
+
 def test_without_retraining_only_the_weights_that_are_here_are_looked_at(root):
-    """The first run is on record with its EMA weights only, the second is not trained: all of it is still to do."""
+    """The first run is on record with its EMA weights only; the second is not trained and needs the first one."""
     looks = tuple(Evaluation(attack="clean", checkpoint=kind) for kind in session.MIDDLE)
-    foreign = Evaluation(attack="pgd20", checkpoint="ema", surrogate=store.id_of(PAIR[1]))
     figures = (Analysis(kind="features", checkpoint="ema"), Analysis(kind="streams"))
-    tasks = [runs.Task(run=run, evaluations=(*looks, foreign), analyses=figures) for run in PAIR]
-    assert [session.allowed(task) for task in tasks] == tasks
+    planned = {store.id_of(run): run for run in PAIR}
+    one, two = (
+        runs.Task(
+            run=run,
+            evaluations=(*looks, Evaluation(attack="pgd20", checkpoint="ema", surrogate=store.id_of(other))),
+            analyses=(*figures, Analysis(kind="audit", checkpoint="ema")),
+        )
+        for run, other in (PAIR, PAIR[::-1])
+    )
+    assert [session.allowed(task, planned) for task in (one, two)] == [one, two]  # all is still to be trained
+    assert session.allowed(one, {}).evaluations == looks  # a surrogate that no plan knows
     runs.ensure_trained(PAIR[0], runs.Options(device="cpu"))
-    assert session.allowed(tasks[0]).evaluations == looks
+    assert [session.allowed(task, planned) for task in (one, two)] == [one, two]
     for kind in ("last", "best"):
         runs.weights_path(PAIR[0], kind).unlink()
     (runs.weights_path(PAIR[0], "ema").parent / "state.safetensors").unlink()
-    left = session.allowed(tasks[0])
-    assert (left.evaluations, left.analyses) == (looks[2:], figures[:1])
+    left = session.allowed(one, planned)  # its surrogate and its twin are still to come
+    assert left.evaluations == one.evaluations[2:] and [a.kind for a in left.analyses] == ["features", "audit"]
+    other = session.allowed(two, planned)
+    assert other.evaluations == looks and other.analyses == figures  # neither transfer nor audit
     before = store.environment(PAIR[0])
-    assert runs.perform(left, runs.Options(device="cpu")) == [] and store.environment(PAIR[0]) == before
-    assert not runs.has_weights(PAIR[0], "last") and session.allowed(tasks[1]) == tasks[1]
+    done = runs.Task(run=PAIR[0], evaluations=left.evaluations[:1], analyses=figures[:1])
+    assert runs.perform(done, runs.Options(device="cpu")) == [] and store.environment(PAIR[0]) == before
+    assert not runs.has_weights(PAIR[0], "last")
 
 
 def test_records_and_rounded_weights_come_home_and_are_found_there(small, tmp_path, monkeypatch):

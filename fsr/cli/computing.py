@@ -144,7 +144,7 @@ def run_all(
     outcome = _compute(todo, options, executor, workers, address, deterministic) if todo else Outcome()
     failed = []
     if outcome.stopped != "signal":
-        count = workers or min(4, hardware.cores())  # a kernel each
+        count = 1 if executor is Executor.inline else min(4, workers or hardware.cores())  # a kernel each
         failed = notebooks.execute(names, profile, force=force_notebook, compute=False, workers=count, report=say)
         if only is None:
             say(f"report: {report.write(profile)}")

@@ -51,9 +51,10 @@ def resources(task: Task, *, gpus: bool, cpus: int) -> dict:
     """num_gpus and num_cpus of a task, as Ray names them.
 
     gpus: does the cluster have any; cpus: of the smallest node. On a GPU: one core and a share by the network's
-    size. Without: one core for small networks, which two threads slow down, else a whole node of the smallest size.
+    size, or all of it where latencies are measured. Without: one core for small networks, which two threads slow down,
+    else a whole node of the smallest size.
     """
     if gpus:
-        macs = forward_macs(task.run)
+        macs = float("inf") if any(a.kind == "cost" for a in task.analyses) else forward_macs(task.run)
         return {"num_gpus": next((share for limit, share in SHARES if macs < limit), 1), "num_cpus": 1}
     return {"num_gpus": 0, "num_cpus": 1 if forward_macs(task.run) < SHARES[0][0] else max(1, cpus)}

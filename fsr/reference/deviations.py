@@ -187,7 +187,8 @@ _EVALUATION = (
         "Part of the test set",
         "all images",
         "`mini` 2,000 (AutoAttack 500), `demo` 500 (AutoAttack 100), fixed and stratified; `headline`, "
-        "`headline40` and `paper` all",
+        "`headline40` and `paper` all, but in the first two 1,000 for F6's sweeps and the audit, and in `headline40` "
+        "2,000 for the streams",
         "a processor's budget; accuracies and gains carry n and interval",
         "wider intervals",
     ),

@@ -96,7 +96,10 @@ def overhead(profile: str) -> Table:
         "WRN's dead `sub_block1` is not counted.",
     )
     if numbers["shared"].any():
-        notes += ("Trainings side by side shared one device, which can slow them: their seconds are not compared.",)
+        notes += (
+            "Trainings that shared one device, or may have (a share of it on a cluster), are not compared by their "
+            "seconds.",
+        )
     return make(pd.DataFrame(shown), about("T8", "overhead", "Overhead", profile, numbers, sources, *notes))
 
 

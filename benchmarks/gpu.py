@@ -102,16 +102,15 @@ def main() -> None:
     device, quick = given.device, given.quick
     n = 256 if quick else given.images
     run = pipeline.SMALL if quick else FULL
-    record: dict = {"peak_flops": measure.peak_flops(device), "float32_convolutions": "torch's default"}
-    rows: list[dict] = []
-    where = re.sub(
-        r"[^a-z0-9-]+", "-", "-".join(["gpu", *given.parts]).lower()
-    )  # some parts never replace the record of all
     known = ["epoch", "twin", "profile", *step_cases(quick), "packing"]
-    for part in given.parts:
+    for part in given.parts:  # before anything is measured
         if not any(name.startswith(part) for name in known):
             print(f"--parts {part}: no such part; type the beginning of one of: {', '.join(known)}", file=sys.stderr)
             sys.exit(2)
+    # some parts never replace the record of all
+    where = re.sub(r"[^a-z0-9-]+", "-", "-".join(["gpu", *given.parts]).lower())
+    record: dict = {"peak_flops": measure.peak_flops(device), "float32_convolutions": "torch's default"}
+    rows: list[dict] = []
 
     def attempt(name: str, part: Callable[[], None]) -> None:
         """Whatever fails is named and the rest still counts: the machine may be borrowed."""

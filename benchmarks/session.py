@@ -63,10 +63,13 @@ def stages(profile: str, only: str | None = None) -> list[tuple[str, list[Task]]
 
 
 def part_of(text: str) -> tuple[int, int]:
-    """2/4: the second of four; ValueError, which argparse turns into one line, for anything else."""
-    number, of = (int(part) for part in text.split("/"))
+    """2/4: the second of four; anything else is argparse's one line."""
+    try:
+        number, of = (int(part) for part in text.split("/"))
+    except ValueError:
+        number, of = 0, 0
     if not 1 <= number <= of:
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"{text} is no part; type 2/4 for the second of four")
     return number, of
 
 
@@ -141,10 +144,10 @@ def deliver(given: argparse.Namespace) -> list[Path]:
     return [pack(given.out), *pack_weights(mine, given.weights, given.out)]
 
 
-def work(stages: Iterable[tuple[str, list[Task]]], options: Options, done: Callable[[], None]) -> list[str]:
+def work(planned: Iterable[tuple[str, list[Task]]], options: Options, done: Callable[[], None]) -> list[str]:
     """Do the stages until the time is up, with a call of `done` after each; returns failures as lines."""
     failed = []
-    for name, tasks in stages:
+    for name, tasks in planned:
         todo = [task for task in tasks if task.missing()]
         print(f"{name}: {len(todo)} of {len(tasks)} to do", flush=True)
         with live(todo) as report:

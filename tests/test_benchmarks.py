@@ -143,7 +143,8 @@ def test_on_a_gpu_the_cases_that_work_are_kept_when_one_fails(root, monkeypatch)
     assert [row["case"] for row in part["rows"]] == ["a quarter of it, AT alone"]
     assert not measure.record_path("gpu", CPU).exists()  # which holds all parts
     monkeypatch.setattr("sys.argv", ["gpu", "--quick", "--device", "cpu", "--parts", "nonsense"])
-    with pytest.raises(SystemExit, match="2"):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="2"):
+        patch.setattr(gpu.measure, "peak_flops", lambda device: pytest.fail("something was measured first"))
         gpu.main()
     monkeypatch.setattr("sys.argv", ["gpu", "--quick", "--device", "cpu"])
     gpu.main()

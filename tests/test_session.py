@@ -55,7 +55,7 @@ def test_two_processes_can_share_a_gpu_one_run_each_and_say_so(root, tmp_path, m
     assert not store.alone(store.environment(PAIR[1]))
 
 
-def test_parts_share_the_runs_between_processes_whenever_they_start(root):
+def test_parts_share_the_runs_between_processes_whenever_they_start(root, capsys):
     """Of the ci profile, three processes, the last one starting when a run is done: everything once, in one of them."""
     given = [session.parsed(["--minutes", "1", "--out", "x", "--profile", "ci", "--part", f"{k}/3"]) for k in (1, 2, 3)]
     parts = [list(session.chosen(each)) for each in given[:2]]
@@ -74,7 +74,7 @@ def test_parts_share_the_runs_between_processes_whenever_they_start(root):
     for wrong in ("0/3", "4/3", "2", "a/b"):
         with pytest.raises(SystemExit) as stopped:
             session.parsed(["--minutes", "1", "--out", "x", "--part", wrong])
-        assert stopped.value.code == 2
+        assert stopped.value.code == 2 and f"{wrong} is no part; type 2/4" in capsys.readouterr().err
 
 
 def test_latencies_are_for_a_process_alone(root):

@@ -122,16 +122,8 @@ def test_targeted_losses_climb_towards_their_target():
     model, (x, y) = Linear(classes=4), batch(5, classes=4, dtype=torch.float64)
     target = (y + 2) % 4
     toward = (model.w[target] - model.w[y]).detach().view(x.shape).sign()
-    x_adv = g.pgd(
-        model,
-        x,
-        y,
-        eps=0.1,
-        alpha=0.05,
-        steps=5,
-        loss=partial(losses.targeted_margin, target=target),
-        random_start=False,
-    )
+    loss = partial(losses.targeted_margin, target=target)
+    x_adv = g.pgd(model, x, y, eps=0.1, alpha=0.05, steps=5, loss=loss, random_start=False)
     torch.testing.assert_close(x_adv, (x + 0.1 * toward).clamp(0, 1), rtol=0, atol=1e-12)
     climbed = g.pgd(model, x, y, eps=0.1, alpha=0.05, steps=5, loss=partial(losses.targeted, target=target))
     assert (losses.cross_entropy(model(climbed), target) < losses.cross_entropy(model(x), target)).all()

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from fsr import paths
+from fsr.errors import UsageError
 from fsr.files import provenance, save_json
 from fsr.hardware import bf16_is_fast, cores, cpu_name, describe, device_named
 from fsr.plots.style import PLAIN, WITH_FSR, panels, styled
@@ -35,8 +36,11 @@ def arguments(description: str, extra: Callable[[argparse.ArgumentParser], None]
     if extra:
         extra(parser)
     given = parser.parse_args()
-    paths.use(root=given.root, data=given.data)
-    given.device = device_named(given.device)
+    try:
+        paths.use(root=given.root, data=given.data)
+        given.device = device_named(given.device)
+    except UsageError as error:
+        parser.exit(2, f"{error}\n")
     given.rounds = given.rounds or (2 if given.quick else 7)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     return given

@@ -177,7 +177,7 @@ def overview(profile: str) -> str:
 def parsed(line: list[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, required=True)
+    parser.add_argument("--minutes", type=minutes, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--profile", default="headline")
     parser.add_argument("--root", type=Path)
@@ -192,13 +192,30 @@ def parsed(line: list[str]) -> argparse.Namespace:
     return parser.parse_args(line)
 
 
+def minutes(text: str) -> float:
+    """A number of minutes, 0 to pack what is there; anything else is argparse's one line."""
+    with contextlib.suppress(ValueError):
+        if (value := float(text)) >= 0:
+            return value
+    raise argparse.ArgumentTypeError(f"{text} is no time; type a number of minutes, 0 to pack what is there")
+
+
+def _writable(out: Path) -> None:
+    """Fail before the work and not when its records are to be packed."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to {out} ({error.strerror}); give another --out DIR") from None
+
+
 def main() -> int:
     """Work, pack; exit code 1 when something failed."""
     given = parsed(sys.argv[1:])
-    paths.use(root=given.root, data=given.data)
     off = tuple((name, False) for name in given.off)
     try:
+        paths.use(root=given.root, data=given.data)
         experiments.profile_of(given.profile)
+        _writable(given.out)
         deadline = time.monotonic() + 60 * given.minutes
         options = Options(device=given.device, deadline=deadline, half=True, switches=off, sharing=given.sharing)
         failed = work(chosen(given), options, lambda: deliver(given))

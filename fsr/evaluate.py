@@ -138,11 +138,17 @@ def survives(
             progress.correct += verdict.tolist()
             progress.flips += flips
             progress.done += len(ys)
-            progress.crafting = net.described
+            progress.crafting = net.described if surrogate is None else _plainly(surrogate)
             progress.seconds += time.monotonic() - started
             if on_chunk:
                 on_chunk(progress)
     return progress
+
+
+def _plainly(surrogate: Callable[[Tensor], Tensor]) -> dict:
+    """How another network is differentiated, which no copy is made of: in its own format."""
+    weights = next(surrogate.parameters(), None) if isinstance(surrogate, nn.Module) else None
+    return {} if weights is None else {"dtype": str(weights.dtype).removeprefix("torch.")}
 
 
 def _judged(attack: AttackInfo, judge, net, x: Tensor, y: Tensor, index: Tensor, check, **more) -> tuple[Tensor, int]:

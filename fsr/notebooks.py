@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir, contextmanager
 from pathlib import Path
@@ -85,6 +86,7 @@ def _environment(profile: str, compute: bool):
     changes = {
         "FSR_PROFILE": profile,
         "FSR_ROOT": str(paths.root()),
+        "FSR_DATA": str(paths.data()),
         "FSR_COMPUTE": "1" if compute else "0",
         "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
@@ -129,19 +131,31 @@ def run_notebook(name: str, profile: str, **parameters) -> Path:
     return target
 
 
-def execute(names: list[str], profile: str, *, force=False, compute=True, workers: int = 1, report=print) -> list[str]:
+def execute(
+    names: list[str],
+    profile: str,
+    *,
+    force: bool = False,
+    compute: bool = True,
+    workers: int = 1,
+    report: Callable[[str], object] = print,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> list[str]:
     """Execute the notebooks that are not current, `workers` at once; returns a line per failure, the others still run.
 
     All of them in the sources' folder: papermill changes this process's folder and back, which threads would mix up.
+    Once interrupted() is true none begins; those that run, seconds each, are finished.
     """
     failed: list[str] = []
 
     def one(name: str) -> tuple[str, bool]:
         if not force and is_current(name, profile):
             return f"{name}: unchanged", True
+        if interrupted():
+            return f"{name}: left out", True
         try:
             run_notebook(name, profile)
-        except (FSRError, nbformat.ValidationError, OSError, RuntimeError) as error:
+        except (FSRError, nbformat.ValidationError, OSError, RuntimeError, ValueError, KeyError) as error:
             return f"{name}: {error}" if not str(error).startswith(name) else str(error), False
         return f"{name}: executed", True
 

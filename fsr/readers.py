@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import io
 import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -169,6 +170,8 @@ class _Tree:
             return self.zip.read(self.prefix + name) if self.zip else (self.folder / name).read_bytes()
         except (KeyError, FileNotFoundError):
             raise MissingData(f"Tiny ImageNet is not whole: {name} is missing in {self.folder}") from None
+        except (zipfile.BadZipFile, zlib.error) as error:
+            raise MissingData(f"{self.folder}.zip is damaged ({error}); get it again") from None
 
     def names(self, prefix: str) -> list[str]:
         if self.zip:

@@ -118,6 +118,14 @@ def test_precision_pairs_differences_by_seed():
     assert found["clean"]["difference"]["sd"] == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.parametrize("wrong", [["--device", "foo"], ["--root", __file__]])
+def test_a_wrong_device_or_place_is_one_line_before_anything_is_measured(monkeypatch, capsys, root, wrong):
+    monkeypatch.setattr("sys.argv", ["train_step", "--quick", *wrong])
+    with pytest.raises(SystemExit, match="2"):
+        train_step.main()
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_a_case_that_does_not_exist_is_refused_with_those_that_do(monkeypatch, capsys, root):
     monkeypatch.setattr("sys.argv", ["train_step", "--quick", "--device", "cpu", "--only", "resnet99"])
     with pytest.raises(SystemExit) as stopped:

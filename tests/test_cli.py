@@ -12,9 +12,11 @@ from tiny import BRISK, tiny_run
 from fsr import __main__ as cli
 from fsr import executors, experiments, files, paths, runs, store, train
 from fsr.audit import BUDGETS
-from fsr.config import Analysis, Evaluation, run_id
+from fsr.config import Analysis, Evaluation, Run, run_id
 from fsr.experiments import cost
 from fsr.words import duration
+
+PLAIN = run_id(experiments.SETS["ci"]["whitebox"][0])
 
 
 @pytest.fixture
@@ -164,6 +166,40 @@ def test_one_attack_on_one_run_is_recorded_and_printed_and_not_computed_twice(fs
     assert again[:2] == (0, out) and "[1/1]" not in again[2]
 
 
+def test_a_query_attack_takes_the_images_it_has_time_for(fsr, root):
+    """20,000 queries an image: 1,000 of CIFAR-10's 10,000 unless more are asked for, all of ci's 64."""
+    call = ["--attack", "nattack", "--dry-run", "--executor", "ray", "--device", "cpu"]
+    assert "last nattack-n1000" in fsr("evaluate", "whitebox", "-p", "headline", *call)[1]
+    assert "last nattack-n2000" in fsr("evaluate", "whitebox", "-p", "headline", *call, "--images", "2000")[1]
+    assert "last nattack\n" in fsr("evaluate", PLAIN, "-p", "ci", *call)[1]
+
+
+def test_a_folder_of_any_size_is_evaluated_whole(fsr, root, tmp_path):
+    """The plan's own numbers of images belong to its data sets."""
+    run = Run(dataset="folder:pets-12345678", eps=0.1, alpha=0.02, width=4, blocks=(1, 1, 1, 1))
+    store.save_config(run)
+    out = fsr("evaluate", run_id(run), "--dry-run")[1]
+    assert "last autoattack" in out and "-n100" not in out
+
+
+def test_a_planned_run_is_audited_by_its_id_as_it_is_trained(fsr, root, monkeypatch):
+    asked = []
+    monkeypatch.setattr(runs, "ensure_analysed", lambda run, analysis, options: asked.append(run) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        fsr("audit", PLAIN, "--images", "8", "--device", "cpu")
+    assert [run_id(run) for run in asked] == [PLAIN]
+
+
+def test_a_dry_run_says_what_is_trained_again_for_its_weights(fsr, root):
+    run = experiments.SETS["ci"]["whitebox"][0]
+    runs.ensure_trained(run, runs.Options(device="cpu"))
+    call = ["evaluate", PLAIN, "-p", "ci", "--attack", "fgsm", "--dry-run", "--device", "cpu"]
+    assert "no training among them" in fsr(*call)[1]
+    runs.weights_path(run, "last").unlink()
+    out = fsr(*call)[1]
+    assert "train" not in out.splitlines()[0] and "1 training (1 of them again" in out
+
+
 def test_a_run_outside_the_plan_is_evaluated_by_its_id(fsr, root):
     run = tiny_run(epochs=1)
     runs.ensure_trained(run, runs.Options(device="cpu"))
@@ -243,6 +279,7 @@ def test_progress_reads_well_in_a_log_file(fsr):
 
 @pytest.mark.parametrize("line, word, offered", [("fsr ru", 1, "run-all"), ("fsr train whi", 2, "whitebox"),
                                                  ("fsr status -p mi", 3, "mini"),
+                                                 (f"fsr train {PLAIN[:-4]}", 2, PLAIN),
                                                  ("fsr evaluate all --attack mi-", 4, "mi-fgsm")])  # fmt: skip
 def test_the_shell_completes_commands_sets_and_profiles(root, line, word, offered):
     environment = {**os.environ, "_FSR_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(word)}
@@ -274,6 +311,9 @@ def test_tensorboard_files_hold_the_history(fsr, root):
     ("words", "says"),
     [
         (["audit", "digits-resnet18-at-s0-149ed331da", "--budget", "huge"], "quick"),
+        (["audit", PLAIN, "--images", "65"], "64 test images"),
+        (["audit", PLAIN, "--checkpoint", "beste"], "last, best, ema"),
+        (["evaluate", "whitebox", "--executor", "ray", "--device", "gpu"], "give cpu or cuda"),
         (["evaluate", "whitebox", "--images", "5"], "--attack"),
         (["evaluate", "whitebox", "--checkpoint", "best"], "--attack"),
         (["evaluate", "whitebox", "--attack", ""], "unknown attack"),

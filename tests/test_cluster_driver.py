@@ -262,6 +262,9 @@ def test_wrong_addresses_are_wrong_use(root, monkeypatch):
     with pytest.raises(worker.UsageError, match=r"no Ray cluster at 'auto' .*running Ray instance\); start one by"):
         with driver._connected("auto"):
             pass
+    with pytest.raises(worker.UsageError, match=r"no Ray cluster at 'a+:1'"):
+        with driver._connected("a" * 70 + ":1"):  # too long for a name of a machine
+            pass
     with pytest.raises(worker.UsageError, match="on a machine of the cluster"):
         with driver._connected("ray://127.0.0.1:10001"):
             pass

@@ -1,5 +1,7 @@
 """How long what is missing takes."""
 
+import sys
+
 import pytest
 
 from fsr import paths, store
@@ -47,11 +49,15 @@ def test_an_imported_run_has_no_speed_and_does_not_stop_the_others(root):
     assert speed_here("cpu") == pytest.approx(cost.training_flops(RUN) / 10.0)
 
 
-def test_only_what_is_missing_counts_and_a_run_in_two_tasks_trains_once(root):
-    tasks = [Task(run=RUN, evaluations=(LOOK,)), Task(run=RUN, evaluations=(replace(LOOK, attack="fgsm"),))]
-    looks = [fleet.evaluation_seconds(RUN, e, 1e12) for task in tasks for e in task.evaluations]
-    assert seconds_left(tasks, 1e12, 1) == pytest.approx(cost.estimate(RUN, 1e12) + sum(looks))
+@pytest.mark.parametrize("gone", [False, True])
+def test_only_what_is_missing_counts_and_a_run_in_two_tasks_trains_once(root, monkeypatch, gone):
+    """A finished run whose weights are gone is trained again for what is missing."""
+    monkeypatch.setattr(sys.modules[Task.__module__], "has_weights", lambda *_: not gone)
+    todo = [Task(run=RUN, evaluations=(LOOK,)), Task(run=RUN, evaluations=(replace(LOOK, attack="fgsm"),))]
+    looks = [fleet.evaluation_seconds(RUN, e, 1e12) for task in todo for e in task.evaluations]
+    assert seconds_left(todo, 1e12, 1) == pytest.approx(cost.estimate(RUN, 1e12) + sum(looks))
     finish(RUN, 10.0, "cuda")
-    assert seconds_left(tasks, 1e12, 1) == pytest.approx(sum(looks))
+    again = gone * cost.estimate(RUN, 1e12)
+    assert seconds_left(todo, 1e12, 1) == pytest.approx(again + sum(looks))
     store.save_eval(RUN, LOOK, [0], [True])
-    assert seconds_left(tasks, 1e12, 64) == pytest.approx(looks[1])
+    assert seconds_left(todo, 1e12, 64) == pytest.approx(again + looks[1])

@@ -40,9 +40,9 @@ def test_every_row_is_in_its_set_and_its_twin_differs_only_by_the_module(profile
 
 def test_demo_is_the_architectures_plan_and_both_controls_with_every_seed():
     runs = SETS["demo"]["all"]
-    assert len(runs) == 42
+    assert len(runs) == 43
     expected = {"at": 5, "natural": 1, "trades": 1, "trades+fsr": 1, "mart": 1, "mart+fsr": 1, "at+fd": 1, "at+cas": 1,
-                "at+cifs": 1, "at+separation": 1, "at+residual": 3, "at+aux": 3, "at+fsr": 22}  # fmt: skip
+                "at+cifs": 1, "at+separation": 1, "at+residual": 3, "at+aux": 3, "at+fsr": 23}  # fmt: skip
     assert Counter(run.label for run in runs) == expected
     assert {run.eps for run in runs} == {0.15} and {run.epochs for run in runs} == {15}
     assert {run.precision for run in runs} == {"float32"} and {run.holdout for run in runs} == {100}
@@ -198,4 +198,13 @@ def test_demo_spends_autoattack_on_t1s_and_t2s_resnets_only():
     assert {run.label for run in asked} == labels
     assert len(asked) == 13 and {run.backbone for run in asked} == {"resnet18"}
     assert "autoattack" not in experiments.columns("demo", "components")
-    assert "autoattack" in experiments.columns("mini", "components")
+
+
+@pytest.mark.parametrize("profile", ["mini", "headline", "headline40", "paper"])
+def test_larger_profiles_attack_every_row_of_t4_to_t6_with_autoattack(profile):
+    """Temperature, hard masks and controls at test time are where gradients vanish first."""
+    for kind in ("components", "settings", "placement"):
+        wanted = experiments.columns(profile, kind)["autoattack"]
+        for row in ROWS[profile][kind]:
+            asked = experiments.evaluations(profile, kind, row.runs[0])
+            assert experiments.rows.replace(wanted, intervention=row.intervention) in asked

@@ -45,6 +45,31 @@ def test_a_failing_notebook_is_named_with_its_last_error_and_the_others_run(sour
     assert str(sources) not in json.dumps(book)
 
 
+def test_a_source_that_is_no_notebook_is_named_and_the_others_run(sources):
+    (sources / "01-broken.ipynb").write_text("<<<<<<< ours\n{}")
+    failed = notebooks.execute(["01-broken", "02-fine"], "ci", report=lambda _: None)
+    assert len(failed) == 1 and failed[0].startswith("01-broken: ")
+    assert [p.name for p in paths.executed("ci").iterdir()] == ["02-fine.ipynb"]
+
+
+def test_after_a_signal_no_other_notebook_begins(sources):
+    said, flag = [], []
+    more = {"interrupted": lambda: bool(flag), "report": lambda line: said.append(line) or flag.append(1)}
+    assert notebooks.execute(["00-setup", "02-fine"], "ci", **more) == []
+    assert said[0] == "00-setup: executed" and said[1] in ("02-fine: left out", "02-fine: executed")
+    assert notebooks.execute(["02-fine"], "ci", force=True, **more) == [] and said[-1] == "02-fine: left out"
+
+
+def test_kernels_look_for_data_where_the_command_does(sources, monkeypatch):
+    """A relative folder means another one in the sources' folder, where kernels run."""
+    monkeypatch.setenv("FSR_DATA", "sets")
+    write(sources, "02-fine", "from fsr import paths\nprint(paths.data())")
+    monkeypatch.chdir(sources.parent)
+    here = paths.data()
+    assert notebooks.execute(["02-fine"], "ci", report=lambda _: None) == []
+    assert str(here) in (paths.executed("ci") / "02-fine.ipynb").read_text() and here.parent == sources.parent
+
+
 def test_an_unchanged_notebook_is_not_executed_again_unless_forced(sources):
     said = []
     notebooks.execute(["02-fine"], "ci", report=said.append)

@@ -135,6 +135,17 @@ def test_a_whole_tiny_imagenet_is_the_same_from_folder_and_zip(tmp_path, monkeyp
     assert len(opened) == 1 and opened[0].fp is None  # read and closed
 
 
+def test_one_wrong_bit_in_the_zip_is_said_in_words(tmp_path, monkeypatch):
+    monkeypatch.setenv("FSR_DATA", str(tmp_path))
+    _tiny_imagenet(tmp_path, {"val/val_annotations.txt": "val_0.JPEG\tn01\t0\t0\t1\t1\n"}, zipped=True)
+    archive = tmp_path / "tiny-imagenet-200.zip"
+    data = bytearray(archive.read_bytes())
+    data[data.index(b"val_0.JPEG")] ^= 1
+    archive.write_bytes(data)
+    with pytest.raises(MissingData, match=r"tiny-imagenet-200\.zip is damaged .* get it again"):
+        readers.read(for_dataset("tinyimagenet"))
+
+
 def test_svhn_has_its_zeros_as_zeros(tmp_path, monkeypatch):
     """Its files say 10 for a 0, and hold (row, column, colour, image)."""
     monkeypatch.setenv("FSR_DATA", str(tmp_path))

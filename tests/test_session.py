@@ -157,10 +157,20 @@ def test_packing_leaves_out_what_another_process_is_writing(root, tmp_path):
     assert [path.name for path in tmp_path.glob("records*")] == ["records.tar.gz"]
 
 
-def test_a_wrong_profile_is_one_line_and_2(root, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr("sys.argv", ["session", "--minutes", "1", "--out", str(tmp_path), "--profile", "nonsense"])
-    assert session.main() == 2
-    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+@pytest.mark.parametrize("wrong", ["--profile", "--root", "--out"])
+def test_a_wrong_profile_or_place_is_one_line_and_2_before_any_work(root, monkeypatch, capsys, tmp_path, wrong):
+    (tmp_path / "file").write_text("x")
+    value = "nonsense" if wrong == "--profile" else str(tmp_path / "file")
+    assert call(monkeypatch, tmp_path / "out", "--minutes", "1", wrong, value) == 2
+    told = capsys.readouterr()
+    assert len(told.err.strip().splitlines()) == 1 and not told.out
+
+
+@pytest.mark.parametrize("time", ["-1", "nan", "soon"])
+def test_a_time_that_is_none_is_refused(monkeypatch, tmp_path, capsys, time):
+    with pytest.raises(SystemExit, match="2"):
+        call(monkeypatch, tmp_path, "--minutes", time)
+    assert "type a number of minutes" in capsys.readouterr().err
 
 
 def test_a_machine_that_is_taken_away_leaves_the_records_of_whole_stages(small, tmp_path, monkeypatch):

@@ -252,6 +252,8 @@ def single(
     with isolated(seed):
         images = x.detach().float()
         classes = model(images[:1]).shape[1]
+        if name == "apgd-dlr" and classes < 3:
+            raise UsageError(f"apgd-dlr needs three classes, the network has {classes}")
         budget = budget or Budget(targets=min(9, classes - 1))
         attack = component(name, model, eps=eps, seed=seed, device=x.device, budget=budget, log=Log())
         return sane(attack(images, y), images, eps).to(x.dtype)

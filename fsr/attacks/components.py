@@ -163,7 +163,7 @@ def check_model(model, x: Tensor, y: Tensor, attacks: tuple[str, ...], *, random
     if classes < needed:
         raise UsageError(
             f"{', '.join(attacks)} need {needed} classes, this model has {classes}; "
-            'use version="custom" with attacks=("apgd-ce", "fab-t", "square")'
+            'use version="custom" with attacks=("apgd-ce", "fab-t", "square"), or one of them alone: --attack square'
         )
     return classes
 

@@ -72,7 +72,18 @@ def _sets(context: typer.Context, incomplete: str) -> list[str]:
     from fsr import experiments
 
     sets = experiments.SETS.get(context.params.get("profile") or "demo", experiments.SETS["demo"])
-    return [name for name in sets if name.startswith(incomplete)]
+    return [name for name in sets if name.startswith(incomplete)] + _runs(incomplete)
+
+
+def _runs(incomplete: str) -> list[str]:
+    """Ids of runs, once enough is typed to mean one: recorded here, or of any profile's plan."""
+    from fsr import experiments
+    from fsr.config import run_id
+
+    if "-" not in incomplete:
+        return []
+    planned = {run_id(run) for sets in experiments.SETS.values() for run in sets["all"]}
+    return sorted(name for name in planned.union(known_runs("")) if name.startswith(incomplete))
 
 
 def known_runs(incomplete: str) -> list[str]:
@@ -148,8 +159,10 @@ def options_of(device: str | None, minutes: float | None, tensorboard: bool = Fa
         raise UsageError(f"--limit-minutes must be positive, not {minutes:g}")
     if tensorboard and find_spec("tensorboard") is None:
         raise UsageError("--tensorboard needs a package that is not here: pip install -e '.[tensorboard]'")
-    if not elsewhere:  # on a cluster the driver needs no GPU
+    if not elsewhere:
         hardware.device_named(device)
+    elif device not in (None, "cpu", "cuda"):  # on a cluster Ray chooses which, and the driver needs no GPU
+        raise UsageError(f"--device {device}: with --executor ray give cpu or cuda, or leave it out")
     deadline = time.monotonic() + 60 * minutes if minutes else None
     return Options(device=device, deadline=deadline, tensorboard=tensorboard)
 

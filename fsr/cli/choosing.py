@@ -1,5 +1,7 @@
 """What a command was asked to compute: a set of the plan, one run, or one attack on either."""
 
+from dataclasses import replace
+
 from fsr.cli.app import known_profile, known_runs
 from fsr.config import DATASETS, Evaluation, Run, run_id
 from fsr.errors import UsageError
@@ -23,6 +25,20 @@ def runs_of(profile: str, which: str) -> tuple[Run, ...]:
     raise UsageError(f"unknown set {which!r}{meant}; choose one of {', '.join(sets)}, or a run id")
 
 
+def one_run(which: str) -> Run:
+    """The run with this id: recorded in these results, or of any profile's plan."""
+    from fsr import experiments, store
+
+    recorded = known_runs("")
+    if which in recorded:
+        return store.config_of(which)
+    planned = {run_id(run): run for sets in experiments.SETS.values() for run in sets["all"]}
+    if which not in planned:
+        meant = did_you_mean(which, [*recorded, *planned])
+        raise UsageError(f"no run {which!r}{meant}; `python -m fsr status` lists them")
+    return planned[which]
+
+
 def planned(profile: str, which: str, *, train_only: bool = False) -> list:
     """Missing tasks of a set or of one run; a run outside the plan gets the columns of T1 on its last weights."""
     from fsr import experiments, runs
@@ -33,6 +49,8 @@ def planned(profile: str, which: str, *, train_only: bool = False) -> list:
     if chosen[0] in experiments.SETS[profile]["all"]:
         return [task for task in runs.missing(profile, train_only=train_only) if task.name == which]
     columns = [e for e in experiments.columns(profile, "whitebox").values() if e.attack != "ensemble"]
+    if _test_images(chosen[0]) is None:  # a folder of any size
+        columns = [replace(e, images=None) for e in columns]
     task = runs.Task(run=chosen[0], evaluations=() if train_only else tuple(columns))
     return [task] if task.missing() else []
 
@@ -48,18 +66,27 @@ def attacked(profile: str, which: str, attack: str, checkpoint: str, images: int
         )
     if ATTACKS[attack].needs:
         raise UsageError(f"{attack} needs {', '.join(ATTACKS[attack].needs)}: the set `blackbox` has it")
-    evaluation, chosen = Evaluation(attack=attack, checkpoint=checkpoint, images=images), runs_of(profile, which)
-    for run in chosen:
-        _fits(run, evaluation)
-    return [runs.Task(run=run, evaluations=(evaluation,)) for run in chosen]
+    out = []
+    for run in runs_of(profile, which):
+        there, usual = _test_images(run), ATTACKS[attack].images
+        fewer = usual if usual is not None and there is not None and usual < there else None
+        evaluation = Evaluation(attack=attack, checkpoint=checkpoint, images=images or fewer)
+        fits(run, evaluation)
+        out.append(runs.Task(run=run, evaluations=(evaluation,)))
+    return out
 
 
-def _fits(run: Run, evaluation: Evaluation) -> None:
+def _test_images(run: Run) -> int | None:
+    """How many test images a run has; None where only its folder says."""
+    known = DATASETS[run.dataset].test if run.dataset in DATASETS else None
+    return run.test_size if run.test_size is not None else known
+
+
+def fits(run: Run, evaluation: Evaluation) -> None:
     """Refuse now what would fail only once the run is trained."""
     from fsr.experiments import has_heads
 
-    known = DATASETS[run.dataset].test if run.dataset in DATASETS else None
-    there = run.test_size if run.test_size is not None else known
+    there = _test_images(run)
     if there is not None and evaluation.images is not None and evaluation.images > there:
         raise UsageError(f"{run_id(run)} has {there:,} test images; give --images of at most {there}")
     if evaluation.checkpoint == "best" and run.holdout == 0 and run.imported is None:

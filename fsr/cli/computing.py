@@ -29,7 +29,7 @@ from fsr.cli.app import (
     show,
     writable_root,
 )
-from fsr.cli.choosing import attacked, outcome_line, planned
+from fsr.cli.choosing import attacked, fits, one_run, outcome_line, planned
 from fsr.errors import UsageError
 from fsr.words import duration
 
@@ -82,12 +82,14 @@ def _estimate(todo, options) -> str:
     from fsr.experiments import cost
     from fsr.runs.costing import speed_here
 
-    fresh = [task.run for task in todo if "train" in task.missing()]
-    if not fresh:
+    found = {task.run: trains for task in todo if (trains := task.trains())}
+    if not found:
         return "no training among them"
     speed = speed_here(options.torch_device.type)
-    total = duration(sum(cost.estimate(run, speed) for run in fresh))
-    count = f"{len(fresh)} training{'s' if len(fresh) > 1 else ''}"
+    total = duration(sum(cost.estimate(run, speed) for run in found))
+    again = sum(trains == "again" for trains in found.values())
+    count = f"{len(found)} training{'s' if len(found) > 1 else ''}"
+    count += f" ({again} of them again: their records are here, their weights are gone)" if again else ""
     if speed is None:
         return f"{count}, about {total} in all on one H200 GPU at the speed of the authors' code; evaluations on top"
     return f"{count}, about {total} in all at the speed of those finished here; evaluations on top"
@@ -129,8 +131,7 @@ def run_all(
     tensorboard: Board = False,
 ) -> None:
     """Train, evaluate and analyse what is missing, then execute the notebooks that are not current."""
-    from fsr import experiments, hardware, notebooks, report, runs
-    from fsr.executors import Outcome
+    from fsr import executors, experiments, hardware, notebooks, report, runs
 
     paths.use(root=root, data=data)
     known_profile(profile)
@@ -141,12 +142,17 @@ def run_all(
         _dry(todo, options)
         return
     writable_root()
-    outcome = _compute(todo, options, executor, workers, address, deterministic) if todo else Outcome()
+    outcome = _compute(todo, options, executor, workers, address, deterministic) if todo else executors.Outcome()
     failed = []
     if outcome.stopped != "signal":
         count = 1 if executor is Executor.inline else min(4, workers or hardware.cores())  # a kernel each
-        failed = notebooks.execute(names, profile, force=force_notebook, compute=False, workers=count, report=say)
-        if only is None:
+        with executors.stoppable() as flag:
+            failed = notebooks.execute(
+                names, profile, force=force_notebook, compute=False, workers=count, report=say, interrupted=flag.is_set
+            )
+        if flag.is_set():
+            outcome.stopped = "signal"
+        elif only is None:
             say(f"report: {report.write(profile)}")
     _conclude(outcome, failed)
 
@@ -219,12 +225,13 @@ def audit(
 ) -> None:
     """Attack a run by everything an informed attacker would try, and print what survives."""
     from fsr import executors, runs, store
-    from fsr.config import Analysis
+    from fsr.config import Analysis, Evaluation
     from fsr.tables import audit_lines
 
     paths.use(root=root, data=data)
     analysis = Analysis(kind="audit", checkpoint=checkpoint, images=images, budget=budget)
-    chosen, options = store.config_of(run), options_of(device, limit_minutes)
+    chosen, options = one_run(run), options_of(device, limit_minutes)
+    fits(chosen, Evaluation(attack="clean", checkpoint=checkpoint, images=images))
     writable_root()
     with executors.stoppable() as flag:
         runs.ensure_analysed(chosen, analysis, replace(options, interrupted=flag.is_set))

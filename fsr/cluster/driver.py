@@ -193,8 +193,9 @@ def _answers(address: str) -> None:
         return
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-    except OSError as error:
-        raise UsageError(f"no Ray cluster at {address!r} ({error.strerror or error}); {HELP}") from None
+    except (OSError, UnicodeError) as error:  # UnicodeError: no name of a machine can look like this
+        first = getattr(error, "strerror", None) or str(error)
+        raise UsageError(f"no Ray cluster at {address!r} ({first}); {HELP}") from None
 
 
 def _ignore(*_) -> None:

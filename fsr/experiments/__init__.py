@@ -6,7 +6,7 @@ from fsr.config import Analysis, Evaluation, Run
 from fsr.errors import UsageError
 from fsr.experiments import rows, wanted
 from fsr.experiments.profiles import PROFILES, Profile
-from fsr.experiments.rows import INTERVENTIONS, Row
+from fsr.experiments.rows import CONTROLS, INTERVENTIONS, Row
 from fsr.experiments.wanted import CHECKPOINTS, COLUMNS, EPS_FACTORS, STEPS, has_heads
 
 _ROWS = {
@@ -136,6 +136,7 @@ def named(profile: str) -> dict[str, Run]:
 __all__ = [
     "CHECKPOINTS",
     "COLUMNS",
+    "CONTROLS",
     "EPS_FACTORS",
     "INTERVENTIONS",
     "NEEDS",

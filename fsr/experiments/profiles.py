@@ -32,7 +32,7 @@ class Profile:
     images: int | None = None  # of the columns of T1
     autoattack: str = "autoattack"
     autoattack_images: int | None = None
-    autoattack_components: bool = True  # also in T4; ci and demo have only minutes
+    autoattack_everywhere: bool = True  # in T4 to T6 too; ci and demo have only minutes
     query_images: int | None = 1000  # N-Attack and Square
     sweep_images: int | None = None  # F6
     stream_images: int | None = None  # T7, F2, F8
@@ -63,7 +63,7 @@ def _ci() -> Profile:
         scope="smoke",
         autoattack="autoattack-ci",
         autoattack_images=32,
-        autoattack_components=False,
+        autoattack_everywhere=False,
         query_images=4,
         sweep_images=32,
         audit_images=16,
@@ -87,7 +87,7 @@ def _demo() -> Profile:
         ),
         autoattack_images=100,
         control_seeds=(0, 1, 2),
-        autoattack_components=False,
+        autoattack_everywhere=False,
         query_images=100,
         audit_images=100,
         audit_budget="quick",

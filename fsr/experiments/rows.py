@@ -100,6 +100,7 @@ def components(profile: Profile) -> tuple[Row, ...]:
         "separation only": {"kind": "separation", "lambda_rec": 0.0},
         "recalibration without L_sep": {"lambda_sep": 0.0},
         "recalibration without L_rec": {"lambda_rec": 0.0},
+        "recalibration without either": {"lambda_sep": 0.0, "lambda_rec": 0.0},
         CONTROLS[0]: {"kind": "residual"},
         CONTROLS[1]: {"kind": "aux"},
     }

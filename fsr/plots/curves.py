@@ -143,6 +143,6 @@ def training_curves(profile: str) -> Figure:
         ax.set_xlabel("epoch")
     _legend(fig)
     left_out = ", ".join(words.method(row.runs[0].method) for row in planned if row not in rows)
-    told = "accuracies: held-out images, attacked as in training; bold: seed 0, pale: other seeds"
+    told = "accuracies: held-out images, each method under its own training attack; bold: seed 0, pale: other seeds"
     style.foot(fig, told + (f"; not run: {left_out}" if left_out else ""))
     return fig

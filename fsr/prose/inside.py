@@ -11,6 +11,8 @@ from fsr.prose.robustness import NOTHING
 from fsr.prose.text import Prose, accuracy_text, budget, missing, number, percent, points
 from fsr.reference import MIN_SEEDS
 from fsr.tables.cost import PAIRED
+from fsr.tables.frame import Sources
+from fsr.tables.own import losses
 from fsr.tables.text import span
 from fsr.tables.verdict import UNTESTED
 
@@ -142,7 +144,8 @@ def training(profile: str) -> Prose:
     if not lines:
         return Prose(NOTHING)
     n = experiments.profile_of(profile).base.holdout
-    lead = f"Held-out accuracy under the training attack, seed 0 (n = {n:,}: within {_noise(n)} points by chance):"
+    chance = f"n = {n:,}: within {_noise(n)} points by chance"
+    lead = f"Held-out accuracy, each method under its own training attack (compare twins only), seed 0 ({chance}):"
     return Prose.of(lead, "\n".join(lines), budget(profile))
 
 
@@ -214,18 +217,14 @@ def _budgets(numbers) -> str:
 
 def _drops(profile: str) -> str | None:
     """Do the two main networks lose different images between the protocol and the worst case? McNemar's exact test."""
-    losses = []
-    for run in experiments.main_pair(profile):
-        analysis = next((a for a in experiments.analyses(profile, "all", run) if a.kind == "audit"), None)
-        if analysis is None or not store.has_analysis(run, analysis):
-            return None
-        _, arrays = store.load_analysis(run, analysis)
-        losses.append(arrays["authors_protocol"] & ~arrays["worst_case"])
-    p = statistics.mcnemar_exact(*losses)
-    more = "more with FSR" if losses[1].sum() > losses[0].sum() else "more without FSR"
+    plain, both = (losses(profile, run, Sources()) for run in experiments.main_pair(profile))
+    if plain is None or both is None:
+        return None
+    p = statistics.mcnemar_exact(plain, both)
+    more = "more with FSR" if both.sum() > plain.sum() else "more without FSR"
     shown = "the two are not told apart" if p > 0.05 else f"{more} than chance explains"
     small = "p < 0.01" if p < 0.01 else f"p = {p:.2f}"
-    return f"Here: {losses[1].sum()} images with FSR, {losses[0].sum()} without ({small}, McNemar): {shown}."
+    return f"Here: {both.sum()} images with FSR, {plain.sum()} without ({small}, McNemar): {shown}."
 
 
 def verdict(profile: str) -> Prose:

@@ -1,8 +1,7 @@
 """What T1 to T6 say, in words."""
 
-from fsr import experiments, store
+from fsr import experiments
 from fsr.config import Evaluation, Run
-from fsr.errors import MissingRecord
 from fsr.experiments import Row
 from fsr.plots import readings, words
 from fsr.prose.text import Prose, budget, difference, percent, points
@@ -16,6 +15,7 @@ AGAINST_FULL = (
     "Each against AT + FSR, Ensemble, last epoch. A control that does as well speaks against the method; *no "
     "difference shown* does not mean as well: the interval says how much could be hidden."
 )
+PROTOCOL = "These lines are of the authors' protocol, which a mask that hides gradients can flatter: they rank nothing."
 PUZZLE = "AutoAttack and Ensemble disagree about the sign: do not rank by the weaker attacks."
 
 
@@ -35,6 +35,7 @@ def _gains_of(profile: str, kind: str, row: Row, plain: tuple[Run, ...], label: 
     if not found:
         return None
     parts = [f"{words.metric(name)} {difference(cell)}" for name, cell in found.items()]
+    parts += [f"{words.metric(name)} not run" for name in _strong(profile, kind) if name not in found]
     text = f"- {label}: " + "; ".join(parts) + "."
     return " ".join([text, *_on_the_same_images(profile, kind, row, plain, found)])
 
@@ -103,26 +104,13 @@ def _joint(profile: str, row: Row) -> str | None:
     return f"{row.name}: PGD-20 on the final logits leaves {plain} %, on the joint loss {joint} %."
 
 
-def _broken_only(run: Run, evaluation: Evaluation, white: store.Outcome) -> tuple[int, int] | None:
-    """(images that survive the white-box Ensemble and fall to this attack, survivors that the attack saw)."""
-    try:
-        black = store.load_eval(run, evaluation)
-    except MissingRecord:
-        return None
-    if not store.same_weights((white, black)):  # trained again in between: another network
-        return None
-    known = dict(zip(white.index.tolist(), white.correct.tolist(), strict=True))
-    seen = [(known[i], c) for i, c in zip(black.index.tolist(), black.correct.tolist(), strict=True) if i in known]
-    return sum(survives and not right for survives, right in seen), sum(survives for survives, _ in seen)
-
-
 def _against_white(profile: str, row: Row) -> dict[str, tuple[int, int]]:
     """Black-box attack to (images only it breaks, survivors of Ensemble that it saw), for what was run."""
     white = readings.outcome(profile, row.runs[0], "ensemble")
     if white is None:
         return {}
     columns = experiments.columns(profile, "blackbox")
-    found = {n: _broken_only(row.runs[0], e, white) for n, e in columns.items() if e.attack != "clean"}
+    found = {n: cells.broken_only(row.runs[0], e, white) for n, e in columns.items() if e.attack != "clean"}
     return {name: counts for name, counts in found.items() if counts is not None}
 
 
@@ -157,7 +145,7 @@ def components(profile: str) -> Prose:
     if not lines:
         return Prose(NOTHING)
     told = f"No lower than AT + FSR here: {', '.join(good)}." if good else None
-    return Prose.of(AGAINST_FULL, "\n".join(lines), told, budget(profile))
+    return Prose.of(AGAINST_FULL, "\n".join(lines), told, PROTOCOL, budget(profile))
 
 
 def settings(profile: str) -> Prose:
@@ -177,4 +165,4 @@ def settings(profile: str) -> Prose:
     lines += [f"- no difference shown: {', '.join(same)}."] if same else []
     lead = f"Against the default setting and place, Ensemble, seed {default.seed}, one training each, last epoch:"
     note = f"{len(told)} comparisons: of twenty without any effect one would look like one." if len(told) > 1 else None
-    return Prose.of(lead, "\n".join(lines), note, budget(profile))
+    return Prose.of(lead, "\n".join(lines), note, PROTOCOL, budget(profile))

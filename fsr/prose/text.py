@@ -1,6 +1,7 @@
 """Sentences that state numbers: made from records each time they are shown, never typed."""
 
 from fsr import experiments, statistics
+from fsr.config import Run
 from fsr.plots import words
 from fsr.reference import MIN_SEEDS
 from fsr.tables.text import MINUS, missing, number, percent, span
@@ -63,17 +64,23 @@ def difference(cell: dict) -> str:
     return text if beyond else f"{text}, but no more than seeds differ"
 
 
+def _unlike(run: Run) -> str:
+    """What of a run at the authors' size is not theirs: number format and held-out images."""
+    bf16 = "crafting and updates in bf16" if run.precision == "bf16" else ""
+    held = f"{run.holdout:,} of the training images held out" if run.holdout else ""
+    return " and ".join(part for part in (bf16, held) if part)
+
+
 def budget(profile: str) -> str:
     """What every sentence of this profile holds for, and how far that is from the paper's setting."""
     run = experiments.profile_of(profile).base
     whole = run.width is None and run.blocks is None and run.train_size is None and run.dataset == "cifar10"
     text = f"This is {words.dataset(run.dataset)}, {words.network(run)}, {run.epochs} epochs"
+    but = f", but with {_unlike(run)}" if _unlike(run) else ""
     if whole and run.epochs == 100:
-        return f"{text}: the setting of the authors' code."
+        return f"{text}: the setting of the authors' code{but}."
     if whole:
-        text += (
-            ": the authors' network, data and recipe on a shorter schedule of the same shape; theirs has 100 epochs."
-        )
+        text += f": the authors' network and data{but}, on a shorter schedule of the same shape; theirs has 100 epochs."
     else:
         text += ": far from the paper's setting. It shows that the code works and what happens *here*, nothing more."
     if run.dataset != "digits" and run.epochs < 100:

@@ -38,9 +38,10 @@ _MODEL = (
     Deviation(
         "Hidden width of S and R",
         "64 channels",
-        "max(8, round(64 C / 512)), for WideResNet C / 640: 64 at full width",
+        "max(8, round(64 C / 512)), for WideResNet C / 640, C the channels at the module's place: 64 at the authors' "
+        "place and full width, 8 to 32 after earlier stages",
         "64 channels would more than double a network of width 8 and confound every narrow result",
-        "only below full width",
+        "none at full width, but in T6, whose places differ in capacity too",
     ),
     Deviation(
         "WideResNet's `sub_block1`",
@@ -73,7 +74,8 @@ _MODEL = (
     Deviation(
         "Masks, losses and places of T4 to T6, peers of T2",
         "not in the released code",
-        "written here from the descriptions of their authors",
+        "written here from the descriptions of their authors; FD's 1x1 convolution is followed by a BatchNorm that "
+        "begins at zero; CAS and CIFS sit in the last two blocks, in `ci` and `demo` the last of `layer3` and `layer4`",
         "needed for the tables; their settings are in fsr/experiments/rows.py and in T4 to T6",
         "they have no counterpart",
     ),
@@ -83,7 +85,7 @@ _TRAINING = (
     Deviation(
         "Training images",
         "all 50,000 (SVHN 73,257)",
-        "1,000 are held out to select `best`; `holdout=0` gives the authors' set and no `best`",
+        "1,000 are held out to select `best`, 100 of digits; `holdout=0` gives the authors' set and no `best`",
         "a checkpoint must never be selected on test images",
         "small",
     ),
@@ -117,6 +119,20 @@ _TRAINING = (
         "none seen; README's comparison, of short trainings, cannot rule out up to about three points",
     ),
     Deviation(
+        "Stored weights",
+        "float32",
+        "`headline40`'s were rounded to float16 after training, before anything was judged; such tables name them",
+        "they had to travel, and the stored and the judged network must be one",
+        "relative rounding of at most 2^-11; its effect on accuracy was not measured",
+    ),
+    Deviation(
+        "AWP",
+        "not in the released code",
+        "a field of every run (`awp`; gammas in the literature: 0.005 for TRADES, 0.01 for AT and MART), in no table",
+        "it makes both twins stronger; whether FSR adds to it is another question, not run yet",
+        "none",
+    ),
+    Deviation(
         "Convolutions while crafting, float32 on a CPU",
         "direct",
         "3x3 at stride 1 by Winograd's F(4x4, 3x3) in networks of 16 channels and more (`fsr/winograd.py`)",
@@ -134,7 +150,7 @@ _TRAINING = (
     Deviation(
         "Inner step of TRADES",
         "0.007 in the TRADES paper",
-        "2/255, as for the other methods",
+        "2/255 (SVHN 1/255), as for the other methods",
         "one threat model for every row",
         "small",
     ),
@@ -165,8 +181,9 @@ _EVALUATION = (
     Deviation(
         "White-box columns",
         "FGSM, PGD-20, PGD-100, C&W, one run without restart",
-        "the same, named the authors' protocol; AutoAttack and the adaptive audit beside them",
-        "the protocol is weak by today's standards, and the mask's gradient nearly vanishes",
+        "the same, named the authors' protocol; AutoAttack beside them (`ci` and `demo`: in T1 and T2 alone), the "
+        "adaptive audit of AT and AT + FSR",
+        "the protocol is weak by today's standards, and where the mask is saturated its gradient vanishes",
         "none",
     ),
     Deviation(
@@ -186,9 +203,10 @@ _EVALUATION = (
     Deviation(
         "Part of the test set",
         "all images",
-        "`mini` 2,000 (AutoAttack 500), `demo` 500 (AutoAttack 100), fixed and stratified; `headline`, "
-        "`headline40` and `paper` all, but in the first two 1,000 for F6's sweeps and the audit, and in `headline40` "
-        "2,000 for the streams",
+        "fixed and stratified. `mini`: 2,000, of them 500 for AutoAttack, F6 and the audit, 100 for N-Attack and "
+        "Square. `demo`: 500, of them 100 for AutoAttack, N-Attack, Square and the audit. `headline`, `headline40` and "
+        "`paper`: all, but 1,000 for N-Attack and Square; `headline` and `headline40` also 1,000 for F6 and the audit, "
+        "`headline40` 2,000 for the streams",
         "a processor's budget; accuracies and gains carry n and interval",
         "wider intervals",
     ),

@@ -5,13 +5,13 @@ from pathlib import Path
 import pandas as pd
 
 from fsr import experiments, prose, statistics, store, tables
-from fsr.config import Evaluation
+from fsr.config import Evaluation, Run
 from fsr.errors import UsageError
 from fsr.files import write_bytes
 from fsr.prose.text import budget
 from fsr.reference import MIN_SEEDS
 from fsr.report.speed import speed
-from fsr.tables import accuracy, cells, formats
+from fsr.tables import accuracy, cells, formats, names
 from fsr.tables.frame import Sources
 from fsr.tables.text import NOT_RUN, missing, number, span
 
@@ -141,7 +141,7 @@ def results(profile: str) -> str:
     frame = frame[frame["network"] == frame["network"].iloc[0]]
     lines, left_out = _table(profile, frame)
     gap = f"Not run yet: {'; '.join(left_out)}." if left_out else None
-    told = (formats.USUAL, accuracy.MIXED)
+    told = (formats.USUAL, formats.ROUNDED, accuracy.MIXED)
     crafted = [note for note in parts.about.notes if note.startswith(told)]
     notes = [note for note in (_about(frame), _same_images(profile), *crafted, gap, _audit(profile)) if note]
     where = f"Every table and figure: [the report](results/report/{profile}.html), [tables](results/tables/{profile}), "
@@ -156,10 +156,21 @@ def _has_results(profile: str) -> bool:
     return all(store.has_eval(run, wanted) for run in experiments.main_pair(profile))
 
 
+def _full_plan() -> str:
+    """How much of the plan at the paper's size has been trained at all."""
+    some = experiments.SETS["paper"]["all"]
+    done = sum(store.is_trained(run) for run in some)
+    data, nets = (list(dict.fromkeys(found)) for found in zip(*((r.dataset, r.backbone) for r in some), strict=True))
+    told = ", ".join([*map(names.dataset, data), *(names.network(Run(backbone=net)) for net in nets)])
+    return (
+        f"Of the whole plan at the paper's size (`paper`: {told}; {len(some)} trainings) {done or 'none'} has been run."
+    )
+
+
 def block() -> str:
     """All that README says about results: demo, each larger profile whose main pair is finished, and the speed."""
     parts = [results(name) for name in LARGER if _has_results(name)]
-    return "\n\n".join(text for text in [*parts, results("demo"), speed()] if text)
+    return "\n\n".join(text for text in [*parts, results("demo"), _full_plan(), speed()] if text)
 
 
 def rewrite(path: Path) -> bool:

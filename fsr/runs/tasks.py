@@ -11,7 +11,7 @@ from fsr.errors import FSRError, Interrupted, TimeUp, UsageError
 from fsr.runs.base import Options
 from fsr.runs.checkpoints import state_path
 from fsr.runs.evaluating import ensure_analysed, ensure_evaluated
-from fsr.runs.training import ensure_trained
+from fsr.runs.training import ensure_trained, has_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,15 @@ class Task:
         out = [] if store.is_trained(self.run) else ["train"]
         out += [f"{e.checkpoint} {e.attack_id}" for e in self.evaluations if not store.has_eval(self.run, e)]
         return out + [f"{a.checkpoint} {a.kind}" for a in self.analyses if not store.has_analysis(self.run, a)]
+
+    def trains(self) -> str:
+        """`new` where it was never trained, `again` where what is missing needs weights that are gone, else ""."""
+        if not store.is_trained(self.run):
+            return "new"
+        wanted = {e.checkpoint for e in self.evaluations if not store.has_eval(self.run, e)}
+        wanted |= {a.checkpoint for a in self.analyses if not store.has_analysis(self.run, a)}
+        gone = self.run.imported is None and not all(has_weights(self.run, kind) for kind in wanted)
+        return "again" if gone else ""
 
 
 def tasks(profile: str, sets: Iterable[str] = ("all",), *, train_only: bool = False) -> list[Task]:

@@ -27,12 +27,24 @@ TITLES = {
 }
 NOTE = (
     "Percent; in brackets the 95 % interval over images (Wilson; gains: paired bootstrap), ± the standard deviation "
-    "over seeds. Bold: best of our rows for the same weights, of those with the most seeds, without networks "
-    "that AutoAttack warns of. Authors' protocol except AutoAttack."
+    "over seeds. Bold: best of our rows for the same weights, of those with the most seeds"
+)
+STRONG = "{}, without networks that AutoAttack warns of. Authors' protocol except AutoAttack."
+PROTOCOL = (
+    "{}. Authors' protocol alone: it cannot tell robustness from a mask that hides gradients, so no row is ranked by "
+    "this table; T1 has AutoAttack and T9 the audit."
+)
+OTHERS = (
+    "Transfer, DI-FGSM and TI-FGSM are crafted in float32 on another network than the attacked one: that which the "
+    "column names, for DI and TI the AT twin."
 )
 MIXED = "Trained again between two columns, with other weights as a result"
 SAME_SEEDS = (
     "A gain is over the same seeds: that of a row of one training is over that seed's network, not over the mean row."
+)
+SIZES = (
+    "The module grows with its place: 64 hidden channels where the network has 512, in proportion elsewhere, so rows "
+    "of T6 differ in capacity as well as in place."
 )
 TRAININGS = (
     "Intervals hold for these trained networks: another seed of the same method often differs by more (see ±), and a "
@@ -148,7 +160,9 @@ def table(name: str, profile: str) -> Table:
     frame = long(name, profile, sources)
     shown, bold = wide(frame)
     kind, title = TITLES[name]
-    notes = (NOTE, *_extra_notes(frame, name, profile, sources))
+    strong = experiments.profile_of(profile).autoattack in experiments.columns(profile, kind)
+    lead = (STRONG if strong else PROTOCOL if name != "T3" else "{}.").format(NOTE)
+    notes = (lead, *_extra_notes(frame, name, profile, sources))
     about = About(
         id=name, slug=kind, title=title, profile=profile, numbers=frame, bold=bold, notes=notes,
         runs=tuple(sorted(sources.runs)), commits=tuple(sorted(sources.commits)),
@@ -158,7 +172,7 @@ def table(name: str, profile: str) -> Table:
 
 def _extra_notes(frame: pd.DataFrame, name: str, profile: str, sources: Sources) -> list[str]:
     crafted = formats.note(profile, sources)
-    notes = list(filter(None, (crafted, formats.unnamed(sources))))
+    notes = list(filter(None, (crafted, formats.rounded(sources), formats.unnamed(sources))))
     if mixed := sources.mixed():
         notes.append(
             f"{MIXED}: {', '.join(mixed)}. Do not compare columns of such a row with each other; no Ensemble is made "
@@ -166,6 +180,10 @@ def _extra_notes(frame: pd.DataFrame, name: str, profile: str, sources: Sources)
         )
     if frame.loc[frame["kind"] == "gain", "value"].notna().any():
         notes += [SAME_SEEDS, TRAININGS]
+    if name == "T3":
+        notes.append(OTHERS)
+    if name == "T6":
+        notes.append(SIZES)
     if name == "T4":
         notes.append("m = 1 and R = 0 at test are one network computed in two ways, f̃ = f: equal rows are a check.")
     if frame["kind"].isin(["rerun", "anchor"]).any():

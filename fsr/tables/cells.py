@@ -108,6 +108,18 @@ def shared(run: Run, evaluation: Evaluation, within: Evaluation) -> np.ndarray |
     return None if found is None or other is None else found.correct[np.isin(found.index, other.index)]
 
 
+def broken_only(run: Run, evaluation: Evaluation, white: store.Outcome) -> tuple[int, int] | None:
+    """(images that survive `white` and fall to this evaluation, survivors that it saw); None when it was not run.
+
+    None also when the network was trained again in between: it is another one.
+    """
+    black = outcome(run, evaluation)
+    if black is None or not store.same_weights((white, black)):
+        return None
+    before, after = _common(white, black, black.index)
+    return int((before & ~after).sum()), int(before.sum())
+
+
 def _common(a: store.Outcome, b: store.Outcome, within: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     index, i, j = np.intersect1d(a.index, b.index, return_indices=True)
     kept = np.isin(index, within)

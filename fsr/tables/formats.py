@@ -8,6 +8,8 @@ from fsr.tables.frame import Sources
 
 USUAL = "Attacks are crafted on a bf16 copy and judged in float32; the audit (T9) crafts in float32."
 
+ROUNDED = "Weights rounded to float16 after training and before anything was judged, so that they could travel"
+
 
 def _trained_in_float32(name: str) -> bool:
     """Was a run that asks for bf16 trained in float32?  False for one without a record or switches (imported)."""
@@ -38,6 +40,12 @@ def exceptions(sources: Sources) -> str:
     if not told:
         return ""
     return f"On a processor without bf16 units, in float32 throughout, which is more exact: {told}."
+
+
+def rounded(sources: Sources) -> str:
+    """Networks whose weights were rounded to float16 before they were judged, as a sentence; "" without any."""
+    some = [name for name in sorted(sources.runs) if store.is_trained(name) and store.environment(name).get("half")]
+    return f"{ROUNDED}: {_listed(some)}." if some else ""
 
 
 def _in_several_parts(name: str) -> bool:

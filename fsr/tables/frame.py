@@ -47,7 +47,8 @@ class Sources:
         """Note where this record comes from."""
         if record.get("run_id"):
             self.runs.add(record["run_id"])
-            if record.get("precision") == "bf16" and record.get("crafting", {}).get("dtype") == "float32":
+            own = not record.get("evaluation", {}).get("surrogate")  # another network's slopes: float32 everywhere
+            if own and record.get("precision") == "bf16" and record.get("crafting", {}).get("dtype") == "float32":
                 self.float32.add(record["run_id"])
             if record.get("weights") and record.get("evaluation"):
                 place = (record["run_id"], record["evaluation"]["checkpoint"])

@@ -21,7 +21,8 @@ GROUPS = {  # as `fsr.audit` names them, in the order of the audit
     "latent": "4 joint logits, latent heads",
     "transfer": "5 transfer from other networks",
     "restarts": "6 restarts, step sizes, multi-targeted",
-    "noise": "7 with the training noise on",
+    "noise": "7 crafted through the training noise, judged without it",
+    "noise/own": "7 the same, judged with the noise on",
     "queries": "8 Square",
     "queries/random-noise": "8 control: random noise of the same size",
     "unmasked": "attacks that hidden gradients do not stop",
@@ -148,6 +149,11 @@ def _audit_cells(found: dict) -> list[dict]:
     for name in [*groups, *(name for name in whole if name not in groups)] or GROUPS:
         cell = groups.get(name, {})
         cells.append({"item": name, "n": cell.get("n"), "correct": cell.get("correct"), "text": whole.get(name)})
+    if "noise" in whole:
+        cells.append({"item": "noise/own", "text": whole["noise"]})
+    elif found:
+        own = found.get("details", {}).get("noise", {}).get("noisy_accuracy")  # older records do not have it
+        cells.append({"item": "noise/own", "n": n, "correct": None if own is None else round(own * n)})
     cells.append({"item": "worst case", "n": n, "correct": found.get("worst_case")})
     flags = [name for name, on in found.get("flags", {}).items() if on is True]
     cells.append({"item": "AutoAttack's flags", "text": (", ".join(flags) or "none") if found else None})
@@ -186,7 +192,8 @@ def audit(profile: str) -> Table:
         "Every attack is crafted in float32, so row 1 is not T1's. A group breaks an image when one of its attacks "
         "does; the worst case is over every group and the protocol. FSR is given more attacks: groups 2, 3 and 7, the "
         "joint logits of group 4, and in group 5 its own twins with m = 1 and with R = 0, which a network without FSR "
-        "does not have. So compare columns by the worst case, not by these groups.",
+        "does not have. So compare columns by the worst case, not by these groups. The network with its training "
+        "noise on is another one, judged by the mean of its draws, and not part of the worst case.",
         "Indicators are shares of the images that are right when clean; high values say that attacks failed to attack. "
         "Transfer failure is the share where an attack fools a smooth student and not the network: an image that "
         f"nothing breaks may count too, so a network that holds has a high value; read it beside '{UNBROKEN}'.",

@@ -127,38 +127,50 @@ def overhead(profile: str, claim: Claim, sources: Sources) -> Measured:
     return Measured(value=worst, seeds=1, passed=worst <= claim.tolerance, why=why)
 
 
-def deactivation(profile: str, claim: Claim, sources: Sources) -> Measured:
-    """The least certain lead of AT + FSR over FD, CAS and CIFS, in points; all three intervals must lie above 0."""
-    evaluation = _evaluation(profile, claim.metric, "deactivation")
-    rows = _rows(profile, "deactivation")
+def least_lead(profile: str, kind: str, metric: str, rivals: tuple[str, ...], sources: Sources) -> Measured:
+    """The least certain lead of AT + FSR over a set's other rows, in points; every interval must lie above 0."""
+    evaluation = _evaluation(profile, metric, kind)
+    rows = _rows(profile, kind)
     ours = rows["AT + FSR"]
     leads: dict[str, Measured] = {}
     warned = [_warnings(ours, evaluation=evaluation, sources=sources)]
-    for peer in ("AT + FD", "AT + CAS", "AT + CIFS"):
-        row = rows.get(peer)
+    for name in rivals:
+        row = rows.get(name)
         if row is None:
-            return Measured(why="the peers are not in this profile")
+            return Measured(why=f"{name} is not in this profile")
         warned.append(_warnings(row, evaluation=evaluation, sources=sources))
-        leads[peer] = _of_seeds(cells.gain(ours.runs, row.runs, evaluation).get("per_seed", []))
-    values = {peer: lead.value for peer, lead in leads.items() if lead.value is not None}
+        leads[name] = _of_seeds(cells.gain(ours.runs, row.runs, evaluation).get("per_seed", []))
+    values = {name: lead.value for name, lead in leads.items() if lead.value is not None}
     if len(values) < len(leads):
         return NOTHING
-    ends = {peer: values[peer] if lead.low is None else lead.low for peer, lead in leads.items()}
-    least = leads[min(ends, key=lambda peer: ends[peer])]  # the one that decides
+    ends = {name: values[name] if lead.low is None else lead.low for name, lead in leads.items()}
+    least = leads[min(ends, key=lambda name: ends[name])]  # the one that decides
     tests = [lead.passed for lead in leads.values()]
     passed = None if None in tests else all(tests)
-    reasons = {peer: f" ({lead.why})" if lead.why else "" for peer, lead in leads.items()}
-    why = _and(*(f"over {peer} {number(value, sign=True)}{reasons[peer]}" for peer, value in values.items()), *warned)
+    reasons = {name: f" ({lead.why})" if lead.why else "" for name, lead in leads.items()}
+    why = _and(*(f"over {name} {number(value, sign=True)}{reasons[name]}" for name, value in values.items()), *warned)
     seeds = min(lead.seeds for lead in leads.values())
     return Measured(value=least.value, low=least.low, high=least.high, seeds=seeds, passed=passed, why=why)
+
+
+def deactivation(profile: str, claim: Claim, sources: Sources) -> Measured:
+    """The least certain lead of AT + FSR over FD, CAS and CIFS, in points."""
+    return least_lead(profile, "deactivation", claim.metric, ("AT + FD", "AT + CAS", "AT + CIFS"), sources)
 
 
 def cues(profile: str, claim: Claim, sources: Sources) -> Measured:
     """Accuracy of the recalibrated minus the non-robust stream under PGD-20 by neighbours, seed by seed, in points."""
     numbers = stream_numbers(profile, sources)
-    chosen = (numbers["probe"] == claim.metric) & (numbers["attack"] == "pgd20") & (numbers["checkpoint"] == "last")
-    wide = numbers[chosen].pivot(index="seed", columns="stream", values="accuracy")
-    return _of_seeds(list((wide["recalibrated"] - wide["nonrobust"]).dropna()))
+    last = numbers[(numbers["attack"] == "pgd20") & (numbers["checkpoint"] == "last")]
+    steps = {
+        probe: (wide["recalibrated"] - wide["nonrobust"]).dropna()
+        for probe, part in last.groupby("probe")
+        for wide in [part.pivot(index="seed", columns="stream", values="accuracy")]
+    }
+    ours = _of_seeds(list(steps[claim.metric]))
+    learnt = not len(steps["aux"]) or steps["aux"].mean() > 0
+    caveat = "" if learnt else "the head trained for it shows no such step either: the separation was not learnt"
+    return replace(ours, why=_and(ours.why, caveat))
 
 
 def _comparable(profile: str) -> bool:

@@ -64,6 +64,25 @@ def test_a_training_and_an_evaluation_in_float32_are_named(root):
     assert "more exact: trainings of AT (seed 0); evaluations of AT + FSR (seed 0)." in text
 
 
+def test_weights_rounded_for_travelling_are_named(root):
+    for run, half in ((AT, False), (BOTH, True)):
+        store.save_config(run)
+        save_json(run_dir(store.id_of(run)) / "env.json", {"half": half, "run_id": store.id_of(run)})
+        evaluated(run, "bfloat16")
+    assert f"{formats.ROUNDED}: AT + FSR (seed 0)." in notes()
+
+
+def test_images_crafted_on_another_network_are_no_exception(root):
+    """They are made in float32 everywhere, on processors with and without bf16 units."""
+    sources = Sources()
+    record = {"run_id": store.id_of(AT), "precision": "bf16", "crafting": {"dtype": "float32"}}
+    sources.add(record | {"evaluation": {"checkpoint": "last", "surrogate": "x"}})
+    assert not sources.float32
+    sources.add(record | {"evaluation": {"checkpoint": "last", "surrogate": None}})
+    assert sources.float32 == {store.id_of(AT)}
+    assert "for DI and TI the AT twin" in notes("T3") and "for DI and TI" not in notes("T1")
+
+
 def test_several_seeds_are_listed_together(root):
     sources = Sources()
     for run in experiments.ROWS["mini"]["whitebox"][0].runs:

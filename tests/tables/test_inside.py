@@ -103,11 +103,29 @@ def test_random_noise_of_the_same_size_is_the_control_beside_square(records):
     assert "queries/square" not in rows.index
 
 
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({"details": {"noise": {"noisy_accuracy": 0.52}}}, "52.0 [42.3, 61.5] (n = 100)"),
+        ({}, "not run"),  # a record from before the detail was kept
+        ({"not_applicable": {"noise": "this model draws no noise"}}, "not applicable: this model draws no noise"),
+    ],
+)
+def test_the_noisy_network_has_a_row_of_its_own(records, changes, shown):
+    """Images crafted through the noise are judged without it in group 7, and with it in the row below."""
+    groups = {"noise": {"n": 100, "correct": 66}} if "not_applicable" not in changes else {}
+    records("demo").analysis(BOTH, "audit", audit_record(groups=groups, **changes))
+    rows = tables.audit("demo").set_index("attack group")["AT + FSR, last"]
+    below = list(rows.index).index("7 the same, judged with the noise on")
+    assert rows.iloc[below] == shown
+    assert rows.index[below - 1] == "7 crafted through the training noise, judged without it"
+
+
 def test_every_group_of_the_audit_has_a_title():
     from fsr import audit
     from fsr.tables.inside import GROUPS
 
-    assert set(GROUPS) - {"queries/random-noise"} == set(audit.GROUPS) - {audit.PROTOCOL, "indicators"}
+    assert set(GROUPS) - {"queries/random-noise", "noise/own"} == set(audit.GROUPS) - {audit.PROTOCOL, "indicators"}
 
 
 def test_the_note_on_the_quick_autoattack_is_true():

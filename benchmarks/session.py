@@ -204,6 +204,9 @@ def _writable(out: Path) -> None:
     """Fail before the work and not when its records are to be packed."""
     try:
         out.mkdir(parents=True, exist_ok=True)
+        probe = out / f".writable-{os.getpid()}.tmp"
+        probe.write_bytes(b"")
+        probe.unlink()
     except OSError as error:
         raise UsageError(f"cannot write to {out} ({error.strerror}); give another --out DIR") from None
 

@@ -279,7 +279,8 @@ def test_progress_reads_well_in_a_log_file(fsr):
 
 @pytest.mark.parametrize("line, word, offered", [("fsr ru", 1, "run-all"), ("fsr train whi", 2, "whitebox"),
                                                  ("fsr status -p mi", 3, "mini"),
-                                                 (f"fsr train {PLAIN[:-4]}", 2, PLAIN),
+                                                 (f"fsr train -p ci {PLAIN[:-4]}", 4, PLAIN),
+                                                 (f"fsr audit {PLAIN[:-4]}", 2, PLAIN),
                                                  ("fsr evaluate all --attack mi-", 4, "mi-fgsm")])  # fmt: skip
 def test_the_shell_completes_commands_sets_and_profiles(root, line, word, offered):
     environment = {**os.environ, "_FSR_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(word)}

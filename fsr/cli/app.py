@@ -72,18 +72,21 @@ def _sets(context: typer.Context, incomplete: str) -> list[str]:
     from fsr import experiments
 
     sets = experiments.SETS.get(context.params.get("profile") or "demo", experiments.SETS["demo"])
-    return [name for name in sets if name.startswith(incomplete)] + _runs(incomplete)
+    return [name for name in sets if name.startswith(incomplete)] + _runs(sets["all"], incomplete)
 
 
-def _runs(incomplete: str) -> list[str]:
-    """Ids of runs, once enough is typed to mean one: recorded here, or of any profile's plan."""
-    from fsr import experiments
+def _runs(planned, incomplete: str) -> list[str]:
+    """Ids of these planned runs and of those recorded here, once enough is typed to mean a run and not a set."""
     from fsr.config import run_id
 
-    if "-" not in incomplete:
-        return []
-    planned = {run_id(run) for sets in experiments.SETS.values() for run in sets["all"]}
-    return sorted(name for name in planned.union(known_runs("")) if name.startswith(incomplete))
+    known = {run_id(run) for run in planned}.union(known_runs("")) if "-" in incomplete else ()
+    return sorted(name for name in known if name.startswith(incomplete))
+
+
+def _any_runs(incomplete: str) -> list[str]:
+    from fsr import experiments
+
+    return _runs([run for sets in experiments.SETS.values() for run in sets["all"]], incomplete)
 
 
 def known_runs(incomplete: str) -> list[str]:
@@ -116,7 +119,7 @@ Which = Annotated[
 ]
 RunId = Annotated[
     str,
-    typer.Argument(metavar="RUN", help="A run id; `python -m fsr status` lists them.", autocompletion=known_runs),
+    typer.Argument(metavar="RUN", help="A run id; `python -m fsr status` lists them.", autocompletion=_any_runs),
 ]
 Attack = Annotated[
     str | None,

@@ -187,7 +187,7 @@ def evaluate(
     attack: Attack = None,
     checkpoint: Annotated[str, typer.Option(help="With --attack: last, best or ema.")] = "last",
     images: Annotated[
-        int | None, typer.Option(min=1, help="With --attack: how many test images; default: all.")
+        int | None, typer.Option(min=1, help="With --attack: how many test images; default: all, of nattack 1,000.")
     ] = None,
     device: Device = None,
     data: DataDir = None,

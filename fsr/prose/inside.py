@@ -232,6 +232,10 @@ def verdict(profile: str) -> Prose:
     numbers = tables.verdict(profile).numbers
     lines = []
     for name, part in numbers.groupby("verdict", sort=False):
-        told = [row.id if name == UNTESTED else f"{row.id}: {row.claim}" for row in part.itertuples()]
+        whose = {"own": " (this project's own question)"}
+        told = [
+            row.id if name == UNTESTED else f"{row.id}{whose.get(row.kind, '')}: {row.claim}"
+            for row in part.itertuples()
+        ]
         lines.append(f"- **{name}** ({len(part)}): {'; '.join(told)}.")
     return Prose.of("\n".join(lines), budget(profile))

@@ -15,7 +15,7 @@ AGAINST_FULL = (
     "Each against AT + FSR, Ensemble, last epoch. A control that does as well speaks against the method; *no "
     "difference shown* does not mean as well: the interval says how much could be hidden."
 )
-PROTOCOL = "These lines are of the authors' protocol, which a mask that hides gradients can flatter: they rank nothing."
+PROTOCOL = "These lines are of the authors' protocol, which a mask that hides gradients can flatter."
 PUZZLE = "AutoAttack and Ensemble disagree about the sign: do not rank by the weaker attacks."
 
 

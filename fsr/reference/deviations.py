@@ -85,7 +85,7 @@ _TRAINING = (
     Deviation(
         "Training images",
         "all 50,000 (SVHN 73,257)",
-        "1,000 are held out to select `best`, 100 of digits; `holdout=0` gives the authors' set and no `best`",
+        "1,000 are held out to select `best`, of digits 100 (`ci` 32); `holdout=0` gives the authors' set, no `best`",
         "a checkpoint must never be selected on test images",
         "small",
     ),
@@ -123,7 +123,7 @@ _TRAINING = (
         "float32",
         "`headline40`'s were rounded to float16 after training, before anything was judged; such tables name them",
         "they had to travel, and the stored and the judged network must be one",
-        "relative rounding of at most 2^-11; its effect on accuracy was not measured",
+        "relative rounding of at most 2^-11 (below 2^-14: 2^-25 at most); its effect on accuracy was not measured",
     ),
     Deviation(
         "AWP",

@@ -162,9 +162,8 @@ def _full_plan() -> str:
     done = sum(store.is_trained(run) for run in some)
     data, nets = (list(dict.fromkeys(found)) for found in zip(*((r.dataset, r.backbone) for r in some), strict=True))
     told = ", ".join([*map(names.dataset, data), *(names.network(Run(backbone=net)) for net in nets)])
-    return (
-        f"Of the whole plan at the paper's size (`paper`: {told}; {len(some)} trainings) {done or 'none'} has been run."
-    )
+    count = "none has" if not done else f"{done} {'has' if done == 1 else 'have'}"
+    return f"Of the whole plan at the paper's size (`paper`: {told}; {len(some)} trainings) {count} been run."
 
 
 def block() -> str:

@@ -31,8 +31,8 @@ NOTE = (
 )
 STRONG = "{}, without networks that AutoAttack warns of. Authors' protocol except AutoAttack."
 PROTOCOL = (
-    "{}. Authors' protocol alone: it cannot tell robustness from a mask that hides gradients, so no row is ranked by "
-    "this table; T1 has AutoAttack and T9 the audit."
+    "{}. Authors' protocol alone: it cannot tell robustness from a mask that hides gradients, so bold is no verdict: "
+    "AutoAttack is in T1, the audit in T9."
 )
 OTHERS = (
     "Transfer, DI-FGSM and TI-FGSM are crafted in float32 on another network than the attacked one: that which the "
@@ -43,8 +43,8 @@ SAME_SEEDS = (
     "A gain is over the same seeds: that of a row of one training is over that seed's network, not over the mean row."
 )
 SIZES = (
-    "The module grows with its place: 64 hidden channels where the network has 512, in proportion elsewhere, so rows "
-    "of T6 differ in capacity as well as in place."
+    "The module grows with its place: 64 hidden channels where the network has 512, in proportion elsewhere but 8 at "
+    "least, on the channels that are there, so rows of T6 differ in capacity as well as in place."
 )
 TRAININGS = (
     "Intervals hold for these trained networks: another seed of the same method often differs by more (see ±), and a "

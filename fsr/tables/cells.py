@@ -108,7 +108,9 @@ def shared(run: Run, evaluation: Evaluation, within: Evaluation) -> np.ndarray |
     return None if found is None or other is None else found.correct[np.isin(found.index, other.index)]
 
 
-def broken_only(run: Run, evaluation: Evaluation, white: store.Outcome) -> tuple[int, int] | None:
+def broken_only(
+    run: Run, evaluation: Evaluation, white: store.Outcome, sources: Sources | None = None
+) -> tuple[int, int] | None:
     """(images that survive `white` and fall to this evaluation, survivors that it saw); None when it was not run.
 
     None also when the network was trained again in between: it is another one.
@@ -116,6 +118,8 @@ def broken_only(run: Run, evaluation: Evaluation, white: store.Outcome) -> tuple
     black = outcome(run, evaluation)
     if black is None or not store.same_weights((white, black)):
         return None
+    if sources is not None:
+        sources.add(black.record)
     before, after = _common(white, black, black.index)
     return int((before & ~after).sum()), int(before.sum())
 

@@ -5,7 +5,7 @@ import pandas as pd
 from fsr import experiments, statistics, store
 from fsr.config import Analysis, Run
 from fsr.errors import MissingRecord
-from fsr.tables import typed
+from fsr.tables import formats, typed
 from fsr.tables.frame import About, Sources, Table, make
 from fsr.tables.text import NOT_RUN, missing, number, percent, quantity
 
@@ -44,7 +44,8 @@ def about(
 ) -> About:
     """The part beside the cells of a table without bold cells."""
     return About(
-        id=name, slug=slug, title=title, profile=profile, numbers=numbers, notes=notes,
+        id=name, slug=slug, title=title, profile=profile, numbers=numbers,
+        notes=(*notes, *filter(None, [formats.rounded(sources)])),
         runs=tuple(sorted(sources.runs)), commits=tuple(sorted(sources.commits)),
     )  # fmt: skip
 

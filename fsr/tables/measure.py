@@ -169,7 +169,7 @@ def cues(profile: str, claim: Claim, sources: Sources) -> Measured:
     }
     ours = _of_seeds(list(steps[claim.metric]))
     learnt = not len(steps["aux"]) or steps["aux"].mean() > 0
-    caveat = "" if learnt else "the head trained for it shows no such step either: the separation was not learnt"
+    caveat = "" if learnt else "the head trained for this step does not show it: the separation was not learnt"
     return replace(ours, why=_and(ours.why, caveat))
 
 

@@ -17,7 +17,9 @@ def unseen(profile: str, claim: Claim, sources: Sources) -> Measured:
     """Of AT + FSR's survivors of Ensemble the share that a query attack breaks, in percent; the larger of the two."""
     run, columns = experiments.main_pair(profile)[1], experiments.columns(profile, "blackbox")
     white = cells.outcome(run, experiments.columns(profile, "whitebox")["ensemble"])
-    found = {name: cells.broken_only(run, columns[name], white) if white else None for name in ("nattack", "square")}
+    found = {
+        name: cells.broken_only(run, columns[name], white, sources) if white else None for name in ("nattack", "square")
+    }
     done = {name: counts for name, counts in found.items() if counts is not None and counts[1]}
     if white is None or not done:
         return NOTHING
@@ -62,9 +64,8 @@ def settings(profile: str, claim: Claim, sources: Sources) -> Measured:
 
 
 def placement(profile: str, claim: Claim, sources: Sources) -> Measured:
-    """The largest lead of another place of T6; AT itself is no place."""
-    rows = tuple(row for row in experiments.ROWS[profile]["placement"] if row.runs[0].fsr is not None)
-    return _largest_lead(rows, profile, "placement", claim, sources)
+    """The largest lead of another place of T6."""
+    return _largest_lead(experiments.ROWS[profile]["placement"], profile, "placement", claim, sources)
 
 
 def losses(profile: str, run: Run, sources: Sources):
@@ -83,8 +84,11 @@ def audit(profile: str, claim: Claim, sources: Sources) -> Measured:
         return NOTHING
     p = statistics.mcnemar_exact(plain, both)
     value = 100 * (float(both.mean()) - float(plain.mean()))
-    why = f"{both.sum()} images with FSR, {plain.sum()} without, of {len(both)}; p = {p:.2f}"
-    return Measured(value=value, seeds=1, passed=not (value > 0 and p <= 0.05), why=why)
+    small = "p < 0.01" if p < 0.01 else f"p = {p:.2f}"
+    why = f"{both.sum()} images with FSR, {plain.sum()} without, of {len(both)}; {small}"
+    if value > 0 and p > 0.05:
+        return Measured(value=value, seeds=1, why=f"{why}: undecided")
+    return Measured(value=value, seeds=1, passed=value <= 0, why=why)
 
 
 OWN_RULES: dict[str, Callable[[str, Claim, Sources], Measured]] = {

@@ -121,6 +121,13 @@ def test_the_noisy_network_has_a_row_of_its_own(records, changes, shown):
     assert rows.index[below - 1] == "7 crafted through the training noise, judged without it"
 
 
+def test_a_table_of_rounded_weights_says_so(records):
+    run, write = BOTH, records("demo")
+    write.trained(run, 1.0, {}, half=True)
+    write.analysis(run, "audit", audit_record())
+    assert any("rounded to float16" in note for note in tables.audit("demo").about.notes)
+
+
 def test_every_group_of_the_audit_has_a_title():
     from fsr import audit
     from fsr.tables.inside import GROUPS

@@ -129,7 +129,7 @@ _TRAINING = (
         "AWP",
         "not in the released code",
         "a field of every run (`awp`; gammas in the literature: 0.005 for TRADES, 0.01 for AT and MART), in no table",
-        "it makes both twins stronger; whether FSR adds to it is another question, not run yet",
+        "it is another baseline for both twins; whether FSR adds to it was not run",
         "none",
     ),
     Deviation(
@@ -181,8 +181,8 @@ _EVALUATION = (
     Deviation(
         "White-box columns",
         "FGSM, PGD-20, PGD-100, C&W, one run without restart",
-        "the same, named the authors' protocol; AutoAttack beside them (`ci` and `demo`: in T1 and T2 alone), the "
-        "adaptive audit of AT and AT + FSR",
+        "the same, named the authors' protocol; AutoAttack beside them (`ci` and `demo`: in T1 and T2 alone; "
+        "below `paper`: on the main network alone), the adaptive audit of AT and AT + FSR",
         "the protocol is weak by today's standards, and where the mask is saturated its gradient vanishes",
         "none",
     ),

@@ -200,17 +200,6 @@ def minutes(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text} is no time; type a number of minutes, 0 to pack what is there")
 
 
-def _writable(out: Path) -> None:
-    """Fail before the work and not when its records are to be packed."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / f".writable-{os.getpid()}.tmp"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise UsageError(f"cannot write to {out} ({error.strerror}); give another --out DIR") from None
-
-
 def main() -> int:
     """Work, pack; exit code 1 when something failed."""
     given = parsed(sys.argv[1:])
@@ -218,7 +207,7 @@ def main() -> int:
     try:
         paths.use(root=given.root, data=given.data)
         experiments.profile_of(given.profile)
-        _writable(given.out)
+        paths.writable(given.out, "--out")  # now, and not when the records are to be packed
         deadline = time.monotonic() + 60 * given.minutes
         options = Options(device=given.device, deadline=deadline, half=True, switches=off, sharing=given.sharing)
         failed = work(chosen(given), options, lambda: deliver(given))

@@ -62,6 +62,17 @@ def use(*, root: Path | str | None = None, data: Path | str | None = None) -> No
             os.environ[name] = str(_folder(str(value), "--root" if name == "FSR_ROOT" else "--data"))
 
 
+def writable(folder: Path, option: str) -> None:
+    """Make the folder and write to it; UsageError that names the option where that fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable-{os.getpid()}.tmp"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder} ({error.strerror}); give another {option} DIR") from None
+
+
 def results() -> Path:
     """All records, tables, executed notebooks and reports."""
     return root() / "results"

@@ -1,7 +1,6 @@
 """What all commands share: the app itself, how loud it is, and the options that mean the same everywhere."""
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Iterable
@@ -172,11 +171,4 @@ def options_of(device: str | None, minutes: float | None, tensorboard: bool = Fa
 
 def writable_root() -> None:
     """Fail at once, not after hours, when results cannot be written."""
-    folder = paths.results()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable-{os.getpid()}.tmp"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise UsageError(f"cannot write to {folder} ({error.strerror}); give another --root DIR") from None
+    paths.writable(paths.results(), "--root")

@@ -99,7 +99,8 @@ def verdict(profile: str) -> Table:
         "Only rows of kind paper are the paper's; rerun is a third party's run of the authors' code; own is what this "
         "project asks about T3 to T6 and T9.",
         "In brackets Student's t interval over seeds, 95 %, and 90 % where two one-sided tests decide (C6 to C11); it "
-        "knows nothing of other test images. 'Not reproduced' is either the opposite or undecided: `why` says which.",
+        "knows nothing of other test images. 'Not reproduced' is either the opposite or, but for C17, undecided: `why` "
+        "says which.",
         *([] if full_size(experiments.profile_of(profile).base) else [SMALLER]),
     )
     shown = pd.DataFrame([_shown(row, where) for row in frame.itertuples()])

@@ -16,6 +16,7 @@ from fsr.capture import NARROW, compiled, dtype_of, laid_out, narrowest, recorde
 from fsr.config import Run
 from fsr.fastnet import FastNet, fast_net
 from fsr.fold import Twin
+from fsr.hardware import exact_float32
 from fsr.objectives import AWP, Crafting, craft_loss, craft_outputs, crafting, first_step
 
 __all__ = ["Crafter", "FastNet", "Stepper", "ema_update", "fast_net", "sgd"]
@@ -98,7 +99,8 @@ class Crafter:
         """All the steps from x_adv on; step: a faster `_step` on the twin."""
         steps = self.run.steps
         if self.exact is not None and steps:
-            x_adv = self._step(self.exact.net, x_adv, x, y, *self._clean(self.exact.net, x))
+            with exact_float32():  # nor may TensorFloat-32 drown it
+                x_adv = self._step(self.exact.net, x_adv, x, y, *self._clean(self.exact.net, x))
             steps -= 1
         clean, step = self._clean(self.twin.net, x), partial(self._step, self.twin.net) if step is None else step
         for _ in range(steps):

@@ -99,6 +99,16 @@ def test_a_network_that_stands_in_every_sweep_counts_once(root):
     assert "- no difference shown: layer1." in said and "2 comparisons" in said
 
 
+def test_a_variant_that_learnt_nothing_is_said_to(root):
+    rows = {row.name: row.runs[0] for row in experiments.ROWS["demo"]["components"]}
+    columns(rows["AT + FSR"], "demo", "components", 300)
+    columns(rows["separation only"], "demo", "components", 50)
+    columns(rows["auxiliary heads only"], "demo", "components", 250)
+    lines = {line.split(":")[0]: line for line in prose.components("demo").splitlines()}
+    assert lines["- separation only"].endswith("It is no better than guessing, even without an attack.")
+    assert "guessing" not in lines["- auxiliary heads only"]
+
+
 def test_black_box_breaks_are_counted_among_the_survivors(root):
     run = experiments.main_pair("demo")[0]
     columns(run, "demo", "whitebox", 80)

@@ -24,7 +24,7 @@ def test_the_results_in_readme_are_those_of_the_committed_records(monkeypatch):
 def test_what_was_not_run_says_so(root):
     text = results("demo")
     assert text.count("not run") >= 12 and "| AT + FSR |" in text
-    assert "Not run yet: same-capacity residual, no mask; auxiliary heads only; " in text
+    assert "Not run yet: recalibration without L_sep; " in text and "; auxiliary heads only; " in text
     assert "audit has not been run" in text
 
 
@@ -173,6 +173,17 @@ def test_what_readme_says_about_cost_is_what_status_says(root):
     sizes = {profile: len(experiments.SETS[profile]["all"]) for profile in ("demo", "mini", "paper")}
     assert f"days on two cores: {sizes['mini']} trainings" in text
     assert f"({sizes['paper']} trainings, " in text and f"every table and figure, {sizes['demo']} trainings" in text
+
+
+def test_what_readme_says_about_trainings_on_a_shared_gpu_is_what_their_records_say(monkeypatch):
+    monkeypatch.delenv("FSR_ROOT", raising=False)
+    if not store.runs():
+        pytest.skip("no records in this checkout")
+    known = [store.environment(run) for run in experiments.SETS["mini"]["all"] if store.is_trained(run)]
+    minutes = [record["seconds"] / 60 for record in known if record.get("sharing", 1) > 2]
+    text = (paths.repository() / "README.md").read_text()
+    assert len(minutes) == 11 and "Eleven of `mini`'s trainings" in text
+    assert f"{min(minutes):.1f} to {max(minutes):.1f} minutes each" in text
 
 
 def test_only_the_marked_part_is_rewritten(root, tmp_path):

@@ -9,7 +9,7 @@ from fsr.analyse.look import STREAMS, Job, fsr_module, lacks, pairs, pooled, see
 BINS = 40  # 0.05 and 0.95 are edges
 SATURATED = 0.05  # below it, or above 1 minus it, the mask's slope m (1 - m) / tau is at most a fifth of its largest
 PERPLEXITY, SEED = 30, 0  # of t-SNE
-KEPT_BYTES = 2**20  # of pooled features beside their t-SNE; those of a full-width network would be 4 MB for one picture
+KEPT_BYTES = 2**18  # of pooled features beside their t-SNE: a network of 128 channels would add 1 MB for one picture
 
 
 def histogram(values: Tensor, bins: int = BINS) -> Tensor:

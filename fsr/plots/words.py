@@ -9,9 +9,6 @@ MODULES = {
     "separation": "separation only",
     "residual": "residual, no mask",
     "aux": "auxiliary head only",
-    "fd": "FD",
-    "cas": "CAS",
-    "cifs": "CIFS",
 }
 STREAMS = {
     "f": "$f$",

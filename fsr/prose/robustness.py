@@ -87,12 +87,12 @@ def deactivation(profile: str) -> Prose:
 
 
 def _warned(profile: str, row: Row) -> list[str]:
-    """AutoAttack's own warnings about a row's networks: its other columns then say too much."""
+    """What puts AutoAttack in doubt for a row's networks: its other columns then say too much."""
     wanted = experiments.columns(profile, "whitebox").get(experiments.profile_of(profile).autoattack)
     flags = cells.accuracy(row.runs, wanted, Sources()).get("flags") if wanted else None
     if flags in (None, "none"):
         return []
-    return [f"AutoAttack warns of {row.name} ({flags}): its accuracies above may be masked gradients."]
+    return [f"AutoAttack is in doubt for {row.name} ({flags}): its accuracies above may be masked gradients."]
 
 
 def _joint(profile: str, row: Row) -> str | None:
@@ -129,6 +129,15 @@ def blackbox(profile: str) -> Prose:
     return Prose.of("\n".join(lines), (SOME_MASKING if some else NO_MASKING) + only_transfer, budget(profile))
 
 
+def _lost(profile: str, row: Row) -> list[str]:
+    """That a row's networks learnt nothing, where they did."""
+    clean = cells.at(experiments.columns(profile, "components")["clean"], "last", row.intervention)
+    cell = cells.accuracy(row.runs, clean, Sources())
+    return ["It is no better than guessing, even without an attack."] * cells.guesses(
+        cell.get("low"), row.runs[0].dataset
+    )
+
+
 def components(profile: str) -> Prose:
     """T4 in words: every variant and control against the full method."""
     rows = readings.rows(profile, "components")
@@ -139,7 +148,7 @@ def components(profile: str) -> Prose:
         here = cells.at(ensemble, "last", row.intervention)
         found = cells.gain(row.runs, full.runs, here, ensemble)
         if found["value"] is not None:
-            lines.append(f"- {row.name}: {difference(found)}.")
+            lines.append(" ".join([f"- {row.name}: {difference(found)}.", *_lost(profile, row)]))
         if found["value"] is not None and found["value"] >= 0 and row is not rows[0]:
             good.append(f"{row.name} ({points(found['value'])})")
     if not lines:

@@ -11,14 +11,16 @@ from fsr.files import write_bytes
 from fsr.prose.text import budget
 from fsr.reference import MIN_SEEDS
 from fsr.report.speed import speed
-from fsr.tables import accuracy, cells, formats, names
+from fsr.tables import accuracy, cells, names
 from fsr.tables.frame import Sources
 from fsr.tables.text import NOT_RUN, missing, number, span
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 ROWS = (
-    "AT", "AT + FSR", "AT + FSR: gain over AT", "same-capacity residual, no mask", "auxiliary heads only",
-    "separation only", "m = 1 at test (FSR bypassed)", "shuffled mask at test",
+    "AT", "AT + FSR", "AT + FSR: gain over AT",
+    "TRADES", "TRADES + FSR: gain over TRADES", "MART", "MART + FSR: gain over MART",
+    "recalibration without L_sep", "recalibration without L_rec", "recalibration without either", "separation only",
+    "same-capacity residual, no mask", "auxiliary heads only", "m = 1 at test (FSR bypassed)", "shuffled mask at test",
 )  # fmt: skip
 LARGER = ("headline", "headline40", "mini")  # shown once they have results, the most telling first
 FIGURES = {"What FSR adds": "F7-gains", "Training curves": "F5-training-curves"}
@@ -134,16 +136,15 @@ def _table(profile: str, frame: pd.DataFrame) -> tuple[list[str], list[str]]:
 
 
 def results(profile: str) -> str:
-    """A short table of T4's and T1's `last` rows on the main network, and what the audit says, as markdown."""
-    parts = tables.components(profile)
-    frame = pd.concat([parts.numbers, tables.whitebox(profile).numbers])
+    """A short table of T1's and T4's `last` rows on the main network, and what the audit says, as markdown."""
+    sources = Sources()
+    frame = pd.concat([accuracy.long(name, profile, sources) for name in ("T4", "T1")])
+    made = accuracy.made(frame[frame["checkpoint"] == "last"], profile, sources)
     frame = frame[(frame["checkpoint"] == "last") & (frame["kind"].isin(["ours", "gain"]))]
     frame = frame[frame["network"] == frame["network"].iloc[0]]
     lines, left_out = _table(profile, frame)
     gap = f"Not run yet: {'; '.join(left_out)}." if left_out else None
-    told = (formats.USUAL, formats.ROUNDED, accuracy.MIXED)
-    crafted = [note for note in parts.about.notes if note.startswith(told)]
-    notes = [note for note in (_about(frame), _same_images(profile), *crafted, gap, _audit(profile)) if note]
+    notes = [note for note in (_about(frame), _same_images(profile), *made, gap, _audit(profile)) if note]
     where = f"Every table and figure: [the report](results/report/{profile}.html), [tables](results/tables/{profile}), "
     where += f"[figures](figures/{profile})"
     where += f", [executed notebooks](results/notebooks/{profile})." if profile == "demo" else "."

@@ -62,6 +62,12 @@ def save_eval(run: Run, evaluation: Evaluation, index, correct, *, after: dict |
     return path
 
 
+def evaluations(run: Run | str) -> list[Evaluation]:
+    """Every evaluation of a run that is recorded, in the order of their names."""
+    found = sorted((paths.run_dir(id_of(run)) / "evals").glob("*.json"))
+    return [Evaluation(**own(load_json(path), run, path)["evaluation"]) for path in found]
+
+
 def load_eval(run: Run | str, evaluation: Evaluation) -> Outcome:
     """Outcomes of one evaluation, checked against their hash; MissingRecord when it was not run.
 

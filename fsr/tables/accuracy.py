@@ -29,7 +29,10 @@ NOTE = (
     "Percent; in brackets the 95 % interval over images (Wilson; gains: paired bootstrap), ± the standard deviation "
     "over seeds. Bold: best of our rows for the same weights, of those with the most seeds"
 )
-STRONG = "{}, without networks that AutoAttack warns of. Authors' protocol except AutoAttack."
+STRONG = (
+    "{}, without networks for which AutoAttack is in doubt: by a warning of its own, or because another attack on "
+    "record breaks what it leaves right, more than one in a hundred of its images. Authors' protocol except AutoAttack."
+)
 PROTOCOL = (
     "{}. Authors' protocol alone: it cannot tell robustness from a mask that hides gradients, so bold is no verdict: "
     "AutoAttack is in T1, the audit in T9."
@@ -39,6 +42,7 @@ OTHERS = (
     "column names, for DI and TI the AT twin."
 )
 MIXED = "Trained again between two columns, with other weights as a result"
+GUESSING = "No better than guessing, even without an attack"
 SAME_SEEDS = (
     "A gain is over the same seeds: that of a row of one training is over that seed's network, not over the mean row."
 )
@@ -170,14 +174,28 @@ def table(name: str, profile: str) -> Table:
     return make(shown, about)
 
 
-def _extra_notes(frame: pd.DataFrame, name: str, profile: str, sources: Sources) -> list[str]:
+def _guessing(frame: pd.DataFrame) -> str:
+    """Rows that are no better than guessing on clean images, as a sentence: their other columns compare nothing."""
+    clean = frame[(frame["kind"] == "ours") & (frame["metric"] == "clean") & frame["value"].notna()]
+    lost = [cell.row for cell in clean.itertuples() if cells.guesses(cell.low, cell.dataset)]
+    return f"{GUESSING}: {', '.join(dict.fromkeys(lost))}." if lost else ""
+
+
+def made(frame: pd.DataFrame, profile: str, sources: Sources) -> list[str]:
+    """How the networks and the images of a frame came about, where that matters for reading it, as sentences."""
     crafted = formats.note(profile, sources)
-    notes = list(filter(None, (crafted, formats.rounded(sources), formats.unnamed(sources))))
+    told = (crafted, _guessing(frame), formats.machines(sources), formats.rounded(sources), formats.unnamed(sources))
+    notes = list(filter(None, told))
     if mixed := sources.mixed():
         notes.append(
             f"{MIXED}: {', '.join(mixed)}. Do not compare columns of such a row with each other; no Ensemble is made "
             "of both. Move the older evaluations away and `run-all` makes them again."
         )
+    return notes
+
+
+def _extra_notes(frame: pd.DataFrame, name: str, profile: str, sources: Sources) -> list[str]:
+    notes = made(frame, profile, sources)
     if frame.loc[frame["kind"] == "gain", "value"].notna().any():
         notes += [SAME_SEEDS, TRAININGS]
     if name == "T3":

@@ -6,8 +6,12 @@ from functools import lru_cache, reduce
 import numpy as np
 
 from fsr import statistics, store
-from fsr.config import Evaluation, Run
+from fsr.config import DATASETS, Evaluation, Run
+from fsr.tables import names
 from fsr.tables.frame import Sources
+
+# Share of AutoAttack's images that another attack may break and it not: starts differ. More says that it is no bound.
+SPARED = 0.01
 
 
 @lru_cache(maxsize=1024)
@@ -54,10 +58,17 @@ def accuracy(runs: tuple[Run, ...], evaluation: Evaluation, sources: Sources) ->
     mean = float(np.mean(values))
     low, high = statistics.wilson(min(mean * n, n), n)
     sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    flags = [o.record["flags"] for o in found if o.record.get("flags") is not None]
+    warnings = [o.record["flags"] for o in found if o.record.get("flags") is not None]
+    flags = flag_text(warnings, _outdone(runs, evaluation))
     return cell | {
-        "value": mean, "low": low, "high": high, "n": n, "sd": sd, "flags": flag_text(flags),
+        "value": mean, "low": low, "high": high, "n": n, "sd": sd, "flags": flags,
     }  # fmt: skip
+
+
+def guesses(low: float | None, dataset: str) -> bool:
+    """Is a clean accuracy, of which this is the interval's lower end, no better than guessing among the classes?"""
+    info = DATASETS.get(dataset)
+    return low is not None and info is not None and low <= 1 / info.classes
 
 
 def gain(
@@ -130,12 +141,39 @@ def _common(a: store.Outcome, b: store.Outcome, within: np.ndarray) -> tuple[np.
     return a.correct[i][kept], b.correct[j][kept]
 
 
-def flag_text(flags: list[dict]) -> str | None:
-    """AutoAttack's own warnings: their names, `none` when it raised none, None when it was not run."""
+def outdone(run: Run, evaluation: Evaluation) -> tuple[str, int, int] | None:
+    """(attack, images that it breaks and AutoAttack does not, images that AutoAttack leaves right), or None.
+
+    evaluation: AutoAttack's. Of all attacks on record on the same weights, of the same strength, the one that breaks
+    most of what AutoAttack leaves; None when that is no more than SPARED of its images. AutoAttack knows the logits
+    alone, an attack on a network's auxiliary heads knows more.
+    """
+    strong = outcome(run, evaluation)
+    if strong is None:
+        return None
+    same = replace(evaluation, attack="", images=None, steps=None, surrogate=None)
+    others = [
+        e for e in store.evaluations(run) if replace(e, attack="", images=None, steps=None, surrogate=None) == same
+    ]
+    counts = {other.attack: broken_only(run, other, strong) for other in others if other.attack != evaluation.attack}
+    found = [(name, *both) for name, both in counts.items() if both and both[0] > SPARED * len(strong.correct)]
+    return max(found, key=lambda each: each[1], default=None)
+
+
+def _outdone(runs: tuple[Run, ...], evaluation: Evaluation) -> list[str]:
+    """What `outdone` says of the seed where most is broken, in words; [] where there is nothing to say."""
+    if not evaluation.attack.startswith("autoattack"):
+        return []
+    worst = max(filter(None, (outdone(run, evaluation) for run in runs)), key=lambda each: each[1], default=None)
+    return [] if worst is None else [f"{names.metric(worst[0])} breaks {worst[1]} of the {worst[2]} that it leaves"]
+
+
+def flag_text(flags: list[dict], doubts: list[str]) -> str | None:
+    """AutoAttack's own warnings and what else puts it in doubt, `none` without any; None when it was not run."""
     if not flags:
         return None
     raised = sorted({name for record in flags for name, on in record.items() if on is True})
-    return ", ".join(raised).replace("_", " ") or "none"
+    return "; ".join([*filter(None, [", ".join(raised).replace("_", " ")]), *doubts]) or "none"
 
 
 def at(evaluation: Evaluation, checkpoint: str, intervention: str | None = None) -> Evaluation:

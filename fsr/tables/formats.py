@@ -3,6 +3,7 @@
 from datetime import datetime
 
 from fsr import experiments, store
+from fsr.config import FSRSpec, Run
 from fsr.tables import names
 from fsr.tables.frame import Sources
 
@@ -18,12 +19,19 @@ def _trained_in_float32(name: str) -> bool:
     return store.environment(name).get("switches", {}).get("crafting") == "float32"
 
 
+def _label(run: Run) -> str:
+    """AT + FSR, and `AT + FSR, varied` for other losses or settings of the module; places are not told apart."""
+    spec = run.fsr
+    varied = spec is not None and spec.kind == "fsr" and spec != FSRSpec(at=spec.at)
+    return names.method(run.label) + (", varied" if varied else "")
+
+
 def _listed(some: list[str]) -> str:
     """`AT + residual (seed 0), AT (seeds 0, 1)` of run ids."""
     seeds: dict[str, list[str]] = {}
     for name in some:
         run = store.config_of(name)
-        seeds.setdefault(names.method(run.label), []).append(str(run.seed))
+        seeds.setdefault(_label(run), []).append(str(run.seed))
     told = []
     for label, mine in sorted(seeds.items()):
         once = sorted(set(mine))
@@ -46,6 +54,19 @@ def rounded(sources: Sources) -> str:
     """Networks whose weights were rounded to float16 before they were judged, as a sentence; "" without any."""
     some = [name for name in sorted(sources.runs) if store.is_trained(name) and store.environment(name).get("half")]
     return f"{ROUNDED}: {_listed(some)}." if some else ""
+
+
+def machines(sources: Sources) -> str:
+    """Which networks were trained on which kind of device, as a sentence; "" where all were on one kind."""
+    where: dict[str, list[str]] = {}
+    for name in sorted(sources.runs):
+        if store.is_trained(name):
+            gpu = store.environment(name).get("hardware", {}).get("gpu")
+            where.setdefault(f"a GPU ({gpu})" if gpu else "a CPU", []).append(name)
+    if len(where) < 2:
+        return ""
+    told = "; ".join(f"on {kind}: {_listed(some)}" for kind, some in sorted(where.items()))
+    return f"Trained {told}. One recipe, but rounding differs: trained on the other each would be another network."
 
 
 def _in_several_parts(name: str) -> bool:

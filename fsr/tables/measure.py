@@ -82,9 +82,11 @@ def gain(profile: str, claim: Claim, sources: Sources) -> Measured:
 
 
 def _warnings(*rows: Row, evaluation, sources: Sources) -> str:
-    """AutoAttack's own warnings about these rows: what it says of them may be masked gradients."""
+    """What puts AutoAttack in doubt for these rows, its own warnings first: they may be masked gradients."""
     flags = {row.name: cells.accuracy(row.runs, evaluation, sources).get("flags") for row in rows}
-    return _and(*(f"AutoAttack warns of {name}: {told}" for name, told in flags.items() if told not in (None, "none")))
+    return _and(
+        *(f"AutoAttack is in doubt for {name}: {told}" for name, told in flags.items() if told not in (None, "none"))
+    )
 
 
 def largest_gain(profile: str, claim: Claim, sources: Sources) -> Measured:

@@ -21,6 +21,7 @@ METRICS = {
     "square": "Square",
 }
 METHODS = {"natural": "natural", "at": "AT", "trades": "TRADES", "mart": "MART", "fsr": "FSR", "awp": "AWP"}
+METHODS |= {name: name.upper() for name in ("fd", "cas", "cifs")}
 
 
 def network(run: Run) -> str:

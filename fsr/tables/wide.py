@@ -50,7 +50,7 @@ def _row(key: tuple, mine: dict, metrics: list[str]) -> dict[str, str]:
 def _best(frame: pd.DataFrame) -> frozenset[tuple]:
     """Keys (row and metric) of the best cells: among rows with the most seeds, of which there must be two.
 
-    A network that AutoAttack warns of wins with none of its weights.
+    A network for which AutoAttack is in doubt wins with none of its weights.
     """
     ours = frame[(frame["kind"] == "ours") & frame["value"].notna()]
     network = [name for name in ROW if name != "checkpoint"]

@@ -153,6 +153,46 @@ def test_a_row_that_autoattack_flags_is_never_bold_nor_is_a_tie(records):
     assert bold_rows(table) == {"TRADES"} and len({i for i, _ in table.about.bold}) == 1  # nor with its other weights
 
 
+def peers():
+    return {row.name: row.runs[0] for row in experiments.ROWS["demo"]["deactivation"]}
+
+
+@pytest.mark.parametrize("broken, doubt", [(1, None), (2, "PGD-20, joint loss breaks 2 of the 70 that it leaves")])
+def test_another_attack_that_breaks_what_autoattack_leaves_puts_it_in_doubt(records, broken, doubt):
+    """Of its 100 images AutoAttack leaves the first 70; the joint loss breaks some of these, and most others."""
+    write, cas = records("demo"), peers()["AT + CAS"]
+    write.columns(AT, 400, kind="deactivation")
+    write.columns(cas, 450, kind="deactivation")
+    write.evaluation(cas, "autoattack", 70, kind="deactivation", flags={"dynamic": False})
+    joint = (np.arange(500) >= broken) & (np.arange(500) < 80)
+    write.evaluation(cas, "pgd20-joint", joint, kind="deactivation")
+    table = tables.deactivation("demo")
+    assert shown(table, "AT + CAS")["AutoAttack flags"] == (doubt or "none")
+    assert bold_rows(table) == (set() if doubt else {"AT + CAS"})  # AT is then alone
+
+
+def test_only_attacks_on_the_same_weights_and_of_the_same_strength_put_autoattack_in_doubt(records):
+    write, cas = records("demo"), peers()["AT + CAS"]
+    write.evaluation(cas, "autoattack", 70, kind="deactivation", flags={"square_beats_whitebox": True})
+    write.evaluation(cas, "pgd20", 0, kind="deactivation", eps=0.3)
+    write.evaluation(cas, "pgd20", 0, kind="deactivation", checkpoint="ema")
+    write.evaluation(cas, "pgd20", 0, kind="deactivation", intervention="mask_one")
+    save_eval(cas, Evaluation(attack="cw"), np.arange(500), np.zeros(500, dtype=bool), weights="others")
+    assert shown(tables.deactivation("demo"), "AT + CAS")["AutoAttack flags"] == "square beats whitebox"
+    write.evaluation(cas, "fgsm", 60, kind="deactivation")
+    told = shown(tables.deactivation("demo"), "AT + CAS")["AutoAttack flags"]
+    assert told == "square beats whitebox; FGSM breaks 10 of the 70 that it leaves"
+
+
+def test_a_network_that_learnt_nothing_is_named(records):
+    """Of 500 images 60 right is more than a tenth, but its interval reaches down to it; 90 is more."""
+    write = records("demo")
+    write.evaluation(AT, "clean", 60)
+    write.evaluation(BOTH, "clean", 90)
+    notes = tables.whitebox("demo").about.notes
+    assert [note for note in notes if "guessing" in note] == ["No better than guessing, even without an attack: AT."]
+
+
 def test_only_empty_cells_have_a_status(records):
     records("demo").columns(AT, 400)
     frame = tables.whitebox("demo").numbers

@@ -72,6 +72,22 @@ def test_weights_rounded_for_travelling_are_named(root):
     assert f"{formats.ROUNDED}: AT + FSR (seed 0)." in notes()
 
 
+def test_a_table_of_two_kinds_of_machines_names_them(records):
+    write = records("mini")
+    write.trained(AT, 1.0, {"device": "cpu"})
+    write.trained(BOTH, 1.0, {"device": "cpu"})
+    sources = Sources(runs={store.id_of(AT), store.id_of(BOTH)})
+    assert formats.machines(sources) == ""
+    mart = next(row for row in experiments.ROWS["mini"]["whitebox"] if row.name == "MART").runs[0]
+    write.trained(mart, 1.0, {"device": "cuda", "gpu": "NVIDIA H200"})
+    sources.runs.add(store.id_of(mart))
+    told = "Trained on a CPU: AT (seed 0), AT + FSR (seed 0); on a GPU (NVIDIA H200): MART (seed 0). "
+    assert formats.machines(sources).startswith(told)
+    write.evaluation(AT, "clean", 200)
+    write.evaluation(mart, "clean", 200)
+    assert "on a GPU (NVIDIA H200): MART (seed 0)." in notes()
+
+
 def test_images_crafted_on_another_network_are_no_exception(root):
     """They are made in float32 everywhere, on processors with and without bf16 units."""
     sources = Sources()

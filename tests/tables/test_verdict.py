@@ -166,8 +166,11 @@ def test_autoattacks_own_warning_stands_beside_a_gain(records):
         records("mini").evaluation(plain, "autoattack", 200)
         records("mini").evaluation(both, "autoattack", 220 + i, flags={"square_beats_whitebox": i == 0})
     found = row("mini", "C1")
-    assert found["verdict"] == "reproduced" and "AutoAttack warns of AT + FSR: square beats whitebox" in found["reason"]
-    assert "warns of AT:" not in found["reason"]
+    assert (
+        found["verdict"] == "reproduced"
+        and "AutoAttack is in doubt for AT + FSR: square beats whitebox" in found["reason"]
+    )
+    assert "in doubt for AT:" not in found["reason"]
 
 
 def test_the_lead_that_decides_is_shown_with_its_reason(records):

@@ -1,5 +1,6 @@
 """Files written all or nothing and hashed, and where they came from."""
 
+import contextlib
 import functools
 import glob
 import hashlib
@@ -100,13 +101,34 @@ def npz_bytes(**arrays) -> bytes:
     return buffer.getvalue()
 
 
+def npy_bytes(array: np.ndarray) -> bytes:
+    """The array as one npy, not compressed: the same bytes on every machine."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
 def load_npz(path: Path, digest: str) -> dict[str, np.ndarray]:
     """Arrays of an npz whose bytes have this digest; CorruptFile or MissingRecord otherwise, no pickles."""
+    with _arrays(path, digest) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def load_npy(path: Path, digest: str) -> np.ndarray:
+    """The array of an npy whose bytes have this digest; CorruptFile or MissingRecord otherwise, no pickles."""
+    with _arrays(path, digest) as array:
+        return array
+
+
+@contextlib.contextmanager
+def _arrays(path: Path, digest: str):
+    """What numpy reads from a file whose bytes have this digest, closed afterwards."""
     if file_sha256(path) != digest:
         raise CorruptFile(f"{path} is damaged (its bytes do not match its record); move it and its json away")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+        found = np.load(path, allow_pickle=False)
+        with found if hasattr(found, "files") else contextlib.nullcontext():
+            yield found
     except (ValueError, OSError, zipfile.BadZipFile) as error:
         raise CorruptFile(f"{path} cannot be read: {error}") from None
 

@@ -45,6 +45,39 @@ def test_files_that_hold_every_index_are_still_read(root):
     assert got.index.tolist() == [0, 1, 2] and got.correct.tolist() == [True, False, True]
 
 
+PLACES = np.random.default_rng(1).permutation(10_000)[:2000]
+
+
+def _on_places(attack: str, right, places=PLACES):
+    store.save_config(RUN)
+    return store.save_eval(RUN, Evaluation(attack=attack, images=len(places)), places, right)
+
+
+def test_positions_are_stored_once_for_all_records_on_these_images(root):
+    right = np.random.default_rng(2).random(2000) < 0.5
+    path = _on_places("fgsm", right)
+    _on_places("clean", ~right)
+    _on_places("clean", right[:500], PLACES[:500])
+    assert len(list(path.parent.glob("index-*.npy"))) == 2  # of 2,000 and of 500 images
+    for attack, expected, n in (("fgsm", right, 2000), ("clean", ~right, 2000), ("clean", right[:500], 500)):
+        got = store.load_eval(RUN, Evaluation(attack=attack, images=n))
+        assert (got.index == PLACES[:n]).all() and got.index.dtype == np.int32 and (got.correct == expected).all()
+    sizes = [file.stat().st_size for file in (path.with_suffix(".npz"), *path.parent.glob("index-*.npy"))]
+    assert sizes[0] < 1000 and sorted(sizes[1:]) == [500 * 2 + 128, 2000 * 2 + 128]  # two bytes each, and numpy's head
+
+
+def test_damaged_and_missing_positions_are_found_and_named(root):
+    path = _on_places("fgsm", np.ones(2000, dtype=bool))
+    index = next(path.parent.glob("index-*.npy"))
+    data = index.read_bytes()
+    index.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(CorruptFile, match=index.name):
+        store.load_eval(RUN, Evaluation(attack="fgsm", images=2000))
+    index.unlink()
+    with pytest.raises(MissingRecord, match=index.name):
+        store.load_eval(RUN, Evaluation(attack="fgsm", images=2000))
+
+
 def test_outcomes_of_an_eps_that_shares_their_name_are_refused(root):
     """Names have five digits: 8/255 is 0.03137 there."""
     _outcomes("pgd20", [True, False], eps=8 / 255)

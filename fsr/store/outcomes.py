@@ -9,7 +9,7 @@ import numpy as np
 from fsr import paths
 from fsr.config import Analysis, Evaluation, Run, analysis_id, run_id
 from fsr.errors import MissingRecord, UsageError
-from fsr.files import load_json, load_npz, npz_bytes, provenance, save_json, sha256, write_bytes
+from fsr.files import load_json, load_npy, load_npz, npy_bytes, npz_bytes, provenance, save_json, sha256, write_bytes
 from fsr.store.trained import id_of, own
 
 
@@ -43,23 +43,38 @@ def has_eval(run: Run | str, evaluation: Evaluation) -> bool:
 def save_eval(run: Run, evaluation: Evaluation, index, correct, *, after: dict | None = None, **extra) -> Path:
     """Store outcomes (packed bits) and their record; an existing record is kept as it is.
 
-    index: (N,) test-set positions, left out of the file when they are the first N in order; correct: (N,) bool; after:
-    name of a part of the attack to the outcomes after it; extra: JSON-able fields (seconds, device, flags ...).
+    index: (N,) test-set positions, left out when they are the first N in order, else in a file of their own that all
+    of a run's records on these images share; correct: (N,) bool; after: name of a part of the attack to the outcomes
+    after it; extra: JSON-able fields (seconds, device, flags ...).
     """
     path = eval_path(run, evaluation)
     if path.exists():
         return path
     index, correct = np.asarray(index, dtype=np.int32), np.asarray(correct, dtype=bool)
     parts = {f"after_{name}": np.packbits(np.asarray(flags, dtype=bool)) for name, flags in (after or {}).items()}
-    places = {} if np.array_equal(index, np.arange(len(index))) else {"index": index}  # 14 of 16 KB on 10,000 images
-    data = npz_bytes(**places, correct=np.packbits(correct), **parts)
+    data = npz_bytes(correct=np.packbits(correct), **parts)
     write_bytes(path.with_suffix(".npz"), data)
     record = {"run_id": run_id(run), "evaluation": asdict(evaluation), "n": len(correct), "correct": int(correct.sum())}
     record |= {"outcomes_sha256": sha256(data), "eps": run.eps if evaluation.eps is None else evaluation.eps}
+    if not np.array_equal(index, np.arange(len(index))):
+        record["index_sha256"] = _keep_index(path.parent, index)
     if after:
         record["after"] = {name: int(np.sum(flags)) for name, flags in after.items()}
     save_json(path, record | provenance() | extra)
     return path
+
+
+def _index_path(folder: Path, digest: str) -> Path:
+    return folder / f"index-{digest[:12]}.npy"
+
+
+def _keep_index(folder: Path, index: np.ndarray) -> str:
+    """Store (N,) positions once; returns the file's digest. They would be nine tenths of each outcome's bytes."""
+    data = npy_bytes(index.astype(np.min_scalar_type(int(index.max()))))
+    digest = sha256(data)
+    if not _index_path(folder, digest).exists():
+        write_bytes(_index_path(folder, digest), data)
+    return digest
 
 
 def evaluations(run: Run | str) -> list[Evaluation]:
@@ -88,7 +103,10 @@ def read_outcome(path: Path) -> Outcome:
     """Outcomes beside a record's json file."""
     record = load_json(path)
     arrays = load_npz(path.with_suffix(".npz"), record["outcomes_sha256"])
-    index = arrays.get("index", np.arange(record["n"], dtype=np.int32))
+    if digest := record.get("index_sha256"):
+        index = load_npy(_index_path(path.parent, digest), digest).astype(np.int32)
+    else:  # older records hold their positions themselves
+        index = arrays.get("index", np.arange(record["n"], dtype=np.int32))
     return Outcome(index, np.unpackbits(arrays["correct"], count=record["n"]).astype(bool), record)
 
 

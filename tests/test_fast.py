@@ -300,6 +300,26 @@ def test_bf16_falls_back_to_float32_without_native_units(monkeypatch):
     assert crafter.switches["crafting"] == "float32" and not stepper.autocast
 
 
+def test_the_first_step_on_kl_is_exact_float32_and_no_other(monkeypatch):
+    """On a GPU convolutions would else keep 10 bits of it; a CPU only shows the switch."""
+    monkeypatch.setattr(capture, "bf16_is_fast", lambda: True)
+    run = replace(RUNS["trades+fsr"], precision="bf16")
+    crafter, seen, step = Crafter(network(run), run), [], Crafter._step
+
+    def watched(self, net, *rest):
+        seen.append((net is crafter.exact.net, torch.backends.cudnn.conv.fp32_precision == "ieee"))
+        return step(self, net, *rest)
+
+    monkeypatch.setattr(Crafter, "_step", watched)
+    place, before = torch.backends.cudnn.conv, torch.backends.cudnn.conv.fp32_precision
+    place.fp32_precision = "tf32"
+    try:
+        crafter.craft(*images(8))
+    finally:
+        place.fp32_precision = before
+    assert seen == [(True, True)] + (run.steps - 1) * [(False, False)]
+
+
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_weight_perturbation_is_seen_by_the_gradient_and_taken_off(precision, monkeypatch):
     monkeypatch.setattr(capture, "bf16_is_fast", lambda: True)

@@ -155,8 +155,8 @@ def outdone(run: Run, evaluation: Evaluation) -> tuple[str, int, int] | None:
     others = [
         e for e in store.evaluations(run) if replace(e, attack="", images=None, steps=None, surrogate=None) == same
     ]
-    counts = {other.attack: broken_only(run, other, strong) for other in others if other.attack != evaluation.attack}
-    found = [(name, *both) for name, both in counts.items() if both and both[0] > SPARED * len(strong.correct)]
+    counts = [(e.attack, broken_only(run, e, strong)) for e in others if e.attack != evaluation.attack]
+    found = [(name, *both) for name, both in counts if both and both[0] > SPARED * len(strong.correct)]
     return max(found, key=lambda each: each[1], default=None)
 
 

@@ -20,10 +20,10 @@ def _trained_in_float32(name: str) -> bool:
 
 
 def _label(run: Run) -> str:
-    """AT + FSR, and `AT + FSR, varied` for other losses or settings of the module; places are not told apart."""
+    """AT + FSR, and `varied AT + FSR` for other losses or settings of the module; places are not told apart."""
     spec = run.fsr
     varied = spec is not None and spec.kind == "fsr" and spec != FSRSpec(at=spec.at)
-    return names.method(run.label) + (", varied" if varied else "")
+    return ("varied " if varied else "") + names.method(run.label)
 
 
 def _listed(some: list[str]) -> str:
@@ -60,8 +60,9 @@ def machines(sources: Sources) -> str:
     """Which networks were trained on which kind of device, as a sentence; "" where all were on one kind."""
     where: dict[str, list[str]] = {}
     for name in sorted(sources.runs):
-        if store.is_trained(name):
-            gpu = store.environment(name).get("hardware", {}).get("gpu")
+        parts = store.environment(name).get("hardware") if store.is_trained(name) else None
+        if parts:  # imported weights come without
+            gpu = parts.get("gpu")
             where.setdefault(f"a GPU ({gpu})" if gpu else "a CPU", []).append(name)
     if len(where) < 2:
         return ""

@@ -179,9 +179,10 @@ def test_only_attacks_on_the_same_weights_and_of_the_same_strength_put_autoattac
     write.evaluation(cas, "pgd20", 0, kind="deactivation", intervention="mask_one")
     save_eval(cas, Evaluation(attack="cw"), np.arange(500), np.zeros(500, dtype=bool), weights="others")
     assert shown(tables.deactivation("demo"), "AT + CAS")["AutoAttack flags"] == "square beats whitebox"
-    write.evaluation(cas, "fgsm", 60, kind="deactivation")
+    write.evaluation(cas, "pgd100", 60, kind="deactivation", steps=50)
+    write.evaluation(cas, "pgd100", 69, kind="deactivation")  # of the same name, and breaks less
     told = shown(tables.deactivation("demo"), "AT + CAS")["AutoAttack flags"]
-    assert told == "square beats whitebox; FGSM breaks 10 of the 70 that it leaves"
+    assert told == "square beats whitebox; PGD-100 breaks 10 of the 70 that it leaves"
 
 
 def test_a_network_that_learnt_nothing_is_named(records):

@@ -237,6 +237,34 @@ def test_an_audit_is_an_analysis_with_outcomes_per_sample(root, caplog, monkeypa
     assert np.all(arrays["worst_case"] <= arrays["authors_protocol"])
 
 
+def test_what_a_call_left_that_was_killed_right_after_its_record_is_cleared_away(root):
+    runs.ensure_evaluated(RUN, CLEAN, CPU)
+    before = store.load_eval(RUN, CLEAN)
+    left = paths.checkpoint_dir(run_id(RUN)) / f"partial-last-{CLEAN.attack_id}.json"
+    other = left.with_name("partial-last-pgd20.json")
+    for path in (left, other):
+        files.save_json(path, {"progress": {}})
+    runs.ensure_evaluated(RUN, CLEAN, CPU)
+    assert not left.exists() and other.exists() and store.load_eval(RUN, CLEAN).record == before.record
+
+
+def test_an_audits_groups_are_kept_until_its_record_is_there(root, monkeypatch):
+    """What a kill between the two would leave is what a failed write leaves."""
+    asked = Analysis(kind="audit", images=12, budget="quick")
+
+    def full(*_, **__):
+        raise files.FSRError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "save_analysis", full)
+        with pytest.raises(files.FSRError, match="disk full"):
+            runs.ensure_analysed(RUN, asked, CPU)
+    path = auditing.partial_path(RUN, asked)
+    assert files.load_json(path)["done"]
+    runs.ensure_analysed(RUN, asked, CPU)
+    assert store.has_analysis(RUN, asked) and not path.exists()
+
+
 def test_an_audit_stops_inside_a_group(root, tmp_path):
     """A group takes minutes on a real network: its passes look at the clock too."""
     runs.ensure_trained(RUN, CPU)

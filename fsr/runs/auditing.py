@@ -1,6 +1,7 @@
 """The adaptive audit of a run, kept group by group as it goes."""
 
 import logging
+from pathlib import Path
 
 import numpy as np
 
@@ -62,6 +63,12 @@ def _counts(outcomes: dict) -> dict:
     return {name: {"n": len(kept), "correct": int(kept.sum())} for name, kept in outcomes.items()}
 
 
+def partial_path(run: Run, analysis: Analysis) -> Path:
+    """Where an audit's finished groups are kept until its record is there."""
+    name = f"partial-{analysis.checkpoint}-audit-{analysis.budget or 'quick'}.json"
+    return paths.checkpoint_dir(run_id(run)) / name
+
+
 def audit_run(run: Run, analysis: Analysis, model, data: Data, options: Options) -> tuple[dict, dict]:
     """(record, arrays) of an audit: n and correct of every group and of the worst case, and the outcomes themselves."""
     from fsr.audit import GROUPS, audit  # a room of its own size: training and plain evaluation do without it
@@ -70,7 +77,7 @@ def audit_run(run: Run, analysis: Analysis, model, data: Data, options: Options)
     twin, twin_digest, surrogate = surrogate_of(run, options)
     identity = {"weights": digest_of(weights_path(run, analysis.checkpoint)), "images": len(y)}
     identity |= {"twin": twin, "twin_weights": twin_digest}
-    path = paths.checkpoint_dir(run_id(run)) / f"partial-{analysis.checkpoint}-audit-{analysis.budget or 'quick'}.json"
+    path = partial_path(run, analysis)
     done = scratch(path, identity).get("done", {})
 
     def on_group(group: str, found: dict) -> None:
@@ -107,5 +114,4 @@ def audit_run(run: Run, analysis: Analysis, model, data: Data, options: Options)
     }
     arrays = {"index": index.numpy().astype(np.int32), "worst_case": result.worst_case.numpy()}
     arrays |= {f"group_{name}": kept.numpy() for name, kept in result.groups.items()}
-    path.unlink(missing_ok=True)  # scratch of a stopped call
     return record, arrays | {"authors_protocol": result.authors_protocol.numpy()}

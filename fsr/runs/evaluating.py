@@ -12,7 +12,7 @@ from fsr.config import Analysis, Evaluation, Run, run_id
 from fsr.data import part_of_test
 from fsr.evaluate import Progress, batch_size, survives
 from fsr.files import provenance, save_json
-from fsr.runs.auditing import audit_run, train_twin
+from fsr.runs.auditing import audit_run, partial_path, train_twin
 from fsr.runs.base import Options, data_of, locked, memory_explained, scratch
 from fsr.runs.checkpoints import weights_path
 from fsr.runs.training import ensure_weights, load_model
@@ -41,6 +41,7 @@ def ensure_evaluated(run: Run, evaluation: Evaluation, options: Options | None =
     """Evaluate unless the record is there; goes on after the last chunk of a stopped call."""
     options = options or Options()
     if store.has_eval(run, evaluation):
+        _partial(run, evaluation).unlink(missing_ok=True)  # of a call that was killed right after its record
         return
     source = _surrogate(evaluation, options)
     with locked(run, options, store.eval_path(run, evaluation).stem):
@@ -122,4 +123,6 @@ def ensure_analysed(run: Run, analysis: Analysis, options: Options | None = None
         extra = {"weights": digest, "seconds": round(time.monotonic() - started, 3)}
         extra["hardware"] = hardware.describe(options.torch_device)
         store.save_analysis(run, analysis, record | extra, **arrays)
+        if analysis.kind == "audit":
+            partial_path(run, analysis).unlink(missing_ok=True)  # not before: a kill in between would lose its groups
         options.report(run_id(run), f"{analysis.checkpoint} {analysis.kind}", 1, 1)

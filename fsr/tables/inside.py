@@ -45,7 +45,7 @@ def about(
     """The part beside the cells of a table without bold cells."""
     return About(
         id=name, slug=slug, title=title, profile=profile, numbers=numbers,
-        notes=(*notes, *filter(None, [formats.rounded(sources)])),
+        notes=(*notes, *filter(None, [formats.machines(sources), formats.rounded(sources)])),
         runs=tuple(sorted(sources.runs)), commits=tuple(sorted(sources.commits)),
     )  # fmt: skip
 

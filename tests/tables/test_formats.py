@@ -88,6 +88,18 @@ def test_a_table_of_two_kinds_of_machines_names_them(records):
     assert "on a GPU (NVIDIA H200): MART (seed 0)." in notes()
 
 
+def test_the_verdict_names_the_machines_of_what_it_compares(records):
+    write = records("mini")
+    residual = next(row for row in experiments.ROWS["mini"]["components"] if "residual" in row.name).runs[0]
+    write.trained(BOTH, 1.0, {"device": "cuda", "gpu": "NVIDIA H200"})
+    write.evaluation(BOTH, "autoattack", 200)
+    write.evaluation(residual, "autoattack", 200)
+    assert "Trained on" not in notes("T10")  # one kind so far
+    write.trained(residual, 1.0, {"device": "cpu"})
+    told = "Trained on a CPU: AT + residual (seed 0); on a GPU (NVIDIA H200): AT + FSR (seed 0)."
+    assert told in notes("T10")
+
+
 def test_images_crafted_on_another_network_are_no_exception(root):
     """They are made in float32 everywhere, on processors with and without bf16 units."""
     sources = Sources()

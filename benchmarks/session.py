@@ -38,7 +38,7 @@ MIDDLE = ("last", "best", "ema")
 
 
 def stages(profile: str, only: str | None = None) -> list[tuple[str, list[Task]]]:
-    """Most wanted first: trainings, columns, AutoAttack on EMA, figures, more AutoAttack, the audit, then the rest.
+    """Most wanted first: trainings, columns, AutoAttack on EMA, figures, sweeps, more AutoAttack, the audit, the rest.
 
     only: a label, at or at+fsr: nothing but its runs.
     """
@@ -56,8 +56,13 @@ def stages(profile: str, only: str | None = None) -> list[tuple[str, list[Task]]
     strong = {c: (f"AutoAttack, {c}", [Task(run=r, evaluations=of(r, c, True)) for r in pair]) for c in MIDDLE}
     quick = {run: tuple(a for a in looks[run] if a.kind != "audit") for run in pair}
     figures = ("figures", [Task(run=run, analyses=quick[run]) for run in pair])
+    plain = {r: [e for e in wanted[r] if not e.attack.startswith(("autoattack", "nattack"))] for r in pair}
+    own, foreign = ({r: tuple(e for e in plain[r] if bool(e.surrogate) == f) for r in pair} for f in (False, True))
+    sweeps = ("sweeps and interventions", [Task(run=run, evaluations=own[run]) for run in pair])
+    transfers = ("transfers", [Task(run=run, evaluations=foreign[run]) for run in pair])
     audit = ("audit", [Task(run=run, analyses=looks[run]) for run in pair])  # AT's trains its twin first
-    out += [("authors' protocol", columns), strong["ema"], figures, strong["last"], audit, strong["best"]]
+    out += [("authors' protocol", columns), strong["ema"], figures, sweeps, strong["last"], audit, transfers]
+    out.append(strong["best"])
     out.append(("everything else", runs.tasks(profile)))
     return [(name, [task for task in tasks if only in (None, task.run.label)]) for name, tasks in out]
 
@@ -80,7 +85,8 @@ def allowed(task: Task, planned: dict[str, Run]) -> Task:
         return run is not None and (not store.is_trained(run) or runs.has_weights(run, kind))
 
     def look(analysis) -> bool:
-        return free(task.run, analysis.checkpoint) and (analysis.kind != "audit" or free(twin_of(task.run)))
+        kind = analysis.checkpoint
+        return free(task.run, kind) and (analysis.kind != "audit" or free(twin_of(task.run), kind))
 
     def judged(evaluation) -> bool:
         source = evaluation.surrogate

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fsr.attacks import VARIANTS, AttackInfo, attack_named
-from fsr.attacks.auto import autoattack
+from fsr.attacks.auto import Share, alone, autoattack
 from fsr.attacks.gradient import check_images
 from fsr.config import Evaluation, Run
 from fsr.data import as_float
@@ -109,6 +109,7 @@ def survives(
     progress: Progress | None = None,
     on_chunk: Callable[[Progress], None] | None = None,
     check: Callable[[], None] = lambda: None,
+    share: Share = alone,
 ) -> Progress:
     """Which images are still classified correctly under the evaluation's attack.
 
@@ -116,13 +117,14 @@ def survives(
     that an outcome does not depend on the batch. A sample is broken only if the float32 model errs on the
     final clipped float32 image; flips counts where the faster crafting network judged otherwise, and an attack that
     stops at the first error goes on there, on the float32 model.
-    progress: from an earlier call that was stopped; on_chunk may raise to stop. UsageError for an empty batch, images
-    that are not uint8 (N, C, H, W), labels that the network has no class for, or steps for AutoAttack.
+    progress: from an earlier call that was stopped; on_chunk may raise to stop; share: see `attacks.auto.autoattack`.
+    UsageError for an empty batch, images that are not uint8 (N, C, H, W), labels that the network has no class for, or
+    steps for AutoAttack.
     """
     _check(model, x, y, index)
     progress = progress or Progress()
     if evaluation.attack in VARIANTS:
-        return _autoattack(model, x, y, run, evaluation, switches or {}, progress, on_chunk, check)
+        return _autoattack(model, x, y, run, evaluation, switches or {}, progress, on_chunk, check, share)
     device = next(model.parameters()).device
     attack, eps = attack_named(evaluation.attack), run.eps if evaluation.eps is None else evaluation.eps
     options = {"steps": evaluation.steps, "surrogate": surrogate}
@@ -180,7 +182,7 @@ def _check(model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> None:
         )
 
 
-def _autoattack(model, x, y, run, evaluation, switches, progress: Progress, on_chunk, check) -> Progress:
+def _autoattack(model, x, y, run, evaluation, switches, progress: Progress, on_chunk, check, share) -> Progress:
     """AutoAttack with its own resumable loop: survivors only, batches of fixed size, judged in float32."""
     if evaluation.steps is not None:
         raise UsageError(f"{evaluation.attack} has steps of its own; leave out steps={evaluation.steps}")
@@ -200,7 +202,7 @@ def _autoattack(model, x, y, run, evaluation, switches, progress: Progress, on_c
         result = autoattack(
             net, xs, ys, eps=run.eps if evaluation.eps is None else evaluation.eps, seed=SEED,
             judge=_Exact(judge, check), batch=batch_size(device, evaluation), keep_images=False, state=state,
-            on_chunk=remember, **VARIANTS[evaluation.attack],
+            on_chunk=remember, share=share, **VARIANTS[evaluation.attack],
         )  # fmt: skip
     progress.seconds, progress.crafting = before + time.monotonic() - started, net.described
     progress.done, progress.correct = len(y), result.correct.tolist()

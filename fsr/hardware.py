@@ -4,7 +4,7 @@ import functools
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -94,14 +94,24 @@ def make_deterministic() -> None:
 
 
 @contextmanager
-def exact_float32() -> Iterator[None]:
-    """No TensorFloat-32 inside: on recent GPUs it keeps 10 bits, enough to flip images at the boundary."""
+def _float32_products(precision: str) -> Iterator[None]:
+    """How convolutions and matrix products of float32 tensors are computed inside: ieee or tf32."""
     places: tuple[Any, ...] = (getattr(torch.backends.cudnn, "conv"), torch.backends.cuda.matmul)  # noqa: B009 - untyped
     before = [place.fp32_precision for place in places]
     try:
         for place in places:
-            place.fp32_precision = "ieee"
+            place.fp32_precision = precision
         yield
     finally:
         for place, value in zip(places, before, strict=True):
             place.fp32_precision = value
+
+
+def exact_float32() -> AbstractContextManager[None]:
+    """No TensorFloat-32 inside: on recent GPUs it keeps 10 bits, enough to flip images at the boundary."""
+    return _float32_products("ieee")
+
+
+def quick_float32() -> AbstractContextManager[None]:
+    """TensorFloat-32 inside, where the GPU has it: for crafting images that the exact network then judges."""
+    return _float32_products("tf32")

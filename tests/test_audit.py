@@ -451,3 +451,26 @@ def test_two_classes_and_grey_images_are_audited_too(brisk):
     with torch.no_grad():
         z = model(0.4 + 0.2 * x)
     assert torch.equal(middle.worst_case, (z[:, 1] - z[:, 0]).abs() > reach)
+
+
+def test_an_attack_that_stopped_at_the_quick_network_goes_on_at_the_exact_one(fsr):
+    """As on a GPU, where crafting may be coarser than judging: what only the quick network got wrong is attacked on."""
+    x, y = torch.rand(8, 3, 8, 8), torch.zeros(8, dtype=torch.long)
+    own = {"budget": BRISK, "batch": 8, "surrogate": None, "train": None}
+    case, given = prepare(fsr.eval(), x, y, eps=0.02, seed=0, **own), []
+
+    def craft(images, labels, rows):
+        given.append(rows.tolist())
+        return images
+
+    def correct(x_adv, rows, exact=True):
+        if len(given) == 2:  # the second attack breaks what it gets
+            return torch.zeros(len(rows), dtype=torch.bool)
+        return torch.ones(len(rows), dtype=torch.bool) if exact else rows != 2
+
+    case.quick, case.judge.correct = True, correct
+    kept = case._kept(craft, torch.arange(8))
+    assert given == [list(range(8)), [2]] and kept.tolist() == [i != 2 for i in range(8)]
+    given.clear()
+    case.quick = False  # one float32 only, as on a CPU
+    assert bool(case._kept(craft, torch.arange(8)).all()) and len(given) == 1

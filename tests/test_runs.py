@@ -308,8 +308,8 @@ def test_a_planned_surrogate_is_trained_first_and_a_planned_twin_as_well(root, m
     assert store.is_trained(source)
     other = replace(RUN, seed=2)
     monkeypatch.setattr(experiments, "SETS", {"a profile": {"all": (source, other)}})
-    assert auditing.surrogate_of(source, CPU)[0] == run_id(other) and store.is_trained(other)
-    assert auditing.surrogate_of(other, CPU) == (None, None, None)  # seed 3 is in no plan
+    assert auditing.surrogate_of(source, "last", CPU)[0] == run_id(other) and store.is_trained(other)
+    assert auditing.surrogate_of(other, "last", CPU) == (None, None, None)  # seed 3 is in no plan
 
 
 def test_weights_count_as_final_only_once_the_state_says_so(root, monkeypatch):

@@ -31,7 +31,8 @@ def call(monkeypatch, out, *more: str) -> int:
 
 def test_both_trainings_come_before_any_evaluation_and_nothing_is_left_out():
     found = session.stages("ci")
-    order = ["training", "authors' protocol", "AutoAttack, ema", "figures", "AutoAttack, last", "audit"]
+    order = ["training", "authors' protocol", "AutoAttack, ema", "figures", "sweeps and interventions"]
+    order += ["AutoAttack, last", "audit", "transfers"]
     assert [name for name, _ in found] == [*order, "AutoAttack, best", "everything else"]
     assert [bool(task.run.module) for task in found[0][1]] == [True, False]  # FSR first
     planned = {e for run in experiments.main_pair("ci") for e in experiments.evaluations("ci", "all", run)}
@@ -106,9 +107,10 @@ def test_without_retraining_only_the_weights_that_are_here_are_looked_at(root):
         runs.weights_path(PAIR[0], kind).unlink()
     (runs.weights_path(PAIR[0], "ema").parent / "state.safetensors").unlink()
     left = session.allowed(one, planned)  # its surrogate and its twin are still to come
-    assert left.evaluations == one.evaluations[2:] and [a.kind for a in left.analyses] == ["features", "audit"]
+    assert left.evaluations == one.evaluations[2:] and left.analyses == (figures[0], one.analyses[-1])
     other = session.allowed(two, planned)
-    assert other.evaluations == looks and other.analyses == figures  # neither transfer nor audit
+    assert other.evaluations == looks  # no transfer from weights that are gone, nor an audit that needs them
+    assert other.analyses == (*figures, two.analyses[-1])
     before = store.environment(PAIR[0])
     done = runs.Task(run=PAIR[0], evaluations=left.evaluations[:1], analyses=figures[:1])
     assert runs.perform(done, runs.Options(device="cpu")) == [] and store.environment(PAIR[0]) == before

@@ -7,8 +7,9 @@ for every batch, so outcomes belong to an order of images and a batch size; both
 import json
 import time
 import zlib
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,6 +21,13 @@ from fsr.attacks.losses import Net
 from fsr.errors import UsageError
 
 State = dict[str, np.ndarray]
+# (attack, where its batches begin, what attacks one) to (where, what came of it) of each, in order
+Share = Callable[[str, range, Callable[[int], dict]], Iterable[tuple[int, dict]]]
+
+
+def alone(name: str, places: range, attacked: Callable[[int], dict]) -> Iterator[tuple[int, dict]]:
+    """All batches in this process, one after the other."""
+    return ((at, attacked(at)) for at in places)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +89,7 @@ class _Loop:
             other = [name for name, value in self.identity.items() if record["identity"].get(name) != value]
             if other:
                 raise UsageError(f"this AutoAttack state is another evaluation's: it differs in {', '.join(other)}")
-            self.log.flags, self.log.zero_gradient_points = dict(record["messages"]), record["zero_gradient_points"]
+            self.log.join(record)
             return record
         # -2: not looked at, -1: still correct, 0: wrong without an attack, i + 1: broken by attacks[i]
         self.state["broken_by"] = np.full(len(self.x), -2, dtype=np.int8)
@@ -91,7 +99,7 @@ class _Loop:
 
     def save(self, on_chunk) -> None:
         """Bring the record into the state and hand the state out."""
-        self.record |= {"messages": self.log.flags, "zero_gradient_points": self.log.zero_gradient_points}
+        self.record |= self.log.found()
         self.state["record"] = np.array(json.dumps(self.record))
         if on_chunk is not None:
             on_chunk(self.state)
@@ -114,55 +122,57 @@ class _Loop:
                 self.state["broken_by"][part] = _wrong(self.judge, *self.rows(part)).cpu().numpy() - 1
 
     @torch.no_grad()
-    def crafted(self, name: str, net: Net, x: Tensor, y: Tensor, best_loss: bool = False) -> Tensor:
+    def crafted(self, name: str, net: Net, x: Tensor, y: Tensor, log: Log, best_loss: bool = False) -> Tensor:
         """The component's images, made fit to be judged."""
-        budget = Budget(**{**asdict(self.budget), "targets": min(self.budget.targets, self.record["classes"] - 1)})
-        attack = component(
-            name,
-            net,
-            eps=self.eps,
-            seed=self.seed,
-            device=self.device,
-            budget=budget,
-            log=self.log,
-            best_loss=best_loss,
-        )
-        return sane(attack(x, y), x, self.eps)
+        budget = replace(self.budget, targets=min(self.budget.targets, self.record["classes"] - 1))
+        own = {"eps": self.eps, "seed": self.seed, "device": self.device, "budget": budget, "best_loss": best_loss}
+        return sane(component(name, net, log=log, **own)(x, y), x, self.eps)
 
-    def chunk(self, name: str, part: np.ndarray) -> None:
-        """Attack one batch, judge it and note what broke.
+    def attacked(self, name: str, numbers: np.ndarray, at: int) -> dict:
+        """Attack the batch of these images that begins at `at`, and judge it: what came of it.
+
+        JSON-able, but for the images, which are there where they are kept.
 
         Where the model errs and the judge does not, the judge itself is attacked (a randomised one, too dear for that,
         gets the image of highest loss): else an image that only the fast model got wrong would never be attacked.
         """
-        began = time.perf_counter()
+        began, flips, log, part = time.perf_counter(), 0, Log(), numbers[at : at + self.batch]
         with isolated(self.seed):
             x, y = self.rows(part)
-            x_adv = self.crafted(name, self.model, x, y)
+            x_adv = self.crafted(name, self.model, x, y, log)
             wrong = _wrong(self.judge, x_adv, y)
             if self.judge is not self.model:
                 flipped = _wrong(self.model, x_adv, y) & ~wrong
-                self.record["flips"][name] = self.record["flips"].get(name, 0) + int(flipped.sum())
-                if flipped.any():
+                flips = int(flipped.sum())
+                if flips:
                     net = self.model if self.randomised_ok else self.judge
-                    x_adv[flipped] = self.crafted(name, net, x[flipped], y[flipped], best_loss=self.randomised_ok)
+                    more = {"best_loss": self.randomised_ok}
+                    x_adv[flipped] = self.crafted(name, net, x[flipped], y[flipped], log, **more)
                     wrong = _wrong(self.judge, x_adv, y)
-        broken = part[wrong.cpu().numpy()]
-        self.state["broken_by"][broken] = self.attacks.index(name) + 1
-        if "x_adv" in self.state:
-            self.state["x_adv"][broken] = x_adv[wrong].cpu().numpy()
-        self.record["seconds"][name] = self.record["seconds"].get(name, 0.0) + time.perf_counter() - began
+        found = {"broken": part[wrong.cpu().numpy()].tolist(), "flips": flips, **log.found()}
+        images = {"images": x_adv[wrong].cpu().numpy()} if "x_adv" in self.state else {}
+        return found | images | {"seconds": time.perf_counter() - began}
 
-    def run(self, on_chunk) -> None:
+    def note(self, name: str, at: int, found: dict) -> None:
+        """Bring what came of the batch that begins at `at` into the state."""
+        self.state["broken_by"][found["broken"]] = self.attacks.index(name) + 1
+        if "images" in found:
+            self.state["x_adv"][found["broken"]] = found["images"]
+        for what in ("flips", "seconds") if self.judge is not self.model else ("seconds",):
+            self.record[what][name] = self.record[what].get(name, 0) + found[what]
+        self.log.join(found)
+        self.record["done"][name] = at + self.batch
+
+    def run(self, on_chunk, share: Share) -> None:
         """From wherever the state stands to the end."""
         if (self.state["broken_by"] == -2).any():
             self.clean()
             self.save(on_chunk)
         for name in self.attacks:
             start = self.state.setdefault(f"start.{name}", np.flatnonzero(self.state["broken_by"] == -1))
-            while (at := self.record["done"].get(name, 0)) < len(start):
-                self.chunk(name, start[at : at + self.batch])
-                self.record["done"][name] = at + self.batch
+            places = range(self.record["done"].get(name, 0), len(start), self.batch)
+            for at, found in share(name, places, partial(self.attacked, name, start)):
+                self.note(name, at, found)
                 self.save(on_chunk)
 
     def result(self) -> AutoAttackResult:
@@ -210,6 +220,7 @@ def autoattack(
     keep_images: bool = True,
     on_chunk: Callable[[State], None] | None = None,
     state: State | None = None,
+    share: Share = alone,
 ) -> AutoAttackResult:
     """AutoAttack (Croce & Hein 2020): each attack gets what the ones before left correct.
 
@@ -217,8 +228,8 @@ def autoattack(
     logits (N, K), in the mode that the caller set. judge: a differentiable float32 net that alone decides what is
     right, for a `model` in a faster precision (or, version "rand", the mean of several draws).
     state: a dict of arrays, fit for one npz file; it is brought up to date in place and given to on_chunk after every
-    batch (which may raise to stop), and a call with such a state continues exactly there. Raises UsageError for another
-    evaluation's state.
+    batch (which may raise to stop), and a call with such a state continues exactly there. share: who attacks which of
+    an attack's batches, which do not depend on each other. Raises UsageError for another evaluation's state.
     """
     names = _attacks_of(version, attacks)
     budget = Budget(steps=steps or 100, queries=queries or 5000, draws=20 if version == "rand" else 1)
@@ -237,7 +248,7 @@ def autoattack(
         state={} if state is None else state,
         keep=keep_images,
     )
-    loop.run(on_chunk)
+    loop.run(on_chunk, share)
     return loop.result()
 
 

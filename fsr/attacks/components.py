@@ -46,6 +46,15 @@ class Log:
         points = re.search(r"there are (\d+) points with zero gradient", text)
         self.zero_gradient_points += int(points.group(1)) if points else 0
 
+    def found(self) -> dict:
+        """What it holds, JSON-able."""
+        return {"messages": self.flags, "zero_gradient_points": self.zero_gradient_points}
+
+    def join(self, found: dict) -> None:
+        """Take over what another log `found`."""
+        self.flags = {**found["messages"], **self.flags}  # the first message of a flag stays
+        self.zero_gradient_points += found["zero_gradient_points"]
+
     def debug(self, message: str) -> None:
         """Dropped."""
 

@@ -17,6 +17,7 @@ from fsr.attacks.losses import Loss, Net
 from fsr.attacks.unmask import Averaged, Guarded, Softened
 from fsr.audit.judge import Judge, is_randomised, own_randomness
 from fsr.errors import UsageError
+from fsr.hardware import exact_float32, quick_float32
 
 log = logging.getLogger("fsr")
 
@@ -132,6 +133,11 @@ class Case:
         with own_randomness(self.seed, x.device):
             return distill(self.steady, x, classes=self.classes, eps=self.eps, seed=self.seed, **self.budget.student)
 
+    @cached_property
+    def quick(self) -> bool:
+        """Is there a quicker and less exact float32 to craft in?"""
+        return self.x.is_cuda
+
     @property
     def draws(self) -> int:
         """Passes per gradient of the attacks that are not about the noise."""
@@ -177,11 +183,39 @@ class Case:
         for name, craft in attacks:
             correct = alive.clone()
             for rows in self.parts(correct):
-                correct[rows] = self.judge.correct(craft(self.x[rows], self.y[rows], rows), rows)
+                correct[rows] = self._kept(craft, rows)
             outcomes[name] = correct
             alive = correct if together else self.clean
             log.debug("audit: %s leaves %d of %d", name, int(correct.sum()), len(correct))
         return outcomes
+
+    def _kept(self, craft: Craft, rows: Tensor) -> Tensor:
+        """Which of these images are right after an attack, (M,) bool.
+
+        Crafted in TensorFloat-32 where the GPU has it, judged without it. An attack may have stopped where only the
+        quick network erred: there it goes on in exact float32.
+        """
+        with quick_float32():
+            x_adv = craft(self.x[rows], self.y[rows], rows)
+            fooled = ~self.judge.correct(x_adv, rows, exact=False) if self.quick else None
+        kept = self.judge.correct(x_adv, rows)
+        if fooled is not None and (again := kept & fooled).any():
+            few = rows[again]
+            kept[again] = self.judge.correct(craft(self.x[few], self.y[few], few), few)
+        return kept
+
+
+class Exact(nn.Module):
+    """A network that is computed without TensorFloat-32 wherever it is asked."""
+
+    def __init__(self, net: Net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, C, H, W) to logits (N, K)."""
+        with exact_float32():
+            return self.net(x)
 
 
 def private_copy(model: nn.Module) -> nn.Module:

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -47,15 +47,18 @@ class Judge:
         self.model, self.x, self.y, self.eps, self.draws, self.seed = model, x, y, eps, draws, seed
 
     @torch.no_grad()
-    def scores(self, x: Tensor) -> Tensor:
+    def scores(self, x: Tensor, exact: bool = True) -> Tensor:
         """Logits, or the mean softmax over the draws of a randomised model, (N, K)."""
-        with own_randomness(self.seed, x.device), exact_float32():
+        with own_randomness(self.seed, x.device), exact_float32() if exact else nullcontext():
             if self.draws == 1:
                 return self.model(x)
             return sum(self.model(x).softmax(dim=1) for _ in range(self.draws)) / self.draws
 
-    def correct(self, x_adv: Tensor, rows: Tensor) -> Tensor:
-        """Still right, (M,) bool; x_adv (M, C, H, W), of the images rows (M,), is first put into ball and [0, 1]."""
+    def correct(self, x_adv: Tensor, rows: Tensor, exact: bool = True) -> Tensor:
+        """Still right, (M,) bool; x_adv (M, C, H, W), of the images rows (M,), is first put into ball and [0, 1].
+
+        exact: without TensorFloat-32; else in whatever is set.
+        """
         clean = self.x[rows]
         x_adv = torch.where(torch.isfinite(x_adv), x_adv, clean).to(clean.dtype)
-        return ~errs(self.scores(project_linf(x_adv, clean, self.eps)), self.y[rows])
+        return ~errs(self.scores(project_linf(x_adv, clean, self.eps), exact), self.y[rows])

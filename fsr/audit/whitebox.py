@@ -10,8 +10,9 @@ from fsr.attacks.ascent import ascend, differentiated, lead, of, scale_free
 from fsr.attacks.gradient import fgsm, multi_targeted, pgd, random_noise
 from fsr.attacks.losses import Loss, cross_entropy, dlr, margin
 from fsr.attacks.unmask import estimated
-from fsr.audit.case import Case, Craft
+from fsr.audit.case import Case, Craft, Exact
 from fsr.audit.result import Findings
+from fsr.hardware import quick_float32
 
 
 def scaled_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -41,18 +42,20 @@ def protocol(case: Case) -> Findings:
 def autoattack(case: Case) -> Findings:
     """AutoAttack standard with its own flags; fewer than four classes leave out the targeted APGD."""
     kinds = ("apgd-ce", "apgd-t", "fab-t", "square") if case.classes >= 4 else ("apgd-ce", "fab-t", "square")
-    result = auto.autoattack(
-        case.net,
-        case.x,
-        case.y,
-        eps=case.eps,
-        version="custom",
-        attacks=kinds,
-        seed=case.seed,
-        batch=case.batch,
-        judge=case.steady if case.randomised else None,
-        **case.budget.autoattack,
-    )
+    judge = case.steady if case.randomised else Exact(case.net) if case.quick else None
+    with quick_float32():
+        result = auto.autoattack(
+            case.net,
+            case.x,
+            case.y,
+            eps=case.eps,
+            version="custom",
+            attacks=kinds,
+            seed=case.seed,
+            batch=case.batch,
+            judge=judge,
+            **case.budget.autoattack,
+        )
     found = case.x if result.x_adv is None else result.x_adv
     return Findings(case.sweep([("standard", lambda x, y, rows: found[rows])], together=False), dict(result.flags))
 

@@ -15,7 +15,8 @@ class Profile:
     place; placements: the other places of T6; seeds: of the pair {AT, AT+FSR}; other_seeds: of every
     other row of T1, T2 and T4 (T5 and T6 are sweeps with seed 0); control_seeds: of T4's two trained controls,
     () for other_seeds; others: plain AT on further backbones
-    with FSR's place there; scope: full, pair (only {AT, AT+FSR}) or smoke (one of each kind).
+    with FSR's place there; scope: full, pair (only {AT, AT+FSR}) or smoke (one of each kind); looked_at: the weights
+    that everything but T1 is about.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Profile:
     stream_images: int | None = None  # T7, F2, F8
     audit_images: int | None = 1000
     audit_budget: str = "full"
+    looked_at: str = "last"
 
 
 def _ci() -> Profile:
@@ -124,7 +126,10 @@ def _headline() -> Profile:
 
 
 def _headline40() -> Profile:
-    """headline's pair on a schedule of the same shape in two fifths of the time."""
+    """headline's pair on a schedule of the same shape in two fifths of the time.
+
+    The EMA weights are looked at: they are the better ones, and the first that AutoAttack was run on.
+    """
     return Profile(
         name="headline40",
         base=for_dataset("cifar10", epochs=40),
@@ -132,6 +137,8 @@ def _headline40() -> Profile:
         scope="pair",
         sweep_images=1000,
         stream_images=2000,
+        audit_budget="quick",
+        looked_at="ema",
     )
 
 

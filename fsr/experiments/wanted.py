@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 
 from fsr.config import Analysis, Evaluation, Run, run_id
 from fsr.experiments import rows
@@ -65,34 +66,39 @@ def has_heads(run: Run) -> bool:
 def _deactivation(profile: Profile, run: Run) -> list[Evaluation]:
     joint = []
     if has_heads(run):
-        joint = [Evaluation(attack="pgd20-joint", images=profile.images)]
+        joint = [Evaluation(attack="pgd20-joint", checkpoint=profile.looked_at, images=profile.images)]
     return _whitebox(profile, run) + joint
 
 
 def _blackbox_columns(profile: Profile) -> dict[str, Evaluation]:
     """T3: which evaluation each column is; transfer's source is part of the column."""
     twin, natural = (run_id(source) for source in rows.surrogates(profile).values())
-    many, few = profile.images, profile.query_images
+    attacked = partial(Evaluation, checkpoint=profile.looked_at)
+    many, few = partial(attacked, images=profile.images), partial(attacked, images=profile.query_images)
     return {
-        "clean": Evaluation(attack="clean", images=many),
-        "transfer-twin": Evaluation(attack="transfer", images=many, surrogate=twin),
-        "transfer-natural": Evaluation(attack="transfer", images=many, surrogate=natural),
-        "di-fgsm": Evaluation(attack="di-fgsm", images=many, surrogate=twin),
-        "ti-fgsm": Evaluation(attack="ti-fgsm", images=many, surrogate=twin),
-        "nattack": Evaluation(attack="nattack", images=few),
-        "square": Evaluation(attack="square", images=few),
+        "clean": many(attack="clean"),
+        "transfer-twin": many(attack="transfer", surrogate=twin),
+        "transfer-natural": many(attack="transfer", surrogate=natural),
+        "di-fgsm": many(attack="di-fgsm", surrogate=twin),
+        "ti-fgsm": many(attack="ti-fgsm", surrogate=twin),
+        "nattack": few(attack="nattack"),
+        "square": few(attack="square"),
     }
 
 
 def columns(profile: Profile, kind: str) -> dict[str, Evaluation]:
-    """The columns of a set's table: metric -> evaluation of `last`; `ensemble` is computed, never run."""
+    """The columns of a set's table: metric -> evaluation; `ensemble` is computed, never run.
+
+    T1 is about `last` (its other weights are rows of their own), every other table about what the profile looks at.
+    """
     if kind == "blackbox":
         return _blackbox_columns(profile)
-    out = {name: Evaluation(attack=name, images=profile.images) for name in (*COLUMNS, "ensemble")}
+    attacked = partial(Evaluation, checkpoint="last" if kind == "whitebox" else profile.looked_at)
+    out = {name: attacked(attack=name, images=profile.images) for name in (*COLUMNS, "ensemble")}
     if kind == "deactivation":
-        out["pgd20-joint"] = Evaluation(attack="pgd20-joint", images=profile.images)
+        out["pgd20-joint"] = attacked(attack="pgd20-joint", images=profile.images)
     if kind in ("whitebox", "deactivation") or profile.autoattack_everywhere:
-        out[profile.autoattack] = Evaluation(attack=profile.autoattack, images=profile.autoattack_images)
+        out[profile.autoattack] = attacked(attack=profile.autoattack, images=profile.autoattack_images)
     return out
 
 
@@ -108,22 +114,23 @@ def _components(profile: Profile, run: Run) -> list[Evaluation]:
     controls = []
     if run in rows.main_rows(profile)[1].runs and (profile.scope != "smoke" or run.seed == 0):
         for name in rows.INTERVENTIONS:
-            plain = _columns(profile, ("last",)) + _strong(profile, run)
-            controls += [replace(e, intervention=name) for e in plain if e.checkpoint == "last"]
+            plain = _columns(profile, (profile.looked_at,)) + _strong(profile, run)
+            controls += [replace(e, intervention=name) for e in plain if e.checkpoint == profile.looked_at]
     return _columns(profile, checkpoints(profile, run)) + _strong(profile, run) + controls
 
 
 def _sweep(profile: Profile, run: Run) -> list[Evaluation]:
-    return _columns(profile, ("last",)) + [e for e in _strong(profile, run) if e.checkpoint == "last"]
+    kind = profile.looked_at
+    return _columns(profile, (kind,)) + [e for e in _strong(profile, run) if e.checkpoint == kind]
 
 
 def _strength(profile: Profile, run: Run) -> list[Evaluation]:
-    images, smoke = profile.sweep_images, profile.scope == "smoke"
-    factors, steps = (EPS_FACTORS[1::3], STEPS[:5:2]) if smoke else (EPS_FACTORS, STEPS)
+    factors, steps = (EPS_FACTORS[1::3], STEPS[:5:2]) if profile.scope == "smoke" else (EPS_FACTORS, STEPS)
+    attacked = partial(Evaluation, checkpoint=profile.looked_at, images=profile.sweep_images)
     return [
-        Evaluation(attack="clean", images=images),
-        *(Evaluation(attack="pgd20", images=images, eps=round(factor * run.eps, 6)) for factor in factors),
-        *(Evaluation(attack="pgd20", images=images, steps=count) for count in steps),
+        attacked(attack="clean"),
+        *(attacked(attack="pgd20", eps=round(factor * run.eps, 6)) for factor in factors),
+        *(attacked(attack="pgd20", steps=count) for count in steps),
     ]
 
 
@@ -146,7 +153,7 @@ EVALUATIONS = {
 
 def _cost(profile: Profile, run: Run) -> list[Analysis]:
     wanted = run.seed == 0 and run.method == "at" and (run.module is None or run.fsr is not None)
-    return [Analysis(kind="cost")] if wanted else []
+    return [Analysis(kind="cost", checkpoint=profile.looked_at)] if wanted else []
 
 
 def _masks(profile: Profile, run: Run) -> list[Analysis]:
@@ -159,7 +166,9 @@ def _masks(profile: Profile, run: Run) -> list[Analysis]:
 def _streams(profile: Profile, run: Run) -> list[Analysis]:
     """T7 and F3 for every seed; F1, F2 and F8 show seed 0 only."""
     images = profile.stream_images
-    out = [Analysis(kind="streams", checkpoint=kind, images=images) for kind in ("last", "ema")]
+    out = [
+        Analysis(kind="streams", checkpoint=kind, images=images) for kind in dict.fromkeys((profile.looked_at, "ema"))
+    ]
     if run.seed == 0:
         out.append(Analysis(kind="masks", checkpoint="ema", images=images))
         out.append(Analysis(kind="maps", checkpoint="ema", images=8))
@@ -170,7 +179,8 @@ def _streams(profile: Profile, run: Run) -> list[Analysis]:
 def _audit(profile: Profile, run: Run) -> list[Analysis]:
     if all(run not in row.runs for row in rows.strength(profile)):
         return []  # the twin that the audit of AT transfers from
-    return [Analysis(kind="audit", images=profile.audit_images, budget=profile.audit_budget)]
+    audit = partial(Analysis, kind="audit", checkpoint=profile.looked_at)
+    return [audit(images=profile.audit_images, budget=profile.audit_budget)]
 
 
 ANALYSES = {"whitebox": _cost, "settings": _masks, "streams": _streams, "audit": _audit}

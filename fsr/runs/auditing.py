@@ -27,15 +27,15 @@ def _planned_together(run: Run, twin: Run) -> bool:
     return any({run, twin} <= set(sets["all"]) for sets in experiments.SETS.values())
 
 
-def train_twin(run: Run, options: Options) -> None:
+def train_twin(run: Run, checkpoint: str, options: Options) -> None:
     """Have the weights of a planned twin here before an audit begins: their training is not part of its time."""
     twin = twin_of(run)
-    if _planned_together(run, twin) and not has_weights(twin, "last"):
-        load_model(twin, "last", options)
+    if _planned_together(run, twin) and not has_weights(twin, checkpoint):
+        load_model(twin, checkpoint, options)
 
 
-def surrogate_of(run: Run, options: Options):
-    """(run id, digest, network) of the twin's `last`, trained first where a profile plans both.
+def surrogate_of(run: Run, checkpoint: str, options: Options):
+    """(run id, digest, network) of the twin's same checkpoint, trained first where a profile plans both.
 
     Nones, and a warning, for a run outside every plan whose twin is not trained: its record then says so.
     """
@@ -48,8 +48,8 @@ def surrogate_of(run: Run, options: Options):
             run_id(twin),
         )
         return None, None, None
-    model = load_model(twin, "last", options)
-    return run_id(twin), digest_of(weights_path(twin, "last")), model
+    model = load_model(twin, checkpoint, options)
+    return run_id(twin), digest_of(weights_path(twin, checkpoint)), model
 
 
 def _plain(value):
@@ -74,7 +74,7 @@ def audit_run(run: Run, analysis: Analysis, model, data: Data, options: Options)
     from fsr.audit import GROUPS, audit  # a room of its own size: training and plain evaluation do without it
 
     x, y, index = part_of_test(data, analysis.images)
-    twin, twin_digest, surrogate = surrogate_of(run, options)
+    twin, twin_digest, surrogate = surrogate_of(run, analysis.checkpoint, options)
     identity = {"weights": digest_of(weights_path(run, analysis.checkpoint)), "images": len(y)}
     identity |= {"twin": twin, "twin_weights": twin_digest}
     path = partial_path(run, analysis)
@@ -111,6 +111,7 @@ def audit_run(run: Run, analysis: Analysis, model, data: Data, options: Options)
         "surrogate": twin,
         "twin_weights": twin_digest,
         "budget": budget,
+        "crafting": "tf32" if options.torch_device.type == "cuda" else "float32",
     }
     arrays = {"index": index.numpy().astype(np.int32), "worst_case": result.worst_case.numpy()}
     arrays |= {f"group_{name}": kept.numpy() for name, kept in result.groups.items()}

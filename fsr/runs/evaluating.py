@@ -8,6 +8,7 @@ import torch
 
 from fsr import experiments, hardware, paths, store
 from fsr.analyse import analyse
+from fsr.attacks.auto import Share, alone
 from fsr.config import Analysis, Evaluation, Run, run_id
 from fsr.data import part_of_test
 from fsr.evaluate import Progress, batch_size, survives
@@ -37,17 +38,20 @@ def _surrogate(evaluation: Evaluation, options: Options):
     return model, digest_of(weights_path(source, "last"))
 
 
-def ensure_evaluated(run: Run, evaluation: Evaluation, options: Options | None = None) -> None:
-    """Evaluate unless the record is there; goes on after the last chunk of a stopped call."""
+def ensure_evaluated(run: Run, evaluation: Evaluation, options: Options | None = None, share: Share = alone) -> None:
+    """Evaluate unless the record is there; goes on after the last chunk of a stopped call.
+
+    share: who attacks which of AutoAttack's batches, see `fsr.attacks.autoattack`.
+    """
     options = options or Options()
     if store.has_eval(run, evaluation):
         _partial(run, evaluation).unlink(missing_ok=True)  # of a call that was killed right after its record
         return
-    source = _surrogate(evaluation, options)
+    surrogate, digest = _surrogate(evaluation, options)
     with locked(run, options, store.eval_path(run, evaluation).stem):
         if not store.has_eval(run, evaluation):
             with memory_explained(run):
-                _evaluate(run, evaluation, options, *source)
+                _evaluate(run, evaluation, options, surrogate, digest, share)
 
 
 def _any_batch_size() -> None:
@@ -55,13 +59,28 @@ def _any_batch_size() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def _evaluate(run: Run, evaluation: Evaluation, options: Options, surrogate, surrogate_digest: str | None) -> None:
+def _evaluate(run: Run, evaluation: Evaluation, options: Options, surrogate, surrogate_digest: str | None, share):
     provenance()  # of the code as it was loaded, not as it lies there when all is done
     with locked(run, options):
         identity = {"weights": ensure_weights(run, evaluation.checkpoint, options)}
     if surrogate_digest is not None:
         identity["surrogate_weights"] = surrogate_digest
     options.check()
+    progress, index = _survived(run, evaluation, options, identity, surrogate, share)
+    extra = {**identity, "seconds": round(progress.seconds, 3), "flips": progress.flips}
+    extra |= {"hardware": hardware.describe(options.torch_device), "precision": run.precision}
+    extra["crafting"] = progress.crafting
+    if progress.flags:
+        extra["flags"] = progress.flags
+    store.save_eval(run, evaluation, index.numpy(), progress.correct, after=progress.after, **extra)
+    _partial(run, evaluation).unlink(missing_ok=True)  # a stopped call's scratch file; the record is whole now
+
+
+def _survived(run: Run, evaluation: Evaluation, options: Options, identity: dict, surrogate, share: Share, keep=True):
+    """(Progress at the end, places of the images in the test set), from wherever the scratch file stands.
+
+    keep: write that file, which one process alone may do.
+    """
     device = options.torch_device
     resumes = {"batch": batch_size(device, evaluation)}  # AutoAttack's state of one device is of no use on another
     _any_batch_size()
@@ -74,7 +93,7 @@ def _evaluate(run: Run, evaluation: Evaluation, options: Options, surrogate, sur
         nonlocal saved
         options.report(run_id(run), f"{evaluation.checkpoint} {evaluation.attack_id}", progress.done, len(y))
         stopping = options.interrupted() or options.late()
-        if progress.done < len(y) and (stopping or time.monotonic() - saved > SAVE_SECONDS):
+        if keep and progress.done < len(y) and (stopping or time.monotonic() - saved > SAVE_SECONDS):
             save_json(path, {**identity, **resumes, "progress": asdict(progress)})
             saved = time.monotonic()
         if progress.done < len(y):
@@ -82,13 +101,13 @@ def _evaluate(run: Run, evaluation: Evaluation, options: Options, surrogate, sur
 
     switches = {name: on for name, on in options.switches if name != "update"}
     call = {"run": run, "evaluation": evaluation, "surrogate": surrogate, "switches": switches, "check": options.check}
-    progress = survives(model, x, y, index, progress=progress, on_chunk=on_chunk, **call)
-    extra = {**identity, "seconds": round(progress.seconds, 3), "flips": progress.flips}
-    extra |= {"hardware": hardware.describe(device), "precision": run.precision, "crafting": progress.crafting}
-    if progress.flags:
-        extra["flags"] = progress.flags
-    store.save_eval(run, evaluation, index.numpy(), progress.correct, after=progress.after, **extra)
-    path.unlink(missing_ok=True)  # a stopped call's scratch file; the record is whole now
+    return survives(model, x, y, index, progress=progress, on_chunk=on_chunk, share=share, **call), index
+
+
+def lend_hand(run: Run, evaluation: Evaluation, options: Options, share: Share) -> None:
+    """Attack this process's share of AutoAttack's batches for another one, which records what came of them all."""
+    identity = {"weights": digest_of(weights_path(run, evaluation.checkpoint))}
+    _survived(run, evaluation, options, identity, None, share, keep=False)
 
 
 def _look(run: Run, analysis: Analysis, model, data, options: Options, digest: str) -> tuple[dict, dict]:
@@ -115,7 +134,7 @@ def ensure_analysed(run: Run, analysis: Analysis, options: Options | None = None
         options.check()
         options.report(run_id(run), f"{analysis.checkpoint} {analysis.kind}", 0, 1)
         if analysis.kind == "audit":
-            train_twin(run, options)
+            train_twin(run, analysis.checkpoint, options)
         model, data = load_model(run, analysis.checkpoint, options), data_of(run, options.torch_device)
         started = time.monotonic()
         with memory_explained(run):

@@ -9,6 +9,7 @@ from fsr.config import FSRSpec, Run, for_dataset, run_id
 from fsr.errors import UsageError
 from fsr.experiments import NEEDS, NOTEBOOKS, PROFILES, ROWS, SETS, cost
 from fsr.runs.auditing import twin_of
+from fsr.tables import measure
 
 KINDS = {"all", "audit", "blackbox", "components", "deactivation", "placement", "settings", "streams", "strength",
          "whitebox"}  # fmt: skip
@@ -208,3 +209,19 @@ def test_larger_profiles_attack_every_row_of_t4_to_t6_with_autoattack(profile):
         for row in ROWS[profile][kind]:
             asked = experiments.evaluations(profile, kind, row.runs[0])
             assert experiments.rows.replace(wanted, intervention=row.intervention) in asked
+
+
+def test_headline40_looks_at_its_ema_weights_and_claims_stay_about_the_last():
+    """Its tables, sentences and figures but T1; what decides a claim was fixed before, as `last`."""
+    plain, both = experiments.main_pair("headline40")
+    for kind in ("deactivation", "blackbox", "settings", "strength"):
+        asked = [e for run in (plain, both) for e in experiments.evaluations("headline40", kind, run)]
+        assert "ema" in {e.checkpoint for e in asked}
+        assert {e.checkpoint for e in experiments.columns("headline40", kind).values()} == {"ema"}
+    controls = [e for e in experiments.evaluations("headline40", "components", both) if e.intervention]
+    assert {e.checkpoint for e in controls} == {"ema"}
+    assert {a.checkpoint for a in experiments.analyses("headline40", "all", both)} == {"ema"}
+    for metric in ("autoattack", "ensemble"):
+        assert measure.column("headline40", metric).checkpoint == "last"
+    for name in set(experiments.PROFILES) - {"headline40"}:
+        assert {e.checkpoint for e in experiments.columns(name, "whitebox").values()} == {"last"}

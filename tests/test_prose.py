@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from synthetic_records import made_up_root, write_all
 
-from fsr import experiments, prose, store, tables
+from fsr import experiments, plots, prose, store, tables
 from fsr.prose.robustness import NOTHING, PUZZLE
 from fsr.prose.text import difference, points
 
@@ -83,6 +84,23 @@ def test_attacks_that_really_disagree_are_said_to(root):
     assert PUZZLE in prose.whitebox("demo")
 
 
+def test_two_trainings_of_one_row_are_not_said_to_disagree_and_f7_names_them(root):
+    """As above, but AutoAttack saw another training of AT + FSR: nothing follows from what the two say."""
+    plain, both = experiments.main_pair("demo")
+    right = {plain: (60, 70), both: (40, 90)}
+    for run, (strong, weak) in right.items():
+        store.save_config(run)
+        for name, evaluation in experiments.columns("demo", "whitebox").items():
+            if name != "ensemble":
+                images, hard = np.arange(evaluation.images or 500), name == "autoattack"
+                digest = "second" if run == both and hard else "first"
+                store.save_eval(run, evaluation, images, images < (strong if hard else weak), weights=digest)
+    said = prose.whitebox("demo")
+    assert "AutoAttack **−20.0 points**" in said and PUZZLE not in said and "On AutoAttack's" not in said
+    foot = "\n".join(t.get_text() for t in plots.gains("demo").findobj(Text))
+    assert "trained again between two columns, so do not compare its columns: AT + FSR" in foot
+
+
 def test_a_network_that_stands_in_every_sweep_counts_once(root):
     """The default is a row of each sweep of T5 and of T6, and compared with none of itself."""
     run = experiments.main_pair("demo")[1]
@@ -91,7 +109,7 @@ def test_a_network_that_stands_in_every_sweep_counts_once(root):
     other = next(row for row in experiments.ROWS["demo"]["settings"] if row.name == "tau = 0.5").runs[0]
     columns(other, "demo", "settings", 410)
     said = prose.settings("demo")
-    assert said.startswith("Against the default setting and place, Ensemble, seed 0, one training each, last epoch:")
+    assert said.startswith("Against the default setting and place, Ensemble, seed 0, one training each, last weights:")
     assert "- tau = 0.5: **+2.0 points**" in said and "tau = 0.1" not in said and "1 comparisons" not in said
     other = next(row for row in experiments.ROWS["demo"]["placement"] if row.name == "layer1").runs[0]
     columns(other, "demo", "placement", 399)

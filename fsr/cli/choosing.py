@@ -48,7 +48,8 @@ def planned(profile: str, which: str, *, train_only: bool = False) -> list:
         return runs.missing(profile, (which,), train_only=train_only)
     if chosen[0] in experiments.SETS[profile]["all"]:
         return [task for task in runs.missing(profile, train_only=train_only) if task.name == which]
-    columns = [e for e in experiments.columns(profile, "whitebox").values() if e.attack != "ensemble"]
+    known = experiments.columns(profile, "whitebox").values()
+    columns = [replace(e, checkpoint="last") for e in known if e.attack != "ensemble"]
     if _test_images(chosen[0]) is None:  # a folder of any size
         columns = [replace(e, images=None) for e in columns]
     task = runs.Task(run=chosen[0], evaluations=() if train_only else tuple(columns))

@@ -89,11 +89,11 @@ def _blackbox_columns(profile: Profile) -> dict[str, Evaluation]:
 def columns(profile: Profile, kind: str) -> dict[str, Evaluation]:
     """The columns of a set's table: metric -> evaluation; `ensemble` is computed, never run.
 
-    T1 is about `last` (its other weights are rows of their own), every other table about what the profile looks at.
+    Of the weights that the profile looks at; T1 has a row of its own for the others.
     """
     if kind == "blackbox":
         return _blackbox_columns(profile)
-    attacked = partial(Evaluation, checkpoint="last" if kind == "whitebox" else profile.looked_at)
+    attacked = partial(Evaluation, checkpoint=profile.looked_at)
     out = {name: attacked(attack=name, images=profile.images) for name in (*COLUMNS, "ensemble")}
     if kind == "deactivation":
         out["pgd20-joint"] = attacked(attack="pgd20-joint", images=profile.images)

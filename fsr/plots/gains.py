@@ -9,6 +9,7 @@ from matplotlib.lines import Line2D
 from fsr import experiments
 from fsr.experiments import Row
 from fsr.plots import readings, style, words
+from fsr.tables.frame import Sources
 
 MARKS = {"at": ("o", style.BLUE), "trades": ("s", style.GREEN), "mart": ("D", style.PURPLE)}
 
@@ -90,9 +91,21 @@ def gains(profile: str) -> Figure:
         handles.append(Line2D([], [], marker="|", color=style.GREY, linestyle="", label="one seed of several"))
     if handles:
         fig.legend(handles=handles, loc="outside upper center", ncols=len(handles))
-    told = f"right of zero: better with FSR; last epoch; bars: paired 95 % interval over {_images(profile)}"
+    told = f"right of zero: better with FSR; {readings.weights(profile)}; bars: paired 95 % interval over "
+    told += _images(profile) + _twice(profile, shown)
     style.foot(fig, told + (f"\nnot run: {'; '.join(sorted(left_out))}" if left_out else ""))
     return fig
+
+
+def _twice(profile: str, rows: list[Row]) -> str:
+    """Which rows' columns are of two trainings, on a line of its own; nothing where none is."""
+    found = []
+    for row in rows:
+        sources = Sources()
+        for attack in readings.columns(profile):
+            readings.gain(profile, row, attack, sources=sources)
+        found += [words.method(row.runs[0].label)] if sources.mixed() else []
+    return f"\ntrained again between two columns, so do not compare its columns: {', '.join(found)}" if found else ""
 
 
 def _images(profile: str) -> str:

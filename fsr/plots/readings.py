@@ -6,7 +6,8 @@ from fsr import experiments, statistics, store
 from fsr.config import Evaluation, Run
 from fsr.experiments import Row
 from fsr.store import Outcome
-from fsr.tables import cells
+from fsr.tables import cells, names
+from fsr.tables.frame import Sources
 
 
 def rows(profile: str, kind: str) -> tuple[Row, ...]:
@@ -20,6 +21,16 @@ def columns(profile: str) -> tuple[str, ...]:
     return (*experiments.COLUMNS, "ensemble", experiments.profile_of(profile).autoattack)
 
 
+def looked_at(profile: str) -> str:
+    """The checkpoint that figures and sentences are about."""
+    return experiments.profile_of(profile).looked_at
+
+
+def weights(profile: str) -> str:
+    """The same in words: last weights, EMA weights."""
+    return names.WEIGHTS[looked_at(profile)]
+
+
 def images(profile: str, attack: str) -> int | None:
     """How many test images this profile gives an attack; None for all of them."""
     chosen = experiments.profile_of(profile)
@@ -27,11 +38,11 @@ def images(profile: str, attack: str) -> int | None:
 
 
 def outcome(
-    profile: str, run: Run, attack: str, checkpoint: str = "last", intervention: str | None = None
+    profile: str, run: Run, attack: str, checkpoint: str | None = None, intervention: str | None = None
 ) -> Outcome | None:
-    """Per-sample outcomes of a column on a run, or None when it was not run."""
-    count = images(profile, attack)
-    return cells.outcome(run, Evaluation(attack=attack, checkpoint=checkpoint, images=count, intervention=intervention))
+    """Per-sample outcomes of a column on a run, or None when it was not run; by default of the looked-at weights."""
+    chosen = Evaluation(attack=attack, checkpoint=checkpoint or looked_at(profile), images=images(profile, attack))
+    return cells.outcome(run, cells.at(chosen, chosen.checkpoint, intervention))
 
 
 def analysis(profile: str, run: Run, kind: str, checkpoint: str | None = None) -> tuple[dict, dict] | None:
@@ -64,10 +75,12 @@ class Gain:
     images: int
 
 
-def gain(profile: str, row: Row, attack: str, checkpoint: str = "last") -> Gain | None:
+def gain(
+    profile: str, row: Row, attack: str, checkpoint: str | None = None, sources: Sources | None = None
+) -> Gain | None:
     """The row against the same runs without FSR, the very number of T1; None unless one pair of seeds is complete."""
-    evaluation = Evaluation(attack=attack, checkpoint=checkpoint, images=images(profile, attack))
-    cell = cells.gain(row.runs, row.plain, evaluation)
+    evaluation = Evaluation(attack=attack, checkpoint=checkpoint or looked_at(profile), images=images(profile, attack))
+    cell = cells.gain(row.runs, row.plain, evaluation, sources=sources)
     if cell["value"] is None:
         return None
     return Gain(cell["value"], cell["low"], cell["high"], tuple(cell["per_seed"]), cell["n"])

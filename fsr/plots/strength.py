@@ -68,5 +68,5 @@ def attack_strength(profile: str) -> Figure:
     least = min((a.n for axis in ("eps", "steps") for _, a in sweep(profile, run, axis)), default=None)
     count = "" if least is None else f", {least:,} images"
     told = "bands: 95 %; dotted: the usual eps; right: axis cut"
-    style.foot(fig, f"step 0.1 eps, no random start, seed 0, last epoch{count}; {told}")
+    style.foot(fig, f"step 0.1 eps, no random start, seed 0, {readings.weights(profile)}{count}; {told}")
     return fig

@@ -73,7 +73,7 @@ def _panel(ax: Axes, profile: str, rows: list[Row]) -> None:
 
 @style.styled
 def sweeps(profile: str) -> Figure:
-    """F4: T5's and T6's runs as curves, seed 0, last epoch, 95 % intervals; dashed lines: the same run without FSR."""
+    """F4: T5's and T6's runs as curves, seed 0, 95 % intervals; dashed lines: the same run without FSR."""
     groups: dict[str, list[Row]] = {axis: [] for axis in AXES}
     for row in (*readings.rows(profile, "settings"), *readings.rows(profile, "placement")):
         groups[str(row.axis)].append(row)
@@ -89,6 +89,7 @@ def sweeps(profile: str) -> Figure:
         fig.legend(*shown[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(LINES))
         images = readings.images(profile, "pgd20")
         count = "all test images" if images is None else f"{images:,} test images"
-        told = f"seed 0, last epoch, {count}; bars: 95 % intervals; dashed: plain AT; a place is a stage's number"
+        told = f"seed 0, {readings.weights(profile)}, {count}; bars: 95 % intervals; dashed: plain AT; "
+        told += "a place is a stage's number"
         style.foot(fig, told)
     return fig

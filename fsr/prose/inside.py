@@ -195,7 +195,7 @@ def audit(profile: str) -> Prose:
         lines.append(f"{text}, **{percent(worst)} %** in the worst case: {points(worst - protocol)} {lost}.")
     if not lines:
         return Prose(NOTHING)
-    where = f"Seed {experiments.main_pair(profile)[0].seed}, last weights, {_budgets(numbers)} budget:"
+    where = f"Seed {experiments.main_pair(profile)[0].seed}, {readings.weights(profile)}, {_budgets(numbers)} budget:"
     note = (
         "FSR is given more attacks than AT (on its mask, its noise, its auxiliary logits and from its own twins), and "
         "the lowest of more attacks is never higher: only a clear difference would say that the protocol's attacks had "

@@ -1,6 +1,6 @@
 """What T1 to T6 say, in words."""
 
-from fsr import experiments
+from fsr import experiments, store
 from fsr.config import Evaluation, Run
 from fsr.experiments import Row
 from fsr.plots import readings, words
@@ -12,11 +12,17 @@ NOTHING = "Nothing of this has been run yet, so there is nothing to say."
 NO_MASKING = "No sign of masked gradients, as far as these attacks on these images can tell."
 SOME_MASKING = "A few such images are normal: the attacks start differently. Many would be a sign of masked gradients."
 AGAINST_FULL = (
-    "Each against AT + FSR, Ensemble, last epoch. A control that does as well speaks against the method; *no "
+    "Each against AT + FSR, Ensemble, {}. A control that does as well speaks against the method; *no "
     "difference shown* does not mean as well: the interval says how much could be hidden."
 )
 PROTOCOL = "These lines are of the authors' protocol, which a mask that hides gradients can flatter."
 PUZZLE = "AutoAttack and Ensemble disagree about the sign: do not rank by the weaker attacks."
+
+
+def _trained_twice(run: Run, *evaluations: Evaluation) -> bool:
+    """Are these columns of two trainings that ended in different weights?"""
+    parts = [found for e in evaluations if (found := cells.outcome(run, e)) is not None]
+    return len(parts) > 1 and not store.same_weights(parts)
 
 
 def _gain(row: Row, plain: tuple[Run, ...], evaluation: Evaluation) -> dict | None:
@@ -42,9 +48,9 @@ def _gains_of(profile: str, kind: str, row: Row, plain: tuple[Run, ...], label: 
 
 def _on_the_same_images(profile: str, kind: str, row: Row, plain: tuple[Run, ...], found: dict[str, dict]) -> list[str]:
     """Ensemble's gain on AutoAttack's images, where those are fewer; and whether the two then really disagree."""
-    if len(found) < 2:
-        return []
     ensemble, strong = _strong(profile, kind).values()
+    if len(found) < 2 or any(_trained_twice(run, ensemble, strong) for run in (*row.runs, *plain)):
+        return []  # two networks of one run can disagree about anything
     same, judge = cells.gain(row.runs, plain, ensemble, within=strong), list(found.values())[1]
     if same["value"] is None:
         return []
@@ -55,7 +61,7 @@ def _on_the_same_images(profile: str, kind: str, row: Row, plain: tuple[Run, ...
 
 
 def whitebox(profile: str) -> Prose:
-    """T1 and F7 in words: what FSR adds to each method, last epoch."""
+    """T1 and F7 in words: what FSR adds to each method."""
     found = []
     for row in readings.gain_rows(profile):
         run = row.runs[0]
@@ -65,7 +71,7 @@ def whitebox(profile: str) -> Prose:
     lines = [line for line in found if line]
     if not lines:
         return Prose(NOTHING)
-    return Prose.of("What FSR adds, last epoch:", "\n".join(lines), budget(profile))
+    return Prose.of(f"What FSR adds, {readings.weights(profile)}:", "\n".join(lines), budget(profile))
 
 
 def deactivation(profile: str) -> Prose:
@@ -131,7 +137,7 @@ def blackbox(profile: str) -> Prose:
 
 def _lost(profile: str, row: Row) -> list[str]:
     """That a row's networks learnt nothing, where they did."""
-    clean = cells.at(experiments.columns(profile, "components")["clean"], "last", row.intervention)
+    clean = cells.at(experiments.columns(profile, "components")["clean"], readings.looked_at(profile), row.intervention)
     cell = cells.accuracy(row.runs, clean, Sources())
     return ["It is no better than guessing, even without an attack."] * cells.guesses(
         cell.get("low"), row.runs[0].dataset
@@ -145,7 +151,7 @@ def components(profile: str) -> Prose:
     ensemble = experiments.columns(profile, "components")["ensemble"]
     lines, good = [], []
     for row in (rows[0], *rows[2:]):
-        here = cells.at(ensemble, "last", row.intervention)
+        here = cells.at(ensemble, ensemble.checkpoint, row.intervention)
         found = cells.gain(row.runs, full.runs, here, ensemble)
         if found["value"] is not None:
             lines.append(" ".join([f"- {row.name}: {difference(found)}.", *_lost(profile, row)]))
@@ -154,7 +160,7 @@ def components(profile: str) -> Prose:
     if not lines:
         return Prose(NOTHING)
     told = f"No lower than AT + FSR here: {', '.join(good)}." if good else None
-    return Prose.of(AGAINST_FULL, "\n".join(lines), told, PROTOCOL, budget(profile))
+    return Prose.of(AGAINST_FULL.format(readings.weights(profile)), "\n".join(lines), told, PROTOCOL, budget(profile))
 
 
 def settings(profile: str) -> Prose:
@@ -172,6 +178,7 @@ def settings(profile: str) -> Prose:
     lines = [f"- {name}: {difference(cell)}." for name, cell in told.items() if "no difference" not in difference(cell)]
     same = [name for name, cell in told.items() if "no difference" in difference(cell)]
     lines += [f"- no difference shown: {', '.join(same)}."] if same else []
-    lead = f"Against the default setting and place, Ensemble, seed {default.seed}, one training each, last epoch:"
+    lead = f"Against the default setting and place, Ensemble, seed {default.seed}, one training each, "
+    lead += readings.weights(profile) + ":"
     note = f"{len(told)} comparisons: of twenty without any effect one would look like one." if len(told) > 1 else None
     return Prose.of(lead, "\n".join(lines), note, PROTOCOL, budget(profile))

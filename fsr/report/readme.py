@@ -69,7 +69,7 @@ def _against_full(profile: str) -> dict[str, str]:
     full = next(row for row in rows if row.name == ROWS[1])
     wanted, found = experiments.columns(profile, "components")["ensemble"], {}
     for row in rows:
-        cell = cells.gain(row.runs, full.runs, cells.at(wanted, "last", row.intervention), wanted)
+        cell = cells.gain(row.runs, full.runs, cells.at(wanted, wanted.checkpoint, row.intervention), wanted)
         found[row.name] = _text(cell, True)
     return found | {ROWS[1]: "", ROWS[2]: ""}
 
@@ -120,7 +120,7 @@ def _same_images(profile: str) -> str | None:
 def _table(profile: str, frame: pd.DataFrame) -> tuple[list[str], list[str]]:
     """Markdown lines, a row per row of ROWS that was run, and the names of those that are planned and were not."""
     planned = {row.name for row in experiments.ROWS[profile]["components"]}
-    heads = ["last weights", "seeds", *_heads(frame), AGAINST]
+    heads = [names.WEIGHTS[experiments.profile_of(profile).looked_at], "seeds", *_heads(frame), AGAINST]
     lines, against, left_out = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"], _against_full(profile), []
     for row in ROWS:
         here = frame[frame["row"] == row].drop_duplicates("metric", keep="last")
@@ -136,11 +136,12 @@ def _table(profile: str, frame: pd.DataFrame) -> tuple[list[str], list[str]]:
 
 
 def results(profile: str) -> str:
-    """A short table of T1's and T4's `last` rows on the main network, and what the audit says, as markdown."""
+    """A short table of T1's and T4's rows on the main network, of one kind of weights, and the audit, as markdown."""
     sources = Sources()
     frame = pd.concat([accuracy.long(name, profile, sources) for name in ("T4", "T1")])
-    made = accuracy.made(frame[frame["checkpoint"] == "last"], profile, sources)
-    frame = frame[(frame["checkpoint"] == "last") & (frame["kind"].isin(["ours", "gain"]))]
+    frame = frame[frame["checkpoint"] == experiments.profile_of(profile).looked_at]
+    made = accuracy.made(frame, profile, sources)
+    frame = frame[frame["kind"].isin(["ours", "gain"])]
     frame = frame[frame["network"] == frame["network"].iloc[0]]
     lines, left_out = _table(profile, frame)
     gap = f"Not run yet: {'; '.join(left_out)}." if left_out else None

@@ -41,7 +41,6 @@ OTHERS = (
     "Transfer, DI-FGSM and TI-FGSM are crafted in float32 on another network than the attacked one: that which the "
     "column names, for DI and TI the AT twin."
 )
-MIXED = "Trained again between two columns, with other weights as a result"
 GUESSING = "No better than guessing, even without an attack"
 SAME_SEEDS = (
     "A gain is over the same seeds: that of a row of one training is over that seed's network, not over the mean row."
@@ -185,13 +184,7 @@ def made(frame: pd.DataFrame, profile: str, sources: Sources) -> list[str]:
     """How the networks and the images of a frame came about, where that matters for reading it, as sentences."""
     crafted = formats.note(profile, sources)
     told = (crafted, _guessing(frame), formats.machines(sources), formats.rounded(sources), formats.unnamed(sources))
-    notes = list(filter(None, told))
-    if mixed := sources.mixed():
-        notes.append(
-            f"{MIXED}: {', '.join(mixed)}. Do not compare columns of such a row with each other; no Ensemble is made "
-            "of both. Move the older evaluations away and `run-all` makes them again."
-        )
-    return notes
+    return list(filter(None, (*told, formats.twice(sources))))
 
 
 def _extra_notes(frame: pd.DataFrame, name: str, profile: str, sources: Sources) -> list[str]:

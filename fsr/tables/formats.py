@@ -7,7 +7,8 @@ from fsr.config import FSRSpec, Run
 from fsr.tables import names
 from fsr.tables.frame import Sources
 
-USUAL = "Attacks are crafted on a bf16 copy and judged in float32; the audit (T9) crafts in float32."
+USUAL = "Attacks are crafted on a bf16 copy and judged in float32; the audit (T9) crafts in float32 or TF32."
+MIXED = "Trained again between two columns, with other weights as a result"
 
 ROUNDED = "Weights rounded to float16 after training and before anything was judged, so that they could travel"
 
@@ -94,3 +95,14 @@ def note(profile: str, sources: Sources) -> str:
     if experiments.profile_of(profile).base.precision != "bf16":
         return ""
     return " ".join(filter(None, (USUAL, exceptions(sources))))
+
+
+def twice(sources: Sources) -> str:
+    """Runs with columns of two trainings that ended in different weights, as a sentence; "" without any."""
+    mixed = sources.mixed()
+    if not mixed:
+        return ""
+    return (
+        f"{MIXED}: {', '.join(mixed)}. Do not compare columns of such a row with each other; no Ensemble is made "
+        "of both. Move the older evaluations away and `run-all` makes them again."
+    )

@@ -45,7 +45,7 @@ def about(
     """The part beside the cells of a table without bold cells."""
     return About(
         id=name, slug=slug, title=title, profile=profile, numbers=numbers,
-        notes=(*notes, *filter(None, [formats.machines(sources), formats.rounded(sources)])),
+        notes=(*notes, *filter(None, [formats.machines(sources), formats.rounded(sources), formats.twice(sources)])),
         runs=tuple(sorted(sources.runs)), commits=tuple(sorted(sources.commits)),
     )  # fmt: skip
 
@@ -190,7 +190,8 @@ def audit(profile: str) -> Table:
     notes = (
         f"Percent of images still right, with 95 % Wilson intervals; budget: {budget} (quick: AutoAttack with 20 steps "
         "and 300 queries, Square alone with 1,000, 40 steps elsewhere; full: AutoAttack standard, Square with 20,000). "
-        "Every attack is crafted in float32, so row 1 is not T1's. A group breaks an image when one of its attacks "
+        "Every attack is crafted in float32 (TF32 on a GPU) and judged in float32, so row 1 is not "
+        "T1's. A group breaks an image when one of its attacks "
         "does; the worst case is over every group and the protocol. FSR is given more attacks: groups 2, 3 and 7, the "
         "joint logits of group 4, and in group 5 its own twins with m = 1 and with R = 0, which a network without FSR "
         "does not have. So compare columns by the worst case, not by these groups. The network with its training "

@@ -62,16 +62,19 @@ def _and(*parts: str) -> str:
     return "; ".join(part for part in parts if part)
 
 
-def _evaluation(profile: str, metric: str, kind: str = "whitebox"):
-    """The column's evaluation; `autoattack` is the profile's own AutoAttack."""
+def column(profile: str, metric: str, kind: str = "whitebox"):
+    """The column's evaluation of the last weights, as claims say, whatever weights the profile looks at.
+
+    `autoattack` is the profile's own AutoAttack.
+    """
     name = experiments.profile_of(profile).autoattack if metric == "autoattack" else metric
-    return experiments.columns(profile, kind)[name]
+    return cells.at(experiments.columns(profile, kind)[name], "last")
 
 
 def gain(profile: str, claim: Claim, sources: Sources) -> Measured:
     """AT + FSR minus AT, seed by seed, in points."""
     row = _rows(profile, "whitebox")["AT + FSR"]
-    evaluation = _evaluation(profile, claim.metric)
+    evaluation = column(profile, claim.metric)
     warned = _warnings(row, Row(name="AT", runs=row.plain), evaluation=evaluation, sources=sources)
     cell = cells.gain(row.runs, row.plain, evaluation)
     ours = _of_seeds(cell.get("per_seed", []))
@@ -131,7 +134,7 @@ def overhead(profile: str, claim: Claim, sources: Sources) -> Measured:
 
 def least_lead(profile: str, kind: str, metric: str, rivals: tuple[str, ...], sources: Sources) -> Measured:
     """The least certain lead of AT + FSR over a set's other rows, in points; every interval must lie above 0."""
-    evaluation = _evaluation(profile, metric, kind)
+    evaluation = column(profile, metric, kind)
     rows = _rows(profile, kind)
     ours = rows["AT + FSR"]
     leads: dict[str, Measured] = {}
@@ -169,8 +172,10 @@ def cues(profile: str, claim: Claim, sources: Sources) -> Measured:
         for probe, part in last.groupby("probe")
         for wide in [part.pivot(index="seed", columns="stream", values="accuracy")]
     }
+    if claim.metric not in steps:
+        return NOTHING
     ours = _of_seeds(list(steps[claim.metric]))
-    learnt = not len(steps["aux"]) or steps["aux"].mean() > 0
+    learnt = "aux" not in steps or not len(steps["aux"]) or steps["aux"].mean() > 0
     caveat = "" if learnt else "the head trained for this step does not show it: the separation was not learnt"
     return replace(ours, why=_and(ours.why, caveat))
 
@@ -187,7 +192,7 @@ def accuracy_of(profile: str, claim: Claim, sources: Sources) -> Measured:
     """
     if not _comparable(profile):
         return Measured(why="another data set or network")
-    row, evaluation = _rows(profile, "whitebox")["AT + FSR"], _evaluation(profile, claim.metric)
+    row, evaluation = _rows(profile, "whitebox")["AT + FSR"], column(profile, claim.metric)
     cells.accuracy(row.runs, evaluation, sources)
     values = [o.accuracy for run in row.runs if (o := cells.outcome(run, evaluation)) is not None]
     ours = _of_seeds(values)

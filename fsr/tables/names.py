@@ -49,6 +49,9 @@ def method(label: str) -> str:
     return " + ".join(METHODS.get(part, part) for part in label.split("+"))
 
 
+WEIGHTS = {"last": "last weights", "best": "best weights", "ema": "EMA weights"}
+
+
 def metric(name: str) -> str:
     """`pgd20` as it is written: PGD-20."""
     return METRICS.get(name, name)

@@ -9,17 +9,16 @@ from fsr.reference import Claim
 from fsr.tables import cells, names
 from fsr.tables.frame import Sources
 from fsr.tables.inside import planned, record_of
-from fsr.tables.measure import NOTHING, Measured, least_lead
+from fsr.tables.measure import NOTHING, Measured, column, least_lead
 from fsr.tables.text import number
 
 
 def unseen(profile: str, claim: Claim, sources: Sources) -> Measured:
     """Of AT + FSR's survivors of Ensemble the share that a query attack breaks, in percent; the larger of the two."""
-    run, columns = experiments.main_pair(profile)[1], experiments.columns(profile, "blackbox")
-    white = cells.outcome(run, experiments.columns(profile, "whitebox")["ensemble"])
-    found = {
-        name: cells.broken_only(run, columns[name], white, sources) if white else None for name in ("nattack", "square")
-    }
+    run = experiments.main_pair(profile)[1]
+    white, queries = cells.outcome(run, column(profile, "ensemble")), ("nattack", "square")
+    asked = {name: column(profile, name, "blackbox") for name in queries}
+    found = {name: cells.broken_only(run, asked[name], white, sources) if white else None for name in queries}
     done = {name: counts for name, counts in found.items() if counts is not None and counts[1]}
     if white is None or not done:
         return NOTHING
@@ -42,7 +41,7 @@ def controls(profile: str, claim: Claim, sources: Sources) -> Measured:
 def _largest_lead(rows: tuple[Row, ...], profile: str, kind: str, claim: Claim, sources: Sources) -> Measured:
     """The largest mean lead of a row over the default, seed by seed, in points."""
     default = next(row for row in experiments.ROWS[profile]["whitebox"] if row.name == "AT + FSR").runs
-    evaluation, leads, fewest = experiments.columns(profile, kind)[claim.metric], {}, len(default)
+    evaluation, leads, fewest = column(profile, claim.metric, kind), {}, len(default)
     others = [row for row in rows if row.runs[0] not in default]
     for row in others:
         found = cells.gain(row.runs, default, evaluation, sources=sources)
@@ -68,9 +67,14 @@ def placement(profile: str, claim: Claim, sources: Sources) -> Measured:
     return _largest_lead(experiments.ROWS[profile]["placement"], profile, "placement", claim, sources)
 
 
-def losses(profile: str, run: Run, sources: Sources):
-    """(n,) bool: images that the protocol counts as robust and the audit's worst case does not; None when not run."""
+def losses(profile: str, run: Run, sources: Sources, checkpoint: str | None = None):
+    """(n,) bool: images that the protocol counts as robust and the audit's worst case does not; None when not run.
+
+    checkpoint: of these weights only.
+    """
     for analysis in planned(profile, run, "audit"):
+        if checkpoint not in (None, analysis.checkpoint):
+            continue
         if record_of(run, analysis, sources) is not None:
             _, arrays = store.load_analysis(run, analysis)
             return arrays["authors_protocol"] & ~arrays["worst_case"]
@@ -79,7 +83,7 @@ def losses(profile: str, run: Run, sources: Sources):
 
 def audit(profile: str, claim: Claim, sources: Sources) -> Measured:
     """What AT + FSR loses between the protocol and the worst case minus what AT loses, in points."""
-    plain, both = (losses(profile, run, sources) for run in experiments.main_pair(profile))
+    plain, both = (losses(profile, run, sources, "last") for run in experiments.main_pair(profile))
     if plain is None or both is None:
         return NOTHING
     p = statistics.mcnemar_exact(plain, both)

@@ -8,7 +8,7 @@ from fsr import experiments, tables
 from fsr.config import Evaluation
 from fsr.errors import UsageError
 from fsr.store import ENSEMBLE, id_of, save_config, save_eval
-from fsr.tables import accuracy, cells
+from fsr.tables import cells, formats
 
 AT, BOTH = experiments.main_pair("demo")
 ROWS = {row.name: row for row in experiments.ROWS["demo"]["whitebox"][:2]}
@@ -355,5 +355,8 @@ def test_two_trainings_of_a_run_are_never_mixed_and_named(root):
     save_eval(both, one, range(4), [False] * 4, weights="b")
     assert cells.gain((both,), (both,), one, bare)["value"] is None
     table = tables.whitebox("demo")
-    note = next(note for note in table.about.notes if note.startswith(accuracy.MIXED))
+    note = next(note for note in table.about.notes if note.startswith(formats.MIXED))
     assert id_of(plain) in note and id_of(both) not in note
+    for name in ("T9", "T10"):  # T10 judges T1's columns, T9 none
+        notes = tables.TABLES[name].make("demo").about.notes
+        assert any(note.startswith(formats.MIXED) for note in notes) == (name == "T10")

@@ -117,6 +117,17 @@ def test_a_network_that_stands_in_every_sweep_counts_once(root):
     assert "- no difference shown: layer1." in said and "2 comparisons" in said
 
 
+def test_a_sweep_that_is_not_at_its_end_says_nothing_of_what_is_left_there(root):
+    run = experiments.main_pair("demo")[1]
+    sweep = [e for e in experiments.evaluations("demo", "strength", run) if e.eps or e.attack == "clean"]
+    for evaluation in sweep[:-1]:
+        store.save_eval(run, evaluation, range(4), [True] * 4)
+    said = prose.attack_strength("demo")
+    assert said.startswith("- AT + FSR: the largest radius was not run yet.") and "gradients" not in said
+    store.save_eval(run, sweep[-1], range(4), [True, False, False, False])
+    assert "25.0 %" in prose.attack_strength("demo") and "not run yet" not in prose.attack_strength("demo")
+
+
 def test_a_variant_that_learnt_nothing_is_said_to(root):
     rows = {row.name: row.runs[0] for row in experiments.ROWS["demo"]["components"]}
     columns(rows["AT + FSR"], "demo", "components", 300)

@@ -154,7 +154,10 @@ def attack_strength(profile: str) -> Prose:
     lines = []
     for row in readings.rows(profile, "strength"):
         far, steps = (strength.sweep(profile, row.runs[0], axis) for axis in ("eps", "steps"))
-        if len(far) > 1:
+        largest = max((e.eps or 0.0 for e in experiments.evaluations(profile, "strength", row.runs[0])), default=0.0)
+        if len(far) > 1 and far[-1][0] < largest:
+            lines.append(f"- {row.name}: the largest radius was not run yet.")
+        elif len(far) > 1:
             eps, last = far[-1]
             shown = f"{255 * eps:.3g}/255" if row.runs[0].eps < 0.1 else f"{eps:.3g}"  # as F6's axis has it
             radius = f"eps {shown}, {eps / row.runs[0].eps:.3g} times the usual radius (n = {last.n:,})"

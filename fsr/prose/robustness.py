@@ -131,7 +131,9 @@ def blackbox(profile: str) -> Prose:
         lines += [f"- {row}, images that survive Ensemble and are broken by: {', '.join(told)}."] if told else []
     some = any(only for counts in found.values() for only, _ in counts.values())
     asked = [name for name in ("nattack", "square") if not any(name in counts for counts in found.values())]
-    only_transfer = f" Not run: {', '.join(map(words.metric, asked))}, which ask the network itself." if asked else ""
+    only_transfer = (
+        f" Not run: {', '.join(map(words.metric, asked))}, by queries to the network itself." if asked else ""
+    )
     return Prose.of("\n".join(lines), (SOME_MASKING if some else NO_MASKING) + only_transfer, budget(profile))
 
 

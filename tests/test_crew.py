@@ -19,8 +19,8 @@ REPOSITORY = Path(crew.__file__).parents[1]
 
 
 @pytest.fixture
-def trained(root, monkeypatch):
-    """A trained run; batches of one image, here and in every process started from here."""
+def trained(root):
+    """A root with a trained run."""
     runs.ensure_trained(RUN)
     return root
 
@@ -72,6 +72,17 @@ def test_a_member_that_is_gone_is_waited_for_until_time_is_up_and_its_part_is_do
     assert store.has_eval(RUN, AIM)
     first = said[0][0]
     assert not any(f"apgd-ce: the batch from {int(name[-11:-5])} on" in first for name in kept)  # not attacked twice
+
+
+def test_a_member_that_is_killed_is_started_again_while_the_other_waits(trained):
+    waiting, killed = process(trained, "1/2"), process(trained, "2/2")
+    assert killed.stdout.readline().startswith("apgd-ce: the batch from 1 on")
+    killed.kill()
+    killed.communicate()
+    again = process(trained, "2/2")
+    said = [member.communicate(timeout=300)[0] for member in (waiting, again)]
+    assert (waiting.returncode, again.returncode) == (0, 0) and store.has_eval(RUN, AIM)
+    assert "apgd-ce: the batch from 1 on" not in said[1]  # it was done before the kill
 
 
 def test_a_crew_without_weights_is_one_line_and_2(root, monkeypatch, capsys):

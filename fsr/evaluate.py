@@ -20,7 +20,7 @@ from fsr.data import as_float
 from fsr.errors import UsageError
 from fsr.fast import FastNet, fast_net
 from fsr.files import npz_bytes
-from fsr.hardware import exact_float32
+from fsr.hardware import Exact, exact_float32
 from fsr.models import intervene
 from fsr.modes import eval_mode
 
@@ -162,7 +162,7 @@ def _judged(attack: AttackInfo, judge, net, x: Tensor, y: Tensor, index: Tensor,
     verdict, fast = (right(each, x_adv.float().clamp(0, 1), y) for each in (judge, net))
     again, flips = verdict & ~fast, int((verdict != fast).sum())
     if attack.survivors_ok and again.any():
-        exact, places = _Exact(judge, check), index[again.cpu()]
+        exact, places = Exact(judge, check), index[again.cpu()]
         x_adv = attack(exact, x[again], y[again], seed=SEED, indices=places, **more)
         verdict[again] = right(judge, x_adv.float().clamp(0, 1), y[again])
     return verdict, flips
@@ -201,7 +201,7 @@ def _autoattack(model, x, y, run, evaluation, switches, progress: Progress, on_c
     with _prepared(model, run, evaluation, switches, check, len(y)) as (judge, net):
         result = autoattack(
             net, xs, ys, eps=run.eps if evaluation.eps is None else evaluation.eps, seed=SEED,
-            judge=_Exact(judge, check), batch=batch_size(device, evaluation), keep_images=False, state=state,
+            judge=Exact(judge, check), batch=batch_size(device, evaluation), keep_images=False, state=state,
             on_chunk=remember, share=share, **VARIANTS[evaluation.attack],
         )  # fmt: skip
     progress.seconds, progress.crafting = before + time.monotonic() - started, net.described
@@ -218,19 +218,6 @@ def _share_done(state: dict[str, np.ndarray]) -> float:
     record = json.loads(str(state["record"]))
     shares = [min(1.0, done / len(state[f"start.{name}"])) for name, done in record["done"].items()]
     return sum(shares) / len(record["identity"]["attacks"])
-
-
-class _Exact(nn.Module):
-    """The judge without TF32, for attacks that ask it themselves; it too looks whether it is time to stop."""
-
-    def __init__(self, model: nn.Module, check: Callable[[], None]):
-        super().__init__()
-        self.model, self.check = model, check
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.check()
-        with exact_float32():
-            return self.model(x)
 
 
 def _packed(state: dict[str, np.ndarray]) -> str:

@@ -3,7 +3,7 @@
 import functools
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -115,3 +115,20 @@ def exact_float32() -> AbstractContextManager[None]:
 def quick_float32() -> AbstractContextManager[None]:
     """TensorFloat-32 inside, where the GPU has it: for crafting images that the exact network then judges."""
     return _float32_products("tf32")
+
+
+class Exact(torch.nn.Module):
+    """A network that is computed without TensorFloat-32 wherever it is asked, for attacks that judge by themselves.
+
+    check: called before each forward pass; what it raises ends the attack.
+    """
+
+    def __init__(self, model: Callable[[torch.Tensor], torch.Tensor], check: Callable[[], None] = lambda: None):
+        super().__init__()
+        self.model, self.check = model, check
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Images (N, C, H, W) to logits (N, K)."""
+        self.check()
+        with exact_float32():
+            return self.model(x)

@@ -39,6 +39,18 @@ def traced():
     sys.settrace(trace)
 
 
+@pytest.fixture(autouse=True)
+def places():
+    """A command's --root and --data, which it hands on as variables, end with the test that gave them."""
+    before = {name: os.environ.get(name) for name in ("FSR_ROOT", "FSR_DATA")}
+    yield
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     """An empty root for records; the real results folder is never touched."""

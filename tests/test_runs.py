@@ -17,6 +17,7 @@ from fsr.errors import Busy, CorruptFile, FSRError, Interrupted, MissingRecord, 
 from fsr.runs import Options, Task, auditing, checkpoints, evaluating, perform, training
 from fsr.runs.auditing import twin_of
 from fsr.runs.board import board
+from fsr.train import Trainer
 from fsr.weights import digest_of, load_tensors
 
 RUN = tiny_run(epochs=1)
@@ -81,6 +82,38 @@ def test_records_stay_valid_without_weights_and_weights_come_back_the_same(root)
     after = snapshot(paths.run_dir(run_id(RUN)))
     assert {p: after[p] for p in before} == before
     assert {p.name: p.read_bytes() for p in folder.glob("*.safetensors") if p.name in first} == first
+
+
+def test_a_retraining_that_ends_elsewhere_has_a_record_of_its_own(root, monkeypatch):
+    class Elsewhere(Trainer):
+        """The same run on a machine that rounds otherwise."""
+
+        def __init__(self, *given, **more):
+            super().__init__(*given, **more)
+            with torch.no_grad():
+                next(self.model.parameters()).mul_(1.01)
+
+    def retrained() -> list:
+        for path in paths.checkpoint_dir(run_id(RUN)).iterdir():
+            path.unlink()
+        runs.load_model(RUN, "last", CPU)
+        return store.trainings(RUN)[1:]
+
+    runs.ensure_trained(RUN, CPU)
+    before = snapshot(paths.run_dir(run_id(RUN)))
+    assert retrained() == []  # the same weights: nothing new to say
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "Trainer", Elsewhere)
+        (found,) = retrained()
+        runs.ensure_evaluated(RUN, CLEAN, CPU)
+        assert len(retrained()) == 1  # there and back again: one network, one record
+    judged = store.load_eval(RUN, CLEAN).record["weights"]
+    first = store.environment(RUN)
+    assert judged == found["checkpoints"]["last"] != first["checkpoints"]["last"]
+    assert {"commit", "hardware", "switches", "seconds", "steps", "half"} <= found.keys()
+    assert [row["epoch"] for row in found["history"]] == list(range(1, RUN.epochs + 1))
+    after = snapshot(paths.run_dir(run_id(RUN)))
+    assert {path: after[path] for path in before} == before
 
 
 def test_half_rounds_parameters_before_anything_is_judged(root):

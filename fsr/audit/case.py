@@ -17,7 +17,7 @@ from fsr.attacks.losses import Loss, Net
 from fsr.attacks.unmask import Averaged, Guarded, Softened
 from fsr.audit.judge import Judge, is_randomised, own_randomness
 from fsr.errors import UsageError
-from fsr.hardware import exact_float32, quick_float32
+from fsr.hardware import quick_float32
 
 log = logging.getLogger("fsr")
 
@@ -203,19 +203,6 @@ class Case:
             few = rows[again]
             kept[again] = self.judge.correct(craft(self.x[few], self.y[few], few), few)
         return kept
-
-
-class Exact(nn.Module):
-    """A network that is computed without TensorFloat-32 wherever it is asked."""
-
-    def __init__(self, net: Net):
-        super().__init__()
-        self.net = net
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (N, C, H, W) to logits (N, K)."""
-        with exact_float32():
-            return self.net(x)
 
 
 def private_copy(model: nn.Module) -> nn.Module:

@@ -10,9 +10,9 @@ from fsr.attacks.ascent import ascend, differentiated, lead, of, scale_free
 from fsr.attacks.gradient import fgsm, multi_targeted, pgd, random_noise
 from fsr.attacks.losses import Loss, cross_entropy, dlr, margin
 from fsr.attacks.unmask import estimated
-from fsr.audit.case import Case, Craft, Exact
+from fsr.audit.case import Case, Craft
 from fsr.audit.result import Findings
-from fsr.hardware import quick_float32
+from fsr.hardware import Exact, quick_float32
 
 
 def scaled_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:

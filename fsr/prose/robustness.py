@@ -141,9 +141,7 @@ def _lost(profile: str, row: Row) -> list[str]:
     """That a row's networks learnt nothing, where they did."""
     clean = cells.at(experiments.columns(profile, "components")["clean"], readings.looked_at(profile), row.intervention)
     cell = cells.accuracy(row.runs, clean, Sources())
-    return ["It is no better than guessing, even without an attack."] * cells.guesses(
-        cell.get("low"), row.runs[0].dataset
-    )
+    return [f"It is {cells.GUESSING}."] * cells.guesses(cell.get("low"), row.runs[0].dataset)
 
 
 def components(profile: str) -> Prose:

@@ -18,12 +18,11 @@ from fsr.train import Trainer, Watch, fit
 log = logging.getLogger("fsr")
 
 
-def _finish(trainer: Trainer, digests: dict[str, str], half: bool) -> None:
-    run = trainer.run
-    history = store.save_history(run, trainer.progress.rows)
+def _record(trainer: Trainer, digests: dict[str, str], half: bool) -> dict:
+    """What a finished training says of itself: code, machine, switches, time, and the weights that it ended in."""
     sittings = trainer.progress.sittings or [_sitting(trainer)]
     record = sittings[-1] | {
-        "run_id": run_id(run),
+        "run_id": run_id(trainer.run),
         "started": sittings[0]["started"],
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(trainer.progress.seconds, 3),
@@ -31,12 +30,27 @@ def _finish(trainer: Trainer, digests: dict[str, str], half: bool) -> None:
         "best_epoch": trainer.progress.best_epoch or None,
         "half": half,
         "checkpoints": digests,
-        "history_sha256": sha256(history),
     }
     first_step = record.pop("first_step")
     if len(sittings) > 1 or first_step:
         record["sittings"] = sittings  # code, hardware and switches above are the last one's
+    return record
+
+
+def _finish(trainer: Trainer, digests: dict[str, str], half: bool) -> None:
+    run = trainer.run
+    history = store.save_history(run, trainer.progress.rows)
+    record = _record(trainer, digests, half) | {"history_sha256": sha256(history)}
     save_json(paths.run_dir(run_id(run)) / "env.json", record)
+
+
+def _differs(trainer: Trainer, digests: dict[str, str], half: bool) -> None:
+    """A run on record was trained again and ended in other weights: a record of its own, beside the first one's."""
+    run = trainer.run
+    log.warning("%s: retrained weights differ from the recorded ones (another machine or version)", run_id(run))
+    path = store.retrained_path(run, digests["last"])
+    if not path.exists():
+        save_json(path, _record(trainer, digests, half) | {"history": trainer.progress.rows})
 
 
 def _sitting(trainer: Trainer, sharing: int = 1) -> dict:
@@ -142,7 +156,7 @@ def _train(run: Run, options: Options) -> None:
     if not known:
         _finish(trainer, digests, half)
     elif recorded != digests:
-        log.warning("%s: retrained weights differ from the recorded ones (another machine or version)", run_id(run))
+        _differs(trainer, digests, half)
 
 
 def ensure_trained(run: Run, options: Options | None = None) -> None:

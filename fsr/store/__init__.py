@@ -24,9 +24,11 @@ from fsr.store.trained import (
     history,
     id_of,
     is_trained,
+    retrained_path,
     runs,
     save_config,
     save_history,
+    trainings,
 )
 
 __all__ = [
@@ -50,10 +52,12 @@ __all__ = [
     "load_eval",
     "metrics",
     "read_outcome",
+    "retrained_path",
     "runs",
     "same_weights",
     "save_analysis",
     "save_config",
     "save_eval",
     "save_history",
+    "trainings",
 ]

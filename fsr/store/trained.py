@@ -63,6 +63,17 @@ def environment(run: Run | str) -> dict:
     return own(load_json(path), run, path)
 
 
+def retrained_path(run: Run | str, digest: str) -> Path:
+    """Where a later training of a finished run is recorded that ended in other `last` weights, of this digest."""
+    return paths.run_dir(id_of(run)) / f"retrained-{digest[:12]}.json"
+
+
+def trainings(run: Run | str) -> list[dict]:
+    """env.json of a finished run, and the records of later trainings of it that ended in other weights."""
+    later = sorted(paths.run_dir(id_of(run)).glob("retrained-*.json"))
+    return [environment(run), *(own(load_json(path), run, path) for path in later)] if is_trained(run) else []
+
+
 def alone(record: dict) -> bool:
     """Had the training of this env.json its device to itself, as far as it says?  Else its seconds are no speed."""
     return all(part.get("sharing", 1) == 1 for part in (record, *record.get("sittings", [])))

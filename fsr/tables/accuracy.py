@@ -41,7 +41,6 @@ OTHERS = (
     "Transfer, DI-FGSM and TI-FGSM are crafted in float32 on another network than the attacked one: that which the "
     "column names, for DI and TI the AT twin."
 )
-GUESSING = "No better than guessing, even without an attack"
 SAME_SEEDS = (
     "A gain is over the same seeds: that of a row of one training is over that seed's network, not over the mean row."
 )
@@ -177,7 +176,7 @@ def _guessing(frame: pd.DataFrame) -> str:
     """Rows that are no better than guessing on clean images, as a sentence: their other columns compare nothing."""
     clean = frame[(frame["kind"] == "ours") & (frame["metric"] == "clean") & frame["value"].notna()]
     lost = [cell.row for cell in clean.itertuples() if cells.guesses(cell.low, cell.dataset)]
-    return f"{GUESSING}: {', '.join(dict.fromkeys(lost))}." if lost else ""
+    return f"{cells.GUESSING.capitalize()}: {', '.join(dict.fromkeys(lost))}." if lost else ""
 
 
 def made(frame: pd.DataFrame, profile: str, sources: Sources) -> list[str]:

@@ -65,6 +65,9 @@ def accuracy(runs: tuple[Run, ...], evaluation: Evaluation, sources: Sources) ->
     }  # fmt: skip
 
 
+GUESSING = "no better than guessing, even without an attack"
+
+
 def guesses(low: float | None, dataset: str) -> bool:
     """Is a clean accuracy, of which this is the interval's lower end, no better than guessing among the classes?"""
     info = DATASETS.get(dataset)

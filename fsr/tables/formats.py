@@ -1,5 +1,6 @@
 """Which number format networks were trained and attacked in: bf16 needs a processor that multiplies it."""
 
+from collections.abc import Callable
 from datetime import datetime
 
 from fsr import experiments, store
@@ -13,11 +14,23 @@ MIXED = "Trained again between two columns, with other weights as a result"
 ROUNDED = "Weights rounded to float16 after training and before anything was judged, so that they could travel"
 
 
-def _trained_in_float32(name: str) -> bool:
-    """Was a run that asks for bf16 trained in float32?  False for one without a record or switches (imported)."""
-    if store.config_of(name).precision != "bf16" or not store.is_trained(name):
-        return False
-    return store.environment(name).get("switches", {}).get("crafting") == "float32"
+def _trainings(sources: Sources, name: str) -> list[dict]:
+    """Records of the trainings whose weights were judged: the first, unless all that is shown is of later ones."""
+    first, *later = store.trainings(name) or [{}]
+    judged = set().union(*(digests for (run, _), digests in sources.weights.items() if run == name))
+    shown = [record for record in later if judged & set(record["checkpoints"].values())]
+    elsewhere = judged.difference(*(record["checkpoints"].values() for record in shown))
+    return [first, *shown] if elsewhere or not shown else shown
+
+
+def _any(sources: Sources, holds: Callable[[dict], bool]) -> list[str]:
+    """Run ids of which this holds for the record of a training that is shown, sorted."""
+    return [name for name in sorted(sources.runs) if any(map(holds, _trainings(sources, name)))]
+
+
+def _in_float32(record: dict) -> bool:
+    """Was this training computed in float32?  False for one without a record or switches (imported)."""
+    return record.get("switches", {}).get("crafting") == "float32"
 
 
 def _label(run: Run) -> str:
@@ -43,7 +56,7 @@ def _listed(some: list[str]) -> str:
 
 def exceptions(sources: Sources) -> str:
     """What of these records was computed in float32 though bf16 was asked for, as a sentence; "" when nothing was."""
-    trained = [name for name in sorted(sources.runs) if _trained_in_float32(name)]
+    trained = [name for name in _any(sources, _in_float32) if store.config_of(name).precision == "bf16"]
     parts = [("trainings of", trained), ("evaluations of", sorted(sources.float32))]
     told = "; ".join(f"{what} {_listed(some)}" for what, some in parts if some)
     if not told:
@@ -53,7 +66,7 @@ def exceptions(sources: Sources) -> str:
 
 def rounded(sources: Sources) -> str:
     """Networks whose weights were rounded to float16 before they were judged, as a sentence; "" without any."""
-    some = [name for name in sorted(sources.runs) if store.is_trained(name) and store.environment(name).get("half")]
+    some = _any(sources, lambda record: record.get("half", False))
     return f"{ROUNDED}: {_listed(some)}." if some else ""
 
 
@@ -61,9 +74,8 @@ def machines(sources: Sources) -> str:
     """Which networks were trained on which kind of device, as a sentence; "" where all were on one kind."""
     where: dict[str, list[str]] = {}
     for name in sorted(sources.runs):
-        parts = store.environment(name).get("hardware") if store.is_trained(name) else None
-        if parts:  # imported weights come without
-            gpu = parts.get("gpu")
+        found = [record["hardware"].get("gpu") for record in _trainings(sources, name) if record.get("hardware")]
+        for gpu in dict.fromkeys(found):  # imported weights come without
             where.setdefault(f"a GPU ({gpu})" if gpu else "a CPU", []).append(name)
     if len(where) < 2:
         return ""
@@ -71,9 +83,8 @@ def machines(sources: Sources) -> str:
     return f"Trained {told}. One recipe, but rounding differs: trained on the other each would be another network."
 
 
-def _in_several_parts(name: str) -> bool:
+def _in_several_parts(record: dict) -> bool:
     """Did a training take longer than from its recorded start to its end?  Older records name its last part only."""
-    record = store.environment(name) if store.is_trained(name) else {}
     if "sittings" in record:
         return bool(record["sittings"][0]["first_step"])  # begun by a version that did not write them
     if not all(record.get(key) for key in ("started", "finished", "seconds")):
@@ -84,7 +95,7 @@ def _in_several_parts(name: str) -> bool:
 
 def unnamed(sources: Sources) -> str:
     """Trainings whose record names the code and machine of their last part alone, as a sentence; "" without any."""
-    some = [name for name in sorted(sources.runs) if _in_several_parts(name)]
+    some = _any(sources, _in_several_parts)
     if not some:
         return ""
     return f"Stopped and gone on with; code and machine are on record for the last part alone: {_listed(some)}."

@@ -22,6 +22,7 @@ METRICS = {
 }
 METHODS = {"natural": "natural", "at": "AT", "trades": "TRADES", "mart": "MART", "fsr": "FSR", "awp": "AWP"}
 METHODS |= {name: name.upper() for name in ("fd", "cas", "cifs")}
+WEIGHTS = {"last": "last weights", "best": "best weights", "ema": "EMA weights"}
 
 
 def network(run: Run) -> str:
@@ -47,9 +48,6 @@ def dataset(name: str) -> str:
 def method(label: str) -> str:
     """`at+fsr` as rows are named: AT + FSR."""
     return " + ".join(METHODS.get(part, part) for part in label.split("+"))
-
-
-WEIGHTS = {"last": "last weights", "best": "best weights", "ema": "EMA weights"}
 
 
 def metric(name: str) -> str:

@@ -88,6 +88,25 @@ def test_a_table_of_two_kinds_of_machines_names_them(records):
     assert "on a GPU (NVIDIA H200): MART (seed 0)." in notes()
 
 
+@pytest.mark.parametrize(
+    "judged, told",
+    [
+        ({"first"}, ""),
+        ({"later"}, "Trained on a CPU: AT + FSR (seed 0); on a GPU (NVIDIA H200): AT (seed 0). "),
+        ({"first", "later"}, "Trained on a CPU: AT (seed 0), AT + FSR (seed 0); on a GPU (NVIDIA H200): AT (seed 0). "),
+    ],
+)
+def test_of_two_trainings_those_are_named_whose_weights_were_judged(records, judged, told):
+    write = records("mini")
+    for run in (AT, BOTH):
+        write.trained(run, 1.0, {"device": "cpu"})
+    later = {"run_id": store.id_of(AT), "hardware": {"device": "cuda", "gpu": "NVIDIA H200"}, "half": True}
+    save_json(store.retrained_path(AT, "later"), later | {"checkpoints": {"last": "later"}})
+    sources = Sources(runs={store.id_of(AT), store.id_of(BOTH)}, weights={(store.id_of(AT), "last"): judged})
+    assert formats.machines(sources).startswith(told) and bool(formats.machines(sources)) == bool(told)
+    assert ("AT (seed 0)" in formats.rounded(sources)) == ("later" in judged)
+
+
 def test_the_verdict_names_the_machines_of_what_it_compares(records):
     write = records("mini")
     residual = next(row for row in experiments.ROWS["mini"]["components"] if "residual" in row.name).runs[0]

@@ -3,14 +3,15 @@
 Every attack of AutoAttack gets what the ones before left, batch by batch, and its batches do not depend on each other.
 Process k of n attacks every nth batch, counted from the kth on, leaves what came of it beside the run's weights, and
 waits at the end of each attack for the others' batches. The first process records the result, which is that of one
-process alone. Any of them may be killed and started again: finished batches are not attacked twice.
+process alone. Any of them may be killed and started again: finished batches are not attacked twice. With `--wait` they
+may be started before the run is trained.
 """
 
 import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.session import minutes, part_of
@@ -86,27 +87,48 @@ def parsed(line: list[str]) -> argparse.Namespace:
     parser.add_argument("--attack", choices=("autoattack", "autoattack-ci"), default="autoattack")
     parser.add_argument("--images", type=int, help="how many test images; default: all")
     parser.add_argument("--minutes", type=minutes, required=True)
+    parser.add_argument("--wait", action="store_true", help="for weights that another process is still training")
     parser.add_argument("--root", type=Path)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--device")
     return parser.parse_args(line)
 
 
+def ready(given: argparse.Namespace, options: Options) -> Run:
+    """The run, once its weights are here; UsageError, or with --wait TimeUp, when they are not."""
+    while given.wait and not (paths.run_dir(given.run) / "config.json").exists():
+        options.check()
+        time.sleep(PAUSE)
+    run = store.config_of(given.run)
+    while not runs.has_weights(run, given.checkpoint):
+        if not given.wait:
+            raise UsageError(f"{given.run} has no {given.checkpoint} weights here; put them there, then start its crew")
+        options.check()
+        time.sleep(PAUSE)
+    return run
+
+
+def work(given: argparse.Namespace) -> None:
+    """This process's part, from waiting for weights to the record."""
+    evaluation = Evaluation(attack=given.attack, checkpoint=given.checkpoint, images=given.images)
+    deadline = time.monotonic() + 60 * given.minutes
+    options = Options(device=given.device, deadline=deadline, sharing=given.part[1])
+    run = ready(given, options)
+    with live([Task(run=run, evaluations=(evaluation,))]) as report:
+        Member(run, evaluation, replace(options, report=report), *given.part).work()
+
+
 def main() -> int:
-    """Work; exit code 1 when it was stopped or failed, 2 for a wrong call."""
+    """Work; exit code 1 when it was stopped or failed, 2 for a wrong call, 130 for Ctrl-C."""
     given = parsed(sys.argv[1:])
     try:
         paths.use(root=given.root, data=given.data)
-        run = store.config_of(given.run)
-        evaluation = Evaluation(attack=given.attack, checkpoint=given.checkpoint, images=given.images)
-        if not runs.has_weights(run, given.checkpoint):
-            raise UsageError(f"{given.run} has no {given.checkpoint} weights here; put them there, then start its crew")
-        with live([Task(run=run, evaluations=(evaluation,))]) as report:
-            deadline = time.monotonic() + 60 * given.minutes
-            options = Options(device=given.device, deadline=deadline, report=report, sharing=given.part[1])
-            Member(run, evaluation, options, *given.part).work()
+        work(given)
     except Finished:
         pass
+    except KeyboardInterrupt:
+        print("stopped; finished batches are kept, the same command goes on", file=sys.stderr)
+        return 130
     except UsageError as error:
         print(error, file=sys.stderr)
         return 2

@@ -9,7 +9,8 @@ done and before anything is evaluated; `--weights ema last` packs those weights 
 
 puts them where a later chance finds them, once the records of their trainings lie below that root. Then
 `--no-retrain` computes what those weights allow, and trains nothing that is on record. Processes can share a device
-and a root: `--part 1/4` to `--part 4/4` take every fourth run each, `--only` one of the main pair.
+and a root: `--part 1/4` to `--part 4/4` take every fourth run each, `--only` one of the main pair, and
+`--leave autoattack` leaves it to `benchmarks.crew`. `benchmarks.chance` starts several of both at once.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fsr import executors, experiments, paths, runs, store
-from fsr.config import Run
+from fsr.config import Evaluation, Run
 from fsr.errors import FSRError, UsageError
 from fsr.files import write_bytes
 from fsr.progress import live
@@ -35,14 +36,25 @@ from fsr.runs.auditing import twin_of
 PART_BYTES = 15 * 2**20
 SWITCHES = ("compile", "graphs", "channels_last")
 MIDDLE = ("last", "best", "ema")
+LEAVE = ("autoattack", "rest")
+REST = "everything else"
 
 
-def stages(profile: str, only: str | None = None) -> list[tuple[str, list[Task]]]:
+def pair_of(profile: str, seed: int) -> tuple[Run, Run]:
+    """AT and AT + FSR on the main backbone with this seed; UsageError for one that the profile has not."""
+    seeds = experiments.profile_of(profile).seeds
+    if seed not in seeds:
+        raise UsageError(f"{profile} has no seed {seed}; type --seed with one of {', '.join(map(str, seeds))}")
+    plain, both = (replace(run, seed=seed) for run in experiments.main_pair(profile))
+    return plain, both
+
+
+def stages(profile: str, only: str | None = None, seed: int = 0) -> list[tuple[str, list[Task]]]:
     """Most wanted first: trainings, columns, AutoAttack on EMA, figures, sweeps, more AutoAttack, the audit, the rest.
 
-    only: a label, at or at+fsr: nothing but its runs.
+    only: a label, at or at+fsr: nothing but its runs. seed: whose pair comes first.
     """
-    pair = experiments.main_pair(profile)[::-1]  # FSR first: a baseline alone says nothing new
+    pair = pair_of(profile, seed)[::-1]  # FSR first: a baseline alone says nothing new
     wanted = {run: experiments.evaluations(profile, "all", run) for run in pair}
     looks = {run: experiments.analyses(profile, "all", run) for run in pair}
 
@@ -63,7 +75,7 @@ def stages(profile: str, only: str | None = None) -> list[tuple[str, list[Task]]
     audit = ("audit", [Task(run=run, analyses=looks[run]) for run in pair])  # AT's trains its twin first
     out += [("authors' protocol", columns), strong["ema"], figures, sweeps, strong["last"], audit, transfers]
     out.append(strong["best"])
-    out.append(("everything else", runs.tasks(profile)))
+    out.append((REST, runs.tasks(profile)))
     return [(name, [task for task in tasks if only in (None, task.run.label)]) for name, tasks in out]
 
 
@@ -96,17 +108,25 @@ def allowed(task: Task, planned: dict[str, Run]) -> Task:
     return Task(run=task.run, evaluations=tuple(evaluations), analyses=tuple(analyses))
 
 
+def _no_autoattack(evaluation: Evaluation) -> bool:
+    return not evaluation.attack.startswith("autoattack")
+
+
 def chosen(given: argparse.Namespace) -> Iterator[tuple[str, list[Task]]]:
     """The stages, each looked at when it begins, cut down to this process's part and, if so asked, to what trains
-    nothing twice; latencies are for a process that has the device for itself.
+    nothing twice or to what is not AutoAttack; latencies are for a process that has the device for itself.
     """
-    out, (number, of) = stages(given.profile, given.only), given.part
+    out, (number, of) = stages(given.profile, given.only, given.seed), given.part
     order = list(dict.fromkeys(task.run for _, tasks in out for task in tasks))  # the same in every process
     mine, planned = set(order[number - 1 :: of]), {store.id_of(r): r for r in experiments.SETS[given.profile]["all"]}
     for name, tasks in out:
         tasks = [task for task in tasks if task.run in mine]
         if given.sharing > 1:
             tasks = [replace(task, analyses=tuple(a for a in task.analyses if a.kind != "cost")) for task in tasks]
+        if "rest" in given.leave and name == REST:
+            tasks = []
+        if "autoattack" in given.leave:
+            tasks = [replace(task, evaluations=tuple(filter(_no_autoattack, task.evaluations))) for task in tasks]
         yield name, [allowed(task, planned) for task in tasks] if given.no_retrain else tasks
 
 
@@ -167,9 +187,9 @@ def work(planned: Iterable[tuple[str, list[Task]]], options: Options, done: Call
     return failed
 
 
-def overview(profile: str) -> str:
+def overview(profile: str, seed: int = 0) -> str:
     """Accuracies of the main pair, a row per run and weights: each attack at its own settings, on the most images."""
-    known = store.metrics(list(experiments.main_pair(profile)))
+    known = store.metrics(list(pair_of(profile, seed)))
     plain = [
         re.fullmatch(r"(-n\d+)?", kind.removeprefix(name)) is not None
         for name, kind in zip(known["attack"], known["attack_id"], strict=True)
@@ -191,8 +211,10 @@ def parsed(line: list[str]) -> argparse.Namespace:
     parser.add_argument("--device")
     parser.add_argument("--weights", nargs="*", choices=MIDDLE, default=[], help="pack these checkpoints too")
     parser.add_argument("--only", choices=("at", "at+fsr"), help="only its runs: two processes can share a GPU")
+    parser.add_argument("--seed", type=int, default=0, help="whose pair comes first")
     parser.add_argument("--part", type=part_of, default=(1, 1), metavar="K/N", help="every Nth run, from the Kth on")
     parser.add_argument("--no-retrain", action="store_true", help="train nothing that is on record a second time")
+    parser.add_argument("--leave", nargs="*", choices=LEAVE, default=[], help="do without: all AutoAttack; other runs")
     parser.add_argument("--sharing", type=int, default=1, help="how many such processes use the device at once")
     parser.add_argument("--off", nargs="*", choices=SWITCHES, default=[], help="go without these, should one fail")
     return parser.parse_args(line)
@@ -212,7 +234,7 @@ def main() -> int:
     off = tuple((name, False) for name in given.off)
     try:
         paths.use(root=given.root, data=given.data)
-        experiments.profile_of(given.profile)
+        pair_of(given.profile, given.seed)
         paths.writable(given.out, "--out")  # now, and not when the records are to be packed
         deadline = time.monotonic() + 60 * given.minutes
         options = Options(device=given.device, deadline=deadline, half=True, switches=off, sharing=given.sharing)
@@ -225,7 +247,7 @@ def main() -> int:
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)
     print(*deliver(given))
-    print(overview(given.profile))
+    print(overview(given.profile, given.seed))
     return 1 if failed else 0
 
 

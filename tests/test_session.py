@@ -17,9 +17,7 @@ PAIR = (tiny_run(epochs=1), tiny_run(epochs=1, module=FSR_HERE))
 def small(root, monkeypatch):
     """A profile whose main pair trains in seconds, and nothing but its trainings to do."""
     monkeypatch.setattr(experiments, "main_pair", lambda _profile: PAIR)
-    monkeypatch.setattr(
-        session, "stages", lambda _profile, _only=None: [("training", [runs.Task(run=run) for run in PAIR])]
-    )
+    monkeypatch.setattr(session, "stages", lambda *_: [("training", [runs.Task(run=run) for run in PAIR])])
     return root
 
 
@@ -49,7 +47,7 @@ def test_two_processes_can_share_a_gpu_one_run_each_and_say_so(root, tmp_path, m
     monkeypatch.setattr(
         session,
         "stages",
-        lambda _profile, only: [("training", [runs.Task(run=run) for run in PAIR if run.label == only])],
+        lambda _profile, only, _seed: [("training", [runs.Task(run=run) for run in PAIR if run.label == only])],
     )
     assert call(monkeypatch, tmp_path, "--minutes", "5", "--only", "at+fsr", "--sharing", "2") == 0
     assert not store.is_trained(PAIR[0]) and store.environment(PAIR[1])["sharing"] == 2
@@ -177,7 +175,7 @@ def test_a_time_that_is_none_is_refused(monkeypatch, tmp_path, capsys, time):
 
 def test_a_machine_that_is_taken_away_leaves_the_records_of_whole_stages(small, tmp_path, monkeypatch):
     parts = [(run.label, [runs.Task(run=run)]) for run in PAIR]
-    monkeypatch.setattr(session, "stages", lambda _profile, _only=None: parts)
+    monkeypatch.setattr(session, "stages", lambda *_: parts)
     inline, done = session.executors.inline, []
 
     def first_only(*given):

@@ -137,9 +137,9 @@ def _table(profile: str, frame: pd.DataFrame) -> tuple[list[str], list[str]]:
 
 def results(profile: str) -> str:
     """A short table of T1's and T4's rows on the main network, of one kind of weights, and the audit, as markdown."""
-    sources = Sources()
+    sources = Sources(checkpoint=experiments.profile_of(profile).looked_at)
     frame = pd.concat([accuracy.long(name, profile, sources) for name in ("T4", "T1")])
-    frame = frame[frame["checkpoint"] == experiments.profile_of(profile).looked_at]
+    frame = frame[frame["checkpoint"] == sources.checkpoint]
     made = accuracy.made(frame, profile, sources)
     frame = frame[frame["kind"].isin(["ours", "gain"])]
     frame = frame[frame["network"] == frame["network"].iloc[0]]

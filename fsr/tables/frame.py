@@ -35,8 +35,11 @@ class Sources:
     """Collects the run ids and commits of the records that a table reads.
 
     float32: run ids with an attack that was crafted in it although the run asks for bf16 (no units for it there);
-    weights: digests of the networks behind a run's checkpoint, more than one when it was trained again and differs.
+    weights: digests of the networks behind a run's checkpoint, more than one when it was trained again and differs;
+    checkpoint: where only these weights are shown, others' evaluations are passed over.
     """
+
+    checkpoint: str | None = None
 
     runs: set[str] = field(default_factory=set)
     float32: set[str] = field(default_factory=set)
@@ -45,6 +48,8 @@ class Sources:
 
     def add(self, record: dict) -> None:
         """Note where this record comes from."""
+        if self.checkpoint not in (None, record.get("evaluation", {}).get("checkpoint", self.checkpoint)):
+            return
         if record.get("run_id"):
             self.runs.add(record["run_id"])
             own = not record.get("evaluation", {}).get("surrogate")  # another network's slopes: float32 everywhere

@@ -149,3 +149,12 @@ def test_readme_names_the_exception(root):
         evaluated(run, "float32")
     text = results("mini")
     assert "trainings of AT (seed 0), AT + FSR (seed 0); evaluations of AT (seed 0), AT + FSR (seed 0)." in text
+
+
+def test_readme_names_no_network_of_weights_that_it_does_not_show(root):
+    for run, kind in ((AT, "last"), (BOTH, "ema")):
+        store.save_config(run)
+        save_json(run_dir(store.id_of(run)) / "env.json", {"half": True, "run_id": store.id_of(run)})
+        store.save_eval(run, Evaluation(attack="clean", images=2000, checkpoint=kind), range(2000), [True] * 2000)
+    assert f"{formats.ROUNDED}: AT (seed 0)." in results("mini")  # which shows `last`
+    assert f"{formats.ROUNDED}: AT (seed 0), AT + FSR (seed 0)." in notes()  # T1 shows both

@@ -60,6 +60,7 @@ def test_three_processes_record_what_one_does_and_clear_up(trained, monkeypatch)
     assert not list(runs.weights_path(RUN, "last").parent.glob("partial-*"))
 
 
+@pytest.mark.slow
 def test_a_member_that_is_gone_is_waited_for_until_time_is_up_and_its_part_is_done_by_the_next(trained):
     alone = process(trained, "1/2", "0.2")
     out, err = alone.communicate(timeout=120)
@@ -74,6 +75,7 @@ def test_a_member_that_is_gone_is_waited_for_until_time_is_up_and_its_part_is_do
     assert not any(f"apgd-ce: the batch from {int(name[-11:-5])} on" in first for name in kept)  # not attacked twice
 
 
+@pytest.mark.slow
 def test_a_member_that_is_killed_is_started_again_while_the_other_waits(trained):
     waiting, killed = process(trained, "1/2"), process(trained, "2/2")
     assert killed.stdout.readline().startswith("apgd-ce: the batch from 1 on")

@@ -104,13 +104,18 @@ def stratified_bootstrap(
 
 
 def seed_summary(values: ArrayLike, level: float = 0.95) -> Summary:
-    """Mean, standard deviation (n - 1) and Student's t interval of one number per seed."""
+    """Mean, standard deviation (n - 1) and Student's t interval of one number per seed.
+
+    Values that differ by rounding alone are equal: sd is 0 then, and says that there is no interval to speak of.
+    """
     values = np.asarray(values, dtype=float)
     if values.ndim != 1 or len(values) == 0 or not np.isfinite(values).all():
         raise ValueError(f"need at least one finite number, not {values.tolist()}")
     n, mean = len(values), float(values.mean())
     if n == 1:
         return Summary(mean, None, None, None, 1)
+    if np.ptp(values) <= 1e-9 * max(1.0, float(np.abs(values).max())):
+        return Summary(mean, 0.0, mean, mean, n)
     sd = float(values.std(ddof=1))
     half = float(stats.t.ppf((1 + level) / 2, n - 1)) * sd / math.sqrt(n)
     return Summary(mean, sd, mean - half, mean + half, n)

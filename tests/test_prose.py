@@ -51,6 +51,8 @@ def test_a_difference_is_better_worse_or_not_shown():
     assert "no difference shown" in difference({**cell, "low": -0.01})
     two = difference({**cell, "per_seed": [0.02, 0.02]})  # two that agree are no certainty
     assert "2 seeds, from +2.0 to +2.0)" in two and two.endswith("better for these networks")
+    equal = difference({**cell, "per_seed": [0.02, 0.02, 0.019999999999999997]})
+    assert equal.endswith("from +2.0 to +2.0: no interval over seeds), better for these networks")
     three = difference({**cell, "per_seed": [0.03, 0.01, 0.02]})
     assert "from +1.0 to +3.0, over seeds [\N{MINUS SIGN}0.5, +4.5]" in three  # 2 ± 4.3027 / sqrt(3)
     assert three.endswith("better for these networks, but no more than seeds differ")
@@ -126,6 +128,28 @@ def test_a_sweep_that_is_not_at_its_end_says_nothing_of_what_is_left_there(root)
     assert said.startswith("- AT + FSR: the largest radius was not run yet.") and "gradients" not in said
     store.save_eval(run, sweep[-1], range(4), [True, False, False, False])
     assert "25.0 %" in prose.attack_strength("demo") and "not run yet" not in prose.attack_strength("demo")
+
+
+def test_a_sweep_of_steps_that_is_not_at_its_end_says_how_far_it_went(root):
+    run = experiments.main_pair("demo")[1]
+    sweep = [e for e in experiments.evaluations("demo", "strength", run) if e.steps]
+    for evaluation in sweep[:-1]:
+        store.save_eval(run, evaluation, range(4), [True] * 4)
+    told = f"never rises up to {sweep[-2].steps} steps ({sweep[-1].steps} were not run yet)."
+    assert told in prose.attack_strength("demo")
+    store.save_eval(run, sweep[-1], range(4), [True] * 4)
+    assert "accuracy never rises." in prose.attack_strength("demo")
+
+
+def test_the_joint_loss_is_compared_on_the_seeds_that_have_it_of_the_same_weights(root):
+    plain, joint = (experiments.columns("demo", "deactivation")[name] for name in ("pgd20", "pgd20-joint"))
+    both = next(row for row in experiments.ROWS["demo"]["deactivation"] if row.name == "AT + FSR").runs
+    for run, right, weights in zip(both, (50, 60, 90), ("a", "b", "c"), strict=True):
+        store.save_config(run)
+        store.save_eval(run, plain, range(100), np.arange(100) < right, weights=weights)
+    store.save_eval(both[0], joint, range(100), np.arange(100) < 40, weights="a")
+    store.save_eval(both[1], joint, range(100), np.arange(100) < 10, weights="other")
+    assert "on the final logits leaves 50.0 %, on the joint loss 40.0 %" in prose.deactivation("demo")
 
 
 def test_a_variant_that_learnt_nothing_is_said_to(root):

@@ -152,6 +152,14 @@ def test_seed_summary_by_hand():
             s.seed_summary(wrong)
 
 
+@pytest.mark.parametrize("values", [[0.1] * 3, [(c + 1) / 100 - c / 100 for c in (80, 78, 56)]])
+def test_values_that_differ_by_rounding_alone_are_equal(values):
+    assert np.std(values, ddof=1) > 0  # numpy sees a difference
+    found = s.seed_summary(values)
+    assert found.sd == 0.0 and found.low == found.mean == found.high
+    assert s.tost(values, 10.0).p == 0.0
+
+
 def test_tost_is_two_one_sided_t_tests():
     differences = np.array([0.004, -0.002, 0.003, 0.001, -0.001])
     found = s.tost(differences, margin=0.01)

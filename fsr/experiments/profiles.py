@@ -16,7 +16,7 @@ class Profile:
     other row of T1, T2 and T4 (T5 and T6 are sweeps with seed 0); control_seeds: of T4's two trained controls,
     () for other_seeds; others: plain AT on further backbones
     with FSR's place there; scope: full, pair (only {AT, AT+FSR}) or smoke (one of each kind); looked_at: the weights
-    that sentences, figures and every table but T1 are about.
+    that sentences, figures, README and the tables are about that do not show or, as T10, fix their own.
     """
 
     name: str

@@ -67,9 +67,11 @@ def _over_seeds(records, probe: str) -> str:
         - found["nonrobust", probe][0] / found["nonrobust", probe][1]
         for found in counts
     ]
-    low, high = statistics.seed_summary(steps)[2:4] if len(steps) >= MIN_SEEDS else (None, None)
-    if low is None or high is None:
+    _, sd, low, high, _ = statistics.seed_summary(steps)
+    if len(steps) < MIN_SEEDS or low is None or high is None:
         return " (too few seeds for an interval)"
+    if not sd:
+        return " (the seeds do not differ: no interval)"
     return f" (over seeds {span(100 * low, 100 * high, digits=2, sign=True)})"  # as T10 prints it
 
 
@@ -80,7 +82,7 @@ def masks(profile: str) -> Prose:
         clean, adversarial = (percent(record[name]) for name in ("saturated_clean", "saturated_adv"))
         text = f"- temperature {record['tau']:g}: {clean} % on clean images, {adversarial} % on attacked ones"
         lines.append(f"{text}; the attack moves {percent(record['flipped'])} % of the entries across one half")
-    return Prose.of("Saturated share of the mask:", "\n".join(lines)) if lines else Prose(NOTHING)
+    return Prose.of("Saturated share of the mask (EMA weights, seed 0):", "\n".join(lines)) if lines else Prose(NOTHING)
 
 
 def overhead(profile: str) -> Prose:
@@ -97,7 +99,7 @@ def overhead(profile: str) -> Prose:
             where = f"{words.dataset(dataset)}, {network}" if several else network
             text = f"- {where}: {_plus(ratio['params'])} parameters, {_plus(ratio['macs'])} multiply-adds"
             seconds = ratio["train_seconds_per_epoch"]
-            told = not missing(seconds) and not pair["shared"].any()
+            told = not missing(seconds) and pair["timed"].all()
             rough = f", {_plus(seconds)} seconds per epoch (of one training each: rough)" if told else ""
             lines.append(text + _measured(pair) + rough)
     return Prose.of("Added by FSR:", "\n".join(lines)) if lines else Prose(NOTHING)
@@ -154,7 +156,8 @@ def attack_strength(profile: str) -> Prose:
     lines = []
     for row in readings.rows(profile, "strength"):
         far, steps = (strength.sweep(profile, row.runs[0], axis) for axis in ("eps", "steps"))
-        largest = max((e.eps or 0.0 for e in experiments.evaluations(profile, "strength", row.runs[0])), default=0.0)
+        asked = experiments.evaluations(profile, "strength", row.runs[0])
+        largest, most = max((e.eps or 0.0 for e in asked), default=0.0), max((e.steps or 0 for e in asked), default=0)
         if len(far) > 1 and far[-1][0] < largest:
             lines.append(f"- {row.name}: the largest radius was not run yet.")
         elif len(far) > 1:
@@ -166,7 +169,8 @@ def attack_strength(profile: str) -> Prose:
         if len(steps) > 1:
             rise = max(b.value - a.value for (_, a), (_, b) in pairwise(steps))
             verdict = "never rises" if rise <= 0 else f"rises by at most {points(rise)}"
-            lines.append(f"- {row.name}: with more steps accuracy {verdict}.")
+            short = f" up to {steps[-1][0]:.0f} steps ({most} were not run yet)" if steps[-1][0] < most else ""
+            lines.append(f"- {row.name}: with more steps accuracy {verdict}{short}.")
     return Prose.of("\n".join(lines), budget(profile)) if lines else Prose(NOTHING)
 
 

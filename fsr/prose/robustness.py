@@ -102,12 +102,13 @@ def _warned(profile: str, row: Row) -> list[str]:
 
 
 def _joint(profile: str, row: Row) -> str | None:
-    evaluations = experiments.columns(profile, "deactivation")
-    both = [cells.accuracy(row.runs, evaluations[name], Sources()) for name in ("pgd20", "pgd20-joint")]
-    if any(cell["value"] is None for cell in both):
+    plain, joint = (experiments.columns(profile, "deactivation")[name] for name in ("pgd20", "pgd20-joint"))
+    found = [(cells.outcome(run, plain), cells.outcome(run, joint)) for run in row.runs]
+    both = [(a.accuracy, b.accuracy) for a, b in found if a and b and store.same_weights([a, b])]
+    if not both:
         return None
-    plain, joint = (percent(cell["value"]) for cell in both)
-    return f"{row.name}: PGD-20 on the final logits leaves {plain} %, on the joint loss {joint} %."
+    final, other = (percent(sum(values) / len(both)) for values in zip(*both, strict=True))
+    return f"{row.name}: PGD-20 on the final logits leaves {final} %, on the joint loss {other} %."
 
 
 def _against_white(profile: str, row: Row) -> dict[str, tuple[int, int]]:

@@ -52,8 +52,10 @@ def difference(cell: dict) -> str:
     else:
         text += "; one seed"
     beyond = True
-    if len(seeds) >= MIN_SEEDS:  # two that happen to agree would look like certainty
-        found = statistics.seed_summary(seeds)
+    found = statistics.seed_summary(seeds) if len(seeds) >= MIN_SEEDS else None  # fewer would look like certainty
+    if found and not found.sd:
+        text += ": no interval over seeds"
+    elif found:
         spread = (found.low or 0.0, found.high or 0.0)
         text += f", over seeds {span(100 * spread[0], 100 * spread[1], sign=True)}"
         beyond = spread[0] > 0 or spread[1] < 0

@@ -92,8 +92,9 @@ _TRAINING = (
     Deviation(
         "Checkpoints",
         "the last epoch's weights only",
-        "last, best and EMA (decay 0.9995 with warm-up), always named. All but T1 and T10 of `headline40` is of its "
-        "EMA weights: AutoAttack was run on those first, and seed 0's others are gone",
+        "last, best and EMA (decay 0.9995 with warm-up), always named. What looks at one kind of "
+        "weights takes `last`, in `headline40` EMA: AutoAttack was run on those first, and seed 0's others are gone; "
+        "T1, T2 and T4 show all, T10 judges `last`",
         "the choice alone moves robust accuracy by 2 to 8 points",
         "last is comparable",
     ),

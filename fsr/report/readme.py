@@ -81,8 +81,8 @@ def _over_seeds(profile: str) -> list[str]:
     for metric in COLUMNS:
         wanted = known.get(experiments.profile_of(profile).autoattack if metric == "autoattack" else metric)
         found = cells.gain(row.runs, row.plain, wanted).get("per_seed", []) if wanted else []
-        low, high = statistics.seed_summary(found)[2:4] if len(found) >= MIN_SEEDS else (None, None)
-        texts.append("" if low is None or high is None else span(100 * low, 100 * high, sign=True))
+        _, sd, low, high, _ = statistics.seed_summary(found) if len(found) >= MIN_SEEDS else [None] * 5
+        texts.append(span(100 * low, 100 * high, sign=True) if sd and low is not None and high is not None else "")
     return [f"| {ROWS[2]}, interval over seeds | | {' | '.join(texts)} | |"] if any(texts) else []
 
 

@@ -4,7 +4,7 @@ import pandas as pd
 
 from fsr import experiments, reference, store
 from fsr.config import Run
-from fsr.tables import names, typed
+from fsr.tables import formats, names, typed
 from fsr.tables.frame import Sources, Table, make
 from fsr.tables.inside import about, planned, record_of
 from fsr.tables.text import NOT_RUN, missing, number, quantity
@@ -36,6 +36,7 @@ def cost_numbers(profile: str, sources: Sources) -> pd.DataFrame:
                 **{name: found.get(name) for name in COST},
                 **{name: _largest(found.get(name)) for name in ("latency_ms", PAIRED)}, "measured_on": _where(found),
                 "trained_on": found.get("trained_on"), "shared": str(found.get("trained_on")).endswith(SHARED),
+                "timed": not _untimed(run),
             })  # fmt: skip
     frame = pd.DataFrame(records)
     frame[[*COST, PAIRED]] = frame[[*COST, PAIRED]].astype(float)
@@ -44,6 +45,12 @@ def cost_numbers(profile: str, sources: Sources) -> pd.DataFrame:
         if len(timed):  # two processes' clocks differ by more than FSR costs
             frame.loc[pair.index[~pair["fsr"]], "latency_ms"] = timed.iloc[0]
     return frame
+
+
+def _untimed(run: Run) -> bool:
+    """Do a training's seconds tell nothing of speed?  Its device was shared, or its record does not name all of it."""
+    record = store.environment(run) if store.is_trained(run) else {}
+    return not store.alone(record) or formats.in_several_parts(record)
 
 
 def trained_on(record: dict) -> str:
@@ -110,7 +117,8 @@ def _typed(pair: pd.DataFrame) -> list[dict[str, str]]:
         if (cell.dataset, cell.backbone) == (first["dataset"], first["backbone"]):
             i = COST.index(cell.metric)
             ours = pair.loc[pair["row"] == cell.row, cell.metric].iloc[0]
-            texts = typed.pair(ours, cell.value, full_size=bool(first["full_size"]), digits=DIGITS[i])
+            timed = i != 2 or pair["timed"].all()
+            texts = typed.pair(ours, cell.value, full_size=bool(first["full_size"]) and timed, digits=DIGITS[i])
             for name, text in zip(("paper", "ours minus paper"), texts):
                 shown.append({"method": f"{cell.row}: {name}"} | dict.fromkeys(HEAD, "") | {HEAD[i]: text})
     return shown
@@ -121,8 +129,8 @@ def _costs(row) -> dict[str, str]:
 
 
 def _added(plain, both, name: str) -> str:
-    """What FSR adds to a quantity, in percent; seconds of trainings that shared a device are not compared."""
-    if name == COST[2] and (plain["shared"] or both["shared"]):
+    """What FSR adds to a quantity, in percent; seconds of a shared device, or of an unknown one, are not compared."""
+    if name == COST[2] and not (plain["timed"] and both["timed"]):
         return NOT_COMPARABLE
     return _percent(plain[name], both[name])
 

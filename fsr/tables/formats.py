@@ -17,10 +17,21 @@ ROUNDED = "Weights rounded to float16 after training and before anything was jud
 def _trainings(sources: Sources, name: str) -> list[dict]:
     """Records of the trainings whose weights were judged: the first, unless all that is shown is of later ones."""
     first, *later = store.trainings(name) or [{}]
-    judged = set().union(*(digests for (run, _), digests in sources.weights.items() if run == name))
+    judged = _judged(sources, name)
     shown = [record for record in later if judged & set(record["checkpoints"].values())]
     elsewhere = judged.difference(*(record["checkpoints"].values() for record in shown))
     return [first, *shown] if elsewhere or not shown else shown
+
+
+def _judged(sources: Sources, name: str) -> set[str]:
+    """Digests of a run's weights behind what is shown."""
+    return set().union(*(digests for (run, _), digests in sources.weights.items() if run == name))
+
+
+def _unrecorded(sources: Sources, name: str) -> bool:
+    """Is something shown of weights that no training's record names?"""
+    recorded = [record.get("checkpoints", {}).values() for record in store.trainings(name)]
+    return bool(_judged(sources, name).difference(*recorded))
 
 
 def _any(sources: Sources, holds: Callable[[dict], bool]) -> list[str]:
@@ -83,10 +94,10 @@ def machines(sources: Sources) -> str:
     return f"Trained {told}. One recipe, but rounding differs: trained on the other each would be another network."
 
 
-def _in_several_parts(record: dict) -> bool:
+def in_several_parts(record: dict) -> bool:
     """Did a training take longer than from its recorded start to its end?  Older records name its last part only."""
     if "sittings" in record:
-        return bool(record["sittings"][0]["first_step"])  # begun by a version that did not write them
+        return bool(record["sittings"][0].get("first_step"))  # begun by a version that did not write them
     if not all(record.get(key) for key in ("started", "finished", "seconds")):
         return False
     began, ended = (datetime.fromisoformat(record[key]) for key in ("started", "finished"))
@@ -95,7 +106,7 @@ def _in_several_parts(record: dict) -> bool:
 
 def unnamed(sources: Sources) -> str:
     """Trainings whose record names the code and machine of their last part alone, as a sentence; "" without any."""
-    some = _any(sources, _in_several_parts)
+    some = _any(sources, in_several_parts)
     if not some:
         return ""
     return f"Stopped and gone on with; code and machine are on record for the last part alone: {_listed(some)}."
@@ -113,7 +124,10 @@ def twice(sources: Sources) -> str:
     mixed = sources.mixed()
     if not mixed:
         return ""
-    return (
+    told = (
         f"{MIXED}: {', '.join(mixed)}. Do not compare columns of such a row with each other; no Ensemble is made "
         "of both. Move the older evaluations away and `run-all` makes them again."
     )
+    unknown = [name for name in mixed if _unrecorded(sources, name)]
+    where = "was done on which machine, in which number format, and whether it was rounded"
+    return f"{told} Of one training of {', '.join(unknown)} no record says where it {where}." if unknown else told

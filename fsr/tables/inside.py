@@ -43,9 +43,10 @@ def about(
     name: str, slug: str, title: str, profile: str, numbers: pd.DataFrame, sources: Sources, *notes: str
 ) -> About:
     """The part beside the cells of a table without bold cells."""
+    kinds = (formats.exceptions, formats.machines, formats.rounded, formats.unnamed, formats.twice)
     return About(
         id=name, slug=slug, title=title, profile=profile, numbers=numbers,
-        notes=(*notes, *filter(None, [formats.machines(sources), formats.rounded(sources), formats.twice(sources)])),
+        notes=(*notes, *filter(None, (told(sources) for told in kinds))),
         runs=tuple(sorted(sources.runs)), commits=tuple(sorted(sources.commits)),
     )  # fmt: skip
 

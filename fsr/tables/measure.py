@@ -118,6 +118,8 @@ def overhead(profile: str, claim: Claim, sources: Sources) -> Measured:
     machines = set(pair["trained_on"])
     if pair["shared"].any():
         return Measured(why="a training that shared its device with another one tells nothing of speed")
+    if not pair["timed"].all():
+        return Measured(why="of a training that was stopped the record names the last part's machine alone")
     if len(machines) > 1 or any(" and " in str(machine) for machine in machines):
         return Measured(why="the two were not trained on one kind of machine")
     added = {}

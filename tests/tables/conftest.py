@@ -37,10 +37,10 @@ class Records:
             if planned.kind == kind and checkpoint in (None, planned.checkpoint):
                 store.save_analysis(run, planned, record)
 
-    def trained(self, run: Run, seconds: float, hardware: dict, **more):
+    def trained(self, run: Run, per_epoch: float, hardware: dict, **more):
         """A finished training of two epochs."""
         store.save_config(run)
-        data = store.save_history(run, [{"epoch": i + 1, "seconds": seconds} for i in range(2)])
+        data = store.save_history(run, [{"epoch": i + 1, "seconds": per_epoch} for i in range(2)])
         digest = sha256(data)
         record = {"run_id": store.id_of(run), "history_sha256": digest, "hardware": hardware, **more}
         save_json(run_dir(store.id_of(run)) / "env.json", record)

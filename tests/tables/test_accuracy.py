@@ -7,7 +7,9 @@ from scipy.stats import binomtest
 from fsr import experiments, tables
 from fsr.config import Evaluation
 from fsr.errors import UsageError
-from fsr.store import ENSEMBLE, id_of, save_config, save_eval
+from fsr.files import save_json
+from fsr.paths import run_dir
+from fsr.store import ENSEMBLE, id_of, retrained_path, save_config, save_eval
 from fsr.tables import cells, formats
 
 AT, BOTH = experiments.main_pair("demo")
@@ -357,6 +359,12 @@ def test_two_trainings_of_a_run_are_never_mixed_and_named(root):
     table = tables.whitebox("demo")
     note = next(note for note in table.about.notes if note.startswith(formats.MIXED))
     assert id_of(plain) in note and id_of(both) not in note
+    assert f"Of one training of {id_of(plain)} no record says" in note
+    for digest, path in (("a", run_dir(id_of(plain)) / "env.json"), ("b", retrained_path(plain, "b"))):
+        save_json(path, {"run_id": id_of(plain), "checkpoints": {"last": digest}})
+    note = next(note for note in tables.whitebox("demo").about.notes if note.startswith(formats.MIXED))
+    assert "no record says" not in note
+    (run_dir(id_of(plain)) / "env.json").unlink()
     for name in ("T9", "T10"):  # T10 judges T1's columns, T9 none
         notes = tables.TABLES[name].make("demo").about.notes
         assert any(note.startswith(formats.MIXED) for note in notes) == (name == "T10")

@@ -24,6 +24,16 @@ def test_overhead_shows_paper_and_difference(root, records):
     assert table.loc["AT + FSR: ours minus paper", "parameters"] == "+2,980"
 
 
+@pytest.mark.parametrize("sharing, difference", [(1, "\N{MINUS SIGN}30.0"), (2, "not comparable")])
+def test_seconds_of_a_shared_device_are_not_compared_with_the_papers(root, records, sharing, difference):
+    paper_cells(root, "T8,cifar10,resnet18,AT + FSR,train_seconds_per_epoch,60,seconds,")
+    for run in experiments.main_pair("headline"):
+        records("headline").analysis(run, "cost", cost(1))
+        records("headline").trained(run, 30.0, {"gpu": "H200"}, sharing=sharing)
+    shown = tables.overhead("headline").set_index("method")["seconds per epoch"]
+    assert shown["AT + FSR: ours minus paper"].startswith(difference)
+
+
 def test_streams_show_paper_and_difference_at_full_size_only(root, records):
     paper_cells(root, "T7,cifar10,resnet18,recalibrated,aux,40,percent,")
     row = {"stream": "recalibrated", "probe": "aux", "attack": "pgd20", "n": 1000, "correct": 385}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fsr.errors import Interrupted, UsageError
+from fsr.syncnorm import CpuSyncBatchNorm
 
 WAIT = timedelta(hours=24)  # rank 0 may wait for another command's lock; a lost process is noticed at once all the same
 
@@ -189,44 +190,6 @@ def averaging(objective: nn.Module, smallest: int) -> nn.Module:
 
 
 # --- BatchNorm over all processes --------------------------------------------------------------------------
-
-
-class _Sum(torch.autograd.Function):
-    """Sum over processes whose gradient is the sum of their gradients."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        x = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(x)
-        return x
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        grad = grad.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(grad)
-        return grad
-
-
-class CpuSyncBatchNorm(nn.BatchNorm2d):
-    """SyncBatchNorm on a CPU, where torch has none: the same statistics, by sums over all processes."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (N, C, H, W) of this process; like x, normalised with the statistics of all processes' images."""
-        if not self.training:
-            return super().forward(x)
-        count = _Sum.apply(torch.tensor(float(x.numel() // x.shape[1])))
-        mean = _Sum.apply(x.sum((0, 2, 3))) / count
-        centred = x - mean[:, None, None]
-        variance = _Sum.apply((centred**2).sum((0, 2, 3))) / count
-        with torch.no_grad():
-            tracked, running_mean, running_var = self.num_batches_tracked, self.running_mean, self.running_var
-            assert tracked is not None and running_mean is not None and running_var is not None
-            assert self.momentum is not None
-            tracked += 1
-            running_mean.lerp_(mean, self.momentum)
-            running_var.lerp_(variance * count / (count - 1), self.momentum)
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        return centred * scale[:, None, None] + self.bias[:, None, None]
 
 
 def synchronised(model: nn.Module) -> nn.Module:

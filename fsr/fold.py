@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from fsr import winograd
+from fsr.syncnorm import CpuSyncBatchNorm
 
 log = logging.getLogger("fsr")
 
-_BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
+_BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, CpuSyncBatchNorm)
 
 
 class FoldedConv(nn.Conv2d):

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from fsr.errors import Interrupted, UsageError
 from fsr.executors import together
 from fsr.experiments import SETS
 from fsr.runs import Options, Task, state_path, training
+from fsr.syncnorm import CpuSyncBatchNorm
 from fsr.train import Trainer, Watch, fit
 from fsr.weights import load_tensors
 
@@ -35,6 +36,7 @@ FSR = replace(TINY, module=FSRSpec(at=("layer3",)))
 # no steps: at the clean image KL has no slope, so rounding alone decides the signs of its first step
 AWP = replace(TINY, method="trades", awp=0.01, steps=0)
 REPLICAS = replace(FSR, sync_bn=False)
+BF16 = replace(FSR, precision="bf16", width=16)
 LONG = replace(REPLICAS, epochs=5)
 RUNS = {"fsr": FSR, "awp": AWP, "replicas": REPLICAS}
 PATIENCE = 600  # seconds, for a machine that does other work as well
@@ -58,18 +60,36 @@ def trained(run, resume=None, stop_after=None) -> dict:
     return {"tensors": tensors, "progress": asdict(trainer.progress)}
 
 
+def crafting_of(run) -> str:
+    """A training in this format, and what it crafted in."""
+    trainer = Trainer(run, load(run))
+    fit(trainer, Watch())
+    return trainer.crafter.switches["crafting"]
+
+
 def scenarios() -> dict:
     out = {name: trained(run) for name, run in RUNS.items()}
     only_last = 3 if distributed.rank() == 1 else None  # one process alone is asked to stop; both do
     out["stopped"] = trained(FSR, stop_after=only_last)
     out["resumed"] = trained(FSR, resume=decided(out["stopped"]))
-    layer = distributed.CpuSyncBatchNorm(3).double()
+    out["bf16"] = {"crafting": crafting_of(BF16)}
+    layer = CpuSyncBatchNorm(3).double()
     x = torch.randn(6, 3, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     part = x[distributed.shard(6)].requires_grad_()
     y = layer(part)
     (y * torch.arange(6.0)[distributed.shard(6), None, None, None]).sum().backward()
     out["layer"] = {"y": y.detach(), "grad": part.grad, "mean": layer.running_mean, "var": layer.running_var}
     return out
+
+
+@contextmanager
+def single_group():
+    """A group of this process alone, in which sums are what they were."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def decided(state: dict) -> dict:
@@ -141,6 +161,25 @@ def test_one_process_asked_to_stop_stops_all_and_the_resumed_training_is_the_who
         assert mine == pytest.approx(whole, rel=1e-9)
     for key, value in pair[0]["fsr"]["tensors"].items():
         assert torch.equal(pair[0]["resumed"]["tensors"][key], value), key
+
+
+@pytest.mark.slow
+def test_bf16_is_crafted_in_with_shared_statistics_too(pair):
+    assert [one["bf16"]["crafting"] for one in pair] == [crafting_of(replace(BF16, sync_bn=False))] * 2
+
+
+def test_shared_statistics_of_bf16_features_are_float32():
+    """In a group of one, against torch's own layer: the features' format in and out, statistics in float32."""
+    torch.manual_seed(0)
+    x = (3 + torch.randn(8, 4, 5, 5)).bfloat16()
+    plain, layer = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+    layer.__class__ = CpuSyncBatchNorm
+    with single_group():
+        y = layer(x)
+    assert y.dtype == torch.bfloat16 and layer.running_var.dtype == torch.float32
+    torch.testing.assert_close(y, plain(x), rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(layer.running_mean, plain.running_mean)
+    torch.testing.assert_close(layer.running_var, plain.running_var)
 
 
 @pytest.mark.slow

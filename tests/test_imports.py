@@ -18,7 +18,7 @@ RANK = {
     name: rank
     for rank, names in enumerate(
         (
-            "errors losses modes statistics words winograd backbones attacks.losses",
+            "errors losses modes statistics syncnorm words winograd backbones attacks.losses",
             "checks fold",
             "specs",
             "config paths files hardware distributed progress attacks.gradient attacks.slopes attacks.components "

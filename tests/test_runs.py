@@ -93,9 +93,10 @@ def test_a_retraining_that_ends_elsewhere_has_a_record_of_its_own(root, monkeypa
             with torch.no_grad():
                 next(self.model.parameters()).mul_(1.01)
 
-    def retrained() -> list:
+    def retrained(kept: str = "") -> list:
         for path in paths.checkpoint_dir(run_id(RUN)).iterdir():
-            path.unlink()
+            if path.stem != kept:
+                path.unlink()
         runs.load_model(RUN, "last", CPU)
         return store.trainings(RUN)[1:]
 
@@ -104,6 +105,9 @@ def test_a_retraining_that_ends_elsewhere_has_a_record_of_its_own(root, monkeypa
     assert retrained() == []  # the same weights: nothing new to say
     with monkeypatch.context() as patch:
         patch.setattr(training, "Trainer", Elsewhere)
+        (partly,) = retrained(kept="ema")
+        assert "ema" not in partly["checkpoints"]  # that file is still the first training's
+        store.retrained_path(RUN, partly["checkpoints"]["last"]).unlink()
         (found,) = retrained()
         runs.ensure_evaluated(RUN, CLEAN, CPU)
         assert len(retrained()) == 1  # there and back again: one network, one record

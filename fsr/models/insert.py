@@ -3,6 +3,7 @@
 N images, K classes.
 """
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ class Inserted(nn.Module):
             return self.module(f)
         streams = self.module.streams(f, recorder.y)
         recorder.streams.append(streams)
-        return streams.features
+        return streams.features.clone()  # a network may go on in place (DenseNet), and the recorded ones stay
 
 
 class Classifier(nn.Module):
@@ -93,18 +94,26 @@ def insert(net: nn.Module, path: str, module: nn.Module) -> None:
     setattr(net.get_submodule(parent), name, inserted)
 
 
+def _watched(net: nn.Module, path: str, x: Tensor, outputs: list[Any]) -> None:
+    """Run net on x and add what the submodule at path gives to outputs, whatever happens behind it."""
+    handle = submodule_at(net, path).register_forward_hook(lambda module, args, output: outputs.append(output))
+    try:
+        net(x)
+    finally:
+        handle.remove()
+
+
 def channels_at(net: nn.Module, path: str, x: Tensor) -> int:
     """Channels C of the features (N, C, H, W) after the submodule at path, by a dry run on x that changes nothing.
 
     Raises UsageError when the submodule does not run exactly once, or gives anything but such a map.
     """
     outputs: list[Any] = []
-    handle = submodule_at(net, path).register_forward_hook(lambda module, args, output: outputs.append(output))
-    try:
-        with eval_mode(net), torch.no_grad():
-            net(x)
-    finally:
-        handle.remove()
+    larger: list[Any] = []
+    with eval_mode(net), torch.no_grad():
+        _watched(net, path, x, outputs)
+        with suppress(RuntimeError, ValueError, AssertionError):  # a network that takes one size only
+            _watched(net, path, nn.functional.interpolate(x, scale_factor=2), larger)
     if len(outputs) != 1:
         raise UsageError(f"{path!r} runs {len(outputs)} times in a forward pass; choose a module that runs once")
     f = outputs[0]
@@ -117,4 +126,9 @@ def channels_at(net: nn.Module, path: str, x: Tensor) -> int:
         )
     if f.ndim != 4:
         raise UsageError(f"{path!r} gives {tuple(f.shape)}, not a feature map (N, C, H, W); choose another module")
+    if larger and larger[0].shape[1] != f.shape[1]:
+        raise UsageError(
+            f"{path!r} gives {tuple(f.shape)}, whose second size grows with the image: maps (N, H, W, C), not "
+            "(N, C, H, W); choose a place whose maps have their channels first"
+        )
     return f.shape[1]

@@ -62,7 +62,7 @@ _MODEL = (
         "N(0, 0.01)",
         "the same at full width; kaiming-normal below 512 inputs",
         "with 0.01 a narrow VGG never leaves chance under AT, and FSR's auxiliary losses would look like robustness",
-        "only below full width",
+        "only below full width, and where FSR or CIFS sits on fewer than 512 channels (FSR before its usual place)",
     ),
     Deviation(
         "VGG's pooling",

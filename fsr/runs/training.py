@@ -45,10 +45,13 @@ def _finish(trainer: Trainer, digests: dict[str, str], half: bool) -> None:
 
 
 def _differs(trainer: Trainer, digests: dict[str, str], half: bool) -> None:
-    """A run on record was trained again and ended in other weights: a record of its own, beside the first one's."""
+    """A run on record was trained again and ended in other weights: a record of its own, beside the first one's.
+
+    digests: of the weights that differ; a file that still holds the first training's was left as it is.
+    """
     run = trainer.run
     log.warning("%s: retrained weights differ from the recorded ones (another machine or version)", run_id(run))
-    path = store.retrained_path(run, digests["last"])
+    path = store.retrained_path(run, next(iter(digests.values())))
     if not path.exists():
         save_json(path, _record(trainer, digests, half) | {"history": trainer.progress.rows})
 
@@ -155,8 +158,8 @@ def _train(run: Run, options: Options) -> None:
     digests = digests or save_checkpoint(trainer, half=half, recorded=recorded)
     if not known:
         _finish(trainer, digests, half)
-    elif recorded != digests:
-        _differs(trainer, digests, half)
+    elif other := {kind: digest for kind, digest in digests.items() if digest != recorded.get(kind)}:
+        _differs(trainer, other, half)
 
 
 def ensure_trained(run: Run, options: Options | None = None) -> None:

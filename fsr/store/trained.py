@@ -64,7 +64,7 @@ def environment(run: Run | str) -> dict:
 
 
 def retrained_path(run: Run | str, digest: str) -> Path:
-    """Where a later training of a finished run is recorded that ended in other `last` weights, of this digest."""
+    """Where a later training that ended in other weights is recorded; digest: of the first of them."""
     return paths.run_dir(id_of(run)) / f"retrained-{digest[:12]}.json"
 
 

@@ -257,6 +257,50 @@ def test_torchvision_networks(name, at, size):
     torch.testing.assert_close(twin(x), logits)
 
 
+class Overwriting(nn.Module):
+    """A network that goes on in place with what a stage gave, as torchvision's DenseNet does."""
+
+    def __init__(self):
+        super().__init__()
+        self.stage, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 5)
+
+    def forward(self, x):
+        return self.head(F.relu(self.stage(x), inplace=True).mean((2, 3)))
+
+
+def test_recorded_features_stay_what_they_were_when_a_network_goes_on_in_place():
+    torch.manual_seed(0)
+    model = attach_fsr(Overwriting(), at="stage", num_classes=5, spec=FSRSpec(hidden=4)).eval()
+    logits, (streams,) = model.trace(x := torch.rand(2, 3, 8, 8))
+    torch.testing.assert_close(streams.features, streams.robust + streams.recalibrated)
+    assert (streams.features < 0).any() and torch.equal(logits, model(x))
+
+
+class Last(nn.Module):
+    """A stage whose maps have their channels last, as torchvision's Swin has them."""
+
+    def __init__(self):
+        super().__init__()
+        self.stage = nn.Sequential(nn.Conv2d(3, 4, 2, 2), Permuted())
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x):
+        return self.head(self.stage(x).mean((1, 2)))
+
+
+class Permuted(nn.Module):
+    def forward(self, x):
+        return x.permute(0, 2, 3, 1)
+
+
+def test_maps_with_their_channels_last_are_refused_and_the_network_is_left_alone():
+    net = Last()
+    with pytest.raises(UsageError, match=r"maps \(N, H, W, C\), not"):
+        attach_fsr(net, at="stage", num_classes=5)
+    assert type(net.stage) is nn.Sequential
+    attach_fsr(net, at="stage.0", num_classes=5)  # before it they come first
+
+
 def test_a_timm_convolutional_network_works_and_a_vit_block_is_refused():
     timm = pytest.importorskip("timm")
     net = timm.create_model("resnet10t", num_classes=5)

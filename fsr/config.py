@@ -12,6 +12,7 @@ from fsr.errors import UsageError
 from fsr.specs import FSRSpec, PeerSpec
 
 __all__ = [
+    "AUDIT_VERSION",
     "DATASETS",
     "RECIPE",
     "Analysis",
@@ -30,6 +31,7 @@ __all__ = [
     "to_dict",
 ]
 
+AUDIT_VERSION = 2  # of the attacks of the adaptive audit; raise when they change: tables name records of earlier ones
 RECIPE = 1  # raise when unchanged configs change meaning; old results keep their ids
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fsr.attacks import VARIANTS, AttackInfo, attack_named
 from fsr.attacks.auto import Share, alone, autoattack
 from fsr.attacks.gradient import check_images
+from fsr.attacks.losses import errs
 from fsr.config import Evaluation, Run
 from fsr.data import as_float
 from fsr.errors import UsageError
@@ -56,7 +57,7 @@ def batch_size(device: torch.device, evaluation: Evaluation) -> int:
 def right(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
     """Is each image classified correctly?  x (N, C, H, W) in [0, 1], y (N,); returns (N,) bool."""
     with exact_float32():
-        return model(x).argmax(1) == y
+        return ~errs(model(x), y)
 
 
 class _Watched(nn.Module):

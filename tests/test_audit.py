@@ -474,3 +474,18 @@ def test_an_attack_that_stopped_at_the_quick_network_goes_on_at_the_exact_one(fs
     given.clear()
     case.quick = False  # one float32 only, as on a CPU
     assert bool(case._kept(craft, torch.arange(8)).all()) and len(given) == 1
+
+
+def test_one_unlucky_draw_is_no_silent_success():
+    """Three draws of four say 0 whatever the image: the mean decides, and it is never wrong."""
+
+    class Moody(nn.Module):
+        def forward(self, x):
+            zero = (torch.rand(len(x)) < 0.75).float()
+            return torch.stack([4 * zero, 4 * (1 - zero)], dim=1) + 0 * x.mean((1, 2, 3))[:, None]
+
+    x, y = torch.full((6, 3, 4, 4), 0.5), torch.zeros(6, dtype=torch.long)
+    budget = replace(BRISK, student={"rounds": 1, "samples": 50, "steps": 2})
+    case = prepare(Moody(), x, y, eps=EPS, seed=0, budget=budget, batch=10, surrogate=None, train=None)
+    assert case.randomised
+    assert indicators(case).details["silent_success"] == 0

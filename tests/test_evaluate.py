@@ -167,3 +167,13 @@ def test_autoattack_counts_its_own_attacks_and_ends_with_all_images(monkeypatch)
 def test_steps_for_autoattack_are_refused(attack):
     with pytest.raises(UsageError, match=f"{attack} has steps of its own; leave out steps=7"):
         survives(Sum(), X, Y, torch.arange(9), run=RUN, evaluation=Evaluation(attack=attack, steps=7))
+
+
+def test_logits_that_are_no_numbers_are_never_right():
+    """argmax of them is class 0."""
+
+    def broken(x):
+        return torch.full((len(x), 3), torch.nan)
+
+    x, y = torch.rand(4, 3, 2, 2), torch.zeros(4, dtype=torch.long)
+    assert not evaluate.right(broken, x, y).any()

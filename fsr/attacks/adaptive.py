@@ -126,12 +126,13 @@ def driven_mask(
     eps: float,
     steps: int,
     towards: float,
-    push: float = 4.0,
+    push: float = 400.0,
     start: Tensor | None = None,
     draws: int = 1,
 ) -> Tensor:
     """APGD on the margin plus `push` times how close the masks come to `towards` (0 or 1).
 
+    push is large because a mask moves little: its mean by some hundredths, while the margin spans several units.
     The scores are differentiated at tau = 1. Ends with half the steps on the margin alone, from where the push led.
     draws: as for `smooth_mask`.
     """

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fsr.attacks.gradient import project_linf
-from fsr.attacks.losses import Loss, Net
+from fsr.attacks.losses import Loss, Net, errs
 
 Look = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 Objective = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -32,11 +32,6 @@ def scale_free(logits: Tensor) -> Tensor:
     centred = logits - logits.mean(dim=1, keepdim=True)
     spread = centred.detach().abs().amax(dim=1, keepdim=True)
     return 4 * centred / spread.clamp_min(1e-30)
-
-
-def errs(logits: Tensor, y: Tensor) -> Tensor:
-    """Where the prediction is not y, (N,) bool; logits that are not finite are an error too."""
-    return (logits.argmax(dim=1) != y) | ~torch.isfinite(logits).all(dim=1)
 
 
 def of(net: Net, loss: Loss) -> Objective:

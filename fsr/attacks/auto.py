@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fsr.attacks.components import FLAGS, RAND, STANDARD, Budget, Log, check_model, check_square, component, isolated
 from fsr.attacks.gradient import project_linf
-from fsr.attacks.losses import Net
+from fsr.attacks.losses import Net, errs
 from fsr.errors import UsageError
 
 State = dict[str, np.ndarray]
@@ -58,7 +58,7 @@ def sane(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
 @torch.no_grad()
 def _wrong(net: Net, x: Tensor, y: Tensor) -> Tensor:
     """Where net errs, (N,) bool."""
-    return net(x).argmax(dim=1) != y
+    return errs(net(x), y)
 
 
 class _Loop:
@@ -236,7 +236,7 @@ def autoattack(
     loop = _Loop(
         model,
         judge,
-        x.detach().float(),
+        x.detach().float().contiguous(),
         y,
         eps=eps,
         attacks=names,
@@ -261,7 +261,7 @@ def single(
     Its randomness is the batch's: only the same images in the same order repeat it.
     """
     with isolated(seed):
-        images = x.detach().float()
+        images = x.detach().float().contiguous()  # the package takes views
         classes = model(images[:1]).shape[1]
         if name == "apgd-dlr" and classes < 3:
             raise UsageError(f"apgd-dlr needs three classes, the network has {classes}")

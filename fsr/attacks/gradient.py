@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fsr.attacks.losses import Loss, Net, cross_entropy, targeted_margin
+from fsr.attacks.losses import Loss, Net, cross_entropy, errs, targeted_margin
 from fsr.errors import UsageError
 
 
@@ -163,7 +163,7 @@ def strongest(model: Net, x: Tensor, y: Tensor, attempts: Iterable[Callable[[Ten
         with torch.no_grad():
             logits = model(images)
             height = cross_entropy(logits, y[rows]).to(worst.dtype)
-            wrong = logits.argmax(dim=1) != y[rows]
+            wrong = errs(logits, y[rows])
         better = wrong | (height > worst[rows])
         x_adv[rows[better]], worst[rows[better]] = images[better], height[better]
         return rows[~wrong]

@@ -48,21 +48,19 @@ def _pooled(features: Tensor) -> Tensor:
 def stages(model: nn.Module, x: Tensor, most: int = 4) -> list[nn.Module]:
     """The last `most` of a network's own stages whose outputs are features, in running order; [] where there are none.
 
-    A stage is a child of the first module, going down, with at least two children that run. The last one to run gives
-    the logits and is left out, and so is every output as small as they are.
+    A stage is a child of the first module with at least two of them, going down by the child with most parameters,
+    past a layer that normalises in front of a network. Outputs as small as the logits are no stages.
     """
-    level = model
-    while True:
-        children = list(level.children())
+    level, found = model, list[nn.Module]()
+    while children := list(level.children()):
         with torch.no_grad(), listening(children) as seen:
             logits = model(x[:2])
-        if len(seen) > 1 or not children:
+        large = [m for m, out in seen.items() if len(out) == len(x[:2]) and out[0].numel() > logits.shape[1]]
+        found = large or found
+        if len(large) > 1:
             break
-        level = children[0]
-    if len(seen) < 2:
-        return []
-    large = [m for m, out in seen.items() if len(out) == len(x[:2]) and out[0].numel() > logits.shape[1]]
-    return large[-most:]
+        level = max(children, key=lambda child: sum(p.numel() for p in child.parameters()))
+    return found[-most:]
 
 
 def _fit(features: Tensor, y: Tensor, classes: int, steps: int) -> tuple[Tensor, Tensor]:

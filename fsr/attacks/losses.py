@@ -2,11 +2,17 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 Net = Callable[[Tensor], Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def errs(logits: Tensor, y: Tensor) -> Tensor:
+    """Where the prediction is not y, (N,) bool; logits that are not finite are an error too."""
+    return (logits.argmax(dim=1) != y) | ~torch.isfinite(logits).all(dim=1)
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:

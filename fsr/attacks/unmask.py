@@ -1,19 +1,20 @@
 """Seeing through gradient masking in any model: honest slopes, guarded and averaged passes, slopes without backward."""
 
+import itertools
 import logging
 
 import torch
 from torch import Tensor, nn
 
-from fsr.attacks.ascent import Look, errs
-from fsr.attacks.losses import Loss, Net
+from fsr.attacks.ascent import Look
+from fsr.attacks.losses import Loss, Net, errs
 from fsr.attacks.slopes import Sloped
 
 log = logging.getLogger("fsr")
 
 
 class Softened(nn.Module):
-    """A model with the same logits and honest slopes (see `Sloped`), in the strongest form that it can be run in.
+    """A model with the same logits and honest slopes (see `Sloped`), in the strongest form that gives these logits.
 
     form: whole, part (without casts and comparisons), plain (the model itself), or cut: a model that refuses images
     which ask for a gradient gets them without. The features inside belong to the graph of the images given.
@@ -30,11 +31,14 @@ class Softened(nn.Module):
 
     def _runs(self, x: Tensor) -> bool:
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
                 logits = self(x)
                 if logits.requires_grad:
                     torch.autograd.grad(logits.sum(), x, allow_unused=True)
-            return True
+                torch.manual_seed(0)
+                plain = self.model(x.detach())
+            return not torch.isfinite(plain).all() or torch.allclose(logits, plain, rtol=1e-2, atol=1e-2)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, TypeError, IndexError, ValueError, NotImplementedError) as error:
@@ -113,11 +117,13 @@ def estimated(net: Net, loss: Loss, *, sigma: float, pairs: int, seed: int = 0) 
     """Look that never calls backward: antithetic Gaussian differences of width sigma (NES, Ilyas et al. 2018, alg. 1).
 
     sigma in pixels of [0, 1], chosen larger than a quantiser's step. Half of the directions move all channels together,
-    which is the better half on grey images.
+    which is the better half on grey images. Every look draws its own: with the same ones all slopes of an attack would
+    lie in one small subspace.
     """
+    turn = itertools.count()
 
     def look(x_adv: Tensor, y: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        generator = torch.Generator(device=x_adv.device).manual_seed(seed)
+        generator = torch.Generator(device=x_adv.device).manual_seed(seed * 1_000_003 + next(turn))
         with torch.no_grad():
             logits = net(x_adv)
             gradient = torch.zeros_like(x_adv)

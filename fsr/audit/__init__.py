@@ -119,7 +119,7 @@ def audit(
     device = next((p.device for p in [*net.parameters(), *net.buffers()]), x.device)
     helper = None if surrogate is None else private_copy(surrogate).to(device).eval()
     with eval_mode(net), own_randomness(seed, device), exact_float32():
-        x, y = x.detach().float().to(device), y.to(device)
+        x, y = x.detach().float().contiguous().to(device), y.to(device)
         _check_logits(net, x, y)
         case = prepare(
             net,

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fsr.attacks.ascent import errs
 from fsr.attacks.gradient import project_linf
+from fsr.attacks.losses import errs
 from fsr.hardware import exact_float32
 
 

@@ -12,6 +12,7 @@ from fsr.prose.text import Prose, accuracy_text, budget, missing, number, percen
 from fsr.reference import MIN_SEEDS
 from fsr.tables.cost import PAIRED
 from fsr.tables.frame import Sources
+from fsr.tables.inside import EARLIER, earlier_audits
 from fsr.tables.own import losses
 from fsr.tables.text import span
 from fsr.tables.verdict import UNTESTED
@@ -211,7 +212,9 @@ def audit(profile: str) -> Prose:
     told = (
         " ".join(filter(None, (note, _drops(profile)))) if len(lines) > 1 else "The other network was not audited yet."
     )
-    return Prose.of(where, "\n".join(lines), told, budget(profile))
+    earlier = earlier_audits(profile)
+    old = f"{EARLIER}: {', '.join(earlier)}." if earlier else None
+    return Prose.of(where, "\n".join(lines), told, old, budget(profile))
 
 
 def _cut(part) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from fsr import experiments, paths, store
-from fsr.config import Analysis, Run, replace, run_id
+from fsr.config import AUDIT_VERSION, Analysis, Run, replace, run_id
 from fsr.data import Data, as_float, part_of_test
 from fsr.files import save_json
 from fsr.runs.base import Options, scratch
@@ -76,7 +76,7 @@ def audit_run(run: Run, analysis: Analysis, model, data: Data, options: Options)
     x, y, index = part_of_test(data, analysis.images)
     twin, twin_digest, surrogate = surrogate_of(run, analysis.checkpoint, options)
     identity = {"weights": digest_of(weights_path(run, analysis.checkpoint)), "images": len(y)}
-    identity |= {"twin": twin, "twin_weights": twin_digest}
+    identity |= {"twin": twin, "twin_weights": twin_digest, "version": AUDIT_VERSION}
     path = partial_path(run, analysis)
     done = scratch(path, identity).get("done", {})
 
@@ -111,6 +111,7 @@ def audit_run(run: Run, analysis: Analysis, model, data: Data, options: Options)
         "surrogate": twin,
         "twin_weights": twin_digest,
         "budget": budget,
+        "version": AUDIT_VERSION,
         "crafting": "tf32" if options.torch_device.type == "cuda" else "float32",
     }
     arrays = {"index": index.numpy().astype(np.int32), "worst_case": result.worst_case.numpy()}

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from fsr import experiments, statistics, store
-from fsr.config import Analysis, Run
+from fsr.config import AUDIT_VERSION, Analysis, Run
 from fsr.errors import MissingRecord
 from fsr.tables import formats, typed
 from fsr.tables.frame import About, Sources, Table, make
@@ -27,6 +27,12 @@ GROUPS = {  # as `fsr.audit` names them, in the order of the audit
     "queries/random-noise": "8 control: random noise of the same size",
     "unmasked": "attacks that hidden gradients do not stop",
 }
+
+
+EARLIER = (
+    "Of an earlier version of the audit, whose driven masks hardly moved and whose finite differences took the same "
+    "directions in every step"
+)
 
 
 def record_of(run: Run, analysis: Analysis, sources: Sources) -> dict | None:
@@ -142,6 +148,16 @@ def audit_numbers(profile: str, sources: Sources) -> pd.DataFrame:
     return frame
 
 
+def earlier_audits(profile: str) -> list[str]:
+    """Rows of T9 whose record is of an earlier version of the audit."""
+    found = []
+    for row in experiments.ROWS[profile]["audit"]:
+        records = [record_of(row.runs[0], planned_, Sources()) for planned_ in planned(profile, row.runs[0], "audit")]
+        if any(record is not None and record.get("version", 1) < AUDIT_VERSION for record in records):
+            found.append(row.name)
+    return found
+
+
 def _audit_cells(found: dict) -> list[dict]:
     """Protocol, every group (a reason where it does not apply), worst case, then flags and indicators."""
     n, groups, left_out = found.get("n"), dict(found.get("groups", {})), found.get("not_applicable", {})
@@ -201,7 +217,9 @@ def audit(profile: str) -> Table:
         "Transfer failure is the share where an attack fools a smooth student and not the network: an image that "
         f"nothing breaks may count too, so a network that holds has a high value; read it beside '{UNBROKEN}'.",
     )
-    return make(pd.DataFrame(shown), about("T9", "audit", "Adaptive audit", profile, numbers, sources, *notes))
+    earlier = earlier_audits(profile)
+    old = [f"{EARLIER}: {', '.join(earlier)}."] if earlier else []
+    return make(pd.DataFrame(shown), about("T9", "audit", "Adaptive audit", profile, numbers, sources, *notes, *old))
 
 
 def _items(numbers: pd.DataFrame) -> list[str]:

@@ -301,12 +301,39 @@ def test_the_frozen_attack_is_the_attack_on_the_network_with_constant_masks(netw
 
 
 @pytest.mark.parametrize("towards", [0.0, 1.0])
-def test_a_strong_push_moves_the_mask_where_it_is_sent(network, towards):
+def test_the_mask_is_driven_where_it_is_sent(network, towards, monkeypatch):
+    """By the push that the audit uses: further than the margin alone takes it, before the half without a push."""
     model, x, y = network
-    before = adaptive.traced(model, x)[1][0].mask.mean()
-    x_adv = adaptive.driven_mask(model, x, y, eps=EPS, steps=10, towards=towards, push=1e4)
-    after = adaptive.traced(model, x_adv)[1][0].mask.mean()
-    assert (after - before) * (1 if towards else -1) > 0
+    ends = []
+
+    def noted(*given, **more):
+        ends.append(ascend(*given, **more))
+        return ends[-1]
+
+    def mean_mask(images):
+        return adaptive.traced(model, images)[1][0].mask.mean()
+
+    monkeypatch.setattr(adaptive, "ascend", noted)
+    adaptive.driven_mask(model, x, y, eps=EPS, steps=20, towards=towards)
+    adaptive.driven_mask(model, x, y, eps=EPS, steps=20, towards=towards, push=0.0)
+    sign = 1 if towards else -1
+    assert (mean_mask(ends[0]) - mean_mask(x)) * sign > 0
+    assert (mean_mask(ends[0]) - mean_mask(ends[2])) * sign > 0
+
+
+def test_estimated_gradients_of_an_attack_do_not_share_their_directions():
+    """Of a linear model every estimate is the true gradient's image in the drawn directions: few of them, one rank."""
+    torch.manual_seed(0)
+    weights = torch.randn(2, 3 * 4 * 4)
+
+    def net(x):
+        return x.flatten(1) @ weights.T
+
+    looks = [estimated(net, lead, sigma=0.1, pairs=2, seed=3) for _ in range(2)]
+    x, y, rows = torch.rand(1, 3, 4, 4), torch.tensor([0]), torch.arange(1)
+    first, again = ([look(x, y, rows)[1].flatten() for _ in range(10)] for look in looks)
+    assert torch.linalg.matrix_rank(torch.stack(first)) == 10  # not 2
+    assert torch.equal(torch.stack(first), torch.stack(again))  # the same attack draws the same
 
 
 def test_the_joint_loss_is_the_sum_that_the_streams_give(network):
@@ -384,3 +411,30 @@ def test_a_student_agrees_with_a_teacher_that_has_no_gradient_and_betrays_it():
     x_adv = through(student, x, y, eps=EPS, steps=10)
     assert ((x_adv - x).abs() <= EPS + 1e-6).all()
     assert errs(model(x_adv), y).float().mean() > 0.9
+
+
+def test_the_stages_behind_a_layer_that_normalises_are_the_networks_own(network):
+    model, x, _ = network
+
+    class Normalised(nn.Module):
+        def forward(self, x):
+            return 2 * x - 1
+
+    bare = stages(model, x)
+    assert len(bare) > 1 and stages(nn.Sequential(Normalised(), model), x) == bare
+    single = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.Flatten(), nn.Linear(4 * 6 * 6, 5)))
+    assert stages(single, torch.rand(2, 3, 8, 8))[0] is single[0] or len(stages(single, torch.rand(2, 3, 8, 8))) == 1
+    assert stages(nn.Sequential(nn.Linear(8, 5)), torch.rand(2, 8)) == []
+
+
+def test_a_softened_form_with_other_logits_than_the_models_is_not_taken():
+    class Bits(nn.Module):
+        """Two bits of each pixel, by an operation that means nothing on floating numbers."""
+
+        def forward(self, x):
+            kept = (x * 255).to(torch.uint8) & 0xC0
+            return kept.float().flatten(1)[:, :5]
+
+    model, x = Bits(), torch.rand(4, 3, 2, 2)
+    soft = Softened(model, x)
+    torch.testing.assert_close(soft(x.clone().requires_grad_()).detach(), model(x))

@@ -419,3 +419,13 @@ def test_too_few_classes_and_wrong_versions_are_refused(problem):
             run(problem, **options)
     with pytest.raises(UsageError, match="unknown attack"):
         run(problem, version="custom", attacks=("fab",))
+
+
+def test_images_in_channels_last_are_attacked_like_others():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16, 4))
+    x, y = torch.rand(6, 3, 4, 4), torch.tensor([0, 1, 2, 3, 0, 1])
+    more = {"eps": 0.1, "steps": 3, "queries": 10, "seed": 1}
+    plain = a.autoattack(model, x, y, **more)
+    last = a.autoattack(model, x.to(memory_format=torch.channels_last), y, **more)
+    assert torch.equal(plain.correct, last.correct)

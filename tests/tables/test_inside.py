@@ -2,7 +2,9 @@
 
 import pytest
 
-from fsr import experiments, tables
+from fsr import experiments, prose, tables
+from fsr.config import AUDIT_VERSION
+from fsr.tables.inside import EARLIER
 
 AT, BOTH = experiments.main_pair("demo")
 
@@ -84,6 +86,14 @@ def test_audit_shows_groups_worst_case_flags_and_indicators(records):
     assert rows.loc["indicator: silent success", "AT + FSR, last"] == "0.25"
     assert rows.loc["share that no attack breaks", "AT, last"] == "0.62"  # 50 of the 80 that are right when clean
     assert rows.index[-1] == "share that no attack breaks"
+
+
+@pytest.mark.parametrize("version", [{}, {"version": AUDIT_VERSION - 1}, {"version": AUDIT_VERSION}])
+def test_a_record_of_an_earlier_audit_is_named(records, version):
+    """{}: from when records had no version."""
+    records("demo").analysis(BOTH, "audit", audit_record(**version))
+    earlier, told = version.get("version") != AUDIT_VERSION, f"{EARLIER}: AT + FSR."
+    assert (told in tables.audit("demo").about.notes) == earlier == (told in prose.audit("demo"))
 
 
 def test_a_single_attack_left_out_does_not_hide_its_group(records):

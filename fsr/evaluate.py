@@ -154,18 +154,32 @@ def _plainly(surrogate: Callable[[Tensor], Tensor]) -> dict:
     return {} if weights is None else {"dtype": str(weights.dtype).removeprefix("torch.")}
 
 
+def inside(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
+    """x_adv in float32 and [0, 1]; UsageError where it is more than eps away, but for rounding, or no number."""
+    if x_adv.shape != x.shape:
+        raise UsageError(f"the attack gave {tuple(x_adv.shape)} for images {tuple(x.shape)}; nothing is recorded")
+    x_adv = x_adv.float().clamp(0, 1)
+    moved = float((x_adv - x).abs().amax())
+    if not moved <= eps + 1e-4:
+        raise UsageError(
+            f"the attack moved a pixel by {moved:.3g}, more than eps = {eps:.3g}; end it with "
+            "fsr.attacks.gradient.project_linf (nothing is recorded)"
+        )
+    return x_adv
+
+
 def _judged(attack: AttackInfo, judge, net, x: Tensor, y: Tensor, index: Tensor, check, **more) -> tuple[Tensor, int]:
     """(what the judge still gets right under the attack on net, (N,) bool; where the two networks disagree).
 
     An attack that stops at the first error goes on, on the judge, where only net made it.
     """
-    x_adv = attack(net, x, y, seed=SEED, indices=index, **more)
-    verdict, fast = (right(each, x_adv.float().clamp(0, 1), y) for each in (judge, net))
+    x_adv = inside(attack(net, x, y, seed=SEED, indices=index, **more), x, more["eps"])
+    verdict, fast = (right(each, x_adv, y) for each in (judge, net))
     again, flips = verdict & ~fast, int((verdict != fast).sum())
     if attack.survivors_ok and again.any():
         exact, places = Exact(judge, check), index[again.cpu()]
-        x_adv = attack(exact, x[again], y[again], seed=SEED, indices=places, **more)
-        verdict[again] = right(judge, x_adv.float().clamp(0, 1), y[again])
+        x_adv = inside(attack(exact, x[again], y[again], seed=SEED, indices=places, **more), x[again], more["eps"])
+        verdict[again] = right(judge, x_adv, y[again])
     return verdict, flips
 
 

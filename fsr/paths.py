@@ -62,6 +62,12 @@ def use(*, root: Path | str | None = None, data: Path | str | None = None) -> No
             os.environ[name] = str(_folder(str(value), "--root" if name == "FSR_ROOT" else "--data"))
 
 
+def existing() -> None:
+    """UsageError when the root is not there: what only reads makes none."""
+    if not root().is_dir():
+        raise UsageError(f"no folder {root()}; give an existing --root DIR, or type `python -m fsr run-all` to fill it")
+
+
 def writable(folder: Path, option: str) -> None:
     """Make the folder and write to it; UsageError that names the option where that fails."""
     try:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -49,6 +50,13 @@ def _info(file, path: Path) -> dict[str, str]:
     return info
 
 
+def _unreadable(path: Path, error: Exception) -> CorruptFile:
+    """Damaged, or not for this user to read."""
+    if not os.access(path, os.R_OK):
+        return CorruptFile(f"{path} cannot be read: permission denied; the file may be whole, so give yourself access")
+    return CorruptFile(f"{path} cannot be read ({error}); move it away to train again")
+
+
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
     """(tensors on the CPU, meta); MissingRecord when there is none, CorruptFile when it is not what was saved."""
     if not path.exists():
@@ -58,7 +66,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
             info = _info(file, path)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, ValueError) as error:
-        raise CorruptFile(f"{path} cannot be read ({error}); move it away to train again") from None
+        raise _unreadable(path, error) from None
     if info["digest"] != digest(tensors, info["meta"]):
         raise CorruptFile(f"{path} is damaged (its content does not match its digest); move it away to train again")
     return tensors, json.loads(info["meta"])
@@ -79,7 +87,7 @@ def _header(path: Path) -> dict[str, str]:
         with safe_open(str(path), framework="pt") as file:
             return _info(file, path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise CorruptFile(f"{path} cannot be read ({error}); move it away to train again") from None
+        raise _unreadable(path, error) from None
 
 
 def digest_of(path: Path) -> str:

@@ -232,6 +232,17 @@ def test_unknown_names_come_with_the_one_that_was_meant(fsr, arguments, says):
     assert code == 2 and says in err and len(err.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize("command", ["status", "report"])
+def test_a_root_that_is_not_there_is_not_made_by_reading(fsr, root, command):
+    code, _, said = fsr(command, "--root", str(root / "nowhere"))
+    assert code == 2 and "no folder" in said and not (root / "nowhere").exists()
+
+
+def test_a_run_id_without_its_hash_means_the_run_that_begins_so(fsr):
+    code, _, said = fsr("evaluate", "digits-resnet18-at-s0", "--attack", "fgsm")
+    assert code == 2 and "did you mean 'digits-resnet18-at-s0-" in said
+
+
 def test_an_unknown_run_comes_with_the_one_that_was_meant(fsr):
     run = tiny_run()
     store.save_config(run)

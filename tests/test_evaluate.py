@@ -177,3 +177,18 @@ def test_logits_that_are_no_numbers_are_never_right():
 
     x, y = torch.rand(4, 3, 2, 2), torch.zeros(4, dtype=torch.long)
     assert not evaluate.right(broken, x, y).any()
+
+
+@pytest.mark.parametrize("moved, told", [(0.2, "more than eps"), (float("nan"), "more than eps"), (0.1, None)])
+def test_images_outside_the_ball_are_refused(moved, told):
+    x = torch.full((2, 3, 4, 4), 0.95)
+    if told is None:
+        assert torch.equal(evaluate.inside(x + moved, x, 0.1), torch.ones_like(x))  # clipped to [0, 1]
+        return
+    with pytest.raises(UsageError, match=told):
+        evaluate.inside(x - moved, x, 0.1)
+
+
+def test_an_attack_that_gives_other_shapes_is_refused():
+    with pytest.raises(UsageError, match="nothing is recorded"):
+        evaluate.inside(torch.zeros(1, 3, 4, 4), torch.zeros(2, 3, 4, 4), 0.1)

@@ -20,7 +20,7 @@ from fsr import experiments, files, notebooks, paths, runs, store, train
 from fsr.config import Analysis, Evaluation, run_id
 from fsr.errors import CorruptFile, Diverged, FSRError, Interrupted, TimeUp, UsageError
 from fsr.experiments.cost import training_flops
-from fsr.files import save_json
+from fsr.files import save_json, sha256
 from fsr.runs import Options, Task, evaluating, perform
 from fsr.runs.costing import speed_here
 from fsr.weights import digest, digest_of, load_tensors, meta_of
@@ -44,7 +44,7 @@ from tiny import FSR_HERE, tiny_run
 from fsr import evaluate, files, runs, store
 from fsr.config import Analysis, Evaluation
 from fsr.experiments.cost import training_flops
-from fsr.files import save_json
+from fsr.files import save_json, sha256
 from fsr.runs import Options, Task, evaluating, perform
 from fsr.runs.costing import speed_here
 
@@ -358,12 +358,13 @@ def test_every_damaged_file_of_a_finished_run_is_named_and_left_as_it_is(finishe
     read_everything()
 
 
-@pytest.mark.parametrize("name", ["config.json", "env.json"])
+@pytest.mark.parametrize("name", ["config.json", "env.json", "history.csv"])
 def test_status_names_a_damaged_record_and_counts_the_others(name, root, caplog):
     good, bad = experiments.SETS["ci"]["whitebox"][:2]
     for run in (good, bad):
         store.save_config(run)
-        record = {"run_id": run_id(run), "seconds": 10.0, "hardware": {"device": "cpu"}, "history_sha256": ""}
+        digest = sha256(store.save_history(run, [{"epoch": 1, "seconds": 1.0}]))
+        record = {"run_id": run_id(run), "seconds": 10.0, "hardware": {"device": "cpu"}, "history_sha256": digest}
         save_json(paths.run_dir(run_id(run)) / "env.json", record)
     path = paths.run_dir(run_id(bad)) / name
     path.write_bytes(spoilt(path.read_bytes(), "half"))

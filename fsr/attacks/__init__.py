@@ -236,4 +236,6 @@ def attack_named(name: str) -> AttackInfo:
     """The attack of that name; an unknown one raises UsageError that lists them."""
     if name not in ATTACKS:
         raise UsageError(f"unknown attack {name!r}; choose one of {', '.join(ATTACKS)}")
+    if not isinstance(ATTACKS[name], AttackInfo):
+        raise UsageError(f"ATTACKS[{name!r}] must be AttackInfo(function=..., description=...)")
     return ATTACKS[name]

@@ -22,7 +22,7 @@ def runs_of(profile: str, which: str) -> tuple[Run, ...]:
     if which in recorded:
         return (store.config_of(which),)
     meant = did_you_mean(which, [*sets, *planned, *recorded])
-    raise UsageError(f"unknown set {which!r}{meant}; choose one of {', '.join(sets)}, or a run id")
+    raise UsageError(f"no set and no run {which!r}{meant}; choose one of {', '.join(sets)}, or a run id")
 
 
 def one_run(which: str) -> Run:
@@ -59,14 +59,14 @@ def planned(profile: str, which: str, *, train_only: bool = False) -> list:
 def attacked(profile: str, which: str, attack: str, checkpoint: str, images: int | None) -> list:
     """One attack of fsr.attacks.ATTACKS on every run of a set, or on one run: its tasks, done or not."""
     from fsr import runs
-    from fsr.attacks import ATTACKS
+    from fsr.attacks import ATTACKS, attack_named
 
     if attack not in ATTACKS:
         raise UsageError(
             f"unknown attack {attack!r}{did_you_mean(attack, ATTACKS)}; choose one of {', '.join(ATTACKS)}"
         )
-    if ATTACKS[attack].needs:
-        raise UsageError(f"{attack} needs {', '.join(ATTACKS[attack].needs)}: the set `blackbox` has it")
+    if needs := attack_named(attack).needs:
+        raise UsageError(f"{attack} needs {', '.join(needs)}: the set `blackbox` has it")
     out = []
     for run in runs_of(profile, which):
         there, usual = _test_images(run), ATTACKS[attack].images

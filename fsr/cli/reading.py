@@ -19,6 +19,7 @@ def status(profile: Profile = "demo", root: Root = None) -> None:
     from fsr.words import duration
 
     paths.use(root=root)
+    paths.existing()
     frame = runs.status(known_profile(profile))
     typer.echo(frame.to_string(index=False))
     counts = frame["state"].value_counts()
@@ -44,6 +45,7 @@ def report_command(
     from fsr.report.readme import rewrite
 
     paths.use(root=root)
+    paths.existing()
     typer.echo(f"report: {report.write(known_profile(profile))}")
     if readme:
         changed = rewrite(paths.repository() / "README.md")

@@ -61,6 +61,7 @@ def _any_batch_size() -> None:
 
 def _evaluate(run: Run, evaluation: Evaluation, options: Options, surrogate, surrogate_digest: str | None, share):
     provenance()  # of the code as it was loaded, not as it lies there when all is done
+    store.save_config(run)  # a damaged one is named before anything is added to this run
     with locked(run, options):
         identity = {"weights": ensure_weights(run, evaluation.checkpoint, options)}
     if surrogate_digest is not None:

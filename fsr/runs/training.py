@@ -199,6 +199,10 @@ def ensure_weights(run: Run, checkpoint: str, options: Options) -> str:
         raise MissingRecord(f"{path} is gone; type `{command}` again (file {run.imported})")
     if not has_weights(run, checkpoint):
         options.check()
+        if store.is_trained(run):
+            log.warning(
+                "%s: its %s weights are not here, so it is trained again; its record stays", run_id(run), checkpoint
+            )
         _train(run, options)
     if not path.exists():
         raise CorruptFile(

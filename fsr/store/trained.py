@@ -80,14 +80,14 @@ def alone(record: dict) -> bool:
 
 
 def damage(run: Run | str) -> str:
-    """What is wrong with a run's config.json or env.json, in one line; "" when nothing is, or there is none."""
+    """What is wrong with a run's config.json, env.json or history.csv, in one line; "" when nothing is."""
     name = id_of(run)
     try:
         if (paths.run_dir(name) / "config.json").exists():
             config_of(name)
-        if is_trained(name):
-            environment(name)
-    except (CorruptFile, UsageError) as error:
+        if is_trained(name) and environment(name).get("history_sha256"):
+            history(name)
+    except (CorruptFile, UsageError, MissingRecord) as error:
         return str(error)
     return ""
 

@@ -91,7 +91,9 @@ def _estimate(todo, options) -> str:
     count = f"{len(found)} training{'s' if len(found) > 1 else ''}"
     count += f" ({again} of them again: their records are here, their weights are gone)" if again else ""
     if speed is None:
-        return f"{count}, about {total} in all on one H200 GPU at the speed of the authors' code; evaluations on top"
+        told = f"{count}, about {total} in all on one H200 GPU at the speed of the authors' code; evaluations on top"
+        slower = "; on a processor far longer: how long, is known once one of them is done here"
+        return told + slower * (options.torch_device.type != "cuda")
     return f"{count}, about {total} in all at the speed of those finished here; evaluations on top"
 
 

@@ -129,5 +129,5 @@ def twice(sources: Sources) -> str:
         "of both. Move the older evaluations away and `run-all` makes them again."
     )
     unknown = [name for name in mixed if _unrecorded(sources, name)]
-    where = "was done on which machine, in which number format, and whether it was rounded"
-    return f"{told} Of one training of {', '.join(unknown)} no record says where it {where}." if unknown else told
+    where = "on which machine and in which number format it was done, nor whether it was rounded"
+    return f"{told} Of one training of {', '.join(unknown)} no record says {where}." if unknown else told

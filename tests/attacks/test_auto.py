@@ -423,9 +423,12 @@ def test_too_few_classes_and_wrong_versions_are_refused(problem):
 
 def test_images_in_channels_last_are_attacked_like_others():
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16, 4))
-    x, y = torch.rand(6, 3, 4, 4), torch.tensor([0, 1, 2, 3, 0, 1])
+    layers = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+    model = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+    x = torch.rand(6, 3, 8, 8)
+    last, y = x.to(memory_format=torch.channels_last), model(x).argmax(dim=1)
     more = {"eps": 0.1, "steps": 3, "queries": 10, "seed": 1}
-    plain = a.autoattack(model, x, y, **more)
-    last = a.autoattack(model, x.to(memory_format=torch.channels_last), y, **more)
-    assert torch.equal(plain.correct, last.correct)
+    assert torch.equal(a.autoattack(model, last, y, **more).correct, a.autoattack(model, x, y, **more).correct)
+    torch.testing.assert_close(
+        a.single("apgd-dlr", model, last, y, eps=0.1), a.single("apgd-dlr", model, x, y, eps=0.1)
+    )

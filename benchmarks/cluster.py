@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 
 from benchmarks import measure
-from fsr import paths
-from fsr.cluster.driver import compute
-from fsr.cluster.plan import Job, plan
+from fsr import files
 from fsr.config import FSRSpec, Run, for_dataset, replace
-from fsr.executors import inline
 from fsr.runs import Options, Task
+from fsr.runs.cluster.driver import compute
+from fsr.runs.cluster.plan import Job, plan
+from fsr.runs.local import inline
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 import ray_nodes  # the same nodes as the tests'
@@ -53,7 +53,7 @@ def timed(function) -> tuple[float, float, list[tuple]]:
 def alone(runs: list[Run]) -> dict[str, float]:
     """The baseline: one process, one thread."""
     with tempfile.TemporaryDirectory() as folder:
-        paths.use(root=folder)
+        files.use(root=folder)
         load = os.getloadavg()[0]
         start, seconds, _ = timed(lambda options: inline([Task(run=run) for run in runs], options))
     return {"seconds": seconds, "start_seconds": start, "load_before": load}
@@ -62,7 +62,7 @@ def alone(runs: list[Run]) -> dict[str, float]:
 def on_workers(runs: list[Run], workers: int) -> dict[str, float]:
     """The same on a cluster, and what a task costs that finds its work done."""
     with ray_nodes.cluster(workers=workers) as (address, _), tempfile.TemporaryDirectory() as folder:
-        paths.use(root=folder)
+        files.use(root=folder)
         load = os.getloadavg()[0]
         jobs = plan([Task(run=run) for run in runs])
         start, seconds, _ = timed(lambda options: compute(jobs, options, address=address))
@@ -100,7 +100,7 @@ def row(case: str, rounds: list[dict[str, dict[str, float]]], count: int) -> dic
 def main() -> None:
     """Measure in rounds, print one line per case and round, write the record."""
     given = measure.arguments(__doc__, lambda parser: parser.set_defaults(rounds=3))
-    root, device = paths.root(), torch.device("cpu")
+    root, device = files.root(), torch.device("cpu")
     os.environ.update(ray_nodes.environment())
     runs, rounds = eight(given.quick), []
     for _ in range(given.rounds):
@@ -108,7 +108,7 @@ def main() -> None:
         for case, measured in CASES.items():
             rounds[-1][case] = measured(runs)
             print(case, {key: round(value, 4) for key, value in rounds[-1][case].items()}, flush=True)
-    paths.use(root=root)
+    files.use(root=root)
     rows = [row(case, rounds, len(runs)) for case in CASES]
     print(measure.save("cluster", rows, device, quick=given.quick, rounds=given.rounds, epochs=runs[0].epochs))
 

@@ -14,10 +14,10 @@ from fsr.attacks.auto import autoattack
 from fsr.config import FSRSpec, Run, for_dataset
 from fsr.data import as_float, load, part_of_test
 from fsr.evaluate import right
-from fsr.fast import fast_net
 from fsr.runs.training import load_model
 from fsr.store import config_of
 from fsr.train import Trainer, fit
+from fsr.train.fast import fast_net
 
 DIGITS = for_dataset(
     "digits", width=16, blocks=(1, 1, 1, 1), module=FSRSpec(at=("layer3",)), holdout=100, epochs=12, lr=0.05

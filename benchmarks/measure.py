@@ -16,9 +16,8 @@ from pathlib import Path
 
 import torch
 
-from fsr import paths
-from fsr.errors import UsageError
-from fsr.files import provenance, save_json
+from fsr import files
+from fsr.files import UsageError, provenance, save_json
 from fsr.hardware import bf16_is_fast, cores, cpu_name, describe, device_named
 from fsr.plots.style import PLAIN, WITH_FSR, panels, styled
 
@@ -37,7 +36,7 @@ def arguments(description: str, extra: Callable[[argparse.ArgumentParser], None]
         extra(parser)
     given = parser.parse_args()
     try:
-        paths.use(root=given.root, data=given.data)
+        files.use(root=given.root, data=given.data)
         given.device = device_named(given.device)
     except UsageError as error:
         parser.exit(2, f"{error}\n")
@@ -147,7 +146,7 @@ def machine(device: torch.device) -> str:
 
 def record_path(name: str, device: torch.device) -> Path:
     """results/benchmarks/<name>-<machine>.json."""
-    return paths.results() / "benchmarks" / f"{name}-{machine(device)}.json"
+    return files.results() / "benchmarks" / f"{name}-{machine(device)}.json"
 
 
 def save(name: str, rows: list[dict], device: torch.device, **more) -> Path:
@@ -177,7 +176,7 @@ def draw_ratios(rows: list[dict], title: str):
 
 def save_figure(figure, name: str, device: torch.device) -> Path:
     """figures/benchmarks/<name>-<machine>.png."""
-    path = paths.root() / "figures" / "benchmarks" / f"{name}-{machine(device)}.png"
+    path = files.root() / "figures" / "benchmarks" / f"{name}-{machine(device)}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Software": None})
     return path

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fsr.config import Run
 from fsr.data import augmentation
-from fsr.objectives import Objective
+from fsr.train.objectives import Objective
 
 
 class PlainTrainer:

@@ -13,13 +13,12 @@ from benchmarks import measure
 from fsr.attacks import attack_named
 from fsr.config import FSRSpec, Run, content_id, for_dataset, replace
 from fsr.data import as_float, load, part_of_test
-from fsr.errors import MissingRecord
 from fsr.evaluate import right
-from fsr.fast import fast_net
-from fsr.files import load_json
+from fsr.files import MissingRecord, load_json
 from fsr.plots.style import BLUE, VERMILION, panels, percent_axis, styled
 from fsr.statistics import seed_summary
 from fsr.train import Trainer, fit
+from fsr.train.fast import fast_net
 
 PRECISIONS = ("float32", "bf16")
 FULL = for_dataset("cifar10", width=16, module=FSRSpec(), train_size=10_000, holdout=0, epochs=5)

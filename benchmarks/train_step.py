@@ -10,9 +10,9 @@ from torch import Tensor
 from benchmarks import measure
 from benchmarks.plain import PlainTrainer
 from fsr.config import DATASETS, FSRSpec, Run, for_dataset, replace
-from fsr.fast import Crafter, Stepper, sgd
 from fsr.models import count_macs, model_of
-from fsr.objectives import Objective
+from fsr.train.fast import Crafter, Stepper, sgd
+from fsr.train.objectives import Objective
 
 SMALL = for_dataset("cifar10", backbone="resnet18", width=16, module=FSRSpec())
 FULL = replace(SMALL, width=None)
@@ -69,7 +69,7 @@ def operations(run: Run, model, x: Tensor, *, parameter_gradients: bool) -> floa
 def sides_of(name: str, run: Run, device: torch.device) -> dict[str, FastStep]:
     """The fast step and what it is compared with besides the plain one: without compiling, with torch's convolutions.
 
-    Where the fast one does not multiply by `fsr.winograd` there is nothing of the latter kind.
+    Where the fast one does not multiply by `fsr.train.winograd` there is nothing of the latter kind.
     """
     sides = {"fast": FastStep(run, device), "fast, not compiled": FastStep(run, device, compile=False)}
     if sides["fast"].crafter.switches["winograd"]:

@@ -8,7 +8,7 @@ import typer
 
 from fsr.cli import app
 from fsr.cli.app import log_to_stderr
-from fsr.errors import FSRError
+from fsr.files import FSRError
 
 # typer brings its own copy of click, or not, depending on its version; the class is the same one by descent
 ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")

@@ -1,15 +1,194 @@
 """What a run *is*: frozen, typed dataclasses, and an id made of their content."""
 
 import hashlib
+import importlib
 import json
+import math
+import types
 import typing
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any
 
-from fsr.backbones import BACKBONES
-from fsr.checks import check_types, not_negative, one_of, positive, require
-from fsr.errors import UsageError
-from fsr.specs import FSRSpec, PeerSpec
+from fsr.files import UsageError
+
+
+def _matches(value: Any, kind: Any) -> bool:
+    """Is value of this annotation?  bool is not an int here, int is not a float: 1 and 1.0 hash differently."""
+    if isinstance(kind, types.UnionType):
+        return any(_matches(value, part) for part in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        inner = typing.get_args(kind)[0]
+        return isinstance(value, tuple) and all(_matches(v, inner) for v in value)
+    if kind in (int, float):
+        return type(value) is kind
+    return isinstance(value, kind)
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise UsageError with this message unless the condition holds."""
+    if not condition:
+        raise UsageError(message)
+
+
+def check_types(config: Any) -> None:
+    """Every field of a dataclass is of its annotation, and finite; UsageError names the first that is not."""
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if not _matches(value, f.type):
+            raise UsageError(f"{type(config).__name__}.{f.name} must be {f.type}, not {value!r}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"{type(config).__name__}.{f.name} must be finite, not {value!r}")
+
+
+def one_of(config: Any, name: str, allowed: Iterable[str]) -> None:
+    """A field's value is one of these; UsageError lists them."""
+    value = getattr(config, name)
+    require(value in allowed, f"{type(config).__name__}.{name} is {value!r}; choose one of {', '.join(allowed)}")
+
+
+def positive(config: Any, *names: str) -> None:
+    """These fields are above 0, or None where that stands for a default; UsageError names the first that is not."""
+    for name in names:
+        value = getattr(config, name)
+        require(value is None or value > 0, f"{type(config).__name__}.{name} must be positive, not {value}")
+
+
+def not_negative(config: Any, *names: str) -> None:
+    """These fields are at least 0, or None; UsageError names the first that is not."""
+    for name in names:
+        value = getattr(config, name)
+        require(value is None or value >= 0, f"{type(config).__name__}.{name} must not be negative, not {value}")
+
+
+def every_block(stage: str, count: int) -> tuple[str, ...]:
+    """The path after each block of a stage that is a list of blocks."""
+    return tuple(f"{stage}.{i}" for i in range(count))
+
+
+def every_relu(stage: str, count: int) -> tuple[str, ...]:
+    """A VGG's stage: a max-pool, then three layers to a convolution; the ReLU ends each."""
+    return tuple(f"{stage}.{3 * i}" for i in range(1, count + 1))
+
+
+def activated(stage: str, count: int) -> tuple[str, ...]:
+    """A pre-activation stage: the features of the last block end with the stage's own BatchNorm and ReLU."""
+    return (*every_block(stage, count - 1), stage)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backbone:
+    """A network with named stages.
+
+    code: `file.Class` in fsr/models, called with (num_classes, width, blocks), where the file may hold `initialise`, a
+    rule for the weights of any part of it; fsr_stage: where FSR sits by default; width, blocks: the usual size;
+    reference: the channels at fsr_stage then, where S and R have 64 hidden channels; places: the paths after the blocks
+    of a stage, by its name and their number.
+    """
+
+    code: str
+    stages: tuple[str, ...]
+    fsr_stage: str
+    width: int
+    blocks: tuple[int, ...]
+    reference: int = 512
+    places: Callable[[str, int], tuple[str, ...]] = every_block
+
+    def _module(self) -> Any:
+        return importlib.import_module(f"fsr.models.{self.code.partition('.')[0]}")
+
+    @property
+    def network(self) -> Callable[..., Any]:
+        """The class."""
+        return getattr(self._module(), self.code.partition(".")[2])
+
+    def initialise(self, part: Any) -> None:
+        """Its own rule for the weights of any part of it; without one they stay as PyTorch made them."""
+        getattr(self._module(), "initialise", lambda part: None)(part)
+
+    def last_two(self, blocks: tuple[int, ...]) -> tuple[str, ...]:
+        """The paths after the last stage's last two blocks (of a VGG: convolutions), or after its only one."""
+        return self.places(self.stages[-1], blocks[-1])[-2:]
+
+
+BACKBONES: dict[str, Backbone] = {
+    "resnet18": Backbone(
+        code="resnet.ResNet",
+        stages=("layer1", "layer2", "layer3", "layer4"),
+        fsr_stage="layer4",
+        width=64,
+        blocks=(2, 2, 2, 2),
+    ),
+    "vgg16": Backbone(
+        code="vgg.VGG",
+        stages=("block1", "block2", "block3", "block4", "block5"),
+        fsr_stage="block4",
+        width=64,
+        blocks=(2, 2, 3, 3, 3),
+        places=every_relu,
+    ),
+    "wideresnet34": Backbone(
+        code="wideresnet.WideResNet",
+        stages=("block1", "block2", "block3"),
+        fsr_stage="block3",
+        width=10,
+        blocks=(5, 5, 5),
+        reference=640,
+        places=activated,
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FSRSpec:
+    """The FSR module and its controls (Kim et al. 2023, after their code).
+
+    at: module paths, () for the backbone's own place; hidden: channels inside S and R, None for the
+    width rule; kind: fsr, separation (f+ alone is passed on), residual (S and R as plain residual
+    branches, no mask, no auxiliary loss), aux (auxiliary head only, features untouched).
+    """
+
+    at: tuple[str, ...] = ()
+    tau: float = 0.1
+    lambda_sep: float = 1.0
+    lambda_rec: float = 1.0
+    hidden: int | None = None
+    kind: str = "fsr"
+    mask: str = "gumbel"  # gumbel: soft with noise in training; soft: no noise; hard: straight-through with noise
+    granularity: str = "element"  # element, channel (one value per channel), spatial (one per position)
+
+    def __post_init__(self):
+        check_types(self)
+        one_of(self, "kind", ("fsr", "separation", "residual", "aux"))
+        one_of(self, "mask", ("gumbel", "soft", "hard"))
+        one_of(self, "granularity", ("element", "channel", "spatial"))
+        positive(self, "tau", "hidden")
+        not_negative(self, "lambda_sep", "lambda_rec")
+
+    @property
+    def label(self) -> str:
+        """How it shows in a run id: fsr, separation, residual, aux."""
+        return self.kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerSpec:
+    """A deactivation peer: fd (Xie 2019), cas (Bai 2021) or cifs (Yan 2021), with its joint-loss weight."""
+
+    name: str
+    at: tuple[str, ...] = ()  # () for the peer's own places: fd every stage; cas, cifs the last stage's two blocks
+    weight: float = 2.0  # of the mean probe cross-entropy, in training and crafting; fd has no probe
+
+    def __post_init__(self):
+        check_types(self)
+        one_of(self, "name", ("fd", "cas", "cifs"))
+        not_negative(self, "weight")
+
+    @property
+    def label(self) -> str:
+        """How it shows in a run id."""
+        return self.name
+
 
 __all__ = [
     "AUDIT_VERSION",
@@ -72,7 +251,7 @@ class Run:
     test_size: int | None = None  # images of the test set that this run knows; None: all
     holdout: int = 1000  # training images kept back to select `best`; 0: the authors' exact training set
     image_size: int | None = None  # only for folder: data
-    backbone: str = "resnet18"  # a key of fsr.backbones.BACKBONES
+    backbone: str = "resnet18"  # a key of fsr.config.BACKBONES
     width: int | None = None  # None: the backbone's own (64, 64, 10)
     blocks: tuple[int, ...] | None = None  # blocks per stage; None: the backbone's own
     method: str = "at"  # natural, at, trades, mart

@@ -15,15 +15,14 @@ from torch import Tensor, nn
 from fsr.attacks import VARIANTS, AttackInfo, attack_named
 from fsr.attacks.auto import Share, alone, autoattack
 from fsr.attacks.gradient import check_images
-from fsr.attacks.losses import errs
+from fsr.attacks.losses import is_wrong
 from fsr.config import Evaluation, Run
 from fsr.data import as_float
-from fsr.errors import UsageError
-from fsr.fast import FastNet, fast_net
-from fsr.files import npz_bytes
+from fsr.files import UsageError, npz_bytes
 from fsr.hardware import Exact, exact_float32
 from fsr.models import intervene
-from fsr.modes import eval_mode
+from fsr.models.modes import eval_mode
+from fsr.train.fast import FastNet, fast_net
 
 # From so many images on AutoAttack on a GPU is left to compile, which takes half a minute or so (estimated).
 MANY_IMAGES = 2000
@@ -57,7 +56,7 @@ def batch_size(device: torch.device, evaluation: Evaluation) -> int:
 def right(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
     """Is each image classified correctly?  x (N, C, H, W) in [0, 1], y (N,); returns (N,) bool."""
     with exact_float32():
-        return ~errs(model(x), y)
+        return ~is_wrong(model(x), y)
 
 
 class _Watched(nn.Module):
@@ -97,7 +96,7 @@ def _prepared(model: nn.Module, run: Run, evaluation: Evaluation, switches: dict
         yield model, _Watched(fast_net(model, precision=run.precision, **switches), check)
 
 
-def survives(
+def evaluate_attack(
     model: nn.Module,
     x: Tensor,
     y: Tensor,

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fsr.errors import UsageError
+from fsr.files import UsageError
 
 
 @functools.cache

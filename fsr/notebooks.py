@@ -13,11 +13,9 @@ import nbformat
 import papermill
 from papermill.exceptions import PapermillExecutionError
 
-from fsr import experiments, paths, reference
+from fsr import experiments, files, reference
 from fsr.config import run_id
-from fsr.errors import FSRError, UsageError
-from fsr.files import write_bytes
-from fsr.words import did_you_mean
+from fsr.files import FSRError, UsageError, did_you_mean, write_bytes
 
 log = logging.getLogger("fsr")
 CELL_SECONDS = 6 * 3600
@@ -41,7 +39,7 @@ def numbered(only: str | None = None) -> list[str]:
 
 def source(name: str) -> Path:
     """The source of a notebook; UsageError when there is none."""
-    path = paths.sources() / f"{name}.ipynb"
+    path = files.sources() / f"{name}.ipynb"
     if name not in experiments.NOTEBOOKS or not path.is_file():
         raise UsageError(f"no notebook {path}; the sources are {', '.join(experiments.NOTEBOOKS)}")
     return path
@@ -51,21 +49,21 @@ def key(name: str, profile: str) -> str:
     """Hash of what an executed notebook depends on: its source, the package, the paper's cells and its records."""
     experiments.profile_of(profile)
     package = Path(__file__).resolve().parent
-    files = [source(name), *(path for kind in ("*.py", "*.c", "*.csv") for path in sorted(package.rglob(kind)))]
-    files += [path for path in (reference.paper_file(),) if path.exists()]
+    parts = [source(name), *(path for kind in ("*.py", "*.c", "*.csv") for path in sorted(package.rglob(kind)))]
+    parts += [path for path in (reference.paper_file(),) if path.exists()]
     runs = {run_id(r) for s in experiments.NEEDS[name] for r in experiments.SETS[profile][s]}
     for each in sorted(runs):
-        folder = paths.run_dir(each)
-        files += [p for p in sorted(folder.rglob("*")) if p.suffix in (".json", ".csv")]
+        folder = files.run_dir(each)
+        parts += [p for p in sorted(folder.rglob("*")) if p.suffix in (".json", ".csv")]
     total = hashlib.sha256(profile.encode())
-    for path in files:
+    for path in parts:
         total.update(path.name.encode() + path.read_bytes())
     return total.hexdigest()
 
 
 def is_current(name: str, profile: str) -> bool:
     """Was this notebook executed with exactly this source, package and records?"""
-    path = paths.executed(profile) / f"{name}.ipynb"
+    path = files.executed(profile) / f"{name}.ipynb"
     try:
         return json.loads(path.read_bytes())["metadata"].get("fsr", {}).get("key") == key(name, profile)
     except (OSError, ValueError, KeyError):
@@ -85,8 +83,8 @@ def _environment(profile: str, compute: bool):
     """What a kernel inherits: the package, the root, the profile, and whether it may compute what is missing."""
     changes = {
         "FSR_PROFILE": profile,
-        "FSR_ROOT": str(paths.root()),
-        "FSR_DATA": str(paths.data()),
+        "FSR_ROOT": str(files.root()),
+        "FSR_DATA": str(files.data()),
         "FSR_COMPUTE": "1" if compute else "0",
         "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
@@ -109,14 +107,14 @@ def run_notebook(name: str, profile: str, **parameters) -> Path:
     A failed execution is kept under results/.failed and never replaces a good one.
     """
     check_parameters(name, parameters)
-    target = paths.executed(profile) / f"{name}.ipynb"
-    scratch = paths.results() / ".failed" / profile / f"{name}.ipynb"
+    target = files.executed(profile) / f"{name}.ipynb"
+    scratch = files.results() / ".failed" / profile / f"{name}.ipynb"
     scratch.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(scratch.parent.parent / ".gitignore", b"*\n")
     mark = key(name, profile)
     try:
         papermill.execute_notebook(
-            str(source(name)), str(scratch), {"profile": profile, **parameters}, cwd=str(paths.sources()),
+            str(source(name)), str(scratch), {"profile": profile, **parameters}, cwd=str(files.sources()),
             progress_bar=False, kernel_name="python3", execution_timeout=CELL_SECONDS, log_output=False,
             extra_arguments=["--IPKernelApp.log_level=50"],
         )  # fmt: skip
@@ -159,7 +157,7 @@ def execute(
             return f"{name}: {error}" if not str(error).startswith(name) else str(error), False
         return f"{name}: executed", True
 
-    with _environment(profile, compute), chdir(paths.sources()), ThreadPoolExecutor(workers) as pool:
+    with _environment(profile, compute), chdir(files.sources()), ThreadPoolExecutor(workers) as pool:
         for line, good in pool.map(one, names):  # in the notebooks' order
             report(line)
             failed += () if good else (line,)

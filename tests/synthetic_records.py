@@ -8,10 +8,9 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from fsr import experiments, paths, store
+from fsr import experiments, files, store
 from fsr.config import Analysis, Run, run_id
-from fsr.errors import MissingRecord
-from fsr.files import provenance, save_json, sha256
+from fsr.files import MissingRecord, provenance, save_json, sha256
 
 DIFFICULTY = {"clean": 0.95, "fgsm": 0.82, "pgd20": 0.78, "pgd100": 0.77, "cw": 0.76}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -57,7 +56,7 @@ def write_history(run: Run, epochs: int | None = None) -> None:
         "run_id": run_id(run),
         "best_epoch": 12,
     }
-    save_json(paths.run_dir(run_id(run)) / "env.json", record | {"checkpoints": {}, "hardware": {"cpu": "a test"}})
+    save_json(files.run_dir(run_id(run)) / "env.json", record | {"checkpoints": {}, "hardware": {"cpu": "a test"}})
 
 
 def _accuracy(run: Run, evaluation) -> float:
@@ -75,7 +74,7 @@ def write_evaluation(run: Run, evaluation) -> None:
     thresholds = _rng("image").random(N)[:n] + _rng(run_id(run)).normal(0, 0.03, n)
     correct = thresholds < _accuracy(run, evaluation)
     flags = {"flags": {"zero_gradient": False}} if "autoattack" in evaluation.attack else {}
-    store.save_eval(run, evaluation, np.arange(n), correct, seconds=1.0, hardware={"cpu": "a test"}, **flags)
+    store.save_evaluation(run, evaluation, np.arange(n), correct, seconds=1.0, hardware={"cpu": "a test"}, **flags)
 
 
 def _facts(run: Run, n: int) -> dict:

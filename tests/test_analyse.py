@@ -19,7 +19,7 @@ from fsr.analyse.probes import knn
 from fsr.attacks.gradient import pgd
 from fsr.config import Analysis, FSRSpec, PeerSpec, for_dataset
 from fsr.config import replace as changed
-from fsr.errors import UsageError
+from fsr.files import UsageError
 from fsr.models import build_model, count_macs, count_params, model_of
 
 RUN = for_dataset("digits", train_size=160, test_size=48, holdout=16, width=4, blocks=(1, 1, 1, 1),

@@ -20,7 +20,7 @@ from fsr.audit.case import prepare
 from fsr.audit.indicators import NAMES, indicators
 from fsr.audit.judge import Judge, is_randomised
 from fsr.config import FSRSpec, PeerSpec
-from fsr.errors import UsageError
+from fsr.files import UsageError
 from fsr.models import FSR, build_model
 
 EPS = 0.15

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from tiny import FSR_HERE, tiny_run
 
 from fsr import __main__ as cli
-from fsr import audit, data, evaluate, notebooks, paths, reference, runs, store
+from fsr import audit, data, evaluate, files, notebooks, reference, runs, store
 from fsr.attacks.gradient import check_images
 from fsr.config import Analysis, Evaluation, Run, run_from_dict, run_id, to_dict
-from fsr.errors import FSRError, UsageError
+from fsr.files import FSRError, UsageError
 from fsr.models import model_of
 from fsr.runs.importing import import_official
 
@@ -72,7 +72,7 @@ def test_no_name_of_an_evaluation_leaves_the_results_folder(tmp_path, attack, su
             path = store.eval_path(tiny_run(), evaluation)
         except UsageError:
             return
-        assert path.resolve().parent == paths.run_dir(run_id(tiny_run())).resolve() / "evals"
+        assert path.resolve().parent == files.run_dir(run_id(tiny_run())).resolve() / "evals"
 
 
 @few
@@ -80,7 +80,7 @@ def test_no_name_of_an_evaluation_leaves_the_results_folder(tmp_path, attack, su
 def test_no_id_from_outside_leaves_the_results_folder(tmp_path, name):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FSR_ROOT", str(tmp_path))
-        for where in (paths.run_dir, paths.checkpoint_dir, paths.tables, paths.figures, paths.executed, paths.report):
+        for where in (files.run_dir, files.checkpoint_dir, files.tables, files.figures, files.executed, files.report):
             try:
                 path = where(name)
             except UsageError:
@@ -298,7 +298,7 @@ STORED = [
 def test_an_evaluation_refuses_what_would_give_a_wrong_number(net, attack, x, y, says):
     before = x.clone()
     with pytest.raises(UsageError, match=says):
-        evaluate.survives(
+        evaluate.evaluate_attack(
             net, x, y, torch.arange(len(x)), run=tiny_run(module=FSR_HERE), evaluation=Evaluation(attack=attack)
         )
     assert torch.equal(x, before)
@@ -306,7 +306,7 @@ def test_an_evaluation_refuses_what_would_give_a_wrong_number(net, attack, x, y,
 
 def test_places_in_the_test_set_must_be_one_per_image(net):
     with pytest.raises(UsageError, match="do not fit"):
-        evaluate.survives(net, X, Y, torch.arange(3), run=tiny_run(), evaluation=Evaluation(attack="clean"))
+        evaluate.evaluate_attack(net, X, Y, torch.arange(3), run=tiny_run(), evaluation=Evaluation(attack="clean"))
 
 
 def test_floats_are_not_divided_a_second_time():

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from benchmarks import evaluate, gpu, measure, pipeline, plain, precision, train_step
-from fsr.capture import disagreement
 from fsr.config import FSRSpec, for_dataset, replace
-from fsr.fast import Crafter
 from fsr.files import load_json
 from fsr.models import model_of
+from fsr.train.capture import disagreement
+from fsr.train.fast import Crafter
 
 CPU = torch.device("cpu")
 TINY = for_dataset(

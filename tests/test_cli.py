@@ -10,11 +10,13 @@ import pytest
 from tiny import BRISK, tiny_run
 
 from fsr import __main__ as cli
-from fsr import executors, experiments, files, paths, runs, store, train
+from fsr import experiments, files, runs, store
 from fsr.audit import BUDGETS
 from fsr.config import Analysis, Evaluation, Run, run_id
 from fsr.experiments import cost
-from fsr.words import duration
+from fsr.files import duration
+from fsr.runs import local as executors
+from fsr.train import loop as train
 
 PLAIN = run_id(experiments.SETS["ci"]["whitebox"][0])
 
@@ -158,7 +160,7 @@ def test_one_attack_on_one_run_is_recorded_and_printed_and_not_computed_twice(fs
     call = ["evaluate", run_id(run), "-p", "ci", "--attack", "mi-fgsm", "--images", "16", "--device", "cpu"]
     assert f"{run_id(run)}: train, last mi-fgsm-n16" in fsr(*call, "--dry-run")[1]
     code, out, err = fsr(*call, "--executor", "inline")
-    record = store.load_eval(run, Evaluation(attack="mi-fgsm", images=16))
+    record = store.load_evaluation(run, Evaluation(attack="mi-fgsm", images=16))
     assert code == 0, err
     line = f"{run_id(run)}  last mi-fgsm-n16  {100 * record.accuracy:.1f} ["
     assert out.startswith(line) and out.strip().endswith("] % of 16")
@@ -256,7 +258,7 @@ def test_a_dry_run_estimates_the_trainings_from_those_finished_here(fsr, root):
     run = experiments.SETS["ci"]["whitebox"][0]
     store.save_config(run)
     record = {"run_id": run_id(run), "seconds": 600.0, "hardware": {"device": "cpu"}, "checkpoints": {}}
-    files.save_json(paths.run_dir(run_id(run)) / "env.json", record)
+    files.save_json(files.run_dir(run_id(run)) / "env.json", record)
     _, out, _ = fsr("train", "whitebox", "--profile", "ci", "--dry-run", "--device", "cpu")
     left = [r for r in experiments.SETS["ci"]["whitebox"] if r != run]
     speed = cost.measured_speed([(run, 600.0)])
@@ -311,7 +313,7 @@ def test_tensorboard_files_hold_the_history(fsr, root):
     run = experiments.SETS["ci"]["whitebox"][0]
     code, _, err = fsr("train", run_id(run), "-p", "ci", "--device", "cpu", "--executor", "inline", "--tensorboard")
     assert code == 0, err
-    board = events.EventAccumulator(str(paths.results() / "tensorboard" / run_id(run)))
+    board = events.EventAccumulator(str(files.results() / "tensorboard" / run_id(run)))
     board.Reload()
     history = store.history(run)
     for column, tag in (("train_total", "train/total"), ("held_robust_acc", "held/robust_acc"), ("lr", "lr")):
@@ -354,8 +356,8 @@ def test_a_file_where_a_folder_belongs_is_refused(fsr, root):
 
 
 def test_missing_data_is_one_line_however_many_runs_need_it(fsr, root, monkeypatch):
-    from fsr import executors
-    from fsr.errors import MissingData
+    from fsr.files import MissingData
+    from fsr.runs import local as executors
 
     def gone(name):
         raise MissingData(f"{name} is not here")

@@ -14,16 +14,15 @@ from pathlib import Path
 import pytest
 import ray_nodes
 
-from fsr import paths, store
-from fsr.cluster import Job, on_ray, plan, resources, worker
-from fsr.cluster import driver as room
-from fsr.cluster.worker import Board, Line, mark
+from fsr import files, store
 from fsr.config import Analysis, Evaluation, FSRSpec, Run, for_dataset, run_id
-from fsr.errors import UsageError
-from fsr.executors import inline
-from fsr.files import save_json
+from fsr.files import UsageError, save_json
 from fsr.runs import Options, Task, state_path, weights_path
-from fsr.weights import load_tensors
+from fsr.runs.cluster import Job, on_ray, plan, resources, worker
+from fsr.runs.cluster import driver as room
+from fsr.runs.cluster.worker import Board, Line, mark
+from fsr.runs.local import inline
+from fsr.store.weights import load_tensors
 
 BASE = for_dataset(
     "digits", train_size=192, test_size=64, holdout=32, width=4, blocks=(1, 1, 1, 1), batch=32, epochs=12,
@@ -61,9 +60,9 @@ def test_an_audit_comes_behind_the_training_of_its_twin_when_there_is_one_to_do(
 
 def test_a_damaged_file_stops_its_own_jobs_and_no_others(root):
     store.save_config(RUNS[0])
-    path = paths.run_dir(run_id(RUNS[0])) / "env.json"
+    path = files.run_dir(run_id(RUNS[0])) / "env.json"
     path.write_bytes(b"{")
-    weights = paths.checkpoint_dir(run_id(RUNS[0])) / "last.safetensors"
+    weights = files.checkpoint_dir(run_id(RUNS[0])) / "last.safetensors"
     weights.parent.mkdir(parents=True)
     weights.write_bytes(b"half")
     jobs = plan(TASKS)
@@ -73,12 +72,12 @@ def test_a_damaged_file_stops_its_own_jobs_and_no_others(root):
 
 def test_what_is_recorded_is_no_job(root):
     store.save_config(RUNS[0])
-    files = paths.run_dir(run_id(RUNS[0]))
-    save_json(files / "env.json", {"run_id": run_id(RUNS[0]), "checkpoints": {}})
-    store.save_eval(RUNS[0], LOOKS[0], [0, 1], [True, False])
+    folder = files.run_dir(run_id(RUNS[0]))
+    save_json(folder / "env.json", {"run_id": run_id(RUNS[0]), "checkpoints": {}})
+    store.save_evaluation(RUNS[0], LOOKS[0], [0, 1], [True, False])
     jobs = plan(TASKS[:1])
     assert [j.task for j in jobs] == [Task(run=RUNS[0]), Task(run=RUNS[0], evaluations=LOOKS[1:])]  # weights are gone
-    store.save_eval(RUNS[0], LOOKS[1], [0, 1], [True, False])
+    store.save_evaluation(RUNS[0], LOOKS[1], [0, 1], [True, False])
     assert plan(TASKS[:1]) == []  # a record is valid without its weights
 
 
@@ -157,9 +156,9 @@ def recorded() -> dict:
             "history": history.to_csv(),
             "digests": store.environment(run)["checkpoints"],
             "weights": {kind: sum(float(t.double().sum()) for t in tensors.values()) for kind, tensors in kept.items()},
-            "correct": [store.load_eval(run, e).correct.tolist() for e in LOOKS],
+            "correct": [store.load_evaluation(run, e).correct.tolist() for e in LOOKS],
         }
-    return out | {"transfer": store.load_eval(RUNS[0], SURROGATE).correct.tolist()}
+    return out | {"transfer": store.load_evaluation(RUNS[0], SURROGATE).correct.tolist()}
 
 
 def driver(root: Path, address: str, name: str = "driver", *, unseen: Path | None = None) -> subprocess.Popen:
@@ -198,7 +197,7 @@ class Held(Line):
 
     def report(self, name: str, what: str, done: int, of: int) -> None:
         super().report(name, what, done, of)
-        while what.startswith(f"epoch {HELD}/") and (paths.root() / "hold").exists() and not self.stopped():
+        while what.startswith(f"epoch {HELD}/") and (files.root() / "hold").exists() and not self.stopped():
             time.sleep(0.05)
             super().report(name, what, done, of)
 
@@ -331,7 +330,7 @@ def main(address: str, log: str, unseen: str | None = None) -> int:
     """A driver: all tasks on the cluster, reports as lines."""
     if unseen:
         room.mark = lambda token: Path(unseen) / token
-    if (paths.root() / "hold").exists():
+    if (files.root() / "hold").exists():
         room.work = held_work
     with open(log, "a", buffering=1) as file:
         options = Options(device=None, report=lambda *event: print(json.dumps(event), file=file))

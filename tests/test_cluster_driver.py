@@ -8,11 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from fsr.cluster import Job, driver, worker
 from fsr.config import Evaluation, Run, for_dataset, replace
-from fsr.errors import CorruptFile, Interrupted
-from fsr.files import provenance
+from fsr.files import CorruptFile, Interrupted, provenance
 from fsr.runs import Options, Task
+from fsr.runs.cluster import Job, driver, worker
 
 exceptions = pytest.importorskip("ray.exceptions")
 

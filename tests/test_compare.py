@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from tiny import tiny_run
 
-from fsr import paths, store
-from fsr.compare import compare, summary
+from fsr import files, store
+from fsr.cli.compare import compare, summary
 from fsr.config import Evaluation
-from fsr.errors import UsageError
+from fsr.files import UsageError
 
 RUN = tiny_run()
 
@@ -15,7 +15,7 @@ RUN = tiny_run()
 def save(root, attack: str, correct: list[int], monkeypatch) -> None:
     monkeypatch.setenv("FSR_ROOT", str(root))
     store.save_config(RUN)
-    store.save_eval(RUN, Evaluation(attack=attack), np.arange(len(correct)), np.array(correct, bool), seconds=1.0)
+    store.save_evaluation(RUN, Evaluation(attack=attack), np.arange(len(correct)), np.array(correct, bool), seconds=1.0)
 
 
 def test_differences_are_in_points_and_only_common_evaluations_count(tmp_path, monkeypatch):
@@ -29,7 +29,7 @@ def test_differences_are_in_points_and_only_common_evaluations_count(tmp_path, m
     assert table.loc["fgsm", "difference"] == -25.0 and table.loc["clean", "difference"] == 0.0
     told = "2 values: 1 equal; differences: median 12.50, 95 % within 23.75, largest 25.00 points"
     assert summary(table) == told
-    assert paths.root() == (tmp_path / "here").resolve()
+    assert files.root() == (tmp_path / "here").resolve()
 
 
 def test_a_root_without_results_is_refused(tmp_path, monkeypatch):

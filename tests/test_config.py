@@ -19,7 +19,7 @@ from fsr.config import (
     run_id,
     to_dict,
 )  # fmt: skip
-from fsr.errors import UsageError
+from fsr.files import UsageError
 
 
 def test_ids_of_known_runs_never_change():

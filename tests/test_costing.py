@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from fsr import paths, store
+from fsr import files, store
 from fsr.config import Evaluation, Run, replace, run_id
 from fsr.experiments import cost, fleet
 from fsr.files import save_json
@@ -17,7 +17,7 @@ LOOK = Evaluation(attack="pgd20")
 
 def finish(run: Run, seconds: float, device: str, **more) -> None:
     store.save_config(run)
-    path = paths.run_dir(run_id(run)) / "env.json"
+    path = files.run_dir(run_id(run)) / "env.json"
     record = {"run_id": run_id(run), "seconds": seconds, "hardware": {"device": device}, "checkpoints": {}}
     save_json(path, record | more)
 
@@ -43,7 +43,7 @@ def test_an_imported_run_has_no_speed_and_does_not_stop_the_others(root):
     imported = replace(RUN, imported="0123456789abcdef")
     store.save_config(imported)
     record = {"run_id": run_id(imported), "seconds": None, "checkpoints": {}}
-    save_json(paths.run_dir(run_id(imported)) / "env.json", record)
+    save_json(files.run_dir(run_id(imported)) / "env.json", record)
     assert speed_here("cpu") is None
     finish(RUN, 10.0, "cpu")
     assert speed_here("cpu") == pytest.approx(cost.training_flops(RUN) / 10.0)
@@ -59,5 +59,5 @@ def test_only_what_is_missing_counts_and_a_run_in_two_tasks_trains_once(root, mo
     finish(RUN, 10.0, "cuda")
     again = gone * cost.estimate(RUN, 1e12)
     assert seconds_left(todo, 1e12, 1) == pytest.approx(again + sum(looks))
-    store.save_eval(RUN, LOOK, [0], [True])
+    store.save_evaluation(RUN, LOOK, [0], [True])
     assert seconds_left(todo, 1e12, 64) == pytest.approx(again + looks[1])

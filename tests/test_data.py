@@ -5,7 +5,7 @@ import torch
 
 from fsr import data
 from fsr.config import for_dataset
-from fsr.errors import UsageError
+from fsr.files import UsageError
 
 DIGITS = for_dataset("digits", holdout=100)
 

@@ -10,13 +10,14 @@ import pytest
 import torch
 from tiny import FSR_HERE, tiny_run
 
-from fsr import data, executors, hardware, runs, store
+from fsr import data, hardware, runs, store
 from fsr.cli import computing
 from fsr.cli.app import Executor
 from fsr.config import Analysis, Evaluation
-from fsr.fast import Crafter
 from fsr.runs import Options, Task
+from fsr.runs import local as executors
 from fsr.train import Trainer
+from fsr.train.fast import Crafter
 
 CPU = Options(device="cpu")
 # random starts, noise, random queries, AutoAttack; the analysis samples noisy masks
@@ -37,7 +38,7 @@ sys.path.insert(0, TESTS)
 import random, numpy, torch
 random.seed(SEED), numpy.random.seed(SEED), torch.manual_seed(SEED)  # what ran before must not matter
 from test_determinism import TASKS
-from fsr import executors
+from fsr.runs import local as executors
 from fsr.runs import Options
 outcome = executors.inline(TASKS, Options(device="cpu"))
 sys.exit(str(outcome) if outcome.failed or outcome.stopped else 0)
@@ -94,7 +95,7 @@ def test_global_random_state_does_not_reach_a_training_and_is_left_alone(digits)
 def test_another_seed_has_other_weights_and_streams(digits):
     one, two = weights_after(tiny_run(), digits, 0), weights_after(tiny_run(seed=1), digits, 0)
     assert not all(torch.equal(a, b) for a, b in zip(one, two))
-    from fsr.recipe import stream_seed
+    from fsr.train.recipe import stream_seed
 
     streams = {stream_seed(seed, *name) for seed in (0, 1) for name in (("init",), ("order", 1), ("order", 2),
                ("batch", 0), ("batch", 1), ("mask", 0), ("mask", 1))}  # fmt: skip
@@ -122,7 +123,7 @@ def test_an_evaluation_is_the_same_whatever_ran_before_it(root):
         for seed in (1, 2):
             torch.manual_seed(seed)
             runs.ensure_evaluated(run, evaluation, CPU)
-            outcomes.append(store.load_eval(run, evaluation).correct.tolist())
+            outcomes.append(store.load_evaluation(run, evaluation).correct.tolist())
             for path in store.eval_path(run, evaluation).parent.iterdir():
                 path.unlink()
         assert outcomes[-1] == outcomes[-2]
@@ -144,9 +145,11 @@ def test_deterministic_is_wired_wherever_tasks_run(root, monkeypatch, as_before)
     monkeypatch.setattr(executors, "inline", lambda tasks, options: executors.Outcome())
     monkeypatch.setattr(executors, "together", lambda *_: executors.Outcome())
     monkeypatch.setattr(executors, "local", lambda *_, workers, deterministic: called.append(("local", deterministic)))
-    import fsr.cluster
+    import fsr.runs.cluster
 
-    monkeypatch.setattr(fsr.cluster, "on_ray", lambda *_, address, deterministic: called.append(("ray", deterministic)))
+    monkeypatch.setattr(
+        fsr.runs.cluster, "on_ray", lambda *_, address, deterministic: called.append(("ray", deterministic))
+    )
     for executor in Executor:
         computing._compute(TASKS, CPU, executor, None, "auto", True)
     computing._together([replace(TASKS[0], evaluations=(), analyses=())], CPU, True)

@@ -16,16 +16,16 @@ import ray_nodes
 import torch
 from torch import nn
 
-from fsr import distributed, store
+from fsr import store
 from fsr.config import FSRSpec, for_dataset, run_id
 from fsr.data import load
-from fsr.errors import Interrupted, UsageError
-from fsr.executors import together
 from fsr.experiments import SETS
+from fsr.files import Interrupted, UsageError
 from fsr.runs import Options, Task, state_path, training
-from fsr.syncnorm import CpuSyncBatchNorm
-from fsr.train import Trainer, Watch, fit
-from fsr.weights import load_tensors
+from fsr.runs.local import together
+from fsr.store.weights import load_tensors
+from fsr.train import Callbacks, Trainer, distributed, fit
+from fsr.train.syncnorm import CpuSyncBatchNorm
 
 # 49 images in batches of 32 and 17: the last one is shared 9 to 8; 15 held-out images are shared 8 to 7
 TINY = for_dataset(
@@ -53,7 +53,7 @@ def trained(run, resume=None, stop_after=None) -> dict:
     trainer, batches = Trainer(run, load(run)), []
     if resume is not None:
         trainer.restore(resume["tensors"], resume["progress"])
-    watch = Watch(on_batch=lambda *_: batches.append(1), interrupted=lambda: len(batches) == stop_after)
+    watch = Callbacks(on_batch=lambda *_: batches.append(1), interrupted=lambda: len(batches) == stop_after)
     with suppress(Interrupted):
         fit(trainer, watch)
     tensors = {k: v.clone() for k, v in trainer.tensors().items()}
@@ -63,7 +63,7 @@ def trained(run, resume=None, stop_after=None) -> dict:
 def crafting_of(run) -> str:
     """A training in this format, and what it crafted in."""
     trainer = Trainer(run, load(run))
-    fit(trainer, Watch())
+    fit(trainer, Callbacks())
     return trainer.crafter.switches["crafting"]
 
 
@@ -272,7 +272,7 @@ def test_the_command_line_shares_trainings_and_nothing_else(root):
     assert store.environment(run)["processes"] == 2
 
 
-def fit_until_lost(trainer: Trainer, watch: Watch, **more) -> None:
+def fit_until_lost(trainer: Trainer, watch: Callbacks, **more) -> None:
     """As `fit`, but process 1 is killed in epoch $FSR_TEST_LOSE, once: the group that torchrun starts again lives."""
     if distributed.rank() == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
         watch = replace(watch, on_batch=lambda *_: lose(trainer))

@@ -7,8 +7,8 @@ from torch import nn
 
 from fsr import evaluate
 from fsr.config import Evaluation
-from fsr.errors import UsageError
-from fsr.evaluate import Progress, survives
+from fsr.evaluate import Progress, evaluate_attack
+from fsr.files import UsageError
 
 
 class Sum(nn.Module):
@@ -36,13 +36,13 @@ EXPECTED = {"clean": [1, 1, 1, 1, 1, 0, 0, 1, 1], "pgd20": [1, 1, 1, 1, 0, 0, 0,
 
 @pytest.mark.parametrize("attack", ["clean", "pgd20", "fgsm", "cw"])
 def test_outcomes_equal_the_closed_form(attack):
-    progress = survives(Sum(), X, Y, torch.arange(9), run=RUN, evaluation=Evaluation(attack=attack))
+    progress = evaluate_attack(Sum(), X, Y, torch.arange(9), run=RUN, evaluation=Evaluation(attack=attack))
     assert progress.correct == [bool(v) for v in EXPECTED.get(attack, EXPECTED["pgd20"])]
     assert progress.done == 9 and progress.flips == 0
 
 
 def test_a_smaller_ball_is_an_argument_of_the_evaluation():
-    progress = survives(Sum(), X, Y, torch.arange(9), run=RUN, evaluation=Evaluation(attack="pgd20", eps=0.01))
+    progress = evaluate_attack(Sum(), X, Y, torch.arange(9), run=RUN, evaluation=Evaluation(attack="pgd20", eps=0.01))
     assert progress.correct[:5] == [True] * 5
 
 
@@ -56,8 +56,8 @@ def test_chunks_and_a_resumed_call_give_what_one_call_gives(monkeypatch):
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        survives(Sum(), X, Y, torch.arange(9), run=RUN, evaluation=evaluation, on_chunk=stop)
-    rest = survives(Sum(), X, Y, torch.arange(9), run=RUN, evaluation=evaluation, progress=saved[0])
+        evaluate_attack(Sum(), X, Y, torch.arange(9), run=RUN, evaluation=evaluation, on_chunk=stop)
+    rest = evaluate_attack(Sum(), X, Y, torch.arange(9), run=RUN, evaluation=evaluation, progress=saved[0])
     assert rest.correct == [bool(v) for v in EXPECTED["pgd20"]]
 
 
@@ -66,7 +66,7 @@ def test_only_the_float32_model_decides_and_flips_are_counted(monkeypatch):
     fast = Sum(threshold=0.9)  # a crafting net that errs often
     fast.described = {"dtype": "float32", "winograd": False}
     monkeypatch.setattr(evaluate, "fast_net", lambda *_, **__: fast)
-    progress = survives(model, X, Y, torch.arange(9), run=RUN, evaluation=Evaluation(attack="clean"))
+    progress = evaluate_attack(model, X, Y, torch.arange(9), run=RUN, evaluation=Evaluation(attack="clean"))
     assert progress.correct == [bool(v) for v in EXPECTED["clean"]]
     assert progress.crafting == fast.described
     assert progress.flips == 6  # all but the brightest of the seven that the model has right
@@ -78,7 +78,7 @@ def test_only_a_long_autoattack_is_left_to_the_device_to_compile(monkeypatch):
     monkeypatch.setattr(evaluate, "fast_net", lambda *_, **how: asked.append(how.get("compile")) or fast)
 
     def ask(attack: str, **switches) -> bool | None:
-        survives(Sum(), X, Y, torch.arange(9), run=RUN, evaluation=Evaluation(attack=attack), switches=switches)
+        evaluate_attack(Sum(), X, Y, torch.arange(9), run=RUN, evaluation=Evaluation(attack=attack), switches=switches)
         return asked[-1]
 
     assert [ask("pgd20"), ask("autoattack-ci"), ask("fgsm", compile=True)] == [False, False, True]
@@ -99,7 +99,7 @@ def test_an_attack_is_told_the_images_places_in_the_test_set(monkeypatch):
     monkeypatch.setattr(evaluate, "attack_named", lambda name: Noting())
     monkeypatch.setattr(evaluate, "batch_size", lambda *_: 4)
     index = torch.arange(9).flip(0) + 100
-    survives(Sum(), X, Y, index, run=RUN, evaluation=Evaluation(attack="pgd20"))
+    evaluate_attack(Sum(), X, Y, index, run=RUN, evaluation=Evaluation(attack="pgd20"))
     assert seen == index.tolist()
 
 
@@ -109,20 +109,20 @@ def test_an_error_of_the_fast_network_alone_does_not_end_an_attack(monkeypatch, 
     fast = Sum(threshold=0.9)
     fast.described = {"dtype": "float32", "winograd": False}
     monkeypatch.setattr(evaluate, "fast_net", lambda *_, **__: fast)
-    progress = survives(Sum(), X, Y, torch.arange(9), run=RUN, evaluation=Evaluation(attack=attack))
+    progress = evaluate_attack(Sum(), X, Y, torch.arange(9), run=RUN, evaluation=Evaluation(attack=attack))
     assert progress.correct == [bool(v) for v in EXPECTED["pgd20"]]
     assert progress.flips >= 4  # at least those four
 
 
 def test_autoattack_agrees_with_the_closed_form_and_keeps_outcomes_after_each_part():
-    progress = survives(Sum(), X, Y, torch.arange(9), run=RUN, evaluation=Evaluation(attack="autoattack-ci"))
+    progress = evaluate_attack(Sum(), X, Y, torch.arange(9), run=RUN, evaluation=Evaluation(attack="autoattack-ci"))
     assert progress.correct == [bool(v) for v in EXPECTED["pgd20"]]
     assert all(len(outcome) == 9 for outcome in progress.after.values()) and progress.after
 
 
 def test_mode_and_gradients_are_left_alone():
     model = Sum().train()
-    survives(model, X, Y, torch.arange(9), run=RUN, evaluation=Evaluation(attack="pgd20"))
+    evaluate_attack(model, X, Y, torch.arange(9), run=RUN, evaluation=Evaluation(attack="pgd20"))
     assert model.training and model.threshold.grad is None
 
 
@@ -137,9 +137,9 @@ def test_a_call_can_be_stopped_inside_a_chunk_and_goes_on_from_the_chunks_before
 
     call = {"run": RUN, "evaluation": evaluation, "progress": progress}
     with pytest.raises(InterruptedError):
-        survives(Sum(), X, Y, torch.arange(9), check=check, **call)
+        evaluate_attack(Sum(), X, Y, torch.arange(9), check=check, **call)
     assert progress.done == 4
-    rest = survives(Sum(), X, Y, torch.arange(9), **call)
+    rest = evaluate_attack(Sum(), X, Y, torch.arange(9), **call)
     assert rest.correct == [bool(v) for v in EXPECTED["pgd20"]]
 
 
@@ -149,7 +149,7 @@ def test_autoattack_counts_its_own_attacks_and_ends_with_all_images(monkeypatch)
     monkeypatch.setitem(evaluate.VARIANTS, "autoattack-rand", {"version": "rand", "steps": 2})
     evaluation, done = Evaluation(attack="autoattack-rand"), []
     note = lambda progress: done.append(progress.done)  # noqa: E731
-    survives(Sum(), X, Y, torch.arange(9), run=RUN, evaluation=evaluation, on_chunk=note)
+    evaluate_attack(Sum(), X, Y, torch.arange(9), run=RUN, evaluation=evaluation, on_chunk=note)
     assert done == [
         0,
         1,
@@ -166,7 +166,7 @@ def test_autoattack_counts_its_own_attacks_and_ends_with_all_images(monkeypatch)
 @pytest.mark.parametrize("attack", ["autoattack", "autoattack-rand", "autoattack-ci"])
 def test_steps_for_autoattack_are_refused(attack):
     with pytest.raises(UsageError, match=f"{attack} has steps of its own; leave out steps=7"):
-        survives(Sum(), X, Y, torch.arange(9), run=RUN, evaluation=Evaluation(attack=attack, steps=7))
+        evaluate_attack(Sum(), X, Y, torch.arange(9), run=RUN, evaluation=Evaluation(attack=attack, steps=7))
 
 
 def test_logits_that_are_no_numbers_are_never_right():

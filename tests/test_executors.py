@@ -11,10 +11,11 @@ import pytest
 import torch
 from tiny import FSR_HERE, tiny_run
 
-from fsr import executors, hardware, paths, store
+from fsr import files, hardware, store
 from fsr.config import Evaluation, run_id
-from fsr.errors import Interrupted
+from fsr.files import Interrupted
 from fsr.runs import Options, Task
+from fsr.runs import local as executors
 
 CPU = Options(device="cpu")
 PAIR = (tiny_run(epochs=1), tiny_run(epochs=1, module=FSR_HERE))
@@ -53,13 +54,13 @@ def test_what_the_environment_asks_for(monkeypatch, value, asked):
 def test_workers_make_the_records_that_this_process_makes(root, monkeypatch, tmp_path):
     assert executors.inline(TASKS, CPU) == executors.Outcome()
     digests = [store.environment(run)["checkpoints"] for run in PAIR]
-    outcomes = [store.load_eval(run, e).correct.tolist() for run in PAIR for e in TASKS[0].evaluations]
+    outcomes = [store.load_evaluation(run, e).correct.tolist() for run in PAIR for e in TASKS[0].evaluations]
     monkeypatch.setenv("FSR_ROOT", str(tmp_path / "workers"))
     seen = []
     options = Options(device="cpu", report=lambda *event: seen.append(event))
     assert executors.local(TASKS, options, workers=2) == executors.Outcome()
     assert [store.environment(run)["checkpoints"] for run in PAIR] == digests
-    assert [store.load_eval(run, e).correct.tolist() for run in PAIR for e in TASKS[0].evaluations] == outcomes
+    assert [store.load_evaluation(run, e).correct.tolist() for run in PAIR for e in TASKS[0].evaluations] == outcomes
     names = {run_id(run) for run in PAIR}
     assert {name for name, *_ in seen} == names
     assert sorted(event for event in seen if event[1] == "done") == sorted((name, "done", 1, 1) for name in names)
@@ -87,7 +88,7 @@ def test_a_failing_task_is_named_at_once_and_the_others_are_done(root, caplog):
     wrong = Task(run=tiny_run(epochs=1, train_size=5000))
     outcome = executors.local([wrong, TASKS[0]], CPU, workers=1)
     assert len(outcome.failed) == 1 and run_id(wrong.run) in outcome.failed[0]
-    assert store.has_eval(PAIR[0], Evaluation(attack="fgsm")) and outcome.stopped is None
+    assert store.has_evaluation(PAIR[0], Evaluation(attack="fgsm")) and outcome.stopped is None
     assert f"failed, the others go on: {run_id(wrong.run)}" in caplog.text
 
 
@@ -108,7 +109,7 @@ def test_a_killed_worker_ends_the_call_at_once_although_another_one_is_busy(root
     code = f"""
 import multiprocessing, os, pathlib, signal, sys, threading, time
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from fsr import executors
+from fsr.runs import local as executors
 from fsr.runs import Options, Task
 from tiny import tiny_run
 
@@ -154,5 +155,5 @@ def test_a_signal_saves_and_leaves_nothing_half_written(root):
     assert process.returncode == 130, errors
     assert not list(Path(root).rglob("*.tmp"))
     assert "goes on from here" in errors
-    for folder in paths.results().glob("checkpoints/*"):
+    for folder in files.results().glob("checkpoints/*"):
         assert (folder / "state.safetensors").exists() or not list(folder.glob("*.safetensors"))

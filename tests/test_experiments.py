@@ -6,8 +6,8 @@ import pytest
 
 from fsr import experiments
 from fsr.config import FSRSpec, Run, for_dataset, run_id
-from fsr.errors import UsageError
 from fsr.experiments import NEEDS, NOTEBOOKS, PROFILES, ROWS, SETS, cost
+from fsr.files import UsageError
 from fsr.runs.auditing import twin_of
 from fsr.tables import measure
 

@@ -12,10 +12,10 @@ from synthetic_records import write_all
 
 from fsr import experiments, explore, runs, store
 from fsr.config import DATASETS, run_id
-from fsr.errors import UsageError
 from fsr.explore import controls as app_room
 from fsr.explore import live
 from fsr.explore.looking import Choice, Choices
+from fsr.files import UsageError
 from fsr.plots.output import Picture
 
 PROFILE = "ci"
@@ -205,7 +205,7 @@ def test_outcomes_are_the_recorded_columns(root):
         "no attack", "FGSM", "PGD-20", "PGD-100", "C&W", "Ensemble", "AutoAttack (capped)",
     ]  # fmt: skip
     run = experiments.main_pair(PROFILE)[0]
-    clean = store.load_eval(run, experiments.columns(PROFILE, "whitebox")["clean"])
+    clean = store.load_evaluation(run, experiments.columns(PROFILE, "whitebox")["clean"])
     assert frame.loc["no attack", "correct"] == clean.correct.sum()
     assert (frame["percent"] == (100 * frame["correct"] / frame["n"]).round(1)).all()
 

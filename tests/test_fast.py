@@ -9,13 +9,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fsr import capture, fast, winograd
 from fsr.config import FSRSpec, PeerSpec, Run, replace
-from fsr.fast import Crafter, Stepper, ema_update, fast_net
-from fsr.fold import FoldedConv, randomised_statistics
 from fsr.models import intervene, model_of
-from fsr.modes import eval_mode
-from fsr.objectives import Objective, craft
+from fsr.models.modes import eval_mode
+from fsr.train import capture, fast, winograd
+from fsr.train.fast import Crafter, Stepper, ema_update, fast_net
+from fsr.train.fold import FoldedConv, randomised_statistics
+from fsr.train.objectives import Objective, craft
 
 RESNET = {"backbone": "resnet18", "width": 8, "blocks": (1, 1, 1, 1), "eps": 0.1, "alpha": 0.03, "steps": 3, "batch": 8}
 TINY = Run(**RESNET, precision="float32")

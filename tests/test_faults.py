@@ -16,14 +16,14 @@ import safetensors.torch
 import torch
 from tiny import FSR_HERE, tiny_run
 
-from fsr import experiments, files, notebooks, paths, runs, store, train
+from fsr import experiments, files, notebooks, runs, store
 from fsr.config import Analysis, Evaluation, run_id
-from fsr.errors import CorruptFile, Diverged, FSRError, Interrupted, TimeUp, UsageError
 from fsr.experiments.cost import training_flops
-from fsr.files import save_json, sha256
+from fsr.files import CorruptFile, Diverged, FSRError, Interrupted, TimeUp, UsageError, save_json, sha256
 from fsr.runs import Options, Task, evaluating, perform
 from fsr.runs.costing import speed_here
-from fsr.weights import digest, digest_of, load_tensors, meta_of
+from fsr.store.weights import digest, digest_of, load_tensors, meta_of
+from fsr.train import loop as train
 
 CPU = Options(device="cpu")
 RUN = tiny_run(epochs=1)
@@ -281,7 +281,7 @@ def test_a_read_only_disk_is_said_and_read_from(small_disk):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with pytest.raises(UsageError, match=r"cannot write .*Read-only.*--root"):
         runs.ensure_evaluated(RUN, FGSM, CPU)
-    assert store.load_eval(RUN, CLEAN).record["n"] == 40
+    assert store.load_evaluation(RUN, CLEAN).record["n"] == 40
 
 
 def test_a_disk_that_fills_while_training_leaves_the_last_checkpoint(root, monkeypatch):
@@ -323,7 +323,7 @@ def read_everything() -> None:
     assert store.runs()
     store.environment(WITH_FSR)
     store.history(WITH_FSR)
-    store.load_eval(WITH_FSR, CLEAN)
+    store.load_evaluation(WITH_FSR, CLEAN)
     store.load_analysis(WITH_FSR, Analysis(kind="masks"))
     store.metrics()
     for checkpoint in ("last", "best", "ema"):
@@ -365,8 +365,8 @@ def test_status_names_a_damaged_record_and_counts_the_others(name, root, caplog)
         store.save_config(run)
         digest = sha256(store.save_history(run, [{"epoch": 1, "seconds": 1.0}]))
         record = {"run_id": run_id(run), "seconds": 10.0, "hardware": {"device": "cpu"}, "history_sha256": digest}
-        save_json(paths.run_dir(run_id(run)) / "env.json", record)
-    path = paths.run_dir(run_id(bad)) / name
+        save_json(files.run_dir(run_id(run)) / "env.json", record)
+    path = files.run_dir(run_id(bad)) / name
     path.write_bytes(spoilt(path.read_bytes(), "half"))
     frame = runs.status("ci").set_index("run")
     assert frame.loc[run_id(bad), "state"] == "damaged" and str(path) in frame.loc[run_id(bad), "next"]
@@ -390,7 +390,7 @@ def test_a_damaged_state_of_a_stopped_training_is_named_and_left_as_it_is(root, 
 def test_the_history_of_an_unfinished_run_is_written_anew(root):
     run = tiny_run(epochs=2)
     stop_after(run, 4)
-    path = paths.run_dir(run_id(run)) / "history.csv"
+    path = files.run_dir(run_id(run)) / "history.csv"
     path.write_text("epoch,seconds\n1,nonsense\n")
     runs.ensure_trained(run, CPU)
     assert store.history(run)["epoch"].tolist() == [1, 2]
@@ -399,7 +399,7 @@ def test_the_history_of_an_unfinished_run_is_written_anew(root):
 def test_damaged_outcomes_so_far_are_named_kept_aside_and_not_used(root, caplog, monkeypatch):
     runs.ensure_trained(RUN, CPU)
     runs.ensure_evaluated(RUN, FGSM, CPU)
-    right = store.load_eval(RUN, FGSM).correct.tolist()
+    right = store.load_evaluation(RUN, FGSM).correct.tolist()
     for path in store.eval_path(RUN, FGSM).parent.glob("last-fgsm.*"):
         path.unlink()
     path = evaluating._partial(RUN, FGSM)
@@ -408,7 +408,7 @@ def test_damaged_outcomes_so_far_are_named_kept_aside_and_not_used(root, caplog,
     data = path.read_bytes().replace(b'"done": 20', b'"done": 10')
     path.write_bytes(data)
     runs.ensure_evaluated(RUN, FGSM, CPU)
-    assert store.load_eval(RUN, FGSM).correct.tolist() == right
+    assert store.load_evaluation(RUN, FGSM).correct.tolist() == right
     assert path.name in caplog.text and path.with_name(path.name + ".damaged").read_bytes() == data
 
 
@@ -421,7 +421,7 @@ def test_weights_of_another_run_or_kind_are_refused(root):
         shutil.copy(foreign, path)
         with pytest.raises(CorruptFile, match="holds the weights of"):
             runs.ensure_evaluated(RUN, CLEAN, CPU)
-    assert not store.has_eval(RUN, CLEAN)
+    assert not store.has_evaluation(RUN, CLEAN)
     state = runs.state_path(RUN)
     shutil.copy(runs.state_path(other), state)
     path.unlink()
@@ -431,7 +431,7 @@ def test_weights_of_another_run_or_kind_are_refused(root):
 
 def test_a_renamed_folder_is_not_taken_for_another_run(finished, root):
     shutil.copytree(finished, root, dirs_exist_ok=True)
-    folder = paths.run_dir(run_id(WITH_FSR))
+    folder = files.run_dir(run_id(WITH_FSR))
     name = run_id(tiny_run(epochs=1, seed=7))
     folder.rename(folder.with_name(name))
     with pytest.raises(CorruptFile, match="another run"):
@@ -440,7 +440,7 @@ def test_a_renamed_folder_is_not_taken_for_another_run(finished, root):
 
 def test_records_of_an_older_schema_are_read(finished, root):
     shutil.copytree(finished, root, dirs_exist_ok=True)
-    for path in paths.run_dir(run_id(WITH_FSR)).rglob("*.json"):
+    for path in files.run_dir(run_id(WITH_FSR)).rglob("*.json"):
         record = json.loads(path.read_bytes())
         del record["schema"]
         record["sha256"] = files.sha256(files._body(record).encode())
@@ -493,7 +493,7 @@ def test_half_trained_weights_are_never_evaluated(root):
     stop_after(run, 4)
     assert runs.weights_path(run, "last").exists() and not runs.has_weights(run, "last")
     runs.ensure_evaluated(run, CLEAN, CPU)
-    assert store.load_eval(run, CLEAN).record["weights"] == store.environment(run)["checkpoints"]["last"]
+    assert store.load_evaluation(run, CLEAN).record["weights"] == store.environment(run)["checkpoints"]["last"]
 
 
 def test_half_trained_weights_never_craft_a_transfer_attack(root):
@@ -507,7 +507,7 @@ def test_a_retraining_that_was_stopped_is_finished_before_its_weights_are_used(r
     run = tiny_run(epochs=2)
     runs.ensure_trained(run, CPU)
     recorded = store.environment(run)["checkpoints"]["last"]
-    for path in paths.checkpoint_dir(run_id(run)).iterdir():
+    for path in files.checkpoint_dir(run_id(run)).iterdir():
         path.unlink()
     done: list[int] = []
     options = Options(device="cpu", interrupted=lambda: len(done) >= 4, report=lambda *_: done.append(1))
@@ -515,7 +515,7 @@ def test_a_retraining_that_was_stopped_is_finished_before_its_weights_are_used(r
         runs.ensure_evaluated(run, CLEAN, options)
     assert runs.weights_path(run, "last").exists() and not runs.has_weights(run, "last")
     runs.ensure_evaluated(run, CLEAN, CPU)
-    assert store.load_eval(run, CLEAN).record["weights"] == recorded
+    assert store.load_evaluation(run, CLEAN).record["weights"] == recorded
 
 
 # --- divergence, memory, clocks ------------------------------------------------------------------------------
@@ -585,7 +585,7 @@ def test_running_out_of_memory_says_what_to_change_and_takes_nothing_along(root,
         assert len(failed) == 1 and "out of memory at batch 32, float32" in failed[0] and "smaller batch" in failed[0]
     runs.ensure_trained(RUN, CPU)
     with monkeypatch.context() as patch:
-        patch.setattr(evaluating, "survives", short)
+        patch.setattr(evaluating, "evaluate_attack", short)
         failed = perform(Task(run=RUN, evaluations=(CLEAN, FGSM), analyses=(Analysis(kind="masks"),)), CPU)
     assert len(failed) == 2 and all("out of memory" in line for line in failed)
     assert store.has_analysis(RUN, Analysis(kind="masks"))
@@ -610,7 +610,7 @@ def test_a_clock_that_jumps_changes_neither_limits_nor_seconds(root, monkeypatch
     runs.ensure_evaluated(RUN, CLEAN, options)
     assert abs(shift[0]) >= abs(jump)
     assert 0 < store.environment(RUN)["seconds"] < 1e6 and 0 < store.history(RUN)["seconds"][0] < 1e6
-    assert 0 <= store.load_eval(RUN, CLEAN).record["seconds"] < 1e6
+    assert 0 <= store.load_evaluation(RUN, CLEAN).record["seconds"] < 1e6
     with pytest.raises(TimeUp):
         runs.ensure_evaluated(RUN, FGSM, Options(device="cpu", deadline=time.monotonic() - 1))
 
@@ -622,7 +622,7 @@ def test_a_notebook_of_a_profile_that_does_not_exist_is_refused(root):
 
 def test_a_training_killed_before_its_record_was_written_records_the_switches_that_it_used(root):
     runs.ensure_trained(RUN, CPU)
-    path = paths.run_dir(run_id(RUN)) / "env.json"
+    path = files.run_dir(run_id(RUN)) / "env.json"
     used = store.environment(RUN)
     path.unlink()
     runs.ensure_trained(RUN, CPU)

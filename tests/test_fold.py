@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from fsr.config import FSRSpec, PeerSpec
-from fsr.fold import FoldedConv, FoldedLinear, ScaleShift, Twin, feeding_convolutions, randomised_statistics
 from fsr.models import FSR, build_model, intervene
+from fsr.train.fold import FoldedConv, FoldedLinear, ScaleShift, Twin, feeding_convolutions, randomised_statistics
 
 MODULES = {
     "plain": {},

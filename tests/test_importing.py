@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent / "models"))
 from official_net import OfficialResNet, randomised
 
 from fsr import runs, store
-from fsr.errors import UsageError
+from fsr.files import UsageError
 from fsr.runs.importing import import_official
 
 
@@ -26,7 +26,7 @@ def test_an_imported_checkpoint_is_a_run_with_the_authors_outputs(root, tmp_path
     run = store.config_of(name)
     assert store.is_trained(run) and run.imported and run.holdout == 0
     from fsr.models import model_of
-    from fsr.weights import load_into
+    from fsr.store.weights import load_into
 
     model = model_of(run).eval()
     load_into(model, runs.weights_path(run, "last"))

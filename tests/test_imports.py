@@ -1,4 +1,4 @@
-"""Rooms import downwards only, and what rebuilds tables imports no torch."""
+"""Rooms import from lower floors only, and what rebuilds tables imports no torch."""
 
 import ast
 import re
@@ -11,86 +11,42 @@ from pathlib import Path
 import pytest
 
 import fsr
-from fsr.backbones import BACKBONES
 
 PACKAGE = Path(fsr.__file__).parent
-RANK = {
-    name: rank
-    for rank, names in enumerate(
-        (
-            "errors losses modes statistics syncnorm words winograd backbones attacks.losses",
-            "checks fold",
-            "specs",
-            "config paths files hardware distributed progress attacks.gradient attacks.slopes attacks.components "
-            "models.cost models.insert models.interventions models.official models.peers",
-            "store experiments reference recipe readers weights capture models.fsr attacks.ascent attacks.auto "
-            "attacks.query attacks.transfer",
-            "data models tables compare fastnet attacks attacks.adaptive attacks.distill attacks.latent attacks.unmask",
-            "objectives plots analyse audit",
-            "fast prose",
-            "train evaluate report",
-            "runs",
-            "executors explore",
-            "cluster",
-            "notebooks",
-            "cli",
-            "__main__",
-        )
-    )
-    for name in names.split()
-}
-RANK |= {f"models.{backbone.code.partition('.')[0]}": 0 for backbone in BACKBONES.values()}
-WITHOUT_TORCH = (
-    "backbones",
-    "config",
-    "paths",
-    "reference",
-    "statistics",
-    "experiments",
-    "store",
-    "tables",
-    "plots",
-    "prose",
-    "report",
+FLOORS = (
+    "files statistics",
+    "config hardware",
+    "store reference experiments data models attacks",
+    "tables train audit analyse",
+    "plots evaluate",
+    "report runs",
+    "explore notebooks",
+    "cli",
+    "__main__",
 )
-
-
-def _room(module: str) -> str:
-    """The entry of RANK that a dotted module below fsr belongs to; in models/ and attacks/ every file is a room."""
-    top = module.split(".")[0]
-    room = module if top in ("models", "attacks") else top
-    assert room in RANK, f"{room} has no rank: add it to RANK"
-    return room
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS, 1) for room in rooms.split()}
+WITHOUT_TORCH = ("files", "config", "statistics", "reference", "experiments", "store", "tables", "plots", "report")
+FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 
 
 def _imported(path: Path) -> set[str]:
-    """Dotted fsr modules that a file imports at its top level."""
+    """Rooms of fsr that a file imports at its top level."""
     found = set()
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.Import):
-            found |= {alias.name.removeprefix("fsr.") for alias in node.names if alias.name.startswith("fsr.")}
-        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "fsr":
-            base = node.module.removeprefix("fsr").lstrip(".")
-            for alias in node.names:
-                whole = f"{base}.{alias.name}".lstrip(".")
-                is_module = (PACKAGE / whole.replace(".", "/")).is_dir() or (
-                    PACKAGE / (whole.replace(".", "/") + ".py")
-                ).is_file()
-                if is_module or base:
-                    found.add(whole if is_module else base)
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("fsr.")}
+        elif isinstance(node, ast.ImportFrom) and node.module == "fsr":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fsr."):
+            found.add(node.module.split(".")[1])
     return found
-
-
-FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_point_down(path):
-    name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
-    mine = _room(name)
-    for other in _imported(path):
-        theirs = _room(other)
-        assert theirs == mine or RANK[theirs] < RANK[mine], f"{name} (rank {RANK[mine]}) imports {other}"
+    room = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    wrong = {other for other in _imported(path) - {room} if FLOOR[other] >= FLOOR[room]}
+    assert not wrong, f"{path.name} (floor {FLOOR[room]}) imports {wrong}"
 
 
 def test_no_torch_is_needed_to_rebuild_a_table():

@@ -6,9 +6,10 @@ import re
 import nbformat
 import pytest
 
-from fsr import experiments, paths, plots, prose, report, tables
+from fsr import experiments, files, plots, report, tables
+from fsr.report import findings as prose
 
-BOOKS = {path.stem: nbformat.read(path, as_version=4) for path in sorted(paths.sources().glob("*.ipynb"))}
+BOOKS = {path.stem: nbformat.read(path, as_version=4) for path in sorted(files.sources().glob("*.ipynb"))}
 READ = ("05", "06", "07", "08", "09", "12", "13", "14", "15")
 WITHOUT_TORCH = {"experiments", "plots", "prose", "reference", "store", "tables"}
 LINES = 14

@@ -6,8 +6,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from fsr import experiments, notebooks, paths
-from fsr.errors import FSRError, UsageError
+from fsr import experiments, files, notebooks
+from fsr.files import FSRError, UsageError
 
 PARAMETERS = 'import os\n\nprofile = os.environ.get("FSR_PROFILE", "demo")'
 
@@ -38,9 +38,9 @@ def test_a_failing_notebook_is_named_with_its_last_error_and_the_others_run(sour
     before = {p.name: p.read_bytes() for p in sources.iterdir()}
     failed = notebooks.execute(["00-setup", "01-broken", "02-fine"], "ci", report=lambda _: None)
     assert len(failed) == 1 and failed[0].startswith("01-broken: ValueError: the reason")
-    assert sorted(p.name for p in paths.executed("ci").iterdir()) == ["00-setup.ipynb", "02-fine.ipynb"]
+    assert sorted(p.name for p in files.executed("ci").iterdir()) == ["00-setup.ipynb", "02-fine.ipynb"]
     assert {p.name: p.read_bytes() for p in sources.iterdir()} == before
-    book = json.loads((paths.executed("ci") / "00-setup.ipynb").read_text())
+    book = json.loads((files.executed("ci") / "00-setup.ipynb").read_text())
     assert "'ci'" in str(book["cells"][-1]["outputs"])
     assert str(sources) not in json.dumps(book)
 
@@ -49,7 +49,7 @@ def test_a_source_that_is_no_notebook_is_named_and_the_others_run(sources):
     (sources / "01-broken.ipynb").write_text("<<<<<<< ours\n{}")
     failed = notebooks.execute(["01-broken", "02-fine"], "ci", report=lambda _: None)
     assert len(failed) == 1 and failed[0].startswith("01-broken: ")
-    assert [p.name for p in paths.executed("ci").iterdir()] == ["02-fine.ipynb"]
+    assert [p.name for p in files.executed("ci").iterdir()] == ["02-fine.ipynb"]
 
 
 def test_after_a_signal_no_other_notebook_begins(sources):
@@ -57,17 +57,17 @@ def test_after_a_signal_no_other_notebook_begins(sources):
     more = {"interrupted": lambda: next(signals, True), "report": said.append, "force": True}
     assert notebooks.execute(["00-setup", "02-fine"], "ci", **more) == []
     assert said == ["00-setup: executed", "02-fine: left out"]
-    assert [p.name for p in paths.executed("ci").iterdir()] == ["00-setup.ipynb"]
+    assert [p.name for p in files.executed("ci").iterdir()] == ["00-setup.ipynb"]
 
 
 def test_kernels_look_for_data_where_the_command_does(sources, monkeypatch):
     """A relative folder means another one in the sources' folder, where kernels run."""
     monkeypatch.setenv("FSR_DATA", "sets")
-    write(sources, "02-fine", "from fsr import paths\nprint(paths.data())")
+    write(sources, "02-fine", "from fsr import files\nprint(files.data())")
     monkeypatch.chdir(sources.parent)
-    here = paths.data()
+    here = files.data()
     assert notebooks.execute(["02-fine"], "ci", report=lambda _: None) == []
-    assert str(here) in (paths.executed("ci") / "02-fine.ipynb").read_text() and here.parent == sources.parent
+    assert str(here) in (files.executed("ci") / "02-fine.ipynb").read_text() and here.parent == sources.parent
 
 
 def test_an_unchanged_notebook_is_not_executed_again_unless_forced(sources):
@@ -100,7 +100,7 @@ os.getcwd()"""
     assert notebooks.execute(["00-setup", "02-fine"], "ci", workers=2, report=said.append) == []
     assert said == ["00-setup: executed", "02-fine: executed"] and Path.cwd() == below
     for name in ("00-setup", "02-fine"):
-        assert repr(str(sources)) in (paths.executed("ci") / f"{name}.ipynb").read_text()
+        assert repr(str(sources)) in (files.executed("ci") / f"{name}.ipynb").read_text()
 
 
 def test_an_executed_notebook_depends_on_the_papers_cells(root):
@@ -126,8 +126,8 @@ def test_an_unknown_notebook_is_refused_with_the_choices(sources):
 
 def test_a_failure_never_replaces_a_good_execution(sources):
     notebooks.execute(["02-fine"], "ci", report=lambda _: None)
-    good = (paths.executed("ci") / "02-fine.ipynb").read_bytes()
+    good = (files.executed("ci") / "02-fine.ipynb").read_bytes()
     write(sources, "02-fine", "1 / 0")
     with pytest.raises(FSRError, match="ZeroDivisionError"):
         notebooks.run_notebook("02-fine", "ci")
-    assert (paths.executed("ci") / "02-fine.ipynb").read_bytes() == good
+    assert (files.executed("ci") / "02-fine.ipynb").read_bytes() == good

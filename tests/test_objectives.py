@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from fsr.config import FSRSpec, PeerSpec, Run
 from fsr.models import Classifier, Streams, build_model, model_of
-from fsr.modes import eval_mode
-from fsr.objectives import (
+from fsr.models.modes import eval_mode
+from fsr.train.objectives import (
     AWP,
     Crafting,
     Objective,

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-from fsr.progress import _Bars, _Lines
+from fsr.cli.progress import _Bars, _Lines
 
 
 @pytest.fixture

@@ -5,9 +5,10 @@ import pytest
 from matplotlib.text import Text
 from synthetic_records import made_up_root, write_all
 
-from fsr import experiments, plots, prose, store, tables
-from fsr.prose.robustness import NOTHING, PUZZLE
-from fsr.prose.text import difference, points
+from fsr import experiments, plots, store, tables
+from fsr.report import findings as prose
+from fsr.report.findings.robustness import NOTHING, PUZZLE
+from fsr.report.findings.text import difference, points
 
 PROFILE = "ci"
 SENTENCES = [name for name in prose.__all__ if name not in ("Prose", "budget", "progress")]
@@ -66,7 +67,9 @@ def columns(run, profile, kind, right):
         count = right(name) if callable(right) else right
         if evaluation.attack != "ensemble" and count is not None:
             images = np.arange(evaluation.images or 500)
-            store.save_eval(run, evaluation, images, images < count if np.isscalar(count) else np.isin(images, count))
+            store.save_evaluation(
+                run, evaluation, images, images < count if np.isscalar(count) else np.isin(images, count)
+            )
 
 
 def test_autoattack_and_ensemble_are_compared_on_the_same_images(root):
@@ -96,7 +99,7 @@ def test_two_trainings_of_one_row_are_not_said_to_disagree_and_f7_names_them(roo
             if name != "ensemble":
                 images, hard = np.arange(evaluation.images or 500), name == "autoattack"
                 digest = "second" if run == both and hard else "first"
-                store.save_eval(run, evaluation, images, images < (strong if hard else weak), weights=digest)
+                store.save_evaluation(run, evaluation, images, images < (strong if hard else weak), weights=digest)
     said = prose.whitebox("demo")
     assert "AutoAttack **−20.0 points**" in said and PUZZLE not in said and "On AutoAttack's" not in said
     foot = "\n".join(t.get_text() for t in plots.gains("demo").findobj(Text))
@@ -123,10 +126,10 @@ def test_a_sweep_that_is_not_at_its_end_says_nothing_of_what_is_left_there(root)
     run = experiments.main_pair("demo")[1]
     sweep = [e for e in experiments.evaluations("demo", "strength", run) if e.eps or e.attack == "clean"]
     for evaluation in sweep[:-1]:
-        store.save_eval(run, evaluation, range(4), [True] * 4)
+        store.save_evaluation(run, evaluation, range(4), [True] * 4)
     said = prose.attack_strength("demo")
     assert said.startswith("- AT + FSR: the largest radius was not run yet.") and "gradients" not in said
-    store.save_eval(run, sweep[-1], range(4), [True, False, False, False])
+    store.save_evaluation(run, sweep[-1], range(4), [True, False, False, False])
     assert "25.0 %" in prose.attack_strength("demo") and "not run yet" not in prose.attack_strength("demo")
 
 
@@ -134,10 +137,10 @@ def test_a_sweep_of_steps_that_is_not_at_its_end_says_how_far_it_went(root):
     run = experiments.main_pair("demo")[1]
     sweep = [e for e in experiments.evaluations("demo", "strength", run) if e.steps]
     for evaluation in sweep[:-1]:
-        store.save_eval(run, evaluation, range(4), [True] * 4)
+        store.save_evaluation(run, evaluation, range(4), [True] * 4)
     told = f"never rises up to {sweep[-2].steps} steps ({sweep[-1].steps} were not run yet)."
     assert told in prose.attack_strength("demo")
-    store.save_eval(run, sweep[-1], range(4), [True] * 4)
+    store.save_evaluation(run, sweep[-1], range(4), [True] * 4)
     assert "accuracy never rises." in prose.attack_strength("demo")
 
 
@@ -146,9 +149,9 @@ def test_the_joint_loss_is_compared_on_the_seeds_that_have_it_of_the_same_weight
     both = next(row for row in experiments.ROWS["demo"]["deactivation"] if row.name == "AT + FSR").runs
     for run, right, weights in zip(both, (50, 60, 90), ("a", "b", "c"), strict=True):
         store.save_config(run)
-        store.save_eval(run, plain, range(100), np.arange(100) < right, weights=weights)
-    store.save_eval(both[0], joint, range(100), np.arange(100) < 40, weights="a")
-    store.save_eval(both[1], joint, range(100), np.arange(100) < 10, weights="other")
+        store.save_evaluation(run, plain, range(100), np.arange(100) < right, weights=weights)
+    store.save_evaluation(both[0], joint, range(100), np.arange(100) < 40, weights="a")
+    store.save_evaluation(both[1], joint, range(100), np.arange(100) < 10, weights="other")
     assert "on the final logits leaves 50.0 %, on the joint loss 40.0 %" in prose.deactivation("demo")
 
 
@@ -197,7 +200,7 @@ def test_what_is_left_at_the_largest_radius_is_read_with_the_audit(root, fails, 
     run = experiments.main_pair("demo")[0]
     store.save_config(run)
     for evaluation in experiments.evaluations("demo", "strength", run):
-        store.save_eval(run, evaluation, range(500), [i < 5 for i in range(500)])
+        store.save_evaluation(run, evaluation, range(500), [i < 5 for i in range(500)])
     if fails is not None:
         planned = next(a for a in experiments.analyses("demo", "all", run) if a.kind == "audit")
         store.save_analysis(run, planned, {"indicators": {"unbounded_attack_fails": fails}, "not_applicable": {}})
@@ -212,7 +215,7 @@ def test_a_profile_without_sweeps_says_so():
 def test_black_box_without_queries_says_so(root):
     run = experiments.main_pair("demo")[0]
     columns(run, "demo", "whitebox", 80)
-    store.save_eval(run, experiments.columns("demo", "blackbox")["transfer-twin"], range(100), [True] * 100)
+    store.save_evaluation(run, experiments.columns("demo", "blackbox")["transfer-twin"], range(100), [True] * 100)
     assert "Not run: N-Attack, Square" in prose.blackbox("demo")
 
 

@@ -15,9 +15,10 @@ import torchvision
 from PIL import Image
 from scipy.io import savemat
 
-from fsr import data, readers
+from fsr import data
 from fsr.config import Run, for_dataset
-from fsr.errors import MissingData
+from fsr.data import readers
+from fsr.files import MissingData
 
 DIGITS = for_dataset("digits", holdout=100)
 

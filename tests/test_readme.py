@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 
 from benchmarks import precision
-from fsr import experiments, paths, store
+from fsr import experiments, files, store
 from fsr.config import Evaluation, replace, run_id
-from fsr.errors import UsageError
-from fsr.files import save_json
+from fsr.files import UsageError, save_json
 from fsr.report.readme import BEGIN, END, block, results, rewrite
 from fsr.report.speed import speed
 from fsr.runs.costing import cost_table
@@ -17,7 +16,7 @@ def test_the_results_in_readme_are_those_of_the_committed_records(monkeypatch):
     monkeypatch.delenv("FSR_ROOT", raising=False)
     if not store.runs():
         pytest.skip("no records in this checkout")
-    text = (paths.repository() / "README.md").read_text()
+    text = (files.repository() / "README.md").read_text()
     assert text.split(BEGIN)[1].split(END)[0].strip() == block().strip()
 
 
@@ -33,7 +32,7 @@ def record(run, right, images, strong):
     store.save_config(run)
     for attack, n in (*((name, images) for name in store.ENSEMBLE), ("autoattack", strong)):
         seen = np.arange(n or 500)  # demo's columns are on all 500
-        store.save_eval(run, Evaluation(attack=attack, images=n), seen, seen < right)
+        store.save_evaluation(run, Evaluation(attack=attack, images=n), seen, seen < right)
 
 
 def test_a_larger_profile_is_shown_once_its_pair_is_recorded_and_never_half(root):
@@ -55,7 +54,7 @@ def test_what_of_the_papers_size_was_trained_is_counted(root):
     for done, told in enumerate(("none has", "1 has", "2 have")):
         assert f"Tiny ImageNet, ResNet-18, VGG-16-BN, WRN-34-10; {len(some)} trainings) {told} been run." in block()
         store.save_config(some[done])
-        save_json(paths.run_dir(run_id(some[done])) / "env.json", {"run_id": run_id(some[done])})
+        save_json(files.run_dir(run_id(some[done])) / "env.json", {"run_id": run_id(some[done])})
 
 
 def test_rows_with_fewer_seeds_are_compared_on_the_same_ones(root):
@@ -90,7 +89,7 @@ def test_a_column_of_fewer_seeds_says_so(root):
     again = replace(both, seed=1)
     store.save_config(again)
     for attack in store.ENSEMBLE:
-        store.save_eval(again, Evaluation(attack=attack, images=2000), np.arange(2000), np.arange(2000) < 960)
+        store.save_evaluation(again, Evaluation(attack=attack, images=2000), np.arange(2000), np.arange(2000) < 960)
     row = next(line for line in results("mini").splitlines() if line.startswith("| AT + FSR | 2 |"))
     assert row.count("(1 of 2 seeds)") == 1 and row.split(" | ")[5].endswith("(1 of 2 seeds)")
 
@@ -102,7 +101,7 @@ def test_speed_is_what_the_benchmarks_recorded_and_nothing_without_them(root):
         {"case": "AutoAttack", "images": 200, "disagreeing_images": 1, "ratio": {"median": 3, "low": 3, "high": 3}},
         {"case": "batch 32", "ratio": {"median": 9, "low": 9, "high": 9}},
     ]
-    folder = paths.results() / "benchmarks"
+    folder = files.results() / "benchmarks"
     save_json(
         folder / "evaluate-a.json", {"benchmark": "evaluate-only", "machine": parts, "rows": rows, "quick": False}
     )
@@ -126,7 +125,7 @@ def test_of_whole_epochs_only_the_largest_case_of_each_network_is_shown(root):
         {"case": f"w{w}, {n} images", "width": w, "images": n, **same} for w, n in ((16, 512), (16, 128), (64, 256))
     ]
     parts = {"cpu": "A CPU", "cores": 4, "threads": 1, "device": "cpu"}
-    save_json(paths.results() / "benchmarks" / "p.json", {"benchmark": "pipeline", "machine": parts, "rows": rows})
+    save_json(files.results() / "benchmarks" / "p.json", {"benchmark": "pipeline", "machine": parts, "rows": rows})
     text = speed()
     assert text.count("| whole epochs: ") == 2 and "w16, 512 images" in text and "w64, 256 images" in text
 
@@ -140,8 +139,8 @@ def test_bf16_is_compared_seed_by_seed_with_what_seeds_change(root, shift, words
     record = {"benchmark": "precision", "rows": rows, "conclusion": precision.conclusion(rows)}
     record["machine"] = {"cpu": "A CPU", "cores": 4, "threads": 1, "device": "cpu"}
     case = {"case": "AutoAttack", "images": 9, "disagreeing_images": 0, "ratio": {"median": 3, "low": 3, "high": 3}}
-    save_json(paths.results() / "benchmarks" / "e.json", record | {"benchmark": "evaluate", "rows": [case]})
-    save_json(paths.results() / "benchmarks" / "p.json", record)
+    save_json(files.results() / "benchmarks" / "e.json", record | {"benchmark": "evaluate", "rows": [case]})
+    save_json(files.results() / "benchmarks" / "p.json", record)
     half = 100 * 4.3027 * 0.01 / 3**0.5  # Student's t, two degrees of freedom
     low, high = (f"{100 * shift + side * half:+.1f}".replace("-", "\N{MINUS SIGN}") for side in (-1, 1))
     assert f"by {100 * shift:+.1f} [{low}, {high}] points" in speed()
@@ -156,17 +155,17 @@ def test_a_cluster_is_told_in_a_sentence_with_its_range(root):
 
     record = {"benchmark": "cluster", "machine": {"cpu": "A CPU", "cores": 2, "threads": 1, "device": "cpu"}}
     record["rows"] = [row("one process", 1, 1, 1), row("1 worker", 0.9, 0.97, 1), row("2 workers", 1.42, 1.6, 1.74)]
-    save_json(paths.results() / "benchmarks" / "cluster-a.json", record)
+    save_json(files.results() / "benchmarks" / "cluster-a.json", record)
     assert speed() == ""  # the table's benchmarks are missing
     rows = [{"case": "AutoAttack", "ratio": {"median": 3, "low": 3, "high": 3}}]
-    save_json(paths.results() / "benchmarks" / "evaluate-a.json", {**record, "benchmark": "evaluate", "rows": rows})
+    save_json(files.results() / "benchmarks" / "evaluate-a.json", {**record, "benchmark": "evaluate", "rows": rows})
     assert "(A CPU, 2 cores)" in speed() and "1.6 times as fast as one process (1.4 to 1.7), one worker 1.0" in speed()
     assert "costs 4 ms, and a command 12 s before" in speed()
 
 
 def test_what_readme_says_about_cost_is_what_status_says(root):
     """A plan of another size or another speed changes the table that people rent machines by."""
-    text = (paths.repository() / "README.md").read_text()
+    text = (files.repository() / "README.md").read_text()
     days = {devices: seconds / 86400 for devices, seconds in cost_table("paper")[0]}
     assert f"| 1 | {days[1]:.0f} days |" in text and f"| 8 | {days[8]:.0f} days |" in text
     assert f"| 64 | {days[64]:.1f} days:" in text
@@ -181,7 +180,7 @@ def test_what_readme_says_about_trainings_on_a_shared_gpu_is_what_their_records_
         pytest.skip("no records in this checkout")
     known = [store.environment(run) for run in experiments.SETS["mini"]["all"] if store.is_trained(run)]
     minutes = [record["seconds"] / 60 for record in known if record.get("sharing", 1) > 2]
-    text = (paths.repository() / "README.md").read_text()
+    text = (files.repository() / "README.md").read_text()
     assert len(minutes) == 11 and "Eleven of `mini`'s trainings" in text
     assert f"{min(minutes):.1f} to {max(minutes):.1f} minutes each" in text
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fsr import experiments, reference
-from fsr.errors import UsageError
+from fsr.files import UsageError
 
 HEADER = "table,dataset,backbone,row,metric,value,unit,note\n"
 

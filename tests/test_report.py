@@ -9,7 +9,7 @@ from synthetic_records import made_up_root, write_all
 
 from fsr import plots, report, tables
 from fsr.config import run_id
-from fsr.errors import UsageError
+from fsr.files import UsageError
 from fsr.report.markup import inline, markdown, table_html
 from fsr.tables.frame import About, make
 
@@ -83,22 +83,22 @@ def test_embedded_figures_are_their_files_pixel_by_pixel(page, recorded):
 
 
 def test_links_to_files_that_were_written(page, recorded):
-    from fsr import paths
+    from fsr import files
 
-    base = paths.report(PROFILE).parent
+    base = files.report(PROFILE).parent
     for link in Checker(page).links:
         if link.startswith("../") and "/notebooks/" not in link:
             assert (base / link).resolve().is_file(), link
 
 
 def test_notebook_links_lead_to_what_is_kept(page, monkeypatch):
-    from fsr import paths
+    from fsr import files
 
     assert 'href="../notebooks/ci/01-method.ipynb"' in page  # another --root: executed ones lie beside the report
-    monkeypatch.setenv("FSR_ROOT", str(paths.repository()))
+    monkeypatch.setenv("FSR_ROOT", str(files.repository()))
     assert report._notebooks("demo") == "../notebooks/demo"
     for profile in ("demo", "mini"):  # the repository keeps demo's executed notebooks, and every source
-        folder = paths.report(profile).parent / report._notebooks(profile)
+        folder = files.report(profile).parent / report._notebooks(profile)
         assert (folder / "05-whitebox.ipynb").resolve().is_file()
 
 

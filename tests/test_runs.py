@@ -10,15 +10,15 @@ import pytest
 import torch
 from tiny import BRISK, FSR_HERE, tiny_run
 
-from fsr import experiments, files, paths, runs, store
+from fsr import experiments, files, runs, store
 from fsr.audit import BUDGETS
 from fsr.config import Analysis, Evaluation, replace, run_id
-from fsr.errors import Busy, CorruptFile, FSRError, Interrupted, MissingRecord, TimeUp, UsageError
+from fsr.files import Busy, CorruptFile, FSRError, Interrupted, MissingRecord, TimeUp, UsageError
 from fsr.runs import Options, Task, auditing, checkpoints, evaluating, perform, training
 from fsr.runs.auditing import twin_of
 from fsr.runs.board import board
+from fsr.store.weights import digest_of, load_tensors
 from fsr.train import Trainer
-from fsr.weights import digest_of, load_tensors
 
 RUN = tiny_run(epochs=1)
 CLEAN = Evaluation(attack="clean")
@@ -37,7 +37,7 @@ def test_a_second_call_changes_no_file(root):
         return snapshot(root)
 
     assert ensure() == ensure()
-    assert store.is_trained(RUN) and store.has_eval(RUN, CLEAN)
+    assert store.is_trained(RUN) and store.has_evaluation(RUN, CLEAN)
 
 
 def test_a_record_says_where_it_came_from(root):
@@ -50,7 +50,10 @@ def test_a_record_says_where_it_came_from(root):
 
 def test_an_evaluation_says_in_what_its_images_were_crafted(root):
     runs.ensure_evaluated(RUN, Evaluation(attack="fgsm"), CPU)
-    assert store.load_eval(RUN, Evaluation(attack="fgsm")).record["crafting"] == {"dtype": "float32", "winograd": False}
+    assert store.load_evaluation(RUN, Evaluation(attack="fgsm")).record["crafting"] == {
+        "dtype": "float32",
+        "winograd": False,
+    }
 
 
 def test_records_name_the_commit_that_began_and_not_the_one_that_lies_there_at_the_end(root, monkeypatch):
@@ -64,7 +67,7 @@ def test_records_name_the_commit_that_began_and_not_the_one_that_lies_there_at_t
         files.provenance.cache_clear()  # as in another process
         monkeypatch.setenv("FSR_COMMIT", "before")
         runs.ensure_evaluated(RUN, CLEAN, options)
-        assert store.load_eval(RUN, CLEAN).record["commit"] == "before"
+        assert store.load_evaluation(RUN, CLEAN).record["commit"] == "before"
     finally:
         files.provenance.cache_clear()
 
@@ -72,14 +75,14 @@ def test_records_name_the_commit_that_began_and_not_the_one_that_lies_there_at_t
 def test_records_stay_valid_without_weights_and_weights_come_back_the_same(root):
     runs.ensure_trained(RUN, CPU)
     runs.ensure_evaluated(RUN, CLEAN, CPU)
-    folder = paths.checkpoint_dir(run_id(RUN))
+    folder = files.checkpoint_dir(run_id(RUN))
     first = {p.name: p.read_bytes() for p in folder.glob("*.safetensors") if p.name != "state.safetensors"}
     for path in folder.iterdir():
         path.unlink()
-    before = snapshot(paths.run_dir(run_id(RUN)))
+    before = snapshot(files.run_dir(run_id(RUN)))
     assert not runs.Task(run=RUN, evaluations=(CLEAN,)).missing()
     runs.ensure_evaluated(RUN, Evaluation(attack="fgsm"), CPU)  # needs weights: trains again
-    after = snapshot(paths.run_dir(run_id(RUN)))
+    after = snapshot(files.run_dir(run_id(RUN)))
     assert {p: after[p] for p in before} == before
     assert {p.name: p.read_bytes() for p in folder.glob("*.safetensors") if p.name in first} == first
 
@@ -94,14 +97,14 @@ def test_a_retraining_that_ends_elsewhere_has_a_record_of_its_own(root, monkeypa
                 next(self.model.parameters()).mul_(1.01)
 
     def retrained(kept: str = "") -> list:
-        for path in paths.checkpoint_dir(run_id(RUN)).iterdir():
+        for path in files.checkpoint_dir(run_id(RUN)).iterdir():
             if path.stem != kept:
                 path.unlink()
         runs.load_model(RUN, "last", CPU)
         return store.trainings(RUN)[1:]
 
     runs.ensure_trained(RUN, CPU)
-    before = snapshot(paths.run_dir(run_id(RUN)))
+    before = snapshot(files.run_dir(run_id(RUN)))
     assert retrained() == []  # the same weights: nothing new to say
     with monkeypatch.context() as patch:
         patch.setattr(training, "Trainer", Elsewhere)
@@ -111,12 +114,12 @@ def test_a_retraining_that_ends_elsewhere_has_a_record_of_its_own(root, monkeypa
         (found,) = retrained()
         runs.ensure_evaluated(RUN, CLEAN, CPU)
         assert len(retrained()) == 1  # there and back again: one network, one record
-    judged = store.load_eval(RUN, CLEAN).record["weights"]
+    judged = store.load_evaluation(RUN, CLEAN).record["weights"]
     first = store.environment(RUN)
     assert judged == found["checkpoints"]["last"] != first["checkpoints"]["last"]
     assert {"commit", "hardware", "switches", "seconds", "steps", "half"} <= found.keys()
     assert [row["epoch"] for row in found["history"]] == list(range(1, RUN.epochs + 1))
-    after = snapshot(paths.run_dir(run_id(RUN)))
+    after = snapshot(files.run_dir(run_id(RUN)))
     assert {path: after[path] for path in before} == before
 
 
@@ -131,7 +134,7 @@ def test_half_rounds_parameters_before_anything_is_judged(root):
     assert exact["model/net.conv1.weight"].dtype == torch.float32
     judged = runs.load_model(RUN, "last").state_dict()["net.conv1.weight"]
     assert torch.equal(judged, exact["model/net.conv1.weight"].half().float())
-    assert store.load_eval(RUN, CLEAN).record["weights"] == digest_of(path)
+    assert store.load_evaluation(RUN, CLEAN).record["weights"] == digest_of(path)
     before = path.read_bytes()
     for old in path.parent.iterdir():
         old.unlink()
@@ -150,7 +153,7 @@ def test_the_time_limit_stops_cleanly_and_the_next_call_ends_as_an_uninterrupted
     run = tiny_run(module=FSR_HERE, epochs=2)
     done = []
     with monkeypatch.context() as patch:
-        patch.setattr("fsr.train.Watch.stop", lambda self: len(done) >= 2)
+        patch.setattr("fsr.train.Callbacks.stop", lambda self: len(done) >= 2)
         with pytest.raises(TimeUp):
             runs.ensure_trained(run, Options(device="cpu", report=lambda *event: done.append(event)))
     assert not store.is_trained(run)
@@ -174,7 +177,7 @@ def test_a_damaged_checkpoint_is_named_and_never_used(root, damage):
     before = path.read_bytes()
     with pytest.raises(CorruptFile, match="last"):
         runs.ensure_evaluated(RUN, CLEAN, CPU)
-    assert not store.has_eval(RUN, CLEAN) and path.read_bytes() == before
+    assert not store.has_evaluation(RUN, CLEAN) and path.read_bytes() == before
 
 
 def test_a_damaged_resume_state_is_named_and_never_overwritten(root):
@@ -207,7 +210,7 @@ def test_one_part_that_fails_does_not_lose_the_others(root):
     task = Task(run=RUN, evaluations=(Evaluation(attack="nothing"), CLEAN), analyses=(Analysis(kind="cost"),))
     failed = perform(task, CPU)
     assert len(failed) == 1 and "nothing" in failed[0] and run_id(RUN) in failed[0]
-    assert store.has_eval(RUN, CLEAN) and store.has_analysis(RUN, Analysis(kind="cost"))
+    assert store.has_evaluation(RUN, CLEAN) and store.has_analysis(RUN, Analysis(kind="cost"))
 
 
 def test_best_of_a_run_without_held_out_images_is_refused(root):
@@ -218,9 +221,9 @@ def test_best_of_a_run_without_held_out_images_is_refused(root):
 
 def test_outcomes_belong_to_the_test_images_that_they_name(root):
     runs.ensure_evaluated(RUN, Evaluation(attack="clean", images=15), CPU)
-    part = store.load_eval(RUN, Evaluation(attack="clean", images=15))
+    part = store.load_evaluation(RUN, Evaluation(attack="clean", images=15))
     runs.ensure_evaluated(RUN, CLEAN, CPU)
-    whole = store.load_eval(RUN, CLEAN)
+    whole = store.load_evaluation(RUN, CLEAN)
     assert len(part.index) == 15 and (whole.correct[part.index] == part.correct).all()
 
 
@@ -276,13 +279,13 @@ def test_an_audit_is_an_analysis_with_outcomes_per_sample(root, caplog, monkeypa
 
 def test_what_a_call_left_that_was_killed_right_after_its_record_is_cleared_away(root):
     runs.ensure_evaluated(RUN, CLEAN, CPU)
-    before = store.load_eval(RUN, CLEAN)
-    left = paths.checkpoint_dir(run_id(RUN)) / f"partial-last-{CLEAN.attack_id}.json"
+    before = store.load_evaluation(RUN, CLEAN)
+    left = files.checkpoint_dir(run_id(RUN)) / f"partial-last-{CLEAN.attack_id}.json"
     other = left.with_name("partial-last-pgd20.json")
     for path in (left, other):
         files.save_json(path, {"progress": {}})
     runs.ensure_evaluated(RUN, CLEAN, CPU)
-    assert not left.exists() and other.exists() and store.load_eval(RUN, CLEAN).record == before.record
+    assert not left.exists() and other.exists() and store.load_evaluation(RUN, CLEAN).record == before.record
 
 
 def test_an_audits_groups_are_kept_until_its_record_is_there(root, monkeypatch):
@@ -309,7 +312,7 @@ def test_an_audit_stops_inside_a_group(root, tmp_path):
     stopping = Options(device="cpu", interrupted=lambda: looks.append(None) or len(looks) > 40)
     with pytest.raises(Interrupted):
         runs.ensure_analysed(RUN, Analysis(kind="audit", images=12, budget="quick"), stopping)
-    assert len(looks) == 41 and not list(paths.checkpoint_dir(run_id(RUN)).glob("partial-*"))  # no group was done
+    assert len(looks) == 41 and not list(files.checkpoint_dir(run_id(RUN)).glob("partial-*"))  # no group was done
 
 
 def test_finished_groups_of_an_audit_belong_to_the_weights_of_its_twin(root, monkeypatch):
@@ -328,7 +331,7 @@ def test_finished_groups_of_an_audit_belong_to_the_weights_of_its_twin(root, mon
         return files.load_json(path)
 
     monkeypatch.setattr("fsr.audit.audit", audit)
-    path = paths.checkpoint_dir(run_id(run)) / "partial-last-audit-quick.json"
+    path = files.checkpoint_dir(run_id(run)) / "partial-last-audit-quick.json"
     first = stopped()
     assert (first["twin"], first["twin_weights"]) == (run_id(RUN), digest_of(runs.weights_path(RUN, "last")))
     assert stopped() == first
@@ -376,7 +379,7 @@ def test_weights_of_a_stopped_retraining_are_not_believed_without_its_state(root
     for path in (*(runs.weights_path(RUN, kind) for kind in ("last", "best", "ema")), runs.state_path(RUN)):
         path.unlink()
     done = []
-    monkeypatch.setattr("fsr.train.Watch.stop", lambda self: len(done) >= 1)
+    monkeypatch.setattr("fsr.train.Callbacks.stop", lambda self: len(done) >= 1)
     with pytest.raises(TimeUp):
         runs.load_model(RUN, "last", Options(device="cpu", report=lambda *event: done.append(event)))
     runs.state_path(RUN).unlink()
@@ -390,12 +393,12 @@ def test_outcomes_so_far_belong_to_the_weights_of_run_and_surrogate(root, monkey
     own, other = (digest_of(runs.weights_path(run, "last")) for run in (RUN, source))
     transfer, fgsm, seen = Evaluation(attack="transfer", surrogate=run_id(source)), Evaluation(attack="fgsm"), []
 
-    def survives(*_, progress, **__):
+    def evaluate_attack(*_, progress, **__):
         seen.append(progress.done)
         raise Interrupted("stopped")
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluating, "survives", survives)
+        patch.setattr(evaluating, "evaluate_attack", evaluate_attack)
         for evaluation, made_of in (
             (fgsm, {"weights": own}),
             (fgsm, {"weights": other}),
@@ -411,8 +414,8 @@ def test_outcomes_so_far_belong_to_the_weights_of_run_and_surrogate(root, monkey
     assert seen == [20, 0, 20, 0, 0, 0]
     for evaluation in (fgsm, transfer):
         runs.ensure_evaluated(RUN, evaluation, CPU)
-    assert "surrogate_weights" not in store.load_eval(RUN, fgsm).record
-    assert store.load_eval(RUN, transfer).record["surrogate_weights"] == other
+    assert "surrogate_weights" not in store.load_evaluation(RUN, fgsm).record
+    assert store.load_evaluation(RUN, transfer).record["surrogate_weights"] == other
 
 
 def test_loading_a_network_reads_no_data_whose_classes_are_known(root, monkeypatch):
@@ -440,7 +443,7 @@ def test_a_training_opens_one_event_file_and_closes_it_whatever_happens(root, mo
             said.append(("close", self.folder))
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
-    boarded, folder = replace(CPU, tensorboard=True), str(paths.results() / "tensorboard" / run_id(RUN))
+    boarded, folder = replace(CPU, tensorboard=True), str(files.results() / "tensorboard" / run_id(RUN))
     said: list[tuple] = []
     with pytest.raises(ZeroDivisionError):
         with board(RUN, wanted=True) as show:
@@ -499,7 +502,7 @@ def test_weights_on_record_outlive_a_retraining_that_is_stopped(root, monkeypatc
     for path in (runs.weights_path(RUN, "last"), runs.state_path(RUN)):
         path.unlink()
     done = []
-    monkeypatch.setattr("fsr.train.Watch.stop", lambda self: len(done) >= 2)
+    monkeypatch.setattr("fsr.train.Callbacks.stop", lambda self: len(done) >= 2)
     with pytest.raises(TimeUp):
         runs.load_model(RUN, "last", Options(device="cpu", report=lambda *event: done.append(event)))
     assert runs.state_path(RUN).exists() and runs.weights_path(RUN, "ema").read_bytes() == before

@@ -7,10 +7,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fsr import files, paths, store
+from fsr import files, store
 from fsr.config import Analysis, Evaluation, Run, run_id
-from fsr.errors import CorruptFile, FSRError, MissingRecord, UsageError
-from fsr.files import load_json, load_npz, npz_bytes, save_json, sha256
+from fsr.files import (
+    CorruptFile,
+    FSRError,
+    MissingRecord,
+    UsageError,
+    load_json,
+    load_npz,
+    npz_bytes,
+    save_json,
+    sha256,
+)
 
 RUN = Run(epochs=2)
 
@@ -18,13 +27,13 @@ RUN = Run(epochs=2)
 def _outcomes(attack: str, correct, run=RUN, weights=None, **more):
     store.save_config(run)
     index, evaluation = np.arange(len(correct)), Evaluation(attack=attack, **more)
-    store.save_eval(run, evaluation, index, np.array(correct, bool), seconds=1.0, weights=weights)
+    store.save_evaluation(run, evaluation, index, np.array(correct, bool), seconds=1.0, weights=weights)
 
 
 def test_outcomes_come_back_per_sample(root):
     correct = np.random.default_rng(0).random(37) < 0.5
     _outcomes("pgd20", correct)
-    got = store.load_eval(RUN, Evaluation(attack="pgd20"))
+    got = store.load_evaluation(RUN, Evaluation(attack="pgd20"))
     assert (got.correct == correct).all() and (got.index == np.arange(37)).all()
     assert got.index.dtype == np.int32
     path = store.eval_path(RUN, Evaluation(attack="pgd20"))
@@ -41,7 +50,7 @@ def test_files_that_hold_every_index_are_still_read(root):
     record, data = load_json(path), npz_bytes(index=np.arange(3, dtype=np.int32), correct=np.packbits([1, 0, 1]))
     path.with_suffix(".npz").write_bytes(data)
     save_json(path, {k: v for k, v in record.items() if k != "sha256"} | {"outcomes_sha256": sha256(data)})
-    got = store.load_eval(RUN, Evaluation(attack="pgd20"))
+    got = store.load_evaluation(RUN, Evaluation(attack="pgd20"))
     assert got.index.tolist() == [0, 1, 2] and got.correct.tolist() == [True, False, True]
 
 
@@ -50,7 +59,7 @@ PLACES = np.random.default_rng(1).permutation(10_000)[:2000]
 
 def _on_places(attack: str, right, places=PLACES):
     store.save_config(RUN)
-    return store.save_eval(RUN, Evaluation(attack=attack, images=len(places)), places, right)
+    return store.save_evaluation(RUN, Evaluation(attack=attack, images=len(places)), places, right)
 
 
 def test_positions_are_stored_once_for_all_records_on_these_images(root):
@@ -60,7 +69,7 @@ def test_positions_are_stored_once_for_all_records_on_these_images(root):
     _on_places("clean", right[:500], PLACES[:500])
     assert len(list(path.parent.glob("index-*.npy"))) == 2  # of 2,000 and of 500 images
     for attack, expected, n in (("fgsm", right, 2000), ("clean", ~right, 2000), ("clean", right[:500], 500)):
-        got = store.load_eval(RUN, Evaluation(attack=attack, images=n))
+        got = store.load_evaluation(RUN, Evaluation(attack=attack, images=n))
         assert (got.index == PLACES[:n]).all() and got.index.dtype == np.int32 and (got.correct == expected).all()
     sizes = [file.stat().st_size for file in (path.with_suffix(".npz"), *path.parent.glob("index-*.npy"))]
     assert sizes[0] < 1000 and sorted(sizes[1:]) == [500 * 2 + 128, 2000 * 2 + 128]  # two bytes each, and numpy's head
@@ -72,19 +81,19 @@ def test_damaged_and_missing_positions_are_found_and_named(root):
     data = index.read_bytes()
     index.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(CorruptFile, match=index.name):
-        store.load_eval(RUN, Evaluation(attack="fgsm", images=2000))
+        store.load_evaluation(RUN, Evaluation(attack="fgsm", images=2000))
     index.unlink()
     with pytest.raises(MissingRecord, match=index.name):
-        store.load_eval(RUN, Evaluation(attack="fgsm", images=2000))
+        store.load_evaluation(RUN, Evaluation(attack="fgsm", images=2000))
 
 
 def test_outcomes_of_an_eps_that_shares_their_name_are_refused(root):
     """Names have five digits: 8/255 is 0.03137 there."""
     _outcomes("pgd20", [True, False], eps=8 / 255)
-    assert store.load_eval(RUN, Evaluation(attack="pgd20", eps=8 / 255)).accuracy == 0.5
+    assert store.load_evaluation(RUN, Evaluation(attack="pgd20", eps=8 / 255)).accuracy == 0.5
     asked = Evaluation(attack="pgd20", eps=0.03137)
     with pytest.raises(UsageError) as caught:
-        store.load_eval(RUN, asked)
+        store.load_evaluation(RUN, asked)
     said = str(caught.value)
     assert str(store.eval_path(RUN, asked)) in said and "eps=0.03137," in said and f"eps={8 / 255}," in said
     assert "\n" not in said
@@ -93,7 +102,7 @@ def test_outcomes_of_an_eps_that_shares_their_name_are_refused(root):
 def test_an_existing_record_is_kept_as_it_is(root):
     _outcomes("clean", [True, True])
     _outcomes("clean", [False, False])
-    assert store.load_eval(RUN, Evaluation(attack="clean")).correct.all()
+    assert store.load_evaluation(RUN, Evaluation(attack="clean")).correct.all()
 
 
 def test_the_ensemble_is_the_and_over_clean_and_four_attacks_per_sample(root):
@@ -110,7 +119,7 @@ def test_the_ensemble_uses_only_images_that_every_attack_saw(root):
     store.save_config(RUN)
     for i, attack in enumerate(store.ENSEMBLE):
         index = np.arange(i, i + 6)
-        store.save_eval(RUN, Evaluation(attack=attack), index, index != 5)
+        store.save_evaluation(RUN, Evaluation(attack=attack), index, index != 5)
     both = store.ensemble(RUN, "last")
     assert both.index.tolist() == [4, 5] and both.correct.tolist() == [True, False]
 
@@ -128,12 +137,12 @@ def test_a_record_that_was_copied_from_another_run_is_named_and_not_used(root):
     look = Analysis(kind="cost")
     _outcomes("clean", [True], run=other)
     store.save_analysis(other, look, {"params": 1})
-    files.save_json(paths.run_dir(run_id(other)) / "env.json", {"run_id": run_id(other)})
+    files.save_json(files.run_dir(run_id(other)) / "env.json", {"run_id": run_id(other)})
     store.save_config(RUN)
-    shutil.copytree(paths.run_dir(run_id(other)), paths.run_dir(run_id(RUN)), dirs_exist_ok=True,
+    shutil.copytree(files.run_dir(run_id(other)), files.run_dir(run_id(RUN)), dirs_exist_ok=True,
                     ignore=shutil.ignore_patterns("config.json"))  # fmt: skip
     for read in (
-        lambda: store.load_eval(RUN, clean), lambda: store.metrics([RUN]), lambda: store.load_analysis(RUN, look),
+        lambda: store.load_evaluation(RUN, clean), lambda: store.metrics([RUN]), lambda: store.load_analysis(RUN, look),
         lambda: store.environment(RUN),
     ):  # fmt: skip
         with pytest.raises(CorruptFile, match=f"is a record of {run_id(other).replace('+', '[+]')}"):
@@ -153,7 +162,7 @@ def test_a_flipped_bit_is_found_and_named(root, suffix):
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     with pytest.raises(CorruptFile, match="clean"):
-        store.load_eval(RUN, Evaluation(attack="clean"))
+        store.load_evaluation(RUN, Evaluation(attack="clean"))
 
 
 def test_half_a_record_is_found(root):
@@ -161,7 +170,7 @@ def test_half_a_record_is_found(root):
     path = store.eval_path(RUN, Evaluation(attack="clean"))
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(CorruptFile):
-        store.load_eval(RUN, Evaluation(attack="clean"))
+        store.load_evaluation(RUN, Evaluation(attack="clean"))
 
 
 def test_a_record_of_a_newer_schema_is_refused_and_says_so(root):
@@ -188,7 +197,7 @@ def test_a_failed_write_leaves_the_old_file(root, monkeypatch):
 
 def test_missing_records_name_the_command(root):
     with pytest.raises(MissingRecord, match="run-all"):
-        store.load_eval(RUN, Evaluation(attack="clean"))
+        store.load_evaluation(RUN, Evaluation(attack="clean"))
     with pytest.raises(UsageError, match="status"):
         store.config_of("nothing")
 
@@ -196,7 +205,7 @@ def test_missing_records_name_the_command(root):
 @pytest.mark.parametrize("name", ["../../etc", "a/b", "..", "", "a\\b", "a\0b"])
 def test_a_name_from_outside_never_leaves_the_results_folder(root, name):
     with pytest.raises(UsageError):
-        paths.run_dir(name)
+        files.run_dir(name)
 
 
 def test_analyses_come_back_with_arrays_and_without(root):
@@ -212,9 +221,9 @@ def test_history_of_a_finished_run_must_match_its_hash(root):
     store.save_config(RUN)
     data = store.save_history(RUN, [{"epoch": 1, "train_cls": 2.0}])
     record = {"run_id": run_id(RUN), "history_sha256": files.sha256(data)}
-    files.save_json(paths.run_dir(run_id(RUN)) / "env.json", record)
+    files.save_json(files.run_dir(run_id(RUN)) / "env.json", record)
     assert store.history(RUN)["train_cls"].tolist() == [2.0]
-    path = paths.run_dir(run_id(RUN)) / "history.csv"
+    path = files.run_dir(run_id(RUN)) / "history.csv"
     path.write_text(path.read_text().replace("2", "3"))
     with pytest.raises(CorruptFile, match=r"history\.csv"):
         store.history(RUN)

@@ -8,15 +8,16 @@ import pytest
 import torch
 from tiny import FSR_HERE, tiny_run
 
-from fsr import data, train
+from fsr import data
 from fsr.config import Run
 from fsr.data import as_float
-from fsr.errors import Diverged, TimeUp
-from fsr.fast import sgd
+from fsr.files import Diverged, TimeUp
 from fsr.models import model_of
-from fsr.objectives import Objective, craft
-from fsr.recipe import ema_decay, learning_rate, stream_seed
-from fsr.train import Trainer, Watch, fit
+from fsr.train import Callbacks, Trainer, fit
+from fsr.train import loop as train
+from fsr.train.fast import sgd
+from fsr.train.objectives import Objective, craft
+from fsr.train.recipe import ema_decay, learning_rate, stream_seed
 
 
 def same(a: dict, b: dict) -> bool:
@@ -185,7 +186,7 @@ def test_a_run_stopped_after_any_batch_ends_as_if_it_had_not_been(stop_after):
         saved["tensors"] = {k: v.clone() for k, v in trainer.tensors().items()}
         saved["progress"] = json.loads(json.dumps(asdict(trainer.progress)))
 
-    watch = Watch(on_batch=lambda *_: seen.append(1), on_stop=on_stop, deadline=None)
+    watch = Callbacks(on_batch=lambda *_: seen.append(1), on_stop=on_stop, deadline=None)
     object.__setattr__(watch, "stop", lambda: len(seen) >= stop_after)
     with pytest.raises(TimeUp):
         fit(Trainer(run, d), watch)

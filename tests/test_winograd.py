@@ -8,10 +8,10 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import conv2d
 
-from fsr import winograd
-from fsr.fastnet import FastNet
-from fsr.fold import FoldedConv, Twin, WinogradConv
-from fsr.winograd import convolve3x3
+from fsr.train import winograd
+from fsr.train.fastnet import FastNet
+from fsr.train.fold import FoldedConv, Twin, WinogradConv
+from fsr.train.winograd import convolve3x3
 
 pytestmark = pytest.mark.skipif(not winograd.works(), reason="no C compiler on this machine")
 

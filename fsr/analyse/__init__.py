@@ -11,9 +11,9 @@ from fsr.analyse.pictures import features, maps, masks
 from fsr.analyse.probes import streams
 from fsr.config import Analysis, Run
 from fsr.data import Data
-from fsr.errors import UsageError
+from fsr.files import UsageError
 from fsr.models import Classifier
-from fsr.modes import eval_mode
+from fsr.models.modes import eval_mode
 
 __all__ = ["ANALYSES", "analyse"]
 

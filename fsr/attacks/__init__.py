@@ -14,7 +14,7 @@ from fsr.attacks import gradient, transfer
 from fsr.attacks.auto import autoattack, single, square
 from fsr.attacks.losses import cross_entropy, margin
 from fsr.attacks.query import nattack
-from fsr.errors import UsageError
+from fsr.files import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fsr.attacks.gradient import project_linf
-from fsr.attacks.losses import Loss, Net, errs
+from fsr.attacks.losses import Loss, Net, is_wrong
 
 Look = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 Objective = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -70,7 +70,7 @@ def differentiated(objective: Objective, draws: int = 1, jitter: float = 0.0, se
             if total.requires_grad:
                 (up,) = torch.autograd.grad(total, leaf, allow_unused=True)
                 gradient = gradient if up is None else gradient + up.nan_to_num(0, 0, 0)
-        return value.nan_to_num(torch.inf, torch.inf, -torch.inf), gradient, errs(scores, y)
+        return value.nan_to_num(torch.inf, torch.inf, -torch.inf), gradient, is_wrong(scores, y)
 
     return look
 

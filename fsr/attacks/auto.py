@@ -17,8 +17,8 @@ from torch import Tensor
 
 from fsr.attacks.components import FLAGS, RAND, STANDARD, Budget, Log, check_model, check_square, component, isolated
 from fsr.attacks.gradient import project_linf
-from fsr.attacks.losses import Net, errs
-from fsr.errors import UsageError
+from fsr.attacks.losses import Net, is_wrong
+from fsr.files import UsageError
 
 State = dict[str, np.ndarray]
 # (attack, where its batches begin, what attacks one) to (where, what came of it) of each, in order
@@ -58,7 +58,7 @@ def sane(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
 @torch.no_grad()
 def _wrong(net: Net, x: Tensor, y: Tensor) -> Tensor:
     """Where net errs, (N,) bool."""
-    return errs(net(x), y)
+    return is_wrong(net(x), y)
 
 
 class _Loop:

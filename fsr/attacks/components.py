@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fsr.errors import UsageError
+from fsr.files import UsageError
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 RAND = ("apgd-ce", "apgd-dlr")

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fsr.attacks.losses import Loss, Net, cross_entropy, errs, targeted_margin
-from fsr.errors import UsageError
+from fsr.attacks.losses import Loss, Net, cross_entropy, is_wrong, targeted_margin
+from fsr.files import UsageError
 
 
 def check_images(x: Tensor, y: Tensor, classes: int | None = None) -> None:
@@ -163,7 +163,7 @@ def strongest(model: Net, x: Tensor, y: Tensor, attempts: Iterable[Callable[[Ten
         with torch.no_grad():
             logits = model(images)
             height = cross_entropy(logits, y[rows]).to(worst.dtype)
-            wrong = errs(logits, y[rows])
+            wrong = is_wrong(logits, y[rows])
         better = wrong | (height > worst[rows])
         x_adv[rows[better]], worst[rows[better]] = images[better], height[better]
         return rows[~wrong]

@@ -10,7 +10,7 @@ Net = Callable[[Tensor], Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def errs(logits: Tensor, y: Tensor) -> Tensor:
+def is_wrong(logits: Tensor, y: Tensor) -> Tensor:
     """Where the prediction is not y, (N,) bool; logits that are not finite are an error too."""
     return (logits.argmax(dim=1) != y) | ~torch.isfinite(logits).all(dim=1)
 

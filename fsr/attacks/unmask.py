@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fsr.attacks.ascent import Look
-from fsr.attacks.losses import Loss, Net, errs
+from fsr.attacks.losses import Loss, Net, is_wrong
 from fsr.attacks.slopes import Sloped
 
 log = logging.getLogger("fsr")
@@ -143,6 +143,6 @@ def estimated(net: Net, loss: Loss, *, sigma: float, pairs: int, seed: int = 0) 
                 # not clipped to [0, 1]: a clip would shrink one side of the difference
                 up, down = loss(net(x_adv + sigma * direction), y), loss(net(x_adv - sigma * direction), y)
                 gradient = gradient + (up - down).nan_to_num(0, 0, 0).view(-1, 1, 1, 1) * direction
-            return loss(logits, y), gradient, errs(logits, y)
+            return loss(logits, y), gradient, is_wrong(logits, y)
 
     return look

@@ -19,9 +19,9 @@ from fsr.audit.case import BUDGETS, Case, prepare, private_copy
 from fsr.audit.indicators import indicators
 from fsr.audit.judge import own_randomness
 from fsr.audit.result import Audit, Findings, assemble
-from fsr.errors import UsageError
+from fsr.files import UsageError
 from fsr.hardware import exact_float32
-from fsr.modes import eval_mode
+from fsr.models.modes import eval_mode
 
 __all__ = ["BUDGETS", "GROUPS", "Audit", "Findings", "audit"]
 

@@ -16,7 +16,7 @@ from fsr.attacks.gradient import uniform_start
 from fsr.attacks.losses import Loss, Net
 from fsr.attacks.unmask import Averaged, Guarded, Softened
 from fsr.audit.judge import Judge, is_randomised, own_randomness
-from fsr.errors import UsageError
+from fsr.files import UsageError
 from fsr.hardware import quick_float32
 
 log = logging.getLogger("fsr")

@@ -13,7 +13,7 @@ from torch import Tensor
 from fsr.attacks.ascent import ascend, differentiated, lead, of
 from fsr.attacks.distill import through
 from fsr.attacks.gradient import project_linf
-from fsr.attacks.losses import cross_entropy, errs
+from fsr.attacks.losses import cross_entropy, is_wrong
 from fsr.audit.case import Case
 from fsr.audit.result import Findings
 
@@ -86,7 +86,7 @@ def signs(case: Case, rows: Tensor) -> dict[str, Tensor]:
     whole = (torch.maximum(before, after) - path.heights[0]).clamp_min(1e-12)
     borrowed = through(case.student, x, y, eps=case.eps, steps=case.budget.steps)
     with torch.no_grad():
-        fooled = errs(case.student(borrowed), y)
+        fooled = is_wrong(case.student(borrowed), y)
     free = ascend(
         differentiated(of(case.net, lead), draws=case.draws),
         x,
@@ -101,7 +101,7 @@ def signs(case: Case, rows: Tensor) -> dict[str, Tensor]:
         "silent_success": path.ever_wrong & held,
         "incomplete_optimisation": held & ((after - before) / whole > INCOMPLETE),
         "transfer_failure": fooled & case.judge.correct(borrowed, rows),
-        "unbounded_attack_fails": ~errs(case.judge.scores(free), y),
+        "unbounded_attack_fails": ~is_wrong(case.judge.scores(free), y),
     }
 
 

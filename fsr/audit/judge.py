@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fsr.attacks.gradient import project_linf
-from fsr.attacks.losses import errs
+from fsr.attacks.losses import is_wrong
 from fsr.hardware import exact_float32
 
 
@@ -61,4 +61,4 @@ class Judge:
         """
         clean = self.x[rows]
         x_adv = torch.where(torch.isfinite(x_adv), x_adv, clean).to(clean.dtype)
-        return ~errs(self.scores(project_linf(x_adv, clean, self.eps), exact), self.y[rows])
+        return ~is_wrong(self.scores(project_linf(x_adv, clean, self.eps), exact), self.y[rows])

@@ -12,9 +12,8 @@ from typing import Annotated
 
 import typer
 
-from fsr import paths
-from fsr.errors import UsageError
-from fsr.words import did_you_mean
+from fsr import files
+from fsr.files import UsageError, did_you_mean
 
 log = logging.getLogger("fsr")
 EPILOG = "Examples:  python -m fsr run-all    python -m fsr status --profile mini    python -m fsr -v train whitebox"
@@ -56,7 +55,7 @@ def say(line: str) -> None:
 
 def show(tasks: Iterable) -> AbstractContextManager:
     """Progress of tasks on stderr: bars on a terminal, lines in a file, nothing with --quiet."""
-    from fsr.progress import live
+    from fsr.cli.progress import live
 
     return nullcontext(lambda *_: None) if is_quiet() else live(tasks)
 
@@ -90,7 +89,7 @@ def _any_runs(incomplete: str) -> list[str]:
 
 def known_runs(incomplete: str) -> list[str]:
     """Ids of the runs recorded in these results that begin so."""
-    found = sorted(p.parent.name for p in (paths.results() / "runs").glob("*/config.json"))
+    found = sorted(p.parent.name for p in (files.results() / "runs").glob("*/config.json"))
     return [name for name in found if name.startswith(incomplete)]
 
 
@@ -171,4 +170,4 @@ def options_of(device: str | None, minutes: float | None, tensorboard: bool = Fa
 
 def writable_root() -> None:
     """Fail at once, not after hours, when results cannot be written."""
-    paths.writable(paths.results(), "--root")
+    files.writable(files.results(), "--root")

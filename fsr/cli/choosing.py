@@ -4,8 +4,7 @@ from dataclasses import replace
 
 from fsr.cli.app import known_profile, known_runs
 from fsr.config import DATASETS, Evaluation, Run, run_id
-from fsr.errors import UsageError
-from fsr.words import did_you_mean
+from fsr.files import UsageError, did_you_mean
 
 
 def runs_of(profile: str, which: str) -> tuple[Run, ...]:
@@ -103,7 +102,7 @@ def outcome_line(task) -> str:
     from fsr import statistics, store
 
     evaluation = task.evaluations[0]
-    found = store.load_eval(task.run, evaluation)
+    found = store.load_evaluation(task.run, evaluation)
     n, correct = len(found.correct), int(found.correct.sum())
     low, high = statistics.wilson(correct, n)
     return (

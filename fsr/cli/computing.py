@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fsr import paths
+from fsr import files
 from fsr.cli.app import (
     Address,
     Attack,
@@ -30,14 +30,15 @@ from fsr.cli.app import (
     writable_root,
 )
 from fsr.cli.choosing import attacked, fits, one_run, outcome_line, planned
-from fsr.errors import UsageError
-from fsr.words import duration
+from fsr.files import UsageError, duration
 
 TORCHRUN = "torchrun is for `python -m fsr train`; type the other commands without it"
 
 
 def _compute(tasks, options, executor: Executor, workers, address, deterministic: bool):
-    from fsr import distributed, executors, hardware
+    from fsr import hardware
+    from fsr.runs import local as executors
+    from fsr.train import distributed
 
     if distributed.requested():
         raise UsageError(TORCHRUN)
@@ -50,7 +51,7 @@ def _compute(tasks, options, executor: Executor, workers, address, deterministic
                 hardware.make_deterministic()
             return executors.inline(tasks, options)
         if executor is Executor.ray:
-            from fsr import cluster
+            from fsr.runs import cluster
 
             return cluster.on_ray(tasks, options, address=address, deterministic=deterministic)
         return executors.local(tasks, options, workers=workers, deterministic=deterministic)
@@ -58,7 +59,8 @@ def _compute(tasks, options, executor: Executor, workers, address, deterministic
 
 def _together(todo, options, deterministic: bool):
     """Under torchrun: every process comes here, whatever it found to do; rank 0's list holds for all."""
-    from fsr import executors, hardware
+    from fsr import hardware
+    from fsr.runs import local as executors
 
     if any(task.evaluations or task.analyses for task in todo):
         raise UsageError(TORCHRUN)
@@ -104,7 +106,7 @@ def _dry(todo, options) -> None:
 
 
 def _do(todo, options, executor, workers, address, deterministic, dry_run) -> None:
-    from fsr import distributed
+    from fsr.train import distributed
 
     if distributed.requested() and not dry_run:
         _conclude(_together(todo, options, deterministic), [])
@@ -133,9 +135,10 @@ def run_all(
     tensorboard: Board = False,
 ) -> None:
     """Train, evaluate and analyse what is missing, then execute the notebooks that are not current."""
-    from fsr import executors, experiments, hardware, notebooks, report, runs
+    from fsr import experiments, hardware, notebooks, report, runs
+    from fsr.runs import local as executors
 
-    paths.use(root=root, data=data)
+    files.use(root=root, data=data)
     known_profile(profile)
     options, names = options_of(device, limit_minutes, tensorboard, executor is Executor.ray), notebooks.numbered(only)
     sets = ("all",) if only is None else tuple(dict.fromkeys(s for n in names for s in experiments.NEEDS[n]))
@@ -177,7 +180,7 @@ def train(
     tensorboard: Board = False,
 ) -> None:
     """Train what is missing of a set; needs no Jupyter."""
-    paths.use(root=root, data=data)
+    files.use(root=root, data=data)
     options = options_of(device, limit_minutes, tensorboard, executor is Executor.ray)
     _do(planned(profile, which, train_only=True), options, executor, workers, address, deterministic, dry_run)
 
@@ -202,7 +205,7 @@ def evaluate(
     deterministic: Deterministic = False,
 ) -> None:
     """Evaluate and analyse what is missing of a set, training first what is not trained; or one attack, printed."""
-    paths.use(root=root, data=data)
+    files.use(root=root, data=data)
     options = options_of(device, limit_minutes, elsewhere=executor is Executor.ray)
     if attack is None and (images is not None or checkpoint != "last"):
         raise UsageError("--images and --checkpoint belong to --attack NAME; without it the profile's plan says both")
@@ -226,11 +229,12 @@ def audit(
     limit_minutes: Minutes = None,
 ) -> None:
     """Attack a run by everything an informed attacker would try, and print what survives."""
-    from fsr import executors, runs, store
+    from fsr import runs, store
     from fsr.config import Analysis, Evaluation
+    from fsr.runs import local as executors
     from fsr.tables import audit_lines
 
-    paths.use(root=root, data=data)
+    files.use(root=root, data=data)
     analysis = Analysis(kind="audit", checkpoint=checkpoint, images=images, budget=budget)
     chosen, options = one_run(run), options_of(device, limit_minutes)
     fits(chosen, Evaluation(attack="clean", checkpoint=checkpoint, images=images))

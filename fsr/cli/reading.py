@@ -5,21 +5,20 @@ from typing import Annotated
 
 import typer
 
-from fsr import paths
+from fsr import files
 from fsr.cli.app import DataDir, Profile, Root, app, known_profile, writable_root
-from fsr.errors import UsageError
-from fsr.words import did_you_mean
+from fsr.files import UsageError, did_you_mean
 
 
 @app.command(epilog="Example:  python -m fsr status --profile mini")
 def status(profile: Profile = "demo", root: Root = None) -> None:
     """What of a profile is done, partial and missing, and how long the rest takes on 1, 8 and 64 GPUs."""
     from fsr import runs
+    from fsr.files import duration
     from fsr.runs.costing import cost_table
-    from fsr.words import duration
 
-    paths.use(root=root)
-    paths.existing()
+    files.use(root=root)
+    files.existing()
     frame = runs.status(known_profile(profile))
     typer.echo(frame.to_string(index=False))
     counts = frame["state"].value_counts()
@@ -44,11 +43,11 @@ def report_command(
     from fsr import report
     from fsr.report.readme import rewrite
 
-    paths.use(root=root)
-    paths.existing()
+    files.use(root=root)
+    files.existing()
     typer.echo(f"report: {report.write(known_profile(profile))}")
     if readme:
-        changed = rewrite(paths.repository() / "README.md")
+        changed = rewrite(files.repository() / "README.md")
         typer.echo(f"README.md: {'written' if changed else 'unchanged'}")
 
 
@@ -59,10 +58,10 @@ def compare(
     root: Root = None,
 ) -> None:
     """Print the records here against those of another root, as `make retrain` does."""
-    from fsr import compare as room
     from fsr import experiments
+    from fsr.cli import compare as room
 
-    paths.use(root=root)
+    files.use(root=root)
     known_profile(profile)
     table = room.compare(other, list(experiments.SETS[profile]["all"]))
     columns = ["run_id", "checkpoint", "attack_id", "n", "accuracy", "accuracy_again", "difference"]
@@ -73,16 +72,16 @@ def compare(
 @app.command("data", epilog="Examples:  python -m fsr data check    python -m fsr data path --data /sets")
 def data_command(what: Annotated[str, typer.Argument(metavar="check|path")], data: DataDir = None) -> None:
     """Say which data sets are there and where missing ones belong, or print the folder."""
-    paths.use(data=data)
+    files.use(data=data)
     if what == "path":
-        typer.echo(paths.data())
+        typer.echo(files.data())
         return
     if what != "check":
         meant = did_you_mean(what, ("check", "path"))
         raise UsageError(
             f"unknown action {what!r}{meant}; type `python -m fsr data check` or `python -m fsr data path`"
         )
-    from fsr.readers import check
+    from fsr.data.readers import check
 
     for name, there, where in check():
         typer.echo(f"{name:14}{'there' if there else 'missing':9}{where}")
@@ -101,6 +100,6 @@ def import_official(
     """Make a run of an authors' checkpoint, so that it can be evaluated and audited like any other."""
     from fsr.runs.importing import import_official as import_run
 
-    paths.use(root=root)
+    files.use(root=root)
     writable_root()
     typer.echo(import_run(file, backbone, dataset))

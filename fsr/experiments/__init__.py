@@ -3,11 +3,11 @@
 from itertools import zip_longest
 
 from fsr.config import Analysis, Evaluation, Run
-from fsr.errors import UsageError
 from fsr.experiments import rows, wanted
 from fsr.experiments.profiles import PROFILES, Profile
 from fsr.experiments.rows import CONTROLS, INTERVENTIONS, Row
 from fsr.experiments.wanted import CHECKPOINTS, COLUMNS, EPS_FACTORS, STEPS, has_heads
+from fsr.files import UsageError
 
 _ROWS = {
     "whitebox": rows.whitebox,

@@ -2,8 +2,7 @@
 
 import functools
 
-from fsr.backbones import BACKBONES
-from fsr.config import DATASETS, Run
+from fsr.config import BACKBONES, DATASETS, Run
 
 # The authors' code on one H200 (reference_data/known_results.csv: 34.1 s per epoch of AT + FSR, float32)
 EPOCH_SECONDS_H200 = 34.1

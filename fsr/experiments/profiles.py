@@ -15,8 +15,8 @@ class Profile:
     place; placements: the other places of T6; seeds: of the pair {AT, AT+FSR}; other_seeds: of every
     other row of T1, T2 and T4 (T5 and T6 are sweeps with seed 0); control_seeds: of T4's two trained controls,
     () for other_seeds; others: plain AT on further backbones
-    with FSR's place there; scope: full, pair (only {AT, AT+FSR}) or smoke (one of each kind); looked_at: the weights
-    that sentences, figures, README and the tables are about that do not show or, as T10, fix their own.
+    with FSR's place there; scope: full, pair (only {AT, AT+FSR}) or smoke (one of each kind); report_checkpoint: the
+    weights that tables, figures and sentences report.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Profile:
     stream_images: int | None = None  # T7, F2, F8
     audit_images: int | None = 1000
     audit_budget: str = "full"
-    looked_at: str = "last"
+    report_checkpoint: str = "last"
 
 
 def _ci() -> Profile:
@@ -138,7 +138,7 @@ def _headline40() -> Profile:
         sweep_images=1000,
         stream_images=2000,
         audit_budget="quick",
-        looked_at="ema",
+        report_checkpoint="ema",
     )
 
 

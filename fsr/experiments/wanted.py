@@ -66,14 +66,14 @@ def has_heads(run: Run) -> bool:
 def _deactivation(profile: Profile, run: Run) -> list[Evaluation]:
     joint = []
     if has_heads(run):
-        joint = [Evaluation(attack="pgd20-joint", checkpoint=profile.looked_at, images=profile.images)]
+        joint = [Evaluation(attack="pgd20-joint", checkpoint=profile.report_checkpoint, images=profile.images)]
     return _whitebox(profile, run) + joint
 
 
 def _blackbox_columns(profile: Profile) -> dict[str, Evaluation]:
     """T3: which evaluation each column is; transfer's source is part of the column."""
     twin, natural = (run_id(source) for source in rows.surrogates(profile).values())
-    attacked = partial(Evaluation, checkpoint=profile.looked_at)
+    attacked = partial(Evaluation, checkpoint=profile.report_checkpoint)
     many, few = partial(attacked, images=profile.images), partial(attacked, images=profile.query_images)
     return {
         "clean": many(attack="clean"),
@@ -93,7 +93,7 @@ def columns(profile: Profile, kind: str) -> dict[str, Evaluation]:
     """
     if kind == "blackbox":
         return _blackbox_columns(profile)
-    attacked = partial(Evaluation, checkpoint=profile.looked_at)
+    attacked = partial(Evaluation, checkpoint=profile.report_checkpoint)
     out = {name: attacked(attack=name, images=profile.images) for name in (*COLUMNS, "ensemble")}
     if kind == "deactivation":
         out["pgd20-joint"] = attacked(attack="pgd20-joint", images=profile.images)
@@ -114,19 +114,19 @@ def _components(profile: Profile, run: Run) -> list[Evaluation]:
     controls = []
     if run in rows.main_rows(profile)[1].runs and (profile.scope != "smoke" or run.seed == 0):
         for name in rows.INTERVENTIONS:
-            plain = _columns(profile, (profile.looked_at,)) + _strong(profile, run)
-            controls += [replace(e, intervention=name) for e in plain if e.checkpoint == profile.looked_at]
+            plain = _columns(profile, (profile.report_checkpoint,)) + _strong(profile, run)
+            controls += [replace(e, intervention=name) for e in plain if e.checkpoint == profile.report_checkpoint]
     return _columns(profile, checkpoints(profile, run)) + _strong(profile, run) + controls
 
 
 def _sweep(profile: Profile, run: Run) -> list[Evaluation]:
-    kind = profile.looked_at
+    kind = profile.report_checkpoint
     return _columns(profile, (kind,)) + [e for e in _strong(profile, run) if e.checkpoint == kind]
 
 
 def _strength(profile: Profile, run: Run) -> list[Evaluation]:
     factors, steps = (EPS_FACTORS[1::3], STEPS[:5:2]) if profile.scope == "smoke" else (EPS_FACTORS, STEPS)
-    attacked = partial(Evaluation, checkpoint=profile.looked_at, images=profile.sweep_images)
+    attacked = partial(Evaluation, checkpoint=profile.report_checkpoint, images=profile.sweep_images)
     return [
         attacked(attack="clean"),
         *(attacked(attack="pgd20", eps=round(factor * run.eps, 6)) for factor in factors),
@@ -153,7 +153,7 @@ EVALUATIONS = {
 
 def _cost(profile: Profile, run: Run) -> list[Analysis]:
     wanted = run.seed == 0 and run.method == "at" and (run.module is None or run.fsr is not None)
-    return [Analysis(kind="cost", checkpoint=profile.looked_at)] if wanted else []
+    return [Analysis(kind="cost", checkpoint=profile.report_checkpoint)] if wanted else []
 
 
 def _masks(profile: Profile, run: Run) -> list[Analysis]:
@@ -167,7 +167,8 @@ def _streams(profile: Profile, run: Run) -> list[Analysis]:
     """T7 and F3 for every seed; F1, F2 and F8 show seed 0 only."""
     images = profile.stream_images
     out = [
-        Analysis(kind="streams", checkpoint=kind, images=images) for kind in dict.fromkeys((profile.looked_at, "ema"))
+        Analysis(kind="streams", checkpoint=kind, images=images)
+        for kind in dict.fromkeys((profile.report_checkpoint, "ema"))
     ]
     if run.seed == 0:
         out.append(Analysis(kind="masks", checkpoint="ema", images=images))
@@ -179,7 +180,7 @@ def _streams(profile: Profile, run: Run) -> list[Analysis]:
 def _audit(profile: Profile, run: Run) -> list[Analysis]:
     if all(run not in row.runs for row in rows.strength(profile)):
         return []  # the twin that the audit of AT transfers from
-    audit = partial(Analysis, kind="audit", checkpoint=profile.looked_at)
+    audit = partial(Analysis, kind="audit", checkpoint=profile.report_checkpoint)
     return [audit(images=profile.audit_images, budget=profile.audit_budget)]
 
 

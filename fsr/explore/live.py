@@ -5,10 +5,11 @@ import os
 from IPython.display import display
 from tqdm.auto import tqdm
 
-from fsr import prose, runs, store
-from fsr.errors import MissingRecord
+from fsr import runs, store
 from fsr.explore.records import picture_of
-from fsr.prose import Prose
+from fsr.files import MissingRecord
+from fsr.report import findings as prose
+from fsr.report.findings import Prose
 
 
 class Live:

@@ -12,10 +12,10 @@ from fsr.analyse.look import Job, last_place, see
 from fsr.attacks import attack_named
 from fsr.config import Analysis, Run, run_id
 from fsr.data import Data, as_float, part_of_test
-from fsr.errors import UsageError
 from fsr.explore.records import variant
+from fsr.files import UsageError
 from fsr.models import Classifier
-from fsr.modes import eval_mode
+from fsr.models.modes import eval_mode
 from fsr.plots import words
 
 ATTACKS = ("clean", "fgsm", "pgd20", "pgd100", "cw")  # quick enough to wait for

@@ -6,12 +6,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from fsr.errors import UsageError
 from fsr.explore.looking import Look
+from fsr.files import UsageError
 from fsr.plots import style, words
 from fsr.plots.maps import show_map
 from fsr.plots.output import Picture
-from fsr.prose import Prose
+from fsr.report.findings import Prose
 
 TOP = 10  # classes shown as bars
 ABSENT = Prose("The weights of this network are not here; `python -m fsr train SET --profile NAME` makes them.")

@@ -4,10 +4,10 @@ import pandas as pd
 
 from fsr import experiments, runs, store
 from fsr.config import Evaluation, Run, run_id
-from fsr.errors import MissingRecord, UsageError
+from fsr.files import MissingRecord, UsageError
 from fsr.plots import curves, style, words
 from fsr.plots.output import Picture
-from fsr.prose import Prose
+from fsr.report.findings import Prose
 
 NOT_RUN = Prose("Not run yet.")
 

@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from fsr.backbones import BACKBONES, Backbone
-from fsr.config import DATASETS, FSRSpec, PeerSpec, Run
-from fsr.errors import UsageError
+from fsr.config import BACKBONES, DATASETS, Backbone, FSRSpec, PeerSpec, Run
+from fsr.files import UsageError
 from fsr.models.cost import count_macs, count_params
 from fsr.models.fsr import FSR, Streams, gumbel_mask, hidden_channels
 from fsr.models.insert import Classifier, Inserted, channels_at, insert
@@ -138,7 +137,7 @@ def attach_fsr(
 
     at: module paths as in `named_modules()`, whose output is one map (N, C, H, W); example: a batch for the dry run
     that finds C, else black images. New weights keep PyTorch's defaults. UsageError leaves model as it was.
-    Train it through `trace` and `fsr.objectives`; under DDP wrap an Objective, whose forward runs the auxiliary head.
+    Train it through `trace` and `fsr.train.objectives`; under DDP wrap an Objective, which runs the auxiliary head.
     """
     spec = FSRSpec() if spec is None else spec
     paths = (at,) if isinstance(at, str) else tuple(at)

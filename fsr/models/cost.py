@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fsr.modes import eval_mode
+from fsr.models.modes import eval_mode
 
 
 def count_params(model: nn.Module) -> int:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsr.errors import UsageError
-from fsr.modes import eval_mode
+from fsr.files import UsageError
+from fsr.models.modes import eval_mode
 
 
 class Recorder:

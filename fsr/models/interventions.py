@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsr.errors import UsageError
+from fsr.files import UsageError
 
 
 @dataclass(frozen=True)

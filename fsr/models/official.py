@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fsr.errors import UsageError
+from fsr.files import UsageError
 
 log = logging.getLogger("fsr")
 

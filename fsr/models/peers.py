@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fsr.errors import UsageError
+from fsr.files import UsageError
 
 
 class PeerStreams(NamedTuple):

@@ -4,7 +4,7 @@ from matplotlib.figure import Figure
 
 from fsr import experiments
 from fsr.config import Run
-from fsr.errors import UsageError
+from fsr.files import UsageError
 from fsr.plots.catalogue import FIGURES, FigureInfo
 from fsr.plots.curves import training_curves
 from fsr.plots.diagram import module_diagram

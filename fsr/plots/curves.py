@@ -10,8 +10,8 @@ from matplotlib.ticker import MaxNLocator
 
 from fsr import experiments, store
 from fsr.config import Run
-from fsr.errors import MissingRecord
 from fsr.experiments import Row
+from fsr.files import MissingRecord
 from fsr.plots import readings, style, words
 
 LOSSES = {

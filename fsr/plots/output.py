@@ -17,10 +17,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from PIL import Image
 
-from fsr import paths
+from fsr import files
 from fsr.config import Run, run_id
-from fsr.errors import FSRError, MissingRecord
-from fsr.files import write_bytes
+from fsr.files import FSRError, MissingRecord, write_bytes
 from fsr.plots.style import STYLE
 from fsr.store import environment
 
@@ -164,7 +163,7 @@ def save(figure: Figure, profile: str, name: str, slug: str, runs=(), title: str
 
     Files that already show the same content, drawn by the same code, are left untouched.
     """
-    stem = paths.figures(profile) / f"{name}-{slug}"
+    stem = files.figures(profile) / f"{name}-{slug}"
     saved = Saved(stem.with_suffix(".png"), stem.with_suffix(".pdf"), title or f"{name} {slug}")
     with mpl.rc_context(STYLE):
         metadata = _metadata(figure, f"{name} {slug} ({profile})", runs)

@@ -21,14 +21,14 @@ def columns(profile: str) -> tuple[str, ...]:
     return (*experiments.COLUMNS, "ensemble", experiments.profile_of(profile).autoattack)
 
 
-def looked_at(profile: str) -> str:
+def report_checkpoint(profile: str) -> str:
     """The checkpoint that figures and sentences are about."""
-    return experiments.profile_of(profile).looked_at
+    return experiments.profile_of(profile).report_checkpoint
 
 
 def weights(profile: str) -> str:
     """The same in words: last weights, EMA weights."""
-    return names.WEIGHTS[looked_at(profile)]
+    return names.WEIGHTS[report_checkpoint(profile)]
 
 
 def images(profile: str, attack: str) -> int | None:
@@ -41,7 +41,9 @@ def outcome(
     profile: str, run: Run, attack: str, checkpoint: str | None = None, intervention: str | None = None
 ) -> Outcome | None:
     """Per-sample outcomes of a column on a run, or None when it was not run; by default of the looked-at weights."""
-    chosen = Evaluation(attack=attack, checkpoint=checkpoint or looked_at(profile), images=images(profile, attack))
+    chosen = Evaluation(
+        attack=attack, checkpoint=checkpoint or report_checkpoint(profile), images=images(profile, attack)
+    )
     return cells.outcome(run, cells.at(chosen, chosen.checkpoint, intervention))
 
 
@@ -79,7 +81,9 @@ def gain(
     profile: str, row: Row, attack: str, checkpoint: str | None = None, sources: Sources | None = None
 ) -> Gain | None:
     """The row against the same runs without FSR, the very number of T1; None unless one pair of seeds is complete."""
-    evaluation = Evaluation(attack=attack, checkpoint=checkpoint or looked_at(profile), images=images(profile, attack))
+    evaluation = Evaluation(
+        attack=attack, checkpoint=checkpoint or report_checkpoint(profile), images=images(profile, attack)
+    )
     cell = cells.gain(row.runs, row.plain, evaluation, sources=sources)
     if cell["value"] is None:
         return None

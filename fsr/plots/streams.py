@@ -22,7 +22,7 @@ def mean_counts(records: list[dict]) -> dict[tuple[str, str], tuple[float, int]]
     return {key: (least[key] * share, least[key]) for key, share in shares.items()}
 
 
-def looked_at(profile: str) -> tuple[list[dict], str]:
+def report_checkpoint(profile: str) -> tuple[list[dict], str]:
     """The records of AT + FSR's streams, a seed each, and in words whose weights they are; none: ([], "")."""
     row = readings.rows(profile, "streams")[0]
     for checkpoint, weights in CHECKPOINTS.items():
@@ -57,7 +57,7 @@ def _bars(ax, total: dict, names: list[str]) -> None:
 @style.styled
 def stream_bars(profile: str) -> Figure:
     """F3: bars of T7, mean over seeds with its 95 % intervals over images, chance level dotted."""
-    records, weights = looked_at(profile)
+    records, weights = report_checkpoint(profile)
     fig, axes = style.panels(1, 1, 2.7)
     ax = axes[0][0]
     if not records:

@@ -16,8 +16,8 @@ def sweep(profile: str, run: Run, axis: str) -> list[tuple[float, Accuracy]]:
     points = []
     for evaluation in experiments.evaluations(profile, "strength", run):
         value = 0.0 if evaluation.attack == "clean" and axis == "eps" else getattr(evaluation, axis)
-        if value is not None and store.has_eval(run, evaluation):
-            points.append((float(value), readings.counted(store.load_eval(run, evaluation))))
+        if value is not None and store.has_evaluation(run, evaluation):
+            points.append((float(value), readings.counted(store.load_evaluation(run, evaluation))))
     return sorted(points, key=lambda point: point[0])
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from fsr import paths
+from fsr import files
 from fsr.config import DATASETS
-from fsr.errors import CorruptFile, UsageError
+from fsr.files import CorruptFile, UsageError
 
-DATA = Path(__file__).resolve().parent.parent / "reference_data"
+DATA = Path(__file__).resolve().parent / "data"
 COLUMNS = ("table", "dataset", "backbone", "row", "metric", "value", "unit", "note")
 TABLES = ("T1", "T2", "T3", "T4", "T5", "T6", "T7", "T8", "T10")  # nobody has published T9's audit
 # unit -> smallest and largest value that can be meant; an accuracy typed as a fraction stays visible as 0.5 %
@@ -44,8 +44,8 @@ def epoch_log() -> pd.DataFrame:
 
 def paper_file() -> Path:
     """results/paper_values.csv of the root, else the repository's (a fresh --root has none)."""
-    here = paths.results() / "paper_values.csv"
-    return here if here.exists() else paths.repository() / "results" / "paper_values.csv"
+    here = files.results() / "paper_values.csv"
+    return here if here.exists() else files.repository() / "results" / "paper_values.csv"
 
 
 def paper_values(path: Path | None = None) -> pd.DataFrame:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from fsr import experiments, paths, plots, prose, tables
+from fsr import experiments, files, plots, tables
 from fsr.files import write_bytes
 from fsr.plots import words
+from fsr.report import findings as prose
 from fsr.report.markup import markdown, table_html
 from fsr.report.sections import SECTIONS, Section
 from fsr.report.style import STYLE
@@ -52,7 +53,7 @@ def _figure(profile: str, name: str) -> str:
 
 def _notebooks(profile: str) -> str:
     """Where the report links to: executed notebooks; in the repository, which has only demo's, the sources."""
-    in_repository = paths.report(profile).parent.parent.parent == paths.sources().parent
+    in_repository = files.report(profile).parent.parent.parent == files.sources().parent
     return "../../notebooks" if in_repository and profile != "demo" else f"../notebooks/{profile}"
 
 
@@ -117,7 +118,7 @@ Robustness</em>, CVPR 2023 (arXiv 2303.13846). Intervals are 95 %; gains are pai
 
 def write(profile: str) -> Path:
     """Write results/report/<profile>.html, with the tables and figures in it; untouched when nothing changed."""
-    path, data = paths.report(profile), page(profile).encode()
+    path, data = files.report(profile), page(profile).encode()
     if not path.exists() or path.read_bytes() != data:
         write_bytes(path, data)
     return path

@@ -24,7 +24,7 @@ def inline(text: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """Paragraphs and dash lists as HTML: all that `fsr.prose` writes."""
+    """Paragraphs and dash lists as HTML: all that `fsr.report.findings` writes."""
     out = []
     for block in text.split("\n\n"):
         lines = block.splitlines()

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from fsr import experiments, prose, statistics, store, tables
+from fsr import experiments, statistics, store, tables
 from fsr.config import Evaluation, Run
-from fsr.errors import UsageError
-from fsr.files import write_bytes
-from fsr.prose.text import budget
+from fsr.files import UsageError, write_bytes
 from fsr.reference import MIN_SEEDS
+from fsr.report import findings as prose
+from fsr.report.findings.text import budget
 from fsr.report.speed import speed
 from fsr.tables import accuracy, cells, names
 from fsr.tables.frame import Sources
@@ -120,7 +120,7 @@ def _same_images(profile: str) -> str | None:
 def _table(profile: str, frame: pd.DataFrame) -> tuple[list[str], list[str]]:
     """Markdown lines, a row per row of ROWS that was run, and the names of those that are planned and were not."""
     planned = {row.name for row in experiments.ROWS[profile]["components"]}
-    heads = [names.WEIGHTS[experiments.profile_of(profile).looked_at], "seeds", *_heads(frame), AGAINST]
+    heads = [names.WEIGHTS[experiments.profile_of(profile).report_checkpoint], "seeds", *_heads(frame), AGAINST]
     lines, against, left_out = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"], _against_full(profile), []
     for row in ROWS:
         here = frame[frame["row"] == row].drop_duplicates("metric", keep="last")
@@ -137,7 +137,7 @@ def _table(profile: str, frame: pd.DataFrame) -> tuple[list[str], list[str]]:
 
 def results(profile: str) -> str:
     """A short table of T1's and T4's rows on the main network, of one kind of weights, and the audit, as markdown."""
-    sources = Sources(checkpoint=experiments.profile_of(profile).looked_at)
+    sources = Sources(checkpoint=experiments.profile_of(profile).report_checkpoint)
     frame = pd.concat([accuracy.long(name, profile, sources) for name in ("T4", "T1")])
     frame = frame[frame["checkpoint"] == sources.checkpoint]
     made = accuracy.made(frame, profile, sources)
@@ -155,7 +155,7 @@ def results(profile: str) -> str:
 
 def _has_results(profile: str) -> bool:
     wanted = Evaluation(attack="clean", images=experiments.profile_of(profile).images)
-    return all(store.has_eval(run, wanted) for run in experiments.main_pair(profile))
+    return all(store.has_evaluation(run, wanted) for run in experiments.main_pair(profile))
 
 
 def _full_plan() -> str:

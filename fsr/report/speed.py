@@ -1,6 +1,6 @@
 """How much faster than the plain loop: the part of README that benchmarks' records tell."""
 
-from fsr import paths
+from fsr import files
 from fsr.experiments.cost import EPOCH_SECONDS_H200
 from fsr.files import load_json
 from fsr.tables.text import number, span
@@ -30,7 +30,7 @@ def machine_of(record: dict) -> str:
 
 def _records() -> list[dict]:
     """Of whole benchmarks, by file name."""
-    found = [load_json(path) for path in sorted((paths.results() / "benchmarks").glob("*.json"))]
+    found = [load_json(path) for path in sorted((files.results() / "benchmarks").glob("*.json"))]
     return [record for record in found if not record.get("quick")]
 
 

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
-from fsr import experiments, paths, store
+from fsr import experiments, files, store
 from fsr.config import AUDIT_VERSION, Analysis, Run, replace, run_id
 from fsr.data import Data, as_float, part_of_test
 from fsr.files import save_json
 from fsr.runs.base import Options, scratch
 from fsr.runs.checkpoints import weights_path
 from fsr.runs.training import has_weights, load_model
-from fsr.weights import digest_of
+from fsr.store.weights import digest_of
 
 log = logging.getLogger("fsr")
 
@@ -66,7 +66,7 @@ def _counts(outcomes: dict) -> dict:
 def partial_path(run: Run, analysis: Analysis) -> Path:
     """Where an audit's finished groups are kept until its record is there."""
     name = f"partial-{analysis.checkpoint}-audit-{analysis.budget or 'quick'}.json"
-    return paths.checkpoint_dir(run_id(run)) / name
+    return files.checkpoint_dir(run_id(run)) / name
 
 
 def audit_run(run: Run, analysis: Analysis, model, data: Data, options: Options) -> tuple[dict, dict]:

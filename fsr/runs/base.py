@@ -12,10 +12,10 @@ import torch
 from filelock import FileLock, Timeout
 
 from fsr import data as data_room
-from fsr import distributed, hardware, paths
+from fsr import files, hardware
 from fsr.config import Run, run_id
-from fsr.errors import Busy, CorruptFile, FSRError, Interrupted, TimeUp, UsageError
-from fsr.files import load_json, write_bytes
+from fsr.files import Busy, CorruptFile, FSRError, Interrupted, TimeUp, UsageError, load_json, write_bytes
+from fsr.train import distributed
 
 log = logging.getLogger("fsr")
 
@@ -64,12 +64,12 @@ def locked(run: Run, options: Options, part: str = ""):
     """Only one process at a time trains a run, or computes the same part of it; another one waits, and says so.
 
     part: file-name safe, "" for the run's weights. A part's holder may take the weights' lock, never the other way
-    round, so that nobody waits in a circle. In a group of processes (fsr.distributed) rank 0 holds it for all.
+    round, so that nobody waits in a circle. In a group of processes (fsr.train.distributed) rank 0 holds it for all.
     """
     if distributed.rank():
         yield
         return
-    folder = paths.results() / ".locks"
+    folder = files.results() / ".locks"
     if not (folder / ".gitignore").exists():
         write_bytes(folder / ".gitignore", b"*\n")
     name = f"{run_id(run)}.{part}" if part else run_id(run)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from fsr import paths
+from fsr import files
 from fsr.config import Run, run_id
 
 
@@ -21,5 +21,5 @@ def board(run: Run, *, wanted: bool) -> Iterator[Callable[[dict], None]]:
                 writer.add_scalar(name.replace("_", "/", 1), value, row["epoch"])
         writer.flush()
 
-    with SummaryWriter(str(paths.results() / "tensorboard" / run_id(run))) as writer:
+    with SummaryWriter(str(files.results() / "tensorboard" / run_id(run))) as writer:
         yield add

@@ -6,20 +6,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fsr import paths, weights
+from fsr import files
 from fsr.config import Run, run_id
-from fsr.errors import Diverged
+from fsr.files import Diverged
+from fsr.store import weights
 from fsr.train import Trainer
 
 
 def state_path(run: Run) -> Path:
     """Everything a resumed training needs, in one file, so that a kill cannot leave two halves."""
-    return paths.checkpoint_dir(run_id(run)) / "state.safetensors"
+    return files.checkpoint_dir(run_id(run)) / "state.safetensors"
 
 
 def weights_path(run: Run, checkpoint: str) -> Path:
     """results/checkpoints/<id>/<checkpoint>.safetensors."""
-    return paths.checkpoint_dir(run_id(run)) / f"{checkpoint}.safetensors"
+    return files.checkpoint_dir(run_id(run)) / f"{checkpoint}.safetensors"
 
 
 def _refuse_diverged(trainer: Trainer) -> None:

@@ -20,7 +20,7 @@ def chains_left(tasks: Iterable[Task], speed: float | None) -> list[tuple[float,
     """Run by run the seconds of what is missing: (training, evaluations); analyses and the audit are left out."""
     chains: dict = {}
     for task in tasks:
-        wanted = tuple(e for e in task.evaluations if not store.has_eval(task.run, e))
+        wanted = tuple(e for e in task.evaluations if not store.has_evaluation(task.run, e))
         training, rest = fleet.chain(task.run, wanted, train=bool(task.trains()), speed=speed)
         before = chains.get(task.run, (0.0, []))
         chains[task.run] = (max(training, before[0]), before[1] + rest)

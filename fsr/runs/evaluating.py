@@ -6,25 +6,25 @@ from pathlib import Path
 
 import torch
 
-from fsr import experiments, hardware, paths, store
+from fsr import experiments, files, hardware, store
 from fsr.analyse import analyse
 from fsr.attacks.auto import Share, alone
 from fsr.config import Analysis, Evaluation, Run, run_id
 from fsr.data import part_of_test
-from fsr.evaluate import Progress, batch_size, survives
+from fsr.evaluate import Progress, batch_size, evaluate_attack
 from fsr.files import provenance, save_json
 from fsr.runs.auditing import audit_run, partial_path, train_twin
 from fsr.runs.base import Options, data_of, locked, memory_explained, scratch
 from fsr.runs.checkpoints import weights_path
 from fsr.runs.training import ensure_weights, load_model
-from fsr.weights import digest_of
+from fsr.store.weights import digest_of
 
 SAVE_SECONDS = 5.0  # outcomes so far are written at most this often
 
 
 def _partial(run: Run, evaluation: Evaluation) -> Path:
     name = f"partial-{evaluation.checkpoint}-{evaluation.attack_id}.json"
-    return paths.checkpoint_dir(run_id(run)) / name
+    return files.checkpoint_dir(run_id(run)) / name
 
 
 def _surrogate(evaluation: Evaluation, options: Options):
@@ -44,12 +44,12 @@ def ensure_evaluated(run: Run, evaluation: Evaluation, options: Options | None =
     share: who attacks which of AutoAttack's batches, see `fsr.attacks.autoattack`.
     """
     options = options or Options()
-    if store.has_eval(run, evaluation):
+    if store.has_evaluation(run, evaluation):
         _partial(run, evaluation).unlink(missing_ok=True)  # of a call that was killed right after its record
         return
     surrogate, digest = _surrogate(evaluation, options)
     with locked(run, options, store.eval_path(run, evaluation).stem):
-        if not store.has_eval(run, evaluation):
+        if not store.has_evaluation(run, evaluation):
             with memory_explained(run):
                 _evaluate(run, evaluation, options, surrogate, digest, share)
 
@@ -73,7 +73,7 @@ def _evaluate(run: Run, evaluation: Evaluation, options: Options, surrogate, sur
     extra["crafting"] = progress.crafting
     if progress.flags:
         extra["flags"] = progress.flags
-    store.save_eval(run, evaluation, index.numpy(), progress.correct, after=progress.after, **extra)
+    store.save_evaluation(run, evaluation, index.numpy(), progress.correct, after=progress.after, **extra)
     _partial(run, evaluation).unlink(missing_ok=True)  # a stopped call's scratch file; the record is whole now
 
 
@@ -102,7 +102,7 @@ def _survived(run: Run, evaluation: Evaluation, options: Options, identity: dict
 
     switches = {name: on for name, on in options.switches if name != "update"}
     call = {"run": run, "evaluation": evaluation, "surrogate": surrogate, "switches": switches, "check": options.check}
-    return survives(model, x, y, index, progress=progress, on_chunk=on_chunk, share=share, **call), index
+    return evaluate_attack(model, x, y, index, progress=progress, on_chunk=on_chunk, share=share, **call), index
 
 
 def lend_hand(run: Run, evaluation: Evaluation, options: Options, share: Share) -> None:

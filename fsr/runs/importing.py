@@ -5,13 +5,12 @@ from pathlib import Path
 
 import torch
 
-from fsr import paths, store
+from fsr import files, store
 from fsr.config import DATASETS, FSRSpec, for_dataset, run_id
-from fsr.errors import UsageError
-from fsr.files import file_sha256, provenance, save_json
+from fsr.files import UsageError, file_sha256, provenance, save_json
 from fsr.models import load_official
 from fsr.runs.checkpoints import weights_path
-from fsr.weights import save_tensors
+from fsr.store.weights import save_tensors
 
 
 def import_official(path: Path, backbone: str, dataset: str) -> str:
@@ -38,7 +37,7 @@ def import_official(path: Path, backbone: str, dataset: str) -> str:
     target = weights_path(run, "last")
     if not target.exists():
         save_tensors(target, model.state_dict(), {"run_id": run_id(run), "checkpoint": "last"})
-    environment = paths.run_dir(run_id(run)) / "env.json"
+    environment = files.run_dir(run_id(run)) / "env.json"
     if not environment.exists():
         record = {"run_id": run_id(run), "imported": Path(path).name, "imported_sha256": digest}
         now = datetime.now(UTC).isoformat(timespec="seconds")

@@ -7,7 +7,7 @@ import pandas as pd
 
 from fsr import experiments, store
 from fsr.config import Analysis, Evaluation, Run, run_id
-from fsr.errors import FSRError, Interrupted, TimeUp, UsageError
+from fsr.files import FSRError, Interrupted, TimeUp, UsageError
 from fsr.runs.base import Options
 from fsr.runs.checkpoints import state_path
 from fsr.runs.evaluating import ensure_analysed, ensure_evaluated
@@ -30,14 +30,14 @@ class Task:
     def missing(self) -> list[str]:
         """What is not recorded yet: `train`, `<checkpoint> <attack id>`, `<checkpoint> <kind>`."""
         out = [] if store.is_trained(self.run) else ["train"]
-        out += [f"{e.checkpoint} {e.attack_id}" for e in self.evaluations if not store.has_eval(self.run, e)]
+        out += [f"{e.checkpoint} {e.attack_id}" for e in self.evaluations if not store.has_evaluation(self.run, e)]
         return out + [f"{a.checkpoint} {a.kind}" for a in self.analyses if not store.has_analysis(self.run, a)]
 
     def trains(self) -> str:
         """`new` where it was never trained, `again` where what is missing needs weights that are gone, else ""."""
         if not store.is_trained(self.run):
             return "new"
-        wanted = {e.checkpoint for e in self.evaluations if not store.has_eval(self.run, e)}
+        wanted = {e.checkpoint for e in self.evaluations if not store.has_evaluation(self.run, e)}
         wanted |= {a.checkpoint for a in self.analyses if not store.has_analysis(self.run, a)}
         gone = self.run.imported is None and not all(has_weights(self.run, kind) for kind in wanted)
         return "again" if gone else ""

@@ -5,15 +5,15 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from fsr import distributed, hardware, paths, store, weights
+from fsr import files, hardware, store
 from fsr.config import DATASETS, Run, run_id
-from fsr.errors import CorruptFile, MissingRecord
-from fsr.files import provenance, save_json, sha256, sweep
+from fsr.files import CorruptFile, MissingRecord, provenance, save_json, sha256, sweep
 from fsr.models import model_of
 from fsr.runs.base import Options, data_of, locked, memory_explained
 from fsr.runs.board import board
 from fsr.runs.checkpoints import save_checkpoint, state_path, weights_path
-from fsr.train import Trainer, Watch, fit
+from fsr.store import weights
+from fsr.train import Callbacks, Trainer, distributed, fit
 
 log = logging.getLogger("fsr")
 
@@ -41,7 +41,7 @@ def _finish(trainer: Trainer, digests: dict[str, str], half: bool) -> None:
     run = trainer.run
     history = store.save_history(run, trainer.progress.rows)
     record = _record(trainer, digests, half) | {"history_sha256": sha256(history)}
-    save_json(paths.run_dir(run_id(run)) / "env.json", record)
+    save_json(files.run_dir(run_id(run)) / "env.json", record)
 
 
 def _differs(trainer: Trainer, digests: dict[str, str], half: bool) -> None:
@@ -121,7 +121,9 @@ def _train(run: Run, options: Options) -> None:
     """Train or resume; a record that is already complete is left as it is, only the weights come back."""
     if distributed.rank():
         with memory_explained(run):
-            fit(_trainer(run, options), Watch(interrupted=options.interrupted))  # rank 0 writes, shows, minds the time
+            fit(
+                _trainer(run, options), Callbacks(interrupted=options.interrupted)
+            )  # rank 0 writes, shows, minds the time
         return
     provenance()  # of the code as it was loaded, not as it lies there when all is done
     known = store.is_trained(run)
@@ -152,7 +154,7 @@ def _train(run: Run, options: Options) -> None:
         epoch = trainer.progress.epoch
         options.report(run_id(run), f"epoch {epoch}/{run.epochs}", (epoch - 1) * of + done, run.epochs * of)
 
-    watch = Watch(on_batch=on_batch, on_stop=on_stop, deadline=options.deadline, interrupted=options.interrupted)
+    watch = Callbacks(on_batch=on_batch, on_stop=on_stop, deadline=options.deadline, interrupted=options.interrupted)
     with memory_explained(run), board(run, wanted=options.tensorboard) as show:
         fit(trainer, watch, on_epoch=on_epoch)
     digests = digests or save_checkpoint(trainer, half=half, recorded=recorded)

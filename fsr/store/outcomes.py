@@ -6,10 +6,21 @@ from pathlib import Path
 
 import numpy as np
 
-from fsr import paths
+from fsr import files
 from fsr.config import Analysis, Evaluation, Run, analysis_id, run_id
-from fsr.errors import MissingRecord, UsageError
-from fsr.files import load_json, load_npy, load_npz, npy_bytes, npz_bytes, provenance, save_json, sha256, write_bytes
+from fsr.files import (
+    MissingRecord,
+    UsageError,
+    load_json,
+    load_npy,
+    load_npz,
+    npy_bytes,
+    npz_bytes,
+    provenance,
+    save_json,
+    sha256,
+    write_bytes,
+)
 from fsr.store.trained import id_of, own
 
 
@@ -32,15 +43,15 @@ def eval_path(run: Run | str, evaluation: Evaluation) -> Path:
     name = f"{evaluation.checkpoint}-{evaluation.attack_id}.json"
     if len(name) > 200 or any(c in name for c in "/\\\0"):
         raise UsageError(f"{name!r} cannot name a record; give an attack of fsr.attacks.ATTACKS")
-    return paths.run_dir(id_of(run)) / "evals" / name
+    return files.run_dir(id_of(run)) / "evals" / name
 
 
-def has_eval(run: Run | str, evaluation: Evaluation) -> bool:
+def has_evaluation(run: Run | str, evaluation: Evaluation) -> bool:
     """Is this evaluation recorded?"""
     return eval_path(run, evaluation).exists()
 
 
-def save_eval(run: Run, evaluation: Evaluation, index, correct, *, after: dict | None = None, **extra) -> Path:
+def save_evaluation(run: Run, evaluation: Evaluation, index, correct, *, after: dict | None = None, **extra) -> Path:
     """Store outcomes (packed bits) and their record; an existing record is kept as it is.
 
     index: (N,) test-set positions, left out when they are the first N in order, else in a file of their own that all
@@ -79,11 +90,11 @@ def _keep_index(folder: Path, index: np.ndarray) -> str:
 
 def evaluations(run: Run | str) -> list[Evaluation]:
     """Every evaluation of a run that is recorded, in the order of their names."""
-    found = sorted((paths.run_dir(id_of(run)) / "evals").glob("*.json"))
+    found = sorted((files.run_dir(id_of(run)) / "evals").glob("*.json"))
     return [Evaluation(**own(load_json(path), run, path)["evaluation"]) for path in found]
 
 
-def load_eval(run: Run | str, evaluation: Evaluation) -> Outcome:
+def load_evaluation(run: Run | str, evaluation: Evaluation) -> Outcome:
     """Outcomes of one evaluation, checked against their hash; MissingRecord when it was not run.
 
     UsageError when the file holds another evaluation: names round eps to five digits.
@@ -112,7 +123,7 @@ def read_outcome(path: Path) -> Outcome:
 
 def analysis_path(run: Run | str, analysis: Analysis) -> Path:
     """results/runs/<id>/analyses/<checkpoint>-<kind>-<id>.json."""
-    return paths.run_dir(id_of(run)) / "analyses" / f"{analysis.checkpoint}-{analysis_id(analysis)}.json"
+    return files.run_dir(id_of(run)) / "analyses" / f"{analysis.checkpoint}-{analysis_id(analysis)}.json"
 
 
 def has_analysis(run: Run | str, analysis: Analysis) -> bool:

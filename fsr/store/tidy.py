@@ -6,11 +6,10 @@ from dataclasses import asdict
 import numpy as np
 import pandas as pd
 
-from fsr import paths
+from fsr import files
 from fsr.config import Evaluation, Run, run_id
-from fsr.errors import MissingRecord
-from fsr.files import load_json
-from fsr.store.outcomes import Outcome, load_eval, same_weights
+from fsr.files import MissingRecord, load_json
+from fsr.store.outcomes import Outcome, load_evaluation, same_weights
 from fsr.store.trained import id_of, own, runs
 
 ENSEMBLE = ("clean", "fgsm", "pgd20", "pgd100", "cw")  # right on clean and all four
@@ -55,7 +54,7 @@ def ensemble(run: Run | str, checkpoint: str, images: int | None = None, interve
     MissingRecord when one of them was not run, or when they were not taken from the same weights.
     """
     parts = [
-        load_eval(run, Evaluation(attack=a, checkpoint=checkpoint, images=images, intervention=intervention))
+        load_evaluation(run, Evaluation(attack=a, checkpoint=checkpoint, images=images, intervention=intervention))
         for a in ENSEMBLE
     ]
     if not same_weights(parts):
@@ -90,7 +89,7 @@ def metrics(chosen: list[Run] | tuple[Run, ...] | None = None, checkpoint: str |
     """One tidy frame, a row per (run, checkpoint, attack), `ensemble` computed from outcomes; None: every run."""
     rows = []
     for run in dict.fromkeys(runs() if chosen is None else chosen):
-        found = sorted((paths.run_dir(run_id(run)) / "evals").glob("*.json"))
+        found = sorted((files.run_dir(run_id(run)) / "evals").glob("*.json"))
         mine = [_row(run, own(load_json(path), run, path)) for path in found]
         rows += mine + _ensemble_rows(run, mine)
     frame = pd.DataFrame(rows, columns=COLUMNS)

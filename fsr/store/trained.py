@@ -6,11 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from fsr import paths
+from fsr import files
 from fsr.config import Run, content_id, run_from_dict, run_id, to_dict
-from fsr.errors import CorruptFile, MissingRecord, UsageError
-from fsr.files import load_json, save_json, sha256, write_bytes
-from fsr.words import did_you_mean
+from fsr.files import CorruptFile, MissingRecord, UsageError, did_you_mean, load_json, save_json, sha256, write_bytes
 
 
 def id_of(run: Run | str) -> str:
@@ -20,7 +18,7 @@ def id_of(run: Run | str) -> str:
 
 def save_config(run: Run) -> None:
     """config.json of a run, once; an existing one must be the same run."""
-    path = paths.run_dir(run_id(run)) / "config.json"
+    path = files.run_dir(run_id(run)) / "config.json"
     if not path.exists():
         save_json(path, {"run": to_dict(run), "run_id": run_id(run)})
     elif content_id(config_of(run_id(run))) != content_id(run):
@@ -29,9 +27,9 @@ def save_config(run: Run) -> None:
 
 def config_of(name: str) -> Run:
     """The Run that a run id names; UsageError when there is none, CorruptFile when its record is not its own."""
-    path = paths.run_dir(name) / "config.json"
+    path = files.run_dir(name) / "config.json"
     if not path.exists():
-        folder = paths.results() / "runs"
+        folder = files.results() / "runs"
         meant = did_you_mean(name, (p.parent.name for p in folder.glob("*/config.json")))
         raise UsageError(f"no run {name!r} in {folder}{meant}; `python -m fsr status` lists them")
     record = load_json(path)
@@ -42,12 +40,12 @@ def config_of(name: str) -> Run:
 
 def runs() -> list[Run]:
     """Every run with a config.json, sorted by id."""
-    return [config_of(p.parent.name) for p in sorted((paths.results() / "runs").glob("*/config.json"))]
+    return [config_of(p.parent.name) for p in sorted((files.results() / "runs").glob("*/config.json"))]
 
 
 def is_trained(run: Run | str) -> bool:
     """Did the training finish?  The weights may be gone: a record is valid without them."""
-    return (paths.run_dir(id_of(run)) / "env.json").exists()
+    return (files.run_dir(id_of(run)) / "env.json").exists()
 
 
 def own(record: dict, run: Run | str, path: Path) -> dict:
@@ -59,18 +57,18 @@ def own(record: dict, run: Run | str, path: Path) -> dict:
 
 def environment(run: Run | str) -> dict:
     """env.json: commit, versions, hardware, start, seconds, checkpoint hashes."""
-    path = paths.run_dir(id_of(run)) / "env.json"
+    path = files.run_dir(id_of(run)) / "env.json"
     return own(load_json(path), run, path)
 
 
 def retrained_path(run: Run | str, digest: str) -> Path:
     """Where a later training that ended in other weights is recorded; digest: of the first of them."""
-    return paths.run_dir(id_of(run)) / f"retrained-{digest[:12]}.json"
+    return files.run_dir(id_of(run)) / f"retrained-{digest[:12]}.json"
 
 
 def trainings(run: Run | str) -> list[dict]:
     """env.json of a finished run, and the records of later trainings of it that ended in other weights."""
-    later = sorted(paths.run_dir(id_of(run)).glob("retrained-*.json"))
+    later = sorted(files.run_dir(id_of(run)).glob("retrained-*.json"))
     return [environment(run), *(own(load_json(path), run, path) for path in later)] if is_trained(run) else []
 
 
@@ -83,7 +81,7 @@ def damage(run: Run | str) -> str:
     """What is wrong with a run's config.json, env.json or history.csv, in one line; "" when nothing is."""
     name = id_of(run)
     try:
-        if (paths.run_dir(name) / "config.json").exists():
+        if (files.run_dir(name) / "config.json").exists():
             config_of(name)
         if is_trained(name) and environment(name).get("history_sha256"):
             history(name)
@@ -94,7 +92,7 @@ def damage(run: Run | str) -> str:
 
 def finished() -> list[tuple[Run, dict]]:
     """Every finished run and its env.json, sorted by id; damaged ones are left out (`status` names them)."""
-    names = [p.parent.name for p in sorted((paths.results() / "runs").glob("*/env.json"))]
+    names = [p.parent.name for p in sorted((files.results() / "runs").glob("*/env.json"))]
     return [(config_of(name), environment(name)) for name in names if not damage(name)]
 
 
@@ -110,13 +108,13 @@ def save_history(run: Run, rows: list[dict]) -> bytes:
     writer.writeheader()
     writer.writerows([{k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows])
     data = text.getvalue().encode()
-    write_bytes(paths.run_dir(run_id(run)) / "history.csv", data)
+    write_bytes(files.run_dir(run_id(run)) / "history.csv", data)
     return data
 
 
 def history(run: Run | str) -> pd.DataFrame:
     """history.csv as a frame; of a finished run it must match the hash in env.json."""
-    folder = paths.run_dir(id_of(run))
+    folder = files.run_dir(id_of(run))
     path = folder / "history.csv"
     if not path.exists():
         raise MissingRecord(f"{id_of(run)} has no history.csv; `python -m fsr run-all` trains what is missing")

@@ -4,8 +4,8 @@ import pandas as pd
 
 from fsr import experiments, reference
 from fsr.config import Run
-from fsr.errors import UsageError
 from fsr.experiments import Row
+from fsr.files import UsageError
 from fsr.tables import cells, formats, names
 from fsr.tables.frame import About, Sources, Table, make
 from fsr.tables.text import NOT_RUN

@@ -17,7 +17,7 @@ SPARED = 0.01
 @lru_cache(maxsize=1024)
 def _stored(run: Run, evaluation: Evaluation, stamp: int) -> store.Outcome:
     """Outcomes sorted by test-set position; stamp (the record's time) lets a rewritten record be read again."""
-    found = store.load_eval(run, evaluation)
+    found = store.load_evaluation(run, evaluation)
     order = np.argsort(found.index)
     return store.Outcome(found.index[order], found.correct[order], found.record)
 

@@ -4,7 +4,7 @@ import pandas as pd
 
 from fsr import experiments, statistics, store
 from fsr.config import AUDIT_VERSION, Analysis, Run
-from fsr.errors import MissingRecord
+from fsr.files import MissingRecord
 from fsr.tables import formats, typed
 from fsr.tables.frame import About, Sources, Table, make
 from fsr.tables.text import NOT_RUN, missing, number, percent, quantity

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from fsr import experiments, statistics, store
-from fsr.errors import MissingRecord
 from fsr.experiments import Row
+from fsr.files import MissingRecord
 from fsr.reference import MIN_SEEDS, Claim
 from fsr.tables import accuracy, cells
 from fsr.tables.cost import cost_numbers, trained_on

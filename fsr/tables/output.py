@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fsr import paths
+from fsr import files
 from fsr.files import write_bytes
 from fsr.tables.frame import SENTENCE, Table
 from fsr.tables.text import MINUS, missing
@@ -80,7 +80,7 @@ class Saved(list[Path]):
     """The files written; shown without the folders above the root, so that a notebook names no machine's paths."""
 
     def __repr__(self) -> str:
-        return ", ".join(path.relative_to(paths.root()).as_posix() for path in self)
+        return ", ".join(path.relative_to(files.root()).as_posix() for path in self)
 
 
 def save(table: Table, profile: str, table_id: str, slug: str) -> Saved:
@@ -88,7 +88,7 @@ def save(table: Table, profile: str, table_id: str, slug: str) -> Saved:
     texts = {"csv": csv_text(table.numbers), "md": markdown(table), "tex": latex(table)}
     written = Saved()
     for suffix, text in texts.items():
-        path = paths.tables(profile) / f"{table_id}-{slug}.{suffix}"
+        path = files.tables(profile) / f"{table_id}-{slug}.{suffix}"
         if not path.exists() or path.read_bytes() != text.encode():
             write_bytes(path, text.encode())
         written.append(path)

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 from fsr import reference
 from fsr.config import Run
-from fsr.errors import UsageError
+from fsr.files import UsageError
 from fsr.tables.text import NOT_RUN, missing, number, quantity
 
 

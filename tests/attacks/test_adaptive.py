@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fsr.attacks import adaptive
-from fsr.attacks.ascent import ascend, differentiated, errs, lead, of, scale_free, windows
+from fsr.attacks.ascent import ascend, differentiated, is_wrong, lead, of, scale_free, windows
 from fsr.attacks.distill import distill, through
 from fsr.attacks.latent import LatentHeads, stages
 from fsr.attacks.losses import cross_entropy
@@ -80,7 +80,7 @@ def test_a_wrong_iterate_is_kept_although_the_ascent_leaves_it():
 
     x, y = grey(2)
     settings = {"eps": 0.4, "steps": 10, "start": torch.full_like(x, 0.2)}
-    assert errs(Shell()(ascend(differentiated(brightness), x, y, **settings)), y).all()
+    assert is_wrong(Shell()(ascend(differentiated(brightness), x, y, **settings)), y).all()
     torch.testing.assert_close(ascend(differentiated(brightness), x, y, until_wrong=False, **settings), x + 0.4)
 
 
@@ -411,7 +411,7 @@ def test_a_student_agrees_with_a_teacher_that_has_no_gradient_and_betrays_it():
     assert (student(x).argmax(1) == y).float().mean() > 0.8
     x_adv = through(student, x, y, eps=EPS, steps=10)
     assert ((x_adv - x).abs() <= EPS + 1e-6).all()
-    assert errs(model(x_adv), y).float().mean() > 0.9
+    assert is_wrong(model(x_adv), y).float().mean() > 0.9
 
 
 def test_the_stages_behind_a_layer_that_normalises_are_the_networks_own(network):

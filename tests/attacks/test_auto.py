@@ -13,7 +13,7 @@ from torch import nn
 from fsr.attacks import ATTACKS
 from fsr.attacks import auto as a
 from fsr.attacks import components as c
-from fsr.errors import UsageError
+from fsr.files import UsageError
 
 SHORT = {"steps": 8, "queries": 60}
 

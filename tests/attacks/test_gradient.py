@@ -14,7 +14,7 @@ from torch import nn
 from fsr.attacks import ATTACKS, attack_named, joint_loss, losses
 from fsr.attacks import gradient as g
 from fsr.config import PeerSpec
-from fsr.errors import UsageError
+from fsr.files import UsageError
 from fsr.models import build_model
 
 FIXTURE = Path(__file__).parent.parent / "parity" / "attacks.npz"

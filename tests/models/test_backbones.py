@@ -6,7 +6,7 @@ from torch import nn
 
 from fsr.analyse.look import module_inputs
 from fsr.config import FSRSpec, PeerSpec, Run
-from fsr.errors import UsageError
+from fsr.files import UsageError
 from fsr.models import BACKBONES, build_model, count_macs, count_params, model_of
 
 NARROW = {name: 1 if name == "wideresnet34" else 4 for name in BACKBONES}

@@ -6,10 +6,10 @@ import torch
 from torch.nn import functional as F
 
 from fsr.config import FSRSpec
-from fsr.errors import UsageError
+from fsr.files import UsageError
 from fsr.models.fsr import FSR, gumbel_mask, hidden_channels
 from fsr.models.interventions import INTERVENTIONS, Intervention, intervene
-from fsr.objectives import fsr_terms, runner_up
+from fsr.train.objectives import fsr_terms, runner_up
 
 PARITY = Path(__file__).parent.parent / "parity"
 NAMES = {"sep.sep_net.": "score.", "rec.rec_net.": "correct.", "aux.": "aux."}

@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from fsr.config import FSRSpec, Run
-from fsr.errors import UsageError
+from fsr.files import UsageError
 from fsr.models import Classifier, Inserted, attach_fsr, build_model
-from fsr.objectives import Objective, fsr_terms
+from fsr.train.objectives import Objective, fsr_terms
 
 
 class Tiny(nn.Module):

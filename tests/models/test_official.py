@@ -7,7 +7,7 @@ import pytest
 import torch
 from official_net import NETWORKS, randomised
 
-from fsr.errors import UsageError
+from fsr.files import UsageError
 from fsr.models import FSRSpec, attach_fsr, build_model, load_official
 from fsr.models.official import official_state
 

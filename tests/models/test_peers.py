@@ -7,7 +7,7 @@ from torch import nn
 
 from fsr.analyse.look import module_inputs
 from fsr.config import PeerSpec
-from fsr.errors import UsageError
+from fsr.files import UsageError
 from fsr.models import BACKBONES, CAS, CIFS, FeatureDenoising, build_model
 
 PARITY = Path(__file__).parent.parent / "parity"

@@ -42,7 +42,7 @@ def test_attack_strength_starts_at_the_clean_accuracy(recorded):
     points = strength.sweep(PROFILE, run, "eps")
     images = experiments.profile_of(PROFILE).sweep_images
     clean = next(e for e in experiments.evaluations(PROFILE, "strength", run) if e.attack == "clean")
-    assert (points[0][0], points[0][1].value) == (0.0, store.load_eval(run, clean).accuracy)
+    assert (points[0][0], points[0][1].value) == (0.0, store.load_evaluation(run, clean).accuracy)
     assert clean.images == images
     assert [x for x, _ in points] == sorted(x for x, _ in points)
     left = plots.attack_strength(PROFILE).axes[0]
@@ -53,7 +53,7 @@ def test_attack_strength_starts_at_the_clean_accuracy(recorded):
 def test_clean_accuracy_alone_is_no_curve(root):
     run = experiments.main_pair(PROFILE)[0]
     clean = next(e for e in experiments.evaluations(PROFILE, "strength", run) if e.attack == "clean")
-    store.save_eval(run, clean, range(4), [True] * 4)
+    store.save_evaluation(run, clean, range(4), [True] * 4)
     figure = plots.attack_strength(PROFILE)
     assert texts(figure).count("not run") == 2 and not figure.legends
 

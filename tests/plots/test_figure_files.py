@@ -10,7 +10,7 @@ from PIL import Image
 
 from fsr import plots, store
 from fsr.config import run_id
-from fsr.errors import FSRError, UsageError
+from fsr.files import FSRError, UsageError
 from fsr.plots import output, style
 
 PROFILE = "ci"

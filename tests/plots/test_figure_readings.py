@@ -7,7 +7,7 @@ import pytest
 
 from fsr import experiments, store, tables
 from fsr.config import Analysis, Evaluation
-from fsr.errors import UsageError
+from fsr.files import UsageError
 from fsr.plots import readings, words
 
 PROFILE = "ci"
@@ -15,7 +15,7 @@ PROFILE = "ci"
 
 def _record(run, attack, correct, images=None, **changes):
     evaluation = Evaluation(attack=attack, images=images, **changes)
-    store.save_eval(run, evaluation, np.arange(len(correct)), np.array(correct, dtype=bool))
+    store.save_evaluation(run, evaluation, np.arange(len(correct)), np.array(correct, dtype=bool))
 
 
 def _pair():
@@ -50,8 +50,8 @@ def test_half_a_pair_is_not_run(root):
 
 def test_outcomes_on_other_images_are_not_compared(root):
     row = _pair()
-    store.save_eval(row.plain[0], Evaluation(attack="pgd20"), np.array([0, 1, 2]), np.array([True, False, False]))
-    store.save_eval(row.runs[0], Evaluation(attack="pgd20"), np.array([2, 1, 9]), np.array([True, False, True]))
+    store.save_evaluation(row.plain[0], Evaluation(attack="pgd20"), np.array([0, 1, 2]), np.array([True, False, False]))
+    store.save_evaluation(row.runs[0], Evaluation(attack="pgd20"), np.array([2, 1, 9]), np.array([True, False, True]))
     gain = readings.gain(PROFILE, row, "pgd20")
     assert (gain.images, gain.mean) == (2, 0.5)
 

@@ -5,8 +5,7 @@ import pytest
 
 from fsr import experiments, store
 from fsr.config import Evaluation, Run
-from fsr.files import save_json, sha256
-from fsr.paths import run_dir
+from fsr.files import run_dir, save_json, sha256
 
 
 class Records:
@@ -23,7 +22,7 @@ class Records:
         store.save_config(run)
         n = planned.images or 500
         right = np.arange(n) < correct if isinstance(correct, int) else np.asarray(correct)
-        store.save_eval(run, Evaluation(**changed, **changes), np.arange(len(right)), right, **flags)
+        store.save_evaluation(run, Evaluation(**changed, **changes), np.arange(len(right)), right, **flags)
 
     def columns(self, run: Run, correct: int, *, only=None, **where):
         """The five columns of the authors' protocol, all with the same outcome."""

@@ -6,10 +6,8 @@ from scipy.stats import binomtest
 
 from fsr import experiments, tables
 from fsr.config import Evaluation
-from fsr.errors import UsageError
-from fsr.files import save_json
-from fsr.paths import run_dir
-from fsr.store import ENSEMBLE, id_of, retrained_path, save_config, save_eval
+from fsr.files import UsageError, run_dir, save_json
+from fsr.store import ENSEMBLE, id_of, retrained_path, save_config, save_evaluation
 from fsr.tables import cells, formats
 
 AT, BOTH = experiments.main_pair("demo")
@@ -179,7 +177,7 @@ def test_only_attacks_on_the_same_weights_and_of_the_same_strength_put_autoattac
     write.evaluation(cas, "pgd20", 0, kind="deactivation", eps=0.3)
     write.evaluation(cas, "pgd20", 0, kind="deactivation", checkpoint="ema")
     write.evaluation(cas, "pgd20", 0, kind="deactivation", intervention="mask_one")
-    save_eval(cas, Evaluation(attack="cw"), np.arange(500), np.zeros(500, dtype=bool), weights="others")
+    save_evaluation(cas, Evaluation(attack="cw"), np.arange(500), np.zeros(500, dtype=bool), weights="others")
     assert shown(tables.deactivation("demo"), "AT + CAS")["AutoAttack flags"] == "square beats whitebox"
     write.evaluation(cas, "pgd100", 60, kind="deactivation", steps=50)
     write.evaluation(cas, "pgd100", 69, kind="deactivation")  # of the same name, and breaks less
@@ -350,11 +348,11 @@ def test_two_trainings_of_a_run_are_never_mixed_and_named(root):
     for run in (plain, both):
         save_config(run)
     for attack in ENSEMBLE:
-        save_eval(plain, Evaluation(attack=attack), range(4), [True] * 4, weights="b" if attack == "cw" else "a")
+        save_evaluation(plain, Evaluation(attack=attack), range(4), [True] * 4, weights="b" if attack == "cw" else "a")
     assert cells.outcome(plain, Evaluation(attack="ensemble")) is None
     bare, one = Evaluation(attack="pgd20"), Evaluation(attack="pgd20", intervention="mask_one")
-    save_eval(both, bare, range(4), [True] * 4, weights="a")
-    save_eval(both, one, range(4), [False] * 4, weights="b")
+    save_evaluation(both, bare, range(4), [True] * 4, weights="a")
+    save_evaluation(both, one, range(4), [False] * 4, weights="b")
     assert cells.gain((both,), (both,), one, bare)["value"] is None
     table = tables.whitebox("demo")
     note = next(note for note in table.about.notes if note.startswith(formats.MIXED))

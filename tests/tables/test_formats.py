@@ -4,8 +4,7 @@ import pytest
 
 from fsr import experiments, store, tables
 from fsr.config import Evaluation
-from fsr.files import save_json
-from fsr.paths import run_dir
+from fsr.files import run_dir, save_json
 from fsr.report.readme import results
 from fsr.tables import formats
 from fsr.tables.frame import Sources
@@ -39,7 +38,7 @@ def test_a_training_with_only_its_last_part_on_record_is_named(root, minutes, si
 def evaluated(run, dtype):
     """One evaluation, all right; dtype: what its record says of its format, None for nothing."""
     crafting = {"dtype": dtype, "winograd": dtype == "float32"} if dtype else {}
-    store.save_eval(run, CLEAN, range(2000), [True] * 2000, precision=run.precision, crafting=crafting)
+    store.save_evaluation(run, CLEAN, range(2000), [True] * 2000, precision=run.precision, crafting=crafting)
 
 
 def notes(name="T1", profile="mini"):
@@ -155,6 +154,6 @@ def test_readme_names_no_network_of_weights_that_it_does_not_show(root):
     for run, kind in ((AT, "last"), (BOTH, "ema")):
         store.save_config(run)
         save_json(run_dir(store.id_of(run)) / "env.json", {"half": True, "run_id": store.id_of(run)})
-        store.save_eval(run, Evaluation(attack="clean", images=2000, checkpoint=kind), range(2000), [True] * 2000)
+        store.save_evaluation(run, Evaluation(attack="clean", images=2000, checkpoint=kind), range(2000), [True] * 2000)
     assert f"{formats.ROUNDED}: AT (seed 0)." in results("mini")  # which shows `last`
     assert f"{formats.ROUNDED}: AT (seed 0), AT + FSR (seed 0)." in notes()  # T1 shows both

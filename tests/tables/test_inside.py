@@ -2,8 +2,9 @@
 
 import pytest
 
-from fsr import experiments, prose, tables
+from fsr import experiments, tables
 from fsr.config import AUDIT_VERSION
+from fsr.report import findings as prose
 from fsr.tables.inside import EARLIER
 
 AT, BOTH = experiments.main_pair("demo")

@@ -3,7 +3,7 @@
 import pytest
 
 from fsr import experiments, tables
-from fsr.errors import UsageError
+from fsr.files import UsageError
 
 
 def paper_cells(root, *lines):

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fsr import experiments, prose, reference, store, tables
+from fsr import experiments, reference, store, tables
+from fsr.report import findings as prose
 from fsr.tables import measure
 from fsr.tables.frame import Sources
 from fsr.tables.measure import Measured

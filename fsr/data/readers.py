@@ -13,9 +13,9 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from fsr import paths
+from fsr import files
 from fsr.config import DATASETS, Run
-from fsr.errors import MissingData
+from fsr.files import MissingData
 
 TINY_TRAIN, TINY_TEST = 100_000, DATASETS["tinyimagenet"].test  # images of Tiny ImageNet
 SPLIT_SEED = 0  # of held-out and subset choices: the same images for every run seed
@@ -229,7 +229,7 @@ READERS = {"digits": _digits, "cifar10": _cifar10, "svhn": _svhn, "tinyimagenet"
 
 def read(run: Run) -> Images:
     """The whole data set of a run; MissingData says what is missing and where it belongs."""
-    return READERS.get(run.dataset, _folder)(paths.data(), run)
+    return READERS.get(run.dataset, _folder)(files.data(), run)
 
 
 def fetch(name: str) -> None:
@@ -238,13 +238,13 @@ def fetch(name: str) -> None:
     Other data sets are looked at when they are read.
     """
     if name in PARTS:
-        _torchvision(name, paths.data())
+        _torchvision(name, files.data())
 
 
 def check() -> list[tuple[str, bool, str]]:
     """(name, there and whole, where or what to do) of every known data set, without downloading anything."""
-    base, rows = paths.data(), [("digits", True, "embedded in scikit-learn")]
-    for name, (_, _, files) in PARTS.items():
+    base, rows = files.data(), [("digits", True, "embedded in scikit-learn")]
+    for name in PARTS:
         try:
             _there(name, base)
             rows.append((name, True, str(base)))

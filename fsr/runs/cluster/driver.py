@@ -12,12 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import fsr
-from fsr import files, paths
-from fsr.cluster.plan import Job, plan, resources
-from fsr.cluster.worker import Board, mark, work
-from fsr.errors import UsageError
-from fsr.executors import Outcome, stoppable
+from fsr import files
+from fsr.files import UsageError
 from fsr.runs import Options, Task
+from fsr.runs.cluster.plan import Job, plan, resources
+from fsr.runs.cluster.worker import Board, mark, work
+from fsr.runs.local import Outcome, stoppable
 
 log = logging.getLogger("fsr")
 
@@ -162,7 +162,7 @@ def _connected(address: str):
     import ray
 
     origin = files.provenance()
-    variables = {"FSR_ROOT": str(paths.root()), "FSR_DATA": str(paths.data())}
+    variables = {"FSR_ROOT": str(files.root()), "FSR_DATA": str(files.data())}
     if origin["commit"] is not None:
         variables["FSR_COMMIT"] = origin["commit"]
     if origin["dirty"] is not None:

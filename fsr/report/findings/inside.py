@@ -6,10 +6,10 @@ from fsr import experiments, statistics, store, tables
 from fsr.config import Run
 from fsr.plots import curves, readings, strength, words
 from fsr.plots.masks import mask_records
-from fsr.plots.streams import looked_at, mean_counts
-from fsr.prose.robustness import NOTHING
-from fsr.prose.text import Prose, accuracy_text, budget, missing, number, percent, points
+from fsr.plots.streams import mean_counts, report_checkpoint
 from fsr.reference import MIN_SEEDS
+from fsr.report.findings.robustness import NOTHING
+from fsr.report.findings.text import Prose, accuracy_text, budget, missing, number, percent, points
 from fsr.tables.cost import PAIRED
 from fsr.tables.frame import Sources
 from fsr.tables.inside import EARLIER, earlier_audits
@@ -26,7 +26,7 @@ def progress(profile: str, notebook: str) -> Prose:
     for kind in experiments.NEEDS[notebook]:
         for run in experiments.SETS[experiments.profile_of(profile).name][kind]:
             there[run, "train"] = store.is_trained(run)
-            there |= {(run, e): store.has_eval(run, e) for e in experiments.evaluations(profile, kind, run)}
+            there |= {(run, e): store.has_evaluation(run, e) for e in experiments.evaluations(profile, kind, run)}
             there |= {(run, a): store.has_analysis(run, a) for a in experiments.analyses(profile, kind, run)}
     done, planned = sum(there.values()), len(there)
     text = f"Profile **{profile}**: {done} of {planned} records that this notebook reads are there."
@@ -38,7 +38,7 @@ def progress(profile: str, notebook: str) -> Prose:
 
 def streams(profile: str) -> Prose:
     """T7 and F3 in words: the step from the non-robust to the recalibrated stream, by both probes."""
-    records, weights = looked_at(profile)
+    records, weights = report_checkpoint(profile)
     if not records:
         return Prose(NOTHING)
     total, lines = mean_counts(records), []

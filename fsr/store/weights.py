@@ -10,8 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from fsr.errors import CorruptFile, MissingRecord, UsageError
-from fsr.files import write_bytes
+from fsr.files import CorruptFile, MissingRecord, UsageError, write_bytes
 
 
 def digest(tensors: dict[str, Tensor], meta: str = "") -> str:

@@ -15,10 +15,11 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from fsr import distributed, hardware
-from fsr.errors import FSRError, Interrupted, MissingData, TimeUp
-from fsr.readers import fetch
+from fsr import hardware
+from fsr.data.readers import fetch
+from fsr.files import FSRError, Interrupted, MissingData, TimeUp
 from fsr.runs import Options, Task, perform
+from fsr.train import distributed
 
 log = logging.getLogger("fsr")
 _WORKER: dict = {}  # of a worker process: its channel to the parent

@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fsr.errors import Interrupted, UsageError
-from fsr.syncnorm import CpuSyncBatchNorm
+from fsr.files import Interrupted, UsageError
+from fsr.train.syncnorm import CpuSyncBatchNorm
 
 WAIT = timedelta(hours=24)  # rank 0 may wait for another command's lock; a lost process is noticed at once all the same
 

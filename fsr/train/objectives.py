@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from fsr.attacks.gradient import pgd
 from fsr.config import Run
-from fsr.losses import (
+from fsr.models.insert import Classifier
+from fsr.train.losses import (
     BETAS,
     ce,
     fsr_terms,
@@ -26,7 +27,6 @@ from fsr.losses import (
     trades_loss,
     trades_parts,
 )
-from fsr.models.insert import Classifier
 
 PAIRS = {"trades": trades_parts, "mart": mart_parts}  # methods that also look at the clean images
 Outputs = tuple[Tensor, list[Tensor]]  # logits (N, K) and the probes' logits

@@ -9,15 +9,15 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from fsr import distributed
 from fsr.config import Run
 from fsr.data import Data, as_float, augment, augmentation, batches
-from fsr.errors import Diverged, Interrupted, TimeUp
-from fsr.fast import Crafter, Stepper, ema_update, sgd
+from fsr.files import Diverged, Interrupted, TimeUp
 from fsr.models import FSR, model_of
-from fsr.modes import eval_mode
-from fsr.objectives import Objective, draw_start
-from fsr.recipe import ema_decay, learning_rate, stream_seed
+from fsr.models.modes import eval_mode
+from fsr.train import distributed
+from fsr.train.fast import Crafter, Stepper, ema_update, sgd
+from fsr.train.objectives import Objective, draw_start
+from fsr.train.recipe import ema_decay, learning_rate, stream_seed
 
 EVAL_BATCH = 500  # held-out images at once
 
@@ -42,8 +42,7 @@ class Trainer:
 
     run: what to train; data: from fsr.data.load, on `device`; switches: compile, graphs, channels_last, winograd (None:
     measured defaults) and update (compile that too; off), which change speed and not the result beyond rounding. In a
-    group of processes (fsr.distributed) each holds all of this, identical after each step, and works on its shard of
-    each batch.
+    group of processes (fsr.train.distributed) each holds all of this and works on its shard of each batch.
     """
 
     def __init__(self, run: Run, data: Data, *, device="cpu", switches: dict | None = None):
@@ -214,7 +213,7 @@ class Trainer:
 
 
 @dataclass(frozen=True)
-class Watch:
+class Callbacks:
     """What the caller of `fit` is told and asks for; every field may be left out."""
 
     on_epoch: Callable[[Trainer], None] | None = None  # after every epoch: save, show
@@ -228,7 +227,9 @@ class Watch:
         return self.interrupted() or (self.deadline is not None and time.monotonic() >= self.deadline)
 
 
-def fit(trainer: Trainer, watch: Watch = Watch(), *, on_epoch: Callable[[Trainer], None] | None = None) -> Trainer:
+def fit(
+    trainer: Trainer, watch: Callbacks = Callbacks(), *, on_epoch: Callable[[Trainer], None] | None = None
+) -> Trainer:
     """Train to the last epoch of the run, or raise TimeUp, Interrupted or Diverged; files are the caller's.
 
     on_epoch: called with the trainer after every epoch (also settable in `watch`).

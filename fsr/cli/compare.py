@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from fsr import paths, store
+from fsr import files, store
 from fsr.config import Run
-from fsr.errors import UsageError
+from fsr.files import UsageError
 
 KEYS = ["run_id", "checkpoint", "attack_id"]
 
 
 def _metrics(root: Path, runs: list[Run]) -> pd.DataFrame:
     before = os.environ.get("FSR_ROOT")
-    paths.use(root=root)
+    files.use(root=root)
     try:
         return store.metrics(runs)
     finally:

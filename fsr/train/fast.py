@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from fsr.attacks.gradient import project_linf
-from fsr.capture import NARROW, compiled, dtype_of, laid_out, narrowest, recorded, use_channels_last, use_winograd
 from fsr.config import Run
-from fsr.fastnet import FastNet, fast_net
-from fsr.fold import Twin
 from fsr.hardware import exact_float32
-from fsr.objectives import AWP, Crafting, craft_loss, craft_outputs, crafting, first_step
+from fsr.train.capture import NARROW, compiled, dtype_of, laid_out, narrowest, recorded, use_channels_last, use_winograd
+from fsr.train.fastnet import FastNet, fast_net
+from fsr.train.fold import Twin
+from fsr.train.objectives import AWP, Crafting, craft_loss, craft_outputs, crafting, first_step
 
 __all__ = ["Crafter", "FastNet", "Stepper", "ema_update", "fast_net", "sgd"]
 

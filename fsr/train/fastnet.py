@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsr.capture import compiled_net, dtype_of, laid_out, use_channels_last, use_winograd
-from fsr.fold import Twin
+from fsr.train.capture import compiled_net, dtype_of, laid_out, use_channels_last, use_winograd
+from fsr.train.fold import Twin
 
 
 class FastNet(nn.Module):

@@ -4,7 +4,7 @@ from fsr import experiments, store
 from fsr.config import Evaluation, Run
 from fsr.experiments import Row
 from fsr.plots import readings, words
-from fsr.prose.text import Prose, budget, difference, percent, points
+from fsr.report.findings.text import Prose, budget, difference, percent, points
 from fsr.tables import cells
 from fsr.tables.frame import Sources
 
@@ -140,7 +140,9 @@ def blackbox(profile: str) -> Prose:
 
 def _lost(profile: str, row: Row) -> list[str]:
     """That a row's networks learnt nothing, where they did."""
-    clean = cells.at(experiments.columns(profile, "components")["clean"], readings.looked_at(profile), row.intervention)
+    clean = cells.at(
+        experiments.columns(profile, "components")["clean"], readings.report_checkpoint(profile), row.intervention
+    )
     cell = cells.accuracy(row.runs, clean, Sources())
     return [f"It is {cells.GUESSING}."] * cells.guesses(cell.get("low"), row.runs[0].dataset)
 

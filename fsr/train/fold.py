@@ -12,8 +12,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fsr import winograd
-from fsr.syncnorm import CpuSyncBatchNorm
+from fsr.train import winograd
+from fsr.train.syncnorm import CpuSyncBatchNorm
 
 log = logging.getLogger("fsr")
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from fsr import store
 from fsr.config import run_id
-from fsr.errors import CorruptFile
 from fsr.experiments.cost import forward_macs
+from fsr.files import CorruptFile
 from fsr.runs import Task
 from fsr.runs.auditing import twin_of
 from fsr.runs.training import has_weights
@@ -36,7 +36,7 @@ def plan(tasks: Iterable[Task]) -> list[Job]:
             jobs.append(Job(Task(run=task.run)))
     for task in tasks:
         for evaluation in task.evaluations:
-            if not store.has_eval(task.run, evaluation):
+            if not store.has_evaluation(task.run, evaluation):
                 needs = {trainings.get(task.name), trainings.get(evaluation.surrogate)} - {None}
                 jobs.append(Job(Task(run=task.run, evaluations=(evaluation,)), tuple(sorted(needs))))
         for analysis in task.analyses:

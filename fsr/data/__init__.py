@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fsr import readers
 from fsr.config import DATASETS, Run
-from fsr.errors import UsageError
-from fsr.readers import stratified_order
+from fsr.data import readers
+from fsr.data.readers import stratified_order
+from fsr.files import UsageError
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from fsr import hardware, paths
-from fsr.cluster.plan import Job
-from fsr.errors import FSRError, Interrupted, UsageError
+from fsr import files, hardware
+from fsr.files import FSRError, Interrupted, UsageError
 from fsr.runs import Options, locked, perform
+from fsr.runs.cluster.plan import Job
 from fsr.runs.training import ensure_weights
 
 TELL_SECONDS = 0.5  # how often a worker reports
@@ -110,11 +110,11 @@ def work(key: int, job: Job, options: Options, board, setting: dict, *needed: li
 def _see(token: str) -> None:
     if not mark(token).exists():
         raise UsageError(
-            f"node {socket.gethostname()} does not see the driver's {paths.results()}: give a --root DIR that every "
+            f"node {socket.gethostname()} does not see the driver's {files.results()}: give a --root DIR that every "
             "node mounts at the same place"
         )
 
 
 def mark(token: str) -> Path:
     """A file in the results folder, which only who sees the driver's folder sees."""
-    return paths.results() / ".locks" / f"{token}.shared"
+    return files.results() / ".locks" / f"{token}.shared"

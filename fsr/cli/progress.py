@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fsr.words import duration
+from fsr.files import duration
 
 LOG_SECONDS = 20.0  # a log file gets a line per run at most this often
 

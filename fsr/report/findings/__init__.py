@@ -1,8 +1,8 @@
 """What the tables and figures say, in sentences that read the records."""
 
-from fsr.prose.inside import attack_strength, audit, masks, overhead, progress, streams, training, verdict
-from fsr.prose.robustness import blackbox, components, deactivation, settings, whitebox
-from fsr.prose.text import Prose, budget
+from fsr.report.findings.inside import attack_strength, audit, masks, overhead, progress, streams, training, verdict
+from fsr.report.findings.robustness import blackbox, components, deactivation, settings, whitebox
+from fsr.report.findings.text import Prose, budget
 
 __all__ = [
     "Prose",

@@ -1,4 +1,4 @@
-"""What a run *is*: frozen, typed dataclasses, and an id made of their content."""
+"""What a run is: frozen, checked dataclasses, and an id made of their content."""
 
 import hashlib
 import importlib
@@ -6,23 +6,21 @@ import json
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
 
 from fsr.files import UsageError
 
+__all__ = ["AUDIT_VERSION", "BACKBONES", "DATASETS", "PEERS", "RECIPE", "Analysis", "Backbone", "DatasetInfo"]
+__all__ += ["Evaluation", "FSRSpec", "Peer", "PeerSpec", "Run", "analysis_id", "content", "content_id", "diff"]
+__all__ += ["for_dataset", "replace", "run_from_dict", "run_id", "to_dict"]
 
-def _matches(value: Any, kind: Any) -> bool:
-    """Is value of this annotation?  bool is not an int here, int is not a float: 1 and 1.0 hash differently."""
-    if isinstance(kind, types.UnionType):
-        return any(_matches(value, part) for part in typing.get_args(kind))
-    if typing.get_origin(kind) is tuple:
-        inner = typing.get_args(kind)[0]
-        return isinstance(value, tuple) and all(_matches(v, inner) for v in value)
-    if kind in (int, float):
-        return type(value) is kind
-    return isinstance(value, kind)
+AUDIT_VERSION = 2  # of the attacks of the adaptive audit; raise it when they change
+RECIPE = 1  # raise it when unchanged configs change meaning; old results keep their ids
 
 
 def require(condition: bool, message: str) -> None:
@@ -31,34 +29,50 @@ def require(condition: bool, message: str) -> None:
         raise UsageError(message)
 
 
-def check_types(config: Any) -> None:
-    """Every field of a dataclass is of its annotation, and finite; UsageError names the first that is not."""
-    for f in fields(config):
-        value = getattr(config, f.name)
-        if not _matches(value, f.type):
-            raise UsageError(f"{type(config).__name__}.{f.name} must be {f.type}, not {value!r}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UsageError(f"{type(config).__name__}.{f.name} must be finite, not {value!r}")
+def _matches(value: Any, kind: Any) -> bool:
+    """Is value of this annotation?  bool is no int and int no float here: 1 and 1.0 hash differently."""
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        return any(_matches(value, part) for part in parts)
+    if origin is Literal:
+        return isinstance(value, str) and value in parts
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_matches(v, parts[0]) for v in value)
+    return type(value) is kind
 
 
-def one_of(config: Any, name: str, allowed: Iterable[str]) -> None:
-    """A field's value is one of these; UsageError lists them."""
-    value = getattr(config, name)
-    require(value in allowed, f"{type(config).__name__}.{name} is {value!r}; choose one of {', '.join(allowed)}")
+class Checked:
+    """Base of the configs: every field is of its annotation, and numbers are finite and not negative.
+
+    positive: fields that are above 0; fraction: fields that are at most 1; None is always left alone. UsageError names
+    the first field that is wrong. A NumPy number becomes the Python number of the same value.
+    """
+
+    positive: ClassVar[tuple[str, ...]] = ()
+    fraction: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        for f in fields(typing.cast(Any, self)):
+            value, name = getattr(self, f.name), f"{type(self).__name__}.{f.name}"
+            if isinstance(value, np.generic):
+                value = value.item()
+                object.__setattr__(self, f.name, value)
+            if not _matches(value, f.type):
+                choices = [c for part in (f.type, *typing.get_args(f.type)) for c in typing.get_args(part)]
+                names = [c for c in choices if isinstance(c, str)]
+                require(not names, f"{name} is {value!r}; choose one of {', '.join(names)}")
+                raise UsageError(f"{name} must be {getattr(f.type, '__name__', f.type)}, not {value!r}")
+            if isinstance(value, int | float):
+                require(math.isfinite(value), f"{name} must be finite, not {value!r}")
+                require(value >= 0, f"{name} must not be negative, not {value}")
+                require(value > 0 or f.name not in self.positive, f"{name} must be positive, not {value}")
+                require(value <= 1 or f.name not in self.fraction, f"{name} must be at most 1, not {value}")
 
 
-def positive(config: Any, *names: str) -> None:
-    """These fields are above 0, or None where that stands for a default; UsageError names the first that is not."""
-    for name in names:
-        value = getattr(config, name)
-        require(value is None or value > 0, f"{type(config).__name__}.{name} must be positive, not {value}")
-
-
-def not_negative(config: Any, *names: str) -> None:
-    """These fields are at least 0, or None; UsageError names the first that is not."""
-    for name in names:
-        value = getattr(config, name)
-        require(value is None or value >= 0, f"{type(config).__name__}.{name} must not be negative, not {value}")
+def _named(code: str) -> Any:
+    """What `file.name` in fsr/models is."""
+    file, _, name = code.partition(".")
+    return getattr(importlib.import_module(f"fsr.models.{file}"), name)
 
 
 def every_block(stage: str, count: int) -> tuple[str, ...]:
@@ -89,41 +103,35 @@ class Backbone:
     code: str
     stages: tuple[str, ...]
     fsr_stage: str
-    width: int
     blocks: tuple[int, ...]
+    width: int = 64
     reference: int = 512
     places: Callable[[str, int], tuple[str, ...]] = every_block
-
-    def _module(self) -> Any:
-        return importlib.import_module(f"fsr.models.{self.code.partition('.')[0]}")
 
     @property
     def network(self) -> Callable[..., Any]:
         """The class."""
-        return getattr(self._module(), self.code.partition(".")[2])
+        return _named(self.code)
 
     def initialise(self, part: Any) -> None:
         """Its own rule for the weights of any part of it; without one they stay as PyTorch made them."""
-        getattr(self._module(), "initialise", lambda part: None)(part)
+        module = importlib.import_module(f"fsr.models.{self.code.partition('.')[0]}")
+        getattr(module, "initialise", lambda part: None)(part)
 
     def last_two(self, blocks: tuple[int, ...]) -> tuple[str, ...]:
         """The paths after the last stage's last two blocks (of a VGG: convolutions), or after its only one."""
         return self.places(self.stages[-1], blocks[-1])[-2:]
 
 
+# A new backbone is one file in fsr/models and one entry here: Run, build_model and the commands then take its name.
 BACKBONES: dict[str, Backbone] = {
     "resnet18": Backbone(
-        code="resnet.ResNet",
-        stages=("layer1", "layer2", "layer3", "layer4"),
-        fsr_stage="layer4",
-        width=64,
-        blocks=(2, 2, 2, 2),
+        code="resnet.ResNet", stages=("layer1", "layer2", "layer3", "layer4"), fsr_stage="layer4", blocks=(2, 2, 2, 2)
     ),
     "vgg16": Backbone(
         code="vgg.VGG",
         stages=("block1", "block2", "block3", "block4", "block5"),
         fsr_stage="block4",
-        width=64,
         blocks=(2, 2, 3, 3, 3),
         places=every_relu,
     ),
@@ -131,8 +139,8 @@ BACKBONES: dict[str, Backbone] = {
         code="wideresnet.WideResNet",
         stages=("block1", "block2", "block3"),
         fsr_stage="block3",
-        width=10,
         blocks=(5, 5, 5),
+        width=10,
         reference=640,
         places=activated,
     ),
@@ -140,7 +148,33 @@ BACKBONES: dict[str, Backbone] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class FSRSpec:
+class Peer:
+    """A module that FSR is compared with.
+
+    code: `file.function` in fsr/models, called with (channels, num_classes, is_last) for each place; its module maps
+    features to the same shape and has `streams(f, y) -> (features, aux)`; every_stage: by default it sits after every
+    stage, else after the last stage's two last blocks.
+    """
+
+    code: str
+    every_stage: bool = False
+
+    @property
+    def build(self) -> Callable[..., Any]:
+        """The function that makes one module."""
+        return _named(self.code)
+
+
+# A new peer is one file in fsr/models and one entry here: PeerSpec and build_model then take its name.
+PEERS: dict[str, Peer] = {
+    "fd": Peer(code="peers.fd", every_stage=True),
+    "cas": Peer(code="peers.cas"),
+    "cifs": Peer(code="peers.cifs"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FSRSpec(Checked):
     """The FSR module and its controls (Kim et al. 2023, after their code).
 
     at: module paths, () for the backbone's own place; hidden: channels inside S and R, None for the
@@ -153,65 +187,23 @@ class FSRSpec:
     lambda_sep: float = 1.0
     lambda_rec: float = 1.0
     hidden: int | None = None
-    kind: str = "fsr"
-    mask: str = "gumbel"  # gumbel: soft with noise in training; soft: no noise; hard: straight-through with noise
-    granularity: str = "element"  # element, channel (one value per channel), spatial (one per position)
-
-    def __post_init__(self):
-        check_types(self)
-        one_of(self, "kind", ("fsr", "separation", "residual", "aux"))
-        one_of(self, "mask", ("gumbel", "soft", "hard"))
-        one_of(self, "granularity", ("element", "channel", "spatial"))
-        positive(self, "tau", "hidden")
-        not_negative(self, "lambda_sep", "lambda_rec")
-
-    @property
-    def label(self) -> str:
-        """How it shows in a run id: fsr, separation, residual, aux."""
-        return self.kind
+    kind: Literal["fsr", "separation", "residual", "aux"] = "fsr"
+    mask: Literal["gumbel", "soft", "hard"] = "gumbel"  # with noise in training; soft: no noise; hard: straight-through
+    granularity: Literal["element", "channel", "spatial"] = "element"  # one value per activation, channel or position
+    positive = ("tau", "hidden")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PeerSpec:
+class PeerSpec(Checked):
     """A deactivation peer: fd (Xie 2019), cas (Bai 2021) or cifs (Yan 2021), with its joint-loss weight."""
 
     name: str
-    at: tuple[str, ...] = ()  # () for the peer's own places: fd every stage; cas, cifs the last stage's two blocks
+    at: tuple[str, ...] = ()  # () for the peer's own places
     weight: float = 2.0  # of the mean probe cross-entropy, in training and crafting; fd has no probe
 
     def __post_init__(self):
-        check_types(self)
-        one_of(self, "name", ("fd", "cas", "cifs"))
-        not_negative(self, "weight")
-
-    @property
-    def label(self) -> str:
-        """How it shows in a run id."""
-        return self.name
-
-
-__all__ = [
-    "AUDIT_VERSION",
-    "DATASETS",
-    "RECIPE",
-    "Analysis",
-    "DatasetInfo",
-    "Evaluation",
-    "FSRSpec",
-    "PeerSpec",
-    "Run",
-    "analysis_id",
-    "content",
-    "content_id",
-    "for_dataset",
-    "replace",
-    "run_from_dict",
-    "run_id",
-    "to_dict",
-]
-
-AUDIT_VERSION = 2  # of the attacks of the adaptive audit; raise when they change: tables name records of earlier ones
-RECIPE = 1  # raise when unchanged configs change meaning; old results keep their ids
+        super().__post_init__()
+        require(self.name in PEERS, f"PeerSpec.name is {self.name!r}; choose one of {', '.join(PEERS)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,19 +234,29 @@ DATASETS = {
 }
 
 
+def _resolved(dataset: str) -> str:
+    """folder:PATH with its absolute path, so that one folder gives one run id; other names as they are."""
+    if not dataset.startswith("folder:"):
+        return dataset
+    try:
+        return "folder:" + str(Path(dataset.removeprefix("folder:")).expanduser().resolve())
+    except (RuntimeError, OSError, ValueError) as error:
+        raise UsageError(f"{dataset[:80]!r} is not a path ({str(error)[:80]}); give folder:PATH") from None
+
+
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class Run(Checked):
     """One training: only what changes its result.  Device, threads, paths and compile are arguments elsewhere."""
 
-    dataset: str = "cifar10"  # a key of DATASETS, or folder:PATH (ImageFolder layout)
+    dataset: str = "cifar10"  # a key of DATASETS, or folder:PATH (ImageFolder layout; the path is made absolute)
     train_size: int | None = None  # images used for training, stratified and seeded; None: all
     test_size: int | None = None  # images of the test set that this run knows; None: all
     holdout: int = 1000  # training images kept back to select `best`; 0: the authors' exact training set
     image_size: int | None = None  # only for folder: data
-    backbone: str = "resnet18"  # a key of fsr.config.BACKBONES
+    backbone: str = "resnet18"  # a key of BACKBONES
     width: int | None = None  # None: the backbone's own (64, 64, 10)
     blocks: tuple[int, ...] | None = None  # blocks per stage; None: the backbone's own
-    method: str = "at"  # natural, at, trades, mart
+    method: Literal["natural", "at", "trades", "mart"] = "at"
     module: FSRSpec | PeerSpec | None = None
     beta: float | None = None  # TRADES, MART; None: 6, 5
     awp: float = 0.0  # gamma of adversarial weight perturbation; 0: off
@@ -267,26 +269,20 @@ class Run:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     ema_decay: float = 0.9995
-    precision: str = "bf16"  # of crafting and of the update's matrix products; weights and losses are float32
+    precision: Literal["float32", "bf16"] = "bf16"  # of crafting and of matrix products; weights, losses are float32
     sync_bn: bool = False  # several devices: share BatchNorm statistics; default is per replica
     seed: int = 0
     imported: str | None = None  # digest of the authors' file whose weights these are; None: trained here
+    positive = ("epochs", "batch", "lr", "ema_decay", "train_size", "test_size", "image_size", "width")
+    fraction = ("eps", "alpha", "momentum", "ema_decay")  # eps is a fraction of the pixel range, never 8
 
     def __post_init__(self):
-        check_types(self)
-        require(
-            self.dataset in DATASETS or self.dataset.startswith("folder:"),
-            f"unknown data set {self.dataset!r}; choose one of {', '.join(DATASETS)} or folder:PATH",
-        )
-        one_of(self, "backbone", BACKBONES)
-        one_of(self, "method", ("natural", "at", "trades", "mart"))
-        one_of(self, "precision", ("float32", "bf16"))
-        sizes = ("train_size", "test_size", "image_size", "width")
-        positive(self, "epochs", "batch", "lr", "ema_decay", *sizes)
-        not_negative(self, "eps", "alpha", "steps", "holdout", "awp", "momentum", "weight_decay", "seed", "beta")
+        super().__post_init__()
+        object.__setattr__(self, "dataset", _resolved(self.dataset))
+        known = self.dataset in DATASETS or self.dataset.startswith("folder:")
+        require(known, f"unknown data set {self.dataset!r}; choose one of {', '.join(DATASETS)} or folder:PATH")
+        require(self.backbone in BACKBONES, f"Run.backbone is {self.backbone!r}; choose one of {', '.join(BACKBONES)}")
         require(self.blocks is None or min(self.blocks, default=0) > 0, f"Run.blocks are counts, not {self.blocks}")
-        for name in ("eps", "alpha", "momentum", "ema_decay"):  # eps is a fraction of the pixel range, never 8
-            require(getattr(self, name) <= 1, f"Run.{name} must be at most 1, not {getattr(self, name)}")
 
     @property
     def fsr(self) -> FSRSpec | None:
@@ -301,12 +297,12 @@ class Run:
     @property
     def label(self) -> str:
         """The method as tables print it: at, at+fsr, trades, at+cas, at+awp+fsr."""
-        parts = [self.method] + (["awp"] if self.awp else []) + ([self.module.label] if self.module else [])
-        return "+".join(parts)
+        module = self.fsr.kind if self.fsr else self.peer.name if self.peer else ""
+        return "+".join(filter(None, (self.method, "awp" if self.awp else "", module)))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
+class Evaluation(Checked):
     """One attack on one checkpoint of a run.
 
     attack: a key of fsr.attacks.ATTACKS or `clean`; images: None for all the test images the run knows,
@@ -315,53 +311,37 @@ class Evaluation:
     """
 
     attack: str
-    checkpoint: str = "last"
+    checkpoint: Literal["last", "best", "ema"] = "last"
     images: int | None = None
     eps: float | None = None
     steps: int | None = None
     surrogate: str | None = None
     intervention: str | None = None  # a key of fsr.models.INTERVENTIONS, applied at test time
-
-    def __post_init__(self):
-        check_types(self)
-        one_of(self, "checkpoint", ("last", "best", "ema"))
-        positive(self, "images", "steps")
-        not_negative(self, "eps")
-        require(self.eps is None or self.eps <= 1, f"Evaluation.eps must be at most 1, not {self.eps}")
+    positive = ("images", "steps")
+    fraction = ("eps",)
 
     @property
     def attack_id(self) -> str:
         """File-name safe: the attack's name, and after it only what differs from its default."""
-        parts = [self.attack]
-        if self.images is not None:
-            parts.append(f"n{self.images}")
-        if self.eps is not None:
-            parts.append(f"eps{self.eps:.5f}")
-        if self.steps is not None:
-            parts.append(f"steps{self.steps}")
-        if self.surrogate is not None:
-            parts.append(f"from-{self.surrogate.rsplit('-', 1)[-1]}")
-        if self.intervention is not None:
-            parts.append(self.intervention)
-        return "-".join(parts)
+        parts = {
+            "n": self.images,
+            "eps": None if self.eps is None else f"{self.eps:.5f}",
+            "steps": self.steps,
+            "from-": None if self.surrogate is None else self.surrogate.rsplit("-", 1)[-1],
+            "": self.intervention,
+        }
+        return "-".join([self.attack, *(f"{name}{value}" for name, value in parts.items() if value is not None)])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Analysis:
-    """One look inside a checkpoint of a run: streams, masks, maps, features, cost, audit."""
+class Analysis(Checked):
+    """One analysis of a checkpoint of a run; budget: of an audit, images: None for the kind's own number."""
 
-    kind: str
-    checkpoint: str = "last"
+    kind: Literal["streams", "masks", "maps", "features", "cost", "audit"]
+    checkpoint: Literal["last", "best", "ema"] = "last"
     images: int | None = None
-    budget: str | None = None  # audit: quick or full
-
-    def __post_init__(self):
-        check_types(self)
-        one_of(self, "kind", ("streams", "masks", "maps", "features", "cost", "audit"))
-        one_of(self, "checkpoint", ("last", "best", "ema"))
-        positive(self, "images")
-        if self.budget is not None:
-            one_of(self, "budget", ("quick", "full"))
+    budget: Literal["quick", "full"] | None = None
+    positive = ("images",)
 
 
 def content(config) -> dict:
@@ -393,26 +373,23 @@ def analysis_id(analysis: Analysis) -> str:
 
 def to_dict(config) -> dict:
     """Every field, as plain JSON types, with the class of a nested spec beside its fields."""
-    out = asdict(config)
-    for f in fields(config):
-        value = getattr(config, f.name)
-        if is_dataclass(value):
-            out[f.name] = {"type": type(value).__name__, **asdict(typing.cast(Any, value))}
-    return out
+    values = {f.name: getattr(config, f.name) for f in fields(config)}
+    return {k: {"type": type(v).__name__, **asdict(v)} if is_dataclass(v) else v for k, v in values.items()}
+
+
+def _tuples(data: dict) -> dict[str, Any]:
+    """JSON's lists as the tuples that they were."""
+    return {str(k): tuple(v) if isinstance(v, list) else v for k, v in data.items()}
 
 
 def run_from_dict(data: dict) -> Run:
     """The Run that `to_dict` wrote; unknown fields, kinds or types raise UsageError."""
-    if not isinstance(data, dict):
-        raise UsageError(f"not the config of a run: {str(data)[:60]!r}")
-    data = dict(data)
-    module = data.get("module")
+    require(isinstance(data, dict), f"not the config of a run: {str(data)[:60]!r}")
     try:
-        if isinstance(module, dict):
+        named = _tuples(data)
+        if isinstance(module := named.get("module"), dict):
             kind = {"FSRSpec": FSRSpec, "PeerSpec": PeerSpec}[module["type"]]
-            rest = {k: tuple(v) if isinstance(v, list) else v for k, v in module.items() if k != "type"}
-            data["module"] = kind(**rest)
-        named: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+            named["module"] = kind(**_tuples({k: v for k, v in module.items() if k != "type"}))
         return Run(**named)
     except (KeyError, TypeError) as error:
         raise UsageError(f"not the config of a run: {error}") from None
@@ -420,7 +397,18 @@ def run_from_dict(data: dict) -> Run:
 
 def for_dataset(dataset: str, **changes) -> Run:
     """A Run with the data set's own eps, alpha and lr, and any changes."""
-    if dataset not in DATASETS:
-        raise UsageError(f"unknown data set {dataset!r}; choose one of {', '.join(DATASETS)}")
+    require(dataset in DATASETS, f"unknown data set {dataset!r}; choose one of {', '.join(DATASETS)}")
     info = DATASETS[dataset]
     return Run(**{"dataset": dataset, "eps": info.eps, "alpha": info.alpha, "lr": info.lr, **changes})
+
+
+def diff(a, b) -> dict[str, tuple[Any, Any]]:
+    """Field to (value in a, value in b) where two configs of one class differ; a spec's own fields as `module.tau`."""
+    out: dict[str, tuple[Any, Any]] = {}
+    for f in fields(a):
+        left, right = getattr(a, f.name), getattr(b, f.name)
+        if is_dataclass(left) and type(left) is type(right):
+            out |= {f"{f.name}.{name}": pair for name, pair in diff(left, right).items()}
+        elif left != right:
+            out[f.name] = (left, right)
+    return out

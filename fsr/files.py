@@ -1,4 +1,4 @@
-"""Files written all or nothing and hashed, and where they came from."""
+"""Errors that a user sees, paths, files written all or nothing and hashed, and where their code came from."""
 
 import contextlib
 import difflib
@@ -17,6 +17,9 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+
+SCHEMA = 1  # of every record; a newer one is refused, an older one read
+PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-learn", "scipy", "pyautoattack", "safetensors")
 
 
 class FSRError(Exception):
@@ -61,7 +64,13 @@ class Interrupted(FSRError):
     exit_code = 130
 
 
-MARK = Path("notebooks") / "00-setup.ipynb"
+@functools.lru_cache(maxsize=16)
+def _repository_of(working: Path) -> Path:
+    """`repository` as seen from a working directory; cached, because one table needs it thousands of times."""
+    for folder in (working, *working.parents, Path(__file__).resolve().parent.parent):
+        if (folder / "notebooks" / "00-setup.ipynb").is_file():
+            return folder
+    raise UsageError("no notebooks/00-setup.ipynb here or above; go into the repository or give --root DIR")
 
 
 def repository() -> Path:
@@ -70,55 +79,39 @@ def repository() -> Path:
 
 
 @functools.lru_cache(maxsize=16)
-def _repository_of(working: Path) -> Path:
-    """`repository` as seen from a working directory: asked for thousands of times by one table."""
-    for folder in (working, *working.parents, Path(__file__).resolve().parent.parent):
-        if (folder / MARK).is_file():
-            return folder
-    raise UsageError(
-        "no notebooks/00-setup.ipynb in this folder or above it; go into the repository or give --root DIR"
-    )
-
-
-def _folder(text: str, option: str) -> Path:
-    """An absolute path, of a folder if it is there; UsageError otherwise."""
+def _folder(text: str, option: str, working: str) -> Path:
+    """The absolute path of a folder, there or not, as seen from a working directory; UsageError for anything else."""
     try:
-        path = Path(text).expanduser().resolve()
-        a_file = path.exists() and not path.is_dir()
+        path = Path(working, Path(text).expanduser()).resolve()
+        is_file = path.exists() and not path.is_dir()
     except (RuntimeError, OSError, ValueError) as error:  # an unknown user's ~, a name too long, a null character
         raise UsageError(f"{option} {text[:80]!r} is not a path ({str(error)[:80]}); give a folder") from None
-    if a_file:
+    if is_file:
         raise UsageError(f"{option} {text} is a file; give a folder")
     return path
-
-
-@functools.lru_cache(maxsize=16)
-def _seen(text: str, working: str) -> Path:
-    """`_folder` of a --root as seen from a working directory."""
-    return _folder(text, "--root")
 
 
 def root() -> Path:
     """Results and figures lie below it: $FSR_ROOT (set by --root), else the repository."""
     explicit = os.environ.get("FSR_ROOT")
-    return _seen(explicit, os.getcwd()) if explicit else repository()
+    return _folder(explicit, "--root", os.getcwd()) if explicit else repository()
 
 
 def data() -> Path:
     """Data sets lie below it: $FSR_DATA (set by --data), else data/ below the root."""
     explicit = os.environ.get("FSR_DATA")
-    return _folder(explicit, "--data") if explicit else root() / "data"
+    return _folder(explicit, "--data", os.getcwd()) if explicit else root() / "data"
 
 
 def use(*, root: Path | str | None = None, data: Path | str | None = None) -> None:
     """Make --root and --data hold for this process and every process it starts."""
-    for name, value in (("FSR_ROOT", root), ("FSR_DATA", data)):
+    for name, option, value in (("FSR_ROOT", "--root", root), ("FSR_DATA", "--data", data)):
         if value is not None:
-            os.environ[name] = str(_folder(str(value), "--root" if name == "FSR_ROOT" else "--data"))
+            os.environ[name] = str(_folder(str(value), option, os.getcwd()))
 
 
 def existing() -> None:
-    """UsageError when the root is not there: what only reads makes none."""
+    """Raise UsageError when the root is not there: commands that only read never make it."""
     if not root().is_dir():
         raise UsageError(f"no folder {root()}; give an existing --root DIR, or type `python -m fsr run-all` to fill it")
 
@@ -127,16 +120,9 @@ def writable(folder: Path, option: str) -> None:
     """Make the folder and write to it; UsageError that names the option where that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable-{os.getpid()}.tmp"
-        probe.write_bytes(b"")
-        probe.unlink()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise UsageError(f"cannot write to {folder} ({error.strerror}); give another {option} DIR") from None
-
-
-def results() -> Path:
-    """All records, tables, executed notebooks and reports."""
-    return root() / "results"
 
 
 def _inside(parent: Path, name: str) -> Path:
@@ -144,6 +130,11 @@ def _inside(parent: Path, name: str) -> Path:
     if not name or name in (".", "..") or any(c in name for c in "/\\\0"):
         raise UsageError(f"{name!r} is not a run id; `python -m fsr status` lists them")
     return parent / name
+
+
+def results() -> Path:
+    """All records, tables, executed notebooks and reports."""
+    return root() / "results"
 
 
 def run_dir(run_id: str) -> Path:
@@ -191,15 +182,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def duration(seconds: float) -> str:
     """42 s, 12 min, 3.5 h or 2.1 days."""
-    for limit, unit, size in ((90, "s", 1), (90 * 60, "min", 60), (48 * 3600, "h", 3600)):
-        if seconds < limit:
-            value = seconds / size
-            return f"{value:.0f} {unit}" if unit != "h" else f"{value:.1f} h"
-    return f"{seconds / 86400:.1f} days"
-
-
-SCHEMA = 1  # of every record; a newer one is refused, an older one read
-PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-learn", "scipy", "pyautoattack", "safetensors")
+    if seconds < 90 * 60:
+        return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -217,11 +202,9 @@ def write_bytes(path: Path, data: bytes) -> None:
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
         raise FSRError(f"cannot write {path}: {error.strerror}; earlier results are whole") from None
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    finally:
+        Path(temporary).unlink(missing_ok=True)  # gone already unless something failed
 
 
 def sweep(path: Path) -> None:
@@ -235,37 +218,34 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def file_sha256(path: Path) -> str:
-    """Hex digest of a file's bytes; MissingRecord when it is not there, CorruptFile when it cannot be read."""
+def read_bytes(path: Path) -> bytes:
+    """A file's bytes; MissingRecord when it is not there, CorruptFile when it cannot be read."""
     try:
-        return sha256(path.read_bytes())
+        return path.read_bytes()
     except FileNotFoundError:
         raise MissingRecord(f"no such file: {path}") from None
     except OSError as error:
         raise CorruptFile(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _body(record: dict) -> str:
-    return json.dumps({k: v for k, v in record.items() if k != "sha256"}, sort_keys=True)
+def _body(record: dict) -> bytes:
+    return json.dumps({k: v for k, v in record.items() if k != "sha256"}, sort_keys=True).encode()
 
 
 def save_json(path: Path, record: dict) -> None:
     """Write a record with its schema and the hash of its content."""
     record = json.loads(json.dumps({"schema": SCHEMA, **record}))
-    record["sha256"] = sha256(_body(record).encode())
+    record["sha256"] = sha256(_body(record))
     write_bytes(path, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
 
 
 def load_json(path: Path) -> dict:
     """Read a record; CorruptFile when its content does not match its hash or its schema is newer than this code."""
+    data = read_bytes(path)
     try:
-        record = json.loads(path.read_bytes())
-        good = isinstance(record, dict) and record.get("sha256") == sha256(_body(record).encode())
-    except FileNotFoundError:
-        raise MissingRecord(f"no record {path}") from None
-    except OSError as error:
-        raise CorruptFile(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, UnicodeDecodeError, RecursionError):
+        record = json.loads(data)
+        good = isinstance(record, dict) and record.get("sha256") == sha256(_body(record))
+    except (ValueError, RecursionError):
         good = False
     if not good:
         raise CorruptFile(f"{path} is damaged (its content does not match its hash); move it away to compute it again")
@@ -281,56 +261,40 @@ def npz_bytes(**arrays) -> bytes:
     return buffer.getvalue()
 
 
-def npy_bytes(array: np.ndarray) -> bytes:
-    """The array as one npy, not compressed: the same bytes on every machine."""
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
+def save_npz(path: Path, **arrays) -> str:
+    """Write the arrays as one compressed npz; returns the digest of its bytes."""
+    data = npz_bytes(**arrays)
+    write_bytes(path, data)
+    return sha256(data)
 
 
 def load_npz(path: Path, digest: str) -> dict[str, np.ndarray]:
-    """Arrays of an npz whose bytes have this digest; CorruptFile or MissingRecord otherwise, no pickles."""
-    with _arrays(path, digest) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+    """Arrays of an npz (of an npy under the name `array`) whose bytes have this digest; no pickles.
 
-
-def load_npy(path: Path, digest: str) -> np.ndarray:
-    """The array of an npy whose bytes have this digest; CorruptFile or MissingRecord otherwise, no pickles."""
-    with _arrays(path, digest) as array:
-        return array
-
-
-@contextlib.contextmanager
-def _arrays(path: Path, digest: str):
-    """What numpy reads from a file whose bytes have this digest, closed afterwards."""
-    if file_sha256(path) != digest:
+    Raises MissingRecord when there is none, CorruptFile when its bytes are others or cannot be read.
+    """
+    data = read_bytes(path)
+    if sha256(data) != digest:
         raise CorruptFile(f"{path} is damaged (its bytes do not match its record); move it and its json away")
     try:
-        found = np.load(path, allow_pickle=False)
-        with found if hasattr(found, "files") else contextlib.nullcontext():
-            yield found
+        loaded = np.load(io.BytesIO(data), allow_pickle=False)
+        return {"array": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
     except (ValueError, OSError, zipfile.BadZipFile) as error:
         raise CorruptFile(f"{path} cannot be read: {error}") from None
 
 
 def _git(*arguments: str) -> str | None:
-    here = Path(__file__).resolve().parent
-    try:
-        done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    """What git prints about the folder of this code; None where it fails."""
+    call = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(call, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    return None
 
 
-@functools.cache
-def _versions() -> dict:
-    versions: dict[str, str | None] = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
-    return versions
+def _version(package: str) -> str | None:
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return metadata.version(package)
+    return None
 
 
 def _origin() -> tuple[str | None, bool | None]:
@@ -347,14 +311,9 @@ def _origin() -> tuple[str | None, bool | None]:
 def provenance() -> dict:
     """Commit, whether fsr/ had uncommitted changes, and package versions; unknown is None, never "" or False.
 
-    Read once per process, which must be when it begins to compute: the code that is running is the code as it was
-    loaded. Where FSR_COMMIT is set, it and
-    FSR_DIRTY (0, 1) say both, as on a cluster's nodes, which have no repository.
+    Call it once before computing: it is read once per process, and describes the code as it was loaded. $FSR_COMMIT and
+    $FSR_DIRTY (0 or 1) say both on machines without the repository.
     """
     commit, dirty = _origin()
-    return {
-        "commit": commit,
-        "dirty": dirty,
-        "python": platform.python_version(),
-        "versions": _versions(),
-    }
+    versions = {name: _version(name) for name in PACKAGES}
+    return {"commit": commit, "dirty": dirty, "python": platform.python_version(), "versions": versions}

@@ -3,8 +3,10 @@
 import functools
 import os
 import platform
+import re
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,22 @@ from fsr.files import UsageError
 
 
 @functools.cache
+def _cpuinfo() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""
+
+
 def cpu_name() -> str:
     """The processor's own name, as the kernel prints it; the architecture's where it prints none."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else (platform.processor() or platform.machine())
+    names = re.findall(r"^model name\s*:\s*(.*)$", _cpuinfo(), re.MULTILINE)
+    return names[0].strip() if names else (platform.processor() or platform.machine())
+
+
+def bf16_is_fast() -> bool:
+    """Does this CPU multiply bf16 matrices natively (AVX512-BF16 or AMX)?"""
+    return "bf16" in _cpuinfo()
 
 
 def cores() -> int:
@@ -29,28 +39,20 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
-def _asked_threads() -> int | None:
+def _requested_threads() -> int | None:
     value = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     return int(value) if value.isdigit() and int(value) > 0 else None
 
 
-ASKED_THREADS = _asked_threads()  # when this process began: worker processes are given their number in the same place
+REQUESTED_THREADS = _requested_threads()  # when this process began: workers are given their number in the same variable
 
 
 def threads(share: int) -> int:
-    """How many threads a process may use that has `share` cores to itself: no more than $OMP_NUM_THREADS, if set.
+    """Threads of a process that has `share` cores to itself: at least 1, at most $OMP_NUM_THREADS where it is set.
 
-    Whoever runs several commands at once says so there; two threads each on two shared cores took ten times longer.
+    Set it when several commands run at once: two threads each on two shared cores took ten times longer.
     """
-    return max(1, share if ASKED_THREADS is None else min(share, ASKED_THREADS))
-
-
-def bf16_is_fast() -> bool:
-    """Does this CPU multiply bf16 matrices natively (AVX512-BF16 or AMX)?"""
-    try:
-        return "bf16" in Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
+    return max(1, min(share, REQUESTED_THREADS or share))
 
 
 def device_named(name: str | None) -> torch.device:
@@ -95,7 +97,7 @@ def make_deterministic() -> None:
 
 @contextmanager
 def _float32_products(precision: str) -> Iterator[None]:
-    """How convolutions and matrix products of float32 tensors are computed inside: ieee or tf32."""
+    """Compute convolutions and matrix products of float32 tensors inside in this precision: ieee or tf32."""
     places: tuple[Any, ...] = (getattr(torch.backends.cudnn, "conv"), torch.backends.cuda.matmul)  # noqa: B009 - untyped
     before = [place.fp32_precision for place in places]
     try:
@@ -107,20 +109,16 @@ def _float32_products(precision: str) -> Iterator[None]:
             place.fp32_precision = value
 
 
-def exact_float32() -> AbstractContextManager[None]:
-    """No TensorFloat-32 inside: on recent GPUs it keeps 10 bits, enough to flip images at the boundary."""
-    return _float32_products("ieee")
-
-
-def quick_float32() -> AbstractContextManager[None]:
-    """TensorFloat-32 inside, where the GPU has it: for crafting images that the exact network then judges."""
-    return _float32_products("tf32")
+# No TensorFloat-32 inside: on recent GPUs it keeps 10 bits, enough to flip images at the boundary.
+exact_float32 = partial(_float32_products, "ieee")
+# TensorFloat-32 inside, where the GPU has it: for crafting images that the exact network then classifies.
+quick_float32 = partial(_float32_products, "tf32")
 
 
 class Exact(torch.nn.Module):
-    """A network that is computed without TensorFloat-32 wherever it is asked, for attacks that judge by themselves.
+    """A network whose every forward pass runs without TensorFloat-32, for attacks that classify by themselves.
 
-    check: called before each forward pass; what it raises ends the attack.
+    check: called before each forward pass; an exception that it raises ends the attack.
     """
 
     def __init__(self, model: Callable[[torch.Tensor], torch.Tensor], check: Callable[[], None] = lambda: None):

@@ -4,21 +4,26 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
+from fsr import files
 from fsr.config import (
     DATASETS,
+    Analysis,
     Evaluation,
     FSRSpec,
     PeerSpec,
     Run,
+    analysis_id,
     content_id,
+    diff,
     for_dataset,
     replace,
     run_from_dict,
     run_id,
     to_dict,
-)  # fmt: skip
+)
 from fsr.files import UsageError
 
 
@@ -26,6 +31,51 @@ def test_ids_of_known_runs_never_change():
     # stored values: records in the repository are found by them
     assert run_id(Run()) == "cifar10-resnet18-at-s0-f641cfa360"
     assert run_id(Run(module=FSRSpec())) == "cifar10-resnet18-at+fsr-s0-1ed096158c"
+
+
+def test_every_committed_record_lies_under_the_id_of_its_config():
+    folders = [p.parent for p in (files.repository() / "results" / "runs").glob("*/config.json")]
+    assert folders
+    for folder in folders:
+        run = run_from_dict(json.loads((folder / "config.json").read_text())["run"])
+        assert run_id(run) == folder.name
+        for path in folder.glob("evals/*.json"):
+            evaluation = Evaluation(**json.loads(path.read_text())["evaluation"])
+            assert f"{evaluation.checkpoint}-{evaluation.attack_id}" == path.stem
+        for path in folder.glob("analyses/*.json"):
+            analysis = Analysis(**json.loads(path.read_text())["analysis"])
+            assert f"{analysis.checkpoint}-{analysis_id(analysis)}" == path.stem
+
+
+def test_one_folder_of_images_gives_one_run_id(tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(tmp_path)
+    monkeypatch.chdir(tmp_path.parent)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    names = (
+        str(tmp_path),
+        f"{tmp_path}/",
+        tmp_path.name,
+        f"{tmp_path.name}/../{tmp_path.name}",
+        f"{tmp_path}/link",
+        "~",
+    )
+    runs = [Run(dataset=f"folder:{name}") for name in names]
+    assert {run.dataset for run in runs} == {f"folder:{tmp_path}"} and len(set(map(run_id, runs))) == 1
+    with pytest.raises(UsageError, match="is not a path"):
+        Run(dataset="folder:a\0b")
+
+
+def test_numpy_numbers_become_pythons():
+    run = Run(eps=np.float64(8 / 255), seed=np.int64(3), epochs=np.int32(2))
+    assert run_id(run) == run_id(Run(seed=3, epochs=2)) and type(run.eps) is float and type(run.seed) is int
+
+
+def test_the_difference_of_two_configs_is_by_field():
+    base = Run(module=FSRSpec())
+    assert diff(base, base) == {}
+    assert diff(base, replace(base, seed=2, module=FSRSpec(tau=0.5))) == {"seed": (0, 2), "module.tau": (0.1, 0.5)}
+    assert diff(Run(), base) == {"module": (None, FSRSpec())}
+    assert diff(Evaluation(attack="cw"), Evaluation(attack="cw", images=9)) == {"images": (None, 9)}
 
 
 def test_every_field_changes_the_id():

@@ -24,7 +24,7 @@ TASKS = [Task(run=run, evaluations=(Evaluation(attack="clean"), Evaluation(attac
 
 def test_never_more_threads_than_cores(monkeypatch):
     monkeypatch.setattr(hardware, "cores", lambda: 4)
-    monkeypatch.setattr(hardware, "ASKED_THREADS", None)
+    monkeypatch.setattr(hardware, "REQUESTED_THREADS", None)
     cpu = torch.device("cpu")
     assert executors.shape(TASKS * 5, cpu) == (4, 1)  # small nets: a thread each
     wide = [Task(run=tiny_run(width=64, precision="bf16"))] * 5
@@ -40,7 +40,7 @@ def test_the_environment_limits_threads_and_never_adds_any(monkeypatch):
     monkeypatch.setattr(hardware, "cores", lambda: 4)
     wide = [Task(run=tiny_run(width=64, precision="bf16"))]
     for asked, expected in ((1, 1), (2, 2), (9, 4)):  # one task alone would take all four cores
-        monkeypatch.setattr(hardware, "ASKED_THREADS", asked)
+        monkeypatch.setattr(hardware, "REQUESTED_THREADS", asked)
         assert executors.shape(wide, torch.device("cpu"), workers=2) == (1, expected)
     assert hardware.threads(0) == 1
 
@@ -48,7 +48,7 @@ def test_the_environment_limits_threads_and_never_adds_any(monkeypatch):
 @pytest.mark.parametrize("value, asked", [("3", 3), ("2,1", 2), ("0", None), ("", None), ("many", None)])
 def test_what_the_environment_asks_for(monkeypatch, value, asked):
     monkeypatch.setenv("OMP_NUM_THREADS", value)
-    assert hardware._asked_threads() == asked
+    assert hardware._requested_threads() == asked
 
 
 def test_workers_make_the_records_that_this_process_makes(root, monkeypatch, tmp_path):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from fsr.config import BACKBONES, DATASETS, Backbone, FSRSpec, PeerSpec, Run
+from fsr.config import BACKBONES, DATASETS, PEERS, Backbone, FSRSpec, PeerSpec, Run
 from fsr.files import UsageError
 from fsr.models.cost import count_macs, count_params
 from fsr.models.fsr import FSR, Streams, gumbel_mask, hidden_channels
@@ -53,13 +53,9 @@ def _insert_all(net: nn.Module, modules: dict[str, nn.Module]) -> None:
 
 def _peers(spec: PeerSpec, backbone: Backbone, blocks: tuple[int, ...], channels, num_classes: int) -> dict:
     """The peer's modules by path; channels: path to channels."""
-    if spec.name == "fd":
-        return {path: FeatureDenoising(channels(path)) for path in spec.at or backbone.stages}
-    paths = spec.at or backbone.last_two(blocks)
-    if spec.name == "cas":
-        return {path: CAS(channels(path), num_classes) for path in paths}
-    bottlenecks = [128] * (len(paths) - 1) + [None]  # the last probe is linear (Yan et al. 2021, their ResNet-18)
-    return {path: CIFS(channels(path), num_classes, b) for path, b in zip(paths, bottlenecks)}
+    peer = PEERS[spec.name]
+    paths = spec.at or (backbone.stages if peer.every_stage else backbone.last_two(blocks))
+    return {path: peer.build(channels(path), num_classes, path == paths[-1]) for path in paths}
 
 
 def build_model(

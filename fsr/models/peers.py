@@ -105,3 +105,18 @@ class CIFS(_Probed):
             slope = torch.sigmoid(5 * self.bottleneck(pooled.detach()))
             relevance = (relevance * slope) @ self.bottleneck.weight
         return relevance.softmax(dim=1), logits
+
+
+def fd(channels: int, num_classes: int, is_last: bool) -> FeatureDenoising:
+    """Feature denoising for one place."""
+    return FeatureDenoising(channels)
+
+
+def cas(channels: int, num_classes: int, is_last: bool) -> CAS:
+    """CAS for one place."""
+    return CAS(channels, num_classes)
+
+
+def cifs(channels: int, num_classes: int, is_last: bool) -> CIFS:
+    """CIFS for one place; the last probe is linear (Yan et al. 2021, their ResNet-18)."""
+    return CIFS(channels, num_classes, None if is_last else 128)

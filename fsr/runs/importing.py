@@ -7,7 +7,7 @@ import torch
 
 from fsr import files, store
 from fsr.config import DATASETS, FSRSpec, for_dataset, run_id
-from fsr.files import UsageError, file_sha256, provenance, save_json
+from fsr.files import UsageError, provenance, read_bytes, save_json, sha256
 from fsr.models import load_official
 from fsr.runs.checkpoints import weights_path
 from fsr.store.weights import save_tensors
@@ -29,7 +29,7 @@ def import_official(path: Path, backbone: str, dataset: str) -> str:
         raise UsageError(
             f"{path} tells {classes} classes apart and {dataset} has {info.classes}: give another --dataset"
         )
-    digest = file_sha256(Path(path))
+    digest = sha256(read_bytes(Path(path)))
     run = for_dataset(
         dataset, backbone=backbone, module=FSRSpec(), holdout=0, precision="float32", imported=digest[:16]
     )

@@ -1,5 +1,6 @@
 """Per-sample outcomes and analyses of a run: whole or absent, hashed, never overwritten."""
 
+import io
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,9 +13,7 @@ from fsr.files import (
     MissingRecord,
     UsageError,
     load_json,
-    load_npy,
     load_npz,
-    npy_bytes,
     npz_bytes,
     provenance,
     save_json,
@@ -81,7 +80,9 @@ def _index_path(folder: Path, digest: str) -> Path:
 
 def _keep_index(folder: Path, index: np.ndarray) -> str:
     """Store (N,) positions once; returns the file's digest. They would be nine tenths of each outcome's bytes."""
-    data = npy_bytes(index.astype(np.min_scalar_type(int(index.max()))))
+    buffer = io.BytesIO()
+    np.save(buffer, index.astype(np.min_scalar_type(int(index.max()))), allow_pickle=False)
+    data = buffer.getvalue()
     digest = sha256(data)
     if not _index_path(folder, digest).exists():
         write_bytes(_index_path(folder, digest), data)
@@ -115,7 +116,7 @@ def read_outcome(path: Path) -> Outcome:
     record = load_json(path)
     arrays = load_npz(path.with_suffix(".npz"), record["outcomes_sha256"])
     if digest := record.get("index_sha256"):
-        index = load_npy(_index_path(path.parent, digest), digest).astype(np.int32)
+        index = load_npz(_index_path(path.parent, digest), digest)["array"].astype(np.int32)
     else:  # older records hold their positions themselves
         index = arrays.get("index", np.arange(record["n"], dtype=np.int32))
     return Outcome(index, np.unpackbits(arrays["correct"], count=record["n"]).astype(bool), record)

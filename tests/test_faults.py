@@ -443,7 +443,7 @@ def test_records_of_an_older_schema_are_read(finished, root):
     for path in files.run_dir(run_id(WITH_FSR)).rglob("*.json"):
         record = json.loads(path.read_bytes())
         del record["schema"]
-        record["sha256"] = files.sha256(files._body(record).encode())
+        record["sha256"] = files.sha256(files._body(record))
         path.write_text(json.dumps(record))
     read_everything()
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from fsr import files, store
 from fsr.config import Analysis, Evaluation, Run, run_id
@@ -20,14 +21,15 @@ from fsr.files import (
     save_json,
     sha256,
 )
+from fsr.store.weights import digest, digest_of, load_tensors, save_tensors
 
 RUN = Run(epochs=2)
 
 
-def _outcomes(attack: str, correct, run=RUN, weights=None, **more):
+def _outcomes(attack: str, correct, run=RUN, eps=None, **extra):
     store.save_config(run)
-    index, evaluation = np.arange(len(correct)), Evaluation(attack=attack, **more)
-    store.save_evaluation(run, evaluation, index, np.array(correct, bool), seconds=1.0, weights=weights)
+    index, evaluation = np.arange(len(correct)), Evaluation(attack=attack, eps=eps)
+    store.save_evaluation(run, evaluation, index, np.array(correct, bool), seconds=1.0, **extra)
 
 
 def test_outcomes_come_back_per_sample(root):
@@ -124,12 +126,19 @@ def test_the_ensemble_uses_only_images_that_every_attack_saw(root):
     assert both.index.tolist() == [4, 5] and both.correct.tolist() == [True, False]
 
 
-def test_no_ensemble_of_two_trainings_of_a_run(root):
+@pytest.mark.parametrize(("key", "what"), [("weights", "weights"), ("images_sha256", "test images")])
+def test_no_ensemble_of_two_networks_or_two_test_sets(root, key, what):
     for attack in store.ENSEMBLE:
-        _outcomes(attack, [True, False], weights="another" if attack == "cw" else "one")
+        _outcomes(attack, [True, False], **{key: "another" if attack == "cw" else "one"})
     assert "ensemble" not in set(store.metrics([RUN])["attack"])
-    with pytest.raises(MissingRecord, match="different trainings"):
+    with pytest.raises(MissingRecord, match=f"different {what}; .* `python -m fsr run-all`"):
         store.ensemble(RUN, "last")
+
+
+def test_an_ensemble_where_some_records_name_no_images(root):
+    for attack in store.ENSEMBLE:
+        _outcomes(attack, [True, False], images_sha256="one" if attack == "cw" else None)
+    assert store.ensemble(RUN, "last").correct.tolist() == [True, False]
 
 
 def test_a_record_that_was_copied_from_another_run_is_named_and_not_used(root):
@@ -239,3 +248,24 @@ def test_a_history_has_its_columns_in_one_order_whatever_the_rows_say(root):
     row = {"epoch": 1, "seconds": 0.5, "lr": 0.1, "train_cls": 2.0, "held_clean_acc": 0.5, "ema_held_clean_acc": 0.25}
     assert store.save_history(RUN, [row]) == store.save_history(RUN, [dict(sorted(row.items()))])
     assert list(store.history(RUN).columns) == list(row)
+
+
+def test_every_committed_record_still_loads(monkeypatch):
+    """Evaluations and analyses with their arrays and hashes, env.json and history.csv."""
+    monkeypatch.setenv("FSR_ROOT", str(files.repository()))
+    for run in store.runs():
+        assert not store.damage(run)
+        recorded = store.evaluations(run)
+        assert all(len(store.load_evaluation(run, e).correct) for e in recorded)
+        for path in sorted((files.run_dir(run_id(run)) / "analyses").glob("*.json")):
+            store.load_analysis(run, Analysis(**load_json(path)["analysis"]))
+    assert len(store.metrics()) > 500
+
+
+def test_tied_weights_are_stored_under_each_name(tmp_path):
+    whole = torch.arange(6.0)
+    tensors = {"a.weight": whole, "b.weight": whole, "row": whole[2:4]}
+    mark = save_tensors(tmp_path / "x.safetensors", tensors, {"epoch": 1})
+    loaded, meta = load_tensors(tmp_path / "x.safetensors")
+    assert all(torch.equal(loaded[name], value) for name, value in tensors.items()) and meta == {"epoch": 1}
+    assert mark == digest_of(tmp_path / "x.safetensors") == digest(tensors, '{"epoch": 1}')

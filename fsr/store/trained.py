@@ -8,7 +8,7 @@ import pandas as pd
 
 from fsr import files
 from fsr.config import Run, content_id, run_from_dict, run_id, to_dict
-from fsr.files import CorruptFile, MissingRecord, UsageError, did_you_mean, load_json, save_json, sha256, write_bytes
+from fsr.files import CorruptFile, MissingRecord, UsageError, load_json, save_json, sha256
 
 
 def id_of(run: Run | str) -> str:
@@ -16,9 +16,22 @@ def id_of(run: Run | str) -> str:
     return run if isinstance(run, str) else run_id(run)
 
 
+def folder_of(run: Run | str) -> Path:
+    """results/runs/<id>."""
+    return files.run_dir(id_of(run))
+
+
+def own(path: Path, run: Run | str) -> dict:
+    """The record at path, if it is this run's; CorruptFile for one that was copied or renamed from another."""
+    record = load_json(path)
+    if record.get("run_id") != id_of(run):
+        raise CorruptFile(f"{path} is a record of {record.get('run_id')}; move it away to compute this run's own")
+    return record
+
+
 def save_config(run: Run) -> None:
     """config.json of a run, once; an existing one must be the same run."""
-    path = files.run_dir(run_id(run)) / "config.json"
+    path = folder_of(run) / "config.json"
     if not path.exists():
         save_json(path, {"run": to_dict(run), "run_id": run_id(run)})
     elif content_id(config_of(run_id(run))) != content_id(run):
@@ -27,15 +40,12 @@ def save_config(run: Run) -> None:
 
 def config_of(name: str) -> Run:
     """The Run that a run id names; UsageError when there is none, CorruptFile when its record is not its own."""
-    path = files.run_dir(name) / "config.json"
+    path = folder_of(name) / "config.json"
     if not path.exists():
         folder = files.results() / "runs"
-        meant = did_you_mean(name, (p.parent.name for p in folder.glob("*/config.json")))
+        meant = files.did_you_mean(name, (p.parent.name for p in folder.glob("*/config.json")))
         raise UsageError(f"no run {name!r} in {folder}{meant}; `python -m fsr status` lists them")
-    record = load_json(path)
-    if record.get("run_id") != name:
-        raise CorruptFile(f"{path} describes another run than its folder's name; move the folder away")
-    return run_from_dict(record["run"])
+    return run_from_dict(own(path, name)["run"])
 
 
 def runs() -> list[Run]:
@@ -45,43 +55,24 @@ def runs() -> list[Run]:
 
 def is_trained(run: Run | str) -> bool:
     """Did the training finish?  The weights may be gone: a record is valid without them."""
-    return (files.run_dir(id_of(run)) / "env.json").exists()
-
-
-def own(record: dict, run: Run | str, path: Path) -> dict:
-    """The record, if it is this run's; CorruptFile for one that was copied or renamed from another."""
-    if record.get("run_id") != id_of(run):
-        raise CorruptFile(f"{path} is a record of {record.get('run_id')}; move it away to compute this run's own")
-    return record
+    return (folder_of(run) / "env.json").exists()
 
 
 def environment(run: Run | str) -> dict:
     """env.json: commit, versions, hardware, start, seconds, checkpoint hashes."""
-    path = files.run_dir(id_of(run)) / "env.json"
-    return own(load_json(path), run, path)
+    return own(folder_of(run) / "env.json", run)
 
 
 def retrained_path(run: Run | str, digest: str) -> Path:
     """Where a later training that ended in other weights is recorded; digest: of the first of them."""
-    return files.run_dir(id_of(run)) / f"retrained-{digest[:12]}.json"
-
-
-def trainings(run: Run | str) -> list[dict]:
-    """env.json of a finished run, and the records of later trainings of it that ended in other weights."""
-    later = sorted(files.run_dir(id_of(run)).glob("retrained-*.json"))
-    return [environment(run), *(own(load_json(path), run, path) for path in later)] if is_trained(run) else []
-
-
-def alone(record: dict) -> bool:
-    """Had the training of this env.json its device to itself, as far as it says?  Else its seconds are no speed."""
-    return all(part.get("sharing", 1) == 1 for part in (record, *record.get("sittings", [])))
+    return folder_of(run) / f"retrained-{digest[:12]}.json"
 
 
 def damage(run: Run | str) -> str:
     """What is wrong with a run's config.json, env.json or history.csv, in one line; "" when nothing is."""
     name = id_of(run)
     try:
-        if (files.run_dir(name) / "config.json").exists():
+        if (folder_of(name) / "config.json").exists():
             config_of(name)
         if is_trained(name) and environment(name).get("history_sha256"):
             history(name)
@@ -108,17 +99,27 @@ def save_history(run: Run, rows: list[dict]) -> bytes:
     writer.writeheader()
     writer.writerows([{k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows])
     data = text.getvalue().encode()
-    write_bytes(files.run_dir(run_id(run)) / "history.csv", data)
+    files.write_bytes(folder_of(run) / "history.csv", data)
     return data
 
 
 def history(run: Run | str) -> pd.DataFrame:
     """history.csv as a frame; of a finished run it must match the hash in env.json."""
-    folder = files.run_dir(id_of(run))
-    path = folder / "history.csv"
+    path = folder_of(run) / "history.csv"
     if not path.exists():
         raise MissingRecord(f"{id_of(run)} has no history.csv; `python -m fsr run-all` trains what is missing")
     data = path.read_bytes()
     if is_trained(run) and environment(run)["history_sha256"] != sha256(data):
         raise CorruptFile(f"{path} is damaged (its bytes do not match env.json)")
     return pd.read_csv(io.BytesIO(data))
+
+
+def trainings(run: Run | str) -> list[dict]:
+    """env.json of a finished run, and the records of later trainings of it that ended in other weights."""
+    later = sorted(folder_of(run).glob("retrained-*.json"))
+    return [environment(run), *(own(path, run) for path in later)] if is_trained(run) else []
+
+
+def alone(record: dict) -> bool:
+    """Had the training of this env.json its device to itself, as far as it says?  Else its seconds are no speed."""
+    return all(part.get("sharing", 1) == 1 for part in (record, *record.get("sittings", [])))

@@ -3,7 +3,10 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,52 +26,69 @@ def digest(tensors: dict[str, Tensor], meta: str = "") -> str:
     return total.hexdigest()
 
 
+def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same values on the CPU, each in memory of its own: tied weights are stored once for each of their names."""
+    out: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, value in tensors.items():
+        value = value.detach().cpu().contiguous()
+        storage = value.untyped_storage().data_ptr()
+        out[name] = value.clone() if storage in storages else value
+        storages.add(storage)
+    return out
+
+
 def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict | None = None) -> str:
     """Write tensors and JSON-able meta to one safetensors file; returns the digest that is stored inside."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    text = json.dumps(meta or {}, sort_keys=True)
+    tensors, text = _separate(tensors), json.dumps(meta or {}, sort_keys=True)
     mark = digest(tensors, text)
     # one entry: several would be written in an order that changes from call to call
     write_bytes(path, save(tensors, metadata={"fsr": json.dumps({"digest": mark, "meta": text})}))
     return mark
 
 
-def _info(file, path: Path) -> dict[str, str]:
-    """Digest and meta of an open checkpoint; CorruptFile for a file that this version did not write."""
+def _info(file: Any, path: Path) -> tuple[str, str, dict]:
+    """(digest, meta as text, meta) of an open checkpoint; CorruptFile for one that this version did not write."""
     text = (file.metadata() or {}).get("fsr")
     if text is None:
         raise CorruptFile(
             f"{path} was not written by this version of the package (it has no `fsr` entry in its metadata); "
             "read it with the version that wrote it, or move it away to train again"
         )
-    info = json.loads(text)
-    if not isinstance(info, dict) or not all(isinstance(info.get(name), str) for name in ("digest", "meta")):
-        raise ValueError("its header is damaged")
-    if not isinstance(json.loads(info["meta"]), dict):
-        raise ValueError("its header is damaged")
-    return info
+    try:
+        info = json.loads(text)
+        mark, text = info["digest"], info["meta"]
+        meta = json.loads(text)
+        if isinstance(mark, str) and isinstance(meta, dict):
+            return mark, text, meta
+    except (KeyError, TypeError):
+        pass
+    raise ValueError("its header is damaged")
 
 
-def _unreadable(path: Path, error: Exception) -> CorruptFile:
-    """Damaged, or not for this user to read."""
-    if not os.access(path, os.R_OK):
-        return CorruptFile(f"{path} cannot be read: permission denied; the file may be whole, so give yourself access")
-    return CorruptFile(f"{path} cannot be read ({error}); move it away to train again")
-
-
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
-    """(tensors on the CPU, meta); MissingRecord when there is none, CorruptFile when it is not what was saved."""
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A checkpoint's file; MissingRecord when there is none, CorruptFile when it cannot be read."""
     if not path.exists():
         raise MissingRecord(f"no such checkpoint: {path}")
     try:
         with safe_open(str(path), framework="pt") as file:
-            info = _info(file, path)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            yield file
     except (SafetensorError, OSError, ValueError) as error:
-        raise _unreadable(path, error) from None
-    if info["digest"] != digest(tensors, info["meta"]):
+        if not os.access(path, os.R_OK):
+            reason = "permission denied; the file may be whole, so give yourself access"
+            raise CorruptFile(f"{path} cannot be read: {reason}") from None
+        raise CorruptFile(f"{path} cannot be read ({error}); move it away to train again") from None
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """(tensors on the CPU, meta); MissingRecord when there is none, CorruptFile when it is not what was saved."""
+    with _opened(path) as file:
+        mark, text, meta = _info(file, path)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    if mark != digest(tensors, text):
         raise CorruptFile(f"{path} is damaged (its content does not match its digest); move it away to train again")
-    return tensors, json.loads(info["meta"])
+    return tensors, meta
 
 
 def load_into(model: nn.Module, path: Path) -> dict:
@@ -81,19 +101,13 @@ def load_into(model: nn.Module, path: Path) -> dict:
     return meta
 
 
-def _header(path: Path) -> dict[str, str]:
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            return _info(file, path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise _unreadable(path, error) from None
-
-
 def digest_of(path: Path) -> str:
     """The digest stored in a checkpoint, without reading its tensors."""
-    return _header(path)["digest"]
+    with _opened(path) as file:
+        return _info(file, path)[0]
 
 
 def meta_of(path: Path) -> dict:
     """The meta stored in a checkpoint, without reading its tensors."""
-    return json.loads(_header(path)["meta"])
+    with _opened(path) as file:
+        return _info(file, path)[2]

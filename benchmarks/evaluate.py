@@ -13,7 +13,7 @@ from fsr.attacks import attack_named
 from fsr.attacks.auto import autoattack
 from fsr.config import FSRSpec, Run, for_dataset
 from fsr.data import as_float, load, part_of_test
-from fsr.evaluate import right
+from fsr.evaluate import is_correct
 from fsr.runs.training import load_model
 from fsr.store import config_of
 from fsr.train import Trainer, fit
@@ -42,7 +42,7 @@ def packaged(model: nn.Module, x: Tensor, y: Tensor, eps: float, batch: int) -> 
     attack = AutoAttack(model, eps=eps, seed=0, device=x.device, version="standard")
     result = attack.run_standard_evaluation(x, y, batch_size=batch)
     x_adv = result[0] if isinstance(result, tuple) else result
-    return right(model, x_adv, y)
+    return is_correct(model, x_adv, y)
 
 
 def compare(name: str, sides: dict, rounds: int, n: int, device: torch.device) -> dict:
@@ -69,7 +69,7 @@ def rows_for(run: Run, model: nn.Module, x: Tensor, y: Tensor, given) -> list[di
 
     def pgd(target, judge) -> Tensor:
         x_adv = attack_named("pgd20")(target, x, y, eps=run.eps, seed=0, indices=seeds)
-        return right(judge, x_adv, y)
+        return is_correct(judge, x_adv, y)
 
     def fast_autoattack() -> Tensor:
         return autoattack(net, x, y, eps=run.eps, judge=model, batch=given.batch, keep_images=False).correct

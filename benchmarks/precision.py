@@ -13,7 +13,7 @@ from benchmarks import measure
 from fsr.attacks import attack_named
 from fsr.config import FSRSpec, Run, content_id, for_dataset, replace
 from fsr.data import as_float, load, part_of_test
-from fsr.evaluate import right
+from fsr.evaluate import is_correct
 from fsr.files import MissingRecord, load_json
 from fsr.plots.style import BLUE, VERMILION, panels, percent_axis, styled
 from fsr.statistics import seed_summary
@@ -39,8 +39,8 @@ def train_and_judge(run: Run, images: int, device: torch.device) -> dict:
     flags: dict[str, list[bool]] = {"clean": [], "pgd20": []}
     for rows in torch.arange(len(y), device=x.device).split(250):
         x_adv = attack_named("pgd20")(net, x[rows], y[rows], eps=run.eps, seed=0, indices=index[rows.cpu()])
-        flags["clean"] += right(model, x[rows], y[rows]).tolist()
-        flags["pgd20"] += right(model, x_adv, y[rows]).tolist()
+        flags["clean"] += is_correct(model, x[rows], y[rows]).tolist()
+        flags["pgd20"] += is_correct(model, x_adv, y[rows]).tolist()
     row = {"id": content_id(run), "precision": run.precision, "seed": run.seed, "images": len(y), "seconds": seconds}
     row |= {name: sum(values) / len(values) for name, values in flags.items()}
     return row | {"train_total": trainer.progress.rows[-1]["train_total"], "switches": trainer.crafter.switches}

@@ -11,8 +11,9 @@ from benchmarks import measure
 from benchmarks.plain import PlainTrainer
 from fsr.config import DATASETS, FSRSpec, Run, for_dataset, replace
 from fsr.models import count_macs, model_of
-from fsr.train.fast import Crafter, Stepper, sgd
+from fsr.train.fast import Crafter
 from fsr.train.objectives import Objective
+from fsr.train.update import Stepper, sgd
 
 SMALL = for_dataset("cifar10", backbone="resnet18", width=16, module=FSRSpec())
 FULL = replace(SMALL, width=None)
@@ -67,13 +68,8 @@ def operations(run: Run, model, x: Tensor, *, parameter_gradients: bool) -> floa
 
 
 def sides_of(name: str, run: Run, device: torch.device) -> dict[str, FastStep]:
-    """The fast step and what it is compared with besides the plain one: without compiling, with torch's convolutions.
-
-    Where the fast one does not multiply by `fsr.train.winograd` there is nothing of the latter kind.
-    """
+    """The fast step and what it is compared with besides the plain one: without compiling."""
     sides = {"fast": FastStep(run, device), "fast, not compiled": FastStep(run, device, compile=False)}
-    if sides["fast"].crafter.switches["winograd"]:
-        sides["fast, direct"] = FastStep(run, device, winograd=False)
     if device.type == "cuda" and name == UPDATE_COMPILED:  # minutes of compiling: once
         sides["fast, update compiled"] = FastStep(run, device, update=True)
     return sides
@@ -91,9 +87,6 @@ def speeds(run: Run, model, x: Tensor, times: measure.Rounds, peak: dict[str, fl
     }
     row = {"ratio": measure.ratios(times, "plain", "fast")}
     row |= {"ratio_not_compiled": measure.ratios(times, "plain", "fast, not compiled")}
-    if "fast, direct" in times:
-        row |= {"ratio_direct": measure.ratios(times, "plain", "fast, direct")}
-        row |= {"winograd_gains": measure.ratios(times, "fast, direct", "fast")}
     share = {side: f / peak["float32" if side == "plain" else precision] for side, f in flops.items()}
     rate = {side: run.batch / seconds for side, seconds in medians.items()}
     return {**row, "images_per_second": rate, "flops": flops, "share_of_peak": share}

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import hashlib
 import io
 import json
 import time
@@ -12,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fsr.attacks import VARIANTS, AttackInfo, attack_named
-from fsr.attacks.auto import Share, alone, autoattack
+from fsr.attacks import VARIANTS, attack_named, autoattack
 from fsr.attacks.gradient import check_images
 from fsr.attacks.losses import is_wrong
 from fsr.config import Evaluation, Run
@@ -22,7 +22,7 @@ from fsr.files import UsageError, npz_bytes
 from fsr.hardware import Exact, exact_float32
 from fsr.models import intervene
 from fsr.models.modes import eval_mode
-from fsr.train.fast import FastNet, fast_net
+from fsr.train.fast import fast_net
 
 # From so many images on AutoAttack on a GPU is left to compile, which takes half a minute or so (estimated).
 MANY_IMAGES = 2000
@@ -47,53 +47,26 @@ class Progress:
     crafting: dict = field(default_factory=dict)
 
 
-def batch_size(device: torch.device, evaluation: Evaluation) -> int:
+def batch_size(device: torch.device) -> int:
     """Images at once: a fixed number per kind of device, since some attacks depend on it."""
     return 1000 if device.type == "cuda" else 250
 
 
+def images_sha256(x: Tensor, y: Tensor) -> str:
+    """Digest of a test set, images (N, C, H, W) uint8 and labels (N,): columns of one row are of the same images."""
+    digest = hashlib.sha256(str(tuple(x.shape)).encode())
+    for tensor in (x, y):
+        digest.update(tensor.detach().cpu().contiguous().numpy())
+    return digest.hexdigest()
+
+
 @torch.no_grad()
-def right(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
-    """Is each image classified correctly?  x (N, C, H, W) in [0, 1], y (N,); returns (N,) bool."""
+def is_correct(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
+    """Is each image classified correctly?  x (N, C, H, W) in [0, 1], y (N,) int64; returns (N,) bool."""
+    if y.shape != x.shape[:1]:
+        raise UsageError(f"labels must be ({len(x)},), one per image, not {tuple(y.shape)}")
     with exact_float32():
-        return ~is_wrong(model(x), y)
-
-
-class _Watched(nn.Module):
-    """A network that looks before every pass whether it is time to stop: a chunk can take minutes."""
-
-    def __init__(self, net: FastNet, check: Callable[[], None]):
-        super().__init__()
-        self.net, self.check = net, check
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.check()
-        return self.net(x)
-
-    @property
-    def described(self) -> dict:
-        """What the network computes in."""
-        return self.net.described
-
-    def trace(self, x: Tensor, y: Tensor | None = None):
-        """Logits and streams, for attacks on more than the logits."""
-        self.check()
-        return self.net.trace(x, y)
-
-
-@contextlib.contextmanager
-def _prepared(model: nn.Module, run: Run, evaluation: Evaluation, switches: dict, check: Callable[[], None], n: int):
-    """(the float32 judge, the network to differentiate), in eval mode, under the evaluation's intervention.
-
-    n: images in all.
-    """
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(eval_mode(model))
-        if evaluation.intervention:
-            stack.enter_context(intervene(model, evaluation.intervention))
-        if evaluation.attack not in VARIANTS or n < MANY_IMAGES:
-            switches = {"compile": False, **switches}
-        yield model, _Watched(fast_net(model, precision=run.precision, **switches), check)
+        return ~is_wrong(model(x.clone()), y)
 
 
 def evaluate_attack(
@@ -109,48 +82,77 @@ def evaluate_attack(
     progress: Progress | None = None,
     on_chunk: Callable[[Progress], None] | None = None,
     check: Callable[[], None] = lambda: None,
-    share: Share = alone,
 ) -> Progress:
     """Which images are still classified correctly under the evaluation's attack.
 
-    x: (N, C, H, W) uint8; y: (N,); index: (N,) places in the test set, which seed the random starts, so
+    x: (N, C, H, W) uint8; y: (N,) int64; index: (N,) places in the test set, which seed the random starts, so
     that an outcome does not depend on the batch. A sample is broken only if the float32 model errs on the
     final clipped float32 image; flips counts where the faster crafting network judged otherwise, and an attack that
     stops at the first error goes on there, on the float32 model.
-    progress: from an earlier call that was stopped; on_chunk may raise to stop; share: see `attacks.auto.autoattack`.
+    progress: from an earlier call that was stopped; on_chunk, check (before every pass): may raise to stop.
     UsageError for an empty batch, images that are not uint8 (N, C, H, W), labels that the network has no class for, or
     steps for AutoAttack.
     """
     _check(model, x, y, index)
-    progress = progress or Progress()
-    if evaluation.attack in VARIANTS:
-        return _autoattack(model, x, y, run, evaluation, switches or {}, progress, on_chunk, check, share)
-    device = next(model.parameters()).device
-    attack, eps = attack_named(evaluation.attack), run.eps if evaluation.eps is None else evaluation.eps
-    options = {"steps": evaluation.steps, "surrogate": surrogate}
-    options = {k: v for k, v in options.items() if v is not None}
-    size = batch_size(device, evaluation)
-    with _prepared(model, run, evaluation, switches or {}, check, len(y)) as (judge, net):
-        while progress.done < len(y):
-            started = time.monotonic()
-            chunk = slice(progress.done, progress.done + size)
-            xs, ys = as_float(x[chunk]).to(device), y[chunk].to(device)
-            check_images(xs, ys)
-            verdict, flips = _judged(attack, judge, net, xs, ys, index[chunk], check, eps=eps, **options)
-            progress.correct += verdict.tolist()
-            progress.flips += flips
-            progress.done += len(ys)
-            progress.crafting = net.described if surrogate is None else _plainly(surrogate)
-            progress.seconds += time.monotonic() - started
-            if on_chunk:
-                on_chunk(progress)
+    if evaluation.attack in VARIANTS and evaluation.steps is not None:
+        raise UsageError(f"{evaluation.attack} has steps of its own; leave out steps={evaluation.steps}")
+    progress, on_chunk = progress or Progress(), on_chunk or (lambda _: None)
+    switches = dict(switches or {})
+    if evaluation.attack not in VARIANTS or len(y) < MANY_IMAGES:
+        switches.setdefault("compile", False)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(eval_mode(model))
+        if evaluation.intervention:
+            stack.enter_context(intervene(model, evaluation.intervention))
+        net = fast_net(model, precision=run.precision, **switches)
+        net.register_forward_pre_hook(lambda *_: check())  # a chunk can take minutes
+        eps = run.eps if evaluation.eps is None else evaluation.eps
+        judge = Exact(model, check)
+        if evaluation.attack in VARIANTS:
+            _autoattack(net, judge, x, y, eps, VARIANTS[evaluation.attack], progress, on_chunk)
+        else:
+            options = {"eps": eps, "steps": evaluation.steps, "surrogate": surrogate}
+            _in_chunks(evaluation.attack, net, judge, x, y, index, options, progress, on_chunk)
     return progress
 
 
-def _plainly(surrogate: Callable[[Tensor], Tensor]) -> dict:
-    """How another network is differentiated, which no copy is made of: in its own format."""
-    weights = next(surrogate.parameters(), None) if isinstance(surrogate, nn.Module) else None
-    return {} if weights is None else {"dtype": str(weights.dtype).removeprefix("torch.")}
+def _in_chunks(name: str, net, judge, x, y, index, options: dict, progress: Progress, on_chunk) -> None:
+    """An attack by name, chunk by chunk from where progress stands."""
+    device, surrogate = next(judge.parameters()).device, options["surrogate"]
+    while progress.done < len(y):
+        started = time.monotonic()
+        chunk = slice(progress.done, progress.done + batch_size(device))
+        xs, ys = as_float(x[chunk]).to(device), y[chunk].to(device)
+        check_images(xs, ys)
+        correct, flips = _judged(name, net, judge, xs, ys, index[chunk], options)
+        progress.correct += correct.tolist()
+        progress.flips += flips
+        progress.done += len(ys)
+        weights = next(surrogate.parameters(), None) if isinstance(surrogate, nn.Module) else None
+        other = {} if weights is None else {"dtype": str(weights.dtype).removeprefix("torch.")}
+        progress.crafting = net.described if surrogate is None else other
+        progress.seconds += time.monotonic() - started
+        on_chunk(progress)
+
+
+def _judged(name: str, net, judge, x: Tensor, y: Tensor, index: Tensor, options: dict) -> tuple[Tensor, int]:
+    """(what the judge still gets right under the attack on net, (N,) bool; where the two networks disagree).
+
+    An attack that stops at the first error goes on, on the judge, where only net made it.
+    """
+    attack = attack_named(name)
+
+    def crafted(target, rows) -> Tensor:
+        x_adv = attack(target, x[rows], y[rows], seed=SEED, indices=index[rows.to(index.device)], **options)
+        return inside(x_adv, x[rows], options["eps"])
+
+    every = torch.arange(len(y), device=y.device)
+    x_adv = crafted(net, every)
+    correct, fast = (is_correct(each, x_adv, y) for each in (judge, net))
+    again, flips = every[correct & ~fast], int((correct != fast).sum())
+    if attack.survivors_ok and len(again):
+        correct[again] = is_correct(judge, crafted(judge, again), y[again])
+    return correct, flips
 
 
 def inside(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
@@ -167,21 +169,6 @@ def inside(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
     return x_adv
 
 
-def _judged(attack: AttackInfo, judge, net, x: Tensor, y: Tensor, index: Tensor, check, **more) -> tuple[Tensor, int]:
-    """(what the judge still gets right under the attack on net, (N,) bool; where the two networks disagree).
-
-    An attack that stops at the first error goes on, on the judge, where only net made it.
-    """
-    x_adv = inside(attack(net, x, y, seed=SEED, indices=index, **more), x, more["eps"])
-    verdict, fast = (right(each, x_adv, y) for each in (judge, net))
-    again, flips = verdict & ~fast, int((verdict != fast).sum())
-    if attack.survivors_ok and again.any():
-        exact, places = Exact(judge, check), index[again.cpu()]
-        x_adv = inside(attack(exact, x[again], y[again], seed=SEED, indices=places, **more), x[again], more["eps"])
-        verdict[again] = right(judge, x_adv, y[again])
-    return verdict, flips
-
-
 @torch.no_grad()
 def _check(model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> None:
     """Refuse what would give a number that means nothing; labels against the classes that the network has."""
@@ -196,35 +183,30 @@ def _check(model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> None:
         )
 
 
-def _autoattack(model, x, y, run, evaluation, switches, progress: Progress, on_chunk, check, share) -> Progress:
+def _autoattack(net, judge, x, y, eps: float, variant: dict, progress: Progress, on_chunk) -> None:
     """AutoAttack with its own resumable loop: survivors only, batches of fixed size, judged in float32."""
-    if evaluation.steps is not None:
-        raise UsageError(f"{evaluation.attack} has steps of its own; leave out steps={evaluation.steps}")
-    device = next(model.parameters()).device
-    state = _unpacked(progress.state)
+    device = next(judge.parameters()).device
     before, started = progress.seconds, time.monotonic()
 
-    def remember(state: dict) -> None:
-        progress.state, progress.seconds = _packed(state), before + time.monotonic() - started
+    def remember(state: dict[str, np.ndarray]) -> None:
+        progress.state = base64.b64encode(npz_bytes(**state)).decode()
+        progress.seconds = before + time.monotonic() - started
         progress.done = int(_share_done(state) * (len(y) - 1))
-        if on_chunk:
-            on_chunk(progress)
+        on_chunk(progress)
 
+    state = {}
+    if progress.state:
+        with np.load(io.BytesIO(base64.b64decode(progress.state)), allow_pickle=False) as arrays:
+            state = dict(arrays)
     xs, ys = as_float(x).to(device), y.to(device)
     check_images(xs, ys)
-    with _prepared(model, run, evaluation, switches, check, len(y)) as (judge, net):
-        result = autoattack(
-            net, xs, ys, eps=run.eps if evaluation.eps is None else evaluation.eps, seed=SEED,
-            judge=Exact(judge, check), batch=batch_size(device, evaluation), keep_images=False, state=state,
-            on_chunk=remember, share=share, **VARIANTS[evaluation.attack],
-        )  # fmt: skip
+    how = {"eps": eps, "seed": SEED, "batch": batch_size(device), "keep_images": False, **variant}
+    result = autoattack(net, xs, ys, judge=judge, state=state, on_chunk=remember, **how)
     progress.seconds, progress.crafting = before + time.monotonic() - started, net.described
     progress.done, progress.correct = len(y), result.correct.tolist()
     progress.flips, progress.flags = sum(result.flips.values()), result.flags
     progress.after = {name: outcome.tolist() for name, outcome in result.outcomes.items()}
-    if on_chunk:
-        on_chunk(progress)
-    return progress
+    on_chunk(progress)
 
 
 def _share_done(state: dict[str, np.ndarray]) -> float:
@@ -232,14 +214,3 @@ def _share_done(state: dict[str, np.ndarray]) -> float:
     record = json.loads(str(state["record"]))
     shares = [min(1.0, done / len(state[f"start.{name}"])) for name, done in record["done"].items()]
     return sum(shares) / len(record["identity"]["attacks"])
-
-
-def _packed(state: dict[str, np.ndarray]) -> str:
-    return base64.b64encode(npz_bytes(**state)).decode()
-
-
-def _unpacked(text: str) -> dict[str, np.ndarray]:
-    if not text:
-        return {}
-    with np.load(io.BytesIO(base64.b64decode(text)), allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}

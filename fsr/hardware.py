@@ -126,7 +126,7 @@ class Exact(torch.nn.Module):
         self.model, self.check = model, check
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Images (N, C, H, W) to logits (N, K)."""
+        """Images (N, C, H, W) to logits (N, K); the network gets its own copy, which it may write into."""
         self.check()
         with exact_float32():
-            return self.model(x)
+            return self.model(x.clone())

@@ -12,8 +12,7 @@ from benchmarks import evaluate, gpu, measure, pipeline, plain, precision, train
 from fsr.config import FSRSpec, for_dataset, replace
 from fsr.files import load_json
 from fsr.models import model_of
-from fsr.train.capture import disagreement
-from fsr.train.fast import Crafter
+from fsr.train.fast import Crafter, disagreement
 
 CPU = torch.device("cpu")
 TINY = for_dataset(
@@ -27,7 +26,7 @@ def test_plain_side_crafts_what_the_fast_side_crafts():
     torch.manual_seed(3)
     expected = plain.PlainTrainer(TINY, model).craft(x, y)
     torch.manual_seed(3)
-    x_adv = Crafter(model, TINY).craft(x, y, start_noise=torch.rand_like(x))
+    x_adv = Crafter(model, TINY).craft(x, y, noise=torch.rand_like(x))
     assert disagreement(x_adv, expected) <= 5e-3
     assert all(module.training for module in model.modules())
 

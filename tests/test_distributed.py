@@ -25,7 +25,7 @@ from fsr.runs import Options, Task, state_path, training
 from fsr.runs.local import together
 from fsr.store.weights import load_tensors
 from fsr.train import Callbacks, Trainer, distributed, fit
-from fsr.train.syncnorm import CpuSyncBatchNorm
+from fsr.train.distributed import CpuSyncBatchNorm
 
 # 49 images in batches of 32 and 17: the last one is shared 9 to 8; 15 held-out images are shared 8 to 7
 TINY = for_dataset(

@@ -64,7 +64,7 @@ def test_chunks_and_a_resumed_call_give_what_one_call_gives(monkeypatch):
 def test_only_the_float32_model_decides_and_flips_are_counted(monkeypatch):
     model = Sum()
     fast = Sum(threshold=0.9)  # a crafting net that errs often
-    fast.described = {"dtype": "float32", "winograd": False}
+    fast.described = {"dtype": "float32"}
     monkeypatch.setattr(evaluate, "fast_net", lambda *_, **__: fast)
     progress = evaluate_attack(model, X, Y, torch.arange(9), run=RUN, evaluation=Evaluation(attack="clean"))
     assert progress.correct == [bool(v) for v in EXPECTED["clean"]]
@@ -74,7 +74,7 @@ def test_only_the_float32_model_decides_and_flips_are_counted(monkeypatch):
 
 def test_only_a_long_autoattack_is_left_to_the_device_to_compile(monkeypatch):
     asked, fast = [], Sum()
-    fast.described = {"dtype": "float32", "winograd": False}
+    fast.described = {"dtype": "float32"}
     monkeypatch.setattr(evaluate, "fast_net", lambda *_, **how: asked.append(how.get("compile")) or fast)
 
     def ask(attack: str, **switches) -> bool | None:
@@ -107,7 +107,7 @@ def test_an_attack_is_told_the_images_places_in_the_test_set(monkeypatch):
 def test_an_error_of_the_fast_network_alone_does_not_end_an_attack(monkeypatch, attack):
     """The fast network errs on 8 of the 9 images at once: an attack that stopped there would leave them all."""
     fast = Sum(threshold=0.9)
-    fast.described = {"dtype": "float32", "winograd": False}
+    fast.described = {"dtype": "float32"}
     monkeypatch.setattr(evaluate, "fast_net", lambda *_, **__: fast)
     progress = evaluate_attack(Sum(), X, Y, torch.arange(9), run=RUN, evaluation=Evaluation(attack=attack))
     assert progress.correct == [bool(v) for v in EXPECTED["pgd20"]]
@@ -176,7 +176,7 @@ def test_logits_that_are_no_numbers_are_never_right():
         return torch.full((len(x), 3), torch.nan)
 
     x, y = torch.rand(4, 3, 2, 2), torch.zeros(4, dtype=torch.long)
-    assert not evaluate.right(broken, x, y).any()
+    assert not evaluate.is_correct(broken, x, y).any()
 
 
 @pytest.mark.parametrize("moved, told", [(0.2, "more than eps"), (float("nan"), "more than eps"), (0.1, None)])

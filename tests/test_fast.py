@@ -1,7 +1,6 @@
 """Fast crafting and updating give what the plain definitions give, and leave the live network as they should."""
 
 import copy
-import logging
 import math
 
 import pytest
@@ -12,10 +11,11 @@ from torch.nn import functional as F
 from fsr.config import FSRSpec, PeerSpec, Run, replace
 from fsr.models import intervene, model_of
 from fsr.models.modes import eval_mode
-from fsr.train import capture, fast, winograd
-from fsr.train.fast import Crafter, Stepper, ema_update, fast_net
+from fsr.train import fast, update
+from fsr.train.fast import Crafter, disagreement, fast_net
 from fsr.train.fold import FoldedConv, randomised_statistics
-from fsr.train.objectives import Objective, craft
+from fsr.train.objectives import Objective, craft, draw_start, start
+from fsr.train.update import Stepper, ema_update
 
 RESNET = {"backbone": "resnet18", "width": 8, "blocks": (1, 1, 1, 1), "eps": 0.1, "alpha": 0.03, "steps": 3, "batch": 8}
 TINY = Run(**RESNET, precision="float32")
@@ -52,9 +52,11 @@ def images(n: int, size: int = 8):
     return torch.rand(n, 3, size, size), torch.arange(n) % 10
 
 
-def plain_craft(model, x, y, run, **options):
+def plain_craft(model, x, y, run, generator=None, noise=None):
+    if run.method == "natural":
+        return x
     with eval_mode(model):
-        return craft(model, x, y, run, **options)
+        return craft(model, run, start(x, run, draw_start(x, run, generator) if noise is None else noise), x, y)
 
 
 def sgd(model, run):
@@ -70,10 +72,10 @@ def test_folded_crafting_equals_plain_crafting_up_to_sign_ties(run, channels_las
     model, (x, y) = network(run), images(8)
     noise = torch.rand_like(x)
     crafter = Crafter(copy.deepcopy(model), run, channels_last=channels_last)
-    x_adv = crafter.craft(x, y, start_noise=noise)
-    expected = plain_craft(model, x, y, run, start_noise=noise)
-    assert capture.disagreement(x_adv, expected) <= TIES[run.method]
-    assert run.method == "natural" or capture.disagreement(x_adv, x) > 0.5
+    x_adv = crafter.craft(x, y, noise=noise)
+    expected = plain_craft(model, x, y, run, noise=noise)
+    assert disagreement(x_adv, expected) <= TIES[run.method]
+    assert run.method == "natural" or disagreement(x_adv, x) > 0.5
 
 
 @pytest.mark.parametrize("run", [RUNS["at"], RUNS["trades"]], ids=["at", "trades"])
@@ -81,11 +83,11 @@ def test_starts_come_from_the_generator_as_in_plain_crafting(run):
     model, (x, y) = network(run), images(8)
     draw = lambda: torch.Generator().manual_seed(5)  # noqa: E731
     x_adv = Crafter(model, run).craft(x, y, draw())
-    assert capture.disagreement(x_adv, plain_craft(model, x, y, run, generator=draw())) <= TIES[run.method]
+    assert disagreement(x_adv, plain_craft(model, x, y, run, generator=draw())) <= TIES[run.method]
 
 
 def test_crafted_images_stay_in_the_ball_and_in_range(monkeypatch):
-    monkeypatch.setattr(capture, "bf16_is_fast", lambda: True)
+    monkeypatch.setattr(fast, "bf16_is_fast", lambda: True)
     run = replace(TINY, precision="bf16", module=FSRSpec())
     x, y = images(8)
     x_adv = Crafter(network(run), run).craft(x, y)
@@ -107,13 +109,13 @@ def test_crafting_follows_the_live_weights():
     run, (x, y) = RUNS["at"], images(8)
     model, noise = network(run), torch.rand_like(x)
     crafter = Crafter(model, run)
-    first = crafter.craft(x, y, start_noise=noise)
+    first = crafter.craft(x, y, noise=noise)
     with torch.no_grad():
         for p in model.parameters():
             p.copy_(torch.randn_like(p) * 0.2)
-    second = crafter.craft(x, y, start_noise=noise)
-    assert capture.disagreement(first, second) > 0.1
-    assert capture.disagreement(second, plain_craft(model, x, y, run, start_noise=noise)) <= TIES[run.method]
+    second = crafter.craft(x, y, noise=noise)
+    assert disagreement(first, second) > 0.1
+    assert disagreement(second, plain_craft(model, x, y, run, noise=noise)) <= TIES[run.method]
 
 
 @pytest.mark.parametrize("method", ["at", "natural"])
@@ -123,62 +125,75 @@ def test_held_out_attack_on_another_source_and_other_sizes(method):
     noise = torch.rand_like(x)
     crafter = Crafter(model, run)
     crafter.attack(x[:8], y[:8])
-    x_adv = crafter.attack(x, y, source=average, start_noise=noise)
-    expected = plain_craft(average, x, y, replace(run, method="at"), start_noise=noise)
-    assert capture.disagreement(x_adv, expected) <= TIES["at"]
+    x_adv = crafter.attack(x, y, source=average, noise=noise)
+    expected = plain_craft(average, x, y, replace(run, method="at"), noise=noise)
+    assert disagreement(x_adv, expected) <= TIES["at"]
 
 
-def test_fast_loop_gets_whole_batches_only(monkeypatch):
+def unrolled(monkeypatch, seen=None):
+    """What would be compiled is run as it was traced: it must read the copy's tensors and hold its own gradient."""
+
+    def run_graph(graph, **_):
+        return lambda *tensors: (seen.append(len(tensors[0])) if seen is not None else None, graph(*tensors))[1]
+
+    monkeypatch.setattr(torch, "compile", run_graph)
+
+
+@pytest.mark.parametrize("name", ["trades+fsr", "at+cifs"])
+def test_traced_steps_get_whole_batches_and_follow_weights_that_change(monkeypatch, name):
     """An odd last batch is filled up for compiled code, which exists for one size, and cut again."""
-    sizes = []
-
-    def fake(step, *example, may_differ):
-        return lambda *tensors: (sizes.append(len(tensors[0])), step(*tensors))[1]
-
-    monkeypatch.setattr(fast, "compiled", fake)
-    run, (x, y) = RUNS["trades+fsr"], images(21)
+    run, (x, y), sizes = RUNS[name], images(21), []
+    unrolled(monkeypatch, sizes)
     model, noise = network(run), torch.randn(21, 3, 8, 8)
     crafter = Crafter(model, run, compile=True)
     crafter.craft(*images(5))
-    x_adv = crafter.craft(x, y, start_noise=noise)
-    assert set(sizes) == {run.batch} and x_adv.shape == x.shape and crafter.switches["compile"]
-    assert capture.disagreement(x_adv, plain_craft(model, x, y, run, start_noise=noise)) <= TIES[run.method]
-
-
-def test_a_failing_compiler_is_logged_and_crafting_goes_on(monkeypatch, caplog):
-    def broken(*_args, **_options):
-        raise RuntimeError("no compiler here")
-
-    monkeypatch.setattr(torch, "compile", broken)
-    run, (x, y) = RUNS["at"], images(8)
-    model, noise = network(run), torch.rand_like(x)
-    with caplog.at_level(logging.WARNING, "fsr"):
-        crafter = Crafter(model, run, compile=True)
-        x_adv = crafter.craft(x, y, start_noise=noise)
-    assert "no compiler here" in caplog.text and crafter.switches["compile"] is False
-    assert capture.disagreement(x_adv, plain_craft(model, x, y, run, start_noise=noise)) <= TIES[run.method]
-
-
-def test_compiled_code_that_disagrees_is_not_used(monkeypatch, caplog):
-    monkeypatch.setattr(torch, "compile", lambda _graph, dynamic: lambda x: x + 1)
-    with caplog.at_level(logging.WARNING, "fsr"):
-        assert capture.compiled(lambda x: 2 * x, torch.zeros(3), may_differ=0.1) is None
-    assert "differ" in caplog.text
-
-
-def test_traced_step_follows_weights_that_change_in_place(monkeypatch):
-    """What is compiled is the traced graph: it must read the twin's tensors and hold its own gradient."""
-    monkeypatch.setattr(torch, "compile", lambda graph, dynamic: graph)
-    run, (x, y) = RUNS["at+cifs"], images(8)
-    model, noise = network(run), torch.rand_like(x)
-    crafter = Crafter(model, run, compile=True)
-    crafter.craft(x, y)
-    assert crafter.switches["compile"] is True
     with torch.no_grad():
         for p in model.parameters():
-            p.mul_(1.5)
-    x_adv = crafter.craft(x, y, start_noise=noise)
-    assert capture.disagreement(x_adv, plain_craft(model, x, y, run, start_noise=noise)) <= TIES[run.method]
+            p.mul_(1.2)
+    x_adv = crafter.craft(x, y, noise=noise)
+    assert set(sizes) == {run.batch} and x_adv.shape == x.shape and crafter.switches["compile"] is True
+    assert disagreement(x_adv, plain_craft(model, x, y, run, noise=noise)) <= TIES[run.method]
+
+
+def broken(*_args, **_options):
+    raise RuntimeError("no compiler here")
+
+
+WRONG = {"no compiler here": broken, "differ": lambda graph, **_: lambda *tensors: graph(*tensors) + 1}
+
+
+@pytest.mark.parametrize("said", WRONG)
+def test_what_does_not_compile_or_disagrees_is_left_out_and_logged(monkeypatch, caplog, said):
+    monkeypatch.setattr(torch, "compile", WRONG[said])
+    run, (x, y) = RUNS["at"], images(8)
+    model, noise = network(run), torch.rand_like(x)
+    crafter = Crafter(model, run, compile=True)
+    x_adv = crafter.craft(x, y, noise=noise)
+    assert said in caplog.text and crafter.switches["compile"] is False
+    assert disagreement(x_adv, plain_craft(model, x, y, run, noise=noise)) <= TIES[run.method]
+    caplog.clear()
+    logits = fast_net(model.eval(), compile=True)(x)
+    assert said in caplog.text
+    torch.testing.assert_close(logits, model(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["at", "trades"])
+def test_a_network_that_cannot_be_copied_is_crafted_on_itself(caplog, method):
+    """A hook that the folded copy would lose; the running average, a copy of its own, is attacked itself as well."""
+    run, (x, y) = replace(TINY, method=method), images(19)
+    model, other = network(run), network(run)
+    for net in (model, other):
+        net.net.bn1.register_forward_hook(lambda _m, _x, out: 2 * out)
+        net.net.layer1[0].conv1.register_forward_hook(lambda _m, _x, out: 2 * out + 1)
+    crafter, noise = Crafter(model, run, compile=True), torch.rand_like(x)
+    for source in (model, other):
+        x_adv = crafter.attack(x, y, source=source, noise=noise)
+        assert disagreement(x_adv, plain_craft(source, x, y, run, noise=noise)) <= TIES[method]
+    assert all(m.training for m in model.modules())
+    assert caplog.text.count("crafted on the network itself") == 1 and crafter.copy is None
+    assert crafter.switches == {
+        "compile": False, "channels_last": False, "graphs": False, "crafting": "float32",
+    }  # fmt: skip
 
 
 @pytest.mark.slow
@@ -187,18 +202,18 @@ def test_compiled_crafting_equals_plain_crafting(run):
     model, (x, y) = network(run), images(13)
     noise = torch.rand_like(x)
     crafter = Crafter(model, run, compile=True)
-    x_adv = crafter.craft(x, y, start_noise=noise)
+    x_adv = crafter.craft(x, y, noise=noise)
     assert crafter.switches["compile"] is True
-    assert capture.disagreement(x_adv, plain_craft(model, x, y, run, start_noise=noise)) <= 2 * TIES[run.method]
+    assert disagreement(x_adv, plain_craft(model, x, y, run, noise=noise)) <= 2 * TIES[run.method]
 
 
 def test_first_step_on_kl_is_not_lost_in_bf16_rounding(monkeypatch):
-    monkeypatch.setattr(capture, "bf16_is_fast", lambda: True)  # slow elsewhere, and the same
+    monkeypatch.setattr(fast, "bf16_is_fast", lambda: True)  # slow elsewhere, and the same
     run, (x, y) = replace(RUNS["trades"], steps=1), images(8)
     model, noise = network(run), torch.randn(8, 3, 8, 8)
-    expected = plain_craft(model, x, y, run, start_noise=noise)
-    x_adv = Crafter(model, replace(run, precision="bf16")).craft(x, y, start_noise=noise)
-    assert capture.disagreement(x_adv, expected) <= TIES["trades"]
+    expected = plain_craft(model, x, y, run, noise=noise)
+    x_adv = Crafter(model, replace(run, precision="bf16")).craft(x, y, noise=noise)
+    assert disagreement(x_adv, expected) <= TIES["trades"]
 
 
 def test_defaults_keep_narrow_networks_contiguous_and_uncompiled_on_a_cpu():
@@ -207,18 +222,6 @@ def test_defaults_keep_narrow_networks_contiguous_and_uncompiled_on_a_cpu():
     assert wide.switches["channels_last"] and not narrow.switches["channels_last"]
     narrow.craft(*images(8))
     assert narrow.switches["compile"] is False and narrow.switches["graphs"] is False
-
-
-def test_fewer_products_craft_the_same_images_and_are_on_record(monkeypatch):
-    run, (x, y) = replace(RUNS["at+fsr"], width=16), images(8)
-    model, noise = network(run), torch.rand_like(x)
-    few, plain = Crafter(model, run), Crafter(model, run, winograd=False)
-    found = [crafter.craft(x, y, start_noise=noise) for crafter in (few, plain)]
-    assert capture.disagreement(*found) <= TIES["at"]
-    assert few.switches["winograd"] is winograd.works() and plain.switches["winograd"] is False
-    monkeypatch.setattr(capture, "bf16_is_fast", lambda: True)
-    assert Crafter(model, replace(run, precision="bf16")).switches["winograd"] is False
-    assert Crafter(network(TINY), TINY).switches["winograd"] is False
 
 
 def test_odd_last_batch_of_a_narrow_network_trains():
@@ -277,7 +280,7 @@ def test_channels_last_update_equals_the_plain_update():
 
 
 def test_bf16_update_keeps_weights_and_losses_in_float32(monkeypatch):
-    monkeypatch.setattr(capture, "bf16_is_fast", lambda: True)
+    monkeypatch.setattr(fast, "bf16_is_fast", lambda: True)
     run, (x, y) = replace(RUNS["mart+fsr"], precision="bf16"), images(8)
     model = network(run)
     seen = {}
@@ -292,7 +295,7 @@ def test_bf16_update_keeps_weights_and_losses_in_float32(monkeypatch):
 
 
 def test_bf16_falls_back_to_float32_without_native_units(monkeypatch):
-    monkeypatch.setattr(capture, "bf16_is_fast", lambda: False)
+    monkeypatch.setattr(fast, "bf16_is_fast", lambda: False)
     run = replace(TINY, precision="bf16")
     model = network(run)
     crafter, stepper = Crafter(model, run), Stepper(Objective(model, run), sgd(model, run), run)
@@ -302,27 +305,27 @@ def test_bf16_falls_back_to_float32_without_native_units(monkeypatch):
 
 def test_the_first_step_on_kl_is_exact_float32_and_no_other(monkeypatch):
     """On a GPU convolutions would else keep 10 bits of it; a CPU only shows the switch."""
-    monkeypatch.setattr(capture, "bf16_is_fast", lambda: True)
+    monkeypatch.setattr(fast, "bf16_is_fast", lambda: True)
     run = replace(RUNS["trades+fsr"], precision="bf16")
-    crafter, seen, step = Crafter(network(run), run), [], Crafter._step
+    crafter, seen, plain = Crafter(network(run), run), [], fast.craft
 
-    def watched(self, net, *rest):
-        seen.append((net is crafter.exact.net, torch.backends.cudnn.conv.fp32_precision == "ieee"))
-        return step(self, net, *rest)
+    def noting(net, *rest, steps, **more):
+        seen.append((net is crafter.exact.net, torch.backends.cudnn.conv.fp32_precision == "ieee", steps))
+        return plain(net, *rest, steps=steps, **more)
 
-    monkeypatch.setattr(Crafter, "_step", watched)
+    monkeypatch.setattr(fast, "craft", noting)
     place, before = torch.backends.cudnn.conv, torch.backends.cudnn.conv.fp32_precision
     place.fp32_precision = "tf32"
     try:
         crafter.craft(*images(8))
     finally:
         place.fp32_precision = before
-    assert seen == [(True, True)] + (run.steps - 1) * [(False, False)]
+    assert seen == [(True, True, 1), (False, False, run.steps - 1)]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_weight_perturbation_is_seen_by_the_gradient_and_taken_off(precision, monkeypatch):
-    monkeypatch.setattr(capture, "bf16_is_fast", lambda: True)
+    monkeypatch.setattr(fast, "bf16_is_fast", lambda: True)
     run = replace(TINY, awp=0.5, precision=precision)
     x, y = images(8)
     model = network(run)
@@ -346,7 +349,7 @@ def test_a_compiled_update_is_the_same_update():
     after = []
     for compile in (False, True):
         net = copy.deepcopy(start)
-        stepper = Stepper(Objective(net, TINY), fast.sgd(net, TINY, torch.device("cpu")), TINY, compile=compile)
+        stepper = Stepper(Objective(net, TINY), update.sgd(net, TINY, torch.device("cpu")), TINY, compile=compile)
         stepper.step(x, (x + 0.05).clamp(0, 1), y)
         after.append([*net.parameters()])
     for before, plain, fused in zip(start.parameters(), *after, strict=True):
@@ -371,7 +374,7 @@ def test_tally_is_the_mean_over_images_of_ragged_batches():
         stepper.step(x, x, y)
     tally = stepper.tally()
     assert tally == pytest.approx(expected, rel=1e-4)
-    assert stepper.tally() == {} and stepper.first_bad_step() == 0
+    assert stepper.tally() == {} and stepper.first_bad_step == 0
 
 
 def test_sums_survive_a_save_and_momentum_takes_on_its_weights_layout():
@@ -380,12 +383,12 @@ def test_sums_survive_a_save_and_momentum_takes_on_its_weights_layout():
     optimizer = sgd(model, run)
     stepper = Stepper(Objective(model, run), optimizer, run)
     stepper.step(x, x, y)
-    saved = {k: v.clone() for k, v in stepper.state().items()}
+    saved = {k: v.clone() for k, v in stepper.sums.items()}
     weight = next(p for p in model.parameters() if p.ndim == 4)
     expected = optimizer.state[weight]["momentum_buffer"].clone()
     optimizer.state[weight]["momentum_buffer"] = expected.contiguous()
     other = Stepper(Objective(model, run), optimizer, run)
-    other.load_state(saved)
+    other.load_sums(saved)
     assert other.tally() == stepper.tally()
     assert optimizer.state[weight]["momentum_buffer"].stride() == weight.stride()
     assert torch.equal(optimizer.state[weight]["momentum_buffer"], expected)
@@ -396,7 +399,7 @@ def test_first_step_with_an_infinite_loss_is_named():
     stepper = Stepper(Objective(model, TINY), torch.optim.SGD(model.parameters(), lr=0.0), TINY)
     for value in (0.5, 0.5, math.nan, 0.5, math.nan):
         stepper.step(x, torch.full_like(x, value), y)
-    assert math.isnan(stepper.tally()["total"]) and stepper.first_bad_step() == 3
+    assert math.isnan(stepper.tally()["total"]) and stepper.first_bad_step == 3
 
 
 def test_average_moves_towards_the_model():
@@ -426,7 +429,7 @@ def test_fast_net_has_the_models_logits_and_input_gradients(run):
 
 
 def test_fast_net_in_bf16_gives_float32_logits_under_the_intervention_in_force(monkeypatch):
-    monkeypatch.setattr(capture, "bf16_is_fast", lambda: True)  # on whatever processor
+    monkeypatch.setattr(fast, "bf16_is_fast", lambda: True)  # on whatever processor
     run, (x, _) = replace(RUNS["at+fsr"], precision="bf16"), images(8)
     model = network(run).eval()
     with intervene(model, "mask_one"):
@@ -450,28 +453,6 @@ def test_compiled_fast_net_has_the_models_logits_for_any_batch_size():
         (gradient,) = torch.autograd.grad(F.cross_entropy(logits, y), leaf)
         assert gradient.abs().sum() > 0
     assert net._fast is not None
-
-
-def test_fast_net_does_not_use_compiled_code_that_disagrees(monkeypatch, caplog):
-    monkeypatch.setattr(torch, "compile", lambda net, **_: lambda x: net(x) + 1)
-    model, (x, _) = network(TINY).eval(), images(4)
-    with caplog.at_level(logging.WARNING, "fsr"):
-        logits = fast_net(model, compile=True)(x)
-    assert "differ" in caplog.text
-    torch.testing.assert_close(logits, model(x), rtol=1e-4, atol=1e-4)
-
-
-def test_fast_net_goes_on_without_a_compiler(monkeypatch, caplog):
-    class Broken(nn.Module):
-        def forward(self, x):
-            raise RuntimeError("no compiler here")
-
-    monkeypatch.setattr(torch, "compile", lambda net, **_: Broken())
-    model, (x, _) = network(TINY).eval(), images(4)
-    with caplog.at_level(logging.WARNING, "fsr"):
-        logits = fast_net(model, compile=True)(x)
-    assert "no compiler here" in caplog.text
-    torch.testing.assert_close(logits, model(x), rtol=1e-4, atol=1e-4)
 
 
 def test_a_single_image_goes_through_compiled_code_as_two():

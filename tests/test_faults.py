@@ -51,7 +51,7 @@ from fsr.runs.costing import speed_here
 run = tiny_run(module=FSR_HERE, epochs=3)
 attacks = ("clean", "pgd10", "autoattack-ci")
 task = Task(run=run, evaluations=tuple(Evaluation(attack=a) for a in attacks), analyses=(Analysis(kind="streams"),))
-evaluate.batch_size = lambda device, evaluation: 10  # several chunks
+evaluate.batch_size = lambda device: 10  # several chunks
 evaluating.SAVE_SECONDS = 0.0
 real = os.replace
 
@@ -209,7 +209,7 @@ from fsr import evaluate, runs
 from fsr.config import Evaluation
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 run, cpu = tiny_run(epochs=3), runs.Options(device="cpu")
-evaluate.batch_size = lambda device, evaluation: 1  # many chunks
+evaluate.batch_size = lambda device: 1  # many chunks
 children = []
 for _ in range(2):
     pid = os.fork()

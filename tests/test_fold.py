@@ -1,4 +1,4 @@
-"""The folded twin computes the live network's function, from the live weights, and leaves the live network alone."""
+"""The folded copy computes the live network's function, or is not used; the live network is left alone."""
 
 import copy
 import logging
@@ -6,10 +6,15 @@ import logging
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+from torch.nn.utils import spectral_norm as old_spectral_norm
+from torch.nn.utils import weight_norm as old_weight_norm
 
 from fsr.config import FSRSpec, PeerSpec
 from fsr.models import FSR, build_model, intervene
-from fsr.train.fold import FoldedConv, FoldedLinear, ScaleShift, Twin, feeding_convolutions, randomised_statistics
+from fsr.train.fast import FastNet
+from fsr.train.fold import FoldedConv, FoldedLinear, folded_copy, randomised_statistics
 
 MODULES = {
     "plain": {},
@@ -32,12 +37,12 @@ def network(backbone="resnet18", module="plain", **sizes) -> nn.Module:
 
 @pytest.mark.parametrize("module", MODULES)
 @pytest.mark.parametrize("backbone", NETS)
-def test_twin_equals_the_live_network_in_eval_mode(backbone, module):
+def test_the_copy_equals_the_live_network_in_eval_mode(backbone, module):
     model = network(backbone, module).double()
     x = torch.rand(3, 3, 8, 8, dtype=torch.float64)
-    twin = Twin(model, x, dtype=torch.float64)
-    assert twin.pairs
-    torch.testing.assert_close(twin.net(x), model(x), rtol=1e-9, atol=1e-12)
+    folded = folded_copy(model, x, dtype=torch.float64)
+    assert folded.pairs
+    torch.testing.assert_close(folded.net(x), model(x), rtol=1e-9, atol=1e-12)
 
 
 def test_folding_is_the_closed_form():
@@ -46,51 +51,41 @@ def test_folding_is_the_closed_form():
     with torch.no_grad():
         for tensor, value in values.items():
             tensor.fill_(value)
-    twin = Twin(nn.Sequential(conv, bn), torch.rand(1, 1, 1, 1))
-    assert float(twin.net[0].weight) == 2 * 5 / 2  # (2 x - 3) / sqrt(3 + 1) * 5 + 7
-    assert float(twin.net[0].bias) == 7 - 3 * 5 / 2
-    assert isinstance(twin.net[1], nn.Identity)
+    net = folded_copy(nn.Sequential(conv, bn), torch.rand(1, 1, 1, 1)).net
+    assert float(net[0].weight) == 2 * 5 / 2  # (2 x - 3) / sqrt(3 + 1) * 5 + 7
+    assert float(net[0].bias) == 7 - 3 * 5 / 2
+    assert isinstance(net[1], nn.Identity)
 
 
 def test_every_batchnorm_of_a_resnet_folds_and_few_of_a_pre_activation_network():
-    x = torch.rand(2, 3, 8, 8)
-    resnet, wide = Twin(network("resnet18", "fsr"), x), Twin(network("wideresnet34", "fsr"), x)
-    assert not [m for m in resnet.net.modules() if isinstance(m, ScaleShift | nn.BatchNorm2d)]
-    kept = [name for name, m in wide.net.named_modules() if isinstance(m, ScaleShift)]
-    assert kept == [f"net.{n}" for n in ("block2.0.bn1", "block3.submodule.0.bn1", "block3.submodule.bn")]
+    x, kept = torch.rand(2, 3, 8, 8), {}
+    for backbone in ("resnet18", "wideresnet34"):
+        modules = folded_copy(network(backbone, "fsr"), x).net.named_modules()
+        kept[backbone] = [name for name, module in modules if isinstance(module, nn.BatchNorm2d)]
+    places = ("block2.0.bn1", "block3.submodule.0.bn1", "block3.submodule.bn")
+    assert kept == {"resnet18": [], "wideresnet34": [f"net.{place}" for place in places]}
 
 
-def test_refill_takes_over_live_weights_in_place():
-    model = network("wideresnet34", "fsr")
-    x = torch.rand(2, 3, 8, 8)
-    twin = Twin(model, x)
-    places = [t.data_ptr() for t in twin.net.state_dict().values()]
-    before = twin.net(x)
+def test_refill_takes_over_the_weights_of_any_source_in_place():
+    model, average, x = network("wideresnet34", "fsr"), network("wideresnet34", "fsr"), torch.rand(2, 3, 8, 8)
+    folded = folded_copy(model, x)
+    places, before = [t.data_ptr() for t in folded.net.state_dict().values()], folded.net(x)
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.is_floating_point():
                 tensor.mul_(1.3)
-    assert not torch.allclose(twin.net(x), model(x), rtol=1e-3)
-    torch.testing.assert_close(twin.net(x), before)
-    twin.refill(model)
-    torch.testing.assert_close(twin.net(x), model(x))
-    assert places == [t.data_ptr() for t in twin.net.state_dict().values()]
-
-
-def test_refill_from_another_model_and_back():
-    model, average = network(), network()
-    x = torch.rand(2, 3, 8, 8)
-    twin = Twin(model, x)
-    for source in (average, model, average):
-        twin.refill(source)
-        torch.testing.assert_close(twin.net(x), source(x))
+    assert not torch.allclose(folded.net(x), model(x), rtol=1e-3)
+    torch.testing.assert_close(folded.net(x), before)
+    for source in (model, average, model):
+        folded.refill(source)
+        torch.testing.assert_close(folded.net(x), source(x))
+    assert places == [t.data_ptr() for t in folded.net.state_dict().values()]
 
 
 def test_live_network_and_random_state_are_left_alone():
     model = network("resnet18", "fsr").train()
-    before = copy.deepcopy(model.state_dict())
-    state = torch.random.get_rng_state()
-    Twin(model, torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1)))
+    before, state = copy.deepcopy(model.state_dict()), torch.random.get_rng_state()
+    folded_copy(model, torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1)))
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values()))
     assert all(module.training for module in model.modules())
@@ -98,82 +93,196 @@ def test_live_network_and_random_state_are_left_alone():
     assert not [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks]
 
 
-class ReadTwice(nn.Module):
-    """Adds a convolution's raw output to its normalised one: folding that pair would be wrong."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.bn = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
-        self.last, self.last_bn = nn.Conv2d(4, 2, 1), nn.BatchNorm2d(2)
-
-    def forward(self, x):
-        raw = self.conv(x)
-        return self.last_bn(self.last(self.bn(raw) + raw)).mean((2, 3))
-
-
-class CalledTwice(nn.Module):
-    """One convolution under two BatchNorms."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 3, 1)
-        self.bn = nn.ModuleList([nn.BatchNorm2d(3), nn.BatchNorm2d(3)])
-
-    def forward(self, x):
-        for bn in self.bn:
-            x = bn(self.conv(x))
-        return x.mean((2, 3))
-
-
-@pytest.mark.parametrize(("kind", "pairs"), [(ReadTwice, {"last_bn": "last"}), (CalledTwice, {})])
-def test_only_pairs_without_other_readers_fold(kind, pairs):
-    model, x = randomised_statistics(kind().requires_grad_(False)).eval(), torch.rand(3, 3, 4, 4)
-    twin = Twin(model, x)
-    assert twin.pairs == pairs
-    torch.testing.assert_close(twin.net(x), model(x))
-
-
-def test_found_pairs_of_a_convolution_read_twice_would_change_the_result():
-    model = ReadTwice().eval()
-    assert feeding_convolutions(model, torch.rand(1, 3, 4, 4)) == {"bn": "conv", "last_bn": "last"}
-
-
-def test_batchnorm_without_stored_statistics_stays():
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False), nn.Flatten()).eval()
-    twin = Twin(model, torch.rand(4, 3, 2, 2))
-    assert isinstance(twin.net[1], nn.BatchNorm2d)
-
-
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("module", ["fsr", "hard channel", "cas", "cifs", "fd"])
-def test_bf16_twin_is_close_and_keeps_mask_and_logits_in_float32(module, channels_last):
-    model = network("resnet18", module)
-    x = torch.rand(4, 3, 8, 8)
-    twin = Twin(model, x, dtype=torch.bfloat16, channels_last=channels_last)
-    logits = twin.net(x)
+def test_a_bf16_copy_is_close_and_keeps_mask_and_logits_in_float32(module, channels_last):
+    model, x = network("resnet18", module), torch.rand(4, 3, 8, 8)
+    net = folded_copy(model, x, dtype=torch.bfloat16, channels_last=channels_last).net
+    logits = net(x)
     assert logits.dtype == torch.float32
-    assert {m.weight.dtype for m in twin.net.modules() if isinstance(m, FoldedConv)} == {torch.bfloat16}
-    assert {m.weight.dtype for m in twin.net.modules() if isinstance(m, FoldedLinear)} == {torch.float32}
+    assert {m.weight.dtype for m in net.modules() if isinstance(m, FoldedConv)} == {torch.bfloat16}
+    assert {m.weight.dtype for m in net.modules() if isinstance(m, FoldedLinear)} == {torch.float32}
     if module != "hard channel":  # a mask of 0 and 1 flips with its score's sign
         torch.testing.assert_close(logits, model(x), rtol=0.1, atol=0.1 * model(x).abs().max().item())
-    for part in (m for m in twin.net.modules() if isinstance(m, FSR)):
+    for part in (m for m in net.modules() if isinstance(m, FSR)):
         assert part.mask(torch.rand(2, part.aux.in_features, 1, 1).bfloat16()).dtype == torch.float32
 
 
 def test_unknown_parameters_keep_everything_in_float32(caplog):
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.LayerNorm(16), nn.Linear(16, 2))
-    with caplog.at_level(logging.WARNING, "fsr"):
-        twin = Twin(model, torch.rand(2, 3, 2, 2), dtype=torch.bfloat16)
-    assert twin.dtype == torch.float32
+    assert folded_copy(model, torch.rand(2, 3, 2, 2), dtype=torch.bfloat16).dtype == torch.float32
     assert "LayerNorm" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["mask_one", "no_recalibration", "mask_random", "mask_constant", "mask_shuffled"])
-def test_twin_acts_under_the_intervention_it_was_copied_with(name):
-    model = network("resnet18", "fsr", width=8, blocks=(1, 1, 1, 1))
-    x = torch.rand(3, 3, 16, 16)
+def test_the_copy_acts_under_the_intervention_it_was_made_with(name):
+    model, x = network("resnet18", "fsr", width=8, blocks=(1, 1, 1, 1)), torch.rand(3, 3, 16, 16)
     plain = model(x)
     with intervene(model, name, seed=3):
-        twin, expected = Twin(model, x), model(x)
-    torch.testing.assert_close(twin.net(x), expected)
+        net, expected = folded_copy(model, x).net, model(x)
+    torch.testing.assert_close(net(x), expected)
     assert not torch.allclose(plain, expected)
+
+
+# --- networks whose copy may be another function ----------------------------------------------------------------
+
+
+class Small(nn.Module):
+    """Two convolutions with BatchNorm and a linear layer, to be changed in every way a copy may not notice."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.last, self.last_bn = nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.head = nn.Linear(6, 10)
+
+    def features(self, x):
+        return self.bn(self.conv(x)).relu()
+
+    def forward(self, x):
+        return self.head(self.last_bn(self.last(self.features(x))).relu().mean((2, 3)))
+
+
+class ReadsStatistics(Small):
+    def features(self, x):
+        bn = self.bn
+        return F.batch_norm(self.conv(x), bn.running_mean, bn.running_var, bn.weight, bn.bias).relu()
+
+
+class ReadsWeights(Small):
+    def features(self, x):
+        return super().features(x) + F.conv2d(x, self.conv.weight, padding=1)
+
+
+class ReadTwice(Small):
+    def features(self, x):
+        raw = self.conv(x)
+        return self.bn(raw) + raw
+
+
+class CalledTwice(Small):
+    def forward(self, x):
+        f = self.features(x)
+        for _ in range(2):
+            f = self.last_bn(self.last(f)).relu()
+        return self.head(f.mean((2, 3)))
+
+
+class InPlaceBetween(Small):
+    def features(self, x):
+        return self.bn(self.conv(x).relu_())
+
+
+class WritesIntoItsInput(Small):
+    def forward(self, x):
+        x -= 0.5
+        return super().forward(x.clamp_(-0.4, 0.4))
+
+
+class Casts(Small):
+    def forward(self, x):
+        return super().forward(x.float())
+
+
+class FixedBatch(Small):
+    def forward(self, x):
+        return super().forward(x.view(4, 3, 8, 8))
+
+
+def shared(net):
+    net.also = net.conv
+    return net
+
+
+class Tied(Small):
+    def __init__(self):
+        super().__init__()
+        self.again = nn.Conv2d(6, 6, 3, padding=1)
+        self.again.weight = self.last.weight
+
+    def features(self, x):
+        return self.again(super().features(x))
+
+
+def closed_over(net):
+    net.features = lambda x: net.bn(net.conv(x)).relu()  # copies of the network go on to ask the live layers
+    return net
+
+
+def each(change):
+    """The change made to every layer with weights."""
+
+    def changed(net):
+        for name in ("conv", "last", "head"):
+            setattr(net, name, change(getattr(net, name)) or getattr(net, name))
+        return net
+
+    return changed
+
+
+def hooked(name, register, hook):
+    def changed(net):
+        getattr(net.get_submodule(name), register)(hook)
+        return net
+
+    return changed
+
+
+PRE = lambda module, given: ((given[0] - 0.5) / 0.25,)  # noqa: E731
+POST = lambda module, given, out: 2 * out + 1  # noqa: E731
+LAYERS = ("", "conv", "bn", "last", "last_bn", "head")
+CHANGES = {
+    **{
+        f"pre-hook on {name or 'the network'}": (Small, hooked(name, "register_forward_pre_hook", PRE))
+        for name in LAYERS
+    },
+    **{f"hook on {name or 'the network'}": (Small, hooked(name, "register_forward_hook", POST)) for name in LAYERS},
+    "weight norm": (Small, each(parametrizations.weight_norm)),
+    "spectral norm": (Small, each(parametrizations.spectral_norm)),
+    "orthogonal": (Small, each(parametrizations.orthogonal)),
+    "old weight norm": (Small, each(old_weight_norm)),
+    "old spectral norm": (Small, each(old_spectral_norm)),
+    "a layer under two names": (Small, shared),
+    "a closure over live layers": (Small, closed_over),
+    **{
+        kind.__name__: (kind, lambda net: net)
+        for kind in (
+            ReadsStatistics,
+            ReadsWeights,
+            ReadTwice,
+            CalledTwice,
+            InPlaceBetween,
+            WritesIntoItsInput,
+            Casts,
+            FixedBatch,
+            Tied,
+        )
+    },
+}
+WHOLE = {"Tied", "ReadsStatistics", "a layer under two names", "weight norm", "InPlaceBetween", "WritesIntoItsInput"}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_attacks_see_the_function_of_any_network(name, precision, monkeypatch, caplog):
+    """Logits and input gradients are the network's own, from a copy or, with one line in the log, from itself."""
+    monkeypatch.setattr("fsr.train.fast.bf16_is_fast", lambda: True)
+    kind, change = CHANGES[name]
+    model = change(randomised_statistics(kind().requires_grad_(False)).requires_grad_(True)).eval()
+    model(torch.rand(4, 3, 8, 8))  # old norms make their weights in a forward pass
+    x, net = torch.rand(4, 3, 8, 8), FastNet(model, precision)
+    before, found = x.clone(), []
+    with caplog.at_level(logging.WARNING, "fsr"):
+        for function in (net, lambda x: model(x.clone())):
+            leaf = x.clone().requires_grad_()
+            logits = function(leaf)
+            found.append((logits.detach(), torch.autograd.grad(F.cross_entropy(logits, torch.arange(4)), leaf)[0]))
+    assert torch.equal(x, before)
+    rounding = 0.3 if net.dtype == torch.bfloat16 else 1e-4
+    for ours, own in zip(*found):
+        assert (ours - own).norm() <= rounding * own.norm()
+    assert (net.net is None) == ("on the network itself" in caplog.text)
+    assert net.net is None or name != "a closure over live layers"  # whose mode and weights are another's
+    if name in WHOLE and precision == "float32":
+        assert net.net is not None

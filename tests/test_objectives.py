@@ -1,3 +1,4 @@
+import copy
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -12,21 +13,19 @@ from fsr.config import FSRSpec, PeerSpec, Run
 from fsr.models import Classifier, Streams, build_model, model_of
 from fsr.models.modes import eval_mode
 from fsr.train.objectives import (
-    AWP,
-    Crafting,
+    BETAS,
+    PAIRS,
     Objective,
     craft,
-    crafting,
-    first_step,
+    draw_start,
     fsr_terms,
     kl,
-    mart_loss,
     mart_parts,
+    perturbed_weights,
     probe_terms,
     runner_up,
-    trades_loss,
+    start,
     trades_parts,
-    weights_of,
 )
 
 PARITY = Path(__file__).parent / "parity"
@@ -48,6 +47,12 @@ def fixture():
         return {name: torch.from_numpy(stored[name]) for name in stored.files}
 
 
+def loss(method, clean, adv, y, beta=1.0):
+    """The total of a method on two passes."""
+    parts = PAIRS[method](clean, adv, y)
+    return parts["cls"] + beta * parts["robust"]
+
+
 def probabilities(row):
     """Softmax of a list, in plain Python."""
     top = max(row)
@@ -58,18 +63,15 @@ def probabilities(row):
 def test_parity_with_the_public_formulas(fixture):
     clean, adv, y = fixture["natural_logits"], fixture["adversarial_logits"], fixture["y"]
     parts = trades_parts(clean, adv, y)
-    beta = float(fixture["trades.beta"])
     found = {
         "trades.natural": parts["cls"],
         "trades.robust": parts["robust"],
-        "trades.total": trades_loss(clean, adv, y, beta=beta),
-        "mart.total": mart_loss(clean, adv, y, beta=float(fixture["mart.beta"])),
+        "trades.total": loss("trades", clean, adv, y, beta=float(fixture["trades.beta"])),
+        "mart.total": loss("mart", clean, adv, y, beta=float(fixture["mart.beta"])),
     }
     for name, value in found.items():
         torch.testing.assert_close(value, fixture[name], rtol=1e-9, atol=1e-9)
-    assert beta == 6 and float(fixture["mart.beta"]) == 5
-    assert torch.equal(trades_loss(clean, adv, y), found["trades.total"])
-    assert torch.equal(mart_loss(clean, adv, y), found["mart.total"])
+    assert {"trades": float(fixture["trades.beta"]), "mart": float(fixture["mart.beta"])} == BETAS
 
 
 def test_trades_and_mart_equal_a_loop_over_samples():
@@ -82,8 +84,8 @@ def test_trades_and_mart_equal_a_loop_over_samples():
         trades += -math.log(p[label]) + 2.5 * distance
         wrong = max(q[k] for k in range(5) if k != label)
         mart += -math.log(q[label]) - math.log(1.0001 - wrong) + 1.5 * distance * (1.0000001 - p[label])
-    torch.testing.assert_close(trades_loss(clean, adv, y, beta=2.5).item(), trades / 7)
-    torch.testing.assert_close(mart_loss(clean, adv, y, beta=1.5).item(), mart / 7, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(loss("trades", clean, adv, y, beta=2.5).item(), trades / 7)
+    torch.testing.assert_close(loss("mart", clean, adv, y, beta=1.5).item(), mart / 7, rtol=1e-8, atol=1e-8)
 
 
 def test_runner_up_is_the_best_wrong_class():
@@ -99,13 +101,13 @@ def test_kl_is_zero_only_for_equal_distributions_and_not_symmetric():
     assert (kl(a, b) > 0).all() and not torch.allclose(kl(a, b), kl(b, a))
 
 
-@pytest.mark.parametrize("loss", [trades_loss, mart_loss])
-def test_confident_logits_keep_gradients_finite(loss):
+@pytest.mark.parametrize("method", PAIRS)
+def test_confident_logits_keep_gradients_finite(method):
     confident = 200.0 * torch.eye(4)
     for clean, adv in ((confident, confident), (confident, -confident), (confident, confident.flip(0))):
         for y in (torch.arange(4), torch.tensor([1, 2, 3, 0])):
             c, a = clean.clone().requires_grad_(), adv.clone().requires_grad_()
-            value = loss(c, a, y)
+            value = loss(method, c, a, y)
             grads = torch.autograd.grad(value, (c, a))
             assert torch.isfinite(value) and all(torch.isfinite(g).all() for g in grads)
 
@@ -113,10 +115,10 @@ def test_confident_logits_keep_gradients_finite(loss):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_losses_of_low_precision_logits_are_computed_in_float32(dtype):
     clean, adv, y = torch.randn(9, 5).to(dtype), torch.randn(9, 5).to(dtype), torch.randint(5, (9,))
-    for loss in (trades_loss, mart_loss):
-        value = loss(clean, adv, y)
+    for method in PAIRS:
+        value = loss(method, clean, adv, y)
         assert value.dtype == torch.float32
-        torch.testing.assert_close(value, loss(clean.float(), adv.float(), y))
+        torch.testing.assert_close(value, loss(method, clean.float(), adv.float(), y))
 
 
 def test_mart_differentiates_both_passes():
@@ -167,7 +169,7 @@ def test_every_method_trains_with_every_module(method, module):
     model = model_of(run)
     objective = Objective(model, run)
     with eval_mode(model):
-        x_adv = craft(model, X, Y, run)
+        x_adv = crafted(model, X, Y, run)
     parts, logits = objective(X, x_adv, Y)
     total = objective.total(parts)
     total.backward()
@@ -178,21 +180,20 @@ def test_every_method_trains_with_every_module(method, module):
         expected |= {"probe"}
     assert parts.keys() == expected and logits.shape == (6, 10) and torch.isfinite(total)
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
-    torch.testing.assert_close(total, sum(weights_of(run)[k] * v for k, v in parts.items()))
+    torch.testing.assert_close(total, sum(objective.weights[k] * v for k, v in parts.items()))
+
+
+def weights_of(**changes):
+    run = replace(SMALL, **changes)
+    return Objective(nn.Linear(1, 1), run).weights
 
 
 def test_weights_are_those_of_the_run():
     spec = FSRSpec(lambda_sep=0.5, lambda_rec=2.0)
-    assert weights_of(replace(SMALL, method="trades", module=spec)) == {
-        "cls": 1.0,
-        "robust": 6.0,
-        "sep": 0.5,
-        "rec": 2.0,
-        "probe": 0.0,
-    }
-    assert weights_of(replace(SMALL, method="mart"))["robust"] == 5.0
-    assert weights_of(replace(SMALL, method="mart", beta=1.5))["robust"] == 1.5
-    assert weights_of(replace(SMALL, module=PeerSpec(name="cas")))["probe"] == 2.0
+    expected = {"cls": 1.0, "robust": 6.0, "sep": 0.5, "rec": 2.0, "probe": 0.0}
+    assert weights_of(method="trades", module=spec) == expected
+    assert weights_of(method="mart")["robust"] == 5.0 and weights_of(method="mart", beta=1.5)["robust"] == 1.5
+    assert weights_of(module=PeerSpec(name="cas"))["probe"] == 2.0
 
 
 class Counting(nn.Module):
@@ -230,14 +231,11 @@ def test_passes_run_in_the_stated_order(method, seen):
     torch.testing.assert_close(logits, net(X if method == "natural" else x_adv))
 
 
-def test_crafting_is_described_as_data():
-    cas = PeerSpec(name="cas")
-    assert crafting(replace(SMALL, method="natural")) == Crafting(start="none")
-    assert crafting(replace(SMALL, method="at")) == Crafting(start="uniform")
-    assert crafting(replace(SMALL, method="trades")) == Crafting(start="normal", loss="kl")
-    assert crafting(replace(SMALL, method="mart")) == Crafting(start="normal")
-    assert crafting(replace(SMALL, method="at", module=cas)) == Crafting(start="uniform", probe=2.0)
-    assert crafting(replace(SMALL, method="at", module=PeerSpec(name="fd"))) == Crafting(start="uniform")
+def crafted(model, x, y, run, generator=None, noise=None):
+    """Start and steps together, as the Trainer's crafter does."""
+    if run.method == "natural":
+        return x
+    return craft(model, run, start(x, run, draw_start(x, run, generator) if noise is None else noise), x, y)
 
 
 def slow_pgd(model, x, y, run, delta, loss):
@@ -284,35 +282,59 @@ def test_crafted_images_equal_a_loop_over_samples(method, module, loss):
     x = X.double()
     noise = torch.rand_like(x) if method == "at" else torch.randn_like(x)
     delta = run.eps * (2 * noise - 1) if method == "at" else 0.001 * noise
-    torch.testing.assert_close(craft(model, x, Y, run, start_noise=noise), slow_pgd(model, x, Y, run, delta, loss))
+    torch.testing.assert_close(crafted(model, x, Y, run, noise=noise), slow_pgd(model, x, Y, run, delta, loss))
 
 
 def test_crafting_stays_in_the_ball_follows_its_generator_and_touches_nothing():
     run = replace(SMALL, method="at", module=FSRSpec(at=("layer3",)))
     model = model_of(run).eval()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    a, b, c = (craft(model, X, Y, run, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    a, b, c = (crafted(model, X, Y, run, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
     assert torch.equal(a, b) and not torch.equal(a, c)
     assert (a - X).abs().max() <= run.eps + 1e-6 and a.min() >= 0 and a.max() <= 1 and not a.requires_grad
     assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    assert craft(model, X, Y, replace(run, method="natural")) is X
 
 
-def test_a_twin_is_differentiated_in_place_of_the_model():
-    run = replace(SMALL, method="trades")
-    model, twin = model_of(run).eval(), model_of(run).eval()
-    noise = torch.randn_like(X)
-    assert torch.equal(craft(model, X, Y, run, net=twin, start_noise=noise), craft(twin, X, Y, run, start_noise=noise))
-
-
-def test_first_steps_have_their_stated_sizes():
+def test_starts_have_their_stated_sizes():
     x = torch.full((4, 3, 50, 50), 0.5)
-    uniform = first_step(x, replace(SMALL, method="at"))
-    assert uniform.abs().max() <= 0.15
-    assert abs(uniform.std().item() - 0.15 / 3**0.5) < 2e-3 and abs(uniform.mean()) < 2e-3
-    normal = first_step(x, replace(SMALL, method="trades"))
-    assert abs(normal.std().item() - 0.001) < 2e-5
+    for method, largest, deviation in (("at", 0.15, 0.15 / 3**0.5), ("trades", 0.01, 0.001), ("mart", 0.01, 0.001)):
+        run = replace(SMALL, method=method)
+        moved = start(x, run, draw_start(x, run)) - x
+        assert moved.abs().max() <= largest + 1e-6 and abs(moved.mean()) < 2e-3
+        assert moved.std().item() == pytest.approx(deviation, rel=0.02)
+
+
+class Clips(nn.Module):
+    """A network that writes into its input."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x.clamp_(0.2, 0.8))
+
+
+class Clipped(Clips):
+    def forward(self, x):
+        return self.net(x.clamp(0.2, 0.8))
+
+
+@pytest.mark.parametrize("method", ["natural", "at", "trades", "mart"])
+def test_networks_that_write_into_their_input_train_as_others_do(method):
+    run = replace(SMALL, method=method, awp=0.01)
+    net, results = model_of(run).net.eval(), []
+    for kind in (Clips, Clipped):
+        model, x = Classifier(kind(copy.deepcopy(net))), X.clone()
+        x_adv = crafted(model, x, Y, run, torch.Generator().manual_seed(0))
+        objective = Objective(model, run)
+        with perturbed_weights(objective, 0.01, x, x_adv, Y):
+            total = objective.total(objective(x, x_adv, Y)[0])
+            gradients = torch.autograd.grad(total, list(model.parameters()))
+        results.append([x_adv, total.detach(), *gradients])
+        assert torch.equal(x, X)
+    torch.testing.assert_close(*results)
 
 
 def awp_objective():
@@ -327,8 +349,7 @@ def test_awp_moves_each_weight_by_gamma_of_its_norm_along_the_gradient_and_back(
     named = dict(objective.named_parameters())
     grads = dict(zip(named, torch.autograd.grad(total, list(named.values()))))
     objective.load_state_dict(before)
-    awp = AWP(objective, gamma=0.02)
-    with awp.perturbed(X, X, Y):
+    with perturbed_weights(objective, 0.02, X, X, Y):
         for name, p in named.items():
             move = p.detach() - before[name]
             if p.ndim == 1:
@@ -350,7 +371,7 @@ def test_awp_leaves_running_statistics_and_takes_itself_off_after_an_error():
     objective = awp_objective()
     before = {k: v.clone() for k, v in objective.state_dict().items()}
     with pytest.raises(RuntimeError, match="stop"):
-        with AWP(objective, gamma=0.02).perturbed(X, X, Y):
+        with perturbed_weights(objective, 0.02, X, X, Y):
             raise RuntimeError("stop")
     for name, value in objective.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=1e-5, atol=1e-6)

@@ -15,9 +15,9 @@ from fsr.files import Diverged, TimeUp
 from fsr.models import model_of
 from fsr.train import Callbacks, Trainer, fit
 from fsr.train import loop as train
-from fsr.train.fast import sgd
-from fsr.train.objectives import Objective, craft
+from fsr.train.objectives import Objective, craft, draw_start, start
 from fsr.train.recipe import ema_decay, learning_rate, stream_seed
+from fsr.train.update import sgd
 
 
 def same(a: dict, b: dict) -> bool:
@@ -103,7 +103,7 @@ def test_held_out_images_are_judged_clean_and_attacked_on_the_network_asked_for(
     d = data.load(run)
     trainer = Trainer(run, replace(d, held_y=net(as_float(d.held_x)).argmax(1)))
 
-    def attack(x, y, generator, *, source, start_noise):
+    def attack(x, y, generator, *, source, noise):
         seen.append((source, generator.initial_seed()))
         return 1 - x
 
@@ -129,7 +129,7 @@ def plain_loop(run: Run, d) -> tuple[torch.nn.Module, torch.nn.Module]:
             torch.manual_seed(stream_seed(run.seed, "mask", step))
             x, y = as_float(d.train_x[index]), d.train_y[index]
             model.eval()
-            x_adv = craft(model, x, y, run, generator)
+            x_adv = craft(model, run, start(x, run, draw_start(x, run, generator)), x, y)
             model.train()
             parts, _ = objective(x, x_adv, y)
             optimizer.zero_grad()
@@ -186,10 +186,10 @@ def test_a_run_stopped_after_any_batch_ends_as_if_it_had_not_been(stop_after):
         saved["tensors"] = {k: v.clone() for k, v in trainer.tensors().items()}
         saved["progress"] = json.loads(json.dumps(asdict(trainer.progress)))
 
-    watch = Callbacks(on_batch=lambda *_: seen.append(1), on_stop=on_stop, deadline=None)
-    object.__setattr__(watch, "stop", lambda: len(seen) >= stop_after)
+    callbacks = Callbacks(on_batch=lambda *_: seen.append(1), on_stop=on_stop, deadline=None)
+    object.__setattr__(callbacks, "stop", lambda: len(seen) >= stop_after)
     with pytest.raises(TimeUp):
-        fit(Trainer(run, d), watch)
+        fit(Trainer(run, d), callbacks)
     torch.rand(7)  # whatever else the process draws must not matter
     resumed = Trainer(run, d)
     resumed.restore(saved["tensors"], saved["progress"])
@@ -210,7 +210,8 @@ def test_best_keeps_the_weights_of_its_epoch(monkeypatch):
     run, values, kept = tiny_run(epochs=4), iter((0.2, 0.5, 0.5, 0.1)), []
     trainer = Trainer(run, data.load(run))
     monkeypatch.setattr(trainer, "_held_out", lambda: {"held_robust_acc": next(values)})
-    fit(trainer, on_epoch=lambda t: kept.append({k: v.clone() for k, v in t.model.state_dict().items()}))
+    keep = lambda t: kept.append({k: v.clone() for k, v in t.model.state_dict().items()})  # noqa: E731
+    fit(trainer, Callbacks(on_epoch=keep))
     assert trainer.progress.best_epoch == 2 and same(trainer.best, kept[1]) and not same(kept[1], kept[3])
 
 
@@ -238,7 +239,7 @@ def test_divergence_stops_with_epoch_and_step_after_the_last_good_epoch_was_hand
             next(trainer.model.parameters()).fill_(float("nan"))
 
     with pytest.raises(Diverged, match="epoch 2, step 1"):
-        fit(trainer, on_epoch=on_epoch)
+        fit(trainer, Callbacks(on_epoch=on_epoch))
     assert good == [2]
 
 

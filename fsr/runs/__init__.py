@@ -2,7 +2,7 @@
 
 from fsr.runs.base import Options, data_of, locked
 from fsr.runs.checkpoints import state_path, weights_path
-from fsr.runs.evaluating import ensure_analysed, ensure_evaluated, lend_hand
+from fsr.runs.evaluating import ensure_analysed, ensure_evaluated
 from fsr.runs.tasks import Task, ensure, missing, perform, status, tasks
 from fsr.runs.training import ensure_trained, has_weights, load_model
 
@@ -15,7 +15,6 @@ __all__ = [
     "ensure_evaluated",
     "ensure_trained",
     "has_weights",
-    "lend_hand",
     "load_model",
     "locked",
     "missing",

@@ -24,7 +24,7 @@ log = logging.getLogger("fsr")
 class Options:
     """How to compute, never what: none of it is part of a run's id.
 
-    switches: compile, graphs, channels_last, winograd, update (as for Trainer); deadline: time.monotonic() to stop at,
+    switches: compile, graphs, channels_last, update (as for Trainer); deadline: time.monotonic() to stop at,
     one clock for all processes of a machine, which no change of the date moves; interrupted: polled between batches;
     report: called with (run id, what, done, of), by executors with (run id, "done", 1, 1) too when a run needs nothing
     more; half: keep a finished training's parameters in float16, so that they travel in half the bytes. Everything

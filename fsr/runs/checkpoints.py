@@ -25,7 +25,7 @@ def weights_path(run: Run, checkpoint: str) -> Path:
 
 def _refuse_diverged(trainer: Trainer) -> None:
     """A stop, or an epoch's last step, may find losses or weights that are not finite: they replace nothing good."""
-    progress, sums = trainer.progress, trainer.stepper.state()
+    progress, sums = trainer.progress, trainer.stepper.sums
     good = [torch.isfinite(v).all() for v in trainer.model.state_dict().values() if v.is_floating_point()]
     if (sums and float(sums["bad"])) or not bool(torch.stack(good).all()):  # all at once: each look stops a GPU
         epoch = progress.epoch if progress.batch else progress.epoch - 1

@@ -8,10 +8,9 @@ import torch
 
 from fsr import experiments, files, hardware, store
 from fsr.analyse import analyse
-from fsr.attacks.auto import Share, alone
 from fsr.config import Analysis, Evaluation, Run, run_id
 from fsr.data import part_of_test
-from fsr.evaluate import Progress, batch_size, evaluate_attack
+from fsr.evaluate import Progress, batch_size, evaluate_attack, images_sha256
 from fsr.files import provenance, save_json
 from fsr.runs.auditing import audit_run, partial_path, train_twin
 from fsr.runs.base import Options, data_of, locked, memory_explained, scratch
@@ -38,11 +37,8 @@ def _surrogate(evaluation: Evaluation, options: Options):
     return model, digest_of(weights_path(source, "last"))
 
 
-def ensure_evaluated(run: Run, evaluation: Evaluation, options: Options | None = None, share: Share = alone) -> None:
-    """Evaluate unless the record is there; goes on after the last chunk of a stopped call.
-
-    share: who attacks which of AutoAttack's batches, see `fsr.attacks.autoattack`.
-    """
+def ensure_evaluated(run: Run, evaluation: Evaluation, options: Options | None = None) -> None:
+    """Evaluate unless the record is there; goes on after the last chunk of a stopped call."""
     options = options or Options()
     if store.has_evaluation(run, evaluation):
         _partial(run, evaluation).unlink(missing_ok=True)  # of a call that was killed right after its record
@@ -51,7 +47,7 @@ def ensure_evaluated(run: Run, evaluation: Evaluation, options: Options | None =
     with locked(run, options, store.eval_path(run, evaluation).stem):
         if not store.has_evaluation(run, evaluation):
             with memory_explained(run):
-                _evaluate(run, evaluation, options, surrogate, digest, share)
+                _evaluate(run, evaluation, options, surrogate, digest)
 
 
 def _any_batch_size() -> None:
@@ -59,15 +55,17 @@ def _any_batch_size() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def _evaluate(run: Run, evaluation: Evaluation, options: Options, surrogate, surrogate_digest: str | None, share):
+def _evaluate(run: Run, evaluation: Evaluation, options: Options, surrogate, surrogate_digest: str | None):
     provenance()  # of the code as it was loaded, not as it lies there when all is done
     store.save_config(run)  # a damaged one is named before anything is added to this run
     with locked(run, options):
         identity = {"weights": ensure_weights(run, evaluation.checkpoint, options)}
     if surrogate_digest is not None:
         identity["surrogate_weights"] = surrogate_digest
+    data = data_of(run, options.torch_device)
+    identity["images_sha256"] = images_sha256(data.test_x, data.test_y)
     options.check()
-    progress, index = _survived(run, evaluation, options, identity, surrogate, share)
+    progress, index = _survived(run, evaluation, options, identity, surrogate)
     extra = {**identity, "seconds": round(progress.seconds, 3), "flips": progress.flips}
     extra |= {"hardware": hardware.describe(options.torch_device), "precision": run.precision}
     extra["crafting"] = progress.crafting
@@ -77,13 +75,10 @@ def _evaluate(run: Run, evaluation: Evaluation, options: Options, surrogate, sur
     _partial(run, evaluation).unlink(missing_ok=True)  # a stopped call's scratch file; the record is whole now
 
 
-def _survived(run: Run, evaluation: Evaluation, options: Options, identity: dict, surrogate, share: Share, keep=True):
-    """(Progress at the end, places of the images in the test set), from wherever the scratch file stands.
-
-    keep: write that file, which one process alone may do.
-    """
+def _survived(run: Run, evaluation: Evaluation, options: Options, identity: dict, surrogate):
+    """(Progress at the end, places of the images in the test set), from wherever the scratch file stands."""
     device = options.torch_device
-    resumes = {"batch": batch_size(device, evaluation)}  # AutoAttack's state of one device is of no use on another
+    resumes = {"batch": batch_size(device)}  # AutoAttack's state of one device is of no use on another
     _any_batch_size()
     model = load_model(run, evaluation.checkpoint, options)
     x, y, index = part_of_test(data_of(run, device), evaluation.images)
@@ -94,7 +89,7 @@ def _survived(run: Run, evaluation: Evaluation, options: Options, identity: dict
         nonlocal saved
         options.report(run_id(run), f"{evaluation.checkpoint} {evaluation.attack_id}", progress.done, len(y))
         stopping = options.interrupted() or options.late()
-        if keep and progress.done < len(y) and (stopping or time.monotonic() - saved > SAVE_SECONDS):
+        if progress.done < len(y) and (stopping or time.monotonic() - saved > SAVE_SECONDS):
             save_json(path, {**identity, **resumes, "progress": asdict(progress)})
             saved = time.monotonic()
         if progress.done < len(y):
@@ -102,13 +97,7 @@ def _survived(run: Run, evaluation: Evaluation, options: Options, identity: dict
 
     switches = {name: on for name, on in options.switches if name != "update"}
     call = {"run": run, "evaluation": evaluation, "surrogate": surrogate, "switches": switches, "check": options.check}
-    return evaluate_attack(model, x, y, index, progress=progress, on_chunk=on_chunk, share=share, **call), index
-
-
-def lend_hand(run: Run, evaluation: Evaluation, options: Options, share: Share) -> None:
-    """Attack this process's share of AutoAttack's batches for another one, which records what came of them all."""
-    identity = {"weights": digest_of(weights_path(run, evaluation.checkpoint))}
-    _survived(run, evaluation, options, identity, None, share, keep=False)
+    return evaluate_attack(model, x, y, index, progress=progress, on_chunk=on_chunk, **call), index
 
 
 def _look(run: Run, analysis: Analysis, model, data, options: Options, digest: str) -> tuple[dict, dict]:

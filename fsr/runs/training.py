@@ -154,9 +154,10 @@ def _train(run: Run, options: Options) -> None:
         epoch = trainer.progress.epoch
         options.report(run_id(run), f"epoch {epoch}/{run.epochs}", (epoch - 1) * of + done, run.epochs * of)
 
-    watch = Callbacks(on_batch=on_batch, on_stop=on_stop, deadline=options.deadline, interrupted=options.interrupted)
+    told = {"on_epoch": on_epoch, "on_batch": on_batch, "on_stop": on_stop}
+    callbacks = Callbacks(**told, deadline=options.deadline, interrupted=options.interrupted)
     with memory_explained(run), board(run, wanted=options.tensorboard) as show:
-        fit(trainer, watch, on_epoch=on_epoch)
+        fit(trainer, callbacks)
     digests = digests or save_checkpoint(trainer, half=half, recorded=recorded)
     if not known:
         _finish(trainer, digests, half)

@@ -1,5 +1,6 @@
 """Training: objectives, the fast crafting copy, the loop, and one run over several devices."""
 
-from fsr.train.loop import Callbacks, Progress, Trainer, fit
+from fsr.train.loop import Callbacks, Trainer, fit
+from fsr.train.objectives import fsr_terms
 
-__all__ = ["Callbacks", "Progress", "Trainer", "fit"]
+__all__ = ["Callbacks", "Trainer", "fit", "fsr_terms"]

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fsr.files import Interrupted, UsageError
-from fsr.train.syncnorm import CpuSyncBatchNorm
 
 WAIT = timedelta(hours=24)  # rank 0 may wait for another command's lock; a lost process is noticed at once all the same
 
@@ -98,9 +97,6 @@ def noticing_losses() -> Iterator[None]:
         ) from None
 
 
-# --- agreement ---------------------------------------------------------------------------------------------
-
-
 def decide(value):
     """Rank 0's value, in every process: what depends on files or clocks is decided once."""
     if not together():
@@ -129,9 +125,6 @@ def first_alone() -> Iterator[None]:
     finally:
         if together() and not rank():
             dist.barrier()
-
-
-# --- shards and sums ---------------------------------------------------------------------------------------
 
 
 def shard(n: int) -> slice:
@@ -189,7 +182,38 @@ def averaging(objective: nn.Module, smallest: int) -> nn.Module:
     return DistributedDataParallel(objective)
 
 
-# --- BatchNorm over all processes --------------------------------------------------------------------------
+class _Sum(torch.autograd.Function):
+    """Sum over processes whose gradient is the sum of their gradients."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        x = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return _Sum.forward(ctx, grad)
+
+
+class CpuSyncBatchNorm(nn.BatchNorm2d):
+    """SyncBatchNorm on a CPU, where torch has none: the statistics of all processes' images, float32 at least."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, C, H, W) of this process, in any precision; returns like x."""
+        if not self.training:
+            return super().forward(x)
+        x, dtype = (x if x.dtype == torch.float64 else x.float()), x.dtype
+        count = _Sum.apply(torch.tensor(float(x.numel() // x.shape[1])))
+        mean = _Sum.apply(x.sum((0, 2, 3))) / count
+        centred = x - mean[:, None, None]
+        variance = _Sum.apply((centred**2).sum((0, 2, 3))) / count
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(dtype)
 
 
 def synchronised(model: nn.Module) -> nn.Module:

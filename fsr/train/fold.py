@@ -1,23 +1,24 @@
-"""A crafting twin: the same function as a network in eval mode, with less to compute, refilled from the live weights.
+"""The folded copy of a network: the same function in eval mode, with every BatchNorm inside the convolution before it.
 
-N images, C channels. While an attack is crafted the network is in eval mode, where BatchNorm is one multiply-add per
-channel: it folds exactly into the convolution that feeds it, and parameters need no gradient.
+N images, C channels. A copy is used only where it gives the live network's logits and input gradients.
 """
 
 import copy
 import logging
 from collections import Counter
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fsr.train import winograd
-from fsr.train.syncnorm import CpuSyncBatchNorm
+from fsr.files import FSRError
+from fsr.models.modes import eval_mode
+from fsr.train.distributed import CpuSyncBatchNorm
 
 log = logging.getLogger("fsr")
 
-_BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, CpuSyncBatchNorm)
+BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, CpuSyncBatchNorm)
+EXACT, CLOSE, ANY = 1e-6, 0.05, 1e9  # largest relative difference: in float64, in the live precision, if it runs at all
 
 
 class FoldedConv(nn.Conv2d):
@@ -27,13 +28,6 @@ class FoldedConv(nn.Conv2d):
         return self._conv_forward(x.to(self.weight.dtype), self.weight, self.bias)
 
 
-class WinogradConv(FoldedConv):
-    """The same on a CPU with fewer products: 3x3 at stride 1 in float32, see `winograd`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return winograd.convolve3x3(x.to(self.weight.dtype), self.weight, self.bias)
-
-
 class FoldedLinear(nn.Linear):
     """A linear layer in its weights' own precision, (N, C) in any."""
 
@@ -41,227 +35,178 @@ class FoldedLinear(nn.Linear):
         return nn.functional.linear(x.to(self.weight.dtype), self.weight, self.bias)
 
 
-class ScaleShift(nn.Module):
-    """BatchNorm in eval mode where no convolution feeds it: one multiply-add per channel, in float32 at least."""
-
-    scale: Tensor
-    shift: Tensor
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.register_buffer("scale", torch.ones(channels))
-        self.register_buffer("shift", torch.zeros(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        shape = (-1,) + (1,) * (x.ndim - 2)
-        return (x * self.scale.view(shape) + self.shift.view(shape)).to(x.dtype)
-
-
-def _foldable(module: nn.Module) -> bool:
-    """A BatchNorm that uses stored statistics in eval mode."""
-    return type(module) in _BATCHNORMS and module.running_mean is not None
-
-
 def feeding_convolutions(net: nn.Module, x: Tensor) -> dict[str, str]:
-    """Path of each BatchNorm to the path of the convolution whose output it receives, seen while net runs on x.
+    """Path of each convolution to that of the BatchNorm that gets its output, both called once; seen while net runs.
 
-    Only pairs that are called once, one after the other; whether something else reads the convolution's output too is
-    for the caller to check.
+    Whether something else reads the convolution's output too is for the caller to check.
     """
-    made: dict[int, tuple[str, Tensor]] = {}  # holds the outputs, so that no id is given out twice
     calls: Counter[str] = Counter()
-    pairs: dict[str, str] = {}
+    pairs: list[tuple[str, str]] = []
 
-    def after_convolution(name):
-        def hook(_module, _inputs, output):
-            calls[name] += 1
-            made[id(output)] = (name, output)
+    def after_convolution(name, output):
+        calls[name] += 1
+        output.made_by = (name, output._version)
 
-        return hook
-
-    def before_batchnorm(name):
-        def hook(_module, inputs):
-            calls[name] += 1
-            if id(inputs[0]) in made:
-                pairs[name] = made[id(inputs[0])][0]
-
-        return hook
+    def before_batchnorm(name, x):
+        calls[name] += 1
+        conv, version = getattr(x, "made_by", (None, -1))
+        if version == x._version:  # else changed in place since
+            pairs.append((conv, name))
 
     handles = []
     for name, module in net.named_modules():
         if type(module) is nn.Conv2d:
-            handles.append(module.register_forward_hook(after_convolution(name)))
-        elif _foldable(module):
-            handles.append(module.register_forward_pre_hook(before_batchnorm(name)))
-    try:
-        with torch.no_grad():
-            net(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    uses = Counter(pairs.values())
-    return {bn: conv for bn, conv in pairs.items() if calls[bn] == calls[conv] == uses[conv] == 1}
+            handles.append(module.register_forward_hook(lambda _m, _x, y, name=name: after_convolution(name, y)))
+        elif type(module) in BATCHNORMS and module.running_mean is not None:
+            handles.append(module.register_forward_pre_hook(lambda _m, x, name=name: before_batchnorm(name, x[0])))
+    with torch.no_grad():
+        net(x.clone())
+    for handle in handles:
+        handle.remove()
+    uses = Counter(conv for conv, _ in pairs)
+    return {conv: bn for conv, bn in pairs if calls[conv] == calls[bn] == uses[conv] == 1}
 
 
-def _repeatable(net: nn.Module, x: Tensor) -> Tensor:
-    """net(x) with the same random numbers in every call, for a network that draws some in eval mode."""
-    torch.manual_seed(0)
-    return net(x)
+def _tensors(net: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers under every name that they have."""
+    both = (net.named_parameters(remove_duplicate=False), net.named_buffers(remove_duplicate=False))
+    return {name: tensor for some in both for name, tensor in some}
+
+
+class FoldedCopy:
+    """`net` computes model(x) of eval mode; `refill` takes over the live weights.
+
+    pairs: see `feeding_convolutions`; dtype: of the convolutions; linear layers and BatchNorms that stay, both cheap,
+    are float32 at least. Attributes and hooks of modules (FSR's noise, interventions) are those at the time of copying.
+    """
+
+    def __init__(self, model: nn.Module, pairs: dict[str, str], dtype: torch.dtype, channels_last: bool = False):
+        self.pairs, self.dtype, self._source = pairs, dtype, None
+        self.net: Any = copy.deepcopy(model).eval().requires_grad_(False)
+        for conv, bn in pairs.items():
+            layer = self.net.get_submodule(conv)
+            layer.weight = nn.Parameter(layer.weight.clone(), requires_grad=False)  # its own, where weights are tied
+            layer.bias = nn.Parameter(layer.weight.new_zeros(layer.out_channels), requires_grad=False)
+            self.net.get_submodule(bn).__class__ = nn.Identity
+        for layer in self.net.modules():  # only the class changes: hooks and other attributes stay
+            if type(layer) is nn.Conv2d:
+                layer.__class__ = FoldedConv
+                layer.to(dtype)
+            elif type(layer) is nn.Linear:
+                layer.__class__ = FoldedLinear
+                layer.to(torch.promote_types(dtype, torch.float32))
+        if channels_last:
+            self.net.to(memory_format=torch.channels_last)
+        self.refill(model)
+
+    def _bind(self, source: Any) -> None:
+        """Pair every tensor of the copy with what it is made of; once per source."""
+        self._source = source
+        self._folded = [
+            (self.net.get_submodule(c), source.get_submodule(c), source.get_submodule(b)) for c, b in self.pairs.items()
+        ]
+        made = {id(tensor) for conv, _, _ in self._folded for tensor in (conv.weight, conv.bias)}
+        mine, live = _tensors(self.net), _tensors(source)
+        names = [name for name, tensor in mine.items() if id(tensor) not in made]
+        self._copied = [[tensors[name] for name in names] for tensors in (mine, live)]
+
+    @torch.no_grad()
+    def refill(self, source: nn.Module) -> None:
+        """Take over the weights and statistics of source, in place: compiled code and captured graphs stay valid.
+
+        source: the model that the copy was made of, or another of the same structure (its running average).
+        """
+        if source is not self._source:
+            self._bind(source)
+        for conv, live, bn in self._folded:
+            scale = torch.rsqrt(bn.running_var + bn.eps)
+            scale = scale if bn.weight is None else scale * bn.weight
+            shift = -bn.running_mean * scale
+            shift = shift if bn.bias is None else shift + bn.bias
+            conv.weight.copy_(live.weight * scale.view(-1, 1, 1, 1))
+            conv.bias.copy_(shift if live.bias is None else shift + live.bias * scale)
+        if self._copied[0]:
+            torch._foreach_copy_(*self._copied)
 
 
 def randomised_statistics(net: nn.Module) -> nn.Module:
     """net, changed: statistics and weights of every BatchNorm are random, since fresh ones are nearly the identity."""
     device = next((p.device for p in net.parameters()), "cpu")
     generator = torch.Generator(device).manual_seed(0)
-    module: Any
+    ranges = {"running_mean": (-0.2, 0.2), "running_var": (0.5, 1.5), "weight": (0.5, 1.5), "bias": (-0.2, 0.2)}
     for module in net.modules():
-        if _foldable(module):
-            for tensor, low, high in ((module.running_mean, -0.2, 0.2), (module.running_var, 0.5, 1.5),
-                                      (module.weight, 0.5, 1.5), (module.bias, -0.2, 0.2)):  # fmt: skip
-                if tensor is not None:
-                    tensor.uniform_(low, high, generator=generator)
+        if type(module) in BATCHNORMS and module.running_mean is not None:
+            for name, (low, high) in ranges.items():
+                if getattr(module, name) is not None:
+                    getattr(module, name).uniform_(low, high, generator=generator)
     return net
 
 
-def scale_and_shift(bn: Any) -> tuple[Tensor, Tensor]:
-    """BatchNorm in eval mode as x * scale + shift, each (C,)."""
-    scale = torch.rsqrt(bn.running_var + bn.eps)
-    if bn.weight is not None:
-        scale = scale * bn.weight
-    shift = -bn.running_mean * scale
-    return scale, shift if bn.bias is None else shift + bn.bias
+def _answers(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and the input gradient of a weighted sum of them, with the same random numbers in every call."""
+    torch.manual_seed(0)
+    with torch.enable_grad():
+        leaf = x.clone().requires_grad_()
+        logits = net(leaf.clone()).to(x.dtype)
+        weights = torch.linspace(-1, 1, logits.numel(), dtype=x.dtype, device=x.device).view_as(logits)
+        return logits.detach(), torch.autograd.grad((logits * weights).sum(), leaf)[0]
 
 
-def _replacement(module: Any, folds: bool) -> nn.Module | None:
-    """What stands for module in a twin (its values are filled in later), or None to keep it."""
-    if type(module) is nn.Conv2d:
-        same = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
-        bias = folds or module.bias is not None
-        conv = FoldedConv(**{name: getattr(module, name) for name in same}, bias=bias, device="meta")
-        return conv.to_empty(device=module.weight.device)
-    if type(module) is nn.Linear:
-        linear = FoldedLinear(module.in_features, module.out_features, module.bias is not None, device="meta")
-        return linear.to_empty(device=module.weight.device)
-    if _foldable(module):
-        return nn.Identity() if folds else ScaleShift(module.num_features).to(module.running_mean.device)
-    return None
+def _difference(net: nn.Module, other: nn.Module, x: Tensor) -> float:
+    """How far net is from other in logits and input gradients at x, relative to other's; NaN where either has NaN."""
+    pairs = zip(_answers(net, x), _answers(other, x))
+    return float(torch.stack([(a - b).norm() / b.norm().clamp_min(1e-30) for a, b in pairs]).max())
 
 
-class Twin:
-    """The folded copy of a model: `net` computes model(x) of eval mode, `refill` takes over the live weights.
+def _asks(net: nn.Module, model: nn.Module, x: Tensor) -> bool:
+    """Does a pass of net call layers of model, by a closure that a copy keeps?"""
+    calls: list[nn.Module] = []
+    handles = [m.register_forward_pre_hook(lambda m, _: calls.append(m)) for m in model.modules()]
+    _answers(net, x)
+    for handle in handles:
+        handle.remove()
+    return bool(calls)
 
-    model: any nn.Module; x: a few of its images (N, C, H, W), which show what feeds what. dtype: of the convolutions;
-    linear layers, cheap and last, stay float32, and everything does where a module of another kind has parameters.
-    What folds is checked on random statistics in float64: a convolution with a second reader keeps its BatchNorm apart.
-    Attributes of modules (FSR's noise, interventions) are those at the time of copying. fewer_products: 3x3
-    convolutions by `winograd` where it can; `winograd` then says whether any is.
+
+def _checked(model: nn.Module, x: Tensor, dtype: torch.dtype, channels_last: bool) -> FoldedCopy:
+    """The copy; ValueError where it is another function, and whatever a network raises that cannot be copied."""
+    shadow = randomised_statistics(copy.deepcopy(model).double().eval().requires_grad_(False))
+    pairs = feeding_convolutions(shadow, x.double())
+    live = torch.promote_types(dtype, torch.float32)
+    found = FoldedCopy(model, pairs, dtype, channels_last)
+    same = found if dtype == live else FoldedCopy(model, pairs, live, channels_last)
+    with eval_mode(model):
+        for net, other, images, limit in (
+            (FoldedCopy(shadow, pairs, torch.float64).net, shadow, x.double(), EXACT),
+            (same.net, model, x, CLOSE),
+            (found.net, model, x, ANY),
+        ):
+            difference = _difference(net, other, images)
+            if not difference <= limit:
+                raise ValueError(f"its answers differ by {difference:.2g}")
+        if _asks(same.net, model, x):
+            raise ValueError("it goes on to call the network's own layers")
+    return found
+
+
+def folded_copy(model: nn.Module, x: Tensor, *, dtype=torch.float32, channels_last: bool = False) -> FoldedCopy | None:
+    """The folded copy of any network, or None, with one line in the log, where none is the same function.
+
+    x: some of its images (N, C, H, W), which show what feeds what. Compared are logits and input gradients, in float64
+    on random statistics and in the live precision. In bf16 networks whose other layers have weights stay float32.
     """
-
-    def __init__(
-        self, model: nn.Module, x: Tensor, *, dtype=torch.float32, channels_last: bool = False, fewer_products=False
-    ):
-        self.dtype, self.channels_last, self.winograd = dtype, channels_last, fewer_products
-        self.pairs = self._checked_pairs(model, x[:2].detach())
-        self.net = self._build(model)
-        self._source: nn.Module | None = None
-        self.refill(model)
-
-    def _checked_pairs(self, model: nn.Module, x: Tensor) -> dict[str, str]:
-        """The pairs that may fold: of those found, the ones whose folding changes nothing but rounding."""
-        shadow = randomised_statistics(copy.deepcopy(model).double().eval().requires_grad_(False))
-        x = x.double()
-        with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []), torch.no_grad():
-            pairs = feeding_convolutions(shadow, x)
-            wanted = _repeatable(shadow, x)
-
-            def exact(chosen: dict[str, str]) -> bool:
-                twin = copy.copy(self)
-                twin.dtype, twin.pairs, twin._source = torch.float64, chosen, None
-                twin.net = twin._build(shadow)
-                twin.refill(shadow)
-                return torch.allclose(_repeatable(twin.net, x), wanted, rtol=1e-6, atol=1e-9)
-
-            if exact(pairs):
-                return pairs
-            pairs = {bn: conv for bn, conv in pairs.items() if exact({bn: conv})}
-            if exact(pairs):
-                return pairs
-        log.warning("no BatchNorm is folded: the folded network disagrees with the live one")
-        return {}
-
-    def _build(self, model: nn.Module) -> nn.Module:
-        net = copy.deepcopy(model).eval()
-        folded = set(self.pairs) | set(self.pairs.values())
-        new: dict[nn.Module, nn.Module | None] = {}
-        for name, module in list(net.named_modules(remove_duplicate=False)):
-            if module not in new:
-                new[module] = _replacement(module, name in folded)
-            if new[module] is not None:
-                parent, _, child = name.rpartition(".")
-                setattr(net.get_submodule(parent), child, new[module])
-        known = (FoldedConv, FoldedLinear, ScaleShift)
-        strangers = [m for m in net.modules() if not isinstance(m, known) and list(m.parameters(recurse=False))]
-        if strangers and self.dtype == torch.bfloat16:
-            log.warning("crafting stays in float32: %s has parameters of its own", type(strangers[0]).__name__)
-            self.dtype = torch.float32
-        for module in net.modules():
-            if isinstance(module, FoldedConv):
-                module.to(self.dtype)
-            elif isinstance(module, (FoldedLinear, ScaleShift)):
-                module.to(torch.promote_types(self.dtype, torch.float32))
-        if self.winograd:
-            self.winograd = self._fewer_products(net)
-        if self.channels_last:
-            net = cast(Any, net).to(memory_format=torch.channels_last)
-        for module in net.modules():
-            if isinstance(module, WinogradConv):
-                module.weight.data = module.weight.data.contiguous()  # the layout that its filters are read in
-        return net.requires_grad_(False).eval()
-
-    def _fewer_products(self, net: nn.Module) -> bool:
-        """Convolutions that `winograd` computes get its class, weights and all; is there any?"""
-        some = [module for module in net.modules() if type(module) is FoldedConv and winograd.fits(module)]
-        if not (some and winograd.works()):
-            return False
-        for module in some:
-            module.__class__ = WinogradConv
-        return True
-
-    def _bind(self, source: nn.Module) -> None:
-        """Pair every tensor of the twin with what it is made of; once per source."""
-        convs = {conv: bn for bn, conv in self.pairs.items()}
-        self._convs: list[tuple[FoldedConv, Any, Any]] = []
-        self._norms: list[tuple[ScaleShift, Any]] = []
-        self._copies: list[tuple[Tensor, Tensor]] = []
-        module: Any
-        for name, module in self.net.named_modules():
-            live: Any = source.get_submodule(name)
-            if name in convs:
-                self._convs.append((module, live, source.get_submodule(convs[name])))
-            elif isinstance(module, ScaleShift):
-                self._norms.append((module, live))
-            elif name not in self.pairs:
-                mine = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
-                theirs = dict(live.named_parameters(recurse=False)) | dict(live.named_buffers(recurse=False))
-                self._copies += [(tensor, theirs[key]) for key, tensor in mine.items()]
-        self._source = source
-
-    @torch.no_grad()
-    def refill(self, source: nn.Module) -> None:
-        """Take over the weights and statistics of source, in place: compiled code and captured graphs stay valid.
-
-        source: the model that the twin was made of, or another of the same structure (its running average).
-        """
-        if source is not self._source:
-            self._bind(source)
-        for conv, live, bn in self._convs:
-            scale, shift = scale_and_shift(bn)
-            conv.weight.copy_(live.weight * scale.view(-1, 1, 1, 1))
-            assert conv.bias is not None  # `_replacement` gave it one
-            conv.bias.copy_(shift if live.bias is None else shift + live.bias * scale)
-        for norm, bn in self._norms:
-            scale, shift = scale_and_shift(bn)
-            norm.scale.copy_(scale)
-            norm.shift.copy_(shift)
-        for tensor, live in self._copies:
-            tensor.copy_(live)
+    known = (nn.Conv2d, nn.Linear, *BATCHNORMS)
+    others = [m for m in model.modules() if type(m) not in known and list(m.parameters(recurse=False))]
+    if others and dtype == torch.bfloat16:
+        log.warning("crafting stays in float32: %s has parameters of its own", type(others[0]).__name__)
+        dtype = torch.float32
+    x = x[:2].detach().clone()
+    try:
+        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+            return _checked(model, x, dtype, channels_last)
+    except FSRError:  # a hook that stops the computation
+        raise
+    except Exception as error:  # a network may raise anything where it is copied, cast or differentiated
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+        log.warning("attacks are crafted on the network itself, without its folded copy: %s", reason)
+        return None

@@ -15,21 +15,22 @@ from fsr.files import Diverged, Interrupted, TimeUp
 from fsr.models import FSR, model_of
 from fsr.models.modes import eval_mode
 from fsr.train import distributed
-from fsr.train.fast import Crafter, Stepper, ema_update, sgd
+from fsr.train.fast import Crafter
 from fsr.train.objectives import Objective, draw_start
 from fsr.train.recipe import ema_decay, learning_rate, stream_seed
+from fsr.train.update import Stepper, ema_update, sgd
 
 EVAL_BATCH = 500  # held-out images at once
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """Where a training stands; JSON-able, saved beside the tensors."""
 
     epoch: int = 1  # the epoch under way, from 1
     batch: int = 0  # batches of it that are done
     step: int = 0  # optimiser steps done in all
-    seconds: float = 0.0  # of training, over all sittings
+    seconds: float = 0.0  # of training, over all processes that trained it
     epoch_seconds: float = 0.0
     best_acc: float = -1.0
     best_epoch: int = 0
@@ -40,14 +41,16 @@ class Progress:
 class Trainer:
     """A model in training, its averages, its optimiser, and where it stands.
 
-    run: what to train; data: from fsr.data.load, on `device`; switches: compile, graphs, channels_last, winograd (None:
-    measured defaults) and update (compile that too; off), which change speed and not the result beyond rounding. In a
-    group of processes (fsr.train.distributed) each holds all of this and works on its shard of each batch.
+    run: what to train; data: from fsr.data.load, on `device`; switches: compile, graphs, channels_last (None: measured
+    defaults) and update (compile that too; off), which change speed and not the result beyond rounding. In a group of
+    processes (fsr.train.distributed) each holds all of this and works on its shard of each batch.
     """
 
     def __init__(self, run: Run, data: Data, *, device="cpu", switches: dict | None = None):
         self.run, self.data, self.device = run, data, torch.device(device)
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+        switches = {"update": False, **(switches or {})}
+        update = bool(switches.pop("update"))
+        with torch.random.fork_rng(devices=self._cuda()):
             torch.manual_seed(stream_seed(run.seed, "init"))
             self.model = model_of(run, num_classes=data.classes).to(self.device)
         if run.sync_bn:
@@ -55,31 +58,27 @@ class Trainer:
         self.best: dict[str, Tensor] | None = None
         self.objective = Objective(self.model, run)
         self.optimizer = sgd(self.model, run, self.device)
-        mine = replace(run, batch=math.ceil(run.batch / distributed.size()))
-        crafting = dict(switches or {})
-        update = bool(crafting.pop("update", False))
-        self.crafter = Crafter(self.model, mine, self.device, **crafting)
+        shard = replace(run, batch=math.ceil(run.batch / distributed.size()))
+        self.crafter = Crafter(self.model, shard, self.device, **switches)
+        self.crafter.switches["update"] = update
         # Copied now, in the memory layout that the crafter chose: averaging across two layouts is slow.
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
-        self.crafter.switches["update"] = update
         smallest = min(len(part) for part in batches(len(data.train_y), run.batch))
         averaged = distributed.averaging(self.objective, smallest)
         self.stepper = Stepper(averaged, self.optimizer, run, self.device, compile=update)
         self.generator = torch.Generator(self.device)
-        self.progress = Progress()
+        self.progress = TrainingProgress()
 
-    # --- state ---------------------------------------------------------------------------------------------
+    def _cuda(self) -> list[torch.device]:
+        return [self.device] if self.device.type == "cuda" else []
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything a resumed training needs, by name: weights, averages, best, momentum and the epoch's sums."""
-        out = {f"model/{k}": v for k, v in self.model.state_dict().items()}
-        out |= {f"ema/{k}": v for k, v in self.ema.state_dict().items()}
-        out |= {f"best/{k}": v for k, v in (self.best or {}).items()}
-        for i, parameter in enumerate(self.model.parameters()):
-            momentum = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
-            if momentum is not None:
-                out[f"momentum/{i}"] = momentum
-        return out | {f"sums/{k}": v for k, v in self.stepper.state().items()}
+        states = {"model": self.model.state_dict(), "ema": self.ema.state_dict(), "best": self.best or {}}
+        momenta = [self.optimizer.state.get(p, {}).get("momentum_buffer") for p in self.model.parameters()]
+        states["momentum"] = {str(i): momentum for i, momentum in enumerate(momenta) if momentum is not None}
+        states["sums"] = self.stepper.sums
+        return {f"{part}/{name}": tensor for part, state in states.items() for name, tensor in state.items()}
 
     def restore(self, tensors: dict[str, Tensor], progress: dict) -> None:
         """Continue from what `tensors` and `progress` (as JSON) said."""
@@ -93,17 +92,14 @@ class Trainer:
         parameters = list(self.model.parameters())
         for i, momentum in part("momentum/").items():
             self.optimizer.state[parameters[int(i)]]["momentum_buffer"] = momentum.to(self.device)
-        sums = {k: v.to(self.device) for k, v in part("sums/").items()}
-        alone = distributed.rank() == 0  # what a group had summed up counts once
-        self.stepper.load_state(sums if alone else {k: torch.zeros_like(v) for k, v in sums.items()})
-        self.progress = Progress(**progress)
+        counted = distributed.rank() == 0  # what a group had summed up counts once
+        self.stepper.load_sums({k: v if counted else torch.zeros_like(v) for k, v in part("sums/").items()})
+        self.progress = TrainingProgress(**progress)
 
     def checkpoints(self) -> dict[str, dict[str, Tensor]]:
         """The weights that are kept and always named: last, ema and, with a held-out part, best."""
         kept = {"last": self.model.state_dict(), "ema": self.ema.state_dict()}
         return kept | ({"best": self.best} if self.best is not None else {})
-
-    # --- one step, one epoch -------------------------------------------------------------------------------
 
     def step(self, index: Tensor) -> None:
         """Craft on one batch, update the weights and their average; no host synchronisation on a GPU."""
@@ -113,16 +109,15 @@ class Trainer:
         index = index.to(self.device)
         pad, flip = augmentation(run)
         x = as_float(augment(self.data.train_x[index], pad=pad, flip=flip, generator=self.generator))
-        y = self.data.train_y[index]
-        x, y, noise = self._mine(x, y)
-        x_adv = self.crafter.craft(x, y, self.generator, start_noise=noise)
-        self.stepper.step(x, x_adv, y, awp=self.awp_is_on())
+        x, y, noise = self._shard(x, self.data.train_y[index])
+        x_adv = self.crafter.craft(x, y, self.generator, noise=noise)
+        self.stepper.step(x, x_adv, y, awp=progress.epoch > run.epochs / 10)  # Wu et al. 2020: after a tenth
         distributed.average_buffers(self.model)
         ema_update(self.ema, self.model, ema_decay(run, progress.step))
         progress.step += 1
         progress.batch += 1
 
-    def _mine(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _shard(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """This process's shard of a batch and of the start noise that one process alone would draw (None: draw it)."""
         if not distributed.together():
             return x, y, None
@@ -133,24 +128,23 @@ class Trainer:
                 module.part = (part.start, n)
         return x[part], y[part], draw_start(x, self.run, self.generator)[part]
 
-    def awp_is_on(self) -> bool:
-        """Adversarial weight perturbation starts after a tenth of the epochs (Wu et al. 2020)."""
-        return self.run.awp > 0 and self.progress.epoch > self.run.epochs / 10
+    def order(self) -> list[Tensor]:
+        """The batches of the epoch under way: positions of training images, a function of seed and epoch alone."""
+        generator = torch.Generator().manual_seed(stream_seed(self.run.seed, "order", self.progress.epoch))
+        parts = batches(len(self.data.train_y), self.run.batch, generator=generator)
+        # copied now and once: copying from the host makes it wait for the device
+        return list(torch.cat(parts).to(self.device).split([len(part) for part in parts]))
 
     def epoch(self, *, stop: Callable[[], bool] = lambda: False, on_batch: Callable[[int, int], None] | None = None):
         """Finish the epoch under way; returns False as soon as `stop()` says so, with everything ready to be saved."""
-        run, progress = self.run, self.progress
-        order = torch.Generator().manual_seed(stream_seed(run.seed, "order", progress.epoch))
-        parts = batches(len(self.data.train_y), run.batch, generator=order)
-        # copied now and once: copying from the host makes it wait for the device
-        parts = torch.cat(parts).to(self.device).split([len(part) for part in parts])
+        progress, parts = self.progress, self.order()
         self.model.train()
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(run, progress.epoch)
+            group["lr"] = learning_rate(self.run, progress.epoch)
         before, started = progress.epoch_seconds, time.monotonic()
         for index in parts[progress.batch :]:
             if distributed.any_of(stop()):
-                self.merge()
+                self._merge_sums()
                 return False
             self.step(index)
             progress.epoch_seconds = before + time.monotonic() - started
@@ -159,30 +153,28 @@ class Trainer:
         self._close_epoch(started - before)
         return True
 
-    def merge(self) -> None:
+    def _merge_sums(self) -> None:
         """Make the epoch's sums those of all processes; to be tallied or saved by rank 0, then not used again."""
         if distributed.together():
-            sums = distributed.summed(self.stepper.state(), largest=("steps", "bad"))
-            self.stepper.load_state(sums)
+            self.stepper.load_sums(distributed.summed(self.stepper.sums, largest=("steps", "bad")))
 
     def _close_epoch(self, started: float) -> None:
-        """Tally, judge and write down the epoch that began at `started` (time.monotonic(), less earlier sittings)."""
-        progress = self.progress
-        self.merge()
+        """Tally, judge and write down the epoch that began at `started` (time.monotonic(), less earlier processes)."""
+        run, progress = self.run, self.progress
+        self._merge_sums()
         tally = self.stepper.tally()  # synchronises: only now is a GPU done with the epoch
         seconds = time.monotonic() - started
         bad = next((k for k, v in tally.items() if not math.isfinite(v)), None)
         if bad is not None:
-            step = self.stepper.first_bad_step()
             raise Diverged(
-                f"{bad} is not finite in epoch {progress.epoch}, step {step}; the last good checkpoint is kept: "
-                "lower lr, or set precision to float32"
+                f"{bad} is not finite in epoch {progress.epoch}, step {self.stepper.first_bad_step}; the last good "
+                "checkpoint is kept: lower lr, or set precision to float32"
             )
-        row = {"epoch": progress.epoch, "seconds": seconds, "lr": learning_rate(self.run, progress.epoch)}
+        row = {"epoch": progress.epoch, "seconds": seconds, "lr": learning_rate(run, progress.epoch)}
         row |= {f"train_{name}": value for name, value in tally.items()} | self._held_out()
         progress.rows.append(row)
         progress.seconds += seconds
-        if self.run.holdout and row["held_robust_acc"] > progress.best_acc:
+        if run.holdout and row["held_robust_acc"] > progress.best_acc:
             progress.best_acc, progress.best_epoch = row["held_robust_acc"], progress.epoch
             self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         progress.epoch, progress.batch, progress.epoch_seconds = progress.epoch + 1, 0, 0.0
@@ -198,18 +190,16 @@ class Trainer:
     @torch.no_grad()
     def _accuracies(self, model: nn.Module) -> tuple[float, float]:
         x_all, y_all = self.data.held_x, self.data.held_y
-        clean, robust = torch.zeros((2,), dtype=torch.int64, device=y_all.device)
+        counts = torch.zeros((2,), dtype=torch.int64, device=y_all.device)
         self.generator.manual_seed(stream_seed("held-out"))
         with eval_mode(model):
             for x, y in zip(as_float(x_all).split(EVAL_BATCH), y_all.split(EVAL_BATCH)):
-                x, y, noise = self._mine(x, y)
-                if len(y) == 0:  # more processes than images
-                    continue
-                x_adv = self.crafter.attack(x, y, self.generator, source=model, start_noise=noise)
-                clean += (model(x).argmax(1) == y).sum()
-                robust += (model(x_adv).argmax(1) == y).sum()
-        right = distributed.summed({"clean": clean, "robust": robust})
-        return float(right["clean"]) / len(y_all), float(right["robust"]) / len(y_all)
+                x, y, noise = self._shard(x, y)
+                if len(y):  # none with more processes than images
+                    x_adv = self.crafter.attack(x, y, self.generator, source=model, noise=noise)
+                    counts += torch.stack([(model(images.clone()).argmax(1) == y).sum() for images in (x, x_adv)])
+        correct = distributed.summed({"clean": counts[0], "robust": counts[1]})
+        return float(correct["clean"]) / len(y_all), float(correct["robust"]) / len(y_all)
 
 
 @dataclass(frozen=True)
@@ -227,25 +217,18 @@ class Callbacks:
         return self.interrupted() or (self.deadline is not None and time.monotonic() >= self.deadline)
 
 
-def fit(
-    trainer: Trainer, watch: Callbacks = Callbacks(), *, on_epoch: Callable[[Trainer], None] | None = None
-) -> Trainer:
-    """Train to the last epoch of the run, or raise TimeUp, Interrupted or Diverged; files are the caller's.
-
-    on_epoch: called with the trainer after every epoch (also settable in `watch`).
-    """
-    on_epoch = on_epoch or watch.on_epoch
+def fit(trainer: Trainer, callbacks: Callbacks = Callbacks()) -> Trainer:
+    """Train to the last epoch of the run, or raise TimeUp, Interrupted or Diverged; files are the caller's."""
     run, progress = trainer.run, trainer.progress
-    cuda = [trainer.device] if trainer.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
+    with torch.random.fork_rng(devices=trainer._cuda()):
         while progress.epoch <= run.epochs:
             with distributed.noticing_losses():
-                whole = trainer.epoch(stop=watch.stop, on_batch=watch.on_batch)
+                whole = trainer.epoch(stop=callbacks.stop, on_batch=callbacks.on_batch)
             if not whole:
-                if watch.on_stop:
-                    watch.on_stop(trainer)
-                kind = Interrupted if distributed.any_of(watch.interrupted()) else TimeUp
+                if callbacks.on_stop:
+                    callbacks.on_stop(trainer)
+                kind = Interrupted if distributed.any_of(callbacks.interrupted()) else TimeUp
                 raise kind(f"stopped in epoch {progress.epoch} of {run.epochs}, batch {progress.batch}; run it again")
-            if on_epoch:
-                on_epoch(trainer)
+            if callbacks.on_epoch:
+                callbacks.on_epoch(trainer)
     return trainer

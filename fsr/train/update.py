@@ -1,0 +1,99 @@
+"""One optimiser step at a time, the epoch's sums on the device, and the running average of the weights."""
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fsr.config import Run
+from fsr.train.fast import dtype_of, laid_out
+from fsr.train.objectives import perturbed_weights
+
+
+def sgd(model: nn.Module, run: Run, device: torch.device) -> torch.optim.SGD:
+    """The authors' optimiser, SGD with momentum: one kernel for all weights on a GPU, grouped operations on a CPU."""
+    own: dict[str, Any] = {"lr": run.lr, "momentum": run.momentum, "weight_decay": run.weight_decay}
+    return torch.optim.SGD(model.parameters(), **own, **{"fused" if device.type == "cuda" else "foreach": True})
+
+
+class Stepper:
+    """One optimiser step at a time; losses and accuracy stay on the device until `tally`.
+
+    objective: an Objective, or what wraps one; with precision bf16 its matrix products run in bf16 on float32
+    master weights. compile: the objective and its gradients compiled (on a GPU as CUDA graphs); on a CPU that took
+    minutes and gained nothing, on a GPU it is for `benchmarks.gpu` to say.
+    """
+
+    def __init__(
+        self, objective: nn.Module, optimizer: torch.optim.Optimizer, run: Run, device="cpu", *, compile=False
+    ):
+        self.optimizer, self.run, self.device = optimizer, run, torch.device(device)
+        self.bare: Any = getattr(objective, "module", objective)  # the Objective itself
+        mode = "reduce-overhead" if self.device.type == "cuda" else None
+        self.objective: Any = torch.compile(objective, mode=mode) if compile else objective
+        self.autocast = dtype_of(run.precision, self.bare, self.device) == torch.bfloat16
+        convolution = next((p for p in objective.parameters() if p.ndim == 4), None)
+        self.channels_last = convolution is not None and convolution.is_contiguous(memory_format=torch.channels_last)
+        self.sums: dict[str, Tensor] = {}  # of the epoch so far, for a resumed run too; empty before its first step
+        self.first_bad_step = 0  # of the last tallied epoch, from 1, with a loss that is not finite; 0 for none
+
+    def step(self, x: Tensor, x_adv: Tensor, y: Tensor, awp: bool = False) -> None:
+        """One update on a batch: images (N, C, H, W) in [0, 1], labels (N,); awp: at perturbed weights."""
+        x, x_adv = (laid_out(t, self.channels_last) for t in (x, x_adv))
+        perturb = awp and self.run.awp > 0  # moves weights in place, which autocast's cache of them would not see
+        how: dict[str, Any] = {"enabled": self.autocast, "cache_enabled": not perturb}
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.autocast(self.device.type, torch.bfloat16, **how))
+            if perturb:
+                stack.enter_context(perturbed_weights(self.bare, self.run.awp, x, x_adv, y))
+            parts, logits = self.objective(x, x_adv, y)
+            total = self.bare.total(parts)
+            self.optimizer.zero_grad(set_to_none=True)  # of whatever a caller left there
+            (total * self.bare.share).backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)  # a recorded update reuses their memory in its next forward pass
+        self._add({**parts, "total": total}, logits, y)
+
+    @torch.no_grad()
+    def _add(self, parts: dict[str, Tensor], logits: Tensor, y: Tensor) -> None:
+        if not self.sums:
+            names = (*parts, "adv_acc", "images", "steps", "bad")
+            self.sums = {name: torch.zeros((), dtype=torch.float64, device=y.device) for name in names}
+        sums, n = self.sums, len(y)
+        values = torch.stack([v.detach().double() for v in parts.values()])
+        first_bad = (sums["bad"] == 0) & ~torch.isfinite(values).all()
+        sums["steps"] += 1
+        sums["images"] += n
+        sums["bad"] += sums["steps"] * first_bad
+        sums["adv_acc"] += (logits.argmax(1) == y).sum()
+        for name, value in zip(parts, values * n):
+            sums[name] += value
+
+    def load_sums(self, sums: dict[str, Tensor]) -> None:
+        """Go on from these; momentum takes on its weights' memory layout, which files do not keep."""
+        self.sums = {k: v.clone().to(self.device) for k, v in sums.items()}
+        for parameter, own in self.optimizer.state.items():
+            momentum = own.get("momentum_buffer")
+            if momentum is not None and momentum.stride() != parameter.stride():
+                own["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
+
+    def tally(self) -> dict[str, float]:
+        """Means over the epoch's images of every loss part, their total and adv_acc; waits for the device, once."""
+        if not self.sums:
+            return {}
+        values = dict(zip(self.sums, torch.stack(list(self.sums.values())).tolist()))
+        self.sums, images, self.first_bad_step = {}, values.pop("images"), int(values.pop("bad"))
+        values.pop("steps")
+        return {name: value / images for name, value in values.items()}
+
+
+@torch.no_grad()
+def ema_update(ema: nn.Module, model: nn.Module, decay: float) -> None:
+    """ema = decay * ema + (1 - decay) * model, for parameters and floating buffers; counters are copied."""
+    pairs = list(zip([*ema.parameters(), *ema.buffers()], [*model.parameters(), *model.buffers()], strict=True))
+    floating = [pair for pair in pairs if pair[0].is_floating_point()]
+    counters = [pair for pair in pairs if not pair[0].is_floating_point()]
+    torch._foreach_lerp_(*map(list, zip(*floating)), 1 - decay)
+    if counters:
+        torch._foreach_copy_(*map(list, zip(*counters)))

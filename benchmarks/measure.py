@@ -19,7 +19,7 @@ import torch
 from fsr import files
 from fsr.files import UsageError, provenance, save_json
 from fsr.hardware import bf16_is_fast, cores, cpu_name, describe, device_named
-from fsr.plots.style import PLAIN, WITH_FSR, panels, styled
+from fsr.plots.style import BLUE, VERMILION, panels, styled
 
 Rounds = dict[str, list[float]]
 
@@ -164,10 +164,10 @@ def draw_ratios(rows: list[dict], title: str):
     labels = [row["case"] for row in rows][::-1]
     values = [row["ratio"] for row in rows][::-1]
     for i, value in enumerate(values):
-        axes.barh(i, value["median"], color=WITH_FSR, height=0.6)
+        axes.barh(i, value["median"], color=VERMILION, height=0.6)
         axes.plot([value["low"], value["high"]], [i, i], color="black", linewidth=1)
         axes.text(value["high"], i, f"  {value['median']:.1f}", va="center")
-    axes.axvline(1, color=PLAIN, linewidth=1)
+    axes.axvline(1, color=BLUE, linewidth=1)
     axes.set_yticks(range(len(labels)), labels)
     axes.set_xlabel("times faster than the plain loop (median and range of rounds)")
     axes.set_title(title)

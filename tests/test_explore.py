@@ -14,9 +14,9 @@ from fsr import experiments, explore, runs, store
 from fsr.config import DATASETS, run_id
 from fsr.explore import controls as app_room
 from fsr.explore import live
+from fsr.explore.display import Picture
 from fsr.explore.looking import Choice, Choices
 from fsr.files import UsageError
-from fsr.plots.output import Picture
 
 PROFILE = "ci"
 

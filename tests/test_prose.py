@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
-from matplotlib.text import Text
 from synthetic_records import made_up_root, write_all
 
-from fsr import experiments, plots, store, tables
+from fsr import experiments, store, tables
 from fsr.report import findings as prose
 from fsr.report.findings.robustness import NOTHING, PUZZLE
 from fsr.report.findings.text import difference, points
@@ -89,7 +88,7 @@ def test_attacks_that_really_disagree_are_said_to(root):
     assert PUZZLE in prose.whitebox("demo")
 
 
-def test_two_trainings_of_one_row_are_not_said_to_disagree_and_f7_names_them(root):
+def test_two_trainings_of_one_row_are_not_said_to_disagree(root):
     """As above, but AutoAttack saw another training of AT + FSR: nothing follows from what the two say."""
     plain, both = experiments.main_pair("demo")
     right = {plain: (60, 70), both: (40, 90)}
@@ -102,8 +101,6 @@ def test_two_trainings_of_one_row_are_not_said_to_disagree_and_f7_names_them(roo
                 store.save_evaluation(run, evaluation, images, images < (strong if hard else weak), weights=digest)
     said = prose.whitebox("demo")
     assert "AutoAttack **−20.0 points**" in said and PUZZLE not in said and "On AutoAttack's" not in said
-    foot = "\n".join(t.get_text() for t in plots.gains("demo").findobj(Text))
-    assert "trained again between two columns, so do not compare its columns: AT + FSR" in foot
 
 
 def test_a_network_that_stands_in_every_sweep_counts_once(root):

@@ -6,12 +6,12 @@ import html
 import ipywidgets as widgets
 from IPython.core.formatters import DisplayFormatter
 
+from fsr.explore.display import Picture
 from fsr.explore.looking import ATTACKS, Choice, choices, look
 from fsr.explore.pictures import compare, picture
 from fsr.files import FSRError
-from fsr.plots import words
-from fsr.plots.output import Picture
 from fsr.report.findings import Prose
+from fsr.tables import names as words
 
 
 def shown(first: Choice | None, second: Choice | None, attack: str, image: int) -> Picture | Prose:

@@ -6,12 +6,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
+from fsr.explore.display import Picture
 from fsr.explore.looking import Look
 from fsr.files import UsageError
-from fsr.plots import style, words
-from fsr.plots.maps import show_map
-from fsr.plots.output import Picture
+from fsr.plots import style
+from fsr.plots.inside import overlay
 from fsr.report.findings import Prose
+from fsr.tables import names as words
 
 TOP = 10  # classes shown as bars
 ABSENT = Prose("The weights of this network are not here; `python -m fsr train SET --profile NAME` makes them.")
@@ -41,8 +42,8 @@ def _bars(ax: Axes, seen: Look) -> None:
 
 def _mask(ax: Axes, seen: Look) -> None:
     if seen.mask is None:
-        style.not_run(ax, "no mask in this network")
-        ax.texts[-1].set_text("no mask\nin this network")
+        ax.text(0.5, 0.5, "no mask\nin this network", ha="center", va="center", transform=ax.transAxes)
+        style.blank(ax)
         return
     ax.hist(seen.mask, bins=np.linspace(0, 1, 21).tolist(), color=style.GREY)
     ax.set(xlim=(0, 1), xlabel="mask value m", ylabel="activations")
@@ -62,28 +63,29 @@ def _draw(fig: SubFigure | Figure, seen: Look) -> None:
     style.blank(text)
     facts = f"true class: {truth}\ntest image {seen.index}\neps {seen.eps:.3g}\nmaps at {seen.place}"
     text.text(0, 0.5, facts, va="center", fontsize=7.5)
-    for i, (name, words_of) in enumerate(words.STREAM_WORDS.items()):
+    for i, (name, title) in enumerate(style.STREAMS.items()):
         ax = fig.add_subplot(grid[2, i])
         style.blank(ax)
         if name in seen.maps:
-            show_map(ax, (255 * seen.attacked).round().astype(np.uint8), seen.maps[name])
+            image = (255 * seen.attacked).round().astype(np.uint8)
+            ax.imshow(overlay(image, seen.maps[name]), interpolation="none")
         else:
             ax.text(0.5, 0.5, "none", ha="center", va="center", color="#666666", transform=ax.transAxes)
         says = f"\nhead: {seen.heads[name]}" if name in seen.heads else "\n"
-        ax.set_title(f"{words_of} {words.STREAMS[name]}{says}", loc="center", fontsize=7.5, fontweight="normal")
+        ax.set_title(f"{title}{says}", loc="center", fontsize=7.5, fontweight="normal")
     fig.suptitle(seen.choice.name, fontsize=8, fontweight="bold")
 
 
 @style.styled
 def _one(seen: Look) -> Figure:
-    fig = style.figure(5.6)
+    fig = Figure(figsize=(style.WIDTH, 5.6), layout="constrained")
     _draw(fig, seen)
     return fig
 
 
 @style.styled
 def _two(left: Look, right: Look) -> Figure:
-    fig = style.figure(5.2, width=12.6)
+    fig = Figure(figsize=(12.6, 5.2), layout="constrained")
     parts: Any = fig.subfigures(1, 2, wspace=0.03)
     for part, seen in zip(parts, (left, right), strict=True):
         _draw(part, seen)

@@ -4,10 +4,11 @@ import pandas as pd
 
 from fsr import experiments, runs, store
 from fsr.config import Evaluation, Run, run_id
+from fsr.explore.display import Picture
 from fsr.files import MissingRecord, UsageError
-from fsr.plots import curves, style, words
-from fsr.plots.output import Picture
+from fsr.plots.curves import training
 from fsr.report.findings import Prose
+from fsr.tables import names as words
 
 NOT_RUN = Prose("Not run yet.")
 
@@ -59,35 +60,24 @@ def trained(profile: str, *, modules: bool) -> pd.DataFrame:
 
 def history_tail(profile: str, label: str, epochs: int = 5) -> pd.DataFrame | Prose:
     """The last epochs of seed 0's run with this label, as recorded."""
-    frame = curves.history(_run(profile, label))
-    return NOT_RUN if frame is None else frame.tail(epochs).set_index("epoch").round(4)
-
-
-@style.styled
-def _training_figure(frame: pd.DataFrame, title: str):
-    fig, axes = style.panels(1, 2, 2.6)
-    left, right = axes[0]
-    curves.draw_losses(left, frame)
-    curves.draw_accuracy(right, frame)
-    left.set(title=f"{title}: loss terms", xlabel="epoch")
-    right.set(title="held-out accuracy", xlabel="epoch", ylim=(-0.02, 1.02))
-    style.percent_axis(right)
-    for ax in axes[0]:
-        ax.legend(loc="best")
-        curves.epoch_axis(ax)
-    return fig
+    try:
+        return store.history(_run(profile, label)).tail(epochs).set_index("epoch").round(4)
+    except MissingRecord:
+        return NOT_RUN
 
 
 def picture_of(run: Run) -> Picture:
     """Loss terms and accuracies of a run so far."""
-    title = words.method(run.label)
-    return Picture.of(_training_figure(store.history(run), title), f"training of {run_id(run)}")
+    return Picture.of(training(run), f"training of {run_id(run)}")
 
 
 def training_picture(profile: str, label: str) -> Picture | Prose:
     """Loss terms and accuracies of seed 0's run with this label."""
     run = _run(profile, label)
-    return NOT_RUN if curves.history(run) is None else picture_of(run)
+    try:
+        return picture_of(run)
+    except MissingRecord:
+        return NOT_RUN
 
 
 def recorded(profile: str) -> pd.DataFrame:

@@ -12,11 +12,11 @@ from fsr import data as data_room
 from fsr import experiments, hardware
 from fsr.analyse.look import module_inputs
 from fsr.config import Run
+from fsr.explore.display import Picture
 from fsr.models import count_params, gumbel_mask, model_of
-from fsr.plots import style, words
-from fsr.plots.maps import picture
-from fsr.plots.output import Picture
+from fsr.plots import style
 from fsr.runs import data_of
+from fsr.tables import names as words
 
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-learn", "scipy", "matplotlib", "seaborn", "pyautoattack")
 
@@ -71,7 +71,7 @@ def _grid(images: np.ndarray, titles: list[str], columns: int) -> Figure:
     for ax in flat:
         style.blank(ax)
     for ax, image, title in zip(flat, images, titles, strict=False):
-        ax.imshow(picture(image), interpolation="nearest")
+        ax.imshow(np.moveaxis(image, 0, -1), interpolation="nearest")
         ax.set_title(title, loc="center", fontsize=7, fontweight="normal", pad=2)
     return fig
 

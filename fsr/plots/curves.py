@@ -1,148 +1,172 @@
-"""F5: training curves, twins side by side."""
-
-from typing import Any
+"""F5, the second half of F10, and the curves of one training."""
 
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from fsr import experiments, store
+from fsr import experiments, reference, store
 from fsr.config import Run
-from fsr.experiments import Row
-from fsr.files import MissingRecord
-from fsr.plots import readings, style, words
+from fsr.plots import records, style
+from fsr.tables import names
 
-LOSSES = {
-    "train_cls": ("classification", style.BLACK),
-    "train_robust": ("robust term", style.BLUE),
-    "train_sep": ("separation", style.ORANGE),
-    "train_rec": ("recalibration", style.GREEN),
+LOSSES = {"train_cls": "classification", "train_robust": "robust term", "train_sep": "separation"}
+LOSSES |= {"train_rec": "recalibration"}
+DASHES = dict(zip(LOSSES, ("-", (0, (4, 1, 1, 1)), (0, (4, 1.5)), (0, (1, 1)))))
+OFFICIAL = {  # the authors' log -> our histories
+    "train_adv_loss": "train_cls",
+    "train_sep_loss": "train_sep",
+    "train_rec_loss": "train_rec",
+    "train_adv_acc": "train_adv_acc",
+    "test_pgd10_acc": "held_robust_acc",
 }
-TRACES: dict[str, tuple[str, str, Any]] = {
-    "held_clean_acc": ("clean", style.SKY, "-"),
-    "held_robust_acc": ("under attack", style.VERMILION, "-"),
-    "ema_held_robust_acc": ("under attack, EMA", style.PURPLE, (0, (4, 2))),
-    "train_adv_acc": ("training images, under attack", style.GREY, ":"),
-}
-MARKS = {"last": ("o", "none"), "best": ("*", style.VERMILION), "EMA": ("D", style.PURPLE)}  # last: a ring
 
 
-def history(run: Run) -> pd.DataFrame | None:
-    """A run's history, or None when it was not trained yet."""
-    try:
-        return store.history(run)
-    except MissingRecord:
-        return None
+def official(run: Run) -> pd.DataFrame:
+    """The log of the authors' code as one of our histories, cut to the run's epochs; empty for other networks."""
+    if (run.dataset, run.backbone, run.width, run.train_size) != ("cifar10", "resnet18", None, None):
+        return pd.DataFrame()
+    log = reference.epoch_log().rename(columns=OFFICIAL)[["epoch", *OFFICIAL.values()]]
+    percent = ["train_adv_acc", "held_robust_acc"]
+    log[percent] /= 100
+    return log[log["epoch"] <= run.epochs].assign(method="authors' code", seed=0)
 
 
-def epoch_axis(ax: Axes) -> None:
-    """Whole epochs only, also when there is just one."""
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, min_n_ticks=1))
+def _curve(ax: Axes, frame: pd.DataFrame, column: str, dash="-") -> None:
+    """One line per method, mean over seeds, its band from the lowest to the highest seed."""
+    if column in frame and frame[column].notna().any():
+        look = {"hue": "method", "palette": style.METHODS, "errorbar": ("pi", 100), "legend": False}
+        sns.lineplot(frame, x="epoch", y=column, ax=ax, linestyle=dash, **look)
+        ax.set(xlabel="", ylabel="")
+        ax.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, min_n_ticks=1))
 
 
-def _marker(frame: pd.DataFrame) -> str:
-    """So few epochs that lines alone would hardly be seen get points as well."""
-    return "." if len(frame) < 4 else ""
+def _marks(ax: Axes, frame: pd.DataFrame) -> None:
+    """last, best (the first of equal epochs, seed by seed) and EMA of every training."""
+    for (method, _), part in frame[frame["held_robust_acc"].notna()].groupby(["method", "seed"]):
+        if method == "authors' code":
+            continue
+        spots = {"last": part.iloc[-1], "best": part.loc[part["held_robust_acc"].idxmax()], "ema": part.iloc[-1]}
+        for mark, row in spots.items():
+            _mark(ax, mark, row["epoch"], row["ema_held_robust_acc" if mark == "ema" else "held_robust_acc"], method)
 
 
-def draw_losses(ax: Axes, frame: pd.DataFrame) -> None:
-    """Every loss term of a history, unweighted."""
-    for name, (label, colour) in LOSSES.items():
-        if name in frame and frame[name].notna().any():
-            ax.plot(frame["epoch"], frame[name], color=colour, marker=_marker(frame), label=label)
+def _mark(ax: Axes, mark: str, x: float, y: float, method: str) -> None:
+    look = {"clip_on": False, "zorder": 4, "linestyle": "", "markeredgecolor": "black", "markeredgewidth": 0.5}
+    look |= {"markeredgecolor": style.METHODS[method], "fillstyle": "none"} if mark == "last" else {}
+    size = {"last": 6, "best": 7, "ema": 3}[mark]  # all three can fall on one point and are still seen
+    ax.plot(x, y, marker=style.MARKERS[mark], color=style.METHODS[method], markersize=size, **look)
 
 
-def draw_accuracy(ax: Axes, frame: pd.DataFrame, alpha: float = 1.0) -> None:
-    """Accuracies of a history; alpha below 1 for the seeds behind the first."""
-    for name, (label, colour, dash) in TRACES.items():
-        if name in frame and frame[name].notna().any():
-            width = 1.5 if alpha == 1 else 0.8
-            look: dict[str, Any] = {
-                "color": colour,
-                "linestyle": dash,
-                "linewidth": width,
-                "alpha": alpha,
-                "label": label,
-                "marker": _marker(frame),
-            }
-            ax.plot(frame["epoch"], frame[name], **look)
-    if alpha == 1:
-        _mark(ax, frame)
+def _under_pgd(ax: Axes, profile: str, frame: pd.DataFrame) -> None:
+    """PGD-20 on test images at last, best and EMA, of methods that train against another attack."""
+    cells = records.frame(profile, "T1", kind="ours", metric="pgd20")
+    for method, part in frame.groupby("method"):
+        at = {"last": part["epoch"].max(), "ema": part["epoch"].max()}
+        at["best"] = part.loc[part["held_robust_acc"].idxmax(), "epoch"]
+        for row in cells[cells["row"] == method].drop_duplicates("checkpoint").itertuples():
+            _mark(ax, row.checkpoint, at[row.checkpoint], row.value, method)
 
 
-def _mark(ax: Axes, frame: pd.DataFrame) -> None:
-    final = len(frame) - 1
-    spots = [("last", "held_robust_acc", final), ("EMA", "ema_held_robust_acc", final)]
-    if "held_robust_acc" in frame and frame["held_robust_acc"].notna().any():
-        spots.append(("best", "held_robust_acc", int(frame["held_robust_acc"].to_numpy().argmax())))  # first on ties
-    for mark, name, at in spots:
-        if name in frame and pd.notna(frame[name].iloc[at]):
-            ax.plot(frame["epoch"].iloc[at], frame[name].iloc[at], zorder=6 if mark == "EMA" else 5, **_look(mark))
+def _row(axes: list[Axes], profile: str, frame: pd.DataFrame, log: pd.DataFrame) -> None:
+    losses, training, held = axes
+    both = pd.concat([frame, log], ignore_index=True)
+    for column, dash in DASHES.items():
+        _curve(losses, both, column, dash)
+    if "TRADES" in frame["method"].iloc[0]:
+        _curve(held, frame, "held_clean_acc", (0, (4, 1.5)))
+        _under_pgd(held, profile, frame)
+        training.text(0.5, 0.5, "TRADES trains against\nits own KL attack:\nnot comparable", ha="center", va="center",
+                      transform=training.transAxes, color="#666666")  # fmt: skip
+        style.blank(training)
+    else:
+        _curve(training, both, "train_adv_acc")
+        _curve(held, both, "held_robust_acc")
+        _curve(held, frame, "held_clean_acc", (0, (4, 1.5)))
+        _marks(held, frame)
+    for ax in (training, held):
+        ax.set_ylim(-0.02, 1.02)
+        style.percent_axis(ax)
 
 
-def _look(mark: str) -> dict[str, Any]:
-    marker, fill = MARKS[mark]
-    edge = style.BLACK if fill == "none" else "white"
-    size = {"last": 11, "best": 11, "EMA": 3.5}[mark]  # all three can fall on one point and are still seen
-    line = {"markeredgecolor": edge, "markeredgewidth": 0.8 if mark == "last" else 0.4, "linestyle": ""}
-    return line | {"marker": marker, "markerfacecolor": fill, "markersize": size, "clip_on": False}
-
-
-def _pair(axes: list[Axes], runs: tuple[Run, ...], title: str) -> None:
-    frames = [frame for frame in map(history, runs) if frame is not None]
-    for ax, text in zip(axes, (f"{title}: loss", "accuracy"), strict=True):
-        ax.set_title(text)
-    if not frames:
-        for ax in axes:
-            style.not_run(ax)
-        return
-    draw_losses(axes[0], frames[0])
-    for i, frame in reversed(list(enumerate(frames))):
-        draw_accuracy(axes[1], frame, 1.0 if i == 0 else 0.35)
-    axes[1].set_ylim(-0.02, 1.02)
-    style.percent_axis(axes[1])
-    for ax in axes:
-        epoch_axis(ax)
-
-
-def _legend(fig: Figure) -> None:
-    lines = [Line2D([], [], color=colour, label=f"loss: {label}") for label, colour in LOSSES.values()]
-    lines += [Line2D([], [], color=c, linestyle=dash, label=label) for label, c, dash in TRACES.values()]
-    drawn = {str(line.get_label()) for ax in fig.axes for line in ax.get_lines()}
-    marks = [Line2D([], [], label=name, **_look(name)) for name in MARKS]
-    shown = [line for line in lines if str(line.get_label()).removeprefix("loss: ") in drawn]
-    if shown:
-        fig.legend(handles=[*shown, *marks], loc="outside upper center", ncols=4)
-
-
-def curve_rows(profile: str) -> list[Row]:
-    """T1's rows with FSR on the main data set and backbone: AT, then TRADES and MART where they are planned."""
+def _pairs(profile: str) -> list[tuple[Run, ...]]:
+    """Runs of AT, TRADES and MART with and without FSR on the main data set and network."""
     base = experiments.profile_of(profile).base
-    return [
-        row
-        for row in readings.gain_rows(profile)
-        if (row.runs[0].dataset, row.runs[0].backbone) == (base.dataset, base.backbone)
-    ]
+    rows = [row for row in experiments.ROWS[profile]["whitebox"] if row.plain]
+    here = [row for row in rows if (row.runs[0].dataset, row.runs[0].backbone) == (base.dataset, base.backbone)]
+    return [row.plain + row.runs for row in here]
 
 
 @style.styled
 def training_curves(profile: str) -> Figure:
-    """F5: loss terms and held-out accuracies per epoch; last, best and EMA marked; other seeds pale."""
-    planned = curve_rows(profile)
-    rows = [row for row in planned if any(history(run) is not None for run in (*row.plain, *row.runs))] or planned[:1]
-    fig = style.figure(1.95 * len(rows) + 1.0)
-    grid = fig.subplots(len(rows), 4, squeeze=False)
-    for line, row in zip(grid.tolist(), rows, strict=True):
-        line[2].sharey(line[0])
-        name = words.method(row.runs[0].method)
-        _pair([line[0], line[1]], row.plain, name)
-        _pair([line[2], line[3]], row.runs, f"{name} + FSR")
+    """F5: losses, accuracy on attacked training images and on held-out images per epoch, AT and AT + FSR overlaid."""
+    frames = [frame for runs in _pairs(profile) if len(frame := records.histories(runs))]
+    if not frames:
+        raise records.nothing(profile, "training histories")
+    log = official(experiments.profile_of(profile).base)
+    figure, grid = style.panels(len(frames), 3, 1.9 * len(frames) + 1.0)
+    for i, (axes, frame) in enumerate(zip(grid, frames)):
+        _row(axes, profile, frame, log if i == 0 else log.iloc[:0])
+        axes[0].set_ylabel(frame["method"].iloc[0])
+    for ax, title in zip(grid[0], ("loss terms", "training images, attacked", "held-out images")):
+        ax.set_title(title)
     for ax in grid[-1]:
         ax.set_xlabel("epoch")
-    _legend(fig)
-    left_out = ", ".join(words.method(row.runs[0].method) for row in planned if row not in rows)
-    told = "accuracies: held-out images, each method under its own training attack; bold: seed 0, pale: other seeds"
-    style.foot(fig, told + (f"; not run: {left_out}" if left_out else ""))
-    return fig
+    methods = dict.fromkeys(m for frame in (*frames, log) if len(frame) for m in frame["method"])
+    handles = [Line2D([], [], color=style.METHODS[method], label=method) for method in methods]
+    recorded = [name for name in LOSSES if any(name in frame for frame in frames)]
+    handles += [Line2D([], [], color="black", linestyle=DASHES[n], label=f"loss: {LOSSES[n]}") for n in recorded]
+    handles += [Line2D([], [], color="black", linestyle=(0, (4, 1.5)), label="accuracy: clean")]
+    look = {"color": "white", "markeredgecolor": "black", "linestyle": ""}
+    handles += [Line2D([], [], marker=style.MARKERS[m], label=m.replace("ema", "EMA"), **look) for m in style.MARKERS]
+    seeds = max(frame["seed"].nunique() for frame in frames)
+    note = records.setting(profile, weights=False)
+    note += f"; lines: mean over seeds (up to {seeds}), bands: their range" if seeds > 1 else "; one seed"
+    if len(log):
+        note += "\nauthors' code: another person's run of 100 epochs, its rate falls later; tested under PGD-10"
+    if "TRADES" in methods:
+        note += "\nTRADES: the marks are accuracies under PGD-20 on test images"
+    return style.finish(figure, note, handles)
+
+
+@style.styled
+def overfitting(profile: str) -> Figure:
+    """F10 of a study with few images: accuracy under attack on training and held-out images over epochs."""
+    rows = [row for row in experiments.ROWS[profile]["whitebox"] if row.name in ("AT", "AT + FSR")]
+    frame = records.histories([run for row in rows for run in row.runs])
+    if frame.empty:
+        raise records.nothing(profile, "training histories")
+    figure, (axes,) = style.panels(1, 2, 2.9, sharey=True)
+    columns = {"train_adv_acc": "training images, attacked", "held_robust_acc": "held-out images, attacked"}
+    for ax, (column, title) in zip(axes, columns.items()):
+        _curve(ax, frame, column)
+        ax.set(title=title, xlabel="epoch")
+        style.percent_axis(ax)
+    _marks(axes[1], frame)
+    methods = dict.fromkeys(frame["method"])
+    handles = [Line2D([], [], color=style.METHODS[method], label=method) for method in methods]
+    size, seeds = experiments.profile_of(profile).base.train_size, frame["seed"].nunique()
+    note = f"{records.setting(profile, weights=False)}, {size:,} training images, {seeds} seeds: mean and range"
+    return style.finish(figure, note + "; ring: last, star: best, diamond: EMA", handles)
+
+
+@style.styled
+def training(run: Run) -> Figure:
+    """Loss terms and accuracies of one run, so far; MissingRecord when it has not begun."""
+    frame = store.history(run).assign(method=names.method(run.label), seed=run.seed)
+    figure, (axes,) = style.panels(1, 2, 2.6)
+    for column, label in LOSSES.items():
+        if column in frame:
+            axes[0].plot(frame["epoch"], frame[column], linestyle=DASHES[column], color=style.BLACK, label=label)
+    for column, colour in (("held_clean_acc", style.CLEAN), ("held_robust_acc", style.ATTACKED)):
+        if column in frame:
+            label = {"held_clean_acc": "clean", "held_robust_acc": "attacked"}[column]
+            axes[1].plot(frame["epoch"], frame[column], color=colour, label=label)
+    for ax, title in zip(axes, (f"{names.method(run.label)}: loss terms", "held-out accuracy")):
+        ax.set(title=title, xlabel="epoch")
+        ax.legend()
+        ax.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, min_n_ticks=1))
+    style.percent_axis(axes[1])
+    return figure

@@ -1,81 +1,66 @@
-"""F8: the feature space before and after recalibration."""
+"""F8: the features before and after recalibration, as t-SNE."""
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from scipy.linalg import orthogonal_procrustes
 
 from fsr import experiments
-from fsr.plots import readings, style, words
+from fsr.files import MissingRecord
+from fsr.plots import records, style
 
-PANELS = (("tsne_nonrobust", "nonrobust"), ("tsne_recalibrated", "recalibrated"))
-
-
-NAME_POINTS = 6.8  # size of the class names' type
-PANEL_POINTS = (245.0, 222.0)  # a panel's width and height, roughly: enough to keep names apart
+PANELS = {"tsne_nonrobust": "nonrobust", "tsne_recalibrated": "recalibrated"}
+NEAR = 15  # neighbours of its own class that say how dense a cluster is at a point
 
 
-def apart(centres: np.ndarray, widths: np.ndarray, height: float, rounds: int = 200) -> np.ndarray:
-    """Centres [n, 2] of n boxes, moved up or down as little as needed until no two overlap.
-
-    `widths` [n] and `height` are in the units of `centres`.  Only the vertical moves: names are wide and low.
-    """
-    moved = centres.astype(float).copy()
-    for _ in range(rounds):
-        across = np.abs(moved[:, None, 0] - moved[None, :, 0]) < (widths[:, None] + widths[None, :]) / 2
-        order = np.argsort(moved[:, 1], kind="stable")
-        clear = True
-        for place, low in enumerate(order):
-            for high in order[place + 1 :]:
-                missing = height - (moved[high, 1] - moved[low, 1])
-                if across[low, high] and missing > 1e-9:
-                    moved[low, 1] -= missing / 2
-                    moved[high, 1] += missing / 2
-                    clear = False
-        if clear:
-            break
-    return moved
+def aligned(points: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """points (n, 2) moved, turned or mirrored to lie as near as possible to target (n, 2): Procrustes without scale."""
+    points, target = points.astype(float), target.astype(float)
+    centred = points - points.mean(axis=0)
+    rotation, _ = orthogonal_procrustes(centred, target - target.mean(axis=0))
+    return centred @ rotation + target.mean(axis=0)
 
 
-def _named_centres(points: np.ndarray, labels: np.ndarray, names: list[str]) -> list[tuple[int, str, np.ndarray]]:
-    """(label, name, where its name goes) of at most ten classes: near their medians, not on top of each other."""
-    shown = np.unique(labels)[: len(style.TEN)]
-    texts = [names[int(label)] if int(label) < len(names) else str(label) for label in shown]
-    centres = np.array([np.median(points[labels == label].astype(float), axis=0) for label in shown])
-    unit = np.ptp(points.astype(float), axis=0) / PANEL_POINTS  # data units per point of type
-    widths = np.array([0.68 * NAME_POINTS * len(text) + 4 for text in texts]) * unit[0]
-    return list(zip(map(int, shown), texts, apart(centres, widths, 1.75 * NAME_POINTS * unit[1]), strict=True))
+def densest(points: np.ndarray, taken: list[np.ndarray], apart: float) -> np.ndarray:
+    """The point (2,) where points (n, 2) lie densest, at least `apart` from the taken places where one is."""
+    distances = np.linalg.norm(points[:, None] - points[None], axis=2)
+    order = np.sort(distances, axis=1)[:, : NEAR + 1].mean(axis=1).argsort(kind="stable")
+    free = [i for i in order if all(np.linalg.norm(points[i] - other) >= apart for other in taken)]
+    return points[(free or list(order))[0]]
 
 
-def _scatter(ax: Axes, points: np.ndarray, labels: np.ndarray, names: list[str]) -> None:
-    for label in np.unique(labels)[: len(style.TEN)]:
-        mine = points[labels == label].astype(float)
-        colour = style.TEN[int(label) % len(style.TEN)]
-        ax.scatter(mine[:, 0], mine[:, 1], s=4, color=colour, linewidths=0, alpha=0.65, rasterized=True)
-    for label, name, (x, y) in _named_centres(points, labels, names):  # names last, above every point
-        box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
-        ax.text(x, y, name, ha="center", va="center", fontsize=NAME_POINTS, fontweight="bold", bbox=box,
-                color=style.TEN[label % len(style.TEN)])  # fmt: skip
+def _scatter(ax: Axes, points: np.ndarray, labels: np.ndarray, classes: list[str]) -> None:
+    taken: list[np.ndarray] = []
+    for label in np.unique(labels)[: len(style.CLASSES)]:
+        part, colour = points[labels == label], style.CLASSES[label]
+        ax.scatter(*part.T, s=4, color=colour, linewidths=0, alpha=0.65, rasterized=True)
+        taken.append(densest(part, taken, 0.09 * float(np.ptp(points, axis=0).max())))
+        look = {"ha": "center", "va": "center", "fontsize": 7.5, "fontweight": "bold", "zorder": 5}
+        ax.text(*taken[-1], classes[label], color=colour, path_effects=[withStroke(linewidth=2.5, foreground="white")],
+                **look)  # fmt: skip
     ax.set(xticks=[], yticks=[])
+    ax.margins(0.09)
     ax.spines[:].set_visible(True)
-    ax.grid(False)
+
+
+def _neighbours(profile: str, stream: str) -> str:
+    """Accuracy of the nearest neighbours on this stream under attack, EMA weights, seed 0; empty when not run."""
+    try:
+        cells = records.frame(profile, "T7", attack="pgd20", checkpoint="ema", probe="knn", stream=stream, seed=0)
+        return f": {100 * cells['accuracy'].iloc[0]:.1f} % by nearest neighbours"
+    except (MissingRecord, IndexError):
+        return ""
 
 
 @style.styled
 def feature_space(profile: str) -> Figure:
-    """F8: t-SNE of pooled f- and recalibrated f- of adversarial images, coloured and named by class.
-
-    At most ten classes are drawn.  The embedding is part of the record: nothing is computed here.
-    """
-    found = readings.analysis(profile, experiments.main_pair(profile)[1], "features")
-    fig, axes = style.panels(1, 2, 3.7)
-    for ax, (key, stream) in zip(axes[0], PANELS, strict=True):
-        ax.set_title(f"{words.STREAM_WORDS[stream]} {words.STREAMS[stream]}")
-        if found is None:
-            style.not_run(ax, "features of AT + FSR")
-        else:
-            _scatter(ax, found[1][key], found[1]["labels"], found[0].get("class_names", []))
-    if found is not None:
-        count = len(found[1]["labels"])
-        told = f"t-SNE of {count:,} adversarial test images; distances between groups mean nothing"
-        style.foot(fig, f"{style.OF_EMA}; {told}")
-    return fig
+    """F8: t-SNE of pooled f- and recalibrated f- of adversarial images, the second turned onto the first."""
+    record, arrays = records.analysis(profile, experiments.main_pair(profile)[1], "features")
+    figure, (axes,) = style.panels(1, 2, 3.9)
+    target = arrays["tsne_nonrobust"].astype(float)
+    for ax, (key, stream) in zip(axes, PANELS.items()):
+        _scatter(ax, aligned(arrays[key], target), arrays["labels"], record["class_names"])
+        ax.set_title(style.STREAMS[stream] + _neighbours(profile, stream))
+    note = f"AT + FSR, {records.setting(profile, 'ema')}, seed 0, {len(arrays['labels']):,} images under PGD-20;\n"
+    return style.finish(figure, note + "t-SNE keeps neighbourhoods: distances between groups mean nothing")

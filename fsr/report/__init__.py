@@ -8,12 +8,12 @@ from pathlib import Path
 from PIL import Image
 
 from fsr import experiments, files, plots, tables
-from fsr.files import write_bytes
-from fsr.plots import words
+from fsr.files import MissingRecord, write_bytes
 from fsr.report import findings as prose
 from fsr.report.markup import markdown, table_html
 from fsr.report.sections import SECTIONS, Section
 from fsr.report.style import STYLE
+from fsr.tables import names as words
 
 __all__ = ["SECTIONS", "page", "write"]
 
@@ -43,12 +43,13 @@ def _webp(png: Path) -> str:
 
 
 def _figure(profile: str, name: str) -> str:
-    saved, info = plots.show(profile, name), plots.info(name)
-    reading = html.escape(info.reading)
-    image = f'<img alt="{html.escape(info.title)}. {reading}" src="data:image/webp;base64,{_webp(saved.png)}">'
-    link = f'<a href="../../figures/{profile}/{saved.pdf.name}">pdf</a>'
-    caption = f"<figcaption>How to read it: {reading} {link}</figcaption>"
-    return f'<h3 id="{name}">{name}. {html.escape(info.title)}</h3>\n<figure>{image}{caption}</figure>'
+    try:
+        png, pdf = plots.save(profile, name)
+    except MissingRecord:
+        return ""
+    image = f'<img alt="{plots.TITLES[name]}" src="data:image/webp;base64,{_webp(png)}">'
+    link = f'<a href="../../figures/{pdf.parent.name}/{pdf.name}">pdf</a>'
+    return f'<h3 id="{name}">{name}. {plots.TITLES[name]}</h3>\n<figure>{image}<figcaption>{link}</figcaption></figure>'
 
 
 def _notebooks(profile: str) -> str:

@@ -31,7 +31,7 @@ SECTIONS = (
             ("T7",), ("F3", "F2", "F8"), ("streams", "masks"), "10-streams"),
     Section("Attention maps", "Where on the image does each stream look?", (), ("F1",), (), "11-attention-maps"),
     Section("Training curves", "How do the twins learn, and what is the choice of the epoch worth?",
-            (), ("F5",), ("training",), "12-training-curves"),
+            (), ("F5", "F10"), ("training",), "12-training-curves"),
     Section("Attack strength", "Do the attacks work at all?", (), ("F6",), ("attack_strength",), "13-attack-strength"),
     Section("The adaptive audit", "Is the robustness real?", ("T9",), (), ("audit",), "14-audit"),
 )  # fmt: skip

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
+
 from fsr.tables import accuracy
 from fsr.tables.cost import overhead
 from fsr.tables.frame import Table
@@ -64,6 +66,11 @@ TABLES: dict[str, TableInfo] = {
 }
 
 
+def table(profile: str, name: str) -> pd.DataFrame:
+    """The numbers of a table, tidy: the columns of its csv."""
+    return TABLES[name].make(profile).numbers
+
+
 def save_all(profile: str) -> list[Path]:
     """Make and save every table of a profile."""
     return [path for name, info in TABLES.items() for path in save(info.make(profile), profile, name, info.slug)]
@@ -84,6 +91,7 @@ __all__ = [
     "save_all",
     "settings",
     "streams",
+    "table",
     "verdict",
     "whitebox",
 ]

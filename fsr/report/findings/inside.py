@@ -4,12 +4,12 @@ from itertools import pairwise
 
 from fsr import experiments, statistics, store, tables
 from fsr.config import Run
-from fsr.plots import curves, readings, strength, words
-from fsr.plots.masks import mask_records
-from fsr.plots.streams import mean_counts, report_checkpoint
 from fsr.reference import MIN_SEEDS
+from fsr.report.findings import readings
+from fsr.report.findings.readings import mask_records, mean_counts, stream_records
 from fsr.report.findings.robustness import NOTHING
 from fsr.report.findings.text import Prose, accuracy_text, budget, missing, number, percent, points
+from fsr.tables import names as words
 from fsr.tables.cost import PAIRED
 from fsr.tables.frame import Sources
 from fsr.tables.inside import EARLIER, earlier_audits
@@ -38,7 +38,7 @@ def progress(profile: str, notebook: str) -> Prose:
 
 def streams(profile: str) -> Prose:
     """T7 and F3 in words: the step from the non-robust to the recalibrated stream, by both probes."""
-    records, weights = report_checkpoint(profile)
+    records, weights = stream_records(profile)
     if not records:
         return Prose(NOTHING)
     total, lines = mean_counts(records), []
@@ -139,9 +139,9 @@ def _noise(n: int) -> str:
 def training(profile: str) -> Prose:
     """F5 in words: held-out robust accuracy early, at best and at the end, for both twins, seed 0."""
     lines = []
-    for row in curves.curve_rows(profile):
+    for row in readings.curve_rows(profile):
         for run in (row.plain[0], row.runs[0]):
-            frame = curves.history(run)
+            frame = readings.history(run)
             if frame is not None and "held_robust_acc" in frame and frame["held_robust_acc"].notna().any():
                 lines.append(f"- {words.method(run.label)}: {_course(frame)}.")
     if not lines:
@@ -156,7 +156,7 @@ def attack_strength(profile: str) -> Prose:
     """F6 in words: what is left at the largest radius, and the largest rise with more steps."""
     lines = []
     for row in readings.rows(profile, "strength"):
-        far, steps = (strength.sweep(profile, row.runs[0], axis) for axis in ("eps", "steps"))
+        far, steps = (readings.sweep(profile, row.runs[0], axis) for axis in ("eps", "steps"))
         asked = experiments.evaluations(profile, "strength", row.runs[0])
         largest, most = max((e.eps or 0.0 for e in asked), default=0.0), max((e.steps or 0 for e in asked), default=0)
         if len(far) > 1 and far[-1][0] < largest:

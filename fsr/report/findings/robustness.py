@@ -3,9 +3,10 @@
 from fsr import experiments, store
 from fsr.config import Evaluation, Run
 from fsr.experiments import Row
-from fsr.plots import readings, words
+from fsr.report.findings import readings
 from fsr.report.findings.text import Prose, budget, difference, percent, points
 from fsr.tables import cells
+from fsr.tables import names as words
 from fsr.tables.frame import Sources
 
 NOTHING = "Nothing of this has been run yet, so there is nothing to say."

@@ -2,8 +2,8 @@
 
 from fsr import experiments, statistics
 from fsr.config import Run
-from fsr.plots import words
 from fsr.reference import MIN_SEEDS
+from fsr.tables import names as words
 from fsr.tables.text import MINUS, missing, number, percent, span
 
 __all__ = ["MINUS", "Prose", "accuracy_text", "budget", "difference", "missing", "number", "percent", "points"]

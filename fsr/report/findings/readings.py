@@ -1,10 +1,14 @@
-"""Records as the figures and sentences need them; what was not run is None, never a number."""
+"""Records as sentences need them; what was not run is None, never a number."""
 
 from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
 
 from fsr import experiments, statistics, store
 from fsr.config import Evaluation, Run
 from fsr.experiments import Row
+from fsr.files import MissingRecord
 from fsr.store import Outcome
 from fsr.tables import cells, names
 from fsr.tables.frame import Sources
@@ -115,3 +119,66 @@ def counted(found: Outcome) -> Accuracy:
     correct, n = int(found.correct.sum()), len(found.correct)
     low, high = statistics.wilson(correct, n)
     return Accuracy(correct / n, low, high, n)
+
+
+def history(run: Run) -> pd.DataFrame | None:
+    """A run's history, or None when it was not trained yet."""
+    try:
+        return store.history(run)
+    except MissingRecord:
+        return None
+
+
+def curve_rows(profile: str) -> list[Row]:
+    """T1's rows with FSR on the main data set and backbone: AT, then TRADES and MART where they are planned."""
+    base = experiments.profile_of(profile).base
+    return [
+        row
+        for row in gain_rows(profile)
+        if (row.runs[0].dataset, row.runs[0].backbone) == (base.dataset, base.backbone)
+    ]
+
+
+def sweep(profile: str, run: Run, axis: str) -> list[tuple[float, Accuracy]]:
+    """(eps or steps, accuracy) of the planned sweep, rising, only what was run; eps 0 is the clean accuracy."""
+    points = []
+    for evaluation in experiments.evaluations(profile, "strength", run):
+        value = 0.0 if evaluation.attack == "clean" and axis == "eps" else getattr(evaluation, axis)
+        if value is not None and store.has_evaluation(run, evaluation):
+            points.append((float(value), counted(store.load_evaluation(run, evaluation))))
+    return sorted(points, key=lambda point: point[0])
+
+
+def mask_records(profile: str) -> list[tuple[dict, dict[str, np.ndarray]]]:
+    """Mask analyses of the temperature sweep, by rising temperature, one per temperature."""
+    found = {}
+    for row in rows(profile, "settings"):
+        if row.axis == "tau" and (one := analysis(profile, row.runs[0], "masks")) is not None:
+            found[one[0]["tau"]] = one
+    if not found and (main := analysis(profile, experiments.main_pair(profile)[1], "masks")) is not None:
+        found[main[0]["tau"]] = main
+    return [found[tau] for tau in sorted(found)]
+
+
+def mean_counts(records: list[dict]) -> dict[tuple[str, str], tuple[float, int]]:
+    """(stream, probe) -> (correct, n) of one seed, the mean over the runs: all see the same images, as in T7."""
+    found: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for record in records:
+        for row in record["rows"]:
+            found.setdefault((row["stream"], row["probe"]), []).append((row["correct"], row["n"]))
+    shares = {key: sum(correct / n for correct, n in counts) / len(counts) for key, counts in found.items()}
+    least = {key: min(n for _, n in counts) for key, counts in found.items()}
+    return {key: (least[key] * share, least[key]) for key, share in shares.items()}
+
+
+CHECKPOINTS = {"last": "last epoch", "ema": "EMA weights"}  # the first that was recorded
+
+
+def stream_records(profile: str) -> tuple[list[dict], str]:
+    """The records of AT + FSR's streams, a seed each, and in words whose weights they are; none: ([], "")."""
+    row = rows(profile, "streams")[0]
+    for checkpoint, weights in CHECKPOINTS.items():
+        records = analysed(profile, row, "streams", checkpoint)
+        if records:
+            return records, weights
+    return [], ""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fsr.attacks import VARIANTS, attack_named, autoattack
-from fsr.attacks.gradient import check_images
+from fsr.attacks.inputs import check_images
 from fsr.attacks.losses import is_wrong
 from fsr.config import Evaluation, Run
 from fsr.data import as_float
@@ -123,7 +123,6 @@ def _in_chunks(name: str, net, judge, x, y, index, options: dict, progress: Prog
         started = time.monotonic()
         chunk = slice(progress.done, progress.done + batch_size(device))
         xs, ys = as_float(x[chunk]).to(device), y[chunk].to(device)
-        check_images(xs, ys)
         correct, flips = _judged(name, net, judge, xs, ys, index[chunk], options)
         progress.correct += correct.tolist()
         progress.flips += flips
@@ -199,7 +198,6 @@ def _autoattack(net, judge, x, y, eps: float, variant: dict, progress: Progress,
         with np.load(io.BytesIO(base64.b64decode(progress.state)), allow_pickle=False) as arrays:
             state = dict(arrays)
     xs, ys = as_float(x).to(device), y.to(device)
-    check_images(xs, ys)
     how = {"eps": eps, "seed": SEED, "batch": batch_size(device), "keep_images": False, **variant}
     result = autoattack(net, xs, ys, judge=judge, state=state, on_chunk=remember, **how)
     progress.seconds, progress.crafting = before + time.monotonic() - started, net.described

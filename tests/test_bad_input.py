@@ -14,7 +14,7 @@ from tiny import FSR_HERE, tiny_run
 
 from fsr import __main__ as cli
 from fsr import audit, data, evaluate, files, notebooks, reference, runs, store
-from fsr.attacks.gradient import check_images
+from fsr.attacks.inputs import check_images
 from fsr.config import Analysis, Evaluation, Run, run_from_dict, run_id, to_dict
 from fsr.files import FSRError, UsageError
 from fsr.models import model_of

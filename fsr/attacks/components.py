@@ -1,13 +1,12 @@
-"""The attacks and checks of `pyautoattack`, with its global state kept inside.
+"""The attacks and checks of `pyautoattack` (Croce & Hein 2020), with its global state kept inside.
 
-The package's APGD, FAB and Square are the authors' code (Croce & Hein 2020); it is imported inside functions only. N
-images, K classes. Everything here runs within `isolated()`.
+N images, K classes. The package reseeds for every batch: the same images in the same order repeat an outcome.
 """
 
 import random
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fsr.attacks.gradient import project_linf
+from fsr.attacks.losses import Net
 from fsr.files import UsageError
 
-STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
-RAND = ("apgd-ce", "apgd-dlr")
 NAMES = ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square")
 FLAGS = ("randomised", "probabilities", "dynamic", "classes", "zero_gradient", "square_beats_whitebox")
 _WARNINGS = {  # a phrase of each of the package's warnings, and the flag it raises
@@ -32,28 +31,18 @@ _WARNINGS = {  # a phrase of each of the package's warnings, and the flag it rai
 
 
 class Log:
-    """Stands in for the package's logger: warnings become flags, the rest is dropped."""
+    """Stands in for the package's logger: a warning becomes a flag with its first message, the rest is dropped."""
 
-    def __init__(self):
-        self.flags: dict[str, str] = {}  # flag to its first message
-        self.zero_gradient_points = 0
+    def __init__(self, messages: dict[str, str] | None = None, zero_gradient_points: int = 0):
+        self.messages, self.zero_gradient_points = dict(messages or {}), zero_gradient_points
 
     def warning(self, message: str) -> None:
         """Keep the flag that this warning raises; an unknown warning keeps itself."""
         text = str(message).replace(" See flags_doc.md for details.", "")
         flag = next((flag for phrase, flag in _WARNINGS.items() if phrase in text), text)
-        self.flags.setdefault(flag, text)
+        self.messages.setdefault(flag, text)
         points = re.search(r"there are (\d+) points with zero gradient", text)
         self.zero_gradient_points += int(points.group(1)) if points else 0
-
-    def found(self) -> dict:
-        """What it holds, JSON-able."""
-        return {"messages": self.flags, "zero_gradient_points": self.zero_gradient_points}
-
-    def join(self, found: dict) -> None:
-        """Take over what another log `found`."""
-        self.flags = {**found["messages"], **self.flags}  # the first message of a flag stays
-        self.zero_gradient_points += found["zero_gradient_points"]
 
     def debug(self, message: str) -> None:
         """Dropped."""
@@ -62,40 +51,34 @@ class Log:
 
 
 @contextmanager
-def isolated(seed: int) -> Iterator[None]:
-    """Seed every generator inside; afterwards they and the package's counters are as before."""
-    from pyautoattack import checks
-
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    on_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
-    counters = dict(checks.funcs)
-    checks.funcs.update(dict.fromkeys(checks.funcs, 0))
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        torch.set_rng_state(before[2])
-        if on_cuda is not None:
-            torch.cuda.set_rng_state_all(on_cuda)
-        checks.funcs.update(counters)
+def own_randomness(seed: int) -> Iterator[None]:
+    """Seeded torch, numpy and random, and float32 by default, inside; afterwards all are as they were before."""
+    python, arrays, dtype = random.getstate(), np.random.get_state(), torch.get_default_dtype()
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(arrays)
+            torch.set_default_dtype(dtype)
 
 
-def connected(model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The model with fresh float32 logits that always depend on the image, if only with gradient zero.
+def connected(model: Net) -> Net:
+    """The model with fresh finite float32 logits that always depend on the image, if only with gradient zero.
 
-    Square writes into the logits that it gets; a model that cuts the graph would make APGD and FAB raise, while a zero
-    gradient is what they should see and flag.
+    Square writes into the logits; a cut graph would make APGD and FAB raise instead of flagging a zero gradient; FAB
+    and DLR divide by differences of logits, which minus infinity would make NaN.
     """
 
     def net(x: Tensor) -> Tensor:
-        logits = model(x).float()
+        logits = model(x).float().clamp_min(-1e9)
         if x.requires_grad and torch.is_grad_enabled():
             return logits + 0 * x.flatten(1).sum(1, keepdim=True)
-        return logits.clone()
+        return logits
 
     return net
 
@@ -111,7 +94,7 @@ class Budget:
     rescale: bool = False  # fit Square's schedule to the number of queries
 
 
-def _quiet_fab(model, **settings):
+def _image_only_fab(net: Net, **settings):
     """The package's FAB, differentiating the image only: its own `backward()` would fill the parameters' gradients."""
     from pyautoattack.fab_pt import FABAttack_PT
 
@@ -120,52 +103,73 @@ def _quiet_fab(model, **settings):
             rows, leaf = torch.arange(len(imgs), device=imgs.device), imgs.clone().requires_grad_()
             with torch.enable_grad():
                 logits = self.predict(leaf)
-                lead = logits[rows, la_target] - logits[rows, la]
-                (gradient,) = torch.autograd.grad(lead.sum(), leaf)
-            return lead.detach()[:, None], gradient[:, None]
+                gap = logits[rows, la_target] - logits[rows, la]
+                (gradient,) = torch.autograd.grad(gap.sum(), leaf)
+            return gap.detach()[:, None], gradient[:, None]
 
-    return ImageOnlyFAB(model, **settings)
+    return ImageOnlyFAB(net, **settings)
 
 
-def component(name: str, model, *, eps: float, seed: int, device, budget: Budget, log: Log, best_loss: bool = False):
-    """One attack of AutoAttack as (x, y) -> x_adv; x is returned where it does not succeed.
+def component(name: str, model: Net, *, eps: float, seed: int, device, budget: Budget, log: Log):
+    """One attack of the package by its name in NAMES, whose `perturb(x, y)` gives x_adv; x where it does not succeed.
 
-    name: one of NAMES. best_loss (APGD on CE and DLR): the image of highest loss instead, wrong or not.
+    A budget of no steps, for Square of no queries, and eps 0 have no component: None.
     """
     from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
     from pyautoattack.square import SquareAttack
 
-    net, common = connected(model), {"eps": eps, "norm": "Linf", "seed": seed, "device": device, "verbose": False}
-    ascent = {"n_iter": budget.steps, "n_restarts": 1, "eot_iter": budget.draws, "rho": 0.75, "logger": log}
-    if name in ("apgd-ce", "apgd-dlr"):
-        attack = APGDAttack(net, loss=name.removeprefix("apgd-"), **ascent, **common)
-        return lambda x, y: attack.perturb(x, y, best_loss=best_loss)
-    if name == "apgd-t":
-        return APGDAttack_targeted(net, n_target_classes=budget.targets, **ascent, **common).perturb
-    if name == "fab-t":
-        return _quiet_fab(
-            net, n_iter=budget.steps, n_restarts=1, targeted=True, n_target_classes=budget.targets, **common
-        ).perturb
+    if eps == 0 or (budget.queries if name == "square" else budget.steps) == 0:
+        return None
+    net, targets = connected(model), {"n_target_classes": budget.targets}
+    common = {"eps": eps, "norm": "Linf", "seed": seed, "device": device, "verbose": False, "n_restarts": 1}
+    ascent = {"n_iter": budget.steps, "eot_iter": budget.draws, "rho": 0.75, "logger": log, **common}
     if name == "square":
-        return SquareAttack(
-            net, p_init=0.8, n_queries=budget.queries, n_restarts=1, resc_schedule=budget.rescale, **common
-        ).perturb
-    raise UsageError(f"unknown attack {name!r}; choose one of {', '.join(NAMES)}")
+        schedule = {"p_init": 0.8, "n_queries": budget.queries, "resc_schedule": budget.rescale}
+        return SquareAttack(net, **schedule, **common)
+    if name == "fab-t":
+        return _image_only_fab(net, n_iter=budget.steps, targeted=True, **targets, **common)
+    if name == "apgd-t":
+        return APGDAttack_targeted(net, **targets, **ascent)
+    return APGDAttack(net, loss=name.removeprefix("apgd-"), **ascent)
 
 
-def check_model(model, x: Tensor, y: Tensor, attacks: tuple[str, ...], *, randomised_ok: bool, log: Log) -> int:
-    """The package's checks on one batch: randomised, probabilities, dynamic, classes, into `log`; returns K."""
+def crafted(attack, x: Tensor, y: Tensor, eps: float, **options) -> Tensor:
+    """What a component makes of x, in the ball and [0, 1]; an image with a non-finite pixel becomes its clean one."""
+    if attack is None:
+        return x.clone()
+    x_adv = attack.perturb(x, y, **options).detach().float()
+    finite = torch.isfinite(x_adv).flatten(1).all(dim=1).view(-1, 1, 1, 1)
+    return project_linf(torch.where(finite, x_adv, x), x, eps)
+
+
+@torch.no_grad()
+def single(
+    model: Net, x: Tensor, y: Tensor, *, name: str, eps: float, seed: int = 0, budget: Budget | None = None
+) -> Tensor:
+    """One component alone, x_adv like x; x where the model is wrong or stays right."""
+    with own_randomness(seed):
+        images = x.detach().float().contiguous()  # the package takes views
+        attack = component(name, model, eps=eps, seed=seed, device=x.device, budget=budget or Budget(), log=Log())
+        if attack is not None and name == "apgd-dlr" and (classes := attack.model(images).shape[1]) < 3:
+            raise UsageError(f"apgd-dlr needs three classes, the network has {classes}")
+        return crafted(attack, images, y, eps).to(x.dtype)
+
+
+def check_model(model: Net, x: Tensor, y: Tensor, attacks: tuple[str, ...], *, randomised_ok: bool, log: Log) -> int:
+    """The package's checks on one batch (randomised, probabilities, dynamic, classes) into `log`; returns K."""
     from pyautoattack import checks
 
     net = connected(model)
     if not randomised_ok:
         checks.check_randomized(net, x, y, bs=len(x), logger=log)
     classes = checks.check_range_output(net, x, logger=log)
-    trace = sys.gettrace()  # the package sets its own and then none
+    trace, counters = sys.gettrace(), dict(checks.funcs)  # the package sets its own trace and then none
+    checks.funcs.update(dict.fromkeys(checks.funcs, 0))
     try:
         checks.check_dynamic(net, x, False, logger=log)
     finally:
         sys.settrace(trace)
+        checks.funcs.update(counters)
     targets = min(9, classes - 1)
     checks.check_n_classes(classes, list(attacks), targets, targets, logger=log)
     needed = 4 if "apgd-t" in attacks else 3 if "apgd-dlr" in attacks else 2
@@ -175,10 +179,3 @@ def check_model(model, x: Tensor, y: Tensor, attacks: tuple[str, ...], *, random
             'use version="custom" with attacks=("apgd-ce", "fab-t", "square"), or one of them alone: --attack square'
         )
     return classes
-
-
-def check_square(accuracies: dict[str, float], log: Log) -> None:
-    """Raise the flag when Square lowers the accuracy by more than 0.002; accuracies after each attack, in order."""
-    from pyautoattack import checks
-
-    checks.check_square_sr(accuracies, logger=log)

@@ -1,7 +1,6 @@
-"""Attacks made to transfer from a surrogate: input diversity, translation invariance, momentum.
+"""PGD made to transfer: input diversity (DI), translation invariance (TI), momentum (MI).
 
-N images, C channels, H and W pixels. Each climbs cross-entropy on the net it is given (a surrogate, or the model
-itself) without a random start; its randomness depends on the seed and the step only, never on the batch.
+Arguments and result as in `fsr.attacks.gradient`; no random start. Randomness depends on the seed and the step only.
 """
 
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fsr.attacks.gradient import pgd
-from fsr.attacks.losses import Loss, Net, cross_entropy
+from fsr.attacks.losses import Net
 
 
 def resize_and_pad(x: Tensor, size: int, top: int, left: int) -> Tensor:
@@ -22,10 +21,9 @@ def resize_and_pad(x: Tensor, size: int, top: int, left: int) -> Tensor:
 
 
 def diversity(seed: int, *, probability: float = 0.5, resize: float = 0.9) -> Callable[[Tensor], Tensor]:
-    """A transform that draws anew at each call: with `probability`, shrink x and place it at random (Xie et al. 2019).
+    """A transform that, at each call with `probability`, shrinks x and moves it at random (Xie et al. 2019).
 
-    The size is uniform in [int(resize * H), H), the place anywhere inside; one draw serves the whole batch, as in the
-    authors' code. Square images.
+    The size is uniform in [int(resize * H), H); one draw serves the batch, as in the authors' code. Square images.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -34,7 +32,7 @@ def diversity(seed: int, *, probability: float = 0.5, resize: float = 0.9) -> Ca
 
     def transform(x: Tensor) -> Tensor:
         full = x.shape[-1]
-        chosen = float(torch.rand((), generator=generator)) < probability
+        chosen = float(torch.rand((), generator=generator, dtype=torch.float32)) < probability
         size = draw(min(int(resize * full), full - 1), full)
         top, left = draw(0, full - size + 1), draw(0, full - size + 1)
         return resize_and_pad(x, size, top, left) if chosen else x
@@ -42,27 +40,13 @@ def diversity(seed: int, *, probability: float = 0.5, resize: float = 0.9) -> Ca
     return transform
 
 
-def di_fgsm(
-    net: Net,
-    x: Tensor,
-    y: Tensor,
-    *,
-    eps: float,
-    alpha: float,
-    steps: int,
-    seed: int = 0,
-    probability: float = 0.5,
-    resize: float = 0.9,
-    loss: Loss = cross_entropy,
-) -> Tensor:
-    """PGD whose every gradient is taken at a randomly shrunk and moved copy (DI, Xie et al. 2019, section 3.2).
+def di_fgsm(model: Net, x: Tensor, y: Tensor, *, seed: int = 0, probability=0.5, resize=0.9, **options) -> Tensor:
+    """PGD whose every gradient is taken at a randomly shrunk and moved copy (Xie et al. 2019, section 3.2).
 
-    Shapes and ranges as in `fsr.attacks.gradient.pgd`; no momentum.
+    options: those of `pgd`, as in all attacks here.
     """
     transform = diversity(seed, probability=probability, resize=resize)
-    return pgd(
-        lambda image: net(transform(image)), x, y, eps=eps, alpha=alpha, steps=steps, loss=loss, random_start=False
-    )
+    return pgd(lambda image: model(transform(image)), x, y, random_start=False, **options)
 
 
 def gaussian_kernel(size: int, sigmas: float = 3.0) -> Tensor:
@@ -84,37 +68,10 @@ def smoothing(size: int) -> Callable[[Tensor], Tensor]:
     return smooth
 
 
-def kernel_for(pixels: int) -> int:
-    """The TI kernel's size at this image size: 7, and 3 for images of 8 pixels."""
-    return 3 if pixels <= 8 else 7
-
-
-def ti_fgsm(
-    net: Net,
-    x: Tensor,
-    y: Tensor,
-    *,
-    eps: float,
-    alpha: float,
-    steps: int,
-    kernel: int | None = None,
-    loss: Loss = cross_entropy,
-) -> Tensor:
-    """PGD that follows the Gaussian-smoothed gradient (TI, Dong et al. 2019, eq. 8); kernel None: see `kernel_for`.
-
-    Shapes and ranges as in `fsr.attacks.gradient.pgd`; no momentum, no input diversity.
-    """
-    return pgd(
-        net,
-        x,
-        y,
-        eps=eps,
-        alpha=alpha,
-        steps=steps,
-        loss=loss,
-        random_start=False,
-        direction=smoothing(kernel or kernel_for(x.shape[-1])),
-    )
+def ti_fgsm(model: Net, x: Tensor, y: Tensor, *, kernel: int | None = None, **options) -> Tensor:
+    """PGD along the Gaussian-smoothed gradient (Dong et al. 2019, eq. 8); kernel None: 7, and 3 up to 8 pixels."""
+    kernel = kernel or (3 if x.shape[-1] <= 8 else 7)
+    return pgd(model, x, y, random_start=False, direction=smoothing(kernel), **options)
 
 
 def momentum(decay: float) -> Callable[[Tensor], Tensor]:
@@ -130,26 +87,6 @@ def momentum(decay: float) -> Callable[[Tensor], Tensor]:
     return accumulate
 
 
-def mi_fgsm(
-    net: Net,
-    x: Tensor,
-    y: Tensor,
-    *,
-    eps: float,
-    alpha: float,
-    steps: int,
-    decay: float = 1.0,
-    loss: Loss = cross_entropy,
-) -> Tensor:
-    """PGD that follows accumulated gradients (MI, Dong et al. 2018, eq. 6 and 7).
-
-    Shapes and ranges as in `fsr.attacks.gradient.pgd`.
-    """
-    return pgd(net, x, y, eps=eps, alpha=alpha, steps=steps, loss=loss, random_start=False, direction=momentum(decay))
-
-
-def transfer(
-    surrogate: Net, x: Tensor, y: Tensor, *, eps: float, alpha: float, steps: int, loss: Loss = cross_entropy
-) -> Tensor:
-    """PGD on another net, to be judged by the model that it never saw (Papernot et al. 2016); shapes as in `pgd`."""
-    return pgd(surrogate, x, y, eps=eps, alpha=alpha, steps=steps, loss=loss, random_start=False)
+def mi_fgsm(model: Net, x: Tensor, y: Tensor, *, decay: float = 1.0, **options) -> Tensor:
+    """PGD along accumulated gradients (Dong et al. 2018, eq. 6 and 7)."""
+    return pgd(model, x, y, random_start=False, direction=momentum(decay), **options)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from fsr.attacks.gradient import check_images
+from fsr.attacks.inputs import check_images
 from fsr.audit import separated, whitebox
 from fsr.audit.case import BUDGETS, Case, prepare, private_copy
 from fsr.audit.indicators import indicators

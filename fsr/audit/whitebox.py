@@ -5,9 +5,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fsr.attacks import auto
+from fsr.attacks import auto, query
 from fsr.attacks.ascent import ascend, differentiated, lead, of, scale_free
-from fsr.attacks.gradient import fgsm, multi_targeted, pgd, random_noise
+from fsr.attacks.gradient import fgsm, multi_targeted, pgd, pgd_restarts, random_noise
 from fsr.attacks.losses import Loss, cross_entropy, dlr, margin
 from fsr.attacks.unmask import estimated
 from fsr.audit.case import Case, Craft
@@ -70,16 +70,9 @@ def restarts(case: Case) -> Findings:
 
     def several(alpha: float, block: int) -> Craft:
         def craft(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-            return pgd(
-                net,
-                x,
-                y,
-                eps=case.eps,
-                alpha=alpha * case.eps,
-                steps=budget.pgd_steps,
-                restarts=budget.restarts,
-                start=lambda restart: case.start(rows, 100 * block + restart),
-            )
+            own = {"seed": case.seed, "indices": rows.tolist(), "stream": 100 * block}
+            budgeted = {"steps": budget.pgd_steps, "restarts": budget.restarts}
+            return pgd_restarts(net, x, y, eps=case.eps, alphas=(alpha,), **budgeted, **own)
 
         return craft
 
@@ -92,7 +85,9 @@ def restarts(case: Case) -> Findings:
             alpha=0.25 * case.eps,
             steps=budget.pgd_steps // 2,
             targets=budget.targets,
-            start=lambda rank: case.start(rows, 1000 + rank),
+            seed=case.seed,
+            indices=rows.tolist(),
+            stream=1000,
             draws=case.draws,
             judge=net,
         )
@@ -137,12 +132,12 @@ def queries(case: Case) -> Findings:
     many = case.budget.queries if not case.randomised else max(100, case.budget.queries // 5)
 
     def square(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-        return auto.square(case.steady, x, y, eps=case.eps, queries=many, seed=case.seed)
+        return query.square(case.steady, x, y, eps=case.eps, queries=many, seed=case.seed)
 
     def corners(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         worst, height = x.clone(), torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
         for draw in range(case.budget.noises):
-            x_adv = random_noise(x, eps=case.eps, seed=case.seed + draw, indices=rows.tolist())
+            x_adv = random_noise(case.net, x, y, eps=case.eps, seed=case.seed + draw, indices=rows.tolist())
             with torch.no_grad():
                 value = lead(case.model(x_adv), y)
             worst[value > height] = x_adv[value > height]

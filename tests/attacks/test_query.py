@@ -59,8 +59,8 @@ def test_equals_a_slow_rederivation(bias, breaks):
     x, y, population, turns = images(3), torch.zeros(3, dtype=torch.long), 20, 6
     model = Linear(16, bias)
     x_adv = nattack(model, x, y, eps=0.05, queries=population * turns + 7, population=population, seed=4)
-    first = 0.001 * query.noise_for(range(3), (1, 4, 4), 4, kind="normal", dtype=torch.float64)
-    noises = [query._population_noise(torch.Size([population, 1, 4, 4]), 4, turn, x).numpy() for turn in range(turns)]
+    first = 0.001 * query.noise_for(x, seed=4, kind="normal")
+    noises = [next(query._population(x, population, 4, turn))[1].numpy() for turn in range(turns)]
     broken = model(x_adv).argmax(1) != 0
     assert broken.any().item() is breaks
     for n in range(3):
@@ -96,7 +96,7 @@ def test_never_asks_more_than_its_queries_and_stops_when_done():
 def test_outcomes_do_not_depend_on_how_many_images_share_a_pass(monkeypatch):
     x, y, model = images(5), torch.zeros(5, dtype=torch.long), Linear(16, bias=0.9)
     together = nattack(model, x, y, eps=0.08, queries=400, population=40, seed=1)
-    monkeypatch.setattr(query, "MEMBERS_PER_PASS", 80)
+    monkeypatch.setattr(query, "VALUES_PER_PASS", 80 * 16)
     torch.testing.assert_close(nattack(model, x, y, eps=0.08, queries=400, population=40, seed=1), together)
     alone = nattack(model, x[3:4], y[3:4], eps=0.08, queries=400, population=40, seed=1, indices=[3])
     torch.testing.assert_close(alone, together[3:4])
@@ -109,3 +109,20 @@ def test_reads_scores_only():
 
     x_adv = ATTACKS["nattack"](no_gradient, images(), torch.zeros(4, dtype=torch.long), eps=0.05, queries=50)
     assert (x_adv - images()).abs().max() <= 0.05 + 1e-12
+
+
+@pytest.mark.parametrize("limit", [40 * 16, 39 * 16, 5 * 16, 1])
+def test_a_population_that_does_not_fit_is_asked_part_by_part(monkeypatch, limit):
+    x, y, sizes = images(3), torch.zeros(3, dtype=torch.long), []
+
+    def model(x):
+        sizes.append(x[1:].numel())
+        return Linear(16, bias=0.62)(x)
+
+    whole = nattack(model, x, y, eps=0.05, queries=400, population=40, seed=1)
+    monkeypatch.setattr(query, "VALUES_PER_PASS", limit)
+    sizes.clear()
+    parts = nattack(model, x, y, eps=0.05, queries=400, population=40, seed=1)
+    assert max(sizes[1:]) < max(limit, 16)
+    if limit >= 16 * 16:  # the same draws
+        torch.testing.assert_close(parts, whole)

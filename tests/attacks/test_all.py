@@ -1,0 +1,298 @@
+"""What holds for every attack of ATTACKS: what it may be given, what it leaves alone, what it gives."""
+
+import random
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fsr.attacks import ATTACKS, Attack, attack_named, autoattack
+from fsr.attacks.components import Budget
+from fsr.attacks.inputs import check_images
+from fsr.attacks.losses import is_wrong
+from fsr.files import UsageError
+
+EPS = 0.1
+SHORT = {"autoattack": 3, "autoattack-rand": 2}
+every = pytest.mark.parametrize("name", ATTACKS)
+
+
+class Net(nn.Module):
+    """Convolution, BatchNorm, dropout and a head: what a mode, a neighbour or a pass could disturb."""
+
+    def __init__(self, classes=6):
+        super().__init__()
+        torch.manual_seed(3)
+        head = nn.Dropout(0.5), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, classes)
+        self.layers = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), *head)
+        self.eval()
+        with torch.no_grad():  # every class is somebody's
+            self.layers[-1].bias -= self.layers(torch.rand(200, 3, 8, 8)).mean(0)
+
+    def forward(self, x):
+        return 20 * self.layers(x)
+
+    def trace(self, x):
+        """As fsr.models.Classifier.trace: logits, and a stream with one auxiliary head."""
+        logits = self(x)
+        return logits, [SimpleNamespace(aux={"probe": logits.flip(1)})]
+
+
+class Wrapped(nn.Module):
+    """A network behind a function of its images and one of its logits."""
+
+    def __init__(self, before=lambda x: x, after=lambda z: z, net=None):
+        super().__init__()
+        self.net, self.before, self.after = net or Net(), before, after
+
+    def forward(self, x):
+        return self.after(self.net(self.before(x)))
+
+    def trace(self, x):
+        logits, streams = self.net.trace(self.before(x))
+        return self.after(logits), streams
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """8 images and their predicted labels, the first of them wrong."""
+    x = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        y = Net()(x).argmax(1)
+    y[0] = (y[0] + 1) % 6
+    return x, y
+
+
+def attack(name, model, x, y, **options):
+    """The attack by name, cut short, with a surrogate where it needs one; di-, ti- and mi-fgsm on the model."""
+    info, given = ATTACKS[name], {"eps": EPS, **options}
+    given |= {key: n for key, n in {"steps": 3, "queries": 40}.items() if key in info.takes and key not in options}
+    given |= {"surrogate": model} if "surrogate" in info.needs else {}
+    if name in SHORT:
+        info = replace(info, function=partial(info.function, steps=SHORT[name], queries=20))
+    elif name.startswith("apgd"):
+        info = replace(info, function=partial(info.function, budget=Budget(steps=5)))
+    return info(model, x, y, **given)
+
+
+def outcome(model, x_adv, y):
+    with torch.no_grad():
+        return is_wrong(model(x_adv.clone()), y)
+
+
+@every
+def test_the_image_stays_in_the_ball_and_nothing_else_changes(name, batch):
+    (x, y), model = batch, Net()
+    model.layers[3].train().p = 0.0  # a mode that differs from the others, without its noise
+    random.seed(4), np.random.seed(4), torch.manual_seed(4)
+
+    def state():
+        tensors = [x, y, *model.state_dict().values(), torch.get_rng_state(), torch.tensor(np.random.get_state()[1])]
+        kept = [[len(m._forward_hooks), len(m._forward_pre_hooks), m.training] for m in model.modules()]
+        grads = [p.grad for p in model.parameters()] + [p.requires_grad for p in model.parameters()]
+        return [t.clone() for t in tensors], kept, grads, random.getstate(), torch.get_default_dtype()
+
+    before = state()
+    x_adv = attack(name, model, x, y)
+    after = state()
+    assert all(map(torch.equal, before[0], after[0])) and before[1:] == after[1:]
+    assert x_adv.shape == x.shape and x_adv.dtype == x.dtype and not x_adv.requires_grad
+    assert (x_adv - x).abs().max() <= EPS + 1e-6 and x_adv.min() >= 0 and x_adv.max() <= 1
+    assert x_adv.data_ptr() != x.data_ptr()
+    assert name in ("clean", "random-noise") or outcome(model, x_adv, y).sum() > 1, (
+        "nothing but the wrong image is broken"
+    )
+
+
+@every
+def test_no_pixel_outside_the_range_is_asked_about(name, batch):
+    seen = []
+
+    def note(x):
+        seen.append((x.detach().min(), x.detach().max()))
+        return x
+
+    attack(name, Wrapped(note), *batch)
+    assert min(low for low, _ in seen) >= 0 and max(high for _, high in seen) <= 1
+
+
+@every
+@pytest.mark.parametrize("write", [lambda x: x.clamp_(0, 1), lambda x: x.mul_(2).sub_(1).add_(1).div_(2)])
+def test_a_network_that_writes_into_its_input_is_attacked_like_another(name, write, batch):
+    (x, y), copies = batch, (batch[0].clone(), batch[1].clone())
+    expected = attack(name, Wrapped(lambda x: write(x.clone())), x, y)
+    assert torch.equal(attack(name, Wrapped(write), x, y), expected)
+    assert torch.equal(x, copies[0]) and torch.equal(y, copies[1])
+
+
+def _kinds(x, y):
+    """Name of a way to hand the same problem over: (context, x, y, options)."""
+    with torch.inference_mode():
+        inferred = x.clone(), y.clone()
+    wide = torch.stack([x, 1 - x], 1), torch.stack([y, y], 1)
+    return {
+        "strided": (wide[0][:, 0], wide[1][:, 0], {}),
+        "inference": (*inferred, {}),
+        "numpy eps": (x, y, {"eps": np.float64(EPS)}),
+        "numpy indices": (x, y, {"indices": np.arange(len(x))}),
+    }
+
+
+@every
+def test_tensors_of_every_kind_give_the_same_image(name, batch):
+    (x, y), model = batch, Net()
+    expected = attack(name, model, x, y)
+    for kind, (images, labels, more) in _kinds(x, y).items():
+        assert torch.equal(attack(name, model, images, labels, **more), expected), kind
+    with torch.inference_mode():
+        assert torch.equal(attack(name, model, x, y), expected)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(attack(name, model, x, y), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@every
+def test_a_network_of_one_batch_size_or_precision_is_attacked_like_another(name, batch):
+    def only_eight(x):
+        if len(x) != 8 or x.dtype != torch.float64:
+            raise ValueError(f"eight float64 images, not {len(x)} {x.dtype}")
+        return x
+
+    (x, y), net = (batch[0].double(), batch[1]), Net().double()
+    expected, x_adv = (attack(name, Wrapped(before, net=net), x, y) for before in (lambda x: x, only_eight))
+    torch.testing.assert_close(x_adv, expected, rtol=0, atol=1e-6)
+    assert x_adv.dtype == torch.float64
+
+
+def test_an_error_of_the_network_itself_is_told(batch):
+    def broken(x):
+        raise ValueError("it broke")
+
+    with pytest.raises(ValueError, match="it broke"):
+        ATTACKS["pgd20"](Wrapped(broken), *batch, eps=EPS)
+
+
+@every
+def test_classes_switched_off_by_minus_infinity_change_nothing(name, batch):
+    (x, y), plain = batch, Net()
+    masked = Wrapped(after=lambda z: torch.cat([z, torch.full((len(z), 2), -torch.inf, dtype=z.dtype)], 1))
+    assert torch.equal(outcome(masked, x, y), outcome(plain, x, y))
+    first, second = (outcome(plain, attack(name, net, x, y), y) for net in (plain, masked))
+    assert (first != second).sum() <= (2 if name in ("nattack", "square", "autoattack-ci") else 1)
+
+
+@every
+def test_zero_means_zero_and_asks_nothing(name, batch):
+    def dead(x):
+        raise AssertionError("the network was asked")
+
+    (x, y), zeros = (
+        batch,
+        [{"eps": 0}, *({option: 0} for option in ("steps", "queries") if option in ATTACKS[name].takes)],
+    )
+    for options in zeros:
+        assert torch.equal(attack(name, dead, x, y, **options), x)
+    assert attack(name, dead, x[:0], y[:0]).shape == (0, 3, 8, 8)
+
+
+@pytest.mark.parametrize("options", [{"eps": 0}, {"steps": 0, "queries": 0}, {"attacks": ("square",), "queries": 0}])
+def test_autoattack_of_zero_is_clean(options, batch):
+    (x, y), more = batch, {"version": "custom", "attacks": ("apgd-ce", "apgd-t", "fab-t", "square"), "eps": EPS}
+    found = autoattack(Net(), x, y, **{**more, **options})
+    assert torch.equal(found.correct, found.clean) and torch.equal(found.x_adv, x) and found.clean.sum() == 7
+    assert all(torch.equal(after, found.clean) for after in found.outcomes.values())
+    nothing = autoattack(Net(), x[:0], y[:0], eps=EPS)
+    assert nothing.correct.shape == (0,) and nothing.x_adv.shape == (0, 3, 8, 8)
+
+
+X, Y = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(4)
+WRONG = [
+    ((X - 0.5) / 0.25, Y, "divide 0..255 by 255"),
+    (255 * X, Y, "divide 0..255 by 255"),
+    ((255 * X).byte(), Y, "floating point"),
+    (X[0], Y, "N, C, H, W"),
+    (X.flatten(1), Y, "N, C, H, W"),
+    (X.where(X < 0.9, torch.nan), Y, "NaN"),
+    (X, Y[:, None], "int64, one per image"),
+    (X, Y.float(), "int64, one per image"),
+    (X, Y[:3], "int64, one per image"),
+    (X, Y - 1, "from -1"),
+    (X, Y + 4, r"labels must lie in 0\.\.5"),
+]
+
+
+@pytest.mark.parametrize("name", [*ATTACKS, "autoattack()"])
+def test_wrong_input_is_refused_in_one_line(name):
+    run = partial(attack, name) if name in ATTACKS else partial(autoattack, eps=EPS)
+    for x, y, says in WRONG:
+        with pytest.raises(UsageError, match=says) as error:
+            run(Net(), x, y)
+        assert "\n" not in str(error.value)
+    for eps in (-0.1, 8, float("nan"), "8/255"):
+        with pytest.raises(UsageError, match="eps must lie in"):
+            run(Net(), X, Y, eps=eps)
+
+
+def test_the_check_names_the_classes_and_refuses_an_empty_batch():
+    check_images(X, Y, 4)
+    with pytest.raises(UsageError, match=r"0\.\.2, these reach from 0 to 3"):
+        check_images(X, Y, 3)
+    with pytest.raises(UsageError, match="empty"):
+        check_images(X[:0], Y[:0])
+
+
+@pytest.mark.parametrize("after", [lambda z: z[0], lambda z: z[:, :1], lambda z: (z, z)])
+def test_a_network_without_logits_is_refused(after):
+    with pytest.raises(UsageError, match="must give logits"):
+        ATTACKS["fgsm"](Wrapped(after=after), X, Y, eps=EPS)
+
+
+@pytest.mark.parametrize("name", [name for name, info in ATTACKS.items() if info.per_sample])
+def test_an_image_is_attacked_the_same_way_in_any_batch(name, batch):
+    (x, y), model, index = (batch[0].double(), batch[1]), Net().double(), torch.tensor([7, 1, 40, 3, 900, 12, 5, 6])
+    together = attack(name, model, x, y, seed=5, indices=index)
+    for part in ([0], [4, 2], [5, 3, 1]):
+        alone = attack(name, model, x[part], y[part], seed=5, indices=index[part])
+        torch.testing.assert_close(alone, together[part], rtol=0, atol=1e-9)
+
+
+def test_images_of_autoattack_stay_wrong_at_any_batch_size():
+    x, model = torch.rand(65, 3, 8, 8, generator=torch.Generator().manual_seed(2)), Net()
+    y = model(x).argmax(1)
+    found = autoattack(model, x, y, eps=0.02, batch=30, steps=10, queries=50)
+    for size in (1, 7, 64):
+        again = torch.cat([~outcome(model, *part) for part in zip(found.x_adv.split(size), y.split(size))])
+        assert torch.equal(again, found.correct)
+    assert 5 < found.correct.sum() < 60
+
+
+def test_another_attack_is_one_function_and_one_entry(monkeypatch, batch):
+    def brighter(model, x, y, *, eps):
+        return (x + eps).clamp(0, 1)
+
+    monkeypatch.setitem(ATTACKS, "brighter", Attack(brighter, "every pixel moved up by eps"))
+    x_adv = attack_named("brighter")(Net(), *batch, eps=EPS, seed=1, indices=range(8))
+    assert torch.equal(x_adv, (batch[0] + EPS).clamp(0, 1))
+    monkeypatch.setitem(ATTACKS, "brighter", brighter)
+    with pytest.raises(UsageError, match="must be Attack"):
+        attack_named("brighter")
+
+
+def test_unknown_and_missing_names_are_refused(batch):
+    assert attack_named("pgd20") is ATTACKS["pgd20"]
+    with pytest.raises(UsageError, match="pgd20"):
+        attack_named("pgd-20")
+    for name, options, says in (
+        ("transfer", {"surrogate": None}, "needs surrogate"),
+        ("fgsm", {"steps": 3}, "takes no"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            ATTACKS[name](Net(), *batch, eps=EPS, **options)
+    with pytest.raises(UsageError, match="trace"):
+        ATTACKS["pgd20-joint"](lambda x: Net()(x), *batch, eps=EPS)

@@ -3,16 +3,20 @@
 import contextlib
 import io
 import os
+import shutil
+import struct
 import threading
 import time
 import zipfile
+import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torchvision
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from scipy.io import savemat
 
 from fsr import data
@@ -171,26 +175,151 @@ def test_half_a_tiny_imagenet_is_not_there(zipped, tmp_path, monkeypatch):
     assert not row[1] and "7 training and 5 validation images" in row[2]
 
 
-def test_a_folder_of_images_is_a_data_set(tmp_path):
-    for part, count in (("train", 6), ("val", 2)):
-        for label, value in (("cat", 10), ("dog", 200)):
-            folder = tmp_path / part / label
-            folder.mkdir(parents=True)
-            for i in range(count):
-                Image.fromarray(np.full((16, 16, 3), value + i, np.uint8)).save(folder / f"{i}.png")
-    d = data.load(Run(dataset=f"folder:{tmp_path}", holdout=2, image_size=16))
-    assert d.class_names == ("cat", "dog") and len(d.train_y) == 10 and len(d.test_y) == 4
-    assert ((d.test_x.float().mean((1, 2, 3)) > 100).long() == d.test_y).all()
+RAMP = np.linspace(0, 1, 32 * 32).reshape(32, 32)
+EIGHT = (RAMP * 255).round().astype(np.uint8)
+COLOURS = np.stack([EIGHT, EIGHT.T, 255 - EIGHT], 2)
 
 
-def test_a_folder_without_the_layout_is_refused(tmp_path):
+def _folder(root: Path, images: int = 3) -> Path:
+    """train/ and test/ of two classes, each with a few images of the ramp; returns where another one belongs."""
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            (root / part / name).mkdir(parents=True)
+            for i in range(images):
+                Image.fromarray(COLOURS).save(root / part / name / f"{i}.png")
+    return root / "train" / "cat" / "a"  # after 0, 1, 2
+
+
+def _read(root: Path, size: int | None = 32) -> readers.Images:
+    return readers.read(Run(dataset=f"folder:{root}", image_size=size))
+
+
+def _palette() -> Image.Image:
+    image = Image.fromarray(np.repeat(np.uint8([[0, 1]]), 16, 1).repeat(32, 0), "P")
+    image.putpalette([200, 10, 10, 0, 255, 0])
+    return image
+
+
+def _oriented(file: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter, clockwise
+    Image.fromarray(np.rot90(COLOURS, 1)).save(file, exif=exif)
+
+
+FORMATS = {  # how it is saved, its ending, what it must be read as, (32, 32) or (32, 32, 3), and the tolerance
+    "16-bit PNG": (lambda f: Image.fromarray((RAMP * 65535).round().astype(np.uint16)).save(f), "png", EIGHT, 0),
+    "16-bit TIFF": (lambda f: Image.fromarray((RAMP * 65535).round().astype(np.uint16)).save(f), "tiff", EIGHT, 0),
+    "1 bit": (lambda f: Image.fromarray(EIGHT > 127).save(f), "png", np.where(EIGHT > 127, 255, 0), 0),
+    "CMYK": (lambda f: Image.fromarray(COLOURS).convert("CMYK").save(f), "tiff", COLOURS, 1),
+    "rotated by EXIF": (_oriented, "png", COLOURS, 0),
+    "palette": (
+        lambda f: _palette().save(f),
+        "png",
+        np.repeat(np.uint8([[[200, 10, 10], [0, 255, 0]]]), 16, 1).repeat(32, 0),
+        0,
+    ),
+    "palette with transparency": (
+        lambda f: _palette().save(f, transparency=1),
+        "png",
+        np.repeat(np.uint8([[[200, 10, 10], [255, 255, 255]]]), 16, 1).repeat(32, 0),
+        0,
+    ),
+    "half transparent": (
+        lambda f: Image.fromarray(np.dstack([COLOURS, np.full((32, 32), 128, np.uint8)])).save(f),
+        "png",
+        255 - (255 - COLOURS.astype(int)) * 128 / 255,
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_images_keep_their_grey_levels_and_colours(kind, tmp_path):
+    save, ending, expected, tolerance = FORMATS[kind]
+    save(_folder(tmp_path).with_suffix(f".{ending}"))
+    got = _read(tmp_path).train_x[3].permute(1, 2, 0).numpy().astype(float)
+    expected = expected if np.ndim(expected) == 3 else np.repeat(np.asarray(expected)[:, :, None], 3, 2)
+    assert np.abs(got - expected).max() <= tolerance
+
+
+@pytest.mark.parametrize("dtype, mode", [(np.int32, "I"), (np.float32, "F")])
+def test_images_without_a_known_range_are_refused_by_file_and_mode(dtype, mode, tmp_path):
+    Image.fromarray((RAMP * 65535).astype(dtype)).save(_folder(tmp_path).with_suffix(".tiff"))
+    with pytest.raises(MissingData, match=rf"a\.tiff.*mode '{mode}'"):
+        _read(tmp_path)
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def _truncated(file: Path) -> None:
+    data = io.BytesIO()
+    Image.fromarray(COLOURS).save(data, "JPEG")
+    file.with_suffix(".jpg").write_bytes(data.getvalue()[: len(data.getvalue()) * 2 // 3])
+
+
+def _bomb(file: Path) -> None:
+    head = struct.pack(">IIBBBBB", 20000, 20000, 1, 0, 0, 0, 0)
+    chunks = _chunk(b"IHDR", head), _chunk(b"IDAT", zlib.compress(bytes(1000))), _chunk(b"IEND", b"")
+    file.with_suffix(".png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+
+
+def _talkative(file: Path) -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("comment", "x" * 2_000_000, zip=True)
+    Image.fromarray(COLOURS).save(file.with_suffix(".png"), pnginfo=text)
+
+
+def _wrong_header(file: Path) -> None:
+    file.with_suffix(".pgm").write_bytes(b"P5 2x4 24 255 " + bytes(576))
+
+
+def _no_image(file: Path) -> None:
+    file.with_suffix(".png").write_bytes(b"not an image")
+
+
+@pytest.mark.parametrize("damage", [_truncated, _bomb, _talkative, _wrong_header, _no_image])
+def test_damaged_images_are_named_one_by_one(damage, tmp_path):
+    place = _folder(tmp_path)
+    for name in ("broken1", "broken2"):
+        damage(place.with_name(name))
+    with pytest.raises(MissingData, match=r"broken1.*broken2") as caught:
+        _read(tmp_path)
+    assert "\n" not in str(caught.value) and "0.png" not in str(caught.value)
+
+
+def test_a_folder_of_images_is_a_data_set_and_says_the_size_it_takes(tmp_path, caplog):
+    root = tmp_path / "{braces} in-{profile}"
+    _folder(root)
+    d = data.load(Run(dataset=f"folder:{root}", holdout=2))
+    assert d.class_names == ("cat", "dog") and len(d.train_y) == 4 and d.test_y.tolist() == [0, 0, 0, 1, 1, 1]
+    assert d.train_x.shape == (4, 3, 32, 32) and "resized to 32 x 32" in caplog.text and "image_size" in caplog.text
+
+
+def test_folders_without_two_classes_in_both_parts_are_refused(tmp_path):
     with pytest.raises(MissingData, match="train/"):
-        data.load(Run(dataset=f"folder:{tmp_path}"))
-    (tmp_path / "train" / "a").mkdir(parents=True)
-    (tmp_path / "test" / "a").mkdir(parents=True)
-    (tmp_path / "train" / "a" / "x.png").write_bytes(b"not an image")
-    with pytest.raises(MissingData):
-        data.load(Run(dataset=f"folder:{tmp_path}"))
+        _read(tmp_path)
+    _folder(tmp_path)
+    shutil.rmtree(tmp_path / "test" / "dog")
+    with pytest.raises(MissingData, match="the same classes"):
+        _read(tmp_path)
+    shutil.rmtree(tmp_path / "train" / "dog")
+    with pytest.raises(MissingData, match=r"one class only .'cat'"):
+        _read(tmp_path)
+    shutil.rmtree(tmp_path / "train" / "cat")
+    with pytest.raises(MissingData, match="class folder"):
+        _read(tmp_path)
+
+
+def test_the_digest_of_the_test_images_follows_images_and_labels():
+    d = data.load(DIGITS)
+    assert d.images_sha256() == data.load(for_dataset("digits", seed=3)).images_sha256()
+    x, y = d.test_x.clone(), d.test_y.clone()
+    x[7, 0, 0, 0] += 1
+    y[7] += 1
+    others = {d.images_sha256(), replace(d, test_x=x).images_sha256(), replace(d, test_y=y).images_sha256()}
+    assert len(others) == 3
 
 
 @pytest.mark.skipif("FSR_DATA" not in os.environ, reason="real CIFAR-10: set FSR_DATA to its folder")

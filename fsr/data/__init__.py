@@ -1,5 +1,6 @@
 """Whole data sets as uint8 tensors on the device; every random choice from one seeded generator."""
 
+import hashlib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +30,13 @@ class Data:
     def classes(self) -> int:
         """Number of classes K."""
         return len(self.class_names)
+
+    def images_sha256(self) -> str:
+        """Digest of the test images and labels: columns of different test sets cannot be compared per sample."""
+        total = hashlib.sha256()
+        for part in (self.test_x, self.test_y):
+            total.update(part.cpu().contiguous().numpy().data)
+        return total.hexdigest()
 
     def to(self, device) -> "Data":
         """The same data on another device."""
@@ -90,7 +98,7 @@ def part_of_test(data: Data, images: int | None) -> tuple[Tensor, Tensor, Tensor
 def augmentation(run: Run) -> tuple[int, bool]:
     """(pad, flip) of a run's data set; a folder: set is padded by an eighth of its size and flipped."""
     info = DATASETS.get(run.dataset)
-    return (info.pad, info.flip) if info else ((run.image_size or 32) // 8, True)
+    return (info.pad, info.flip) if info else ((run.image_size or readers.FOLDER_SIZE) // 8, True)
 
 
 def load(run: Run, device="cpu") -> Data:

@@ -2,9 +2,11 @@
 
 import contextlib
 import importlib.util
-import io
+import logging
 import zipfile
 import zlib
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,9 +17,13 @@ from torch import Tensor
 
 from fsr import files
 from fsr.config import DATASETS, Run
+from fsr.data.images import decode_all
 from fsr.files import MissingData
 
+log = logging.getLogger("fsr")
+
 TINY_TRAIN, TINY_TEST = 100_000, DATASETS["tinyimagenet"].test  # images of Tiny ImageNet
+FOLDER_SIZE = 32  # pixels of folder: images where the run names no image_size
 SPLIT_SEED = 0  # of held-out and subset choices: the same images for every run seed
 
 
@@ -73,19 +79,27 @@ def _digits(_folder: Path, _run: Run) -> Images:
     return Images(x[train], y[train], x[test], y[test], tuple(str(d) for d in range(10)))
 
 
-# What is torchvision's: its class, the arguments of the training and the test part, what lies in the data folder.
-PARTS: dict[str, tuple[str, tuple[dict, dict], str]] = {
-    "cifar10": ("CIFAR10", ({"train": True}, {"train": False}), "cifar-10-batches-py/"),
-    "svhn": ("SVHN", ({"split": "train"}, {"split": "test"}), "train_32x32.mat, test_32x32.mat"),
+class Source(NamedTuple):
+    """A data set of torchvision: its class there, its arguments of the training and the test part, its files."""
+
+    kind: str
+    parts: tuple[dict, dict]
+    files: str
+
+
+SOURCES = {
+    "cifar10": Source("CIFAR10", ({"train": True}, {"train": False}), "cifar-10-batches-py/"),
+    "svhn": Source("SVHN", ({"split": "train"}, {"split": "test"}), "train_32x32.mat, test_32x32.mat"),
 }
 
 
-def _there(name: str, folder: Path) -> list:
+def _parts(name: str, folder: Path, download: bool = False) -> list:
     """Both parts as torchvision's objects; RuntimeError or OSError when files are missing or damaged (by md5)."""
     import torchvision
 
-    kind, parts, _ = PARTS[name]
-    return [getattr(torchvision.datasets, kind)(str(folder), **which, download=False) for which in parts]
+    source = SOURCES[name]
+    kind = getattr(torchvision.datasets, source.kind)
+    return [kind(str(folder), **part, download=download) for part in source.parts]
 
 
 def _why(error: Exception) -> str:
@@ -95,22 +109,19 @@ def _why(error: Exception) -> str:
 
 def _torchvision(name: str, folder: Path) -> list:
     """Both parts, downloaded where they are not there."""
-    import torchvision
-
     try:
-        return _there(name, folder)
+        return _parts(name, folder)
     except (RuntimeError, OSError) as error:
         missing = error
-    kind, parts, _ = PARTS[name]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f".{name}.lock"):  # several workers may find it missing at once
             with contextlib.suppress(RuntimeError, OSError):
-                return _there(name, folder)
-            return [getattr(torchvision.datasets, kind)(str(folder), **which, download=True) for which in parts]
+                return _parts(name, folder)
+            return _parts(name, folder, download=True)
     except (OSError, RuntimeError, ImportError) as error:
         raise MissingData(
-            f"{kind} is not (or not whole) in {folder} ({_why(missing)}) and could not be downloaded "
+            f"{SOURCES[name].kind} is not (or not whole) in {folder} ({_why(missing)}) and could not be downloaded "
             f"({str(error)[:80]}); put its official files there or give --data DIR (see `python -m fsr data check`)"
         ) from None
 
@@ -129,99 +140,74 @@ def _svhn(folder: Path, _run: Run) -> Images:
     return Images(images[0], labels[0], images[1], labels[1], tuple(str(d) for d in range(10)))
 
 
-def _decode(blob: bytes | Path, size: int) -> Tensor:
-    from PIL import Image, UnidentifiedImageError
-
+@contextlib.contextmanager
+def _tiny_files(folder: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
+    """(sorted names, function that reads one) of the official folder or zip; MissingData when it is not whole."""
+    base = folder / "tiny-imagenet-200"
+    archive = base.with_suffix(".zip")
     try:
-        with Image.open(io.BytesIO(blob) if isinstance(blob, bytes) else blob) as file:
-            image = file.convert("RGB")
-            if image.size != (size, size):
-                image = image.resize((size, size), Image.Resampling.BILINEAR)
-            return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    except (UnidentifiedImageError, OSError) as error:
-        raise MissingData(f"an image cannot be read: {error}; unpack the data set again") from None
+        if base.is_dir():
+            names = [p.relative_to(base).as_posix() for p in base.rglob("*") if p.is_file()]
+            yield sorted(names), lambda name: (base / name).read_bytes()
+        elif archive.is_file():
+            with zipfile.ZipFile(archive) as file:
+                names = [n.removeprefix(f"{base.name}/") for n in file.namelist() if not n.endswith("/")]
+                yield sorted(names), lambda name: file.read(f"{base.name}/{name}")
+        else:
+            raise MissingData(f"Tiny ImageNet belongs in {base} or {archive}; get its zip from Stanford CS231N")
+    except (KeyError, FileNotFoundError) as error:
+        raise MissingData(f"Tiny ImageNet is not whole in {base}: {error}") from None
+    except (zipfile.BadZipFile, zlib.error) as error:
+        raise MissingData(f"{archive} is damaged ({error}); get it again") from None
 
 
-class _Tree:
-    """Files below a folder, or members of a zip that is open inside `with`, under one interface."""
-
-    def __init__(self, folder: Path, name: str):
-        self.folder, self.zip = folder / name, None
-        if not self.folder.is_dir():
-            archive = folder / f"{name}.zip"
-            if not archive.is_file():
-                raise MissingData(
-                    f"Tiny ImageNet belongs in {self.folder} or {archive}; get its zip from Stanford CS231N"
-                )
-            try:
-                self.zip, self.prefix = zipfile.ZipFile(archive), name + "/"
-            except zipfile.BadZipFile as error:
-                raise MissingData(f"{archive} is damaged ({error}); get it again") from None
-
-    def __enter__(self) -> "_Tree":
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self.zip:
-            self.zip.close()
-
-    def read(self, name: str) -> bytes:
-        try:
-            return self.zip.read(self.prefix + name) if self.zip else (self.folder / name).read_bytes()
-        except (KeyError, FileNotFoundError):
-            raise MissingData(f"Tiny ImageNet is not whole: {name} is missing in {self.folder}") from None
-        except (zipfile.BadZipFile, zlib.error) as error:
-            raise MissingData(f"{self.folder}.zip is damaged ({error}); get it again") from None
-
-    def names(self, prefix: str) -> list[str]:
-        if self.zip:
-            inside = [n[len(self.prefix) :] for n in self.zip.namelist()]
-            return sorted(n for n in inside if n.startswith(prefix + "/") and not n.endswith("/"))
-        return sorted(str(p.relative_to(self.folder)) for p in (self.folder / prefix).rglob("*") if p.is_file())
-
-
-def _tiny_listing(tree: _Tree) -> tuple[list[str], list[list[str]], list[str]]:
+def _tiny_listing(names: list[str], read: Callable[[str], bytes]) -> tuple[list[str], list[list[str]], list[str]]:
     """(training images, lines of the validation list, sorted classes); MissingData unless all are there."""
-    lines = [line.split("\t") for line in tree.read("val/val_annotations.txt").decode().splitlines()]
-    train = [n for n in tree.names("train") if n.endswith(".JPEG")]
-    held = sum(n.endswith(".JPEG") for n in tree.names("val/images"))
-    if len(train) != TINY_TRAIN or min(len(lines), held) != TINY_TEST:
+    lines = [line.split("\t") for line in read("val/val_annotations.txt").decode().splitlines()]
+    images = [name for name in names if name.endswith(".JPEG")]
+    train, held = ([n for n in images if n.startswith(part)] for part in ("train/", "val/images/"))
+    if len(train) != TINY_TRAIN or min(len(lines), len(held)) != TINY_TEST:
         raise MissingData(
-            f"Tiny ImageNet is not whole: {len(train)} training and {held} validation images ({len(lines)} listed)"
+            f"Tiny ImageNet is not whole: {len(train)} training and {len(held)} validation images ({len(lines)} listed)"
         )
-    return train, lines, sorted(tree.read("wnids.txt").decode().split())
+    return train, lines, sorted(read("wnids.txt").decode().split())
 
 
 def _tinyimagenet(folder: Path, _run: Run) -> Images:
     """The official folder or zip: train/<wnid>/images; test = the official validation images."""
     size = DATASETS["tinyimagenet"].size
-    with _Tree(folder, "tiny-imagenet-200") as tree:
-        train, lines, names = _tiny_listing(tree)
-        train_x = torch.stack([_decode(tree.read(n), size) for n in train])
-        test_x = torch.stack([_decode(tree.read(f"val/images/{line[0]}"), size) for line in lines])
-    labels = {wnid: i for i, wnid in enumerate(names)}
-    train_y = torch.tensor([labels[n.split("/")[1]] for n in train])
-    return Images(train_x, train_y, test_x, torch.tensor([labels[line[1]] for line in lines]), tuple(names))
+    with _tiny_files(folder) as (names, read):
+        train, lines, classes = _tiny_listing(names, read)
+        test = [f"val/images/{line[0]}" for line in lines]
+        x = [decode_all(((name, partial(read, name)) for name in part), size) for part in (train, test)]
+    labels = {wnid: i for i, wnid in enumerate(classes)}
+    train_y = torch.tensor([labels[name.split("/")[1]] for name in train])
+    return Images(x[0], train_y, x[1], torch.tensor([labels[line[1]] for line in lines]), tuple(classes))
 
 
 def _folder(_base: Path, run: Run) -> Images:
     """torchvision's ImageFolder layout: train/<class>/*, and test/ or val/."""
     import torchvision
 
-    where = Path(run.dataset.removeprefix("folder:")).expanduser()
+    where = Path(run.dataset.removeprefix("folder:"))
     held = next((where / n for n in ("test", "val") if (where / n).is_dir()), None)
     if not (where / "train").is_dir() or held is None:
         raise MissingData(f"{where} needs train/<class>/ and test/<class>/ (or val/<class>/) with images")
     try:
         parts = [torchvision.datasets.ImageFolder(str(p)) for p in (where / "train", held)]
-    except FileNotFoundError as error:
+    except OSError as error:
         raise MissingData(f"{where}: {str(error)[:160]}") from None
-    if parts[0].classes != parts[1].classes:
+    classes = parts[0].classes
+    if classes != parts[1].classes:
         raise MissingData(f"{where}: train/ and {held.name}/ do not hold the same classes")
-    size = run.image_size or 32
-    x = [torch.stack([_decode(Path(p), size) for p, _ in part.samples]) for part in parts]
+    if len(classes) < 2:
+        raise MissingData(f"{where} holds one class only ({classes[0]!r}); a classifier needs two or more")
+    size = run.image_size or FOLDER_SIZE
+    if run.image_size is None:
+        log.warning("%s: no image_size given, so images are resized to %d x %d pixels", run.dataset, size, size)
+    x = [decode_all(((p, Path(p).read_bytes) for p, _ in part.samples), size) for part in parts]
     y = [torch.tensor(part.targets) for part in parts]
-    return Images(x[0], y[0], x[1], y[1], tuple(parts[0].classes))
+    return Images(x[0], y[0], x[1], y[1], tuple(classes))
 
 
 READERS = {"digits": _digits, "cifar10": _cifar10, "svhn": _svhn, "tinyimagenet": _tinyimagenet}
@@ -233,26 +219,27 @@ def read(run: Run) -> Images:
 
 
 def fetch(name: str) -> None:
-    """Have a data set of torchvision's here, downloaded where possible; MissingData says where it belongs.
+    """Download a data set of torchvision's where it is not here; MissingData says where it belongs.
 
-    Other data sets are looked at when they are read.
+    Other data sets are checked when they are read.
     """
-    if name in PARTS:
+    if name in SOURCES:
         _torchvision(name, files.data())
 
 
 def check() -> list[tuple[str, bool, str]]:
     """(name, there and whole, where or what to do) of every known data set, without downloading anything."""
     base, rows = files.data(), [("digits", True, "embedded in scikit-learn")]
-    for name in PARTS:
+    for name, source in SOURCES.items():
         try:
-            _there(name, base)
+            _parts(name, base)
             rows.append((name, True, str(base)))
         except (RuntimeError, OSError) as error:
-            rows.append((name, False, f"{files} belongs in {base}, or is downloaded at first use ({_why(error)})"))
+            advice = f"{source.files} belongs in {base}, or is downloaded at first use ({_why(error)})"
+            rows.append((name, False, advice))
     try:
-        with _Tree(base, "tiny-imagenet-200") as tree:
-            _tiny_listing(tree)
+        with _tiny_files(base) as (names, read):
+            _tiny_listing(names, read)
         rows.append(("tinyimagenet", True, str(base)))
     except MissingData as error:
         rows.append(("tinyimagenet", False, str(error)))

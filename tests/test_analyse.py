@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from fsr import data as data_room
 from fsr.analyse import ANALYSES, analyse
-from fsr.analyse.look import exact
+from fsr.analyse.arrays import attention, embedded, histogram, saturated
+from fsr.analyse.inspection import exact
 from fsr.analyse.overhead import LiveMemory, latencies, peak_memory, without_inserted
-from fsr.analyse.pictures import attention, embedded, histogram, saturated
 from fsr.analyse.probes import knn
 from fsr.attacks.gradient import pgd
 from fsr.config import Analysis, FSRSpec, PeerSpec, for_dataset
@@ -198,7 +198,7 @@ def test_features_are_pooled_and_embedded_alike_twice(model, data):
 
 
 def test_images_are_attacked_once_for_several_analyses_of_equal_weights(model, data, monkeypatch):
-    from fsr.analyse import look as room
+    from fsr.analyse import inspection as room
 
     crafted, attack = [], room.attack_named("pgd20")
     monkeypatch.setattr(room, "_latest", {})
@@ -213,7 +213,7 @@ def test_images_are_attacked_once_for_several_analyses_of_equal_weights(model, d
 
 
 def test_features_of_wide_networks_are_kept_as_their_picture_alone(model, data, monkeypatch):
-    from fsr.analyse import pictures
+    from fsr.analyse import arrays as pictures
 
     whole = look(model, "features", data, images=8)[1]
     monkeypatch.setattr(pictures, "KEPT_BYTES", 2 * whole["nonrobust"].nbytes - 1)

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fsr import hardware
-from fsr.analyse.look import Job
+from fsr.analyse.inspection import Inspection
 from fsr.data import as_float
 from fsr.models import Classifier, Inserted, count_macs, count_params
 
@@ -89,13 +89,14 @@ def peak_memory(model: Classifier, x: Tensor, y: Tensor) -> float:
 
 
 def _milliseconds(model: nn.Module, x: Tensor) -> float:
-    if x.device.type == "cuda":
-        torch.cuda.synchronize(x.device)
-    started = time.perf_counter()
+    def now() -> float:
+        if x.device.type == "cuda":
+            torch.cuda.synchronize(x.device)
+        return time.perf_counter()
+
+    started = now()
     model(x)
-    if x.device.type == "cuda":
-        torch.cuda.synchronize(x.device)
-    return 1000 * (time.perf_counter() - started)
+    return 1000 * (now() - started)
 
 
 @torch.no_grad()
@@ -113,13 +114,13 @@ def latencies(models: list[Classifier], x: Tensor, repeats: int = REPEATS) -> li
     return [statistics.median(found) for found in times]
 
 
-def _images(job: Job, n: int) -> tuple[Tensor, Tensor]:
+def _images(job: Inspection, n: int) -> tuple[Tensor, Tensor]:
     """n real test images, float32 in [0, 1], and labels; from the first again when there are fewer."""
     rows = torch.arange(n, device=job.data.test_x.device) % len(job.data.test_y)
     return as_float(job.data.test_x[rows].to(job.device)), job.data.test_y[rows].to(job.device)
 
 
-def cost(job: Job) -> tuple[dict, dict]:
+def cost(job: Inspection) -> tuple[dict, dict]:
     """T8: parameters, multiply-accumulates per image, latency, peak memory and seconds of a training epoch.
 
     Keys that end in `_without` are of the same network with its inserted modules taken out. MACs and latency are of
@@ -128,16 +129,13 @@ def cost(job: Job) -> tuple[dict, dict]:
     bare = without_inserted(job.model)
     pair = {"": job.model, "_without": bare}
     record: dict = {"train_seconds_per_epoch": job.seconds_per_epoch, "hardware": hardware.describe(job.device)}
-    one = _images(job, 1)[0]
-    params, macs = ([count(model, *given) for model in pair.values()]
-                    for count, given in ((count_params, ()), (count_macs, (one,))))  # fmt: skip
+    params = [count_params(model) for model in pair.values()]
+    macs = [count_macs(model, _images(job, 1)[0]) for model in pair.values()]
     record |= {"params": params[0], "params_added": params[0] - params[1]}
     record |= {"macs": macs[0], "macs_added": macs[0] - macs[1]}
-    for suffix in pair:
-        record[f"latency_ms{suffix}"] = {}
-    for n in BATCHES:
-        for suffix, found in zip(pair, latencies(list(pair.values()), _images(job, n)[0])):
-            record[f"latency_ms{suffix}"][str(n)] = round(found, 4)
+    times = {str(n): latencies(list(pair.values()), _images(job, n)[0]) for n in BATCHES}
+    for i, suffix in enumerate(pair):
+        record[f"latency_ms{suffix}"] = {n: round(found[i], 4) for n, found in times.items()}
     x, y = _images(job, BATCHES[-1])
     for suffix, model in pair.items():
         record[f"peak_memory_mb{suffix}"] = round(peak_memory(model, x, y), 3)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fsr import experiments, runs
-from fsr.analyse.look import Job, last_place, see
+from fsr.analyse.inspection import Inspection, last_place, see
 from fsr.attacks import attack_named
 from fsr.config import Analysis, Run, run_id
 from fsr.data import Data, as_float, part_of_test
@@ -139,7 +139,7 @@ class Look:
 def _inside(model: Classifier, choice: Choice, data: Data, x: Tensor) -> dict:
     """Of a single image (1, 3, H, W): maps of mean |feature| per stream, what the heads say, the mask's values."""
     place = choice.place
-    job = Job(model, choice.run, Analysis(kind="maps"), data, torch.device("cpu"), batch=1, place=place)
+    job = Inspection(model, choice.run, Analysis(kind="maps"), data, torch.device("cpu"), batch=1, place=place)
     seen = see(job, x)
     maps = {name: f[0].float().abs().mean(0).numpy() for name, f in seen.maps.items()}
     with torch.no_grad():

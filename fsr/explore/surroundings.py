@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from fsr import data as data_room
 from fsr import experiments, hardware
-from fsr.analyse.look import module_inputs
+from fsr.analyse.inspection import module_inputs
 from fsr.config import Run
 from fsr.explore.display import Picture
 from fsr.models import count_params, gumbel_mask, model_of

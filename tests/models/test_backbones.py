@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fsr.analyse.look import module_inputs
+from fsr.analyse.inspection import module_inputs
 from fsr.config import FSRSpec, PeerSpec, Run
 from fsr.files import UsageError
 from fsr.models import BACKBONES, build_model, count_macs, count_params, model_of

@@ -1,15 +1,15 @@
-"""F1, F2 and F8: attention maps, mask histograms and the feature space, as arrays for the plots."""
+"""F1, F2 and F8: attention maps, mask histograms and the feature space, as arrays."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fsr.analyse.look import STREAMS, Job, fsr_module, lacks, pairs, pooled, see
+from fsr.analyse.inspection import STREAMS, Inspection, fsr_module, lacks, pairs, pooled, see
 
 BINS = 40  # 0.05 and 0.95 are edges
 SATURATED = 0.05  # below it, or above 1 minus it, the mask's slope m (1 - m) / tau is at most a fifth of its largest
 PERPLEXITY, SEED = 30, 0  # of t-SNE
-KEPT_BYTES = 2**18  # of pooled features beside their t-SNE: a network of 128 channels would add 1 MB for one picture
+KEPT_BYTES = 2**18  # pooled features are kept beside their t-SNE up to this size
 
 
 def histogram(values: Tensor, bins: int = BINS) -> Tensor:
@@ -23,11 +23,10 @@ def saturated(values: Tensor) -> int:
     return int(((values < SATURATED) | (values > 1 - SATURATED)).sum())
 
 
-def masks(job: Job) -> tuple[dict, dict]:
-    """F2: histograms of the mask m on clean and adversarial images, and the shares of its saturated entries.
+def masks(job: Inspection) -> tuple[dict, dict]:
+    """F2: histograms of the mask on clean and adversarial images, and the shares of its saturated entries.
 
-    flipped: share of entries that the attack moves across one half. Channel and spatial masks count once per entry
-    of f, as the module applies them.
+    flipped: share of entries that the attack moves across one half. Every mask counts once per entry of f.
     """
     module, reason = fsr_module(job), lacks(job, recalibrated=False)
     if module is None or reason is not None:
@@ -52,32 +51,28 @@ def attention(features: Tensor) -> np.ndarray:
     return features.abs().mean(1).half().cpu().numpy()
 
 
-def _uint8(x: Tensor) -> np.ndarray:
-    return (x * 255).round().to(torch.uint8).cpu().numpy()
-
-
 def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
-def maps(job: Job) -> tuple[dict, dict]:
-    """F1: natural and adversarial images, what the network says of them, and every stream's map under attack."""
-    reason = lacks(job)
-    if reason is not None:
+def maps(job: Inspection) -> tuple[dict, dict]:
+    """F1: natural and adversarial images (uint8), the network's answers, and every stream's map under attack."""
+    if (reason := lacks(job)) is not None:
         return {"not_applicable": reason}, {}
     parts = []
     for x, x_adv, y in pairs(job):
         seen = see(job, x_adv)
-        said = {"labels": y, "pred_clean": see(job, x).logits.argmax(1), "pred_adv": seen.logits.argmax(1)}
-        part = {"natural": _uint8(x), "adversarial": _uint8(x_adv)} | {k: v.cpu().numpy() for k, v in said.items()}
-        part |= {"map_f": attention(seen.maps["f"]), "map_features": attention(seen.maps["output"])}
-        parts.append(part | {f"map_{name}": attention(seen.maps[name]) for name in STREAMS})
+        part = {"labels": y, "pred_clean": see(job, x).logits.argmax(1), "pred_adv": seen.logits.argmax(1)}
+        part |= {"natural": (x * 255).round().to(torch.uint8), "adversarial": (x_adv * 255).round().to(torch.uint8)}
+        found = {"f": "f", "features": "output"} | {name: name for name in STREAMS}
+        shown = {f"map_{key}": attention(seen.maps[name]) for key, name in found.items()}
+        parts.append({name: tensor.cpu().numpy() for name, tensor in part.items()} | shown)
     index = job.images()[2]
     return job.facts(index), _joined(parts) | {"index": index.numpy()}
 
 
 def perplexity_of(n: int) -> float:
-    """30, and a third of the neighbours there are when that is less: t-SNE refuses more."""
+    """30, or a third of the neighbours where that is less: t-SNE refuses more."""
     return min(PERPLEXITY, max(1.0, (n - 1) / 3))
 
 
@@ -90,11 +85,9 @@ def embedded(points: np.ndarray) -> np.ndarray:
     return tsne.fit_transform(points.astype(np.float32)).astype(np.float16)
 
 
-def features(job: Job) -> tuple[dict, dict]:
-    """F8: t-SNE, (n, 2), of pooled non-robust and recalibrated features of adversarial images; of narrow networks the
-    features, (n, C), too."""
-    reason = lacks(job)
-    if reason is not None:
+def features(job: Inspection) -> tuple[dict, dict]:
+    """F8: t-SNE, (n, 2), of pooled f- and recalibrated f- under attack; of narrow networks the features too."""
+    if (reason := lacks(job)) is not None:
         return {"not_applicable": reason}, {}
     parts = []
     for _, x_adv, y in pairs(job):

@@ -19,9 +19,8 @@ from benchmarks import measure
 from fsr import files
 from fsr.config import FSRSpec, Run, for_dataset, replace
 from fsr.runs import Options, Task
-from fsr.runs.cluster.driver import compute
-from fsr.runs.cluster.plan import Job, plan
-from fsr.runs.local import inline
+from fsr.runs.local import run_inline
+from fsr.runs.ray import Job, plan, run_jobs
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 import ray_nodes  # the same nodes as the tests'
@@ -55,7 +54,7 @@ def alone(runs: list[Run]) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         files.use(root=folder)
         load = os.getloadavg()[0]
-        start, seconds, _ = timed(lambda options: inline([Task(run=run) for run in runs], options))
+        start, seconds, _ = timed(lambda options: run_inline([Task(run=run) for run in runs], options))
     return {"seconds": seconds, "start_seconds": start, "load_before": load}
 
 
@@ -65,7 +64,7 @@ def on_workers(runs: list[Run], workers: int) -> dict[str, float]:
         files.use(root=folder)
         load = os.getloadavg()[0]
         jobs = plan([Task(run=run) for run in runs])
-        start, seconds, _ = timed(lambda options: compute(jobs, options, address=address))
+        start, seconds, _ = timed(lambda options: run_jobs(jobs, options, address=address))
         task = seconds_per_task(runs[0], workers, address)
     return {"seconds": seconds, "start_seconds": start, "seconds_per_task": task, "load_before": load}
 
@@ -75,7 +74,7 @@ def seconds_per_task(done: Run, workers: int, address: str) -> float:
     short = [Task(run=replace(done, epochs=1, seed=100 + i)) for i in range(2 * workers)]
     before, after = [[Job(task) for task in part] for part in (short[:workers], short[workers:])]
     jobs = [*before, *[Job(Task(run=done))] * EMPTY_TASKS, *after]
-    *_, told = timed(lambda options: compute(jobs, options, address=address))
+    *_, told = timed(lambda options: run_jobs(jobs, options, address=address))
     heard = [event for event in told if event[2] != "done"]  # from workers: the driver alone says `done`, and later
     ended = max(when for when, name, *_ in heard if name in {job.task.name for job in before})
     began = min(when for when, name, *_ in heard if name in {job.task.name for job in after})

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from fsr.cli import app
-from fsr.cli.app import log_to_stderr
+from fsr.cli.options import log_to_stderr
 from fsr.files import FSRError
 
 # typer brings its own copy of click, or not, depending on its version; the class is the same one by descent

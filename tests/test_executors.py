@@ -1,5 +1,6 @@
 """The same tasks in this process and in workers: same records, and no failure takes the others along."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -8,10 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+import ray_nodes
 import torch
 from tiny import FSR_HERE, tiny_run
 
-from fsr import files, hardware, store
+from fsr import files, hardware, runs, store
 from fsr.config import Evaluation, run_id
 from fsr.files import Interrupted
 from fsr.runs import Options, Task
@@ -52,13 +54,13 @@ def test_what_the_environment_asks_for(monkeypatch, value, asked):
 
 
 def test_workers_make_the_records_that_this_process_makes(root, monkeypatch, tmp_path):
-    assert executors.inline(TASKS, CPU) == executors.Outcome()
+    assert executors.run_inline(TASKS, CPU) == executors.Summary()
     digests = [store.environment(run)["checkpoints"] for run in PAIR]
     outcomes = [store.load_evaluation(run, e).correct.tolist() for run in PAIR for e in TASKS[0].evaluations]
     monkeypatch.setenv("FSR_ROOT", str(tmp_path / "workers"))
     seen = []
     options = Options(device="cpu", report=lambda *event: seen.append(event))
-    assert executors.local(TASKS, options, workers=2) == executors.Outcome()
+    assert executors.run_tasks(TASKS, options, workers=2) == executors.Summary()
     assert [store.environment(run)["checkpoints"] for run in PAIR] == digests
     assert [store.load_evaluation(run, e).correct.tolist() for run in PAIR for e in TASKS[0].evaluations] == outcomes
     names = {run_id(run) for run in PAIR}
@@ -78,7 +80,7 @@ def test_a_run_is_done_after_its_last_task_failed_or_not_and_not_when_it_was_sto
         return ["it failed"] if task is TASKS[1] else []
 
     monkeypatch.setattr(executors, "perform", perform)
-    outcome = executors.inline(tasks, Options(device="cpu", report=lambda *event: said.append(event)))
+    outcome = executors.run_inline(tasks, Options(device="cpu", report=lambda *event: said.append(event)))
     one, two = (task.name for task in TASKS)
     assert said == [one, two, (two, "done", 1, 1), one, (one, "done", 1, 1)]
     assert (outcome.failed, outcome.stopped) == (["it failed"], "signal")
@@ -86,7 +88,7 @@ def test_a_run_is_done_after_its_last_task_failed_or_not_and_not_when_it_was_sto
 
 def test_a_failing_task_is_named_at_once_and_the_others_are_done(root, caplog):
     wrong = Task(run=tiny_run(epochs=1, train_size=5000))
-    outcome = executors.local([wrong, TASKS[0]], CPU, workers=1)
+    outcome = executors.run_tasks([wrong, TASKS[0]], CPU, workers=1)
     assert len(outcome.failed) == 1 and run_id(wrong.run) in outcome.failed[0]
     assert store.has_evaluation(PAIR[0], Evaluation(attack="fgsm")) and outcome.stopped is None
     assert f"failed, the others go on: {run_id(wrong.run)}" in caplog.text
@@ -103,43 +105,57 @@ def test_stoppable_takes_the_first_signal_as_a_wish_and_the_second_as_an_order(n
     assert signal.getsignal(number) is before
 
 
-@pytest.mark.skipif(hardware.cores() < 2, reason="needs two workers")
-def test_a_killed_worker_ends_the_call_at_once_although_another_one_is_busy(root):
-    """The pool does not watch a worker whose start took a while until another one speaks; it ends them by a SIGTERM."""
-    code = f"""
-import multiprocessing, os, pathlib, signal, sys, threading, time
+LONG, OTHER, LAST = tiny_run(seed=5, epochs=100_000), tiny_run(seed=6, epochs=60), tiny_run(seed=7, epochs=1)
+SCRIPT = f"""
+import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from fsr.runs import local as executors
-from fsr.runs import Options, Task
-from tiny import tiny_run
-
-start = multiprocessing.process.BaseProcess.start
-
-def slow(process):
-    start(process)
-    time.sleep(1)
-
-def kill():
-    while len(list(pathlib.Path(os.environ["FSR_ROOT"]).rglob("state.safetensors"))) < 2:
-        time.sleep(0.05)  # until both are at work
-    os.kill(max(child.pid for child in multiprocessing.active_children()), signal.SIGKILL)
+from test_executors import LAST, LONG, OTHER, Options, Task, executors
 
 if __name__ == "__main__":
-    tasks = [Task(run=tiny_run(seed=seed, epochs=100000)) for seed in (0, 1)]
-    multiprocessing.process.BaseProcess.start = slow
-    threading.Thread(target=kill, daemon=True).start()
-    outcome = executors.local(tasks, Options(device="cpu"), workers=2)
-    print(sum("a worker process died" in line for line in outcome.failed))
+    tasks = [Task(run=run) for run in (LONG, OTHER, LAST)]
+    print(executors.run_tasks(tasks, Options(device="cpu"), workers=2).failed)
 """
-    script = root / "killed.py"
-    script.write_text(code)
+
+
+def started(root: Path) -> tuple[subprocess.Popen, list[int]]:
+    """A process whose two workers are in mid-training, and their ids, that of LONG first."""
+    (root / "script.py").write_text(SCRIPT)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "FSR_ROOT": str(root)}
-    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=900)
-    assert done.stdout.split() == ["2"], done.stderr
+    process = subprocess.Popen([sys.executable, root / "script.py"], env=environment, stdout=subprocess.PIPE, text=True)
+    while not all(runs.state_path(run).exists() for run in (LONG, OTHER)):
+        assert process.poll() is None
+        time.sleep(0.05)
+    held = {}  # run id -> who holds its lock
+    for pid in ray_nodes.children(process.pid):
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                held[Path(os.readlink(link)).stem] = pid
+    return process, [held[run_id(run)] for run in (LONG, OTHER)]
+
+
+def test_a_killed_worker_costs_its_own_task_only(root):
+    process, (pid, _) = started(root)
+    os.kill(pid, signal.SIGKILL)
+    failed = process.communicate(timeout=900)[0]
+    assert failed.count("a worker process died") == 1 and run_id(LONG) in failed
+    assert store.is_trained(OTHER) and store.is_trained(LAST) and not store.is_trained(LONG)
+
+
+def test_after_its_parent_was_killed_no_worker_goes_on_writing(root):
+    process, pids = started(root)
+    process.kill()
+    process.communicate()
+    until = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}/fd").exists() and list(Path(f"/proc/{pid}/fd").iterdir()) for pid in pids):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    time.sleep(1)
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
 
 
 def test_the_time_limit_stops_workers(root):
-    outcome = executors.local(TASKS, Options(device="cpu", deadline=time.monotonic() - 1), workers=1)
+    outcome = executors.run_tasks(TASKS, Options(device="cpu", deadline=time.monotonic() - 1), workers=1)
     assert outcome.stopped == "time" and not store.is_trained(PAIR[0])
 
 

@@ -8,7 +8,7 @@ from fsr import experiments
 from fsr.config import FSRSpec, Run, for_dataset, run_id
 from fsr.experiments import NEEDS, NOTEBOOKS, PROFILES, ROWS, SETS, cost
 from fsr.files import UsageError
-from fsr.runs.auditing import twin_of
+from fsr.runs.auditing import surrogate_run
 from fsr.tables import measure
 
 KINDS = {"all", "audit", "blackbox", "components", "deactivation", "placement", "settings", "streams", "strength",
@@ -189,7 +189,7 @@ def test_an_audit_has_what_it_transfers_from_and_audits_the_pair_alone(profile):
     runs = SETS[profile]["audit"]
     audited = [run for run in runs if experiments.analyses(profile, "audit", run)]
     assert tuple(audited) == experiments.main_pair(profile) and len(runs) == 3
-    assert {twin_of(run) for run in audited} <= set(runs)
+    assert {surrogate_run(run) for run in audited} <= set(runs)
 
 
 def test_demo_spends_autoattack_on_t1s_and_t2s_resnets_only():

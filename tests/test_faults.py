@@ -18,10 +18,8 @@ from tiny import FSR_HERE, tiny_run
 
 from fsr import experiments, files, notebooks, runs, store
 from fsr.config import Analysis, Evaluation, run_id
-from fsr.experiments.cost import training_flops
 from fsr.files import CorruptFile, Diverged, FSRError, Interrupted, TimeUp, UsageError, save_json, sha256
 from fsr.runs import Options, Task, evaluating, perform
-from fsr.runs.costing import speed_here
 from fsr.store.weights import digest, digest_of, load_tensors, meta_of
 from fsr.train import loop as train
 
@@ -43,10 +41,7 @@ torch.set_num_threads(1)
 from tiny import FSR_HERE, tiny_run
 from fsr import evaluate, files, runs, store
 from fsr.config import Analysis, Evaluation
-from fsr.experiments.cost import training_flops
-from fsr.files import save_json, sha256
 from fsr.runs import Options, Task, evaluating, perform
-from fsr.runs.costing import speed_here
 
 run = tiny_run(module=FSR_HERE, epochs=3)
 attacks = ("clean", "pgd10", "autoattack-ci")
@@ -368,11 +363,11 @@ def test_status_names_a_damaged_record_and_counts_the_others(name, root, caplog)
         save_json(files.run_dir(run_id(run)) / "env.json", record)
     path = files.run_dir(run_id(bad)) / name
     path.write_bytes(spoilt(path.read_bytes(), "half"))
-    frame = runs.status("ci").set_index("run")
+    frame = runs.status("ci").set_index("id")
     assert frame.loc[run_id(bad), "state"] == "damaged" and str(path) in frame.loc[run_id(bad), "next"]
     assert frame.loc[run_id(good), "state"] == "partial" and (frame["state"] == "damaged").sum() == 1
     assert [run for run, _ in store.finished()] == [good]
-    assert speed_here("cpu") == pytest.approx(training_flops(good) / 10) and speed_here("cuda") is None
+    assert runs.seconds_per_epoch("cpu") == [(good, 1.0)] and runs.seconds_per_epoch("cuda") == []
 
 
 @pytest.mark.parametrize("how", ["half", "bit"])
@@ -402,7 +397,7 @@ def test_damaged_outcomes_so_far_are_named_kept_aside_and_not_used(root, caplog,
     right = store.load_evaluation(RUN, FGSM).correct.tolist()
     for path in store.eval_path(RUN, FGSM).parent.glob("last-fgsm.*"):
         path.unlink()
-    path = evaluating._partial(RUN, FGSM)
+    path = evaluating._partial_path(RUN, FGSM)
     progress = {"done": 20, "correct": [False] * 20}
     files.save_json(path, {"weights": store.environment(RUN)["checkpoints"]["last"], "progress": progress})
     data = path.read_bytes().replace(b'"done": 20', b'"done": 10')

@@ -12,7 +12,7 @@ from official_net import OfficialResNet, randomised
 
 from fsr import runs, store
 from fsr.files import UsageError
-from fsr.runs.importing import import_official
+from fsr.runs import import_official
 
 
 def test_an_imported_checkpoint_is_a_run_with_the_authors_outputs(root, tmp_path):

@@ -9,7 +9,6 @@ from fsr.config import Evaluation, replace, run_id
 from fsr.files import UsageError, save_json
 from fsr.report.readme import BEGIN, END, block, results, rewrite
 from fsr.report.speed import speed
-from fsr.runs.costing import cost_table
 
 
 def test_the_results_in_readme_are_those_of_the_committed_records(monkeypatch):
@@ -161,28 +160,6 @@ def test_a_cluster_is_told_in_a_sentence_with_its_range(root):
     save_json(files.results() / "benchmarks" / "evaluate-a.json", {**record, "benchmark": "evaluate", "rows": rows})
     assert "(A CPU, 2 cores)" in speed() and "1.6 times as fast as one process (1.4 to 1.7), one worker 1.0" in speed()
     assert "costs 4 ms, and a command 12 s before" in speed()
-
-
-def test_what_readme_says_about_cost_is_what_status_says(root):
-    """A plan of another size or another speed changes the table that people rent machines by."""
-    text = (files.repository() / "README.md").read_text()
-    days = {devices: seconds / 86400 for devices, seconds in cost_table("paper")[0]}
-    assert f"| 1 | {days[1]:.0f} days |" in text and f"| 8 | {days[8]:.0f} days |" in text
-    assert f"| 64 | {days[64]:.1f} days:" in text
-    sizes = {profile: len(experiments.SETS[profile]["all"]) for profile in ("demo", "mini", "paper")}
-    assert f"days on two cores: {sizes['mini']} trainings" in text
-    assert f"({sizes['paper']} trainings, " in text and f"every table and figure, {sizes['demo']} trainings" in text
-
-
-def test_what_readme_says_about_trainings_on_a_shared_gpu_is_what_their_records_say(monkeypatch):
-    monkeypatch.delenv("FSR_ROOT", raising=False)
-    if not store.runs():
-        pytest.skip("no records in this checkout")
-    known = [store.environment(run) for run in experiments.SETS["mini"]["all"] if store.is_trained(run)]
-    minutes = [record["seconds"] / 60 for record in known if record.get("sharing", 1) > 2]
-    text = (files.repository() / "README.md").read_text()
-    assert len(minutes) == 11 and "Eleven of `mini`'s trainings" in text
-    assert f"{min(minutes):.1f} to {max(minutes):.1f} minutes each" in text
 
 
 def test_only_the_marked_part_is_rewritten(root, tmp_path):

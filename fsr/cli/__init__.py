@@ -1,6 +1,6 @@
 """The command line's commands; `fsr.__main__` runs them."""
 
-from fsr.cli import computing, reading
-from fsr.cli.app import app
+from fsr.cli import commands
+from fsr.cli.options import app
 
-__all__ = ["app", "computing", "reading"]
+__all__ = ["app", "commands"]

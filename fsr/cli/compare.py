@@ -12,27 +12,22 @@ from fsr.files import UsageError
 KEYS = ["run_id", "checkpoint", "attack_id"]
 
 
-def _metrics(root: Path, runs: list[Run]) -> pd.DataFrame:
-    before = os.environ.get("FSR_ROOT")
-    files.use(root=root)
-    try:
-        return store.metrics(runs)
-    finally:
-        os.environ.pop("FSR_ROOT") if before is None else os.environ.update(FSR_ROOT=before)
-
-
 def compare(other: Path, runs: list[Run]) -> pd.DataFrame:
     """One row per evaluation in both roots: accuracy here, there, and the difference in points of percent.
 
     UsageError when the other root holds no evaluation of these runs.
     """
-    there = _metrics(other, runs)
-    if there.empty:
+    here, before = store.metrics(runs), os.environ.get("FSR_ROOT")
+    files.use(root=other)
+    try:
+        again = store.metrics(runs)
+    finally:
+        os.environ.pop("FSR_ROOT") if before is None else os.environ.update(FSR_ROOT=before)
+    if again.empty:
         raise UsageError(f"{other} holds no results of this profile; type `make retrain`")
-    both = store.metrics(runs).merge(there, on=KEYS, how="inner", suffixes=("", "_again"), validate="one_to_one")
+    both = here.merge(again, on=KEYS, how="inner", suffixes=("", "_again"), validate="one_to_one")
     table = both[["method", "seed", *KEYS, "n", "accuracy", "accuracy_again"]].copy()
-    table["difference"] = 100 * (table["accuracy_again"] - table["accuracy"])
-    return table
+    return table.assign(difference=100 * (table["accuracy_again"] - table["accuracy"]))
 
 
 def summary(table: pd.DataFrame) -> str:

@@ -1,85 +1,60 @@
-"""Progress of several tasks at once: bars on a terminal, a line now and then in a log file."""
+"""Progress of several tasks on stderr: bars on a terminal, a line now and then in a log file."""
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from fsr.files import duration
+from fsr.cli.options import is_quiet
 
 LOG_SECONDS = 20.0  # a log file gets a line per run at most this often
 
 
-class _Lines:
-    """Plain lines for a pipe or a file: what, how far, and an estimate of what is left."""
+def _lines(total: int) -> Callable[[str, str, int, int], None]:
+    """Plain lines for a pipe or a file: which run, what of it, and how far."""
+    last: dict[str, float] = {}
 
-    def __init__(self, total: int):
-        self.total = total
-        self.seen: dict[str, int] = {}
-        self.last: dict[str, float] = {}
-        self.begun: dict[tuple[str, str], tuple[float, int]] = {}
+    def report(name: str, what: str, done: int, of: int) -> None:
+        if what != "done" and time.monotonic() - last.get(name, float("-inf")) >= LOG_SECONDS:
+            number = 1 + list(last).index(name) if name in last else 1 + len(last)
+            last[name] = time.monotonic()
+            print(f"[{number}/{total}] {name}: {what} {done}/{of}", file=sys.stderr, flush=True)
 
-    def __call__(self, name: str, what: str, done: int, of: int) -> None:
+    return report
+
+
+def _bars(progress: Progress, total: int) -> Callable[[str, str, int, int], None]:
+    """A bar that counts the runs that are done, and one for each under way."""
+    overall = progress.add_task("runs", total=total)
+    rows: dict[str, TaskID] = {}
+    finished: set[str] = set()
+
+    def report(name: str, what: str, done: int, of: int) -> None:
         if what == "done":
-            return
-        now = time.monotonic()
-        kind = "epoch" if what.startswith("epoch") else what
-        first, from_done = self.begun.setdefault((name, kind), (now, done))
-        if name not in self.seen:
-            self.seen[name] = len(self.seen) + 1
-        elif now - self.last.get(name, 0.0) < LOG_SECONDS:
-            return
-        self.last[name] = now
-        left = (now - first) / (done - from_done) * (of - done) if done > from_done else None
-        rest = f", {duration(left)} left" if left else ""
-        print(f"[{self.seen[name]}/{self.total}] {name}: {what} {done}/{of}{rest}", file=sys.stderr, flush=True)
+            finished.add(name)
+            progress.update(overall, completed=len(finished))
+            if name in rows:
+                progress.remove_task(rows.pop(name))
+        elif name not in finished:
+            if name not in rows:
+                rows[name] = progress.add_task(name)
+            progress.update(rows[name], completed=done, total=of, description=f"{name[-44:]}  {what}")
 
-
-class _Bars:
-    """One bar for all runs, which counts those that are done, and one for each under way."""
-
-    def __init__(self, progress: Progress, total: int):
-        self.progress, self.total = progress, total
-        self.rows: dict[str, tuple] = {}
-        self.finished: set[str] = set()
-        self.all = progress.add_task("all", total=total)
-
-    def __call__(self, name: str, what: str, done: int, of: int) -> None:
-        if what == "done":
-            self._finish(name)
-        elif name not in self.finished:  # news of a worker may come behind its result
-            self._show(name, what, done, of)
-
-    def _finish(self, name: str) -> None:
-        self.finished.add(name)
-        if name in self.rows:
-            self.progress.remove_task(self.rows.pop(name)[0])
-        self.progress.update(self.all, completed=len(self.finished))
-
-    def _show(self, name: str, what: str, done: int, of: int) -> None:
-        key = "epoch" if what.startswith("epoch") else what
-        row, known = self.rows.get(name, (None, None))
-        if known != key:
-            if row is not None:
-                self.progress.remove_task(row)
-            row = self.progress.add_task(name, total=of)
-            self.rows[name] = (row, key)
-        self.progress.update(row, completed=done, total=of, description=f"{name[-44:]}  {what}")
-        if done >= of:
-            self.progress.update(row, visible=False)
+    return report
 
 
 @contextmanager
-def live(tasks: Iterable):
-    """A `report(name, what, done, of)` for executors, showing itself on stderr; what is "done" when all of a run is."""
-    total = len({task.name for task in tasks})
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _Lines(total)
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        yield _Bars(progress, total)
+def show(tasks: Iterable) -> Iterator[Callable[[str, str, int, int], None]]:
+    """A `report(name, what, done, of)` for executors; what is "done" when all of a run is. Nothing with --quiet."""
+    total, console = len({task.name for task in tasks}), Console(stderr=True)
+    if is_quiet():
+        yield lambda *_: None
+    elif not console.is_terminal:
+        yield _lines(total)
+    else:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console) as progress:
+            yield _bars(progress, total)

@@ -1,10 +1,10 @@
-"""Train or load, evaluate or load, analyse or load: every arrow can be asked for twice and computes once."""
+"""Train or load, evaluate or load, analyse or load: every call can be made twice and computes once."""
 
-from fsr.runs.base import Options, data_of, locked
-from fsr.runs.checkpoints import state_path, weights_path
 from fsr.runs.evaluating import ensure_analysed, ensure_evaluated
-from fsr.runs.tasks import Task, ensure, missing, perform, status, tasks
-from fsr.runs.training import ensure_trained, has_weights, load_model
+from fsr.runs.importing import import_official
+from fsr.runs.options import Options, data_of, locked
+from fsr.runs.tasks import Task, ensure, label, missing, perform, seconds_left, seconds_per_epoch, status, tasks
+from fsr.runs.training import ensure_trained, has_weights, load_model, state_path, weights_path
 
 __all__ = [
     "Options",
@@ -15,10 +15,14 @@ __all__ = [
     "ensure_evaluated",
     "ensure_trained",
     "has_weights",
+    "import_official",
+    "label",
     "load_model",
     "locked",
     "missing",
     "perform",
+    "seconds_left",
+    "seconds_per_epoch",
     "state_path",
     "status",
     "tasks",

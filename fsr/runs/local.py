@@ -1,46 +1,42 @@
-"""The same tasks inline, in local worker processes, or on a Ray cluster."""
+"""Tasks on this machine: in worker processes, in this process, or one after the other by torchrun's processes."""
 
+import ctypes
 import logging
 import multiprocessing
 import os
-import queue
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
 from fsr import hardware
 from fsr.data.readers import fetch
 from fsr.files import FSRError, Interrupted, MissingData, TimeUp
-from fsr.runs import Options, Task, perform
+from fsr.runs.options import Options, ignore, never
+from fsr.runs.tasks import Task, perform
 from fsr.train import distributed
 
 log = logging.getLogger("fsr")
-_WORKER: dict = {}  # of a worker process: its channel to the parent
 
 
 @dataclass
-class Outcome:
-    """What came of a list of tasks: failures as lines, and whether it was stopped early (and why)."""
+class Summary:
+    """What came of a list of tasks: failures as lines, and what stopped it early: time, signal or None."""
 
     failed: list[str] = field(default_factory=list)
-    stopped: str | None = None  # "time", "signal" or None
-
-    def add(self, failed: list[str], *, last: bool) -> None:
-        """Keep a task's failures; where others still run, which can take hours, say so at once."""
-        self.failed += failed
-        for line in failed if not last else ():
-            log.warning("failed, the others go on: %s", line)
+    stopped: str | None = None
 
 
-def need_data(tasks) -> None:
-    """One MissingData when no data set of these tasks is here nor to be had, instead of a failure per task."""
+def need_data(tasks: Iterable[Task]) -> None:
+    """Raise one MissingData when no data set of these tasks can be had, instead of a failure per task."""
     missing, names = [], list(dict.fromkeys(task.run.dataset for task in tasks))
     for name in names:
         try:
@@ -55,16 +51,14 @@ def need_data(tasks) -> None:
 def stoppable():
     """A flag that SIGINT and SIGTERM set instead of killing; a second signal kills as usual."""
     flag = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield flag
-        return
 
     def handle(number, _frame):
         if flag.is_set():
             raise KeyboardInterrupt
         flag.set()
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM) if main}
     try:
         yield flag
     finally:
@@ -75,180 +69,183 @@ def stoppable():
 def shape(tasks: Iterable[Task], device: torch.device, workers: int | None = None) -> tuple[int, int]:
     """(processes, threads each): never more threads than cores, or than $OMP_NUM_THREADS in a process.
 
-    Small float32 nets run one thread per process (two threads on tiny tensors can be 40 times slower beside
+    Small float32 networks run one thread per process (two threads on tiny tensors can be 40 times slower beside
     another process); wider ones take all cores. One process per GPU unless `workers` says more.
     """
     cores, tasks = hardware.cores(), list(tasks)
-    if device.type == "cuda":
-        count = max(1, min(workers or 1, len(tasks)))
-        return count, hardware.threads(cores // count)
     small = all(t.run.precision == "float32" and (t.run.width or 64) < 16 for t in tasks)
-    count = workers or (cores if small else 1)
-    count = max(1, min(count, len(tasks), cores))
-    return count, (1 if small else hardware.threads(cores // count))
+    cuda = device.type == "cuda"
+    count = max(1, min(workers or (cores if small and not cuda else 1), len(tasks), len(tasks) if cuda else cores))
+    return count, 1 if small and not cuda else hardware.threads(cores // count)
 
 
-def inline(tasks: Iterable[Task], options: Options) -> Outcome:
+def describe_error(error: BaseException) -> str:
+    """One line about whatever a task raised; the traceback is logged for --verbose."""
+    if isinstance(error, FSRError):
+        return str(error)
+    if isinstance(error, BrokenProcessPool):
+        return "a worker process died (killed, or out of memory); the same command goes on from its last checkpoint"
+    log.debug("a task failed", exc_info=error)
+    last = (str(error).strip().splitlines() or [""])[-1]
+    return f"{type(error).__name__}: {last} (-v shows where)"
+
+
+def _attempt(task: Task, options: Options) -> Summary:
+    try:
+        return Summary(perform(task, options))
+    except (TimeUp, Interrupted) as error:
+        return Summary(stopped="time" if isinstance(error, TimeUp) else "signal")
+    except Exception as error:  # whatever one task raises, the others are not lost
+        return Summary([f"{task.name}: {describe_error(error)}"])
+
+
+def _add(total: Summary, one: Summary, task: Task, left: Iterable[Task], report: Callable) -> None:
+    """Keep a task's summary, and report a run as done, well or not, once no task of it is left."""
+    left = list(left)
+    total.failed += one.failed
+    total.stopped = total.stopped or one.stopped
+    for line in one.failed if left else ():  # the others can take hours
+        log.warning("failed, the others go on: %s", line)
+    if not one.stopped and all(other.name != task.name for other in left):
+        report(task.name, "done", 1, 1)
+
+
+def run_inline(tasks: Iterable[Task], options: Options) -> Summary:
     """One task after the other in this process."""
-    tasks, outcome = list(tasks), Outcome()
+    tasks, total = list(tasks), Summary()
     torch.set_num_threads(shape(tasks, options.torch_device, 1)[1])
     with stoppable() as flag:
         options = replace(options, interrupted=flag.is_set)
         for number, task in enumerate(tasks, 1):
-            try:
-                outcome.add(perform(task, options), last=task is tasks[-1])
-            except (TimeUp, Interrupted) as error:
-                outcome.stopped = "time" if isinstance(error, TimeUp) else "signal"
+            _add(total, _attempt(task, options), task, tasks[number:], options.report)
+            if total.stopped:
                 break
-            except Exception as error:  # whatever one task raises, the others are not lost
-                outcome.add([f"{task.name}: {_described(error)}"], last=task is tasks[-1])
-            _finished(task, tasks[number:], options.report)
-    return outcome
+    return total
 
 
-def together(tasks: Iterable[Task], options: Options, show: Callable) -> Outcome:
+def run_together(tasks: Iterable[Task], options: Options, show: Callable) -> Summary:
     """One training after the other, each by all of torchrun's processes; rank 0 decides, shows and writes.
 
     show: a context manager of the tasks that gives `report`. A task that fails ends them all: torchrun stops the
     other processes, wherever they are.
     """
-    outcome, number = Outcome(), os.environ.get("RANK", "0")
+    total, number = Summary(), os.environ.get("RANK", "0")
     try:
         with stoppable() as flag, distributed.group(options.device) as device:
             tasks = distributed.decide(list(tasks))
             options = replace(options, device=device, interrupted=flag.is_set)
-            with show(tasks) if distributed.rank() == 0 else nullcontext(_ignore) as report:
+            with show(tasks) if distributed.rank() == 0 else nullcontext(ignore) as report:
                 for task in tasks:
-                    failed = perform(task, replace(options, report=report))
-                    if failed:
+                    if failed := perform(task, replace(options, report=report)):
                         raise FSRError("; ".join(failed))
                     report(task.name, "done", 1, 1)
-    except distributed.Lost as error:
-        outcome.failed.append(f"process {number}: {error}")
     except (TimeUp, Interrupted) as error:
-        outcome.stopped = "time" if isinstance(error, TimeUp) else "signal"
+        if isinstance(error, distributed.Lost):
+            total.failed.append(f"process {number}: {error}")
+        else:
+            total.stopped = "time" if isinstance(error, TimeUp) else "signal"
     except FSRError as error:
-        outcome.failed.append(f"process {number}: {error}")
-    return outcome
+        total.failed.append(f"process {number}: {error}")
+    return total
 
 
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)  # the parent was killed: its locks and this work must not outlive it
+# --- worker processes --------------------------------------------------------------------------------------
+
+_WORKER: dict[str, Any] = {}  # of a worker process: where it reports, the stop flag, its parent
 
 
-def _start_worker(events, stop, threads: int, deterministic: bool) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; it sets `stop`
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _start_worker(reports, stop, parent: int, threads: int, deterministic: bool) -> None:
+    """Initialise a worker that dies with its parent, whose locks and work must not outlive it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the parent decides; it sets `stop`
     torch.set_num_threads(threads)
     if deterministic:
         hardware.make_deterministic()
-    _WORKER.update(events=events, stop=stop, last=0.0)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    _WORKER.update(reports=reports, stop=stop, parent=parent, last=0.0)
+    _stopped()
+
+
+def _stopped() -> bool:
+    """Did the parent ask to stop?  Without a parent the process ends here."""
+    if os.getppid() != _WORKER["parent"]:
+        os._exit(1)
+    return bool(_WORKER["stop"].value)
 
 
 def _report(name: str, what: str, done: int, of: int) -> None:
     now = time.monotonic()
     if done >= of or now - _WORKER["last"] > 0.2:
         _WORKER["last"] = now
-        _WORKER["events"].put((name, what, done, of))
+        _WORKER["reports"].put((name, what, done, of))
 
 
-def _work(task: Task, options: Options) -> tuple[list[str], str | None]:
-    options = replace(options, interrupted=_WORKER["stop"].is_set, report=_report)
-    try:
-        return perform(task, options), None
-    except TimeUp:
-        return [], "time"
-    except Interrupted:
-        return [], "signal"
+def _work(task: Task, options: Options) -> Summary:
+    return _attempt(task, replace(options, interrupted=_stopped, report=_report))
 
 
-def local(tasks: Iterable[Task], options: Options, *, workers: int | None = None, deterministic=False) -> Outcome:
-    """In worker processes on this machine; one that is killed ends the call, and the next call goes on from there."""
-    tasks, report = list(tasks), options.report
-    count, threads = shape(tasks, options.torch_device, workers)
-    if not tasks:
-        return Outcome()
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    context, outcome = multiprocessing.get_context("spawn"), Outcome()
-    events, stop = context.Queue(), context.Event()
-    sharing = max(options.sharing, count if options.torch_device.type == "cuda" else 1)
-    plain = replace(options, report=_ignore, interrupted=_never, sharing=sharing)
-    start, others = (events, stop, threads, deterministic), set(multiprocessing.active_children())
-    with stoppable() as flag, ProcessPoolExecutor(count, context, _start_worker, start) as pool:
-        pending, crew = {}, set()
-        for task in tasks:
-            pending[pool.submit(_work, task, plain)] = task
-            crew |= set(multiprocessing.active_children()) - others
-        while pending:
-            done, _ = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
-            _drain(events, report)
-            if flag.is_set() and not stop.is_set():
-                stop.set()
-                for future in pending:
-                    future.cancel()
-            _collect(done, pending, outcome, report)
-            if any(worker.exitcode is not None for worker in crew) or _broken(done):
-                for worker in crew:
-                    worker.kill()  # the pool would wait for them, and they ignore its SIGTERM; files are written whole
-            pending = {f: t for f, t in pending.items() if not f.cancelled()}
-    if flag.is_set():
-        outcome.stopped = "signal"
-    return outcome
+class _Worker:
+    """A pool of one process: one that is killed breaks this pool and no other, and the next task starts a new one."""
 
+    def __init__(self, stop, threads: int, deterministic: bool):
+        self.stop, self.setting, self.pool = stop, (threads, deterministic), None
 
-def _broken(done) -> bool:
-    return any(isinstance(f.exception(), BrokenProcessPool) for f in done if not f.cancelled())
+    def submit(self, task: Task, options: Options) -> Future:
+        if self.pool is None:
+            context = multiprocessing.get_context("spawn")
+            self.reports = context.SimpleQueue()
+            arguments = (self.reports, self.stop, os.getpid(), *self.setting)
+            self.pool = ProcessPoolExecutor(1, context, _start_worker, arguments)
+        return self.pool.submit(_work, task, options)
 
-
-def _collect(done, pending: dict, outcome: Outcome, report: Callable) -> None:
-    """Results of finished tasks; whatever one of them raised is a line, so that the others are not lost."""
-    for future in done:
-        task = pending.pop(future)
-        if future.cancelled():
-            continue
+    def summary(self, future: Future, task: Task) -> Summary:
+        """What came of a task that is done."""
         error = future.exception()
         if isinstance(error, BrokenProcessPool):
-            outcome.failed.append(f"{task.name}: a worker process died (killed, or out of memory); run it again")
-        elif error is not None:
-            outcome.add([f"{task.name}: {_described(error)}"], last=not pending)
-        else:
-            failed, stopped = future.result()
-            outcome.add(failed, last=not pending)
-            outcome.stopped = outcome.stopped or stopped
-            if stopped:
-                continue
-        _finished(task, pending.values(), report)
+            self.close()
+        return Summary([f"{task.name}: {describe_error(error)}"]) if error else future.result()
+
+    def hear(self, report: Callable) -> None:
+        while self.pool is not None and not self.reports.empty():
+            report(*self.reports.get())
+
+    def close(self) -> None:
+        if self.pool is not None:
+            self.pool.shutdown()
+            self.pool = None
 
 
-def _finished(task: Task, left: Iterable[Task], report: Callable) -> None:
-    """Report that a run is finished, well or not, once no task of it is left."""
-    if all(other.name != task.name for other in left):
-        report(task.name, "done", 1, 1)
-
-
-def _described(error: BaseException) -> str:
-    if isinstance(error, FSRError):
-        return str(error)
-    log.debug("a task failed", exc_info=error)
-    last = (str(error).strip().splitlines() or [""])[-1]
-    return f"{type(error).__name__}: {last} (-v shows where)"
-
-
-def _drain(events, report: Callable) -> None:
-    while True:
-        try:
-            report(*events.get_nowait())
-        except queue.Empty:
-            return
-
-
-def _ignore(*_) -> None:
-    pass
-
-
-def _never() -> bool:
-    return False
+def run_tasks(
+    tasks: Iterable[Task], options: Options, *, workers: int | None = None, deterministic: bool = False
+) -> Summary:
+    """In worker processes on this machine; one that is killed costs its own task, and the others go on."""
+    todo, total = list(tasks), Summary()
+    if not todo:
+        return total
+    count, threads = shape(todo, options.torch_device, workers)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    stop = multiprocessing.get_context("spawn").RawValue("b", 0)  # no lock that a killed process could hold
+    idle = [_Worker(stop, threads, deterministic) for _ in range(count)]
+    sent, busy, everyone = replace(options, report=ignore, interrupted=never), {}, tuple(idle)
+    try:
+        with stoppable() as flag:
+            while busy or (todo and not total.stopped):
+                while idle and todo and not total.stopped:
+                    worker, task = idle.pop(), todo.pop(0)
+                    busy[worker.submit(task, sent)] = worker, task
+                done, _ = wait(busy, timeout=0.2, return_when=FIRST_COMPLETED)
+                for worker in everyone:
+                    worker.hear(options.report)
+                for future in done:
+                    worker, task = busy.pop(future)
+                    idle.append(worker)
+                    left = [other for _, other in busy.values()] + todo
+                    _add(total, worker.summary(future, task), task, left, options.report)
+                if flag.is_set():
+                    stop.value, total.stopped = 1, "signal"
+    finally:
+        stop.value = 1
+        for worker in everyone:
+            worker.close()
+    return total

@@ -1,17 +1,19 @@
-"""What a profile still needs, cut into tasks that any executor can do in any process."""
+"""What a profile still needs, as tasks that any executor can do in any process, and how far it is."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pandas as pd
 
-from fsr import experiments, store
+from fsr import experiments, hardware, store
 from fsr.config import Analysis, Evaluation, Run, run_id
-from fsr.files import FSRError, Interrupted, TimeUp, UsageError
-from fsr.runs.base import Options
-from fsr.runs.checkpoints import state_path
+from fsr.files import FSRError, Interrupted, MissingRecord, TimeUp, UsageError
 from fsr.runs.evaluating import ensure_analysed, ensure_evaluated
-from fsr.runs.training import ensure_trained, has_weights
+from fsr.runs.options import Options
+from fsr.runs.training import ensure_trained, has_weights, state_path
+
+TABLES = {"whitebox": "", "deactivation": "T2 ", "components": "T4 ", "settings": "T5 ", "placement": "T6 "}
+COST = ("dataset", "image_size", "train_size", "backbone", "width", "blocks", "batch", "precision")  # of an epoch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,43 +29,45 @@ class Task:
         """The run's id."""
         return run_id(self.run)
 
+    def left(self) -> list[Evaluation | Analysis]:
+        """The evaluations and analyses that are not recorded yet."""
+        evaluations = [e for e in self.evaluations if not store.has_evaluation(self.run, e)]
+        return evaluations + [a for a in self.analyses if not store.has_analysis(self.run, a)]
+
     def missing(self) -> list[str]:
         """What is not recorded yet: `train`, `<checkpoint> <attack id>`, `<checkpoint> <kind>`."""
-        out = [] if store.is_trained(self.run) else ["train"]
-        out += [f"{e.checkpoint} {e.attack_id}" for e in self.evaluations if not store.has_evaluation(self.run, e)]
-        return out + [f"{a.checkpoint} {a.kind}" for a in self.analyses if not store.has_analysis(self.run, a)]
+        parts = [f"{part.checkpoint} {getattr(part, 'attack_id', None) or part.kind}" for part in self.left()]
+        return parts if store.is_trained(self.run) else ["train", *parts]
 
     def trains(self) -> str:
         """`new` where it was never trained, `again` where what is missing needs weights that are gone, else ""."""
         if not store.is_trained(self.run):
             return "new"
-        wanted = {e.checkpoint for e in self.evaluations if not store.has_evaluation(self.run, e)}
-        wanted |= {a.checkpoint for a in self.analyses if not store.has_analysis(self.run, a)}
-        gone = self.run.imported is None and not all(has_weights(self.run, kind) for kind in wanted)
-        return "again" if gone else ""
+        gone = (not has_weights(self.run, kind) for kind in {part.checkpoint for part in self.left()})
+        return "again" if self.run.imported is None and any(gone) else ""
 
 
 def tasks(profile: str, sets: Iterable[str] = ("all",), *, train_only: bool = False) -> list[Task]:
     """Tasks of these sets in the plan's order, each run once; transfers and audits come in a second round.
 
-    Both need another run's weights, so they are a task of their own behind all trainings.
+    Both need another run's weights, so they are tasks of their own behind all trainings.
     """
     sets = tuple(sets)
     experiments.profile_of(profile)
-    wanted = {run: None for name in sets for run in experiments.SETS[profile][name]}
-    order = [run for run in experiments.SETS[profile]["all"] if run in wanted]
-    order += [run for run in wanted if run not in set(order)]
+    chosen = {run: None for name in sets for run in experiments.SETS[profile][name]}
+    order = dict.fromkeys(run for run in experiments.SETS[profile]["all"] if run in chosen) | chosen
+    if train_only:
+        return [Task(run=run) for run in order]
     first, second = [], []
     for run in order:
         evaluations = dict.fromkeys(e for name in sets for e in experiments.evaluations(profile, name, run))
         analyses = dict.fromkeys(a for name in sets for a in experiments.analyses(profile, name, run))
-        own = tuple(e for e in evaluations if e.surrogate is None)
-        foreign = tuple(e for e in evaluations if e.surrogate is not None)
-        looks = tuple(a for a in analyses if a.kind != "audit")
+        transfers = tuple(e for e in evaluations if e.surrogate is not None)
         audits = tuple(a for a in analyses if a.kind == "audit")
-        first.append(Task(run=run) if train_only else Task(run=run, evaluations=own, analyses=looks))
-        if (foreign or audits) and not train_only:
-            second.append(Task(run=run, evaluations=foreign, analyses=audits))
+        own = tuple(e for e in evaluations if e.surrogate is None)
+        first.append(Task(run=run, evaluations=own, analyses=tuple(a for a in analyses if a.kind != "audit")))
+        if transfers or audits:
+            second.append(Task(run=run, evaluations=transfers, analyses=audits))
     return first + second
 
 
@@ -77,24 +81,17 @@ def perform(task: Task, options: Options) -> list[str]:
 
     TimeUp and Interrupted end it at once: what is done is recorded, the rest resumes.
     """
-    failed = []
-
-    def attempt(function, *arguments) -> bool:
+    failed: list[str] = []
+    parts = [(ensure_trained, ()), *((ensure_evaluated, (e,)) for e in task.evaluations)]
+    for ensure_part, arguments in [*parts, *((ensure_analysed, (a,)) for a in task.analyses)]:
         try:
-            function(*arguments, options)
+            ensure_part(task.run, *arguments, options)
         except (TimeUp, Interrupted):
             raise
         except FSRError as error:
             failed.append(f"{task.name}: {error}")
-            return False
-        return True
-
-    if not attempt(ensure_trained, task.run):
-        return failed
-    for evaluation in task.evaluations:
-        attempt(ensure_evaluated, task.run, evaluation)
-    for analysis in task.analyses:
-        attempt(ensure_analysed, task.run, analysis)
+            if ensure_part is ensure_trained:
+                break
     return failed
 
 
@@ -103,35 +100,65 @@ def ensure(profile: str, notebook: str, options: Options | None = None) -> None:
     if notebook not in experiments.NEEDS:
         raise UsageError(f"unknown notebook {notebook!r}; choose one of {', '.join(experiments.NEEDS)}")
     for task in missing(profile, experiments.NEEDS[notebook]):
-        failed = perform(task, options or Options())
-        if failed:
+        if failed := perform(task, options or Options()):
             raise FSRError("; ".join(failed))
 
 
-def _state(task: Task, left: list[str]) -> str:
-    if not left:
-        return "done"
-    started = store.is_trained(task.run) or state_path(task.run).exists()
-    return "partial" if started else "missing"
+# --- how far a profile is -----------------------------------------------------------------------------------
 
 
-def status(profile: str, sets: Iterable[str] = ("all",)) -> pd.DataFrame:
-    """One row per run: state (done, partial, missing, damaged), what is recorded of what is planned, and what is next.
+def label(profile: str, run: Run) -> str:
+    """What a run is, in the words of the first table that shows it: `AT + FSR, seed 1`, `T5 tau = 0.05`."""
+    base = experiments.profile_of(profile).base
+    rows = ((kind, row) for kind in experiments.ROWS[profile] for row in experiments.ROWS[profile][kind])
+    shown = next(((kind, row) for kind, row in rows if run in row.runs and row.intervention is None), None)
+    name = TABLES.get(shown[0], "") + shown[1].name if shown else run.label
+    parts = [name] + [value for value in (run.dataset, run.backbone) if value not in (base.dataset, base.backbone)]
+    several = shown is None or len(shown[1].runs) > 1 or not TABLES.get(shown[0], "")
+    return ", ".join(parts + [f"seed {run.seed}"] * several)
 
-    Damaged is a run whose config.json or env.json is not what was written; `next` then says which, and what to do.
+
+def seconds_per_epoch(device: str) -> list[tuple[Run, float]]:
+    """Finished runs and their median seconds per epoch, of those trained on this kind of device (cpu, cuda)."""
+    here = [run for run, record in store.finished() if (record.get("hardware") or {}).get("device") == device]
+    return [(run, float(store.history(run)["seconds"].median())) for run in here]
+
+
+def seconds_left(run: Run, measured: list[tuple[Run, float]], *, epochs: int | None = None) -> float | None:
+    """Seconds until a training is finished, by runs of the same size, best of the same method; None without any.
+
+    measured: from `seconds_per_epoch`; epochs: those left, by default those that are not in the run's history.
+    """
+    alike = [(other, s) for other, s in measured if all(getattr(run, f) == getattr(other, f) for f in COST)]
+    same = [(other, s) for other, s in alike if other.label == run.label]
+    if not alike:
+        return None
+    if epochs is None:
+        try:
+            epochs = run.epochs - len(store.history(run))
+        except MissingRecord:
+            epochs = run.epochs
+    return epochs * float(pd.Series([seconds for _, seconds in same or alike]).median())
+
+
+def status(profile: str, sets: Iterable[str] = ("all",), *, device: str | None = None) -> pd.DataFrame:
+    """A row per run: what it is, its id, state, what is recorded of what is planned, seconds of training left, next.
+
+    state: done, partial, missing, or damaged, where config.json, env.json or history.csv is not what was written and
+    `next` says which; seconds: of the epochs left at the speed measured on `device`, NaN without a measurement.
     """
     whole: dict[Run, Task] = {}
     for task in tasks(profile, sets):
-        known = whole.get(task.run)
-        both = (known.evaluations if known else ()) + task.evaluations
-        whole[task.run] = Task(
-            run=task.run, evaluations=both, analyses=task.analyses or (known.analyses if known else ())
-        )
-    rows = []
-    for task in whole.values():
-        left = task.missing()
-        of = 1 + len(task.evaluations) + len(task.analyses)
-        wrong = store.damage(task.run)
-        state, then = ("damaged", wrong) if wrong else (_state(task, left), left[0] if left else "")
-        rows.append([task.name, state, f"{of - len(left)}/{of}", then])
-    return pd.DataFrame(rows, columns=["run", "state", "recorded", "next"])
+        one = whole.get(task.run, Task(run=task.run))
+        parts = {"evaluations": one.evaluations + task.evaluations, "analyses": one.analyses + task.analyses}
+        whole[task.run] = Task(run=task.run, **parts)
+    measured, rows = seconds_per_epoch(hardware.device_named(device).type), []
+    for run, task in whole.items():
+        left, total, damage = task.missing(), 1 + len(task.evaluations) + len(task.analyses), store.damage(run)
+        trained = store.is_trained(run)
+        state = "done" if not left else "partial" if trained or state_path(run).exists() else "missing"
+        seconds = 0.0 if trained or damage else seconds_left(run, measured)
+        recorded, then = f"{total - len(left)}/{total}", damage or (left or [""])[0]
+        rows.append([label(profile, run), task.name, "damaged" if damage else state, recorded, seconds, then])
+    columns = ["run", "id", "state", "recorded", "seconds", "next"]
+    return pd.DataFrame(rows, columns=columns).astype({"seconds": float})

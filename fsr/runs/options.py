@@ -4,15 +4,14 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
 
-from fsr import data as data_room
-from fsr import files, hardware
+from fsr import data, files, hardware
 from fsr.config import Run, run_id
 from fsr.files import Busy, CorruptFile, FSRError, Interrupted, TimeUp, UsageError, load_json, write_bytes
 from fsr.train import distributed
@@ -20,26 +19,29 @@ from fsr.train import distributed
 log = logging.getLogger("fsr")
 
 
+def never() -> bool:
+    """False: nothing interrupts."""
+    return False
+
+
+def ignore(*_) -> None:
+    """Report to nobody."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """How to compute, never what: none of it is part of a run's id.
 
-    switches: compile, graphs, channels_last, update (as for Trainer); deadline: time.monotonic() to stop at,
-    one clock for all processes of a machine, which no change of the date moves; interrupted: polled between batches;
-    report: called with (run id, what, done, of), by executors with (run id, "done", 1, 1) too when a run needs nothing
-    more; half: keep a finished training's parameters in float16, so that they travel in half the bytes. Everything
-    after the training sees these rounded weights. sharing: computations of one's own on this device at once; with more
-    than one the seconds of a training are no measure of speed, and its record says so.
+    switches: as for Trainer; deadline: time.monotonic() to stop at; interrupted: polled between batches; report:
+    called with (run id, what, done, of), and by executors with (run id, "done", 1, 1) when a run needs nothing more.
     """
 
     device: str | None = None
     switches: tuple[tuple[str, bool], ...] = ()
     deadline: float | None = None
-    interrupted: Callable[[], bool] = lambda: False
-    report: Callable[[str, str, int, int], None] = lambda *_: None
+    interrupted: Callable[[], bool] = never
+    report: Callable[[str, str, int, int], None] = ignore
     tensorboard: bool = False
-    half: bool = False
-    sharing: int = 1
     lock_seconds: float = 24 * 3600.0
 
     @property
@@ -60,11 +62,11 @@ class Options:
 
 
 @contextlib.contextmanager
-def locked(run: Run, options: Options, part: str = ""):
+def locked(run: Run, options: Options, part: str = "") -> Iterator[None]:
     """Only one process at a time trains a run, or computes the same part of it; another one waits, and says so.
 
-    part: file-name safe, "" for the run's weights. A part's holder may take the weights' lock, never the other way
-    round, so that nobody waits in a circle. In a group of processes (fsr.train.distributed) rank 0 holds it for all.
+    part: file-name safe, "" for the run's weights. A part's holder may take the weights' lock, never the reverse.
+    In a group of processes (fsr.train.distributed) rank 0 holds the lock for all.
     """
     if distributed.rank():
         yield
@@ -72,13 +74,9 @@ def locked(run: Run, options: Options, part: str = ""):
     folder = files.results() / ".locks"
     if not (folder / ".gitignore").exists():
         write_bytes(folder / ".gitignore", b"*\n")
-    name = f"{run_id(run)}.{part}" if part else run_id(run)
-    lock = FileLock(folder / f"{name}.lock")
+    lock = FileLock(folder / f"{run_id(run)}{part and '.'}{part}.lock")
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.warning("%s is being computed by another process: waiting", name)
-        _wait(lock, name, options)
+        _acquire(lock, options)
     except OSError as error:
         raise UsageError(f"cannot write to {folder} ({error.strerror}); give another --root DIR") from None
     try:
@@ -87,8 +85,12 @@ def locked(run: Run, options: Options, part: str = ""):
         lock.release()
 
 
-def _wait(lock: FileLock, name: str, options: Options) -> None:
-    until = time.monotonic() + options.lock_seconds
+def _acquire(lock: FileLock, options: Options) -> None:
+    name, until = Path(lock.lock_file).stem, time.monotonic() + options.lock_seconds
+    with contextlib.suppress(Timeout):
+        lock.acquire(timeout=0)
+        return
+    log.warning("%s is being computed by another process: waiting", name)
     while time.monotonic() < until:
         options.check()
         with contextlib.suppress(Timeout):
@@ -98,8 +100,8 @@ def _wait(lock: FileLock, name: str, options: Options) -> None:
 
 
 @contextlib.contextmanager
-def memory_explained(run: Run):
-    """Running out of memory, on a GPU or not, is one line that says what to change; everything saved stays."""
+def memory_explained(run: Run) -> Iterator[None]:
+    """Turn running out of memory, on a GPU or not, into one line that says what to change."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -113,37 +115,29 @@ def memory_explained(run: Run):
         ) from None
 
 
-def scratch(path: Path, identity: dict) -> dict:
-    """What a stopped call left to go on from, {} without any or where it was made of something else than `identity`.
+def load_partial(path: Path, identity: dict) -> dict:
+    """What an interrupted call wrote, {} when there is nothing or it belongs to something else than `identity`.
 
-    identity: what the file must say of itself, such as the digest of the weights; None: it says nothing of it. A
-    damaged file is named and kept beside the new one.
+    identity: fields and values that the file must hold, such as the weights' digest. A damaged file is renamed.
     """
     if not path.exists():
         return {}
     try:
         record = load_json(path)
-        return record if all(record.get(name) == value for name, value in identity.items()) else {}
     except CorruptFile as error:
-        aside = path.with_name(path.name + ".damaged")
-        path.replace(aside)
+        aside = path.replace(path.with_name(path.name + ".damaged"))
         log.warning("%s; this part starts again, the file is kept as %s", str(error).split(";")[0], aside.name)
         return {}
+    return record if all(record.get(name) == value for name, value in identity.items()) else {}
 
 
 @functools.lru_cache(maxsize=2)
-def _data(key: Run, device: str) -> data_room.Data:
-    return data_room.load(key, device)
+def _data(key: Run, device: str) -> data.Data:
+    return data.load(key, device)
 
 
-def data_of(run: Run, device="cpu") -> data_room.Data:
-    """The data of a run, read once per process."""
-    key = Run(
-        dataset=run.dataset,
-        train_size=run.train_size,
-        test_size=run.test_size,
-        holdout=run.holdout,
-        image_size=run.image_size,
-    )
+def data_of(run: Run, device: torch.device | str = "cpu") -> data.Data:
+    """The data of a run on a device, read once per process."""
+    fields = ("dataset", "train_size", "test_size", "holdout", "image_size")
     with distributed.first_alone():
-        return _data(key, str(device))
+        return _data(Run(**{name: getattr(run, name) for name in fields}), str(device))

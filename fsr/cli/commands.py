@@ -1,0 +1,341 @@
+"""The commands: run-all, train, evaluate, audit, status, report, compare, data, import-official."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fsr import files
+from fsr.cli.options import (
+    Address,
+    Attack,
+    Checkpoint,
+    DataDir,
+    Deterministic,
+    Device,
+    Dry,
+    EventFiles,
+    Executor,
+    Minutes,
+    Profile,
+    Root,
+    RunId,
+    Where,
+    Which,
+    Workers,
+    app,
+    known_profile,
+    options_of,
+    say,
+)
+from fsr.cli.progress import show
+from fsr.cli.select_runs import attacked, check_fits, one_run, planned
+from fsr.files import UsageError, did_you_mean, duration
+
+TORCHRUN = "torchrun is for `python -m fsr train`; type the other commands without it"
+
+
+def _writable() -> None:
+    files.writable(files.results(), "--root")
+
+
+def _compute(tasks: list, options, executor: Executor, workers: int | None, address: str, deterministic: bool):
+    """Hand the tasks to an executor; returns its Summary."""
+    from fsr import hardware
+    from fsr.runs import local
+    from fsr.train import distributed
+
+    if distributed.requested() and any(task.evaluations or task.analyses for task in tasks):
+        raise UsageError(TORCHRUN)
+    _writable()
+    if deterministic and (distributed.requested() or executor is Executor.inline):
+        hardware.make_deterministic()
+    if distributed.requested():  # every process comes here, whatever it found to do; rank 0's list holds for all
+        return local.run_together(tasks, options, show)
+    if executor is not Executor.ray:
+        local.need_data(tasks)
+    with show(tasks) as report:
+        options = replace(options, report=report)
+        if executor is Executor.inline:
+            return local.run_inline(tasks, options)
+        if executor is Executor.ray:
+            from fsr.runs import ray
+
+            return ray.run_tasks(tasks, options, address=address, deterministic=deterministic)
+        return local.run_tasks(tasks, options, workers=workers, deterministic=deterministic)
+
+
+def _conclude(summary, failed: list[str]) -> None:
+    """Print failures; exit code 1 for those and the time limit, 130 for a signal."""
+    for line in summary.failed + failed:
+        typer.echo(f"failed: {line}", err=True)
+    if summary.stopped:
+        typer.echo("stopped early; everything done is kept, the same command goes on from here", err=True)
+    if summary.failed or failed or summary.stopped:
+        raise typer.Exit(130 if summary.stopped == "signal" else 1)
+
+
+def _dry(todo: list, options) -> None:
+    """What would be computed, and how long its trainings take by those finished here on such a device."""
+    from fsr import runs
+
+    for task in todo:
+        typer.echo(f"{task.name}: {', '.join(task.missing())}")
+    if not todo:
+        typer.echo("nothing to do")
+        return
+    measured = runs.seconds_per_epoch(options.torch_device.type)
+    found = {task.run: trains for task in todo if (trains := task.trains())}
+    again = sum(trains == "again" for trains in found.values())
+    times = [
+        runs.seconds_left(run, measured, epochs=run.epochs if trains == "again" else None)
+        for run, trains in found.items()
+    ]
+    known = [seconds for seconds in times if seconds is not None]
+    text = f"{len(found) or 'no'} training{'s' * (len(found) > 1)}"
+    text += f" ({again} of them again: their records are here, their weights are gone)" if again else ""
+    text += f", about {duration(sum(known))} in all" if known else ""
+    text += (
+        f", {len(times) - len(known)} of unknown length: no such run is finished here"
+        if len(known) < len(times)
+        else ""
+    )
+    typer.echo(f"{len(todo)} tasks to do: {text}; evaluations and analyses on top")
+
+
+def _do(todo: list, options, executor, workers, address, deterministic, dry_run) -> None:
+    from fsr.train import distributed
+
+    if dry_run or not (todo or distributed.requested()):
+        _dry(todo, options)
+    else:
+        _conclude(_compute(todo, options, executor, workers, address, deterministic), [])
+
+
+@app.command("run-all", epilog="Examples:  python -m fsr run-all    python -m fsr run-all -p mini --limit-minutes 60")
+def run_all(
+    profile: Profile = "demo",
+    only: Annotated[str | None, typer.Option(help="Only these notebooks and what they need: 05,09.")] = None,
+    executor: Where = Executor.local,
+    address: Address = "auto",
+    device: Device = None,
+    data: DataDir = None,
+    root: Root = None,
+    limit_minutes: Minutes = None,
+    dry_run: Dry = False,
+    force_notebook: Annotated[bool, typer.Option("--force-notebook", help="Execute unchanged notebooks too.")] = False,
+    workers: Workers = None,
+    deterministic: Deterministic = False,
+    tensorboard: EventFiles = False,
+) -> None:
+    """Train, evaluate and analyse what is missing, then execute the notebooks that are not current."""
+    from fsr import experiments, hardware, notebooks, report, runs
+    from fsr.runs import local
+    from fsr.train import distributed
+
+    files.use(root=root, data=data)
+    known_profile(profile)
+    options, names = options_of(device, limit_minutes, tensorboard, executor), notebooks.numbered(only)
+    sets = ("all",) if only is None else tuple(dict.fromkeys(s for n in names for s in experiments.NEEDS[n]))
+    todo = runs.missing(profile, sets)
+    if dry_run:
+        _dry(todo, options)
+        return
+    if distributed.requested():
+        raise UsageError(TORCHRUN)
+    _writable()
+    summary = _compute(todo, options, executor, workers, address, deterministic) if todo else local.Summary()
+    failed = []
+    if summary.stopped != "signal":
+        count = 1 if executor is Executor.inline else min(4, workers or hardware.cores())  # a kernel each
+        with local.stoppable() as flag:
+            more = {"force": force_notebook, "compute": False, "workers": count, "interrupted": flag.is_set}
+            failed = notebooks.execute(names, profile, report=say, **more)
+        if flag.is_set():
+            summary.stopped = "signal"
+        elif only is None:
+            say(f"report: {report.write(profile)}")
+    _conclude(summary, failed)
+
+
+@app.command(
+    epilog="Examples:  python -m fsr train whitebox    python -m fsr train all -p mini --device cuda --dry-run"
+)
+def train(
+    which: Which,
+    profile: Profile = "demo",
+    device: Device = None,
+    data: DataDir = None,
+    root: Root = None,
+    limit_minutes: Minutes = None,
+    dry_run: Dry = False,
+    workers: Workers = None,
+    executor: Where = Executor.local,
+    address: Address = "auto",
+    deterministic: Deterministic = False,
+    tensorboard: EventFiles = False,
+) -> None:
+    """Train what is missing of a set; needs no Jupyter."""
+    files.use(root=root, data=data)
+    options = options_of(device, limit_minutes, tensorboard, executor)
+    _do(planned(profile, which, train_only=True), options, executor, workers, address, deterministic, dry_run)
+
+
+@app.command(epilog="Examples:  python -m fsr evaluate whitebox -p mini    python -m fsr evaluate RUN --attack mi-fgsm")
+def evaluate(
+    which: Which,
+    profile: Profile = "demo",
+    attack: Attack = None,
+    checkpoint: Checkpoint = "last",
+    images: Annotated[
+        int | None, typer.Option(min=1, help="With --attack: how many test images; default: all, of nattack 1,000.")
+    ] = None,
+    device: Device = None,
+    data: DataDir = None,
+    root: Root = None,
+    limit_minutes: Minutes = None,
+    dry_run: Dry = False,
+    workers: Workers = None,
+    executor: Where = Executor.local,
+    address: Address = "auto",
+    deterministic: Deterministic = False,
+) -> None:
+    """Evaluate and analyse what is missing of a set, training first what is not trained; or one attack, printed."""
+    files.use(root=root, data=data)
+    options = options_of(device, limit_minutes, executor=executor)
+    if attack is None and (images is not None or checkpoint != "last"):
+        raise UsageError("--images and --checkpoint belong to --attack NAME; without it the profile's plan says both")
+    chosen = [] if attack is None else attacked(profile, which, attack, checkpoint, images)
+    todo = planned(profile, which) if attack is None else [task for task in chosen if task.missing()]
+    if todo or attack is None:
+        _do(todo, options, executor, workers, address, deterministic, dry_run)
+    for task in () if dry_run else chosen:
+        typer.echo(_accuracy(task))
+
+
+def _accuracy(task) -> str:
+    """Run, weights, attack, and the accuracy under it with its 95 % interval."""
+    from fsr import statistics, store
+
+    evaluation = task.evaluations[0]
+    correct = store.load_evaluation(task.run, evaluation).correct
+    low, high = statistics.wilson(int(correct.sum()), len(correct))
+    value = f"{100 * correct.mean():.1f} [{100 * low:.1f}, {100 * high:.1f}] % of {len(correct)}"
+    return f"{task.name}  {evaluation.checkpoint} {evaluation.attack_id}  {value}"
+
+
+@app.command(epilog="Example:  python -m fsr audit RUN --checkpoint ema --images 200 --budget full")
+def audit(
+    run: RunId,
+    checkpoint: Checkpoint = "last",
+    budget: Annotated[str, typer.Option(help="quick or full.")] = "quick",
+    images: Annotated[int, typer.Option(min=1, help="How many test images.")] = 100,
+    device: Device = None,
+    data: DataDir = None,
+    root: Root = None,
+    limit_minutes: Minutes = None,
+) -> None:
+    """Attack a run by everything an informed attacker would try, and print what survives."""
+    from fsr import runs, store
+    from fsr.config import Analysis, Evaluation
+    from fsr.runs import local
+    from fsr.tables import audit_lines
+
+    files.use(root=root, data=data)
+    analysis = Analysis(kind="audit", checkpoint=checkpoint, images=images, budget=budget)
+    chosen, options = one_run(run), options_of(device, limit_minutes)
+    check_fits(chosen, Evaluation(attack="clean", checkpoint=checkpoint, images=images))
+    _writable()
+    with local.stoppable() as flag:
+        runs.ensure_analysed(chosen, analysis, replace(options, interrupted=flag.is_set))
+    for line in audit_lines(store.load_analysis(chosen, analysis)[0]):
+        typer.echo(line)
+
+
+@app.command(epilog="Example:  python -m fsr status --profile mini")
+def status(profile: Profile = "demo", device: Device = None, root: Root = None) -> None:
+    """What of a profile is done, partial and missing, and how long the missing trainings take."""
+    from fsr import runs
+
+    files.use(root=root)
+    files.existing()
+    frame = runs.status(known_profile(profile), device=device)
+    left, states = frame["seconds"], frame["state"].value_counts()
+    shown = frame.assign(seconds=["?" if s != s else duration(s) if s else "" for s in left])
+    typer.echo(shown.rename(columns={"seconds": "training left"}).to_string(index=False))
+    names = [s for s in ("done", "partial", "missing", "damaged") if s in states or s != "damaged"]
+    typer.echo(", ".join(f"{states.get(name, 0)} {name}" for name in names) + f" of {len(frame)} runs")
+    if left.sum():
+        typer.echo(f"trainings: {duration(left.sum())} one after the other, as fast as those finished here")
+
+
+@app.command("report", epilog="Example:  python -m fsr report --profile demo")
+def report_command(
+    profile: Profile = "demo",
+    root: Root = None,
+    readme: Annotated[bool, typer.Option("--readme", help="Also bring README's results up to date.")] = False,
+) -> None:
+    """Write the profile's self-contained HTML report from its records."""
+    from fsr import report
+    from fsr.report.readme import rewrite
+
+    files.use(root=root)
+    files.existing()
+    typer.echo(f"report: {report.write(known_profile(profile))}")
+    if readme:
+        changed = rewrite(files.repository() / "README.md")
+        typer.echo(f"README.md: {'written' if changed else 'unchanged'}")
+
+
+@app.command(epilog="Example:  python -m fsr compare reproduced --profile demo")
+def compare(
+    other: Annotated[Path, typer.Argument(metavar="ROOT", help="Another root, for example `reproduced`.")],
+    profile: Profile = "demo",
+    root: Root = None,
+) -> None:
+    """Print the records here against those of another root, as `make retrain` does."""
+    from fsr import experiments
+    from fsr.cli import compare as room
+
+    files.use(root=root)
+    table = room.compare(other, list(experiments.SETS[known_profile(profile)]["all"]))
+    columns = ["run_id", "checkpoint", "attack_id", "n", "accuracy", "accuracy_again", "difference"]
+    typer.echo(table[columns].to_string(index=False, float_format=lambda v: f"{v:.4f}"))
+    typer.echo(room.summary(table))
+
+
+@app.command("data", epilog="Examples:  python -m fsr data check    python -m fsr data path --data /sets")
+def data_command(
+    what: Annotated[str, typer.Argument(metavar="check|path")] = "check", data: DataDir = None, root: Root = None
+) -> None:
+    """Say which data sets are there and where missing ones belong, or print the folder."""
+    from fsr.data.readers import check
+
+    files.use(root=root, data=data)
+    if what not in ("check", "path"):
+        meant = did_you_mean(what, ("check", "path"))
+        raise UsageError(f"unknown action {what!r}{meant}; type `python -m fsr data check` or `... data path`")
+    if what == "path":
+        typer.echo(files.data())
+        return
+    for name, there, where in check():
+        typer.echo(f"{name:14}{'there' if there else 'missing':9}{where}")
+
+
+@app.command(
+    "import-official",
+    epilog="Example:  python -m fsr import-official cifar10_resnet18.pth --backbone resnet18 --dataset cifar10",
+)
+def import_official(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint of the authors' code.")],
+    backbone: Annotated[str, typer.Option(help="resnet18, vgg16 or wideresnet34.")],
+    dataset: Annotated[str, typer.Option(help="cifar10 or svhn: what it was trained on.")],
+    root: Root = None,
+) -> None:
+    """Make a run of an authors' checkpoint, so that it can be evaluated and audited like any other."""
+    from fsr import runs
+
+    files.use(root=root)
+    _writable()
+    typer.echo(runs.import_official(file, backbone, dataset))

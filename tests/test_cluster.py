@@ -1,7 +1,6 @@
 """A Ray cluster computes what one process computes, whoever is killed on the way."""
 
 import contextlib
-import importlib.util
 import json
 import os
 import signal
@@ -13,6 +12,11 @@ from pathlib import Path
 
 import pytest
 import ray_nodes
+
+from fsr import files, store
+from fsr.config import Analysis, Evaluation, FSRSpec, Run, for_dataset, run_id
+from fsr.files import UsageError, save_json
+from fsr.runs import Options, Task, perform, state_path, weights_path
 from fsr.runs import ray as room
 from fsr.runs.local import run_inline
 from fsr.runs.ray import Job, plan, resources, run_tasks
@@ -94,7 +98,7 @@ def test_nothing_to_do_needs_no_cluster(root):
 
 
 def test_without_ray_the_error_says_what_to_install(root, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UsageError, match=r"Ray is not installed; type `pip install"):
         run_tasks(TASKS, Options())
 

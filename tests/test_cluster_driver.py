@@ -40,7 +40,9 @@ class FakeRay:
         if isinstance(thing, type):
             return lambda: SimpleNamespace(**{n: self._method(thing, n) for n in ("tell", "take")})
         self.options.append(options)
-        return lambda *arguments: self._later(lambda: thing(*[self.get(a) if isinstance(a, str) else a for a in arguments]))
+        return lambda *arguments: self._later(
+            lambda: thing(*[self.get(a) if isinstance(a, str) else a for a in arguments])
+        )
 
     def _later(self, call):
         self.calls[name := f"ref{len(self.calls)}"] = call
@@ -143,8 +145,11 @@ def test_a_signal_stops_the_job_that_runs_and_those_that_wait(ray, monkeypatch):
     done = perform(monkeypatch, behaviour)
     monkeypatch.setattr(room, "stoppable", lambda: contextlib.nullcontext(SimpleNamespace(is_set=lambda: bool(flag))))
     assert room.run_jobs(JOBS, Options()) == room.Summary(stopped="signal") and len(done) == 1
-    flag.clear()
-    assert room.run_jobs(JOBS, Options(deadline=time.monotonic())).stopped == "time"
+
+
+def test_the_time_limit_stops_jobs_that_have_not_begun(ray, monkeypatch):
+    done = perform(monkeypatch)
+    assert room.run_jobs(JOBS, Options(deadline=time.monotonic())) == room.Summary(stopped="time") and len(done) == 1
 
 
 def test_a_node_that_does_not_see_the_folder_says_so(ray, monkeypatch):

@@ -40,6 +40,6 @@ def test_an_imported_checkpoint_is_a_run_with_the_authors_outputs(root, tmp_path
 def test_a_checkpoint_of_another_data_set_is_refused_and_nothing_is_written(root, tmp_path):
     file = tmp_path / "cifar10_resnet18.pth"
     torch.save(randomised(OfficialResNet()).state_dict(), file)
-    with pytest.raises(UsageError, match="10 classes apart and tinyimagenet has 200: give another --dataset"):
+    with pytest.raises(UsageError, match="has 10 classes and tinyimagenet has 200: give another --dataset"):
         import_official(file, "resnet18", "tinyimagenet")
     assert not (root / "results").exists()

@@ -358,6 +358,8 @@ def test_outcomes_so_far_belong_to_the_weights_of_run_and_surrogate(root, monkey
     for run in (RUN, source):
         runs.ensure_trained(run, CPU)
     own, other = (digest_of(runs.weights_path(run, "last")) for run in (RUN, source))
+    data = runs.data_of(RUN)
+    images = {"images_sha256": evaluating.images_sha256(data.test_x, data.test_y)}
     transfer, fgsm, seen = Evaluation(attack="transfer", surrogate=run_id(source)), Evaluation(attack="fgsm"), []
 
     def evaluate_attack(*_, progress, **__):
@@ -375,7 +377,9 @@ def test_outcomes_so_far_belong_to_the_weights_of_run_and_surrogate(root, monkey
             (fgsm, {"weights": own, "batch": 1000}),  # begun on a GPU, whose batches AutoAttack's state is made of
         ):
             progress = {"done": 20, "correct": [True] * 20}
-            files.save_json(evaluating._partial_path(RUN, evaluation), {"batch": 250, **made_of, "progress": progress})
+            files.save_json(
+                evaluating._partial_path(RUN, evaluation), {"batch": 250, **images, **made_of, "progress": progress}
+            )
             with pytest.raises(Interrupted):
                 runs.ensure_evaluated(RUN, evaluation, CPU)
     assert seen == [20, 0, 20, 0, 0, 0]

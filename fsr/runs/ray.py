@@ -1,7 +1,6 @@
 """The same tasks on a Ray cluster, which places, queues and retries them; no node needs anything but the folder."""
 
 import contextlib
-import importlib.util
 import logging
 import os
 import secrets
@@ -245,11 +244,13 @@ def _marked() -> Iterator[str]:
 @contextlib.contextmanager
 def _connected(address: str):
     """Ray, connected; workers run this very package, in this root, whatever is installed on their node."""
-    if importlib.util.find_spec("ray") is None:
-        raise UsageError("Ray is not installed; type `pip install 'ray>=2.40'` (or `pip install -e '.[cluster]'`)")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
-
+    try:
+        import ray
+    except ImportError:
+        raise UsageError(
+            "Ray is not installed; type `pip install 'ray>=2.40'`, or `pip install -e '.[cluster]'`"
+        ) from None
     origin = files.provenance()
     variables = {"FSR_ROOT": str(files.root()), "FSR_DATA": str(files.data()), "FSR_COMMIT": origin["commit"]}
     variables["FSR_DIRTY"] = None if origin["dirty"] is None else str(int(origin["dirty"]))

@@ -79,7 +79,7 @@ class Classifier(nn.Module):
 
 def submodule_at(net: nn.Module, path: str) -> nn.Module:
     """The submodule at a path as in `named_modules()`; an unknown path raises UsageError with the ones nearby."""
-    names = [name for name, _ in net.named_modules() if name]
+    names = [name for name, _ in net.named_modules(remove_duplicate=False) if name]
     if path not in names:
         parent = path.rpartition(".")[0]
         near = [n for n in names if n.rpartition(".")[0] == parent] or [n for n in names if "." not in n]
@@ -87,33 +87,78 @@ def submodule_at(net: nn.Module, path: str) -> nn.Module:
     return net.get_submodule(path)
 
 
+def _replace(net: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put new wherever old is registered in net: a module may have several names, and forward uses any of them."""
+    for parent in list(net.modules()):
+        for name, child in list(parent._modules.items()):  # named_children() leaves second names out
+            if child is old:
+                setattr(parent, name, new)
+
+
 def insert(net: nn.Module, path: str, module: nn.Module) -> None:
     """Put module after the submodule at path, changing net."""
-    inserted = Inserted(submodule_at(net, path), module)
-    parent, _, name = path.rpartition(".")
-    setattr(net.get_submodule(parent), name, inserted)
+    submodule = submodule_at(net, path)
+    _replace(net, submodule, Inserted(submodule, module))
+
+
+def insert_all(net: nn.Module, modules: dict[str, nn.Module]) -> None:
+    """Insert every module at its path; the deepest paths first, because an insertion moves what lies below it."""
+    for path in sorted(modules, key=lambda path: -path.count(".")):
+        insert(net, path, modules[path])
+
+
+def remove_all(net: nn.Module, modules: dict[str, nn.Module]) -> None:
+    """Undo `insert_all`."""
+    for part in [part for part in net.modules() if isinstance(part, Inserted)]:
+        if any(part.module is module for module in modules.values()):
+            _replace(net, part, part.submodule)
+
+
+def first_accepted(net: nn.Module, batches: list[Tensor]) -> tuple[Tensor, Any]:
+    """(The first batch that net takes, what it gives) in eval mode; UsageError with the reason when it takes none."""
+    reason = ""
+    for x in batches:
+        try:
+            with eval_mode(net), torch.no_grad():
+                return x, net(x.clone())
+        except Exception as error:  # a foreign network may refuse an input by any exception
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:150]
+    sizes = ", ".join(str(tuple(x.shape)) for x in batches)
+    raise UsageError(f"a dry run on images {sizes} failed ({reason}); give example=, a batch that the network takes")
 
 
 def _watched(net: nn.Module, path: str, x: Tensor, outputs: list[Any]) -> None:
-    """Run net on x and add what the submodule at path gives to outputs, whatever happens behind it."""
+    """Run net on x in eval mode and add what the submodule at path gives to outputs, whatever happens behind it."""
     handle = submodule_at(net, path).register_forward_hook(lambda module, args, output: outputs.append(output))
     try:
-        net(x)
+        with eval_mode(net), torch.no_grad():
+            net(x)
     finally:
         handle.remove()
 
 
-def channels_at(net: nn.Module, path: str, x: Tensor) -> int:
-    """Channels C of the features (N, C, H, W) after the submodule at path, by a dry run on x that changes nothing.
+def _has_channels_last(f: Tensor, x: Tensor, larger: list[Any]) -> bool:
+    """Are these maps (N, H, W, C)?  Their second size grows with the image, or, where only one size runs, H / W is x's.
+
+    larger: the same maps for images of twice the size, where the network takes them.
+    """
+    if larger:
+        return larger[0].shape[1] != f.shape[1]
+    h, w = x.shape[-2:]
+    first, last = (abs(a * w - b * h) for a, b in (f.shape[2:], f.shape[1:3]))  # 0 where a / b is h / w
+    return last < first
+
+
+def features_at(net: nn.Module, path: str, x: Tensor) -> Tensor:
+    """Features (N, C, H, W) after the submodule at path, by a dry run on x that changes nothing.
 
     Raises UsageError when the submodule does not run exactly once, or gives anything but such a map.
     """
     outputs: list[Any] = []
     larger: list[Any] = []
-    with eval_mode(net), torch.no_grad():
-        _watched(net, path, x, outputs)
-        with suppress(RuntimeError, ValueError, AssertionError):  # a network that takes one size only
-            _watched(net, path, nn.functional.interpolate(x, scale_factor=2), larger)
+    _watched(net, path, x.clone(), outputs)
+    with suppress(Exception):  # a network that takes one size only
+        _watched(net, path, nn.functional.interpolate(x, scale_factor=2), larger)
     if len(outputs) != 1:
         raise UsageError(f"{path!r} runs {len(outputs)} times in a forward pass; choose a module that runs once")
     f = outputs[0]
@@ -126,9 +171,9 @@ def channels_at(net: nn.Module, path: str, x: Tensor) -> int:
         )
     if f.ndim != 4:
         raise UsageError(f"{path!r} gives {tuple(f.shape)}, not a feature map (N, C, H, W); choose another module")
-    if larger and larger[0].shape[1] != f.shape[1]:
+    if _has_channels_last(f, x, larger):
         raise UsageError(
-            f"{path!r} gives {tuple(f.shape)}, whose second size grows with the image: maps (N, H, W, C), not "
-            "(N, C, H, W); choose a place whose maps have their channels first"
+            f"{path!r} gives {tuple(f.shape)}, maps (N, H, W, C), not (N, C, H, W); choose a place whose maps have "
+            "their channels first"
         )
-    return f.shape[1]
+    return f

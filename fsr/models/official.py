@@ -7,11 +7,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fsr.config import FSRSpec
 from fsr.files import UsageError
+from fsr.models.build import backbone_named, build_model
+from fsr.models.insert import Classifier
 
 log = logging.getLogger("fsr")
 
 DEAD = "sub_block1."  # built by their WideResNet, run by nothing
+WRAPPED = re.compile(r"^(?:module\.|_orig_mod\.)+")  # of DataParallel and torch.compile
+FORBIDDEN = re.compile(r"Unsupported (?:global: GLOBAL|class) ([\w.]+)")
 SEQUENTIAL_BLOCK = re.compile(r"block(\d+)\.(\d+)\.")
 
 
@@ -40,6 +45,14 @@ HEADS = {"resnet18": "linear.weight", "vgg16": "classifier.4.weight", "wideresne
 MODULE_NAMES = {"separation.sep_net.": "score.", "recalibration.rec_net.": "correct.", "aux.0.": "aux."}
 
 
+def _reason(text: str) -> str:
+    """What is wrong with a file, from torch.load's message, which also advises how to run its code."""
+    if found := FORBIDDEN.search(text):
+        return f"holds {found[1]}, which is more than weights and is not read; save its state_dict alone"
+    first = next(iter(text.strip().splitlines()), "empty")
+    return f"is not a whole file of weights: {'damaged' if first.startswith('Weights only') else first[:150]}"
+
+
 def _read(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint by name, without running any code that it may hold."""
     if not path.is_file():
@@ -47,14 +60,13 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # nothing is executed, but damaged bytes lead the reader into any exception there is
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UsageError(f"{path} is not a whole file of weights: {first[:150]}") from None
+        raise UsageError(f"{path} {_reason(str(error))}") from None
     for wrapper in ("state_dict", "net", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise UsageError(f"{path} holds no state_dict: a mapping of names to tensors is expected")
-    return {str(name).removeprefix("module."): value for name, value in state.items()}
+    return {WRAPPED.sub("", str(name)): value for name, value in state.items()}
 
 
 def our_name(name: str, backbone: str, stage: str) -> str:
@@ -83,3 +95,23 @@ def official_state(path, backbone: str, stage: str) -> tuple[dict[str, Tensor], 
         count = sum(state[name].numel() for name in dead if "running" not in name and "num_batches" not in name)
         log.info("%s: dropped %d parameters of sub_block1, which the authors' network never runs", path.name, count)
     return {our_name(n, backbone, stage): v for n, v in state.items() if n not in set(dead)}, head.shape[0]
+
+
+def load_official(path, backbone: str, tau: float = 0.1) -> Classifier:
+    """A checkpoint of the authors' code (wkim97/FSR) as a Classifier in eval mode.
+
+    path: a file written by `torch.save`; backbone: a key of BACKBONES at full size; tau: what it was trained with
+    (the file does not say). Read with weights_only; every shape must fit. Raises UsageError in one line otherwise.
+    """
+    chosen = backbone_named(backbone)
+    state, num_classes = official_state(path, backbone, chosen.fsr_stage)
+    model = build_model(backbone, num_classes, fsr=FSRSpec(tau=tau))
+    own = model.state_dict()
+    misfits = sorted(own.keys() ^ state.keys()) + [k for k in own if k in state and own[k].shape != state[k].shape]
+    if misfits:
+        raise UsageError(
+            f"{path} is not the authors' {backbone} with FSR: {len(misfits)} weights are missing, unknown "
+            f"or of another shape, first {misfits[0]!r}"
+        )
+    model.load_state_dict(state, strict=True)
+    return model.eval()

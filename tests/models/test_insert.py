@@ -293,12 +293,119 @@ class Permuted(nn.Module):
         return x.permute(0, 2, 3, 1)
 
 
-def test_maps_with_their_channels_last_are_refused_and_the_network_is_left_alone():
-    net = Last()
+class Fixed(nn.Module):
+    """A network of one image size, as timm's Swin is."""
+
+    def __init__(self, net, size=28):
+        super().__init__()
+        self.net, self.size = net, size
+
+    def forward(self, x):
+        assert x.shape[-1] == self.size
+        return self.net(x)
+
+
+@pytest.mark.parametrize("net", [Last(), Fixed(Last(), 32), Fixed(Last(), 224)], ids=["any size", "32", "224"])
+def test_maps_with_their_channels_last_are_refused_and_the_network_is_left_alone(net):
+    stage = "net.stage" if isinstance(net, Fixed) else "stage"
     with pytest.raises(UsageError, match=r"maps \(N, H, W, C\), not"):
-        attach_fsr(net, at="stage", num_classes=5)
-    assert type(net.stage) is nn.Sequential
-    attach_fsr(net, at="stage.0", num_classes=5)  # before it they come first
+        attach_fsr(net, at=stage, num_classes=5)
+    assert type(net.get_submodule(stage)) is nn.Sequential
+    attach_fsr(net, at=f"{stage}.0", num_classes=5)  # before it they come first
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 28, 28), (2, 3, 28, 56), (2, 3, 28, 14)])
+def test_example_images_of_any_shape_tell_the_two_layouts_apart(shape):
+    net = Fixed(Last(), shape[-1])
+    with pytest.raises(UsageError, match="channels first"):
+        attach_fsr(net, at="net.stage", num_classes=5, example=torch.rand(shape))
+    attach_fsr(net, at="net.stage.0", num_classes=5, example=torch.rand(shape))
+
+
+class Checking(nn.Module):
+    """Tiny behind a gate: `check` sees each batch, `cast` changes its type."""
+
+    def __init__(self, check=lambda x: True, cast=lambda x: x, error=Exception):
+        super().__init__()
+        self.net, self.check, self.cast, self.error = Tiny(), check, cast, error
+
+    def forward(self, x):
+        if not self.check(x):
+            raise self.error("not\nfor me")
+        return self.net(self.cast(x))
+
+
+def test_networks_that_cast_or_check_their_input_are_tried_and_refuse_in_one_line():
+    assert attach_fsr(Checking(lambda x: x.shape[-1] == 64), at="net.body", num_classes=5)
+    cast = Checking(cast=lambda x: x.double())
+    cast.net.double()
+    assert attach_fsr(cast, at="net.body", num_classes=5)(X).dtype == torch.float64
+    byte = Checking(lambda x: x.dtype == torch.uint8, cast=lambda x: x.float() / 255)
+    example = (X * 255).to(torch.uint8)
+    assert attach_fsr(byte, at="net.body", num_classes=5, example=example)(example).shape == (4, 5)
+    for error in (Exception, KeyError, TypeError):
+        for options in ({}, {"example": X}):
+            with pytest.raises(UsageError, match="example=") as caught:
+                attach_fsr(Checking(lambda x: False, error=error), at="net.body", num_classes=5, **options)
+            assert "\n" not in str(caught.value)
+
+
+class Both(nn.Module):
+    """Logits and an auxiliary output: always, or in training mode only, as torchvision's GoogLeNet has them."""
+
+    def __init__(self, always):
+        super().__init__()
+        self.net, self.norm, self.always = Tiny(), nn.BatchNorm2d(3), always
+
+    def forward(self, x):
+        logits = self.net(self.norm(x))
+        return (logits, logits) if self.training or self.always else logits
+
+
+@pytest.mark.parametrize(
+    "net, classes, why",
+    [
+        (Tiny(), 4, r"\(1, 5\), not logits \(N, 4\)"),
+        (Tiny(), 10, r"\(1, 5\), not logits \(N, 10\)"),
+        (nn.Sequential(nn.Conv2d(3, 5, 3)), 5, "not logits"),
+        (Both(always=True), 5, "tuple in evaluation mode"),
+        (Both(always=False), 5, "tuple in training mode"),
+    ],
+    ids=["fewer", "more", "maps", "two outputs", "two in training"],
+)
+def test_networks_whose_output_is_not_the_logits_of_k_classes_are_refused(net, classes, why):
+    path = "net.body" if isinstance(net, Both) else "0" if isinstance(net, nn.Sequential) else "body"
+    before, random = copy.deepcopy(net.state_dict()), torch.get_rng_state()
+    with pytest.raises(UsageError, match=why) as caught:
+        attach_fsr(net, at=path, num_classes=classes)
+    assert "\n" not in str(caught.value) and net.training and torch.equal(random, torch.get_rng_state())
+    after = net.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+
+
+class Aliased(nn.Module):
+    """One stage under two names, or under a name that forward does not use."""
+
+    def __init__(self, hidden):
+        super().__init__()
+        self.net = Tiny()
+        self.body = self.net.body
+        self.parts = [self.body] if hidden else None
+
+    def forward(self, x):
+        if self.parts is None:
+            return self.net(x)
+        return self.net.head(self.parts[0](self.net.stem(x)).mean((2, 3)))
+
+
+def test_a_stage_with_two_names_runs_fsr_under_either_and_a_hidden_one_is_refused():
+    for path in ("body", "net.body"):
+        model = attach_fsr(Aliased(hidden=False), at=path, num_classes=5).eval()
+        assert len(model.trace(X)[1]) == 1
+    net = Aliased(hidden=True)
+    with pytest.raises(UsageError, match="choose another place"):
+        attach_fsr(net, at="body", num_classes=5)
+    assert not any(isinstance(part, Inserted) for part in net.modules()) and net.body is net.net.body
 
 
 def test_a_timm_convolutional_network_works_and_a_vit_block_is_refused():
@@ -307,6 +414,11 @@ def test_a_timm_convolutional_network_works_and_a_vit_block_is_refused():
     model = attach_fsr(net, at="layer4", num_classes=5, spec=FSRSpec(hidden=8)).eval()
     assert model(torch.rand(1, 3, 64, 64)).shape == (1, 5)
     vit = timm.create_model("vit_tiny_patch16_224", num_classes=5, depth=1, img_size=32, embed_dim=12, num_heads=1)
+    swin = timm.create_model(
+        "swin_tiny_patch4_window7_224", num_classes=5, img_size=56, embed_dim=12, depths=(1, 1), num_heads=(1, 1)
+    )
+    with pytest.raises(UsageError, match=r"\(1, 7, 7, 24\), maps \(N, H, W, C\)"):
+        attach_fsr(swin, at="layers.1", num_classes=5, example=torch.rand(1, 3, 56, 56))
     with pytest.raises(UsageError, match=r"tokens \(N, T, C\) = \(1, 5, 12\)"):
         attach_fsr(vit, at="blocks.0", num_classes=5)
     assert vit(torch.rand(1, 3, 32, 32)).shape == (1, 5)

@@ -1,8 +1,11 @@
+import argparse
 import json
 import logging
 import pickle
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from official_net import NETWORKS, randomised
@@ -106,7 +109,13 @@ def test_wrappers_and_prefixes_are_seen_through(tmp_path):
     plain = NETWORKS["resnet18"](width=4, hidden=8).state_dict()
     expected = None
     for i, content in enumerate(
-        (plain, {"state_dict": plain, "epoch": 100}, {"net": plain}, {"module." + k: v for k, v in plain.items()})
+        (
+            plain,
+            {"state_dict": plain, "epoch": 100},
+            {"net": plain},
+            {"module." + k: v for k, v in plain.items()},
+            {"model": {"_orig_mod.module." + k: v for k, v in plain.items()}},
+        )
     ):
         torch.save(content, tmp_path / f"{i}.pth")
         names = official_state(tmp_path / f"{i}.pth", "resnet18", "layer4")[0].keys()
@@ -127,6 +136,15 @@ def test_files_that_are_not_their_checkpoint_are_refused_in_one_line(tmp_path, n
     assert "state_dict" in refused(tmp_path / "list.pth")
     with pytest.raises(UsageError, match="unknown backbone"):
         load_official(narrow_file, "resnet19")
+
+
+@pytest.mark.parametrize(
+    "extra, name", [(np.float64(81.2), r"numpy\S*\.scalar"), (argparse.Namespace(lr=0.1), r"argparse\.Namespace")]
+)
+def test_what_is_more_than_weights_is_named_and_no_unsafe_way_is_advised(extra, name, tmp_path):
+    torch.save({"state_dict": {"linear.weight": torch.zeros(10, 512)}, "extra": extra}, tmp_path / "net.pth")
+    message = refused(tmp_path / "net.pth")
+    assert re.search(name, message) and "weights_only" not in message and len(message) < 300
 
 
 class Bomb:

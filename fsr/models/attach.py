@@ -1,0 +1,116 @@
+"""FSR in any network, after it has shown in a dry run that it can take it.
+
+N images, C channels, H and W positions, K classes.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fsr.config import FSRSpec
+from fsr.files import UsageError
+from fsr.models.fsr import FSR
+from fsr.models.insert import Classifier, features_at, first_accepted, insert_all, remove_all
+from fsr.models.modes import eval_mode
+
+SIZES = (32, 64, 224)  # pixels of the black images that a network is tried on
+LARGE = 299  # pixels that Inception's auxiliary outputs need
+
+
+@contextmanager
+def _trained_and_restored(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Training mode inside; afterwards modes, buffers and the random state are as before."""
+    modes = {part: part.training for part in model.modules()}
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    devices = [device] if device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices), torch.no_grad():
+            model.train()
+            yield
+    finally:
+        for part, was_training in modes.items():
+            part.training = was_training
+        with torch.no_grad():
+            for name, value in model.named_buffers():
+                value.copy_(buffers[name])
+
+
+def _training_output(model: nn.Module, batches: list[Tensor]) -> Any:
+    """What the network gives in training mode for the first batch that it takes; None where it refuses all."""
+    with _trained_and_restored(model, batches[0].device):
+        for x in batches:
+            with suppress(Exception):
+                return model(x.clone())
+    return None
+
+
+def _check_outputs(logits: Any, in_training: Any, num_classes: int) -> None:
+    """Raise UsageError unless a network gives logits (N, K) and nothing else, in both modes."""
+    for output, mode in ((logits, "evaluation"), (in_training, "training")):
+        if output is not None and not isinstance(output, Tensor):
+            raise UsageError(
+                f"the network gives a {type(output).__name__} in {mode} mode, not logits (N, K) alone; switch its "
+                "auxiliary outputs off (aux_logits=False) or wrap it so that its call returns the logits"
+            )
+    if logits.ndim != 2 or logits.shape[1] != num_classes:
+        raise UsageError(
+            f"the network gives {tuple(logits.shape)}, not logits (N, {num_classes}): num_classes must be the number "
+            "of classes of its own head"
+        )
+
+
+def _module_for(f: Tensor, model: nn.Module, num_classes: int, spec: FSRSpec) -> FSR:
+    """FSR for features f, on their device, in their type if the network has weights of it (autocast's are not)."""
+    types = [p.dtype for p in model.parameters() if p.is_floating_point()]
+    dtype = f.dtype if f.dtype in types or not types else types[0]
+    return FSR(f.shape[1], num_classes, spec).to(f.device, dtype)
+
+
+def attach_fsr(
+    model: nn.Module,
+    at: str | tuple[str, ...],
+    num_classes: int,
+    spec: FSRSpec | None = None,
+    *,
+    example: Tensor | None = None,
+) -> Classifier:
+    """FSR in any network: changes model, which then runs FSR after each place in `at`, and returns it as a Classifier.
+
+    at: module paths as in `named_modules()`, whose output is one map (N, C, H, W); num_classes: K of the network's own
+    head; example: a batch for the dry run that finds C, else black images. New weights keep PyTorch's defaults.
+    UsageError leaves model as it was. Train it through `trace` and `fsr.train.objectives`; under DDP wrap an
+    Objective, which runs the auxiliary head.
+    """
+    spec = FSRSpec() if spec is None else spec
+    paths = (at,) if isinstance(at, str) else tuple(at)
+    if not paths or len(set(paths)) < len(paths):
+        raise UsageError(f"at must name at least one place, each once, not {at!r}")
+    if isinstance(model, Classifier):
+        model = model.net
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    x, logits = first_accepted(model, [example] if example is not None else _black(like, 1, *SIZES))
+    features = {path: features_at(model, path, x) for path in paths}
+    batches = [x] if example is not None else [torch.cat([x, x]), *_black(like, 2, LARGE)]
+    _check_outputs(logits, _training_output(model, batches), num_classes)
+    modules = {path: _module_for(f, model, num_classes, spec) for path, f in features.items()}
+    insert_all(model, modules)
+    attached = Classifier(model)
+    if len(_streams(attached, x)) < len(attached.inserted()):
+        remove_all(model, modules)
+        raise UsageError(
+            f"the network runs {', '.join(paths)} without looking it up by that name; choose another place"
+        )
+    return attached
+
+
+def _black(like: Tensor, n: int, *sizes: int) -> list[Tensor]:
+    """Batches of n black images, one of each size, in like's type and place."""
+    return [like.new_zeros(n, 3, size, size) for size in sizes]
+
+
+def _streams(model: Classifier, x: Tensor) -> list[Any]:
+    with eval_mode(model), torch.no_grad():
+        return model.trace(x.clone())[1]

@@ -1,0 +1,81 @@
+"""The networks that runs train: a backbone, with or without FSR or a peer."""
+
+import torch
+from torch import nn
+
+from fsr.config import BACKBONES, DATASETS, PEERS, Backbone, FSRSpec, PeerSpec, Run
+from fsr.files import UsageError
+from fsr.models.fsr import FSR, hidden_channels
+from fsr.models.insert import Classifier, features_at, first_accepted, insert_all
+
+
+def backbone_named(name: str) -> Backbone:
+    """The backbone of that name; UsageError lists the names."""
+    if name not in BACKBONES:
+        raise UsageError(f"unknown backbone {name!r}; choose one of {', '.join(BACKBONES)}")
+    return BACKBONES[name]
+
+
+def _peers(spec: PeerSpec, backbone: Backbone, blocks: tuple[int, ...], channels, num_classes: int) -> dict:
+    """The peer's modules by path; channels: path to channels."""
+    peer = PEERS[spec.name]
+    paths = spec.at or (backbone.stages if peer.every_stage else backbone.last_two(blocks))
+    return {path: peer.build(channels(path), num_classes, path == paths[-1]) for path in paths}
+
+
+def _fsr(spec: FSRSpec, backbone: Backbone, channels, num_classes: int) -> dict:
+    """The FSR modules by path; channels: path to channels."""
+    counts = {path: channels(path) for path in spec.at or (backbone.fsr_stage,)}
+    hidden = {path: spec.hidden or hidden_channels(count, backbone.reference) for path, count in counts.items()}
+    return {path: FSR(count, num_classes, spec, hidden=hidden[path]) for path, count in counts.items()}
+
+
+def build_model(
+    backbone: str,
+    num_classes: int = 10,
+    fsr: FSRSpec | None = None,
+    peer: PeerSpec | None = None,
+    width: int | None = None,
+    blocks: tuple[int, ...] | None = None,
+) -> Classifier:
+    """A backbone with or without FSR or a peer, initialised by the backbone's rule, in training mode.
+
+    width: channels of the first stage (WRN: the widening factor); blocks: per stage; None: the backbone's own. With
+    the same random state, networks that differ in what is inserted start from the same backbone weights.
+    """
+    chosen = backbone_named(backbone)
+    if fsr is not None and peer is not None:
+        raise UsageError("a network takes an FSRSpec or a PeerSpec, not both")
+    blocks = chosen.blocks if blocks is None else tuple(blocks)
+    if len(blocks) != len(chosen.stages) or min(blocks) < 1:
+        raise UsageError(f"{backbone} needs {len(chosen.stages)} positive numbers of blocks, not {blocks}")
+    if width is not None and width < 1:
+        raise UsageError(f"width must be positive, not {width}")
+    net = chosen.network(num_classes, chosen.width if width is None else width, blocks)
+    chosen.initialise(net)
+
+    def channels(path: str) -> int:
+        x = first_accepted(net, [torch.zeros(1, 3, size, size) for size in (8, 32, 64)])[0]
+        return features_at(net, path, x).shape[1]
+
+    modules: dict[str, nn.Module] = {}
+    if fsr is not None:
+        modules = _fsr(fsr, chosen, channels, num_classes)
+    elif peer is not None:
+        modules = _peers(peer, chosen, blocks, channels, num_classes)
+    for module in modules.values():
+        chosen.initialise(module)
+    insert_all(net, modules)
+    return Classifier(net)
+
+
+def model_of(run: Run, num_classes: int | None = None) -> Classifier:
+    """The network that a run trains, freshly initialised from the global random state.
+
+    num_classes: needed for `folder:` data, whose classes the run does not know.
+    """
+    if num_classes is None:
+        if run.dataset not in DATASETS:
+            raise UsageError(f"how many classes {run.dataset!r} has is known once it is read: give num_classes")
+        num_classes = DATASETS[run.dataset].classes
+    return build_model(run.backbone, num_classes, run.fsr, run.peer, run.width, run.blocks)

@@ -4,7 +4,6 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from fsr import experiments, reference, store
@@ -15,6 +14,7 @@ from fsr.tables import names
 LOSSES = {"train_cls": "classification", "train_robust": "robust term", "train_sep": "separation"}
 LOSSES |= {"train_rec": "recalibration"}
 DASHES = dict(zip(LOSSES, ("-", (0, (4, 1, 1, 1)), (0, (4, 1.5)), (0, (1, 1)))))
+CLEAN_DASH = (0, (4, 1.5))
 OFFICIAL = {  # the authors' log -> our histories
     "train_adv_loss": "train_cls",
     "train_sep_loss": "train_sep",
@@ -37,7 +37,8 @@ def official(run: Run) -> pd.DataFrame:
 def _curve(ax: Axes, frame: pd.DataFrame, column: str, dash="-") -> None:
     """One line per method, mean over seeds, its band from the lowest to the highest seed."""
     if column in frame and frame[column].notna().any():
-        look = {"hue": "method", "palette": style.METHODS, "errorbar": ("pi", 100), "legend": False}
+        palette = {method: style.colour(method) for method in frame["method"].unique()}
+        look = {"hue": "method", "palette": palette, "errorbar": ("pi", 100), "legend": False}
         sns.lineplot(frame, x="epoch", y=column, ax=ax, linestyle=dash, **look)
         ax.set(xlabel="", ylabel="")
         ax.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, min_n_ticks=1))
@@ -55,14 +56,13 @@ def _marks(ax: Axes, frame: pd.DataFrame) -> None:
 
 def _mark(ax: Axes, mark: str, x: float, y: float, method: str) -> None:
     look = {"clip_on": False, "zorder": 4, "linestyle": "", "markeredgecolor": "black", "markeredgewidth": 0.5}
-    look |= {"markeredgecolor": style.METHODS[method], "fillstyle": "none"} if mark == "last" else {}
+    look |= {"markeredgecolor": style.colour(method), "fillstyle": "none"} if mark == "last" else {}
     size = {"last": 6, "best": 7, "ema": 3}[mark]  # all three can fall on one point and are still seen
-    ax.plot(x, y, marker=style.MARKERS[mark], color=style.METHODS[method], markersize=size, **look)
+    ax.plot(x, y, marker=style.MARKERS[mark], color=style.colour(method), markersize=size, **look)
 
 
-def _under_pgd(ax: Axes, profile: str, frame: pd.DataFrame) -> None:
-    """PGD-20 on test images at last, best and EMA, of methods that train against another attack."""
-    cells = records.frame(profile, "T1", kind="ours", metric="pgd20")
+def _under_pgd(ax: Axes, frame: pd.DataFrame, cells: pd.DataFrame) -> None:
+    """PGD-20 on test images (T1's cells) at last, best and EMA, of methods that train against another attack."""
     for method, part in frame.groupby("method"):
         at = {"last": part["epoch"].max(), "ema": part["epoch"].max()}
         at["best"] = part.loc[part["held_robust_acc"].idxmax(), "epoch"]
@@ -70,65 +70,72 @@ def _under_pgd(ax: Axes, profile: str, frame: pd.DataFrame) -> None:
             _mark(ax, row.checkpoint, at[row.checkpoint], row.value, method)
 
 
-def _row(axes: list[Axes], profile: str, frame: pd.DataFrame, log: pd.DataFrame) -> None:
+def _row(axes: list[Axes], frame: pd.DataFrame, log: pd.DataFrame, pgd: pd.DataFrame) -> None:
+    """One method with and without FSR: losses, accuracy on attacked training images, on held-out images."""
     losses, training, held = axes
     both = pd.concat([frame, log], ignore_index=True)
     for column, dash in DASHES.items():
         _curve(losses, both, column, dash)
+    _curve(held, frame, "held_clean_acc", CLEAN_DASH)
     if "TRADES" in frame["method"].iloc[0]:
-        _curve(held, frame, "held_clean_acc", (0, (4, 1.5)))
-        _under_pgd(held, profile, frame)
-        training.text(0.5, 0.5, "TRADES trains against\nits own KL attack:\nnot comparable", ha="center", va="center",
-                      transform=training.transAxes, color="#666666")  # fmt: skip
+        _under_pgd(held, frame, pgd)
+        text = "TRADES trains against\nits own KL attack:\nnot comparable"
+        training.text(0.5, 0.5, text, ha="center", va="center", transform=training.transAxes, color="#666666")
         style.blank(training)
     else:
         _curve(training, both, "train_adv_acc")
         _curve(held, both, "held_robust_acc")
-        _curve(held, frame, "held_clean_acc", (0, (4, 1.5)))
         _marks(held, frame)
     for ax in (training, held):
         ax.set_ylim(-0.02, 1.02)
         style.percent_axis(ax)
+    losses.set_ylabel(frame["method"].iloc[0])
 
 
-def _pairs(profile: str) -> list[tuple[Run, ...]]:
-    """Runs of AT, TRADES and MART with and without FSR on the main data set and network."""
-    base = experiments.profile_of(profile).base
-    rows = [row for row in experiments.ROWS[profile]["whitebox"] if row.plain]
-    here = [row for row in rows if (row.runs[0].dataset, row.runs[0].backbone) == (base.dataset, base.backbone)]
-    return [row.plain + row.runs for row in here]
-
-
-@style.styled
-def training_curves(profile: str) -> Figure:
-    """F5: losses, accuracy on attacked training images and on held-out images per epoch, AT and AT + FSR overlaid."""
-    frames = [frame for runs in _pairs(profile) if len(frame := records.histories(runs))]
-    if not frames:
-        raise records.nothing(profile, "training histories")
-    log = official(experiments.profile_of(profile).base)
+def _figure(frames: list[pd.DataFrame], log: pd.DataFrame, pgd: pd.DataFrame, note: str) -> Figure:
+    """A row of panels per method; the log stands in the first."""
     figure, grid = style.panels(len(frames), 3, 1.9 * len(frames) + 1.0)
     for i, (axes, frame) in enumerate(zip(grid, frames)):
-        _row(axes, profile, frame, log if i == 0 else log.iloc[:0])
-        axes[0].set_ylabel(frame["method"].iloc[0])
+        _row(axes, frame, log.iloc[: None if i == 0 else 0], pgd)
     for ax, title in zip(grid[0], ("loss terms", "training images, attacked", "held-out images")):
         ax.set_title(title)
     for ax in grid[-1]:
         ax.set_xlabel("epoch")
     methods = dict.fromkeys(m for frame in (*frames, log) if len(frame) for m in frame["method"])
-    handles = [Line2D([], [], color=style.METHODS[method], label=method) for method in methods]
+    handles = [style.key(method, style.colour(method)) for method in methods]
     recorded = [name for name in LOSSES if any(name in frame for frame in frames)]
-    handles += [Line2D([], [], color="black", linestyle=DASHES[n], label=f"loss: {LOSSES[n]}") for n in recorded]
-    handles += [Line2D([], [], color="black", linestyle=(0, (4, 1.5)), label="accuracy: clean")]
+    handles += [style.key(f"loss: {LOSSES[name]}", linestyle=DASHES[name]) for name in recorded]
+    handles += [style.key("accuracy: clean", linestyle=CLEAN_DASH)]
     look = {"color": "white", "markeredgecolor": "black", "linestyle": ""}
-    handles += [Line2D([], [], marker=style.MARKERS[m], label=m.replace("ema", "EMA"), **look) for m in style.MARKERS]
-    seeds = max(frame["seed"].nunique() for frame in frames)
+    handles += [style.key(mark.replace("ema", "EMA"), marker=shape, **look) for mark, shape in style.MARKERS.items()]
+    return style.finish(figure, note, handles)
+
+
+@style.styled
+def training_curves(profile: str) -> Figure:
+    """F5: losses, accuracy on attacked training images and on held-out images per epoch, AT and AT + FSR overlaid."""
+    base = experiments.profile_of(profile).base
+    rows = [row for row in experiments.ROWS[profile]["whitebox"] if row.plain]
+    here = [row for row in rows if (row.runs[0].dataset, row.runs[0].backbone) == (base.dataset, base.backbone)]
+    frames = [frame for row in here if len(frame := records.histories(row.plain + row.runs))]
+    if not frames:
+        raise records.nothing(profile, "training histories")
+    log, seeds = official(base), max(frame["seed"].nunique() for frame in frames)
     note = records.setting(profile, weights=False)
     note += f"; lines: mean over seeds (up to {seeds}), bands: their range" if seeds > 1 else "; one seed"
     if len(log):
         note += "\nauthors' code: another person's run of 100 epochs, its rate falls later; tested under PGD-10"
-    if "TRADES" in methods:
+    if any("TRADES" in frame["method"].iloc[0] for frame in frames):
         note += "\nTRADES: the marks are accuracies under PGD-20 on test images"
-    return style.finish(figure, note, handles)
+    return _figure(frames, log, records.frame(profile, "T1", kind="ours", metric="pgd20"), note)
+
+
+@style.styled
+def training(run: Run) -> Figure:
+    """The same panels of one run, so far; MissingRecord when it has not begun."""
+    frame = store.history(run).assign(method=names.method(run.label), seed=run.seed)
+    note = f"{names.dataset(run.dataset)}, {names.network(run)}, seed {run.seed}"
+    return _figure([frame], pd.DataFrame(), pd.DataFrame(columns=["row"]), note)
 
 
 @style.styled
@@ -145,28 +152,7 @@ def overfitting(profile: str) -> Figure:
         ax.set(title=title, xlabel="epoch")
         style.percent_axis(ax)
     _marks(axes[1], frame)
-    methods = dict.fromkeys(frame["method"])
-    handles = [Line2D([], [], color=style.METHODS[method], label=method) for method in methods]
+    handles = [style.key(method, style.colour(method)) for method in dict.fromkeys(frame["method"])]
     size, seeds = experiments.profile_of(profile).base.train_size, frame["seed"].nunique()
     note = f"{records.setting(profile, weights=False)}, {size:,} training images, {seeds} seeds: mean and range"
     return style.finish(figure, note + "; ring: last, star: best, diamond: EMA", handles)
-
-
-@style.styled
-def training(run: Run) -> Figure:
-    """Loss terms and accuracies of one run, so far; MissingRecord when it has not begun."""
-    frame = store.history(run).assign(method=names.method(run.label), seed=run.seed)
-    figure, (axes,) = style.panels(1, 2, 2.6)
-    for column, label in LOSSES.items():
-        if column in frame:
-            axes[0].plot(frame["epoch"], frame[column], linestyle=DASHES[column], color=style.BLACK, label=label)
-    for column, colour in (("held_clean_acc", style.CLEAN), ("held_robust_acc", style.ATTACKED)):
-        if column in frame:
-            label = {"held_clean_acc": "clean", "held_robust_acc": "attacked"}[column]
-            axes[1].plot(frame["epoch"], frame[column], color=colour, label=label)
-    for ax, title in zip(axes, (f"{names.method(run.label)}: loss terms", "held-out accuracy")):
-        ax.set(title=title, xlabel="epoch")
-        ax.legend()
-        ax.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, min_n_ticks=1))
-    style.percent_axis(axes[1])
-    return figure

@@ -22,11 +22,11 @@ def aligned(points: np.ndarray, target: np.ndarray) -> np.ndarray:
     return centred @ rotation + target.mean(axis=0)
 
 
-def densest(points: np.ndarray, taken: list[np.ndarray], apart: float) -> np.ndarray:
-    """The point (2,) where points (n, 2) lie densest, at least `apart` from the taken places where one is."""
+def densest(points: np.ndarray, taken: list[np.ndarray], apart: np.ndarray) -> np.ndarray:
+    """The point (2,) where points (n, 2) lie densest, outside boxes `apart` (2,) around the taken places if any is."""
     distances = np.linalg.norm(points[:, None] - points[None], axis=2)
     order = np.sort(distances, axis=1)[:, : NEAR + 1].mean(axis=1).argsort(kind="stable")
-    free = [i for i in order if all(np.linalg.norm(points[i] - other) >= apart for other in taken)]
+    free = [i for i in order if all((np.abs(points[i] - other) >= apart).any() for other in taken)]
     return points[(free or list(order))[0]]
 
 
@@ -35,7 +35,7 @@ def _scatter(ax: Axes, points: np.ndarray, labels: np.ndarray, classes: list[str
     for label in np.unique(labels)[: len(style.CLASSES)]:
         part, colour = points[labels == label], style.CLASSES[label]
         ax.scatter(*part.T, s=4, color=colour, linewidths=0, alpha=0.65, rasterized=True)
-        taken.append(densest(part, taken, 0.09 * float(np.ptp(points, axis=0).max())))
+        taken.append(densest(part, taken, np.ptp(points, axis=0) * (0.2, 0.06)))
         look = {"ha": "center", "va": "center", "fontsize": 7.5, "fontweight": "bold", "zorder": 5}
         ax.text(*taken[-1], classes[label], color=colour, path_effects=[withStroke(linewidth=2.5, foreground="white")],
                 **look)  # fmt: skip

@@ -128,12 +128,10 @@ def recalibration_step(profile: str, checkpoint: str, probe: str = "knn") -> pd.
 
 def _step_text(profile: str, checkpoint: str) -> str:
     steps = 100 * recalibration_step(profile, checkpoint)
-    text = f"recalibrated − non-robust, by neighbours: {steps.mean():+.1f} points".replace("-", "−")
-    if len(steps) < 3:
-        return text.replace("non−robust", "non-robust") + f" ({len(steps)} seed{'s' * (len(steps) > 1)}: no interval)"
     summary = statistics.seed_summary(steps)
-    interval = f" [{summary.low:+.1f}, {summary.high:+.1f}] over {len(steps)} seeds".replace("-", "−")
-    return text.replace("non−robust", "non-robust") + interval
+    told = f" [{summary.low:+.2f}, {summary.high:+.2f}] over {len(steps)} seeds" if len(steps) > 2 else ""
+    told = f"{summary.mean:+.2f} points".replace("-", "−") + told.replace("-", "−")
+    return f"recalibrated minus non-robust, by neighbours: {told}" + ("" if len(steps) > 1 else ", one seed")
 
 
 @style.styled

@@ -3,7 +3,6 @@
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from fsr import experiments
 from fsr.config import Evaluation
@@ -11,12 +10,6 @@ from fsr.files import MissingRecord
 from fsr.plots import records, style
 from fsr.plots.curves import overfitting
 from fsr.tables import names
-
-LEGEND = {"marker": "o", "linestyle": ""}
-
-
-def _offsets(count: int) -> list[float]:
-    return [0.2 * (i - (count - 1) / 2) for i in range(count)]
 
 
 @style.styled
@@ -34,9 +27,9 @@ def gains(profile: str) -> Figure:
     grid.figure.set_size_inches(style.WIDTH if count > 1 else 5.2, 2.9 * -(-count // 3))
     for place, part in frame.groupby("where", sort=False):
         shown = [method for method in methods if method in set(part["method"])]
-        for method, offset in zip(shown, _offsets(len(shown)), strict=True):
+        for i, method in enumerate(shown):
             rows = part[part["method"] == method]
-            at = [attacks.index(metric) + offset for metric in rows["metric"]]
+            at = [attacks.index(metric) + 0.2 * (i - (len(shown) - 1) / 2) for metric in rows["metric"]]
             style.points(grid.axes_dict[place], rows, at, style.METHODS[method], horizontal=True)
         for metric in set(attacks) - set(part["metric"]):
             grid.axes_dict[place].text(0, attacks.index(metric), " not run", va="center", fontsize=7, color="#666666")
@@ -45,7 +38,7 @@ def gains(profile: str) -> Figure:
     grid.set(ylim=(len(attacks) - 0.5, -0.5))
     labels = {method: f"{method} − {method.removesuffix(' + FSR')}" for method in methods}
     grid.set_xlabels("gain in points" if len(methods) > 1 else f"{labels[methods[0]]}, points").set_ylabels("")
-    handles = [Line2D([], [], color=style.METHODS[m], label=text, **LEGEND) for m, text in labels.items()]
+    handles = style.dots({text: style.METHODS[method] for method, text in labels.items()})
     return style.finish(grid.figure, _gains_note(profile, frame), handles)
 
 
@@ -98,8 +91,6 @@ def training_length(profile: str) -> Figure:
         ax.set_xticks(lengths := sorted(frame["epochs"].unique()), [str(length) for length in lengths])
         ax.minorticks_off()
     axes[0].set_ylabel("AT + FSR − AT, points")
-    handles = [Line2D([], [], color=colour, label=name, **LEGEND) for name, colour in networks.items()]
-    seeds = frame.loc[frame["own"], "seeds"]
-    told = f"{seeds.min()} to {seeds.max()} seeds" if seeds.nunique() > 1 else f"seeds: {seeds.max()}"
     data = names.dataset(experiments.profile_of(profile).base.dataset)
-    return style.finish(figure, f"{data}, Ensemble, {told}; bars: paired 95 % intervals over images", handles)
+    note = f"{data}, Ensemble, {frame['seeds'].min()} to {frame['seeds'].max()} seeds"
+    return style.finish(figure, f"{note}; bars: paired 95 % intervals over images", style.dots(networks))

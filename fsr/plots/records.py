@@ -47,6 +47,13 @@ def correct(run: Run, evaluation: Evaluation) -> pd.Series:
     return pd.concat(columns, axis=1, join="inner").all(axis=1)
 
 
+def accuracy(run: Run, evaluation: Evaluation) -> dict:
+    """value, low, high (Wilson's 95 % interval) and n of one network; MissingRecord when it was not run."""
+    right = correct(run, evaluation)
+    low, high = statistics.wilson(int(right.sum()), len(right))
+    return {"value": float(right.mean()), "low": low, "high": high, "n": len(right)}
+
+
 def paired(runs, baseline, evaluation: Evaluation) -> dict:
     """Accuracy of runs minus baseline, seed by seed on the same images: value, low, high (fractions), n, seeds.
 

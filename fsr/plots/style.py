@@ -1,6 +1,7 @@
 """One look for every figure: a colour per method, sizes for print, shared drawing helpers."""
 
 import functools
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -10,13 +11,14 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 # Okabe and Ito 2008: eight colours that stay apart for the common kinds of colour blindness.
 BLUE, VERMILION, SKY, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#56B4E9", "#E69F00", "#009E73", "#CC79A7"
 GREY, BROWN, OLIVE, BLACK = "#7F7F7F", "#8C5A2B", "#B8A900", "#000000"
 METHODS = {"AT": BLUE, "AT + FSR": VERMILION, "TRADES": SKY, "TRADES + FSR": ORANGE, "MART": GREEN}
-METHODS |= {"MART + FSR": PURPLE, "authors' code": BLACK}
+METHODS |= {"MART + FSR": PURPLE}
 CLEAN, ATTACKED = GREY, BROWN
 ATTACKS = {"clean": CLEAN, "pgd20": OLIVE, "ensemble": BROWN, "autoattack": BLACK}
 CLASSES = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, BROWN, SKY, GREY, OLIVE, BLACK)
@@ -72,6 +74,11 @@ def panels(rows: int, cols: int, height: float, width: float = WIDTH, **kwargs) 
     return figure, figure.subplots(rows, cols, squeeze=False, **kwargs).tolist()
 
 
+def colour(method: str) -> str:
+    """The one colour of a method; black for what is none of the three and for the authors' code."""
+    return METHODS.get(method, BLACK)
+
+
 def blank(ax: Axes) -> None:
     """No axes, ticks or grid: a place for a picture or a text."""
     ax.set_axis_off()
@@ -93,10 +100,21 @@ def points(ax: Axes, frame: pd.DataFrame, at, color: str, *, horizontal: bool = 
     ax.plot(*(values, at) if horizontal else (at, values), marker="o", color=color, linestyle=linestyle)
 
 
-def finish(figure: Figure, note: str, handles=(), **legend) -> Figure:
+def key(label: str, color: str = "black", **look) -> Line2D:
+    """An entry of a legend."""
+    return Line2D([], [], color=color, label=label, **look)
+
+
+def dots(labels: dict[str, str]) -> list[Line2D]:
+    """Entries of a legend of points: label to colour."""
+    return [key(label, color, marker="o", linestyle="") for label, color in labels.items()]
+
+
+def finish(figure: Figure, note: str, handles=()) -> Figure:
     """Note below the panels, legend above them when it has at least two entries."""
-    figure.set_layout_engine("constrained", h_pad=0.07)
-    figure.supxlabel(note, fontsize=7, color="#555555", x=0.01, ha="left")
+    figure.set_layout_engine("constrained", h_pad=0.06, rect=(0, 0, 1, 0.985))
+    lines = [textwrap.fill(line, int(17.5 * figure.get_figwidth())) for line in note.splitlines()]
+    figure.supxlabel("\n".join(lines), fontsize=7, color="#555555", x=0.01, ha="left")
     if len(handles) > 1:
-        figure.legend(handles=list(handles), loc="outside upper center", **{"ncols": min(4, len(handles))} | legend)
+        figure.legend(handles=list(handles), loc="outside upper center", ncols=min(4, len(handles)))
     return figure

@@ -88,19 +88,22 @@ def paired_bootstrap(
     return _percentiles(sums / len(a), level)
 
 
-def stratified_bootstrap(
-    a: ArrayLike, b: ArrayLike, strata: ArrayLike, seed: int = 0, draws: int = 10_000, level: float = 0.95
+def crossed_bootstrap(
+    before: ArrayLike, after: ArrayLike, seed: int = 0, draws: int = 10_000, level: float = 0.95
 ) -> tuple[float, float]:
-    """As `paired_bootstrap`, but each stratum (a class) keeps its number of images; strata: (n,) labels."""
-    a, b = _pair(a, b)
-    strata = np.asarray(strata)
-    if strata.shape != a.shape:
-        raise ValueError(f"strata must be ({len(a)},), one label per image, not {strata.shape}")
-    rng = np.random.default_rng(seed)
-    sums = np.zeros(draws)
-    for label in np.unique(strata):
-        sums += _resampled_sums((b - a)[strata == label], draws, rng)
-    return _percentiles(sums / len(a), level)
+    """Interval (low, high) of mean(after) - mean(before), seeds and images resampled together, pairs kept (percentile).
+
+    before, after: (seeds, images), the same seeds and images in the same order; at least two seeds. Images with the
+    same differences in every seed are drawn as one multinomial class. Source: Owen 2007, the pigeonhole bootstrap.
+    """
+    before, after = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
+    if before.ndim != 2 or before.shape != after.shape or min(before.shape) == 0 or len(before) < 2:
+        raise ValueError(f"need two arrays (seeds >= 2, images), not {before.shape} and {after.shape}")
+    (seeds, images), rng = before.shape, np.random.default_rng(seed)
+    distinct, counts = np.unique(after - before, axis=1, return_counts=True)
+    per_seed = rng.multinomial(images, counts / images, size=draws) @ distinct.T / images
+    weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws) / seeds
+    return _percentiles((weights * per_seed).sum(axis=1), level)
 
 
 def seed_summary(values: ArrayLike, level: float = 0.95) -> Summary:

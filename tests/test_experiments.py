@@ -1,24 +1,27 @@
 """The plan: what the specification asks for is there, shared, in order, and nothing is planned twice."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from fsr import experiments
-from fsr.config import FSRSpec, Run, for_dataset, run_id
-from fsr.experiments import NEEDS, NOTEBOOKS, PROFILES, ROWS, SETS, cost
+from fsr.config import FSRSpec, Run, run_id
+from fsr.experiments import NEEDS, NOTEBOOKS, PROFILES, ROWS, SETS
 from fsr.files import UsageError
-from fsr.runs.auditing import surrogate_run
-from fsr.tables import measure
 
 KINDS = {"all", "audit", "blackbox", "components", "deactivation", "placement", "settings", "streams", "strength",
-         "whitebox"}  # fmt: skip
+         "study", "whitebox"}  # fmt: skip
+FULL = [name for name in PROFILES if name != "overfit"]  # that one plans T1, T4 and T11 alone
+STUDY = {"all", "whitebox", "components", "study"}
+PAIR = [("at", 0), ("at+fsr", 0), ("at", 1), ("at+fsr", 1), ("at", 2), ("at+fsr", 2)]
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_every_profile_has_every_set_and_none_is_empty(profile):
+def test_every_profile_has_every_set_and_fills_what_it_plans(profile):
+    filled = {kind for kind, runs in SETS[profile].items() if runs}
     assert set(SETS[profile]) == KINDS
-    assert all(SETS[profile].values())
+    assert filled == (STUDY if profile == "overfit" else KINDS - {"study"})
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -29,14 +32,14 @@ def test_ids_are_unique_and_all_holds_every_set(profile):
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_every_row_is_in_its_set_and_its_twin_differs_only_by_the_module(profile):
+def test_every_row_is_in_its_set_and_its_baseline_differs_only_by_the_module(profile):
     for kind, rows in ROWS[profile].items():
         for row in rows:
             assert set(row.runs) <= set(SETS[profile][kind])
-            for run, plain in zip(row.runs, row.plain):
-                assert plain in SETS[profile]["all"] and plain.seed == run.seed
+            for run, baseline in zip(row.runs, row.baseline):
+                assert baseline in SETS[profile]["all"] and baseline.seed == run.seed
                 if row.intervention is None and profile != "ci":  # ci's ablations train for one epoch, its pair for two
-                    assert experiments.rows.replace(run, module=None) == plain
+                    assert replace(run, module=None) == baseline
 
 
 def test_demo_is_the_architectures_plan_and_both_controls_with_every_seed():
@@ -56,16 +59,41 @@ def test_demo_is_the_architectures_plan_and_both_controls_with_every_seed():
 
 def test_required_runs_come_first_seed_by_seed():
     for profile in ("demo", "mini", "headline", "headline40", "paper"):
-        first = [(run.label, run.seed) for run in SETS[profile]["all"][:6]]
-        assert first == [("at", 0), ("at+fsr", 0), ("at", 1), ("at+fsr", 1), ("at", 2), ("at+fsr", 2)]
-    labels = [run.label for run in SETS["mini"]["all"][6:12]]
-    assert labels == ["at+residual", "at+aux", "trades", "trades+fsr", "mart", "mart+fsr"]
+        assert [(run.label, run.seed) for run in SETS[profile]["all"][:6]] == PAIR
 
 
-def test_t1s_resnet_is_the_reference_of_the_other_tables():
-    _, both = experiments.main_pair("demo")
-    for kind in ("whitebox", "deactivation", "blackbox", "components", "settings", "placement", "streams", "audit"):
-        assert both in SETS["demo"][kind]
+def test_mini_trains_other_epochs_and_precisions_against_an_at_of_their_own():
+    rows = {row.name: row for row in ROWS["mini"]["settings"] if row.checkpoints}
+    assert list(rows) == ["epochs = 5", "epochs = 10", "epochs = 20", "precision = float32"]
+    plain, both = experiments.main_pair("mini")
+    for row in rows.values():
+        assert [run.seed for run in row.runs] == [0, 1, 2]
+        changed = {row.axis: row.value}
+        assert (row.baseline[0], row.runs[0]) == (replace(plain, **changed), replace(both, **changed))
+    for run in (*rows["epochs = 5"].baseline, *rows["epochs = 5"].runs):  # F10 shows all three, beside AutoAttack
+        asked = {(e.attack, e.checkpoint) for e in experiments.evaluations("mini", "all", run)}
+        assert {("cw", "last"), ("cw", "best"), ("cw", "ema"), ("autoattack", "last")} <= asked
+    seeds = {row.name: len(row.runs) for row in ROWS["mini"]["components"] if row.intervention is None}
+    three = {"AT", "AT + FSR", "recalibration without L_sep", *experiments.CONTROLS}
+    assert {name for name, count in seeds.items() if count == 3} == three
+
+
+def test_the_overfitting_study_is_five_rows_of_five_seeds():
+    rows = ROWS["overfit"]["study"]
+    names = ["AT", "AT + FSR", "recalibration without L_sep", *experiments.CONTROLS]
+    assert [row.name for row in rows] == names and all(len(row.runs) == 5 for row in rows)
+    assert {run_id(run) for run in SETS["overfit"]["all"]} >= {
+        "cifar10-resnet18-at-s0-63a12d9d45", "cifar10-resnet18-at+fsr-s0-ffd767f0e8",
+    }  # fmt: skip
+    for row in rows:
+        for run in row.runs:
+            asked = experiments.evaluations("overfit", "all", run)
+            columns = {(e.attack, e.checkpoint) for e in asked if e.images == 2000}
+            strong = {e.checkpoint for e in asked if e.images == 500}
+            assert len(columns) == 15 and experiments.analyses("overfit", "all", run) == ()
+            expected = {"last", "best", "ema"} if run.seed == 0 else {"last"}
+            assert strong == (expected if row.name in names[:2] else set())
+            assert not any(e.intervention or e.surrogate for e in asked)
 
 
 def test_paper_covers_three_data_sets_backbones_methods_and_seeds():
@@ -85,13 +113,11 @@ def test_ci_is_small():
 def test_columns_of_all_checkpoints_and_autoattack_budgets():
     for profile, name, images in (("ci", "autoattack-ci", 32), ("demo", "autoattack", 100), ("mini", "autoattack", 500),
                                   ("headline", "autoattack", None), ("headline40", "autoattack", None)):  # fmt: skip
-        run = experiments.main_pair(profile)[1]
-        asked = experiments.evaluations(profile, "whitebox", run)
+        asked = experiments.evaluations(profile, "whitebox", experiments.main_pair(profile)[1])
         assert {e.images for e in asked if e.attack == name} == {images}
         for checkpoint in ("last", "best", "ema"):
             assert {"clean", "fgsm", "pgd20", "pgd100", "cw"} <= {e.attack for e in asked if e.checkpoint == checkpoint}
-        columns = [e for e in asked if e.attack != name]
-        assert len({e.images for e in columns}) == 1  # Ensemble is taken over common images
+        assert len({e.images for e in asked if e.attack != name}) == 1  # Ensemble is taken over common images
 
 
 def test_interventions_are_asked_of_trained_fsr_runs_only():
@@ -101,15 +127,16 @@ def test_interventions_are_asked_of_trained_fsr_runs_only():
     assert not any(e.intervention for e in experiments.evaluations("demo", "all", plain))
 
 
-@pytest.mark.parametrize("profile", PROFILES)
-def test_transfer_never_comes_from_the_target_itself(profile):
-    plain, both = experiments.main_pair(profile)
-    surrogates = {run_id(run): run for run in experiments.rows.surrogates(PROFILES[profile]).values()}
-    for target in (plain, both):
-        sources = {e.surrogate for e in experiments.evaluations(profile, "blackbox", target)} - {None}
-        assert sources == set(surrogates) and run_id(target) not in sources
-    twin = surrogates[run_id(next(r for r in surrogates.values() if r.method == "at"))]
+@pytest.mark.parametrize("profile", FULL)
+def test_transfer_and_audit_never_come_from_the_target_itself(profile):
+    pair, sources = experiments.main_pair(profile), experiments.surrogates(profile)
+    for target in pair:
+        asked = {e.surrogate for e in experiments.evaluations(profile, "blackbox", target)} - {None}
+        assert asked == {run_id(run) for run in sources.values()} and run_id(target) not in asked
+    twin = sources["AT twin"]
     assert twin.seed != 0 and twin.module is None and twin in SETS[profile]["blackbox"]
+    audited = [run for run in SETS[profile]["audit"] if experiments.analyses(profile, "audit", run)]
+    assert tuple(audited) == pair and twin in SETS[profile]["audit"]
 
 
 def test_sweeps_reach_from_weak_to_hopeless_and_never_repeat_the_default():
@@ -163,65 +190,27 @@ def test_unknown_names_say_what_to_type():
         experiments.evaluations("demo", "white", Run())
 
 
-@pytest.mark.parametrize(("backbone", "macs"), [("resnet18", 0.5554), ("vgg16", 0.3137), ("wideresnet34", 6.6589)])
-def test_multiply_adds_are_those_of_the_specification(backbone, macs):
-    assert cost.forward_macs(Run(backbone=backbone)) / 1e9 == pytest.approx(macs, abs=1e-4)
-
-
-def test_cost_is_linear_in_epochs_and_an_order_lower_without_an_attack():
-    run = for_dataset("cifar10", epochs=10)
-    assert cost.estimate(experiments.rows.replace(run, epochs=20)) == pytest.approx(2 * cost.estimate(run))
-    natural = experiments.rows.replace(run, method="natural")
-    assert cost.training_flops(run) == 11 * cost.training_flops(natural)
-    assert cost.estimate(experiments.rows.replace(run, epochs=1)) == pytest.approx(34.1)
-
-
-def test_measured_speed_is_that_of_the_largest_network():
-    small, large = Run(width=16, epochs=1), Run(epochs=1)
-    speed = cost.measured_speed([(large, 20.0), (small, 20.0)])
-    assert cost.estimate(large, speed) == pytest.approx(20.0)
-    assert cost.measured_speed([]) is None
-
-
-@pytest.mark.parametrize("profile", experiments.PROFILES)
-def test_an_audit_has_what_it_transfers_from_and_audits_the_pair_alone(profile):
-    """AT + FSR is attacked from AT of its seed, AT from another seed's."""
-    runs = SETS[profile]["audit"]
-    audited = [run for run in runs if experiments.analyses(profile, "audit", run)]
-    assert tuple(audited) == experiments.main_pair(profile) and len(runs) == 3
-    assert {surrogate_run(run) for run in audited} <= set(runs)
-
-
-def test_demo_spends_autoattack_on_t1s_and_t2s_resnets_only():
-    asked = [run for run in SETS["demo"]["all"] for e in experiments.evaluations("demo", "all", run)
-             if e.attack == "autoattack"]  # fmt: skip
-    labels = {"at", "at+fsr", "trades", "trades+fsr", "mart", "mart+fsr", "at+fd", "at+cas", "at+cifs"}
-    assert {run.label for run in asked} == labels
-    assert len(asked) == 13 and {run.backbone for run in asked} == {"resnet18"}
-    assert "autoattack" not in experiments.columns("demo", "components")
-
-
 @pytest.mark.parametrize("profile", ["mini", "headline", "headline40", "paper"])
 def test_larger_profiles_attack_every_row_of_t4_to_t6_with_autoattack(profile):
     """Temperature, hard masks and controls at test time are where gradients vanish first."""
     for kind in ("components", "settings", "placement"):
-        wanted = experiments.columns(profile, kind)["autoattack"]
+        planned = experiments.columns(profile, kind)["autoattack"]
         for row in ROWS[profile][kind]:
-            asked = experiments.evaluations(profile, kind, row.runs[0])
-            assert experiments.rows.replace(wanted, intervention=row.intervention) in asked
+            asked = experiments.evaluations(profile, "all", row.runs[0])
+            assert replace(planned, intervention=row.intervention) in asked
+    asked = [run for run in SETS["demo"]["all"] for e in experiments.evaluations("demo", "all", run)
+             if e.attack == "autoattack"]  # fmt: skip
+    assert len(asked) == 13 and {run.backbone for run in asked} == {"resnet18"}  # demo: T1 and T2 alone
 
 
-def test_headline40_looks_at_its_ema_weights_and_claims_stay_about_the_last():
-    """Its tables, sentences and figures but T1; what decides a claim was fixed before, as `last`."""
-    plain, both = experiments.main_pair("headline40")
+def test_headline40_reports_its_ema_weights_and_the_others_the_last():
+    pair = experiments.main_pair("headline40")
     for kind in ("deactivation", "blackbox", "settings", "strength"):
-        asked = [e for run in (plain, both) for e in experiments.evaluations("headline40", kind, run)]
+        asked = [e for run in pair for e in experiments.evaluations("headline40", kind, run)]
         assert "ema" in {e.checkpoint for e in asked}
         assert {e.checkpoint for e in experiments.columns("headline40", kind).values()} == {"ema"}
-    controls = [e for e in experiments.evaluations("headline40", "components", both) if e.intervention]
+    controls = [e for e in experiments.evaluations("headline40", "components", pair[1]) if e.intervention]
     assert {e.checkpoint for e in controls} == {"ema"}
-    assert {a.checkpoint for a in experiments.analyses("headline40", "all", both)} == {"ema"}
-    for metric in ("autoattack", "ensemble"):
-        assert measure.column("headline40", metric).checkpoint == "last"
-    for name in set(experiments.PROFILES) - {"headline40"}:
+    assert {a.checkpoint for a in experiments.analyses("headline40", "all", pair[1])} == {"ema"}
+    for name in set(PROFILES) - {"headline40"}:
         assert {e.checkpoint for e in experiments.columns(name, "whitebox").values()} == {"last"}

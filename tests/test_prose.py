@@ -36,7 +36,7 @@ def test_something_is_said_with_records(recorded, name):
 
 
 def test_the_gain_is_the_tables(recorded):
-    numbers = tables.whitebox(PROFILE).numbers
+    numbers = tables.table(PROFILE, "T1")
     gains = numbers[(numbers["kind"] == "gain") & (numbers["metric"] == "ensemble")]
     said = prose.whitebox(PROFILE)
     for value in gains[gains["checkpoint"] == "last"]["value"].dropna():

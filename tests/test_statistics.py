@@ -114,17 +114,37 @@ def test_bootstrap_covers_the_truth_about_as_often_as_it_says():
     assert 0.90 <= hits / 300 <= 0.99
 
 
-def test_strata_keep_their_sizes():
-    """All of the difference lies between classes: within them nothing varies, so neither does the stratified mean."""
-    strata = np.repeat([0, 1, 2], [10, 20, 30])
-    a, b = np.zeros(60), (strata == 2).astype(float)
-    assert s.stratified_bootstrap(a, b, strata) == (0.5, 0.5)
-    low, high = s.paired_bootstrap(a, b)
-    assert low < 0.4 and high > 0.6
-    rng = np.random.default_rng(1)
-    noise = rng.random(60)
-    whole = s.stratified_bootstrap(a, noise, np.zeros(60), draws=20_000)
-    assert whole == pytest.approx(s.paired_bootstrap(a, noise, draws=20_000), abs=0.005)
+def slow_crossed(before, after, rng, draws):
+    """The same by its definition: seeds and images drawn as indices."""
+    seeds, images = before.shape
+    found = []
+    for _ in range(draws):
+        i, j = rng.integers(0, seeds, seeds), rng.integers(0, images, images)
+        found.append((after - before)[np.ix_(i, j)].mean())
+    return np.quantile(found, [0.025, 0.975])
+
+
+def test_crossed_bootstrap_equals_drawing_seeds_and_images():
+    rng = np.random.default_rng(5)
+    before = rng.random((3, 120)) < 0.5
+    after = rng.random((3, 120)) < np.array([[0.5], [0.6], [0.7]])
+    expected = slow_crossed(before.astype(float), after.astype(float), rng, 20_000)
+    assert s.crossed_bootstrap(before, after) == pytest.approx(expected, abs=0.01)
+    assert s.crossed_bootstrap(before, after) == s.crossed_bootstrap(before, after)
+
+
+def test_crossed_bootstrap_is_wider_than_images_alone_and_equals_it_where_seeds_agree():
+    rng = np.random.default_rng(6)
+    before, gains = rng.random((1, 400)) < 0.5, [[0.0], [0.1], [0.2]]
+    after = before | (rng.random((3, 400)) < gains)
+    low, high = s.crossed_bootstrap(np.repeat(before, 3, axis=0), after)
+    images = s.paired_bootstrap(before[0], after.mean(axis=0))
+    assert low < images[0] < images[1] < high
+    same = [np.repeat(flags, 3, axis=0) for flags in (before, after[1:2])]
+    assert s.crossed_bootstrap(*same) == pytest.approx(s.paired_bootstrap(before[0], after[1]), abs=0.004)
+    for wrong in (np.zeros((1, 5)), np.zeros(5), np.zeros((2, 0))):
+        with pytest.raises(ValueError, match="seeds"):
+            s.crossed_bootstrap(wrong, wrong)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +153,6 @@ def test_strata_keep_their_sizes():
         lambda: s.paired_bootstrap([], []),
         lambda: s.paired_bootstrap([1], [1, 0]),
         lambda: s.mcnemar_exact([[1]], [[0]]),
-        lambda: s.stratified_bootstrap([1, 0], [0, 0], [1]),
     ],
 )
 def test_arrays_that_are_no_pair_are_refused(call):

@@ -1,10 +1,12 @@
-"""The six profiles: what is trained, how large, and how much of the test set each kind of attack sees."""
+"""The profiles: what is trained, how large, and how much of the test set each kind of attack sees."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from fsr.config import Run, for_dataset
 
 BACKBONES = ("resnet18", "vgg16", "wideresnet34")
+CONTROLS = ("same-capacity residual, no mask", "auxiliary heads only")  # is it the mask, or only more network?
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,10 +15,11 @@ class Profile:
 
     base: plain AT on the main backbone, seed 0; place: where FSR sits in it, () for the backbone's own
     place; placements: the other places of T6; seeds: of the pair {AT, AT+FSR}; other_seeds: of every
-    other row of T1, T2 and T4 (T5 and T6 are sweeps with seed 0); control_seeds: of T4's two trained controls,
-    () for other_seeds; others: plain AT on further backbones
-    with FSR's place there; scope: full, pair (only {AT, AT+FSR}) or smoke (one of each kind); report_checkpoint: the
-    weights that tables, figures and sentences report.
+    other row of T1, T2 and T4 (T5 and T6 are sweeps with seed 0); all_seeds: rows of T4 with as many seeds as the pair;
+    trainings: a field of Run -> its values, rows of T5 with AT trained the same way; others: plain AT on further
+    backbones with FSR's place there; scope: full, pair (only {AT, AT+FSR}), smoke (one of each kind) or study (T11);
+    autoattack_seeds: of the pair, on `best` and `ema` too, None for all; report_checkpoint: the weights that tables,
+    figures and sentences report.
     """
 
     name: str
@@ -26,7 +29,8 @@ class Profile:
     placements: tuple[tuple[str, ...], ...] = (("layer1",), ("layer2",), ("layer3",), ("layer3", "layer4"))
     seeds: tuple[int, ...] = (0, 1, 2)
     other_seeds: tuple[int, ...] = (0,)
-    control_seeds: tuple[int, ...] = ()
+    all_seeds: tuple[str, ...] = ()
+    trainings: Mapping[str, tuple] = field(default_factory=dict)
     datasets: tuple[str, ...]
     others: tuple[tuple[Run, tuple[str, ...]], ...] = ()
     scope: str = "full"
@@ -34,6 +38,7 @@ class Profile:
     autoattack: str = "autoattack"
     autoattack_images: int | None = None
     autoattack_everywhere: bool = True  # in T4 to T6 too; ci and demo have only minutes
+    autoattack_seeds: tuple[int, ...] | None = None
     query_images: int | None = 1000  # N-Attack and Square
     sweep_images: int | None = None  # F6
     stream_images: int | None = None  # T7, F2, F8
@@ -63,6 +68,7 @@ def _ci() -> Profile:
         seeds=(0, 1),
         datasets=("digits",),
         scope="smoke",
+        autoattack_seeds=(),
         autoattack="autoattack-ci",
         autoattack_images=32,
         autoattack_everywhere=False,
@@ -88,7 +94,8 @@ def _demo() -> Profile:
             (for_dataset("digits", backbone="wideresnet34", width=1, blocks=(1, 1, 1), **other), ("block3",)),
         ),
         autoattack_images=100,
-        control_seeds=(0, 1, 2),
+        all_seeds=CONTROLS,
+        autoattack_seeds=(),
         autoattack_everywhere=False,
         query_images=100,
         audit_images=100,
@@ -112,6 +119,8 @@ def _mini() -> Profile:
         stream_images=2000,
         audit_images=500,
         audit_budget="quick",
+        all_seeds=("recalibration without L_sep", *CONTROLS),
+        trainings={"epochs": (5, 10, 20), "precision": ("float32",)},
     )
 
 
@@ -154,6 +163,7 @@ def _overfit() -> Profile:
         images=2000,
         autoattack_images=500,
         autoattack_everywhere=False,
+        autoattack_seeds=(0,),
     )
 
 
@@ -169,5 +179,5 @@ def _paper() -> Profile:
     )
 
 
-PROFILES = {profile.name: profile for profile in (_ci(), _demo(), _mini(), _headline(), _headline40(), _paper())}
-OVERFIT = _overfit()  # its rows join the plan together with their table
+ALL = (_ci(), _demo(), _mini(), _headline(), _headline40(), _overfit(), _paper())
+PROFILES = {profile.name: profile for profile in ALL}

@@ -11,7 +11,7 @@ from fsr.explore.looking import ATTACKS, Choice, choices, look
 from fsr.explore.pictures import compare, picture
 from fsr.files import FSRError
 from fsr.report.findings import Prose
-from fsr.tables import names as words
+from fsr.tables import labels as words
 
 
 def shown(first: Choice | None, second: Choice | None, attack: str, image: int) -> Picture | Prose:

@@ -16,7 +16,7 @@ from fsr.explore.records import variant
 from fsr.files import UsageError
 from fsr.models import Classifier
 from fsr.models.modes import eval_mode
-from fsr.tables import names as words
+from fsr.tables import labels as words
 
 ATTACKS = ("clean", "fgsm", "pgd20", "pgd100", "cw")  # quick enough to wait for
 

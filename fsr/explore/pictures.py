@@ -12,7 +12,7 @@ from fsr.files import UsageError
 from fsr.plots import style
 from fsr.plots.inside import overlay
 from fsr.report.findings import Prose
-from fsr.tables import names as words
+from fsr.tables import labels as words
 
 TOP = 10  # classes shown as bars
 ABSENT = Prose("The weights of this network are not here; `python -m fsr train SET --profile NAME` makes them.")

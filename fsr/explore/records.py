@@ -8,7 +8,7 @@ from fsr.explore.display import Picture
 from fsr.files import MissingRecord, UsageError
 from fsr.plots.curves import training
 from fsr.report.findings import Prose
-from fsr.tables import names as words
+from fsr.tables import labels as words
 
 NOT_RUN = Prose("Not run yet.")
 

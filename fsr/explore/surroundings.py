@@ -16,7 +16,7 @@ from fsr.explore.display import Picture
 from fsr.models import count_params, gumbel_mask, model_of
 from fsr.plots import style
 from fsr.runs import data_of
-from fsr.tables import names as words
+from fsr.tables import labels as words
 
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-learn", "scipy", "matplotlib", "seaborn", "pyautoattack")
 

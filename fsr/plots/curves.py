@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 from fsr import experiments, reference, store
 from fsr.config import Run
 from fsr.plots import records, style
-from fsr.tables import names
+from fsr.tables import labels
 
 LOSSES = {"train_cls": "classification", "train_robust": "robust term", "train_sep": "separation"}
 LOSSES |= {"train_rec": "recalibration"}
@@ -115,9 +115,9 @@ def _figure(frames: list[pd.DataFrame], log: pd.DataFrame, pgd: pd.DataFrame, no
 def training_curves(profile: str) -> Figure:
     """F5: losses, accuracy on attacked training images and on held-out images per epoch, AT and AT + FSR overlaid."""
     base = experiments.profile_of(profile).base
-    rows = [row for row in experiments.ROWS[profile]["whitebox"] if row.plain]
+    rows = [row for row in experiments.ROWS[profile]["whitebox"] if row.baseline]
     here = [row for row in rows if (row.runs[0].dataset, row.runs[0].backbone) == (base.dataset, base.backbone)]
-    frames = [frame for row in here if len(frame := records.histories(row.plain + row.runs))]
+    frames = [frame for row in here if len(frame := records.histories(row.baseline + row.runs))]
     if not frames:
         raise records.nothing(profile, "training histories")
     log, seeds = official(base), max(frame["seed"].nunique() for frame in frames)
@@ -133,8 +133,8 @@ def training_curves(profile: str) -> Figure:
 @style.styled
 def training(run: Run) -> Figure:
     """The same panels of one run, so far; MissingRecord when it has not begun."""
-    frame = store.history(run).assign(method=names.method(run.label), seed=run.seed)
-    note = f"{names.dataset(run.dataset)}, {names.network(run)}, seed {run.seed}"
+    frame = store.history(run).assign(method=labels.method(run.label), seed=run.seed)
+    note = f"{labels.dataset(run.dataset)}, {labels.network(run)}, seed {run.seed}"
     return _figure([frame], pd.DataFrame(), pd.DataFrame(columns=["row"]), note)
 
 

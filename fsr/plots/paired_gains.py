@@ -9,7 +9,7 @@ from fsr.config import Evaluation
 from fsr.files import MissingRecord
 from fsr.plots import records, style
 from fsr.plots.curves import overfitting
-from fsr.tables import names
+from fsr.tables import labels as naming
 
 
 @style.styled
@@ -18,7 +18,7 @@ def gains(profile: str) -> Figure:
     frame = records.frame(profile, "T1", kind="gain", checkpoint=records.report_checkpoint(profile))
     if frame.empty:
         raise records.nothing(profile, "gains")
-    data = frame["dataset"].map(names.dataset)
+    data = frame["dataset"].map(naming.dataset)
     where = data + ", " + frame["network"] if data.nunique() > 1 else frame["network"]
     frame = frame.assign(method=frame["row"].str.split(":").str[0], where=where)
     attacks, methods = list(dict.fromkeys(frame["metric"])), list(dict.fromkeys(frame["method"]))
@@ -34,7 +34,7 @@ def gains(profile: str) -> Figure:
         for metric in set(attacks) - set(part["metric"]):
             grid.axes_dict[place].text(0, attacks.index(metric), " not run", va="center", fontsize=7, color="#666666")
     grid.refline(x=0, color="black", linestyle="-", linewidth=0.8).set_titles("{col_name}")
-    grid.set(yticks=range(len(attacks)), yticklabels=[names.metric(attack) for attack in attacks])
+    grid.set(yticks=range(len(attacks)), yticklabels=[naming.metric(attack) for attack in attacks])
     grid.set(ylim=(len(attacks) - 0.5, -0.5))
     labels = {method: f"{method} − {method.removesuffix(' + FSR')}" for method in methods}
     grid.set_xlabels("gain in points" if len(methods) > 1 else f"{labels[methods[0]]}, points").set_ylabels("")
@@ -45,7 +45,7 @@ def gains(profile: str) -> Figure:
 def _gains_note(profile: str, frame: pd.DataFrame) -> str:
     most = int(frame["n"].max())
     fewer = frame[frame["n"] < most].groupby("metric", sort=False)["n"].min()
-    told = f"{most:,} test images" + "".join(f" ({names.metric(name)}: {int(n):,})" for name, n in fewer.items())
+    told = f"{most:,} test images" + "".join(f" ({naming.metric(name)}: {int(n):,})" for name, n in fewer.items())
     thin = "; thin: over seeds too" if "seeds_low" in frame and frame["seeds_low"].notna().any() else ""
     return f"{records.setting(profile, network=False)}, {told}; bars: paired 95 % intervals over images{thin}"
 
@@ -57,17 +57,17 @@ def _by_length(profile: str) -> pd.DataFrame:
         if name != profile and (chosen.scope != "pair" or chosen.base.dataset != base.dataset):
             continue
         of = experiments.ROWS[name]
-        pairs = [row for row in of["whitebox"] if row.plain and row.runs[0].method == "at"][:1]
+        pairs = [row for row in of["whitebox"] if row.baseline and row.runs[0].method == "at"][:1]
         pairs += [row for row in of["settings"] if row.axis == "epochs"]
         for row in {row.runs[0].epochs: row for row in pairs}.values():
             for checkpoint in experiments.CHECKPOINTS:
                 evaluation = Evaluation(attack="ensemble", checkpoint=checkpoint, images=chosen.images)
                 try:
-                    cell = records.paired(row.runs, row.plain, evaluation)
+                    cell = records.paired(row.runs, row.baseline, evaluation)
                 except MissingRecord:
                     continue
                 run = row.runs[0]
-                cell |= {"network": names.network(run), "epochs": run.epochs, "checkpoint": checkpoint}
+                cell |= {"network": naming.network(run), "epochs": run.epochs, "checkpoint": checkpoint}
                 found.append(cell | {"own": name == profile})
     return pd.DataFrame(found)
 
@@ -87,10 +87,10 @@ def training_length(profile: str) -> Figure:
             rows = frame[(frame["network"] == network) & (frame["checkpoint"] == checkpoint)].sort_values("epochs")
             style.points(ax, rows, rows["epochs"], colour, linestyle="-")
         ax.axhline(0, color="black", linewidth=0.8)
-        ax.set(title=names.WEIGHTS[checkpoint], xlabel="training epochs", xscale="log")
+        ax.set(title=naming.WEIGHTS[checkpoint], xlabel="training epochs", xscale="log")
         ax.set_xticks(lengths := sorted(frame["epochs"].unique()), [str(length) for length in lengths])
         ax.minorticks_off()
     axes[0].set_ylabel("AT + FSR − AT, points")
-    data = names.dataset(experiments.profile_of(profile).base.dataset)
+    data = naming.dataset(experiments.profile_of(profile).base.dataset)
     note = f"{data}, Ensemble, {frame['seeds'].min()} to {frame['seeds'].max()} seeds"
     return style.finish(figure, f"{note}; bars: paired 95 % intervals over images", style.dots(networks))

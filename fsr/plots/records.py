@@ -8,7 +8,7 @@ import pandas as pd
 from fsr import experiments, statistics, store, tables
 from fsr.config import Evaluation, Run
 from fsr.files import MissingRecord
-from fsr.tables import names
+from fsr.tables import labels
 
 
 def nothing(profile: str, what: str) -> MissingRecord:
@@ -24,8 +24,8 @@ def report_checkpoint(profile: str) -> str:
 def setting(profile: str, checkpoint: str | None = None, *, network: bool = True, weights: bool = True) -> str:
     """`CIFAR-10, ResNet-18, 40 epochs, EMA weights`: data set, network, epochs and weights in words."""
     run = experiments.profile_of(profile).base
-    parts = [names.dataset(run.dataset), names.network(run) if network else "", f"{run.epochs} epochs"]
-    parts += [names.WEIGHTS[checkpoint or report_checkpoint(profile)]] if weights else []
+    parts = [labels.dataset(run.dataset), labels.network(run) if network else "", f"{run.epochs} epochs"]
+    parts += [labels.WEIGHTS[checkpoint or report_checkpoint(profile)]] if weights else []
     return ", ".join(filter(None, parts))
 
 
@@ -89,7 +89,7 @@ def histories(runs) -> pd.DataFrame:
     found = []
     for run in runs:
         try:
-            found.append(store.history(run).assign(method=names.method(run.label), seed=run.seed))
+            found.append(store.history(run).assign(method=labels.method(run.label), seed=run.seed))
         except MissingRecord:
             continue
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()

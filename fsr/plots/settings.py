@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from fsr import experiments
 from fsr.files import MissingRecord
 from fsr.plots import records, style
-from fsr.tables import names
+from fsr.tables import labels
 
 AXES = {
     "tau": "temperature $\\tau$",
@@ -67,7 +67,7 @@ def sweeps(profile: str) -> Figure:
         ax.axhline(0, color="black", linewidth=0.8)
         ax.set_title(AXES[axis])
     grid.set_xlabels("").set_ylabels("against default, points")
-    handles = style.dots({names.metric(metric): style.ATTACKS[metric] for metric in metrics})
+    handles = style.dots({labels.metric(metric): style.ATTACKS[metric] for metric in metrics})
     note = f"AT + FSR, {records.setting(profile)}, seed 0; bars: paired 95 % intervals over images"
     return style.finish(grid.figure, note, handles)
 

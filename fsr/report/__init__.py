@@ -10,26 +10,25 @@ from PIL import Image
 from fsr import experiments, files, plots, tables
 from fsr.files import MissingRecord, write_bytes
 from fsr.report import findings as prose
-from fsr.report.markup import markdown, table_html
+from fsr.report.markup import markdown
 from fsr.report.sections import SECTIONS, Section
 from fsr.report.style import STYLE
-from fsr.tables import names as words
+from fsr.tables import labels as words
 
 __all__ = ["SECTIONS", "page", "write"]
 
 TITLE = "Feature Separation and Recalibration: a replication"
 
 
-def _table(profile: str, name: str, sources: dict[str, set[str]]) -> str:
-    info = tables.TABLES[name]
-    table = info.make(profile)
-    tables.save(table, profile, name, info.slug)
-    sources["runs"].update(table.about.runs)
-    sources["commits"].update(table.about.commits)
-    base = f"../tables/{profile}/{name}-{info.slug}"
+def _table(profile: str, name: str) -> str:
+    info, frame = tables.TABLES[name], tables.table(profile, name)
+    tables.save(profile, name)
+    base = f"../tables/{profile}/{info.stem}"
     links = ", ".join(f'<a href="{base}.{kind}">{kind}</a>' for kind in ("csv", "md", "tex"))
-    heading = f'<h3 id="{name}">{name}. {html.escape(table.about.title)}</h3>'
-    return f'{heading}\n{table_html(table)}\n<p class="files">{links}</p>'
+    heading = f'<h3 id="{name}">{name}. {html.escape(info.title)}</h3>'
+    notes = "".join(f'<p class="notes">{html.escape(note)}</p>' for note in tables.notes(profile, name, frame))
+    shown = f'<div class="scroll" tabindex="0">{tables.show(frame).to_html()}</div>'
+    return f'{heading}\n{shown}{notes}\n<p class="files">{links}</p>'
 
 
 def _webp(png: Path) -> str:
@@ -58,36 +57,33 @@ def _notebooks(profile: str) -> str:
     return "../../notebooks" if in_repository and profile != "demo" else f"../notebooks/{profile}"
 
 
-def _section(profile: str, section: Section, sources: dict[str, set[str]]) -> str:
+def _section(profile: str, section: Section) -> str:
     parts = [f'<h2 id="{section.notebook}">{section.heading}</h2>', f'<p class="question">{section.question}</p>']
     budget = prose.budget(profile)  # said once, at the top
     parts += [markdown(getattr(prose, name)(profile).replace(budget, "")) for name in section.prose]
     parts += [_figure(profile, name) for name in section.figures]
-    parts += [_table(profile, name, sources) for name in section.tables]
+    parts += [_table(profile, name) for name in section.tables]
     path = f"{_notebooks(profile)}/{section.notebook}.ipynb"
     parts.append(f'<p class="files">Notebook: <a href="{path}">{section.notebook}</a></p>')
     return "<section>\n" + "\n".join(parts) + "\n</section>"
 
 
-def _provenance(sources: dict[str, set[str]]) -> str:
-    commits = ", ".join(sorted(commit[:12] for commit in sources["commits"])) or "none"
-    runs = "".join(f"<li>{html.escape(run)}</li>" for run in sorted(sources["runs"]))
+def _provenance(profile: str) -> str:
     text = (
         "<p>Every number above is read from records below <code>results/runs</code>; each record names the commit, "
         "the package versions and the hardware that made it, and the hash of its outcomes. Nothing is typed in by "
         "hand, and what was not run is called <em>not run</em>.</p>"
     )
-    count = len(sources["runs"])
-    listed = f"<details><summary>{count} runs</summary><ul>{runs}</ul></details>"
+    frame = tables.provenance(profile)
+    listed = f"<details><summary>{len(frame)} runs</summary>{frame.to_html(index=False, na_rep='')}</details>"
     heading = '<h2 id="provenance">Where the numbers come from</h2>'
-    return f"<section>{heading}{text}<p>Commits: {commits}.</p>{listed}</section>"
+    return f"<section>{heading}{text}{listed}</section>"
 
 
 def page(profile: str) -> str:
     """The whole report as HTML; the same records always give the same text."""
     experiments.profile_of(profile)
-    sources: dict[str, set[str]] = {"runs": set(), "commits": set()}
-    body = [_section(profile, section, sources) for section in SECTIONS]
+    body = [_section(profile, section) for section in SECTIONS]
     run, _ = experiments.main_pair(profile)
     about = f"Profile {profile}: {words.dataset(run.dataset)}, {words.network(run)}, {run.epochs} epochs."
     entries = "".join(f'<li><a href="#{s.notebook}">{s.heading}</a></li>' for s in SECTIONS)
@@ -110,7 +106,7 @@ Robustness</em>, CVPR 2023 (arXiv 2303.13846). Intervals are 95 %; gains are pai
 <nav aria-label="Contents"><ol>{entries}<li><a href="#provenance">Where the numbers come from</a></li></ol></nav>
 <main>
 {chr(10).join(body)}
-{_provenance(sources)}
+{_provenance(profile)}
 </main>
 </body>
 </html>

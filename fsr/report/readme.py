@@ -11,9 +11,9 @@ from fsr.reference import MIN_SEEDS
 from fsr.report import findings as prose
 from fsr.report.findings.text import budget
 from fsr.report.speed import speed
-from fsr.tables import accuracy, cells, names
+from fsr.tables import cells, labels
+from fsr.tables.formatting import NOT_RUN, missing, number, span
 from fsr.tables.frame import Sources
-from fsr.tables.text import NOT_RUN, missing, number, span
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 ROWS = (
@@ -58,7 +58,7 @@ def _about(frame: pd.DataFrame) -> str:
 
 
 def _audit(profile: str) -> str:
-    if tables.audit(profile).numbers["correct"].notna().any():
+    if tables.table(profile, "T9")["correct"].notna().any():
         return prose.audit(profile)
     return f"The adaptive audit has not been run on it yet. {budget(profile)}"
 
@@ -80,7 +80,7 @@ def _over_seeds(profile: str) -> list[str]:
     known, texts = experiments.columns(profile, "whitebox"), []
     for metric in COLUMNS:
         wanted = known.get(experiments.profile_of(profile).autoattack if metric == "autoattack" else metric)
-        found = cells.gain(row.runs, row.plain, wanted).get("per_seed", []) if wanted else []
+        found = cells.gain(row.runs, row.baseline, wanted).get("per_seed", []) if wanted else []
         _, sd, low, high, _ = statistics.seed_summary(found) if len(found) >= MIN_SEEDS else [None] * 5
         texts.append(span(100 * low, 100 * high, sign=True) if sd and low is not None and high is not None else "")
     return [f"| {ROWS[2]}, interval over seeds | | {' | '.join(texts)} | |"] if any(texts) else []
@@ -120,7 +120,7 @@ def _same_images(profile: str) -> str | None:
 def _table(profile: str, frame: pd.DataFrame) -> tuple[list[str], list[str]]:
     """Markdown lines, a row per row of ROWS that was run, and the names of those that are planned and were not."""
     planned = {row.name for row in experiments.ROWS[profile]["components"]}
-    heads = [names.WEIGHTS[experiments.profile_of(profile).report_checkpoint], "seeds", *_heads(frame), AGAINST]
+    heads = [labels.WEIGHTS[experiments.profile_of(profile).report_checkpoint], "seeds", *_heads(frame), AGAINST]
     lines, against, left_out = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"], _against_full(profile), []
     for row in ROWS:
         here = frame[frame["row"] == row].drop_duplicates("metric", keep="last")
@@ -137,15 +137,13 @@ def _table(profile: str, frame: pd.DataFrame) -> tuple[list[str], list[str]]:
 
 def results(profile: str) -> str:
     """A short table of T1's and T4's rows on the main network, of one kind of weights, and the audit, as markdown."""
-    sources = Sources(checkpoint=experiments.profile_of(profile).report_checkpoint)
-    frame = pd.concat([accuracy.long(name, profile, sources) for name in ("T4", "T1")])
-    frame = frame[frame["checkpoint"] == sources.checkpoint]
-    made = accuracy.made(frame, profile, sources)
+    frame = pd.concat([tables.table(profile, name) for name in ("T4", "T1")])
+    frame = frame[frame["checkpoint"] == experiments.profile_of(profile).report_checkpoint]
     frame = frame[frame["kind"].isin(["ours", "gain"])]
     frame = frame[frame["network"] == frame["network"].iloc[0]]
     lines, left_out = _table(profile, frame)
     gap = f"Not run yet: {'; '.join(left_out)}." if left_out else None
-    notes = [note for note in (_about(frame), _same_images(profile), *made, gap, _audit(profile)) if note]
+    notes = [note for note in (_about(frame), _same_images(profile), gap, _audit(profile)) if note]
     where = f"Every table and figure: [the report](results/report/{profile}.html), [tables](results/tables/{profile}), "
     where += f"[figures](figures/{profile})"
     where += f", [executed notebooks](results/notebooks/{profile})." if profile == "demo" else "."
@@ -163,7 +161,7 @@ def _full_plan() -> str:
     some = experiments.SETS["paper"]["all"]
     done = sum(store.is_trained(run) for run in some)
     data, nets = (list(dict.fromkeys(found)) for found in zip(*((r.dataset, r.backbone) for r in some), strict=True))
-    told = ", ".join([*map(names.dataset, data), *(names.network(Run(backbone=net)) for net in nets)])
+    told = ", ".join([*map(labels.dataset, data), *(labels.network(Run(backbone=net)) for net in nets)])
     count = "none has" if not done else f"{done} {'has' if done == 1 else 'have'}"
     return f"Of the whole plan at the paper's size (`paper`: {told}; {len(some)} trainings) {count} been run."
 

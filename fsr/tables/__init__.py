@@ -1,97 +1,108 @@
-"""T1 to T10: from records to tables; what was not run says so and cannot vanish."""
+"""T1 to T11: from records to tables; what was not run says so and cannot vanish."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
-from fsr.tables import accuracy
-from fsr.tables.cost import overhead
-from fsr.tables.frame import Table
-from fsr.tables.inside import audit, audit_lines, streams
-from fsr.tables.output import save
-from fsr.tables.verdict import verdict
-
-
-def whitebox(profile: str) -> Table:
-    """T1: the authors' columns and AutoAttack, method by method, with the gain of FSR."""
-    return accuracy.table("T1", profile)
-
-
-def deactivation(profile: str) -> Table:
-    """T2: FSR beside the methods that switch activations off."""
-    return accuracy.table("T2", profile)
-
-
-def blackbox(profile: str) -> Table:
-    """T3: attacks that never see the network's gradients."""
-    return accuracy.table("T3", profile)
-
-
-def components(profile: str) -> Table:
-    """T4: what each part contributes, and controls that share FSR's size but not its idea."""
-    return accuracy.table("T4", profile)
-
-
-def settings(profile: str) -> Table:
-    """T5: temperature, loss weights, kind and granularity of the mask."""
-    return accuracy.table("T5", profile)
-
-
-def placement(profile: str) -> Table:
-    """T6: FSR after each stage, and after several."""
-    return accuracy.table("T6", profile)
+from fsr import experiments, files
+from fsr.config import AUDIT_VERSION, run_id
+from fsr.files import UsageError
+from fsr.tables import audits, output, overhead, robustness, streams, verdict
+from fsr.tables.audits import audit_lines
+from fsr.tables.display import show, wide
+from fsr.tables.provenance import provenance
 
 
 class TableInfo(NamedTuple):
-    """A table: how it is made and the name of its files."""
+    """A table: the name of its files without their suffix, and its title."""
 
-    make: Callable[[str], Table]
-    slug: str
+    stem: str
     title: str
 
 
 TABLES: dict[str, TableInfo] = {
-    "T1": TableInfo(whitebox, "whitebox", "White-box robustness"),
-    "T2": TableInfo(deactivation, "deactivation", "Against deactivation"),
-    "T3": TableInfo(blackbox, "blackbox", "Black-box attacks"),
-    "T4": TableInfo(components, "components", "Components and controls"),
-    "T5": TableInfo(settings, "settings", "Settings of the module"),
-    "T6": TableInfo(placement, "placement", "Where FSR sits"),
-    "T7": TableInfo(streams, "streams", "What the streams know"),
-    "T8": TableInfo(overhead, "overhead", "Overhead"),
-    "T9": TableInfo(audit, "audit", "Adaptive audit"),
-    "T10": TableInfo(verdict, "verdict", "Verdict"),
+    "T1": TableInfo("T1-whitebox", "White-box robustness"),
+    "T2": TableInfo("T2-deactivation", "Against deactivation"),
+    "T3": TableInfo("T3-blackbox", "Black-box attacks"),
+    "T4": TableInfo("T4-components", "Components and controls"),
+    "T5": TableInfo("T5-settings", "Settings of the module"),
+    "T6": TableInfo("T6-placement", "Where FSR sits"),
+    "T7": TableInfo("T7-streams", "What the streams know"),
+    "T8": TableInfo("T8-overhead", "Overhead"),
+    "T9": TableInfo("T9-audit", "Adaptive audit"),
+    "T10": TableInfo("T10-verdict", "Verdict"),
+    "T11": TableInfo("T11-overfit", "Where adversarial training overfits"),
 }
+OTHERS = {"T7": streams.frame, "T8": overhead.frame, "T9": audits.frame, "T10": verdict.frame}
+LEGEND = (
+    "Percent; in brackets the 95 % interval over images (Wilson; of a gain: paired bootstrap), "
+    "± the standard deviation over seeds."
+)
+
+
+def of_profile(profile: str) -> list[str]:
+    """The tables that a profile writes: T1 to T10, and T11 where the plan has the overfitting study."""
+    has_study = bool(experiments.ROWS[experiments.profile_of(profile).name]["study"])
+    return [name for name in TABLES if name != "T11" or has_study]
 
 
 def table(profile: str, name: str) -> pd.DataFrame:
-    """The numbers of a table, tidy: the columns of its csv."""
-    return TABLES[name].make(profile).numbers
+    """One table of a profile as numbers, tidy, exactly the columns of its csv; UsageError for an unknown name."""
+    if name not in of_profile(profile):
+        raise UsageError(f"profile {profile} has no table {name!r}; choose one of {', '.join(of_profile(profile))}")
+    return OTHERS[name](profile) if name in OTHERS else robustness.frame(name, profile)
+
+
+def notes(profile: str, name: str, frame: pd.DataFrame | None = None) -> list[str]:
+    """At most two sentences that a reader of this table needs; frame: the table, when it is at hand."""
+    frame = table(profile, name) if frame is None else frame
+    told = []
+    for row, run in robustness.mixed(profile, name, frame) if name in robustness.KINDS else ():
+        told.append(
+            f"{row}: left out, being of other weights than the training on record; move "
+            f"results/runs/{run_id(run)} away, then `python -m fsr run-all -p {profile}` makes the run again."
+        )
+    if "flags" in frame and (frame["flags"].notna() & (frame["flags"] != "none")).any():
+        told.append("† AutoAttack is in doubt: its own warning, or another attack breaks what it leaves (csv: flags).")
+    if name == "T9" and (frame["version"] < AUDIT_VERSION).any():
+        told.append("Of an earlier version of the audit: do not compare with others.")
+    if name == "T10":
+        told += verdict.notes(profile, frame)
+    return told[:2]
+
+
+def save(profile: str, name: str) -> list[Path]:
+    """Write a table's csv, md and tex; a file whose content is the same is left alone."""
+    frame, info = table(profile, name), TABLES[name]
+    title, told = f"{name}. {info.title} ({profile})", notes(profile, name, frame)
+    legend = [LEGEND] if name in robustness.KINDS else []
+    written = {
+        "csv": output.csv_text(frame),
+        "md": output.markdown(frame, title, legend + told),
+        "tex": output.latex(frame, title, info.stem, legend + told),
+    }
+    folder = files.tables(profile)
+    return [output.write(folder / f"{info.stem}.{suffix}", text) for suffix, text in written.items()]
 
 
 def save_all(profile: str) -> list[Path]:
-    """Make and save every table of a profile."""
-    return [path for name, info in TABLES.items() for path in save(info.make(profile), profile, name, info.slug)]
+    """Write every table of a profile, and provenance.csv."""
+    path = output.write(files.tables(profile) / "provenance.csv", output.csv_text(provenance(profile)))
+    return [*(path for name in of_profile(profile) for path in save(profile, name)), path]
 
 
 __all__ = [
+    "LEGEND",
     "TABLES",
-    "Table",
     "TableInfo",
-    "audit",
     "audit_lines",
-    "blackbox",
-    "components",
-    "deactivation",
-    "overhead",
-    "placement",
+    "notes",
+    "of_profile",
+    "provenance",
     "save",
     "save_all",
-    "settings",
-    "streams",
+    "show",
     "table",
-    "verdict",
-    "whitebox",
+    "wide",
 ]

@@ -7,7 +7,7 @@ import numpy as np
 
 from fsr import statistics, store
 from fsr.config import DATASETS, Evaluation, Run
-from fsr.tables import names
+from fsr.tables import labels
 from fsr.tables.frame import Sources
 
 # Share of AutoAttack's images that another attack may break and it not: starts differ. More says that it is no bound.
@@ -168,7 +168,7 @@ def _outdone(runs: tuple[Run, ...], evaluation: Evaluation) -> list[str]:
     if not evaluation.attack.startswith("autoattack"):
         return []
     worst = max(filter(None, (outdone(run, evaluation) for run in runs)), key=lambda each: each[1], default=None)
-    return [] if worst is None else [f"{names.metric(worst[0])} breaks {worst[1]} of the {worst[2]} that it leaves"]
+    return [] if worst is None else [f"{labels.metric(worst[0])} breaks {worst[1]} of the {worst[2]} that it leaves"]
 
 
 def flag_text(flags: list[dict], doubts: list[str]) -> str | None:

@@ -8,11 +8,10 @@ from fsr import experiments, statistics, store
 from fsr.experiments import Row
 from fsr.files import MissingRecord
 from fsr.reference import MIN_SEEDS, Claim
-from fsr.tables import accuracy, cells
-from fsr.tables.cost import cost_numbers, trained_on
+from fsr.tables import cells, robustness, streams
+from fsr.tables import overhead as costs
+from fsr.tables.formatting import missing, number, span
 from fsr.tables.frame import Sources
-from fsr.tables.inside import stream_numbers
-from fsr.tables.text import missing, number, span
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +74,8 @@ def gain(profile: str, claim: Claim, sources: Sources) -> Measured:
     """AT + FSR minus AT, seed by seed, in points."""
     row = _rows(profile, "whitebox")["AT + FSR"]
     evaluation = column(profile, claim.metric)
-    warned = _warnings(row, Row(name="AT", runs=row.plain), evaluation=evaluation, sources=sources)
-    cell = cells.gain(row.runs, row.plain, evaluation)
+    warned = _warnings(row, Row(name="AT", runs=row.baseline), evaluation=evaluation, sources=sources)
+    cell = cells.gain(row.runs, row.baseline, evaluation)
     ours = _of_seeds(cell.get("per_seed", []))
     if ours.value is None:
         return ours
@@ -94,7 +93,7 @@ def _warnings(*rows: Row, evaluation, sources: Sources) -> str:
 
 def largest_gain(profile: str, claim: Claim, sources: Sources) -> Measured:
     """The largest gain among T1's robust cells (last weights), in points; every cell must have been run."""
-    frame = accuracy.long("T1", profile, sources)
+    frame = robustness.frame("T1", profile)
     chosen = (frame["kind"] == "gain") & (frame["checkpoint"] == "last") & (frame["metric"] != "clean")
     gains = frame[chosen]
     done = gains.dropna(subset="value")
@@ -112,7 +111,9 @@ def largest_gain(profile: str, claim: Claim, sources: Sources) -> Measured:
 
 def overhead(profile: str, claim: Claim, sources: Sources) -> Measured:
     """The larger of added MACs and added seconds per epoch on the main network, in percent."""
-    numbers = cost_numbers(profile, sources)
+    numbers = costs.frame(profile).dropna(subset="fsr")
+    if numbers.empty:
+        return NOTHING
     main = numbers.iloc[0][["dataset", "network"]]
     pair = numbers[(numbers[["dataset", "network"]] == main).all(axis=1)].sort_values("fsr")
     machines = set(pair["trained_on"])
@@ -167,7 +168,7 @@ def deactivation(profile: str, claim: Claim, sources: Sources) -> Measured:
 
 def cues(profile: str, claim: Claim, sources: Sources) -> Measured:
     """Accuracy of the recalibrated minus the non-robust stream under PGD-20 by neighbours, seed by seed, in points."""
-    numbers = stream_numbers(profile, sources)
+    numbers = streams.frame(profile)
     last = numbers[(numbers["attack"] == "pgd20") & (numbers["checkpoint"] == "last")]
     steps = {
         probe: (wide["recalibrated"] - wide["nonrobust"]).dropna()
@@ -219,7 +220,7 @@ def seconds(profile: str, claim: Claim, sources: Sources) -> Measured:
         return NOTHING
     sources.add(record)
     device = claim.source.rsplit(" ", 1)[-1].strip(")")
-    trained = trained_on(record)
+    trained = costs._machine(record)
     if not store.alone(record):
         return Measured(value=value, seeds=1, why="shared its device with another training")
     if not re.search(rf"\b{device}\b", trained) or not trained.endswith("processes: 1") or " and " in trained:

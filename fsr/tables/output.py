@@ -1,95 +1,61 @@
-"""Tables to files: CSV of the numbers, Markdown and LaTeX as shown; written only when the content changes."""
+"""Tables as files: csv of the numbers, Markdown and LaTeX as shown; written only when the content changes."""
 
-import csv
-import io
 from pathlib import Path
 
 import pandas as pd
 
-from fsr import files
 from fsr.files import write_bytes
-from fsr.tables.frame import SENTENCE, Table
-from fsr.tables.text import MINUS, missing
+from fsr.tables.display import LONG, texts
+from fsr.tables.formatting import MINUS
 
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "±": r"$\pm$", "×": r"$\times$", "≤": r"$\leq$", "≥": r"$\geq$", MINUS: "$-$", "⁺": r"$^{+}$", "⁻": r"$^{-}$",
-    "f̃": r"$\tilde f$",
+    "f̃": r"$\tilde f$", "†": r"$\dagger$",
 }  # fmt: skip
 
 
-def csv_text(numbers: pd.DataFrame) -> str:
+def csv_text(frame: pd.DataFrame) -> str:
     """Counts whole, other numbers with six significant digits; empty where nothing was run."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(numbers.columns)
-    for row in numbers.itertuples(index=False):
-        writer.writerow([_csv_cell(v) for v in row])
-    return out.getvalue()
+    mixed = frame.select_dtypes(object).map(lambda value: _six_digits(value) if isinstance(value, float) else value)
+    return frame.assign(**mixed).to_csv(index=False, lineterminator="\n", float_format=_six_digits)
 
 
-def _csv_cell(value):
-    if missing(value):
-        return ""
-    if not isinstance(value, float):
-        return value
-    return f"{value:.0f}" if value.is_integer() else f"{value:.6g}"  # a count is exact
+def _six_digits(value: float) -> str:
+    return "" if pd.isna(value) else f"{value:.0f}" if float(value).is_integer() else f"{value:.6g}"
 
 
-def markdown(table: Table) -> str:
-    """A Markdown table with title and footer."""
-    about = table.about
-    lines = [f"# {about.id}. {about.title} ({about.profile})", ""]
-    lines += ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
-    for i, row in enumerate(table.to_numpy()):
-        texts = [str(value).replace("|", "\\|") for value in row]
-        marked = [f"**{text}**" if (i, c) in about.bold else text for c, text in zip(table.columns, texts)]
-        lines.append("| " + " | ".join(marked) + " |")
-    return "\n".join([*lines, *(line for note in about.footer() for line in ("", note))]) + "\n"
+def markdown(frame: pd.DataFrame, title: str, notes: list[str]) -> str:
+    """Title, table with best cells and headings in bold, notes."""
+    text, classes = texts(frame)
+    marked = text.map(lambda cell: cell.replace("|", "\\|"))
+    marked = marked.where(~classes.isin(["best", "group"]) | (marked == ""), "**" + marked + "**")
+    return "\n\n".join([f"# {title}", marked.to_markdown(index=False, disable_numparse=True), *notes]) + "\n"
 
 
 def latex_text(text: str) -> str:
-    """Text with every character that LaTeX would act on escaped."""
+    """Text with every character that LaTeX would act on, or does not know, escaped."""
     text = text.replace("f̃", "\0")
     return "".join(LATEX["f̃"] if c == "\0" else LATEX.get(c, c) for c in text)
 
 
-def _columns(table: Table) -> str:
-    """LaTeX's column types: sentences wrap, everything else stays on its line."""
-    longest = [max((len(str(value)) for value in table[column]), default=0) for column in table.columns]
-    return "".join("p{5cm}" if length > SENTENCE else "l" for length in longest)
-
-
-def latex(table: Table) -> str:
+def latex(frame: pd.DataFrame, title: str, label: str, notes: list[str]) -> str:
     """A booktabs table, shrunk to the line; needs the packages booktabs and graphicx."""
-    about = table.about
-    lines = ["% needs \\usepackage{booktabs,graphicx}", r"\begin{table}", r"\centering"]
-    lines += [rf"\caption{{{latex_text(f'{about.title} ({about.profile})')}.}}", rf"\label{{tab:{about.slug}}}"]
-    lines += [r"\resizebox{\linewidth}{!}{%", rf"\begin{{tabular}}{{{_columns(table)}}}", r"\toprule"]
-    lines += [" & ".join(map(latex_text, table.columns)) + r" \\", r"\midrule"]
-    for i, row in enumerate(table.to_numpy()):
-        texts = [latex_text(str(value)) for value in row]
-        marked = [rf"\textbf{{{text}}}" if (i, c) in about.bold else text for c, text in zip(table.columns, texts)]
-        lines.append(" & ".join(marked) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}}", r"\end{table}"]
-    return "\n".join([*lines, *(f"% {note}" for note in about.footer())]) + "\n"
+    text, classes = texts(frame)
+    wide = [len(text) > 0 and text[column].str.len().max() > LONG for column in text]
+    escaped = text.map(latex_text).rename(columns=latex_text)
+    bold = classes.isin(["best", "group"]).set_axis(escaped.columns, axis=1) & (escaped != "")
+    styler = escaped.where(~bold, r"\textbf{" + escaped + "}").style.hide(axis="index")
+    tabular = styler.to_latex(hrules=True, column_format="".join("p{5cm}" if w else "l" for w in wide))
+    caption = [rf"\caption{{{latex_text(title)}.}}", rf"\label{{tab:{label}}}"]
+    lines = ["% needs \\usepackage{booktabs,graphicx}", r"\begin{table}", r"\centering", *caption]
+    lines += [r"\resizebox{\linewidth}{!}{%", tabular.rstrip() + "}", r"\end{table}"]
+    return "\n".join([*lines, *(f"% {note}" for note in notes)]) + "\n"
 
 
-class Saved(list[Path]):
-    """The files written; shown without the folders above the root, so that a notebook names no machine's paths."""
-
-    def __repr__(self) -> str:
-        return ", ".join(path.relative_to(files.root()).as_posix() for path in self)
-
-
-def save(table: Table, profile: str, table_id: str, slug: str) -> Saved:
-    """Write <T id>-<slug>.csv (numbers), .md and .tex (as shown); a file whose content is the same is left alone."""
-    texts = {"csv": csv_text(table.numbers), "md": markdown(table), "tex": latex(table)}
-    written = Saved()
-    for suffix, text in texts.items():
-        path = files.tables(profile) / f"{table_id}-{slug}.{suffix}"
-        if not path.exists() or path.read_bytes() != text.encode():
-            write_bytes(path, text.encode())
-        written.append(path)
-    return written
+def write(path: Path, text: str) -> Path:
+    """Write a text; a file whose content is the same is left alone."""
+    if not path.exists() or path.read_bytes() != text.encode():
+        write_bytes(path, text.encode())
+    return path

@@ -6,11 +6,11 @@ from fsr import experiments, statistics, store
 from fsr.config import Run
 from fsr.experiments import Row
 from fsr.reference import Claim
-from fsr.tables import cells, names
+from fsr.tables import cells, labels
+from fsr.tables.formatting import number
 from fsr.tables.frame import Sources
-from fsr.tables.inside import planned, record_of
 from fsr.tables.measure import NOTHING, Measured, column, least_lead
-from fsr.tables.text import number
+from fsr.tables.streams import planned, record_of
 
 
 def unseen(profile: str, claim: Claim, sources: Sources) -> Measured:
@@ -24,8 +24,8 @@ def unseen(profile: str, claim: Claim, sources: Sources) -> Measured:
         return NOTHING
     sources.add(white.record)
     shares = {name: 100 * broken / seen for name, (broken, seen) in done.items()}
-    why = "; ".join(f"{names.metric(name)}: {broken} of {seen} images" for name, (broken, seen) in done.items())
-    missing = [names.metric(name) for name in found if name not in done]
+    why = "; ".join(f"{labels.metric(name)}: {broken} of {seen} images" for name, (broken, seen) in done.items())
+    missing = [labels.metric(name) for name in found if name not in done]
     why += f"; {missing[0]} not run" if missing else ""
     value = max(shares.values())
     return Measured(value=value, seeds=1, passed=None if missing else value <= claim.tolerance, why=why)
@@ -75,7 +75,7 @@ def losses(profile: str, run: Run, sources: Sources, checkpoint: str | None = No
     for analysis in planned(profile, run, "audit"):
         if checkpoint not in (None, analysis.checkpoint):
             continue
-        if record_of(run, analysis, sources) is not None:
+        if record_of(run, analysis):
             _, arrays = store.load_analysis(run, analysis)
             return arrays["authors_protocol"] & ~arrays["worst_case"]
     return None

@@ -1,68 +1,65 @@
-"""T7, T8 and T9 from records whose numbers are known."""
+"""T7, T8, T9 and the provenance from records whose numbers are known."""
 
 import pytest
 
 from fsr import experiments, tables
 from fsr.config import AUDIT_VERSION
-from fsr.report import findings as prose
-from fsr.tables.inside import EARLIER
 
 AT, BOTH = experiments.main_pair("demo")
 
 
-def stream_rows(recalibrated, *, probe="knn"):
-    right = {"f": 300, "robust": 320, "nonrobust": 100, "recalibrated": recalibrated, "output": 350}
-    return [{"stream": s, "probe": probe, "attack": "pgd20", "n": 500, "correct": c} for s, c in right.items()]
+def wide(name, profile="demo"):
+    return tables.wide(tables.table(profile, name))
 
 
-@pytest.mark.parametrize("profile", experiments.PROFILES)
-@pytest.mark.parametrize("name", ["T7", "T8", "T9", "T10"])
-def test_without_records_they_say_not_run(root, profile, name):
-    table = tables.TABLES[name].make(profile)
-    assert len(table) and "nan" not in repr(table).lower().replace("resonance", "")
-    assert "not run" in repr(table) and not table.about.runs
+def test_streams_over_seeds(records):
+    for run, right in zip(experiments.ROWS["demo"]["streams"][0].runs, (90, 100, 110)):
+        rows = [{"stream": "recalibrated", "probe": "knn", "attack": "pgd20", "n": 200, "correct": right}]
+        records("demo").analysis(run, "streams", {"rows": rows}, checkpoint="last")
+    row = wide("T7").set_index(["weights", "stream"]).loc[("last", "f̃⁻ (recalibrated)")]
+    assert row["k-nearest neighbours, PGD-20"] == "50.0 ± 5.0 [43.1, 56.9]" and row["n"] == "200"
+    assert row["auxiliary head, PGD-20"] == "not run"
 
 
-def test_streams_show_every_stream_with_interval_and_seeds(records):
-    for run, right in zip(experiments.SETS["demo"]["streams"], (240, 250, 260)):
-        records("demo").analysis(run, "streams", {"rows": stream_rows(right), "rows_clean": []})
-    table = tables.streams("demo")
-    row = table[(table["weights"] == "last") & (table["stream"] == "f̃⁻ (recalibrated)")].iloc[0]
-    assert row["k-nearest neighbours, PGD-20"] == "50.0 ± 2.0 [45.6, 54.4]" and row["n"] == "500"
-    assert row["auxiliary head, PGD-20"] == "not run" and row["k-nearest neighbours, no attack"] == "not run"
-    assert next(iter(table["stream"])) == "f (f)"
+def cost(params, macs=2_000_000, latency=1.0, **more):
+    return {"params": params, "macs": macs, "latency_ms": latency, "peak_memory_mb": 2.0} | more
 
 
-def test_streams_name_missing_seeds(records):
-    records("demo").analysis(BOTH, "streams", {"rows": stream_rows(250), "rows_clean": []}, "last")
-    table = tables.streams("demo")
-    assert table["k-nearest neighbours, PGD-20"][0].endswith("(1 of 3 seeds)")
-
-
-def cost(params, macs, seconds):
-    return {"params": params, "macs": macs, "train_seconds_per_epoch": seconds, "latency_ms": {"1": 9.0, "64": 20.5},
-            "latency_ms_without": {"1": 8.0, "64": 16.4}, "peak_memory_mb": 100.0}  # fmt: skip
-
-
-def test_overhead_is_the_difference_of_the_pair(records):
+def test_overhead_in_percent_and_latency_in_turns(records):
     write = records("demo")
-    write.analysis(AT, "cost", cost(1000, 2_000_000, 1.0))
-    write.analysis(BOTH, "cost", cost(1113, 2_072_000, 1.5))
-    rows = tables.overhead("demo").set_index(["network", "method"])
+    write.analysis(AT, "cost", cost(1000))
+    write.analysis(BOTH, "cost", cost(1113, 2_072_000, {"1": 2, "128": 20.5}, latency_ms_without={"1": 1, "128": 16.4}))
+    for run, seconds in ((AT, 1.0), (BOTH, 1.5)):
+        write.trained(run, seconds, {"cpu": "a test", "threads": 1})
+    rows = wide("T8").set_index(["network", "method"])
     added = rows.loc[("ResNet-10 (width 8)", "added by FSR")]
-    assert (added["parameters"], added["MACs"]) == ("+11.30 %", "+3.60 %")
-    assert added["seconds per epoch"] == "+50.00 %" and added["peak memory, MiB"] == "+0.00 %"
-    assert rows.loc[("ResNet-10 (width 8)", "AT")]["MACs"] == "2,000,000"
+    assert list(added[1:]) == ["+11.30 %", "+3.60 %", "+50.00 %", "+25.00 %", "+0.00 %"]
     assert rows.loc[("ResNet-10 (width 8)", "AT")]["latency of a batch, ms"] == "16.400"
-    assert (
-        added["latency of a batch, ms"] == "+25.00 %"
-    )  # against its own network without FSR, timed in turns: 20.5 and 16.4
     assert rows.loc[("WRN-10-1", "added by FSR")]["MACs"] == "not run"
 
 
-def test_known_parameter_counts_stand_beside_full_size_only(root):
-    assert "+1,259,018" in set(tables.overhead("headline")["parameters"])
-    assert not any("+1," in cell for cell in tables.overhead("mini")["parameters"])
+@pytest.mark.parametrize(
+    ("at", "both"),
+    [({"sharing": 2}, {}), ({}, {"processes": 2}), ({"sittings": [{"hardware": {"gpu": "H200"}}]}, {})],
+)
+def test_seconds_of_shared_or_different_devices_are_not_compared(records, at, both):
+    for run, more in ((AT, at), (BOTH, both)):
+        records("demo").trained(run, 1.0, {"cpu": "a test"}, **more)
+    rows = wide("T8").set_index(["network", "method"])
+    assert rows.loc[("ResNet-10 (width 8)", "added by FSR")]["seconds per epoch"] == "not comparable"
+
+
+def test_known_parameter_counts_and_the_papers_cells_stand_beside_full_size(root):
+    (root / "results").mkdir()
+    cells = ["T8,cifar10,resnet18,AT + FSR,params,12430000,count,", "T7,cifar10,resnet18,recalibrated,aux,40,percent,"]
+    head = "table,dataset,backbone,row,metric,value,unit,note"
+    (root / "results" / "paper_values.csv").write_text("\n".join([head, *cells, ""]))
+    rows = wide("T8", "headline").set_index("method")["parameters"]
+    assert rows["added, from the authors' code (computed)"] == "1,259,018"
+    assert rows["AT + FSR: paper"] == "12,430,000"
+    assert "1,259,018" not in set(wide("T8", "mini")["parameters"])
+    streams = wide("T7", "headline").set_index("stream")["auxiliary head, PGD-20"]
+    assert streams["f̃⁻ (recalibrated): paper"] == "40.0"
 
 
 def audit_record(**changes):
@@ -73,51 +70,38 @@ def audit_record(**changes):
     return record | {"indicators": {"silent_success": 0.25}, "flags": flags} | changes
 
 
+def audit_rows():
+    return wide("T9").set_index("attack group")
+
+
 def test_audit_shows_groups_worst_case_flags_and_indicators(records):
     write = records("demo")
-    write.analysis(BOTH, "audit", audit_record())
-    plain = audit_record(groups={"autoattack": {"n": 100, "correct": 65}}, not_applicable={"mask": "no FSR mask"})
-    write.analysis(AT, "audit", plain)
-    rows = tables.audit("demo").set_index("attack group")
-    assert rows.loc["3 the mask frozen or driven", "AT + FSR, last"] == "55.0 [45.2, 64.4] (n = 100)"
+    write.analysis(BOTH, "audit", audit_record(not_applicable={"mask/frozen": "no slope"}))
+    write.analysis(AT, "audit", audit_record(groups={}, not_applicable={"mask": "no FSR mask"}))
+    rows = audit_rows()
+    assert rows.loc["3 the mask frozen or driven", "AT + FSR, last"] == "55.0 [45.2, 64.4]"
     assert rows.loc["3 the mask frozen or driven", "AT, last"] == "not applicable: no FSR mask"
-    assert rows.loc["worst case", "AT, last"].startswith("50.0") and rows.index[0] == "authors' protocol"
-    assert rows.loc["authors' protocol", "AT, last"].startswith("70.0")
+    assert "mask/frozen" not in rows.index and rows.index[0] == "authors' protocol"
+    assert rows.loc["worst case", "AT, last"].startswith("50.0")
     assert rows.loc["AutoAttack's flags", "AT, last"] == "zero_gradient"
     assert rows.loc["indicator: silent success", "AT + FSR, last"] == "0.25"
-    assert rows.loc["share that no attack breaks", "AT, last"] == "0.62"  # 50 of the 80 that are right when clean
-    assert rows.index[-1] == "share that no attack breaks"
+    assert rows.index[-1] == "share that no attack breaks" and rows["AT, last"].iloc[-1] == "0.62"  # 50 of 80
 
 
-@pytest.mark.parametrize("version", [{}, {"version": AUDIT_VERSION - 1}, {"version": AUDIT_VERSION}])
-def test_a_record_of_an_earlier_audit_is_named(records, version):
-    """{}: from when records had no version."""
-    records("demo").analysis(BOTH, "audit", audit_record(**version))
-    earlier, told = version.get("version") != AUDIT_VERSION, f"{EARLIER}: AT + FSR."
-    assert (told in tables.audit("demo").about.notes) == earlier == (told in prose.audit("demo"))
-
-
-def test_a_single_attack_left_out_does_not_hide_its_group(records):
-    records("demo").analysis(BOTH, "audit", audit_record(not_applicable={"mask/frozen": "no slope"}))
-    rows = tables.audit("demo").set_index("attack group")
-    assert rows.loc["3 the mask frozen or driven", "AT + FSR, last"].startswith("55.0")
-    assert "mask/frozen" not in rows.index
-
-
-def test_random_noise_of_the_same_size_is_the_control_beside_square(records):
+def test_random_noise_is_the_control_beside_square(records):
     attacks = {"queries/square": {"n": 100, "correct": 62}, "queries/random-noise": {"n": 100, "correct": 80}}
     groups = {"queries": {"n": 100, "correct": 62}, "unmasked": {"n": 100, "correct": 60}}
     records("demo").analysis(AT, "audit", audit_record(groups=groups, attacks=attacks))
-    rows = tables.audit("demo").set_index("attack group")
+    rows = audit_rows()["AT, last"]
     at = list(rows.index).index("8 control: random noise of the same size")
-    assert rows.index[at - 1] == "8 Square" and rows["AT, last"].iloc[at].startswith("80.0")
+    assert rows.index[at - 1] == "8 Square" and rows.iloc[at].startswith("80.0")
     assert "queries/square" not in rows.index
 
 
 @pytest.mark.parametrize(
     ("changes", "shown"),
     [
-        ({"details": {"noise": {"noisy_accuracy": 0.52}}}, "52.0 [42.3, 61.5] (n = 100)"),
+        ({"details": {"noise": {"noisy_accuracy": 0.52}}}, "52.0 [42.3, 61.5]"),
         ({}, "not run"),  # a record from before the detail was kept
         ({"not_applicable": {"noise": "this model draws no noise"}}, "not applicable: this model draws no noise"),
     ],
@@ -126,28 +110,32 @@ def test_the_noisy_network_has_a_row_of_its_own(records, changes, shown):
     """Images crafted through the noise are judged without it in group 7, and with it in the row below."""
     groups = {"noise": {"n": 100, "correct": 66}} if "not_applicable" not in changes else {}
     records("demo").analysis(BOTH, "audit", audit_record(groups=groups, **changes))
-    rows = tables.audit("demo").set_index("attack group")["AT + FSR, last"]
+    rows = audit_rows()["AT + FSR, last"]
     below = list(rows.index).index("7 the same, judged with the noise on")
     assert rows.iloc[below] == shown
     assert rows.index[below - 1] == "7 crafted through the training noise, judged without it"
 
 
-def test_a_table_of_rounded_weights_says_so(records):
-    run, write = BOTH, records("demo")
-    write.trained(run, 1.0, {}, half=True)
-    write.analysis(run, "audit", audit_record())
-    assert any("rounded to float16" in note for note in tables.audit("demo").about.notes)
+@pytest.mark.parametrize("version", [{}, {"version": AUDIT_VERSION - 1}, {"version": AUDIT_VERSION}])
+def test_an_audit_of_an_earlier_version_is_told(records, version):
+    """{}: from when records had no version."""
+    records("demo").analysis(BOTH, "audit", audit_record(**version))
+    assert bool(tables.notes("demo", "T9")) == (version.get("version") != AUDIT_VERSION)
 
 
-def test_every_group_of_the_audit_has_a_title():
-    from fsr import audit
-    from fsr.tables.inside import GROUPS
+def test_an_audit_reads_the_same_in_a_terminal(records):
+    lines = tables.audit_lines(audit_record())
+    assert lines[0].startswith("authors' protocol ") and lines[0].endswith("70.0 [60.4, 78.1]")
+    assert len(set(line.index("  ") >= 0 for line in lines)) == 1
 
-    assert set(GROUPS) - {"queries/random-noise", "noise/own"} == set(audit.GROUPS) - {audit.PROTOCOL, "indicators"}
 
-
-def test_the_note_on_the_quick_autoattack_is_true():
-    from fsr.audit.case import BUDGETS
-
-    assert BUDGETS["quick"].autoattack == {"steps": 20, "queries": 300}
-    assert any("20 steps and 300 queries" in note for note in tables.audit("demo").about.notes)
+def test_provenance_has_a_row_per_finished_training(records):
+    parts = [{"first_step": 0}, {"first_step": 9, "sharing": 2}]
+    more = {"commit": "0123456789abcdef", "half": True, "versions": {"torch": "2.11.0"}, "sittings": parts}
+    records("demo").trained(BOTH, 1.0, {"gpu": "NVIDIA H200", "cpu": "a test"}, **more)
+    records("demo").trained(AT, 1.0, {"cpu": "a test"})
+    frame = tables.provenance("demo").set_index("label")
+    assert list(frame.index) == ["AT, seed 0", "AT + FSR, seed 0"]
+    told = frame.loc["AT + FSR, seed 0", ["machine", "commit", "torch", "resumed", "shared", "float16_weights"]]
+    assert list(told) == ["NVIDIA H200", "0123456789", "2.11.0", True, True, True]
+    assert not frame.loc["AT, seed 0", ["resumed", "shared", "float16_weights"]].any()

@@ -9,12 +9,11 @@ from fsr.report.findings import readings
 from fsr.report.findings.readings import mask_records, mean_counts, stream_records
 from fsr.report.findings.robustness import NOTHING
 from fsr.report.findings.text import Prose, accuracy_text, budget, missing, number, percent, points
-from fsr.tables import names as words
-from fsr.tables.cost import PAIRED
+from fsr.tables import labels as words
+from fsr.tables.formatting import span
 from fsr.tables.frame import Sources
-from fsr.tables.inside import EARLIER, earlier_audits
+from fsr.tables.overhead import PAIRED
 from fsr.tables.own import losses
-from fsr.tables.text import span
 from fsr.tables.verdict import UNTESTED
 
 REACHES = "not zero, so twenty steps are too few there or gradients are hidden"
@@ -88,7 +87,7 @@ def masks(profile: str) -> Prose:
 
 def overhead(profile: str) -> Prose:
     """T8 in words: what FSR adds, network by network."""
-    numbers, lines = tables.overhead(profile).numbers, []
+    numbers, lines = tables.table(profile, "T8").dropna(subset="fsr"), []
     several = numbers["dataset"].nunique() > 1
     for (dataset, network), pair in numbers.groupby(["dataset", "network"], sort=False):
         plain, both = (pair[pair["fsr"] == value] for value in (False, True))
@@ -140,7 +139,7 @@ def training(profile: str) -> Prose:
     """F5 in words: held-out robust accuracy early, at best and at the end, for both twins, seed 0."""
     lines = []
     for row in readings.curve_rows(profile):
-        for run in (row.plain[0], row.runs[0]):
+        for run in (row.baseline[0], row.runs[0]):
             frame = readings.history(run)
             if frame is not None and "held_robust_acc" in frame and frame["held_robust_acc"].notna().any():
                 lines.append(f"- {words.method(run.label)}: {_course(frame)}.")
@@ -189,7 +188,7 @@ def _unbounded(profile: str, run: Run) -> str:
 
 def audit(profile: str) -> Prose:
     """T9 in words: from the authors' protocol over AutoAttack to the worst case, per network."""
-    numbers, lines = tables.audit(profile).numbers, []
+    numbers, lines = tables.table(profile, "T9"), []
     for name, part in numbers.groupby("row", sort=False):
         share = {r.item: r.correct / r.n for r in part.itertuples() if not missing(r.correct) and r.n}
         if "worst case" not in share or "authors' protocol" not in share:
@@ -212,9 +211,7 @@ def audit(profile: str) -> Prose:
     told = (
         " ".join(filter(None, (note, _drops(profile)))) if len(lines) > 1 else "The other network was not audited yet."
     )
-    earlier = earlier_audits(profile)
-    old = f"{EARLIER}: {', '.join(earlier)}." if earlier else None
-    return Prose.of(where, "\n".join(lines), told, old, budget(profile))
+    return Prose.of(where, "\n".join(lines), told, *tables.notes(profile, "T9", numbers), budget(profile))
 
 
 def _cut(part) -> str:
@@ -239,7 +236,7 @@ def _drops(profile: str) -> str | None:
 
 def verdict(profile: str) -> Prose:
     """T10 in words: how many claims got which verdict, and which; the table says why a claim was not tested."""
-    numbers = tables.verdict(profile).numbers
+    numbers = tables.table(profile, "T10")
     lines = []
     for name, part in numbers.groupby("verdict", sort=False):
         whose = {"own": " (this project's own question)"}

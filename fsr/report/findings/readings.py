@@ -10,7 +10,7 @@ from fsr.config import Evaluation, Run
 from fsr.experiments import Row
 from fsr.files import MissingRecord
 from fsr.store import Outcome
-from fsr.tables import cells, names
+from fsr.tables import cells, labels
 from fsr.tables.frame import Sources
 
 
@@ -32,7 +32,7 @@ def report_checkpoint(profile: str) -> str:
 
 def weights(profile: str) -> str:
     """The same in words: last weights, EMA weights."""
-    return names.WEIGHTS[report_checkpoint(profile)]
+    return labels.WEIGHTS[report_checkpoint(profile)]
 
 
 def images(profile: str, attack: str) -> int | None:
@@ -88,7 +88,7 @@ def gain(
     evaluation = Evaluation(
         attack=attack, checkpoint=checkpoint or report_checkpoint(profile), images=images(profile, attack)
     )
-    cell = cells.gain(row.runs, row.plain, evaluation, sources=sources)
+    cell = cells.gain(row.runs, row.baseline, evaluation, sources=sources)
     if cell["value"] is None:
         return None
     return Gain(cell["value"], cell["low"], cell["high"], tuple(cell["per_seed"]), cell["n"])
@@ -96,7 +96,7 @@ def gain(
 
 def gain_rows(profile: str) -> list[Row]:
     """T1's rows with FSR, the ones that have a twin without it."""
-    return [row for row in rows(profile, "whitebox") if row.plain]
+    return [row for row in rows(profile, "whitebox") if row.baseline]
 
 
 @dataclass(frozen=True)

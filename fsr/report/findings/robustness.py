@@ -6,7 +6,7 @@ from fsr.experiments import Row
 from fsr.report.findings import readings
 from fsr.report.findings.text import Prose, budget, difference, percent, points
 from fsr.tables import cells
-from fsr.tables import names as words
+from fsr.tables import labels as words
 from fsr.tables.frame import Sources
 
 NOTHING = "Nothing of this has been run yet, so there is nothing to say."
@@ -67,7 +67,7 @@ def whitebox(profile: str) -> Prose:
     for row in readings.gain_rows(profile):
         run = row.runs[0]
         label = f"{words.dataset(run.dataset)}, {words.network(run)}, {words.method(run.method)}"
-        line = _gains_of(profile, "whitebox", row, row.plain, label)
+        line = _gains_of(profile, "whitebox", row, row.baseline, label)
         found.append(" ".join([line, *_warned(profile, row)]) if line else None)
     lines = [line for line in found if line]
     if not lines:

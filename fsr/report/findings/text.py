@@ -3,8 +3,8 @@
 from fsr import experiments, statistics
 from fsr.config import Run
 from fsr.reference import MIN_SEEDS
-from fsr.tables import names as words
-from fsr.tables.text import MINUS, missing, number, percent, span
+from fsr.tables import labels as words
+from fsr.tables.formatting import MINUS, missing, number, percent, span
 
 __all__ = ["MINUS", "Prose", "accuracy_text", "budget", "difference", "missing", "number", "percent", "points"]
 

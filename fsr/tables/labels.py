@@ -1,5 +1,6 @@
 """How tables write data sets, networks and attacks."""
 
+from fsr import experiments
 from fsr.config import Run
 
 DATASETS = {"digits": "digits", "cifar10": "CIFAR-10", "svhn": "SVHN", "tinyimagenet": "Tiny ImageNet"}
@@ -22,7 +23,7 @@ METRICS = {
 }
 METHODS = {"natural": "natural", "at": "AT", "trades": "TRADES", "mart": "MART", "fsr": "FSR", "awp": "AWP"}
 METHODS |= {name: name.upper() for name in ("fd", "cas", "cifs")}
-WEIGHTS = {"last": "last weights", "best": "best weights", "ema": "EMA weights"}
+WEIGHTS = {"last": "last weights", "best": "best weights", "ema": "EMA weights", "unknown": "weights not stated"}
 
 
 def network(run: Run) -> str:
@@ -53,3 +54,14 @@ def method(label: str) -> str:
 def metric(name: str) -> str:
     """`pgd20` as it is written: PGD-20."""
     return METRICS.get(name, name)
+
+
+def run(profile: str, run: Run) -> str:
+    """A planned run as tables name it: `AT + FSR, seed 1`, `T5 tau = 0.05, seed 0`."""
+    for kind, rows in experiments.ROWS[profile].items():
+        for row in rows:
+            if run in row.runs and row.intervention is None:
+                prefix = {"settings": "T5 ", "placement": "T6 "}.get(kind, "")
+                place = "" if run.backbone == experiments.profile_of(profile).base.backbone else f", {network(run)}"
+                return f"{prefix}{row.name}{place}, seed {run.seed}"
+    return f"{method(run.label)}, seed {run.seed}"

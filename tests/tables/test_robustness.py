@@ -1,0 +1,234 @@
+"""T1 to T6 and T11 from records whose numbers are known."""
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from fsr import experiments, tables
+from fsr.config import Evaluation, run_id
+from fsr.files import UsageError, run_dir, save_json
+from fsr.store import ENSEMBLE, save_config, save_evaluation
+from fsr.tables import outcomes
+
+AT, BOTH = experiments.main_pair("demo")
+WHITEBOX = {row.name: row for row in experiments.ROWS["demo"]["whitebox"][:6]}
+ROWS = {kind: {row.name: row.runs for row in rows} for kind, rows in experiments.ROWS["demo"].items()}
+
+
+def pick(name="T1", profile="demo", **keys):
+    """The one cell of a table's frame with these keys; network, weights and kind default to the main ones."""
+    frame = tables.table(profile, name)
+    keys = {"backbone": "resnet18", "checkpoint": "last", "metric": "pgd20", "kind": "ours"} | keys
+    for key, value in keys.items():
+        frame = frame[frame[key] == value]
+    assert len(frame) == 1, (keys, len(frame))
+    return frame.iloc[0]
+
+
+def shown(method, name="T1", profile="demo", weights="last"):
+    frame = tables.wide(tables.table(profile, name))
+    return frame[(frame["method"] == method) & (frame["weights"] == weights)].iloc[0]
+
+
+@pytest.mark.parametrize("profile", experiments.PROFILES)
+def test_without_records_every_planned_row_is_there_and_says_not_run(root, profile):
+    for name in set(tables.of_profile(profile)) - {"T7", "T8", "T9", "T10"}:
+        frame = tables.table(profile, name)
+        ours = frame[frame["kind"] == "ours"]
+        planned = {row.name for row in experiments.ROWS[profile][tables.robustness.KINDS[name]]}
+        assert planned == set(ours["row"]) and ours["value"].isna().all()
+        assert set(ours["status"]) <= {"not run", "not applicable"}
+
+
+def test_a_profile_writes_t1_to_t10_and_only_the_study_t11(root):
+    assert tables.of_profile("demo") == [f"T{i}" for i in range(1, 11)] and "T11" in tables.of_profile("overfit")
+    with pytest.raises(UsageError, match="no table 'T11'"):
+        tables.table("demo", "T11")
+
+
+def test_accuracy_and_wilsons_interval_of_one_seed(records):
+    records("demo").columns(AT, 400)
+    cell, exact = pick(row="AT"), binomtest(400, 500).proportion_ci(0.95, method="wilson")
+    assert (cell["value"], cell["n"], cell["seeds"], cell["planned"]) == (0.8, 500, 1, 3)
+    assert (cell["low"], cell["high"]) == pytest.approx((exact.low, exact.high))
+    row = shown("AT")
+    assert (row["PGD-20"], row["seeds"], row["n"]) == ("80.0 [76.3, 83.3]", "1 of 3", "500")
+    assert row["AutoAttack"] == "not run" and shown("AT", weights="ema")["PGD-20"] == "not run"
+
+
+def test_mean_and_standard_deviation_over_seeds(records):
+    for run, right in zip(WHITEBOX["AT"].runs, (390, 400, 410)):
+        records("demo").columns(run, right)
+    assert (
+        shown("AT")["no attack"] == "80.0 ± 2.0 [76.3, 83.3]"
+    )  # the interval is of 500 images: all seeds see the same
+
+
+@pytest.mark.parametrize("before, after", [(400, 420), (420, 400)])
+def test_gain_is_paired_by_image_and_has_its_sign(records, before, after):
+    records("demo").columns(AT, before)
+    records("demo").columns(BOTH, after)
+    cell, value = pick(kind="gain", row="AT + FSR: gain over AT"), (after - before) / 500
+    assert cell["value"] == pytest.approx(value) and cell["p_first_seed"] == pytest.approx(2 * 0.5**20)
+    spread = 1.96 * np.sqrt(0.04 * 0.96 / 500)
+    assert (cell["low"], cell["high"]) == pytest.approx((value - spread, value + spread), abs=0.004)
+    sign = "+" if value > 0 else "\N{MINUS SIGN}"
+    assert shown("AT + FSR: gain over AT")["PGD-20"].startswith(f"{sign}4.0 [{sign}")
+
+
+def test_an_interval_over_seeds_and_images_needs_three_seeds(records):
+    for i, (plain, both) in enumerate(zip(WHITEBOX["AT"].runs, WHITEBOX["AT + FSR"].runs)):
+        records("demo").columns(plain, 400)
+        records("demo").columns(both, 410 + 10 * i)
+        cell = pick(kind="gain", row="AT + FSR: gain over AT")
+        assert np.isfinite(cell["seeds_low"]) == (i == 2)
+    assert cell["seeds_low"] < cell["low"] < cell["value"] < cell["high"] < cell["seeds_high"]
+
+
+def test_gain_needs_the_same_seed(records):
+    records("demo").columns(WHITEBOX["AT"].runs[1], 400)
+    records("demo").columns(WHITEBOX["AT + FSR"].runs[2], 400)
+    assert shown("AT + FSR: gain over AT")["C&W"] == "not run"
+
+
+def test_ensemble_is_taken_per_image_and_needs_all_five(records):
+    write = records("demo")
+    write.columns(AT, 400, only=("clean", "fgsm", "pgd20", "pgd100"))
+    assert shown("AT")["Ensemble"] == "not run"
+    write.evaluation(AT, "cw", np.arange(500) >= 100)  # right where the others are wrong, and on 300 of theirs
+    assert pick(row="AT", metric="ensemble")["value"] == 0.6
+
+
+def test_autoattack_shows_its_own_n_and_a_doubt_is_marked(records):
+    write = records("demo")
+    write.columns(AT, 400)
+    write.evaluation(AT, "autoattack", 70, flags={"zero_gradient": True, "dynamic": False, "zero_gradient_points": 3})
+    assert shown("AT")["AutoAttack"] == "70.0† [60.4, 78.1] n=100"
+    assert pick(row="AT", metric="autoattack")["flags"] == "zero gradient"
+    assert any(note.startswith("†") for note in tables.notes("demo", "T1"))
+
+
+@pytest.mark.parametrize("broken, doubt", [(1, "none"), (2, "PGD-20, joint loss breaks 2 of the 70 that it leaves")])
+def test_another_attack_that_breaks_what_autoattack_leaves_puts_it_in_doubt(records, broken, doubt):
+    """Of its 100 images AutoAttack leaves the first 70; the joint loss breaks some of these, and most others."""
+    write, cas = records("demo"), ROWS["deactivation"]["AT + CAS"][0]
+    write.evaluation(cas, "autoattack", 70, kind="deactivation", flags={"dynamic": False})
+    joint = (np.arange(500) >= broken) & (np.arange(500) < 80)
+    write.evaluation(cas, "pgd20-joint", joint, kind="deactivation")
+    write.evaluation(cas, "pgd20", 0, kind="deactivation", eps=0.3)  # stronger: says nothing
+    write.evaluation(cas, "pgd20", 0, kind="deactivation", intervention="mask_one")  # another network
+    assert pick("T2", row="AT + CAS", metric="autoattack")["flags"] == doubt
+
+
+def bold(column="PGD-20"):
+    text, classes = tables.display.texts(tables.table("demo", "T1"))
+    return set(text["method"][classes[column] == "best"])
+
+
+def test_bold_is_the_best_row_with_the_most_seeds(records):
+    """MART's only seed has 83 % and means nothing beside means of three; AT + FSR's mean of 81 % is below AT's 82 %."""
+    write = records("demo")
+    for run, right in zip(WHITEBOX["AT"].runs, (420, 410, 400)):
+        write.columns(run, right)
+    write.columns(WHITEBOX["MART"].runs[0], 415)
+    assert bold() == set()  # alone with three seeds
+    for run in WHITEBOX["AT + FSR"].runs:
+        write.columns(run, 405)
+    assert bold() == {"AT"}
+
+
+def test_a_doubted_row_is_never_bold_nor_is_a_tie(records):
+    write, mart = records("demo"), WHITEBOX["MART"].runs[0]
+    write.columns(AT, 400)
+    write.columns(BOTH, 400)
+    assert bold() == set()
+    write.columns(mart, 450)
+    assert bold() == {"MART"}
+    write.evaluation(mart, "autoattack", 90, flags={"square_beats_whitebox": True})
+    assert bold() == set()
+
+
+def test_interventions_are_other_rows_and_are_compared_with_the_same_network(records):
+    write = records("demo")
+    write.columns(BOTH, 400, kind="components")
+    write.columns(BOTH, 300, kind="components", intervention="mask_one")
+    name = "m = 1 at test (FSR bypassed)"
+    assert pick("T4", row="AT + FSR")["value"] == 0.8 and pick("T4", row=name)["value"] == 0.6
+    assert pick("T4", row=f"{name}: gain over AT + FSR", kind="gain")["value"] == pytest.approx(-0.2)
+    frame = tables.table("demo", "T4")
+    assert set(frame.loc[frame["row"] == name, "checkpoint"]) == {"last"}
+
+
+def test_surrogates_and_sweeps_do_not_mix_with_other_rows(records):
+    records("demo").evaluation(AT, "transfer-twin", 300, kind="blackbox")
+    row = shown("AT", "T3")
+    assert row["transfer (AT twin)"].startswith("60.0") and row["transfer (natural)"] == "not run"
+    records("demo").columns(ROWS["settings"]["tau = 1.0"][0], 250, kind="settings")
+    assert shown("AT + FSR")["PGD-20"] == "not run" and shown("tau = 0.1", "T5")["PGD-20"] == "not run"
+    assert shown("tau = 1.0", "T5")["PGD-20"].startswith("50.0")
+
+
+def test_joint_loss_is_of_the_networks_with_auxiliary_logits(records):
+    records("demo").evaluation(ROWS["deactivation"]["AT + CAS"][0], "pgd20-joint", 200, kind="deactivation")
+    told = {name: shown(name, "T2")["PGD-20, joint loss"].split(" [")[0] for name in ROWS["deactivation"]}
+    expected = {"AT": "not applicable", "AT + FD": "not applicable", "AT + CAS": "40.0", "AT + CIFS": "not run"}
+    assert told == expected | {"AT + FSR": "not run"}
+
+
+def test_known_results_stand_beside_ours_on_their_data_only(root):
+    assert set(tables.table("demo", "T1")["kind"]) == {"ours", "gain"}
+    row = shown("AT + FSR (rerun: github S-creator31/FSR (2026-04, one seed, H200))", profile="mini")
+    assert (row["no attack"], row["PGD-20"], row["AutoAttack"]) == ("82.86", "52.38", "")
+
+
+def paper_cells(root, *lines):
+    (root / "results").mkdir(exist_ok=True)
+    head = "table,dataset,backbone,row,metric,value,unit,note\n"
+    (root / "results" / "paper_values.csv").write_text(head + "\n".join(lines) + "\n")
+
+
+def test_the_papers_cells_and_differences_at_full_size_only(root, records):
+    paper_cells(root, "T1,cifar10,resnet18,AT + FSR,pgd20,50.5,percent,")
+    records("headline").columns(experiments.main_pair("headline")[1], 260)
+    records("mini").columns(experiments.main_pair("mini")[1], 900)
+    for profile, difference in (("headline", "+1.50"), ("mini", "not comparable")):
+        assert shown("AT + FSR: paper", profile=profile)["PGD-20"] == "50.50"
+        assert shown("AT + FSR: ours minus paper", profile=profile)["PGD-20"] == difference
+    theirs = pick(profile="mini", kind="paper", row="AT + FSR: paper")
+    assert theirs["network"] == "ResNet-18"  # the paper's network, not ours
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "T1,cifar10,resnet18,AT + FRS,pgd20,50.5,percent,",
+        "T1,cifar10,resnet18,AT + FSR,pdg20,50.5,percent,",
+        "T7,cifar10,resnet18,f_plus,aux,40,percent,",
+        "T8,cifar10,resnet18,AT,params,1,percent,",
+    ],
+)
+def test_a_misspelt_cell_names_its_line_instead_of_vanishing(root, line):
+    paper_cells(root, line)
+    with pytest.raises(UsageError, match="line 2"):
+        tables.table("headline", line.split(",")[0])
+
+
+def test_outcomes_of_other_weights_than_the_trainings_are_left_out_and_named(root, records):
+    """One column was taken from a later training of the same run: no row mixes the two."""
+    save_config(AT)
+    record = {"run_id": run_id(AT), "checkpoints": {"last": "first"}, "history_sha256": ""}
+    save_json(run_dir(run_id(AT)) / "env.json", record)
+    for attack in ENSEMBLE:
+        weights = "second" if attack == "cw" else "first"
+        save_evaluation(AT, Evaluation(attack=attack), np.arange(500), np.ones(500, dtype=bool), weights=weights)
+    row = shown("AT")
+    assert (row["C&W"], row["Ensemble"]) == ("other weights", "other weights") and row["PGD-20"].startswith("100.0")
+    (note,) = tables.notes("demo", "T1")
+    assert note.startswith("AT, last, C&W, Ensemble: left out") and run_id(AT) in note and "run-all -p demo" in note
+
+
+def test_a_new_record_is_seen_at_once(records):
+    evaluation = experiments.columns("demo", "whitebox")["pgd20"]
+    assert outcomes.outcome(AT, evaluation) is None
+    records("demo").evaluation(AT, "pgd20", 400)
+    assert outcomes.outcome(AT, evaluation).mean() == 0.8

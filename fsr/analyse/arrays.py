@@ -71,9 +71,8 @@ def maps(job: Inspection) -> tuple[dict, dict]:
     return job.facts(index), _joined(parts) | {"index": index.numpy()}
 
 
-def perplexity_of(n: int) -> float:
-    """30, or a third of the neighbours where that is less: t-SNE refuses more."""
-    return min(PERPLEXITY, max(1.0, (n - 1) / 3))
+def _perplexity(n: int) -> float:
+    return min(PERPLEXITY, max(1.0, (n - 1) / 3))  # t-SNE refuses more than a third of the neighbours
 
 
 def embedded(points: np.ndarray) -> np.ndarray:
@@ -81,7 +80,7 @@ def embedded(points: np.ndarray) -> np.ndarray:
     from sklearn.manifold import TSNE
 
     start = "pca" if len(points) > 1 and np.ptp(points, axis=0).any() else "random"  # equal points have no axes
-    tsne = TSNE(perplexity=perplexity_of(len(points)), init=start, random_state=SEED)
+    tsne = TSNE(perplexity=_perplexity(len(points)), init=start, random_state=SEED)
     return tsne.fit_transform(points.astype(np.float32)).astype(np.float16)
 
 
@@ -100,4 +99,4 @@ def features(job: Inspection) -> tuple[dict, dict]:
         pool = arrays.pop(name).astype(np.float16)
         if 2 * pool.nbytes <= KEPT_BYTES:
             arrays[name] = pool
-    return job.facts(index) | {"perplexity": perplexity_of(len(index)), "seed": SEED}, arrays | {"index": index.numpy()}
+    return job.facts(index) | {"perplexity": _perplexity(len(index)), "seed": SEED}, arrays | {"index": index.numpy()}

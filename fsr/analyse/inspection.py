@@ -4,7 +4,7 @@ N images, C channels, h and w positions, K classes; f is the feature map (N, C, 
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from fsr.attacks import attack_named
 from fsr.config import Analysis, Run
 from fsr.data import Data, as_float, batches, part_of_test
+from fsr.hardware import exact_float32
 from fsr.models import BACKBONES, FSR, Classifier, Inserted
 from fsr.models.insert import submodule_at
 
@@ -59,16 +60,21 @@ class Seen(NamedTuple):
 
 
 @contextlib.contextmanager
+def _hooked(parts, hook: Callable) -> Iterator[None]:
+    """Call hook(module, inputs, output) after every part inside the block; it must return None."""
+    with contextlib.ExitStack() as stack:
+        for part in parts:
+            stack.callback(part.register_forward_hook(hook).remove)
+        yield
+
+
+@contextlib.contextmanager
 def module_inputs(model: Classifier, stage: str | None = None) -> Iterator[list[Tensor]]:
     """f of every inserted module, in running order; of the stage where nothing was inserted."""
     parts = [place.submodule for place in model.inserted()] or ([submodule_at(model.net, stage)] if stage else [])
     seen: list[Tensor] = []
-    hooks = [part.register_forward_hook(lambda _module, _x, f: seen.append(f)) for part in parts]
-    try:
+    with _hooked(parts, lambda _module, _x, f: seen.append(f)):
         yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def last_place(job: Inspection) -> tuple[str, Inserted | None]:
@@ -77,13 +83,8 @@ def last_place(job: Inspection) -> tuple[str, Inserted | None]:
     if not places:
         return job.place or BACKBONES[job.run.backbone].fsr_stage, None
     order: list[Inserted] = []
-    hooks = [part.register_forward_hook(lambda module, _x, _y: order.append(module)) for part in places]
-    try:
-        with torch.no_grad():
-            job.model(as_float(job.data.test_x[:1].to(job.device)))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with torch.no_grad(), _hooked(places, lambda module, _x, _f: order.append(module)):
+        job.model(as_float(job.data.test_x[:1].to(job.device)))
     return places[order[-1]].removeprefix("net.").replace(".submodule", ""), order[-1]
 
 
@@ -151,13 +152,11 @@ def pairs(job: Inspection) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
 @contextlib.contextmanager
 def exact() -> Iterator[None]:
     """Full float32 and repeatable convolutions on a GPU, whose default is TF32; afterwards as before."""
-    settings = [(place, "fp32_precision", "ieee") for place in (torch.backends.cudnn.conv, torch.backends.cuda.matmul)]
-    settings += [(torch.backends.cudnn, "deterministic", True), (torch.backends.cudnn, "benchmark", False)]
-    before = [getattr(place, name) for place, name, _ in settings]
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
     try:
-        for place, name, value in settings:
-            setattr(place, name, value)
-        yield
+        cudnn.deterministic, cudnn.benchmark = True, False
+        with exact_float32():
+            yield
     finally:
-        for (place, name, _), value in zip(settings, before):
-            setattr(place, name, value)
+        cudnn.deterministic, cudnn.benchmark = before

@@ -7,17 +7,14 @@ import math
 import types
 import typing
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import replace as replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from fsr.files import UsageError
-
-__all__ = ["AUDIT_VERSION", "BACKBONES", "DATASETS", "PEERS", "RECIPE", "Analysis", "Backbone", "DatasetInfo"]
-__all__ += ["Evaluation", "FSRSpec", "Peer", "PeerSpec", "Run", "analysis_id", "content", "content_id", "diff"]
-__all__ += ["for_dataset", "replace", "run_from_dict", "run_id", "to_dict"]
 
 AUDIT_VERSION = 2  # of the attacks of the adaptive audit; raise it when they change
 RECIPE = 1  # raise it when unchanged configs change meaning; old results keep their ids

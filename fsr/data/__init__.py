@@ -1,6 +1,5 @@
 """Whole data sets as uint8 tensors on the device; every random choice from one seeded generator."""
 
-import hashlib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,13 +29,6 @@ class Data:
     def classes(self) -> int:
         """Number of classes K."""
         return len(self.class_names)
-
-    def images_sha256(self) -> str:
-        """Digest of the test images and labels: columns of different test sets cannot be compared per sample."""
-        total = hashlib.sha256()
-        for part in (self.test_x, self.test_y):
-            total.update(part.cpu().contiguous().numpy().data)
-        return total.hexdigest()
 
     def to(self, device) -> "Data":
         """The same data on another device."""

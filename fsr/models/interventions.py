@@ -6,6 +6,7 @@ N images, C channels, H and W positions.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,51 +23,30 @@ class Intervention:
     recalibrate: bool = True
 
 
-@dataclass(frozen=True)
-class OneMask:
-    """m = 1: everything counts as robust, which bypasses the module."""
-
-    def __call__(self, mask: Tensor) -> Tensor:
-        return torch.ones_like(mask)
-
-
-@dataclass(frozen=True)
-class ConstantMask:
+def _constant(mask: Tensor) -> Tensor:
     """Every entry is the mean of the sample's own mask: the same share kept, without any choice."""
-
-    def __call__(self, mask: Tensor) -> Tensor:
-        return mask.mean((1, 2, 3), keepdim=True).expand(mask.shape)
+    return mask.mean((1, 2, 3), keepdim=True).expand(mask.shape)
 
 
-@dataclass(frozen=True)
-class RandomMask:
+def _random(mask: Tensor, *, seed: int) -> Tensor:
     """One mask for all images, uniform in [0, 1): fixed by the seed, so that attacks meet no randomness."""
-
-    seed: int
-
-    def __call__(self, mask: Tensor) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed)
-        return torch.rand(mask.shape[1:], generator=generator).to(mask).expand(mask.shape)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(mask.shape[1:], generator=generator).to(mask).expand(mask.shape)
 
 
-@dataclass(frozen=True)
-class ShuffledMask:
+def _shuffled(mask: Tensor, *, seed: int) -> Tensor:
     """The sample's own mask with its entries moved by one fixed permutation: the same values in the wrong places."""
-
-    seed: int
-
-    def __call__(self, mask: Tensor) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed)
-        order = torch.randperm(mask[0].numel(), generator=generator).to(mask.device)
-        return mask.flatten(1)[:, order].view(mask.shape)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(mask[0].numel(), generator=generator).to(mask.device)
+    return mask.flatten(1)[:, order].view(mask.shape)
 
 
 INTERVENTIONS: dict[str, Callable[[int], Intervention]] = {  # name to a function of the seed
-    "mask_one": lambda seed: Intervention(mask=OneMask()),
+    "mask_one": lambda seed: Intervention(mask=torch.ones_like),  # everything is robust: the module is bypassed
     "no_recalibration": lambda seed: Intervention(recalibrate=False),
-    "mask_random": lambda seed: Intervention(mask=RandomMask(seed)),
-    "mask_constant": lambda seed: Intervention(mask=ConstantMask()),
-    "mask_shuffled": lambda seed: Intervention(mask=ShuffledMask(seed)),
+    "mask_random": lambda seed: Intervention(mask=partial(_random, seed=seed)),
+    "mask_constant": lambda seed: Intervention(mask=_constant),
+    "mask_shuffled": lambda seed: Intervention(mask=partial(_shuffled, seed=seed)),
 }
 
 

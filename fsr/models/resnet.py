@@ -41,11 +41,6 @@ class ResNet(nn.Module):
     blocks: residual blocks per stage; (2, 2, 2, 2) is ResNet-18, (1, 1, 1, 1) ResNet-10. Any image size.
     """
 
-    layer1: nn.Sequential
-    layer2: nn.Sequential
-    layer3: nn.Sequential
-    layer4: nn.Sequential
-
     def __init__(self, num_classes: int = 10, width: int = 64, blocks: tuple[int, ...] = (2, 2, 2, 2)):
         super().__init__()
         self.conv1 = conv3x3(3, width)
@@ -61,6 +56,7 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        for name in STAGES:
+            x = getattr(self, name)(x)
         x = F.adaptive_avg_pool2d(x, 1).flatten(1)  # (N, C)
         return self.linear(x)

@@ -23,12 +23,6 @@ class VGG(nn.Module):
     blocks: convolutions per stage, each followed by BatchNorm and ReLU; (2, 2, 3, 3, 3) is VGG-16. Any image size.
     """
 
-    block1: nn.Sequential
-    block2: nn.Sequential
-    block3: nn.Sequential
-    block4: nn.Sequential
-    block5: nn.Sequential
-
     def __init__(self, num_classes: int = 10, width: int = 64, blocks: tuple[int, ...] = (2, 2, 3, 3, 3)):
         super().__init__()
         channels = 3
@@ -40,16 +34,12 @@ class VGG(nn.Module):
                 channels = out
             self.add_module(name, nn.Sequential(*layers))
         self.pool = max_pool()
-        self.classifier = nn.Sequential(
-            nn.Linear(channels, channels),
-            nn.ReLU(),
-            nn.Linear(channels, channels),
-            nn.ReLU(),
-            nn.Linear(channels, num_classes),
-        )
+        hidden = [nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, channels), nn.ReLU()]
+        self.classifier = nn.Sequential(*hidden, nn.Linear(channels, num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.block5(self.block4(self.block3(self.block2(self.block1(x)))))
+        for name in STAGES:
+            x = getattr(self, name)(x)
         x = F.adaptive_avg_pool2d(self.pool(x), 1).flatten(1)  # (N, C)
         return self.classifier(x)
 

@@ -9,12 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fsr.models.resnet import conv3x3
+
 STAGES = ("block1", "block2", "block3")
-
-
-def conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
-    """3x3 convolution, pad 1, no bias."""
-    return nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False)
 
 
 class PreActBlock(nn.Module):
@@ -46,10 +43,6 @@ class WideResNet(nn.Module):
     and ReLU close block3, so that a module after block3 sees activated features. Any image size.
     """
 
-    block1: nn.Sequential
-    block2: nn.Sequential
-    block3: nn.Sequential
-
     def __init__(self, num_classes: int = 10, width: int = 10, blocks: tuple[int, ...] = (5, 5, 5)):
         super().__init__()
         channels = 16
@@ -61,12 +54,14 @@ class WideResNet(nn.Module):
                 stage.append(PreActBlock(out if j else channels, out, 2 if i and not j else 1))
             self.add_module(name, stage)
             channels = out
-        self.block3.add_module("bn", nn.BatchNorm2d(channels))
-        self.block3.add_module("relu", nn.ReLU())
+        stage.add_module("bn", nn.BatchNorm2d(channels))
+        stage.add_module("relu", nn.ReLU())
         self.fc = nn.Linear(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.block3(self.block2(self.block1(self.conv1(x))))
+        x = self.conv1(x)
+        for name in STAGES:
+            x = getattr(self, name)(x)
         x = F.adaptive_avg_pool2d(x, 1).flatten(1)  # (N, C); the authors' fixed 8x8 window breaks at 64x64
         return self.fc(x)
 

@@ -3,7 +3,6 @@
 N images, C channels. A copy is used only where it gives the live network's logits and input gradients.
 """
 
-import copy
 import logging
 from collections import Counter
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fsr.files import FSRError
-from fsr.models.modes import eval_mode
+from fsr.models.modes import copied, eval_mode
 from fsr.train.distributed import CpuSyncBatchNorm
 
 log = logging.getLogger("fsr")
@@ -82,7 +81,7 @@ class FoldedCopy:
 
     def __init__(self, model: nn.Module, pairs: dict[str, str], dtype: torch.dtype, channels_last: bool = False):
         self.pairs, self.dtype, self._source = pairs, dtype, None
-        self.net: Any = copy.deepcopy(model).eval().requires_grad_(False)
+        self.net: Any = copied(model).eval().requires_grad_(False)
         for conv, bn in pairs.items():
             layer = self.net.get_submodule(conv)
             layer.weight = nn.Parameter(layer.weight.clone(), requires_grad=False)  # its own, where weights are tied
@@ -170,7 +169,7 @@ def _asks(net: nn.Module, model: nn.Module, x: Tensor) -> bool:
 
 def _checked(model: nn.Module, x: Tensor, dtype: torch.dtype, channels_last: bool) -> FoldedCopy:
     """The copy; ValueError where it is another function, and whatever a network raises that cannot be copied."""
-    shadow = randomised_statistics(copy.deepcopy(model).double().eval().requires_grad_(False))
+    shadow = randomised_statistics(copied(model).double().eval().requires_grad_(False))
     pairs = feeding_convolutions(shadow, x.double())
     live = torch.promote_types(dtype, torch.float32)
     found = FoldedCopy(model, pairs, dtype, channels_last)

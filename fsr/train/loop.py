@@ -1,6 +1,5 @@
 """The training loop: the authors' recipe, resumable after any batch, writing nothing itself."""
 
-import copy
 import math
 import time
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from fsr.config import Run
 from fsr.data import Data, as_float, augment, augmentation, batches
 from fsr.files import Diverged, Interrupted, TimeUp
 from fsr.models import FSR, model_of
-from fsr.models.modes import eval_mode
+from fsr.models.modes import copied, eval_mode
 from fsr.train import distributed
 from fsr.train.fast import Crafter
 from fsr.train.objectives import Objective, draw_start
@@ -62,7 +61,7 @@ class Trainer:
         self.crafter = Crafter(self.model, shard, self.device, **switches)
         self.crafter.switches["update"] = update
         # Copied now, in the memory layout that the crafter chose: averaging across two layouts is slow.
-        self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
+        self.ema = copied(self.model).requires_grad_(False).eval()
         smallest = min(len(part) for part in batches(len(data.train_y), run.batch))
         averaged = distributed.averaging(self.objective, smallest)
         self.stepper = Stepper(averaged, self.optimizer, run, self.device, compile=update)

@@ -1,16 +1,13 @@
 import math
-import sys
-import types
 
 import pytest
 import torch
 from torch import nn
 
 from fsr.analyse.inspection import module_inputs
-from fsr.config import BACKBONES, PEERS, Backbone, FSRSpec, Peer, PeerSpec, Run, run_id
+from fsr.config import BACKBONES, FSRSpec, PeerSpec, Run
 from fsr.files import UsageError
 from fsr.models import build_model, count_macs, count_params, model_of
-from fsr.models.peers import PeerStreams
 
 NARROW = {name: 1 if name == "wideresnet34" else 4 for name in BACKBONES}
 # spec section 1: added parameters and MACs at 32x32, percent to two digits, MACs to the digits printed there
@@ -152,46 +149,6 @@ def test_model_of_a_run_is_what_the_run_says():
     assert model_of(folder, num_classes=3)(torch.rand(2, 3, 8, 8)).shape == (2, 3)
     with pytest.raises(UsageError, match="num_classes"):
         model_of(folder)
-
-
-class Fourth(nn.Module):
-    """A backbone of someone else's file: one image size, no rule for its weights."""
-
-    def __init__(self, num_classes, width, blocks):
-        super().__init__()
-        self.a, self.b = nn.Conv2d(3, width, 3, 2, 1), nn.Conv2d(width, width, 3, 2, 1)
-        self.head = nn.Linear(width * 64, num_classes)
-
-    def forward(self, x):
-        return self.head(self.b(self.a(x)).flatten(1))
-
-
-def halve(channels, num_classes, is_last):
-    """A peer of someone else's file."""
-    return Halve()
-
-
-class Halve(nn.Module):
-    def forward(self, f):
-        return f / 2
-
-    def streams(self, f, y=None):
-        return PeerStreams(f / 2, {})
-
-
-def test_a_new_backbone_and_a_new_peer_are_one_file_and_one_entry_each(monkeypatch):
-    file = types.ModuleType("fsr.models.mine")
-    file.Fourth, file.halve = Fourth, halve
-    monkeypatch.setitem(sys.modules, "fsr.models.mine", file)
-    monkeypatch.setitem(
-        BACKBONES, "mine", Backbone(code="mine.Fourth", stages=("a", "b"), fsr_stage="b", blocks=(1, 1))
-    )
-    monkeypatch.setitem(PEERS, "halve", Peer(code="mine.halve", every_stage=True))
-    x = torch.rand(2, 3, 32, 32)
-    with_fsr = Run(backbone="mine", module=FSRSpec(), width=4)
-    assert model_of(with_fsr).eval().trace(x)[1][0].mask.shape == (2, 4, 8, 8)
-    with_peer = Run(backbone="mine", module=PeerSpec(name="halve"), width=4)
-    assert "at+halve" in run_id(with_peer) and len(model_of(with_peer).trace(x)[1]) == 2
 
 
 def test_wrong_use_is_one_clear_line():

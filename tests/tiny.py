@@ -15,7 +15,17 @@ def tiny_run(**changes) -> Run:
 
 FSR_HERE = FSRSpec(at=("layer3",))
 BRISK = replace(  # an audit far below `quick`, where only the plumbing is asked
-    BUDGETS["quick"], steps=12, restarts=1, pgd_steps=10, alphas=(0.25,), targets=3, draws=8, noisy_steps=3,
-    queries=100, autoattack={"steps": 5, "queries": 50}, rand={"steps": 2}, pairs=6, estimated_steps=3,
-    student={"rounds": 2, "samples": 600, "steps": 40}, noises=3,
-)  # fmt: skip
+    BUDGETS["quick"],
+    steps=12,
+    pgd_steps=10,
+    targeted_steps=10,
+    noisy_steps=3,
+    draws=8,
+    queries=100,
+    pairs=6,
+    estimated_steps=3,
+    autoattack={"steps": 5, "queries": 50},
+    rand={"steps": 2},
+    binary=4,
+    untested=("autoattack", "autoattack-rand", "nattack", "autoattack-ci", "pgd100-restarts", "pgd100", "apgd-dlr"),
+)

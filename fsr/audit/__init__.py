@@ -1,8 +1,7 @@
 """The adaptive audit: is a classifier's robustness real, or does it only look so to the attacks it was shown?
 
 `audit` runs groups of attacks on any classifier and reports, per image, what still holds: under the authors' protocol,
-under each group, under everything. A defence that hides its gradients looks robust in the first and
-not in the last.
+under each group, under everything. A defence that hides its gradients looks robust in the first and not in the last.
 """
 
 import logging
@@ -13,40 +12,39 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from fsr.attacks.components import own_randomness
 from fsr.attacks.inputs import check_images
-from fsr.audit import separated, whitebox
-from fsr.audit.case import BUDGETS, Case, prepare, private_copy
-from fsr.audit.indicators import indicators
-from fsr.audit.judge import own_randomness
-from fsr.audit.result import Audit, Findings, assemble
+from fsr.audit import groups
+from fsr.audit.binarization import binarization_test
+from fsr.audit.context import BUDGETS, Budget, Context, GroupResult
+from fsr.audit.indicators import cheap_checks, indicators
+from fsr.audit.network import Attackable, changed, fingerprint, private_copy
+from fsr.audit.result import Audit, assemble
 from fsr.files import UsageError
 from fsr.hardware import exact_float32
 from fsr.models.modes import eval_mode
 
-__all__ = ["BUDGETS", "GROUPS", "Audit", "Findings", "audit"]
+__all__ = ["BUDGETS", "GROUPS", "Audit", "Budget", "GroupResult", "audit", "binarization_test"]
 
 log = logging.getLogger("fsr")
 
-PROTOCOL = "protocol"
-
-# T9's numbers: 1 autoattack, 2 bpda, 3 mask, 4 latent, 5 transfer, 6 restarts, 7 noise, 8 queries, 9 indicators;
-# protocol and unmasked are for any model: what the authors' columns say, and what hidden gradients hide
-GROUPS: dict[str, Callable[[Case], Findings]] = {
-    PROTOCOL: whitebox.protocol,
-    "autoattack": whitebox.autoattack,
-    "bpda": separated.bpda,
-    "mask": separated.mask,
-    "latent": separated.latent,
-    "transfer": separated.transfer,
-    "restarts": whitebox.restarts,
-    "noise": separated.noise,
-    "queries": whitebox.queries,
-    "unmasked": whitebox.unmasked,
+# a group: (network, context) to what each of its attacks left right; in the order and with the numbers of T9
+GROUPS: dict[str, Callable[[Attackable, Context], GroupResult]] = {
+    "protocol": groups.protocol,
+    "autoattack": groups.autoattack,
+    "bpda": groups.bpda,
+    "mask": groups.mask,
+    "latent": groups.latent,
+    "transfer": groups.transfer,
+    "restarts": groups.restarts,
+    "noise": groups.noise,
+    "queries": groups.queries,
     "indicators": indicators,
+    "binarization": groups.binarization,
 }
 
 
-def _checked(model, x, y, eps, budget) -> None:
+def _check(model, x, y, eps, budget) -> None:
     if not isinstance(model, nn.Module):
         raise UsageError(f"audit takes an nn.Module that maps images to logits, not {type(model).__name__}")
     check_images(x, y)
@@ -59,35 +57,30 @@ def _checked(model, x, y, eps, budget) -> None:
 def _check_logits(model: nn.Module, x: Tensor, y: Tensor) -> None:
     """Does the model give (N, K) logits, and are the labels among its K classes?"""
     with torch.no_grad():
-        logits = model(x[:2])
+        logits = model(x[:2].clone())
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x[:2]) or logits.shape[1] < 2:
         raise UsageError("the model must give logits (N, K), K at least 2, and nothing else")
     check_images(x, y, logits.shape[1])
 
 
-def _finished(done: Mapping[str, dict], images: int) -> dict[str, Findings]:
+def _done(records: Mapping[str, dict], images: int) -> dict[str, GroupResult]:
     """The groups of an earlier call; those of another number of images are refused."""
-    found = {name: Findings.from_plain(record) for name, record in done.items() if name in GROUPS}
-    if any(f.correct is not None and len(f.correct) != images for f in found.values()):
+    results = {name: GroupResult.from_plain(record) for name, record in records.items() if name in GROUPS}
+    if any(len(outcome) != images for result in results.values() for outcome in result.attacks.values()):
         raise UsageError(f"the finished groups are not about {images} images; leave out done=")
-    return found
+    return results
 
 
-def _moved(pair: tuple[Tensor, Tensor] | None, device: torch.device) -> tuple[Tensor, Tensor] | None:
-    if pair is None:
-        return None
-    check_images(*pair)
-    return pair[0].float().to(device), pair[1].to(device)
-
-
-def _timed(name: str, case: Case, device: torch.device) -> Findings:
+def _run(name: str, net: Attackable, context: Context) -> GroupResult:
     """One group, from its own seed, so that a resumed audit goes on as the first would have."""
-    began = time.monotonic()
-    with own_randomness(case.seed + zlib.crc32(name.encode()), device):
-        found = GROUPS[name](case)
-    found.seconds = time.monotonic() - began
-    log.info("audit: %s in %.1f s", name, found.seconds)
-    return found
+    began, before = time.monotonic(), fingerprint(net)
+    with own_randomness(context.seed + zlib.crc32(name.encode())):
+        result = GROUPS[name](net, context)
+    if left := changed(before, net):
+        result.details["changed"] = result.details.get("changed", []) + [f"{name}: {what}" for what in left]
+    result.seconds = time.monotonic() - began
+    log.info("audit: %s in %.1f s", name, result.seconds)
+    return result
 
 
 def audit(
@@ -107,34 +100,35 @@ def audit(
     """Attack a classifier in every way known here (GROUPS) and say which images still hold.
 
     model: any nn.Module from images to logits (N, K), in any mode: a copy in eval mode and float32 is attacked, the
-    model, its gradients and the random state stay as they are. x: (N, C, H, W) in [0, 1]; y: (N,) int64; eps: L-inf
-    radius in pixels of [0, 1]. budget: quick (a minute for 100 small images) or full. surrogate: another trained
-    network to transfer from, the plain AT twin of an FSR network. train: images and labels that heads and student may
-    learn from; the audited images serve where there are none. on_group(name, record): called after each group with a
-    plain dict; done: such records by name, not computed again. Raises UsageError for what cannot be audited.
+    model, its gradients, the images and the random state stay as they are. x: (N, C, H, W) in [0, 1]; y: (N,) int64;
+    eps: L-inf radius in pixels of [0, 1]. budget: quick (a minute for 100 small images) or full. surrogate: another
+    trained network to transfer from. train: images and labels for latent heads, by default the audited ones.
+    on_group(name, record): called after each group with a plain dict; done: such records by name, not computed again.
+    Raises UsageError for what cannot be audited.
     """
-    _checked(model, x, y, eps, budget)
-    found = _finished(done or {}, len(x))
-    net = private_copy(model)
-    device = next((p.device for p in [*net.parameters(), *net.buffers()]), x.device)
-    helper = None if surrogate is None else private_copy(surrogate).to(device).eval()
-    with eval_mode(net), own_randomness(seed, device), exact_float32():
-        x, y = x.detach().float().contiguous().to(device), y.to(device)
-        _check_logits(net, x, y)
-        case = prepare(
-            net,
-            x,
-            y,
+    _check(model, x, y, eps, budget)
+    results, copy = _done(done or {}, len(x)), private_copy(model)
+    device = next((t.device for t in [*copy.parameters(), *copy.buffers()]), x.device)
+    x, y = x.detach().float().contiguous().to(device), y.to(device)
+    other = None if surrogate is None else private_copy(surrogate).to(device).eval()
+    with eval_mode(copy), own_randomness(seed), exact_float32():
+        _check_logits(copy, x, y)
+        context = Context(
+            reference=Attackable(copy, x[:1]),
+            x=x,
+            y=y,
             eps=float(eps),
             seed=seed,
             budget=BUDGETS[budget],
-            surrogate=helper,
             batch=batch or (1000 if device.type == "cuda" else 250),
-            train=_moved(train, device),
+            surrogate=None if other is None else Attackable(other, x[:1]),
+            train=None if train is None else (train[0].float().to(device), train[1].to(device)),
         )
+        net = Attackable(copy, x[:1], draws=8) if context.randomised else context.reference
         for name in GROUPS:
-            if name not in found:
-                found[name] = _timed(name, case, device)
+            if name not in results:
+                results[name] = _run(name, net, context)
                 if on_group is not None:
-                    on_group(name, found[name].plain())
-    return assemble(case.clean, found, protocol=PROTOCOL, randomised=case.randomised, budget=budget)
+                    on_group(name, results[name].plain())
+        seen = cheap_checks(model, context)
+    return assemble(context, results, seen, budget)

@@ -51,13 +51,6 @@ def load_surrogate(run: Run, checkpoint: str, options: Options) -> tuple[str | N
     return run_id(other), digest_of(weights_path(other, checkpoint)), model
 
 
-def _jsonable(value):
-    """Arrays as lists, so that a finished group fits a JSON record."""
-    if isinstance(value, dict):
-        return {k: _jsonable(v) for k, v in value.items()}
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
-
-
 def _counts(outcomes: dict) -> dict:
     return {name: {"n": len(correct), "correct": int(correct.sum())} for name, correct in outcomes.items()}
 
@@ -80,7 +73,7 @@ def audit_run(run: Run, analysis: Analysis, model: nn.Module, data: Data, option
     done = load_partial(path, identity).get("done", {})
 
     def on_group(group: str, result: dict) -> None:
-        done[group] = _jsonable(result)
+        done[group] = result
         save_json(path, {**identity, "done": done})
         options.report(run_id(run), f"{analysis.checkpoint} audit", len(done), len(GROUPS))
         options.check()
@@ -102,9 +95,11 @@ def audit_run(run: Run, analysis: Analysis, model: nn.Module, data: Data, option
         "authors_protocol": int(result.authors_protocol.sum()),
         "worst_case": int(result.worst_case.sum()),
         "not_applicable": result.not_applicable,
-        "indicators": _jsonable(result.indicators),
-        "flags": _jsonable(result.flags),
-        "details": _jsonable(result.details),
+        "indicators": result.indicators,
+        "flags": result.flags,
+        "checks": result.checks,
+        "binarization": result.binarization,
+        "details": result.details,
         "group_seconds": result.seconds,
         "randomised": result.randomised,
         "surrogate": other,

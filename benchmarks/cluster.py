@@ -20,7 +20,7 @@ from fsr import files
 from fsr.config import FSRSpec, Run, for_dataset, replace
 from fsr.runs import Options, Task
 from fsr.runs.local import run_inline
-from fsr.runs.ray import Job, plan, run_jobs
+from fsr.runs.ray import run_tasks
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 import ray_nodes  # the same nodes as the tests'
@@ -63,8 +63,8 @@ def on_workers(runs: list[Run], workers: int) -> dict[str, float]:
     with ray_nodes.cluster(workers=workers) as (address, _), tempfile.TemporaryDirectory() as folder:
         files.use(root=folder)
         load = os.getloadavg()[0]
-        jobs = plan([Task(run=run) for run in runs])
-        start, seconds, _ = timed(lambda options: run_jobs(jobs, options, address=address))
+        tasks = [Task(run=run) for run in runs]
+        start, seconds, _ = timed(lambda options: run_tasks(tasks, options, address=address))
         task = seconds_per_task(runs[0], workers, address)
     return {"seconds": seconds, "start_seconds": start, "seconds_per_task": task, "load_before": load}
 
@@ -72,12 +72,12 @@ def on_workers(runs: list[Run], workers: int) -> dict[str, float]:
 def seconds_per_task(done: Run, workers: int, address: str) -> float:
     """Between a short training and the next one in every worker's queue: tasks whose work is done, one by one."""
     short = [Task(run=replace(done, epochs=1, seed=100 + i)) for i in range(2 * workers)]
-    before, after = [[Job(task) for task in part] for part in (short[:workers], short[workers:])]
-    jobs = [*before, *[Job(Task(run=done))] * EMPTY_TASKS, *after]
-    *_, told = timed(lambda options: run_jobs(jobs, options, address=address))
+    before, after = short[:workers], short[workers:]
+    tasks = [*before, *[Task(run=done)] * EMPTY_TASKS, *after]
+    *_, told = timed(lambda options: run_tasks(tasks, options, address=address))
     heard = [event for event in told if event[2] != "done"]  # from workers: the driver alone says `done`, and later
-    ended = max(when for when, name, *_ in heard if name in {job.task.name for job in before})
-    began = min(when for when, name, *_ in heard if name in {job.task.name for job in after})
+    ended = max(when for when, name, *_ in heard if name in {task.name for task in before})
+    began = min(when for when, name, *_ in heard if name in {task.name for task in after})
     return (began - ended) / EMPTY_TASKS
 
 

@@ -8,9 +8,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import nbformat
 import papermill
+from ipykernel.kernelspec import write_kernel_spec
 from papermill.exceptions import PapermillExecutionError
 
 from fsr import experiments, files, reference
@@ -72,21 +74,40 @@ def is_current(name: str, profile: str) -> bool:
 
 def check_parameters(name: str, parameters: dict) -> None:
     """papermill only warns about an unknown parameter; here it is refused."""
-    known = papermill.inspect_notebook(str(source(name)))
+    known = papermill.inspect_notebook(_verbatim(source(name)))
     unknown = sorted(parameters.keys() - known.keys())
     if unknown:
         raise UsageError(f"{name} has no parameter {', '.join(unknown)}; it has {', '.join(known)}")
 
 
+def _in_front(name: str, folder: Path | str) -> str:
+    """The folder in front of those that a path variable of the user names."""
+    return os.pathsep.join([str(folder), *filter(None, [os.environ.get(name)])])
+
+
+def _verbatim(path: Path) -> str:
+    """A path as papermill takes it, which would fill in {names}."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
 @contextmanager
 def _environment(profile: str, compute: bool):
-    """What a kernel inherits: the package, the root, the profile, and whether it may compute what is missing."""
+    """What a kernel inherits: this interpreter and package, root, profile, whether to compute what is missing."""
+    with TemporaryDirectory() as folder:
+        write_kernel_spec(Path(folder) / "kernels" / "python3")  # a site may have another interpreter of that name
+        with _variables(profile, compute, folder):
+            yield
+
+
+@contextmanager
+def _variables(profile: str, compute: bool, folder: str):
     changes = {
         "FSR_PROFILE": profile,
         "FSR_ROOT": str(files.root()),
         "FSR_DATA": str(files.data()),
         "FSR_COMPUTE": "1" if compute else "0",
-        "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
+        "PYTHONPATH": _in_front("PYTHONPATH", Path(__file__).resolve().parent.parent),
+        "JUPYTER_PATH": _in_front("JUPYTER_PATH", folder),
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
     before = {name: os.environ.get(name) for name in changes}
@@ -114,7 +135,7 @@ def run_notebook(name: str, profile: str, **parameters) -> Path:
     mark = key(name, profile)
     try:
         papermill.execute_notebook(
-            str(source(name)), str(scratch), {"profile": profile, **parameters}, cwd=str(files.sources()),
+            _verbatim(source(name)), _verbatim(scratch), {"profile": profile, **parameters}, cwd=str(files.sources()),
             progress_bar=False, kernel_name="python3", execution_timeout=CELL_SECONDS, log_output=False,
             extra_arguments=["--IPKernelApp.log_level=50"],
         )  # fmt: skip

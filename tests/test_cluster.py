@@ -15,11 +15,11 @@ import ray_nodes
 
 from fsr import files, store
 from fsr.config import Analysis, Evaluation, FSRSpec, Run, for_dataset, run_id
-from fsr.files import UsageError, save_json
-from fsr.runs import Options, Task, perform, state_path, weights_path
+from fsr.files import UsageError
+from fsr.runs import Options, Task, local, perform, state_path, weights_path
 from fsr.runs import ray as room
 from fsr.runs.local import run_inline
-from fsr.runs.ray import Job, plan, resources, run_tasks
+from fsr.runs.ray import resources, run_tasks
 from fsr.store.weights import load_tensors
 
 BASE = for_dataset(
@@ -33,50 +33,6 @@ HELD = 4  # the epoch in which trainings wait for a test
 SLOTS = 2  # tasks at once of a node: more in all than there are trainings
 PATIENCE = 900  # seconds, for a machine that does other work as well
 TASKS = [Task(run=run, evaluations=LOOKS) for run in RUNS] + [Task(run=RUNS[0], evaluations=(SURROGATE,))]
-
-
-# --- what is planned ---------------------------------------------------------------------------------------
-
-
-def test_everything_missing_is_a_job_behind_the_trainings_it_needs(root):
-    look = Analysis(kind="masks")
-    jobs = plan([*TASKS, Task(run=RUNS[1], analyses=(look,))])
-    assert [j.task for j in jobs[:3]] == [Task(run=run) for run in RUNS]
-    assert [j.needs for j in jobs[:3]] == [(), (), ()]
-    assert all(len(j.task.evaluations) + len(j.task.analyses) == 1 for j in jobs[3:])
-    assert jobs[-2] == Job(Task(run=RUNS[0], evaluations=(SURROGATE,)), (0, 2))
-    assert jobs[-1] == Job(Task(run=RUNS[1], analyses=(look,)), (1,))
-
-
-def test_an_audit_comes_behind_the_training_of_its_twin_when_there_is_one_to_do(root):
-    audit = Analysis(kind="audit")
-    jobs = plan([Task(run=run, analyses=(audit,)) for run in RUNS])
-    assert [j.task.run for j in jobs[3:]] == list(RUNS)
-    # FSR waits for plain AT of its seed, plain AT for the next seed's; after seed 1 there is none
-    assert [j.needs for j in jobs[3:]] == [(0, 2), (0, 1), (2,)]
-
-
-def test_a_damaged_file_stops_its_own_jobs_and_no_others(root):
-    store.save_config(RUNS[0])
-    path = files.run_dir(run_id(RUNS[0])) / "env.json"
-    path.write_bytes(b"{")
-    weights = files.checkpoint_dir(run_id(RUNS[0])) / "last.safetensors"
-    weights.parent.mkdir(parents=True)
-    weights.write_bytes(b"half")
-    jobs = plan(TASKS)
-    assert [j.task.run for j in jobs if not (j.task.evaluations or j.task.analyses)] == list(RUNS[1:])
-    assert any(j.task.run == RUNS[0] for j in jobs)
-
-
-def test_what_is_recorded_is_no_job(root):
-    store.save_config(RUNS[0])
-    folder = files.run_dir(run_id(RUNS[0]))
-    save_json(folder / "env.json", {"run_id": run_id(RUNS[0]), "checkpoints": {}})
-    store.save_evaluation(RUNS[0], LOOKS[0], [0, 1], [True, False])
-    jobs = plan(TASKS[:1])
-    assert [j.task for j in jobs] == [Task(run=RUNS[0]), Task(run=RUNS[0], evaluations=LOOKS[1:])]  # weights are gone
-    store.save_evaluation(RUNS[0], LOOKS[1], [0, 1], [True, False])
-    assert plan(TASKS[:1]) == []  # a record is valid without its weights
 
 
 def test_small_networks_share_a_gpu_and_take_one_core():
@@ -181,7 +137,7 @@ def eventually(condition, process: subprocess.Popen, root: Path):
 
 
 def held_work(*arguments):
-    """A job whose trainings wait in epoch HELD for as long as there is a file `hold` in the root.
+    """A task whose training waits in epoch HELD for as long as there is a file `hold` in the root.
 
     It travels to the workers by value, as everything in a driver's own file does.
     """
@@ -194,7 +150,7 @@ def held_work(*arguments):
 
         return perform(task, replace(options, report=report))
 
-    room.perform = held
+    local.perform = held
     return room._work(*arguments)
 
 
@@ -299,7 +255,7 @@ def test_a_folder_that_workers_do_not_see_is_said_and_nothing_is_computed(root, 
     process = driver(root, nodes[0], unseen=root / "elsewhere")
     assert process.wait(PATIENCE) == 1
     said = (root / "driver.log").read_text()
-    assert said.count("does not see the driver's") == len(RUNS)  # their evaluations are silent
+    assert said.count("does not see the driver's") >= len(TASKS)
     assert not any(store.is_trained(run) for run in RUNS)
 
 

@@ -11,8 +11,7 @@ import torch
 from tiny import FSR_HERE, tiny_run
 
 from fsr import data, hardware, runs, store
-from fsr.cli import commands
-from fsr.cli.options import Executor
+from fsr.cli.options import Executor, Setting
 from fsr.config import Analysis, Evaluation
 from fsr.runs import Options, Task, ray
 from fsr.runs import local as executors
@@ -149,13 +148,13 @@ def test_deterministic_is_wired_wherever_tasks_run(root, monkeypatch, as_before)
             room, "run_tasks", lambda *_, name=name, deterministic, **__: called.append((name, deterministic))
         )
     for executor in Executor:
-        commands._compute(TASKS, CPU, executor, None, "auto", True)
+        Setting(executor=executor, deterministic=True).compute(TASKS, CPU)
     monkeypatch.setattr(distributed, "requested", lambda: True)
-    commands._compute([replace(TASKS[0], evaluations=(), analyses=())], CPU, Executor.local, None, "auto", True)
+    Setting(deterministic=True).compute([replace(TASKS[0], evaluations=(), analyses=())], CPU)
     monkeypatch.setattr(distributed, "requested", lambda: False)
     assert sorted(map(str, called)) == sorted(map(str, ["here", "here", ("local", True), ("ray", True)]))
     called.clear()
-    commands._compute(TASKS, CPU, Executor.inline, None, "auto", False)
+    Setting(executor=Executor.inline).compute(TASKS, CPU)
     assert called == []
 
 

@@ -105,7 +105,7 @@ def test_stoppable_takes_the_first_signal_as_a_wish_and_the_second_as_an_order(n
     assert signal.getsignal(number) is before
 
 
-LONG, OTHER, LAST = tiny_run(seed=5, epochs=100_000), tiny_run(seed=6, epochs=60), tiny_run(seed=7, epochs=1)
+LONG, OTHER, LAST = tiny_run(seed=5, epochs=100_000), tiny_run(seed=6, epochs=20), tiny_run(seed=7, epochs=1)
 SCRIPT = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})

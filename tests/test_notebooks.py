@@ -1,6 +1,8 @@
 """The runner: strict about parameters, never over sources, failures by name, nothing twice."""
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import nbformat
@@ -58,6 +60,30 @@ def test_after_a_signal_no_other_notebook_begins(sources):
     assert notebooks.execute(["00-setup", "02-fine"], "ci", **more) == []
     assert said == ["00-setup: executed", "02-fine: left out"]
     assert [p.name for p in files.executed("ci").iterdir()] == ["00-setup.ipynb"]
+
+
+def test_kernels_import_what_the_callers_pythonpath_shows(sources, tmp_path, monkeypatch):
+    (tmp_path / "library").mkdir()
+    (tmp_path / "library" / "only_here.py").touch()
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(tmp_path / "library")]))
+    write(sources, "02-fine", "import only_here")
+    assert notebooks.execute(["02-fine"], "ci", report=lambda _: None) == []
+
+
+def test_kernels_run_this_interpreter_whatever_a_site_calls_python3(sources, tmp_path, monkeypatch):
+    spec = tmp_path / "site" / "kernels" / "python3" / "kernel.json"
+    spec.parent.mkdir(parents=True)
+    spec.write_text('{"argv": ["/bin/false", "{connection_file}"], "display_name": "site", "language": "python"}')
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "site"))
+    write(sources, "02-fine", f"import sys; assert sys.executable == {sys.executable!r}")
+    assert notebooks.execute(["02-fine"], "ci", report=lambda _: None) == []
+
+
+@pytest.mark.parametrize("name", ["{x}", "out-{profile}"])
+def test_braces_in_a_path_are_taken_as_they_are(sources, tmp_path, monkeypatch, name):
+    monkeypatch.setenv("FSR_ROOT", str(tmp_path / name))
+    assert notebooks.execute(["02-fine"], "ci", report=lambda _: None) == []
+    assert (tmp_path / name / "results" / "notebooks" / "ci" / "02-fine.ipynb").is_file()
 
 
 def test_kernels_look_for_data_where_the_command_does(sources, monkeypatch):

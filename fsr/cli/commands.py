@@ -8,62 +8,26 @@ import typer
 
 from fsr import files
 from fsr.cli.options import (
-    Address,
+    TORCHRUN,
     Attack,
     Checkpoint,
     DataDir,
-    Deterministic,
     Device,
-    Dry,
-    EventFiles,
     Executor,
     Minutes,
     Profile,
     Root,
     RunId,
-    Where,
+    Setting,
     Which,
-    Workers,
     app,
     known_profile,
-    options_of,
     say,
+    with_setting,
+    writable_root,
 )
-from fsr.cli.progress import show
 from fsr.cli.select_runs import attacked, check_fits, one_run, planned
 from fsr.files import UsageError, did_you_mean, duration
-
-TORCHRUN = "torchrun is for `python -m fsr train`; type the other commands without it"
-
-
-def _writable() -> None:
-    files.writable(files.results(), "--root")
-
-
-def _compute(tasks: list, options, executor: Executor, workers: int | None, address: str, deterministic: bool):
-    """Hand the tasks to an executor; returns its Summary."""
-    from fsr import hardware
-    from fsr.runs import local
-    from fsr.train import distributed
-
-    if distributed.requested() and any(task.evaluations or task.analyses for task in tasks):
-        raise UsageError(TORCHRUN)
-    _writable()
-    if deterministic and (distributed.requested() or executor is Executor.inline):
-        hardware.make_deterministic()
-    if distributed.requested():  # every process comes here, whatever it found to do; rank 0's list holds for all
-        return local.run_together(tasks, options, show)
-    if executor is not Executor.ray:
-        local.need_data(tasks)
-    with show(tasks) as report:
-        options = replace(options, report=report)
-        if executor is Executor.inline:
-            return local.run_inline(tasks, options)
-        if executor is Executor.ray:
-            from fsr.runs import ray
-
-            return ray.run_tasks(tasks, options, address=address, deterministic=deterministic)
-        return local.run_tasks(tasks, options, workers=workers, deterministic=deterministic)
 
 
 def _conclude(summary, failed: list[str]) -> None:
@@ -82,73 +46,57 @@ def _dry(todo: list, options) -> None:
 
     for task in todo:
         typer.echo(f"{task.name}: {', '.join(task.missing())}")
-    if not todo:
-        typer.echo("nothing to do")
-        return
-    measured = runs.seconds_per_epoch(options.torch_device.type)
     found = {task.run: trains for task in todo if (trains := task.trains())}
-    again = sum(trains == "again" for trains in found.values())
-    times = [
-        runs.seconds_left(run, measured, epochs=run.epochs if trains == "again" else None)
-        for run, trains in found.items()
-    ]
+    again = [run for run, trains in found.items() if trains == "again"]
+    measured = runs.seconds_per_epoch(options.torch_device.type)
+    times = [runs.seconds_left(run, measured, epochs=run.epochs if run in again else None) for run in found]
     known = [seconds for seconds in times if seconds is not None]
     text = f"{len(found) or 'no'} training{'s' * (len(found) > 1)}"
-    text += f" ({again} of them again: their records are here, their weights are gone)" if again else ""
+    text += f" ({len(again)} of them again: their records are here, their weights are gone)" if again else ""
     text += f", about {duration(sum(known))} in all" if known else ""
     text += (
         f", {len(times) - len(known)} of unknown length: no such run is finished here"
         if len(known) < len(times)
         else ""
     )
-    typer.echo(f"{len(todo)} tasks to do: {text}; evaluations and analyses on top")
+    typer.echo(f"{len(todo)} tasks to do: {text}; evaluations and analyses on top" if todo else "nothing to do")
 
 
-def _do(todo: list, options, executor, workers, address, deterministic, dry_run) -> None:
+def _do(todo: list, options, setting: Setting) -> None:
     from fsr.train import distributed
 
-    if dry_run or not (todo or distributed.requested()):
+    if setting.dry_run or not (todo or distributed.requested()):  # rank 0's list holds for all processes
         _dry(todo, options)
     else:
-        _conclude(_compute(todo, options, executor, workers, address, deterministic), [])
+        _conclude(setting.compute(todo, options), [])
 
 
 @app.command("run-all", epilog="Examples:  python -m fsr run-all    python -m fsr run-all -p mini --limit-minutes 60")
+@with_setting
 def run_all(
+    setting: Setting,
     profile: Profile = "demo",
     only: Annotated[str | None, typer.Option(help="Only these notebooks and what they need: 05,09.")] = None,
-    executor: Where = Executor.local,
-    address: Address = "auto",
-    device: Device = None,
-    data: DataDir = None,
-    root: Root = None,
-    limit_minutes: Minutes = None,
-    dry_run: Dry = False,
     force_notebook: Annotated[bool, typer.Option("--force-notebook", help="Execute unchanged notebooks too.")] = False,
-    workers: Workers = None,
-    deterministic: Deterministic = False,
-    tensorboard: EventFiles = False,
 ) -> None:
     """Train, evaluate and analyse what is missing, then execute the notebooks that are not current."""
     from fsr import experiments, hardware, notebooks, report, runs
     from fsr.runs import local
     from fsr.train import distributed
 
-    files.use(root=root, data=data)
-    known_profile(profile)
-    options, names = options_of(device, limit_minutes, tensorboard, executor), notebooks.numbered(only)
+    options, names = setting.options(), notebooks.numbered(only)
     sets = ("all",) if only is None else tuple(dict.fromkeys(s for n in names for s in experiments.NEEDS[n]))
-    todo = runs.missing(profile, sets)
-    if dry_run:
+    todo = runs.missing(known_profile(profile), sets)
+    if setting.dry_run:
         _dry(todo, options)
         return
     if distributed.requested():
         raise UsageError(TORCHRUN)
-    _writable()
-    summary = _compute(todo, options, executor, workers, address, deterministic) if todo else local.Summary()
-    failed = []
+    writable_root()
+    summary, failed = setting.compute(todo, options) if todo else local.Summary(), []
     if summary.stopped != "signal":
-        count = 1 if executor is Executor.inline else min(4, workers or hardware.cores())  # a kernel each
+        inline = setting.executor is Executor.inline
+        count = 1 if inline else min(4, setting.workers or hardware.cores())  # a kernel each
         with local.stoppable() as flag:
             more = {"force": force_notebook, "compute": False, "workers": count, "interrupted": flag.is_set}
             failed = notebooks.execute(names, profile, report=say, **more)
@@ -159,58 +107,35 @@ def run_all(
     _conclude(summary, failed)
 
 
-@app.command(
-    epilog="Examples:  python -m fsr train whitebox    python -m fsr train all -p mini --device cuda --dry-run"
-)
-def train(
-    which: Which,
-    profile: Profile = "demo",
-    device: Device = None,
-    data: DataDir = None,
-    root: Root = None,
-    limit_minutes: Minutes = None,
-    dry_run: Dry = False,
-    workers: Workers = None,
-    executor: Where = Executor.local,
-    address: Address = "auto",
-    deterministic: Deterministic = False,
-    tensorboard: EventFiles = False,
-) -> None:
+@app.command(epilog="Examples:  python -m fsr train whitebox    python -m fsr train all -p mini --dry-run")
+@with_setting
+def train(which: Which, setting: Setting, profile: Profile = "demo") -> None:
     """Train what is missing of a set; needs no Jupyter."""
-    files.use(root=root, data=data)
-    options = options_of(device, limit_minutes, tensorboard, executor)
-    _do(planned(profile, which, train_only=True), options, executor, workers, address, deterministic, dry_run)
+    options = setting.options()
+    _do(planned(profile, which, train_only=True), options, setting)
 
 
 @app.command(epilog="Examples:  python -m fsr evaluate whitebox -p mini    python -m fsr evaluate RUN --attack mi-fgsm")
+@with_setting
 def evaluate(
     which: Which,
+    setting: Setting,
     profile: Profile = "demo",
     attack: Attack = None,
     checkpoint: Checkpoint = "last",
     images: Annotated[
         int | None, typer.Option(min=1, help="With --attack: how many test images; default: all, of nattack 1,000.")
     ] = None,
-    device: Device = None,
-    data: DataDir = None,
-    root: Root = None,
-    limit_minutes: Minutes = None,
-    dry_run: Dry = False,
-    workers: Workers = None,
-    executor: Where = Executor.local,
-    address: Address = "auto",
-    deterministic: Deterministic = False,
 ) -> None:
     """Evaluate and analyse what is missing of a set, training first what is not trained; or one attack, printed."""
-    files.use(root=root, data=data)
-    options = options_of(device, limit_minutes, executor=executor)
+    options = setting.options()
     if attack is None and (images is not None or checkpoint != "last"):
         raise UsageError("--images and --checkpoint belong to --attack NAME; without it the profile's plan says both")
     chosen = [] if attack is None else attacked(profile, which, attack, checkpoint, images)
     todo = planned(profile, which) if attack is None else [task for task in chosen if task.missing()]
     if todo or attack is None:
-        _do(todo, options, executor, workers, address, deterministic, dry_run)
-    for task in () if dry_run else chosen:
+        _do(todo, options, setting)
+    for task in () if setting.dry_run else chosen:
         typer.echo(_accuracy(task))
 
 
@@ -242,11 +167,11 @@ def audit(
     from fsr.runs import local
     from fsr.tables import audit_lines
 
-    files.use(root=root, data=data)
+    options = Setting(root=root, data=data, device=device, limit_minutes=limit_minutes).options()
     analysis = Analysis(kind="audit", checkpoint=checkpoint, images=images, budget=budget)
-    chosen, options = one_run(run), options_of(device, limit_minutes)
+    chosen = one_run(run)
     check_fits(chosen, Evaluation(attack="clean", checkpoint=checkpoint, images=images))
-    _writable()
+    writable_root()
     with local.stoppable() as flag:
         runs.ensure_analysed(chosen, analysis, replace(options, interrupted=flag.is_set))
     for line in audit_lines(store.load_analysis(chosen, analysis)[0]):
@@ -337,5 +262,5 @@ def import_official(
     from fsr import runs
 
     files.use(root=root)
-    _writable()
+    writable_root()
     typer.echo(runs.import_official(file, backbone, dataset))

@@ -1,9 +1,12 @@
 """What all commands share: the app itself, how loud it is, and the options that mean the same everywhere."""
 
+import functools
+import inspect
 import logging
 import sys
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,10 +15,12 @@ from typing import Annotated
 import typer
 
 from fsr import files
+from fsr.cli.progress import show
 from fsr.files import UsageError, did_you_mean
 
 log = logging.getLogger("fsr")
 EPILOG = "Examples:  python -m fsr run-all    python -m fsr status --profile mini    python -m fsr -v train whitebox"
+TORCHRUN = "torchrun is for `python -m fsr train`; type the other commands without it"
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, epilog=EPILOG)
 
 
@@ -32,23 +37,16 @@ def everywhere(
 
 def log_to_stderr() -> None:
     """Our own messages only: what libraries log is their business."""
-    for old in [h for h in log.handlers if isinstance(h, logging.StreamHandler)]:
-        log.removeHandler(old)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    log.addHandler(handler)
+    log.handlers[:] = [old for old in log.handlers if not isinstance(old, logging.StreamHandler)] + [handler]
     log.setLevel(logging.INFO)
     log.propagate = False
 
 
-def is_quiet() -> bool:
-    """Was --quiet given?"""
-    return log.level > logging.INFO
-
-
 def say(line: str) -> None:
     """One line about what was done; nothing with --quiet."""
-    if not is_quiet():
+    if log.level <= logging.INFO:
         typer.echo(line)
 
 
@@ -57,39 +55,63 @@ def recorded_runs() -> list[str]:
     return sorted(path.parent.name for path in (files.results() / "runs").glob("*/config.json"))
 
 
-def _completing(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
-    """What the shell offers for a word that is begun: the names that begin so."""
-
-    def offered(incomplete: str) -> list[str]:
-        return [name for name in names() if name.startswith(incomplete)]
-
-    return offered
-
-
-def _profiles() -> Iterable[str]:
-    from fsr import experiments
-
-    return experiments.PROFILES
-
-
-def _runs() -> Iterable[str]:
+def _names(kind: str) -> Iterable[str]:
+    """What a word may be: a profile, a run id, a set or run id, or an attack."""
     from fsr import experiments
     from fsr.config import run_id
 
+    if kind == "attack":
+        from fsr.attacks import ATTACKS
+
+        return ATTACKS
+    if kind == "profile":
+        return experiments.PROFILES
     planned = {run_id(run) for sets in experiments.SETS.values() for run in sets["all"]}
-    return sorted(planned.union(recorded_runs()))
+    return [*(experiments.SETS["demo"] if kind == "set" else ()), *sorted(planned.union(recorded_runs()))]
 
 
-def _sets() -> Iterable[str]:
-    from fsr import experiments
-
-    return [*experiments.SETS["demo"], *_runs()]
+def _completing(kind: str) -> Callable[[str], list[str]]:
+    return lambda incomplete: [name for name in _names(kind) if name.startswith(incomplete)]
 
 
-def _attacks() -> Iterable[str]:
-    from fsr.attacks import ATTACKS
+Profile = Annotated[
+    str,
+    typer.Option(
+        "--profile", "-p", help="demo, mini, headline ...; see README.", autocompletion=_completing("profile")
+    ),
+]
+Which = Annotated[
+    str,
+    typer.Argument(metavar="SET", help="A set (whitebox ...) or a run id.", autocompletion=_completing("set")),
+]
+RunId = Annotated[
+    str,
+    typer.Argument(metavar="RUN", help="A run id; `status` lists them.", autocompletion=_completing("run")),
+]
+Attack = Annotated[
+    str | None,
+    typer.Option(
+        help="Only this attack of fsr.attacks.ATTACKS; prints accuracies.", autocompletion=_completing("attack")
+    ),
+]
+Checkpoint = Annotated[str, typer.Option(help="last, best or ema; of evaluate with --attack.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; by default a GPU when there is one.")]
+Root = Annotated[Path | None, typer.Option(help="Results and figures lie below it; default: this repository.")]
+DataDir = Annotated[Path | None, typer.Option("--data", help="Folder of the data sets; default: data/ below the root.")]
+Minutes = Annotated[float | None, typer.Option(help="Stop cleanly after so many minutes; run it again to go on.")]
 
-    return ATTACKS
+
+def known_profile(name: str) -> str:
+    """The name, or UsageError with the one that was probably meant."""
+    known = _names("profile")
+    if name not in known:
+        raise UsageError(f"unknown profile {name!r}{did_you_mean(name, known)}; choose one of {', '.join(known)}")
+    return name
+
+
+def writable_root() -> None:
+    """Fail at once, not after hours, when results cannot be written."""
+    files.writable(files.results(), "--root")
 
 
 class Executor(StrEnum):
@@ -100,67 +122,77 @@ class Executor(StrEnum):
     ray = "ray"
 
 
-def _option(text: str, *names: str, **more):
-    return typer.Option(*names, help=text, **more)
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """The common options of run-all, train and evaluate: where and how they compute."""
+
+    device: Device = None
+    data: DataDir = None
+    root: Root = None
+    limit_minutes: Minutes = None
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be computed, and how long.")] = False
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes side by side; default: what fits.")] = None
+    executor: Annotated[Executor, typer.Option(help="Worker processes, this process alone, or Ray.")] = Executor.local
+    address: Annotated[str, typer.Option(help="Of the Ray cluster.")] = "auto"
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="Bit-identical on one machine where torch can; slower on a GPU.")
+    ] = False
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard event files.")] = False
+
+    def options(self):
+        """runs.Options of what was typed; --root and --data hold from here on, and a missing device is refused."""
+        from fsr import hardware
+        from fsr.runs import Options
+
+        files.use(root=self.root, data=self.data)
+        if self.limit_minutes is not None and not self.limit_minutes > 0:
+            raise UsageError(f"--limit-minutes must be positive, not {self.limit_minutes:g}")
+        if self.tensorboard and find_spec("tensorboard") is None:
+            raise UsageError("--tensorboard needs a package that is not here: pip install -e '.[tensorboard]'")
+        if self.executor is not Executor.ray:
+            hardware.device_named(self.device)
+        elif self.device not in (None, "cpu", "cuda"):  # Ray chooses which, and the driver needs no GPU
+            raise UsageError(f"--device {self.device}: with --executor ray give cpu or cuda, or leave it out")
+        deadline = time.monotonic() + 60 * self.limit_minutes if self.limit_minutes else None
+        return Options(device=self.device, deadline=deadline, tensorboard=self.tensorboard)
+
+    def compute(self, tasks: list, options):
+        """Hand the tasks to the executor; returns its Summary. Under torchrun all processes train together."""
+        from fsr import hardware
+        from fsr.runs import local
+        from fsr.train import distributed
+
+        together = distributed.requested()
+        if together and any(task.evaluations or task.analyses for task in tasks):
+            raise UsageError(TORCHRUN)
+        writable_root()
+        if self.deterministic and (together or self.executor is Executor.inline):
+            hardware.make_deterministic()
+        if together:
+            return local.run_together(tasks, options, show)
+        if self.executor is not Executor.ray:
+            local.need_data(tasks)
+        with show(tasks) as report:
+            options = replace(options, report=report)
+            if self.executor is Executor.inline:
+                return local.run_inline(tasks, options)
+            if self.executor is Executor.ray:
+                from fsr.runs import ray
+
+                return ray.run_tasks(tasks, options, address=self.address, deterministic=self.deterministic)
+            return local.run_tasks(tasks, options, workers=self.workers, deterministic=self.deterministic)
 
 
-Profile = Annotated[
-    str, _option("demo, mini, headline ...; see README.", "--profile", "-p", autocompletion=_completing(_profiles))
-]
-Which = Annotated[
-    str,
-    typer.Argument(metavar="SET", help="A set (whitebox ...) or a run id.", autocompletion=_completing(_sets)),
-]
-RunId = Annotated[
-    str,
-    typer.Argument(
-        metavar="RUN", help="A run id; `python -m fsr status` lists them.", autocompletion=_completing(_runs)
-    ),
-]
-Attack = Annotated[
-    str | None,
-    _option("Only this attack of fsr.attacks.ATTACKS; prints accuracies.", autocompletion=_completing(_attacks)),
-]
-Checkpoint = Annotated[str, _option("last, best or ema; of evaluate with --attack.")]
-Device = Annotated[str | None, _option("cpu, cuda or cuda:N; by default a GPU when there is one.")]
-Root = Annotated[Path | None, _option("Results and figures lie below it; default: this repository.")]
-DataDir = Annotated[Path | None, _option("Folder of the data sets; default: data/ below the root.", "--data")]
-Minutes = Annotated[float | None, _option("Stop cleanly after so many minutes; run it again to go on.")]
-Workers = Annotated[int | None, _option("Processes side by side; default: what fits the machine.", min=1)]
-Dry = Annotated[bool, _option("Only say what would be computed, and about how long it takes.", "--dry-run")]
-Deterministic = Annotated[
-    bool,
-    _option(
-        "Bit-identical on one machine where torch has deterministic kernels; else it warns. Slower on a GPU.",
-        "--deterministic",
-    ),
-]
-EventFiles = Annotated[bool, _option("Also write TensorBoard event files.", "--tensorboard")]
-Where = Annotated[Executor, _option("Worker processes here, this process alone, or a Ray cluster.")]
-Address = Annotated[str, _option("Of the Ray cluster.")]
+def with_setting(command: Callable) -> Callable:
+    """The command with the options of `Setting` in place of its parameter `setting`."""
+    own = [p for p in inspect.signature(command).parameters.values() if p.name != "setting"]
+    shared = list(inspect.signature(Setting).parameters.values())
 
+    @functools.wraps(command)
+    def typed(**given):
+        return command(setting=Setting(**{f.name: given.pop(f.name) for f in fields(Setting)}), **given)
 
-def known_profile(name: str) -> str:
-    """The name, or UsageError with the one that was probably meant."""
-    if name not in _profiles():
-        raise UsageError(
-            f"unknown profile {name!r}{did_you_mean(name, _profiles())}; choose one of {', '.join(_profiles())}"
-        )
-    return name
-
-
-def options_of(device: str | None, minutes: float | None, tensorboard: bool = False, executor: str = "local"):
-    """runs.Options of what was typed; fails at once when the device is not there."""
-    from fsr import hardware
-    from fsr.runs import Options
-
-    if minutes is not None and not minutes > 0:
-        raise UsageError(f"--limit-minutes must be positive, not {minutes:g}")
-    if tensorboard and find_spec("tensorboard") is None:
-        raise UsageError("--tensorboard needs a package that is not here: pip install -e '.[tensorboard]'")
-    if executor != Executor.ray:
-        hardware.device_named(device)
-    elif device not in (None, "cpu", "cuda"):  # on a cluster Ray chooses which, and the driver needs no GPU
-        raise UsageError(f"--device {device}: with --executor ray give cpu or cuda, or leave it out")
-    deadline = time.monotonic() + 60 * minutes if minutes else None
-    return Options(device=device, deadline=deadline, tensorboard=tensorboard)
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own + shared]
+    typed.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined] - what typer reads
+    typed.__annotations__ = {p.name: p.annotation for p in parameters}
+    return typed

@@ -1,5 +1,6 @@
 """Progress of several tasks on stderr: bars on a terminal, a line now and then in a log file."""
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -7,8 +8,6 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
-from fsr.cli.options import is_quiet
 
 LOG_SECONDS = 20.0  # a log file gets a line per run at most this often
 
@@ -50,7 +49,7 @@ def _bars(progress: Progress, total: int) -> Callable[[str, str, int, int], None
 def show(tasks: Iterable) -> Iterator[Callable[[str, str, int, int], None]]:
     """A `report(name, what, done, of)` for executors; what is "done" when all of a run is. Nothing with --quiet."""
     total, console = len({task.name for task in tasks}), Console(stderr=True)
-    if is_quiet():
+    if logging.getLogger("fsr").level > logging.INFO:
         yield lambda *_: None
     elif not console.is_terminal:
         yield _lines(total)

@@ -34,6 +34,16 @@ class Summary:
     failed: list[str] = field(default_factory=list)
     stopped: str | None = None
 
+    def add(self, one: "Summary", task: Task, left: Iterable[Task], report: Callable) -> None:
+        """Keep a task's summary, and report a run as done, well or not, once no task of it is left."""
+        left = list(left)
+        self.failed += one.failed
+        self.stopped = self.stopped or one.stopped
+        for line in one.failed if left else ():  # the others can take hours
+            log.warning("failed, the others go on: %s", line)
+        if not one.stopped and all(other.name != task.name for other in left):
+            report(task.name, "done", 1, 1)
+
 
 def need_data(tasks: Iterable[Task]) -> None:
     """Raise one MissingData when no data set of these tasks can be had, instead of a failure per task."""
@@ -90,24 +100,14 @@ def describe_error(error: BaseException) -> str:
     return f"{type(error).__name__}: {last} (-v shows where)"
 
 
-def _attempt(task: Task, options: Options) -> Summary:
+def attempt(task: Task, options: Options) -> Summary:
+    """Do a task whatever it raises, so that the others are not lost."""
     try:
         return Summary(perform(task, options))
     except (TimeUp, Interrupted) as error:
         return Summary(stopped="time" if isinstance(error, TimeUp) else "signal")
-    except Exception as error:  # whatever one task raises, the others are not lost
+    except Exception as error:
         return Summary([f"{task.name}: {describe_error(error)}"])
-
-
-def _add(total: Summary, one: Summary, task: Task, left: Iterable[Task], report: Callable) -> None:
-    """Keep a task's summary, and report a run as done, well or not, once no task of it is left."""
-    left = list(left)
-    total.failed += one.failed
-    total.stopped = total.stopped or one.stopped
-    for line in one.failed if left else ():  # the others can take hours
-        log.warning("failed, the others go on: %s", line)
-    if not one.stopped and all(other.name != task.name for other in left):
-        report(task.name, "done", 1, 1)
 
 
 def run_inline(tasks: Iterable[Task], options: Options) -> Summary:
@@ -117,7 +117,7 @@ def run_inline(tasks: Iterable[Task], options: Options) -> Summary:
     with stoppable() as flag:
         options = replace(options, interrupted=flag.is_set)
         for number, task in enumerate(tasks, 1):
-            _add(total, _attempt(task, options), task, tasks[number:], options.report)
+            total.add(attempt(task, options), task, tasks[number:], options.report)
             if total.stopped:
                 break
     return total
@@ -182,7 +182,7 @@ def _report(name: str, what: str, done: int, of: int) -> None:
 
 
 def _work(task: Task, options: Options) -> Summary:
-    return _attempt(task, replace(options, interrupted=_stopped, report=_report))
+    return attempt(task, replace(options, interrupted=_stopped, report=_report))
 
 
 class _Worker:
@@ -241,7 +241,7 @@ def run_tasks(
                     worker, task = busy.pop(future)
                     idle.append(worker)
                     left = [other for _, other in busy.values()] + todo
-                    _add(total, worker.summary(future, task), task, left, options.report)
+                    total.add(worker.summary(future, task), task, left, options.report)
                 if flag.is_set():
                     stop.value, total.stopped = 1, "signal"
     finally:

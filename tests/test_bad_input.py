@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from tiny import FSR_HERE, tiny_run
 
 from fsr import __main__ as cli
-from fsr import audit, data, evaluate, files, notebooks, reference, runs, store
-from fsr.attacks.inputs import check_images
+from fsr import evaluate, files, notebooks, reference, runs, store
 from fsr.config import Analysis, Evaluation, Run, run_from_dict, run_id, to_dict
 from fsr.files import FSRError, UsageError
 from fsr.models import model_of
@@ -46,20 +45,6 @@ def test_any_json_is_a_run_with_a_safe_id_or_refused(value):
         return
     name = run_id(run)
     assert not set(name) & set("/\\\0") and run_from_dict(json.loads(json.dumps(to_dict(run)))) == run
-
-
-@few
-@given(st.sampled_from(FIELDS), JSON, st.sampled_from(["FSRSpec", "PeerSpec", "Run", 3, None]))
-def test_one_wrong_field_is_refused_in_one_line(field, value, kind):
-    config = to_dict(tiny_run(module=FSR_HERE))
-    config["module"] = {**config["module"], "type": kind, "tau": value}
-    config[field] = value
-    try:
-        run = run_from_dict(config)
-    except UsageError as error:
-        assert str(error) and "\n" not in str(error)
-        return
-    assert run_from_dict(json.loads(json.dumps(to_dict(run)))) == run
 
 
 @few
@@ -155,15 +140,6 @@ def test_any_table_of_cells_is_read_whole_or_refused_by_line(tmp_path, rows, hea
     assert header and frame["value"].between(-100, 1e12).all() and frame["unit"].ne("").all()
 
 
-@few
-@given(st.binary(max_size=200))
-def test_any_bytes_in_the_papers_file_are_refused_or_read(tmp_path, blob):
-    path = tmp_path / "paper_values.csv"
-    path.write_bytes(blob)
-    with pytest.raises(UsageError, match="paper_values"):
-        reference.paper_values(path)
-
-
 # --- imported checkpoints ------------------------------------------------------------------------------------
 
 
@@ -251,34 +227,11 @@ def test_unknown_parameters_of_a_notebook_are_refused(tmp_path, parameters):
 
 X = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
 Y = torch.arange(4)
-FLOATS = [
-    (torch.full((4, 3, 8, 8), 1.5), Y, "0, 1"),
-    (torch.full((4, 3, 8, 8), -0.1), Y, "0, 1"),
-    (torch.full((4, 3, 8, 8), float("nan")), Y, "NaN"),
-    (torch.full((4, 3, 8, 8), float("inf")), Y, "NaN or infinite"),
-    (torch.zeros(3, 8, 8), Y, "N, C, H, W"),
-    (X, Y, "floating point"),
-    (torch.zeros(0, 3, 8, 8), Y[:0], "empty"),
-    (torch.zeros(4, 3, 8, 8), Y[:3], "labels"),
-    (torch.zeros(4, 3, 8, 8), Y.float(), "labels"),
-    (torch.zeros(4, 3, 8, 8), Y + 7, "labels"),
-    (torch.zeros(4, 3, 8, 8), Y - 1, "labels"),
-]
-IDS = ["above 1", "below 0", "nan", "inf", "no batch", "uint8", "empty", "too few labels", "float labels", "label 10",
-       "label -1"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def net():
     return model_of(tiny_run(module=FSR_HERE), num_classes=10).eval()
-
-
-@pytest.mark.parametrize("x, y, says", FLOATS, ids=IDS)
-def test_an_audit_refuses_what_it_cannot_mean_anything_on(net, x, y, says):
-    with pytest.raises(UsageError, match=says):
-        check_images(x, y, 10)
-    with pytest.raises(UsageError, match=says):
-        audit.audit(net, x, y, eps=0.1)
 
 
 STORED = [
@@ -302,26 +255,6 @@ def test_an_evaluation_refuses_what_would_give_a_wrong_number(net, attack, x, y,
             net, x, y, torch.arange(len(x)), run=tiny_run(module=FSR_HERE), evaluation=Evaluation(attack=attack)
         )
     assert torch.equal(x, before)
-
-
-def test_places_in_the_test_set_must_be_one_per_image(net):
-    with pytest.raises(UsageError, match="do not fit"):
-        evaluate.evaluate_attack(net, X, Y, torch.arange(3), run=tiny_run(), evaluation=Evaluation(attack="clean"))
-
-
-def test_floats_are_not_divided_a_second_time():
-    x = torch.rand(2, 3, 8, 8)
-    before = x.clone()
-    with pytest.raises(UsageError, match="uint8"):
-        data.as_float(x)
-    assert torch.equal(x, before)
-
-
-@pytest.mark.parametrize("shape", [(2, 1, 8, 8), (2, 4, 8, 8), (3, 8), (2, 3)])
-def test_a_trace_of_the_wrong_shape_raises_and_leaves_no_recorder(net, shape):
-    with pytest.raises((RuntimeError, ValueError)):
-        net.trace(torch.zeros(shape))
-    assert all(place.recorder is None for place in net.inserted())
 
 
 def test_unknown_kinds_of_analyses_and_checkpoints_are_refused():

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -26,7 +26,7 @@ from fsr.cli.options import (
     with_setting,
     writable_root,
 )
-from fsr.cli.select_runs import attacked, check_fits, one_run, planned
+from fsr.cli.select_runs import accuracy_line, attacked, check_fits, one_run, planned, show_plan
 from fsr.files import UsageError, did_you_mean, duration
 
 
@@ -40,33 +40,11 @@ def _conclude(summary, failed: list[str]) -> None:
         raise typer.Exit(130 if summary.stopped == "signal" else 1)
 
 
-def _dry(todo: list, options) -> None:
-    """What would be computed, and how long its trainings take by those finished here on such a device."""
-    from fsr import runs
-
-    for task in todo:
-        typer.echo(f"{task.name}: {', '.join(task.missing())}")
-    found = {task.run: trains for task in todo if (trains := task.trains())}
-    again = [run for run, trains in found.items() if trains == "again"]
-    measured = runs.seconds_per_epoch(options.torch_device.type)
-    times = [runs.seconds_left(run, measured, epochs=run.epochs if run in again else None) for run in found]
-    known = [seconds for seconds in times if seconds is not None]
-    text = f"{len(found) or 'no'} training{'s' * (len(found) > 1)}"
-    text += f" ({len(again)} of them again: their records are here, their weights are gone)" if again else ""
-    text += f", about {duration(sum(known))} in all" if known else ""
-    text += (
-        f", {len(times) - len(known)} of unknown length: no such run is finished here"
-        if len(known) < len(times)
-        else ""
-    )
-    typer.echo(f"{len(todo)} tasks to do: {text}; evaluations and analyses on top" if todo else "nothing to do")
-
-
 def _do(todo: list, options, setting: Setting) -> None:
     from fsr.train import distributed
 
     if setting.dry_run or not (todo or distributed.requested()):  # rank 0's list holds for all processes
-        _dry(todo, options)
+        show_plan(todo, options)
     else:
         _conclude(setting.compute(todo, options), [])
 
@@ -88,7 +66,7 @@ def run_all(
     sets = ("all",) if only is None else tuple(dict.fromkeys(s for n in names for s in experiments.NEEDS[n]))
     todo = runs.missing(known_profile(profile), sets)
     if setting.dry_run:
-        _dry(todo, options)
+        show_plan(todo, options)
         return
     if distributed.requested():
         raise UsageError(TORCHRUN)
@@ -136,18 +114,7 @@ def evaluate(
     if todo or attack is None:
         _do(todo, options, setting)
     for task in () if setting.dry_run else chosen:
-        typer.echo(_accuracy(task))
-
-
-def _accuracy(task) -> str:
-    """Run, weights, attack, and the accuracy under it with its 95 % interval."""
-    from fsr import statistics, store
-
-    evaluation = task.evaluations[0]
-    correct = store.load_evaluation(task.run, evaluation).correct
-    low, high = statistics.wilson(int(correct.sum()), len(correct))
-    value = f"{100 * correct.mean():.1f} [{100 * low:.1f}, {100 * high:.1f}] % of {len(correct)}"
-    return f"{task.name}  {evaluation.checkpoint} {evaluation.attack_id}  {value}"
+        typer.echo(accuracy_line(task))
 
 
 @app.command(epilog="Example:  python -m fsr audit RUN --checkpoint ema --images 200 --budget full")
@@ -168,9 +135,10 @@ def audit(
     from fsr.tables import audit_lines
 
     options = Setting(root=root, data=data, device=device, limit_minutes=limit_minutes).options()
-    analysis = Analysis(kind="audit", checkpoint=checkpoint, images=images, budget=budget)
+    fields: dict[str, Any] = {"checkpoint": checkpoint, "images": images}
+    analysis = Analysis(kind="audit", **fields | {"budget": budget})
     chosen = one_run(run)
-    check_fits(chosen, Evaluation(attack="clean", checkpoint=checkpoint, images=images))
+    check_fits(chosen, Evaluation(attack="clean", **fields))
     writable_root()
     with local.stoppable() as flag:
         runs.ensure_analysed(chosen, analysis, replace(options, interrupted=flag.is_set))

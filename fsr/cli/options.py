@@ -193,6 +193,5 @@ def with_setting(command: Callable) -> Callable:
         return command(setting=Setting(**{f.name: given.pop(f.name) for f in fields(Setting)}), **given)
 
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own + shared]
-    typed.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined] - what typer reads
-    typed.__annotations__ = {p.name: p.annotation for p in parameters}
+    vars(typed)["__signature__"] = inspect.Signature(parameters)  # what typer reads
     return typed

@@ -1,10 +1,13 @@
-"""What a command was asked to compute: a set of the plan, one run, or one attack on either."""
+"""What a command was asked to compute (a set of the plan, one run, one attack on either), and how it is printed."""
 
 from dataclasses import replace
+from typing import Any
+
+import typer
 
 from fsr.cli.options import known_profile, recorded_runs
 from fsr.config import DATASETS, Evaluation, Run, run_id
-from fsr.files import UsageError, did_you_mean
+from fsr.files import UsageError, did_you_mean, duration
 
 
 def runs_of(profile: str, which: str) -> tuple[Run, ...]:
@@ -45,9 +48,9 @@ def planned(profile: str, which: str, *, train_only: bool = False) -> list:
     if chosen[0] in experiments.SETS[profile]["all"]:
         return [task for task in runs.missing(profile, train_only=train_only) if task.name == which]
     columns = [e for e in experiments.columns(profile, "whitebox").values() if e.attack != "ensemble"]
-    own = {"images": None} if _test_images(chosen[0]) is None else {}  # a folder of any size
-    evaluations = () if train_only else tuple(replace(e, checkpoint="last", **own) for e in columns)
-    task = runs.Task(run=chosen[0], evaluations=evaluations)
+    whole = _test_images(chosen[0]) is None  # a folder of any size
+    columns = [replace(e, checkpoint="last", images=None if whole else e.images) for e in columns]
+    task = runs.Task(run=chosen[0], evaluations=() if train_only else tuple(columns))
     return [task] if task.missing() else []
 
 
@@ -65,7 +68,8 @@ def attacked(profile: str, which: str, attack: str, checkpoint: str, images: int
     for run in runs_of(profile, which):
         there, usual = _test_images(run), ATTACKS[attack].images
         fewer = usual if usual is not None and there is not None and usual < there else None
-        evaluation = Evaluation(attack=attack, checkpoint=checkpoint, images=images or fewer)
+        fields: dict[str, Any] = {"checkpoint": checkpoint, "images": images or fewer}
+        evaluation = Evaluation(attack=attack, **fields)
         check_fits(run, evaluation)
         out.append(runs.Task(run=run, evaluations=(evaluation,)))
     return out
@@ -90,3 +94,36 @@ def check_fits(run: Run, evaluation: Evaluation) -> None:
         raise UsageError(f"{run_id(run)} is imported, which gives `last` weights alone; give --checkpoint last")
     if evaluation.attack == "pgd20-joint" and not has_heads(run):
         raise UsageError(f"pgd20-joint needs auxiliary heads, and {run_id(run)} has none")
+
+
+def show_plan(todo: list, options) -> None:
+    """What would be computed, and how long its trainings take by those finished here on such a device."""
+    from fsr import runs
+
+    for task in todo:
+        typer.echo(f"{task.name}: {', '.join(task.missing())}")
+    found = {task.run: trains for task in todo if (trains := task.trains())}
+    again = [run for run, trains in found.items() if trains == "again"]
+    measured = runs.seconds_per_epoch(options.torch_device.type)
+    times = [runs.seconds_left(run, measured, epochs=run.epochs if run in again else None) for run in found]
+    known = [seconds for seconds in times if seconds is not None]
+    text = f"{len(found) or 'no'} training{'s' * (len(found) > 1)}"
+    text += f" ({len(again)} of them again: their records are here, their weights are gone)" if again else ""
+    text += f", about {duration(sum(known))} in all" if known else ""
+    text += (
+        f", {len(times) - len(known)} of unknown length: no such run is finished here"
+        if len(known) < len(times)
+        else ""
+    )
+    typer.echo(f"{len(todo)} tasks to do: {text}; evaluations and analyses on top" if todo else "nothing to do")
+
+
+def accuracy_line(task) -> str:
+    """Run, weights, attack, and the accuracy under it with its 95 % interval."""
+    from fsr import statistics, store
+
+    evaluation = task.evaluations[0]
+    correct = store.load_evaluation(task.run, evaluation).correct
+    low, high = statistics.wilson(int(correct.sum()), len(correct))
+    value = f"{100 * correct.mean():.1f} [{100 * low:.1f}, {100 * high:.1f}] % of {len(correct)}"
+    return f"{task.name}  {evaluation.checkpoint} {evaluation.attack_id}  {value}"

@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -78,12 +79,11 @@ def audit_run(run: Run, analysis: Analysis, model: nn.Module, data: Data, option
         options.report(run_id(run), f"{analysis.checkpoint} audit", len(done), len(GROUPS))
         options.check()
 
-    budget, held = analysis.budget or "quick", (as_float(data.held_x), data.held_y)
-    train = held if len(data.held_y) else None
-    more = {"surrogate": surrogate, "train": train, "on_group": on_group, "done": dict(done)}
+    budget, train = analysis.budget or "quick", (as_float(data.held_x), data.held_y) if len(data.held_y) else None
+    setting: dict[str, Any] = {"surrogate": surrogate, "train": train, "on_group": on_group, "done": dict(done)}
     hook = model.register_forward_pre_hook(lambda *_: options.check())  # a group takes minutes; copies keep the hook
     try:
-        result = audit(model, as_float(x), y, eps=run.eps, budget=budget, **more)
+        result = audit(model, as_float(x), y, eps=run.eps, budget=budget, **setting)
     finally:
         hook.remove()
     record = {

@@ -5,7 +5,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from fsr import experiments, files, hardware, store
 from fsr.analyse import analyse
@@ -13,6 +12,7 @@ from fsr.config import Analysis, Evaluation, Run, run_id
 from fsr.data import part_of_test
 from fsr.evaluate import Progress, batch_size, evaluate_attack, images_sha256
 from fsr.files import provenance, save_json
+from fsr.models import Classifier
 from fsr.runs.auditing import audit_run, partial_path, train_surrogate
 from fsr.runs.options import Options, data_of, load_partial, locked, memory_explained
 from fsr.runs.training import ensure_weights, load_model, weights_path
@@ -25,7 +25,7 @@ def _partial_path(run: Run, evaluation: Evaluation) -> Path:
     return files.checkpoint_dir(run_id(run)) / f"partial-{evaluation.checkpoint}-{evaluation.attack_id}.json"
 
 
-def _surrogate(evaluation: Evaluation, options: Options) -> tuple[nn.Module | None, dict]:
+def _surrogate(evaluation: Evaluation, options: Options) -> tuple[Classifier | None, dict]:
     """(network whose gradients a transfer attack uses, its digest): `last` of another run, trained first if need be."""
     if evaluation.surrogate is None:
         return None, {}
@@ -61,7 +61,7 @@ def _weights(run: Run, checkpoint: str, options: Options) -> str:
     return digest
 
 
-def _evaluate(run: Run, evaluation: Evaluation, options: Options, surrogate: nn.Module | None, identity: dict) -> None:
+def _evaluate(run: Run, evaluation: Evaluation, options: Options, surrogate: Classifier | None, identity: dict) -> None:
     device, path, saved = options.torch_device, _partial_path(run, evaluation), time.monotonic()
     identity = {"weights": _weights(run, evaluation.checkpoint, options)} | identity
     data = data_of(run, device)

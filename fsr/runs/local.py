@@ -47,8 +47,8 @@ class Summary:
 
 def need_data(tasks: Iterable[Task]) -> None:
     """Raise one MissingData when no data set of these tasks can be had, instead of a failure per task."""
-    missing, names = [], list(dict.fromkeys(task.run.dataset for task in tasks))
-    for name in names:
+    missing, names = [], {task.run.dataset for task in tasks}
+    for name in sorted(names):
         try:
             fetch(name)
         except MissingData as error:
@@ -149,8 +149,6 @@ def run_together(tasks: Iterable[Task], options: Options, show: Callable) -> Sum
     return total
 
 
-# --- worker processes --------------------------------------------------------------------------------------
-
 _WORKER: dict[str, Any] = {}  # of a worker process: where it reports, the stop flag, its parent
 
 
@@ -189,7 +187,8 @@ class _Worker:
     """A pool of one process: one that is killed breaks this pool and no other, and the next task starts a new one."""
 
     def __init__(self, stop, threads: int, deterministic: bool):
-        self.stop, self.setting, self.pool = stop, (threads, deterministic), None
+        self.stop, self.setting = stop, (threads, deterministic)
+        self.pool: ProcessPoolExecutor | None = None
 
     def submit(self, task: Task, options: Options) -> Future:
         if self.pool is None:
@@ -200,11 +199,10 @@ class _Worker:
         return self.pool.submit(_work, task, options)
 
     def summary(self, future: Future, task: Task) -> Summary:
-        """What came of a task that is done."""
-        error = future.exception()
-        if isinstance(error, BrokenProcessPool):
-            self.close()
-        return Summary([f"{task.name}: {describe_error(error)}"]) if error else future.result()
+        if (error := future.exception()) is None:
+            return future.result()
+        self.close()
+        return Summary([f"{task.name}: {describe_error(error)}"])
 
     def hear(self, report: Callable) -> None:
         while self.pool is not None and not self.reports.empty():
@@ -227,7 +225,8 @@ def run_tasks(
     os.environ["OMP_NUM_THREADS"] = str(threads)
     stop = multiprocessing.get_context("spawn").RawValue("b", 0)  # no lock that a killed process could hold
     idle = [_Worker(stop, threads, deterministic) for _ in range(count)]
-    sent, busy, everyone = replace(options, report=ignore, interrupted=never), {}, tuple(idle)
+    sent, everyone = replace(options, report=ignore, interrupted=never), tuple(idle)
+    busy: dict[Future, tuple[_Worker, Task]] = {}
     try:
         with stoppable() as flag:
             while busy or (todo and not total.stopped):

@@ -1,6 +1,6 @@
 """What a profile still needs, as tasks that any executor can do in any process, and how far it is."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import pandas as pd
@@ -36,7 +36,7 @@ class Task:
 
     def missing(self) -> list[str]:
         """What is not recorded yet: `train`, `<checkpoint> <attack id>`, `<checkpoint> <kind>`."""
-        parts = [f"{part.checkpoint} {getattr(part, 'attack_id', None) or part.kind}" for part in self.left()]
+        parts = [f"{p.checkpoint} {p.attack_id if isinstance(p, Evaluation) else p.kind}" for p in self.left()]
         return parts if store.is_trained(self.run) else ["train", *parts]
 
     def trains(self) -> str:
@@ -82,7 +82,10 @@ def perform(task: Task, options: Options) -> list[str]:
     TimeUp and Interrupted end it at once: what is done is recorded, the rest resumes.
     """
     failed: list[str] = []
-    parts = [(ensure_trained, ()), *((ensure_evaluated, (e,)) for e in task.evaluations)]
+    parts: list[tuple[Callable[..., None], tuple]] = [
+        (ensure_trained, ()),
+        *((ensure_evaluated, (e,)) for e in task.evaluations),
+    ]
     for ensure_part, arguments in [*parts, *((ensure_analysed, (a,)) for a in task.analyses)]:
         try:
             ensure_part(task.run, *arguments, options)
@@ -147,13 +150,14 @@ def status(profile: str, sets: Iterable[str] = ("all",), *, device: str | None =
     state: done, partial, missing, or damaged, where config.json, env.json or history.csv is not what was written and
     `next` says which; seconds: of the epochs left at the speed measured on `device`, NaN without a measurement.
     """
-    whole: dict[Run, Task] = {}
-    for task in tasks(profile, sets):
-        one = whole.get(task.run, Task(run=task.run))
-        parts = {"evaluations": one.evaluations + task.evaluations, "analyses": one.analyses + task.analyses}
-        whole[task.run] = Task(run=task.run, **parts)
-    measured, rows = seconds_per_epoch(hardware.device_named(device).type), []
-    for run, task in whole.items():
+    measured, rows, everything = seconds_per_epoch(hardware.device_named(device).type), [], tasks(profile, sets)
+    for run in dict.fromkeys(task.run for task in everything):
+        own = [task for task in everything if task.run == run]
+        evaluations, analyses = (
+            tuple(e for t in own for e in t.evaluations),
+            tuple(a for t in own for a in t.analyses),
+        )
+        task = Task(run=run, evaluations=evaluations, analyses=analyses)
         left, total, damage = task.missing(), 1 + len(task.evaluations) + len(task.analyses), store.damage(run)
         trained = store.is_trained(run)
         state = "done" if not left else "partial" if trained or state_path(run).exists() else "missing"

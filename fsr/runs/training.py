@@ -8,12 +8,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from fsr import files, hardware, store
 from fsr.config import DATASETS, Run, run_id
 from fsr.files import CorruptFile, Diverged, MissingRecord, provenance, save_json, sha256, sweep
-from fsr.models import model_of
+from fsr.models import Classifier, model_of
 from fsr.runs.options import Options, data_of, locked, memory_explained
 from fsr.store.weights import digest_of, load_into, load_tensors, meta_of, save_tensors
 from fsr.train import Callbacks, Trainer, distributed, fit
@@ -141,9 +140,9 @@ def _fit(trainer: Trainer, options: Options, recorded: dict[str, str], *, new: b
     def on_stop(trainer: Trainer) -> None:
         save_checkpoint(trainer, recorded)
 
-    limits = {"deadline": options.deadline, "interrupted": options.interrupted}
+    callbacks = Callbacks(on_epoch, on_batch, on_stop, options.deadline, options.interrupted)
     with memory_explained(run), _event_file(run, options) as writer:
-        fit(trainer, Callbacks(on_epoch=on_epoch, on_batch=on_batch, on_stop=on_stop, **limits))
+        fit(trainer, callbacks)
     return digests or save_checkpoint(trainer, recorded)
 
 
@@ -212,7 +211,7 @@ def ensure_weights(run: Run, checkpoint: str, options: Options) -> str:
     return digest_of(path)
 
 
-def load_model(run: Run, checkpoint: str = "last", options: Options | None = None) -> nn.Module:
+def load_model(run: Run, checkpoint: str = "last", options: Options | None = None) -> Classifier:
     """The run's network with the checkpoint's weights, in eval mode, trained first when its weights are gone."""
     options = options or Options()
     if not has_weights(run, checkpoint):

@@ -16,7 +16,7 @@ from fsr.attacks import transfer
 from fsr.attacks.auto import autoattack
 from fsr.attacks.components import single
 from fsr.attacks.gradient import fgsm, joint, multi_targeted, pgd, pgd_restarts, random_noise
-from fsr.attacks.inputs import Network, check_eps, check_images
+from fsr.attacks.inputs import Network, check_counts, check_eps, check_images
 from fsr.attacks.losses import margin
 from fsr.attacks.query import nattack, square
 from fsr.files import UsageError
@@ -56,11 +56,14 @@ class Attack:
             if name not in self.needs + self.takes:
                 raise UsageError(f"this attack takes no {name}=: {self.description}")
         check_images(x, y, empty=True)
+        check_counts(steps=given.get("steps"), queries=given.get("queries"))
         eps, x, y = check_eps(eps), x.detach().clone(), y.detach().clone()
         if len(x) == 0 or 0 in (eps, given.get("steps"), given.get("queries")):
             return x
         network = Network(given.pop("surrogate", model), x, y)
         places = range(len(x)) if indices is None else [int(i) for i in indices]
+        if len(places) != len(x):
+            raise UsageError(f"{len(places)} places in the data set do not fit {len(x)} images")
         accepted = inspect.signature(self.function).parameters
         given |= {name: v for name, v in (("seed", seed), ("indices", places)) if name in accepted}
         x_adv = self.function(network, x, y, eps=eps, **given)

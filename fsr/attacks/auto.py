@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fsr.attacks.components import FLAGS, NAMES, Budget, Log, check_model, component, crafted, own_randomness
-from fsr.attacks.inputs import Network, check_eps, check_images
+from fsr.attacks.inputs import Network, check_counts, check_eps, check_images
 from fsr.attacks.losses import Net, is_wrong
 from fsr.files import UsageError
 
@@ -24,14 +24,14 @@ RAND = ("apgd-ce", "apgd-dlr")
 State = dict[str, np.ndarray]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class AutoAttackResult:
     """What AutoAttack found; per-image tensors (but x_adv) on the CPU, in the order of x.
 
     clean, correct: (N,) bool before and after all attacks. outcomes: attack name to (N,) bool, still correct after it.
-    x_adv: like x, the image that broke each sample, else x; None when not kept. flags: the package's warnings as
-    booleans (FLAGS), zero_gradient_points and their messages. flips: per attack, images that the model got wrong and
-    the judge right. seconds: per attack.
+    x_adv: like x, the image that broke each, else x; None when not kept. flags: the package's warnings as booleans
+    (FLAGS), zero_gradient_points and their messages. flips: per attack, images that the model got wrong and the judge
+    right. seconds: per attack.
     """
 
     clean: Tensor
@@ -43,114 +43,86 @@ class AutoAttackResult:
     seconds: dict[str, float]
 
 
-@torch.no_grad()
-def _wrong(net: Net, x: Tensor, y: Tensor) -> Tensor:
-    return is_wrong(net(x), y)
-
-
-@dataclass(kw_only=True)
 class _Evaluation:
     """The settings and the state: a record (JSON) and arrays that grow attack by attack."""
 
-    model: Network
-    judge: Network
-    x: Tensor
-    y: Tensor
-    eps: float
-    attacks: tuple[str, ...]
-    budget: Budget
-    randomised_ok: bool
-    seed: int
-    batch: int
-    state: State
-
-    def open(self, keep: bool) -> None:
-        """Continue the state, or begin a new one; UsageError for the state of another evaluation."""
-        settings = {"attacks": list(self.attacks), "eps": self.eps, "seed": self.seed, "batch": self.batch}
-        identity = {
-            **settings,
-            "n": len(self.x),
-            "keep_images": keep,
-            "judged": self.judge is not self.model,
-            "randomised_ok": self.randomised_ok,
-            **asdict(self.budget),
-            "images": zlib.crc32(self.y.cpu().numpy(), zlib.crc32(self.x.cpu().numpy())),
-        }
+    def __init__(self, model: Network, judge: Network, x: Tensor, y: Tensor, state: State, identity: dict):
+        self.model, self.judge, self.x, self.y, self.state = model, judge, x, y, state
+        self.names, self.eps, self.seed, self.batch = (identity[key] for key in ("attacks", "eps", "seed", "batch"))
+        self.randomised_ok = identity["randomised_ok"]
         self.record = {"identity": identity, "classes": 0, "done": {}, "flips": {}, "seconds": {}}
-        if "record" in self.state:
-            self.record = json.loads(str(self.state["record"]))
+        if "record" in state:
+            self.record = json.loads(str(state["record"]))
             other = [name for name, value in identity.items() if self.record["identity"].get(name) != value]
             if other:
                 raise UsageError(f"this AutoAttack state is another evaluation's: it differs in {', '.join(other)}")
-        else:  # -2: not yet judged, -1: still correct, 0: wrong without an attack, i + 1: broken by attacks[i]
-            self.state["broken_by"] = np.full(len(self.x), -2, dtype=np.int8)
-            if keep:
-                self.state["x_adv"] = self.x.cpu().numpy().copy()
+        else:  # -2: not yet judged, -1: still correct, 0: wrong without an attack, i + 1: broken by names[i]
+            state["broken_by"] = np.full(len(x), -2, dtype=np.int8)
+            if identity["keep_images"]:
+                state["x_adv"] = x.cpu().numpy().copy()
         self.log = Log(self.record.get("messages"), self.record.get("zero_gradient_points", 0))
 
-    def save(self, on_chunk) -> None:
+    def save(self, on_chunk: Callable[[State], None] | None) -> None:
         """Bring the record into the state and hand the state out."""
         self.record |= {"messages": self.log.messages, "zero_gradient_points": self.log.zero_gradient_points}
         self.state["record"] = np.array(json.dumps(self.record))
         if on_chunk is not None:
             on_chunk(self.state)
 
-    def images(self, part: np.ndarray) -> tuple[Tensor, Tensor]:
+    def images(self, places: np.ndarray) -> tuple[Tensor, Tensor]:
         """Images and labels of these places."""
-        index = torch.from_numpy(part).to(self.x.device)
+        index = torch.from_numpy(places).to(self.x.device)
         return self.x[index], self.y[index]
 
+    @torch.no_grad()
     def judge_clean(self) -> None:
-        """Check the model on the first batch and find what is right without an attack."""
-        parts = [part.numpy() for part in torch.arange(len(self.x)).split(self.batch)]
+        """Check the network on the first batch and find what is right without an attack."""
         with own_randomness(self.seed):
-            for i, part in enumerate(parts if len(self.x) else ()):
-                x, y = self.images(part)
-                if i == 0:
-                    more = {"randomised_ok": self.randomised_ok, "log": self.log}
-                    self.record["classes"] = check_model(self.judge, x, y, self.attacks, **more)
-                self.state["broken_by"][part] = _wrong(self.judge, x, y).cpu().numpy() - 1
+            for at in range(0, len(self.x), self.batch):
+                x, y = self.x[at : at + self.batch], self.y[at : at + self.batch]
+                if at == 0:
+                    self.record["classes"] = check_model(self.judge, x, y, self.names, self.randomised_ok, self.log)
+                self.state["broken_by"][at : at + self.batch] = is_wrong(self.judge(x), y).cpu().numpy() - 1
+
+    def craft(self, name: str, net: Net, x: Tensor, y: Tensor, budget: Budget, **options) -> Tensor:
+        """The component's images."""
+        attack = component(name, net, eps=self.eps, seed=self.seed, device=x.device, budget=budget, log=self.log)
+        return crafted(attack, x, y, self.eps, **options)
 
     @torch.no_grad()
-    def craft(self, name: str, net: Net, x: Tensor, y: Tensor, **options) -> Tensor:
-        """The component's images."""
-        budget = replace(self.budget, targets=min(self.budget.targets, self.record["classes"] - 1))
-        settings = {"eps": self.eps, "seed": self.seed, "device": x.device, "budget": budget, "log": self.log}
-        return crafted(component(name, net, **settings), x, y, self.eps, **options)
-
-    def attack(self, name: str, part: np.ndarray) -> None:
+    def attack(self, name: str, places: np.ndarray, budget: Budget) -> None:
         """Attack the images at these places and note what the judge gets wrong.
 
         Where the model is wrong and the judge is not, the judge itself is attacked (a randomised one, too dear for
         that, gets the image of highest loss): else an image that only the fast model got wrong would stay unattacked.
         """
-        began = time.perf_counter()
+        began, budget = time.perf_counter(), replace(budget, targets=min(budget.targets, self.record["classes"] - 1))
         with own_randomness(self.seed):
-            x, y = self.images(part)
-            x_adv = self.craft(name, self.model, x, y)
-            wrong = _wrong(self.judge, x_adv, y)
+            x, y = self.images(places)
+            x_adv = self.craft(name, self.model, x, y, budget)
+            wrong = is_wrong(self.judge(x_adv), y)
             if self.judge is not self.model:
-                flipped = _wrong(self.model, x_adv, y) & ~wrong
+                flipped = is_wrong(self.model(x_adv), y) & ~wrong
                 self.record["flips"][name] = self.record["flips"].get(name, 0) + int(flipped.sum())
                 if flipped.any():
                     net, more = (self.model, {"best_loss": True}) if self.randomised_ok else (self.judge, {})
-                    x_adv[flipped] = self.craft(name, net, x[flipped], y[flipped], **more)
-                    wrong = _wrong(self.judge, x_adv, y)
-        broken = part[wrong.cpu().numpy()]
-        self.state["broken_by"][broken] = self.attacks.index(name) + 1
+                    x_adv[flipped] = self.craft(name, net, x[flipped], y[flipped], budget, **more)
+                    wrong = is_wrong(self.judge(x_adv), y)
+        broken = places[wrong.cpu().numpy()]
+        self.state["broken_by"][broken] = self.names.index(name) + 1
         if "x_adv" in self.state:
             self.state["x_adv"][broken] = x_adv[wrong].cpu().numpy()
         self.record["seconds"][name] = self.record["seconds"].get(name, 0.0) + time.perf_counter() - began
 
-    def run(self, on_chunk) -> None:
+    def run(self, budget: Budget, on_chunk: Callable[[State], None] | None) -> None:
         """From wherever the state stands to the end."""
         if (self.state["broken_by"] == -2).any():
             self.judge_clean()
             self.save(on_chunk)
-        for name in self.attacks:
+        for name in self.names:
             survivors = self.state.setdefault(f"start.{name}", np.flatnonzero(self.state["broken_by"] == -1))
             for at in range(self.record["done"].get(name, 0), len(survivors), self.batch):
-                self.attack(name, survivors[at : at + self.batch])
+                self.attack(name, survivors[at : at + self.batch], budget)
                 self.record["done"][name] = at + self.batch
                 self.save(on_chunk)
 
@@ -159,31 +131,23 @@ class _Evaluation:
         from pyautoattack import checks
 
         by = torch.from_numpy(self.state["broken_by"].copy())
-        after = {"clean": by != 0} | {name: (by == -1) | (by > i + 1) for i, name in enumerate(self.attacks)}
+        after = {"clean": by != 0} | {name: (by == -1) | (by > i + 1) for i, name in enumerate(self.names)}
         checks.check_square_sr({name: float(right.double().mean()) for name, right in after.items()}, logger=self.log)
         flags: dict = {flag: flag in self.log.messages for flag in FLAGS}
         flags |= {"zero_gradient_points": self.log.zero_gradient_points, "messages": dict(self.log.messages)}
-        images = (
-            torch.from_numpy(self.state["x_adv"]).to(self.x.device, self.model.dtype) if "x_adv" in self.state else None
-        )
-        return AutoAttackResult(
-            clean=after.pop("clean"),
-            correct=by == -1,
-            outcomes=after,
-            x_adv=images,
-            flags=flags,
-            flips=dict(self.record["flips"]),
-            seconds=dict(self.record["seconds"]),
-        )
+        kept = self.state.get("x_adv")
+        x_adv = None if kept is None else torch.from_numpy(kept).to(self.x.device, self.model.dtype)
+        flips, seconds = dict(self.record["flips"]), dict(self.record["seconds"])
+        return AutoAttackResult(after.pop("clean"), by == -1, after, x_adv, flags, flips, seconds)
 
 
-def _attacks_of(version: str, attacks) -> tuple[str, ...]:
+def _attacks_of(version: str, attacks) -> list[str]:
     if version == "custom" and attacks:
         if unknown := [name for name in attacks if name not in NAMES]:
             raise UsageError(f"unknown attack {unknown[0]!r}; choose one of {', '.join(NAMES)}")
-        return tuple(attacks)
+        return list(attacks)
     if version in ("standard", "rand") and attacks is None:
-        return STANDARD if version == "standard" else RAND
+        return list(STANDARD if version == "standard" else RAND)
     raise UsageError('version is "standard" or "rand" (which choose the attacks), or "custom" with attacks=(...)')
 
 
@@ -215,23 +179,14 @@ def autoattack(
     another evaluation and for wrong inputs (see `check_images`).
     """
     check_images(x, y, empty=True)
-    draws = 20 if version == "rand" else 1
-    budget = Budget(steps=100 if steps is None else steps, queries=5000 if queries is None else queries, draws=draws)
-    y = y.detach().contiguous().clone()
-    network = Network(model, x[:batch], y)
-    evaluation = _Evaluation(
-        model=network,
-        judge=network if judge is None else Network(judge, x[:batch], y),
-        eps=check_eps(eps),
-        seed=seed,
-        x=x.detach().float().contiguous().clone(),
-        y=y,
-        attacks=_attacks_of(version, attacks),
-        budget=budget,
-        randomised_ok=version == "rand",
-        batch=batch,
-        state={} if state is None else state,
-    )
-    evaluation.open(keep_images)
-    evaluation.run(on_chunk)
+    check_counts(steps=steps, queries=queries)
+    names, state, rand = _attacks_of(version, attacks), {} if state is None else state, version == "rand"
+    budget = Budget(100 if steps is None else steps, 5000 if queries is None else queries, draws=20 if rand else 1)
+    network, y = Network(model, x[:batch], y), y.detach().contiguous().clone()
+    judging, x = network if judge is None else Network(judge, x[:batch], y), x.detach().float().contiguous().clone()
+    identity = {"attacks": names, "eps": check_eps(eps), "seed": seed, "batch": batch, "n": len(x)}
+    identity |= {"keep_images": keep_images, "judged": judge is not None, "randomised_ok": rand, **asdict(budget)}
+    identity["images"] = zlib.crc32(y.cpu().numpy(), zlib.crc32(x.cpu().numpy()))
+    evaluation = _Evaluation(network, judging, x, y, state, identity)
+    evaluation.run(budget, on_chunk)
     return evaluation.result()

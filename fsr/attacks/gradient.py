@@ -17,6 +17,7 @@ from fsr.attacks.losses import Loss, Net, cross_entropy, is_wrong, targeted_marg
 from fsr.files import UsageError
 
 Indices = Iterable[int] | None  # the images' places in the data set, 0..N-1 if None
+RESTARTS, STEP_SIZES, TARGETS = 10, (0.25, 0.1, 0.025), 9  # of `pgd_restarts` and `multi_targeted`
 Attempt = Callable[[Tensor], Tensor]  # the places (M,) of images in the batch to x_adv (M, C, H, W)
 
 
@@ -43,24 +44,19 @@ def uniform_start(x: Tensor, *, eps: float, seed: int, indices: Indices = None, 
     return eps * (2 * noise_for(x, seed=seed, indices=indices, stream=stream) - 1)
 
 
-def input_gradient(model: Net, x: Tensor, y: Tensor, loss: Loss, draws: int = 1) -> Tensor:
-    """Gradient of the loss at x, like x; mean over `draws` passes for a randomised model (EOT, Athalye et al. 2018).
+def input_gradient(model: Net, x: Tensor, y: Tensor, loss: Loss) -> Tensor:
+    """Gradient of the summed loss at x, like x; only x is differentiated, also inside no_grad; the model gets a copy.
 
-    Only x is differentiated, also inside no_grad; the model gets a copy. A model that cuts the graph (rounding, detach)
-    gives zero. UsageError inside inference_mode.
+    A model that cuts the graph (rounding, detach) gives zero. UsageError inside inference_mode.
     """
     if torch.is_inference_mode_enabled():
         raise UsageError("an attack needs gradients: call it outside torch.inference_mode()")
-    total = None
-    for _ in range(draws):
-        leaf = x.detach().requires_grad_()
-        with torch.enable_grad():
-            objective = loss(model(leaf.clone()), y).sum()
-        gradient = torch.zeros_like(x)
-        if objective.requires_grad:
-            (gradient,) = torch.autograd.grad(objective, leaf, allow_unused=True, materialize_grads=True)
-        total = gradient if total is None else total + gradient
-    return total if draws == 1 else total / draws
+    leaf = x.detach().requires_grad_()
+    with torch.enable_grad():
+        objective = loss(model(leaf.clone()), y).sum()
+    if not objective.requires_grad:
+        return torch.zeros_like(x)
+    return torch.autograd.grad(objective, leaf, allow_unused=True, materialize_grads=True)[0]
 
 
 def pgd(
@@ -76,12 +72,11 @@ def pgd(
     generator: torch.Generator | None = None,
     start: Tensor | None = None,
     direction: Callable[[Tensor], Tensor] | None = None,
-    draws: int = 1,
 ) -> Tensor:
     """L-inf projected gradient ascent on `loss`, last iterate (Madry et al. 2018, section 2.1).
 
     start: the first perturbation, like x; else uniform in the ball from `generator` (on x's device); else, with
-    random_start=False, none. direction: replaces the gradient before its sign. draws: gradients averaged per step.
+    random_start=False, none. direction: replaces the gradient before its sign.
     """
     x, alpha = x.detach(), 0.1 * eps if alpha is None else alpha
     low, high = (x - eps).clamp_min(0), (x + eps).clamp_max(1)
@@ -89,7 +84,7 @@ def pgd(
         start = eps * (2 * torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype) - 1)
     x_adv = x if start is None else torch.clamp(x + start, low, high)
     for _ in range(steps):
-        gradient = input_gradient(model, x_adv, y, loss, draws)
+        gradient = input_gradient(model, x_adv, y, loss)
         gradient = gradient if direction is None else direction(gradient)
         x_adv = torch.clamp(x_adv + alpha * gradient.sign(), low, high)
     return x_adv.detach()
@@ -124,66 +119,37 @@ def strongest(model: Net, x: Tensor, y: Tensor, attempts: Iterable[Attempt]) -> 
     return x_adv
 
 
-def pgd_restarts(
-    model: Net,
-    x: Tensor,
-    y: Tensor,
-    *,
-    eps: float,
-    steps: int = 100,
-    restarts: int = 10,
-    seed: int = 0,
-    alphas: tuple[float, ...] = (0.25, 0.1, 0.025),
-    indices: Indices = None,
-    stream: int = 0,
-) -> Tensor:
-    """PGD from `restarts` uniform starts, its step going round `alphas` * eps; see `strongest`, `uniform_start`."""
+def pgd_restarts(model: Net, x: Tensor, y: Tensor, *, eps, steps: int = 100, seed=0, indices: Indices = None) -> Tensor:
+    """PGD from RESTARTS uniform starts, its step going round STEP_SIZES * eps; see `strongest`, `uniform_start`."""
 
     def attempt(restart: int) -> Attempt:
-        start = uniform_start(x, eps=eps, seed=seed, indices=indices, stream=stream + restart)
-        walk = partial(pgd, model, eps=eps, alpha=alphas[restart % len(alphas)] * eps, steps=steps)
-        return lambda rows: walk(x[rows], y[rows], start=start[rows])
+        start, alpha = (
+            uniform_start(x, eps=eps, seed=seed, indices=indices, stream=restart),
+            STEP_SIZES[restart % 3] * eps,
+        )
+        return lambda rows: pgd(model, x[rows], y[rows], eps=eps, alpha=alpha, steps=steps, start=start[rows])
 
-    return strongest(model, x, y, map(attempt, range(restarts)))
-
-
-def wrong_classes(model: Net, x: Tensor, y: Tensor, count: int) -> Tensor:
-    """The `count` most probable wrong classes of the clean images, most probable first, (N, min(count, K - 1))."""
-    with torch.no_grad():
-        logits = model(x.clone()).scatter(1, y[:, None], float("-inf"))
-    return logits.topk(min(count, logits.shape[1] - 1), dim=1).indices
+    return strongest(model, x, y, map(attempt, range(RESTARTS)))
 
 
 def multi_targeted(
-    model: Net,
-    x: Tensor,
-    y: Tensor,
-    *,
-    eps: float,
-    alpha: float | None = None,
-    steps: int = 50,
-    targets: int = 9,
-    loss=targeted_margin,
-    draws: int = 1,
-    judge: Net | None = None,
-    seed: int = 0,
-    indices: Indices = None,
-    stream: int = 0,
+    model: Net, x: Tensor, y: Tensor, *, eps, steps: int = 50, seed=0, indices: Indices = None
 ) -> Tensor:
-    """PGD towards each of the most probable wrong classes, from uniform starts; see `strongest` (Gowal et al. 2019).
-
-    loss: (logits, y, target) to (N,). draws: as for `pgd`. judge: the net that says which classes are near and what is
-    wrong, by default the model.
-    """
-    judge = model if judge is None else judge
-    aims = wrong_classes(judge, x, y, targets)
+    """PGD towards each of the TARGETS most probable wrong classes; see `strongest` (Gowal et al. 2019)."""
+    with torch.no_grad():
+        others = model(x.clone()).scatter(1, y[:, None], float("-inf"))
+    aims = others.topk(min(TARGETS, others.shape[1] - 1), dim=1).indices
 
     def attempt(rank: int) -> Attempt:
-        start = uniform_start(x, eps=eps, seed=seed, indices=indices, stream=stream + rank)
-        walk = partial(pgd, model, eps=eps, alpha=alpha, steps=steps, draws=draws)
-        return lambda rows: walk(x[rows], y[rows], start=start[rows], loss=partial(loss, target=aims[rows, rank]))
+        start, aim = uniform_start(x, eps=eps, seed=seed, indices=indices, stream=rank), aims[:, rank]
 
-    return strongest(judge, x, y, map(attempt, range(aims.shape[1])))
+        def towards(rows: Tensor) -> Tensor:
+            loss = partial(targeted_margin, target=aim[rows])
+            return pgd(model, x[rows], y[rows], eps=eps, steps=steps, start=start[rows], loss=loss)
+
+        return towards
+
+    return strongest(model, x, y, map(attempt, range(aims.shape[1])))
 
 
 def joint_loss(traced, y: Tensor, weight: float = 2.0) -> Tensor:

@@ -1,5 +1,6 @@
 """What attacks may be given, and the network as they ask it."""
 
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -33,9 +34,20 @@ def check_images(x: Tensor, y: Tensor, classes: int | None = None, *, empty: boo
 
 def check_eps(eps: float) -> float:
     """The radius as a Python float; UsageError unless it is a number in [0, 1]."""
-    if isinstance(eps, str) or not 0 <= (radius := float(eps)) <= 1:
+    try:
+        radius = float(eps)
+    except (TypeError, ValueError):
+        radius = float("nan")
+    if not 0 <= radius <= 1:
         raise UsageError(f"eps must lie in [0, 1], in pixels of [0, 1] such as 8/255, not {eps!r}")
     return radius
+
+
+def check_counts(**counts: int | None) -> None:
+    """UsageError unless steps and queries are whole numbers from 0, or None."""
+    for name, count in counts.items():
+        if count is not None and (not isinstance(count, Integral) or count < 0):
+            raise UsageError(f"{name} must be a whole number from 0, not {count!r}")
 
 
 class Network(nn.Module):
@@ -51,12 +63,6 @@ class Network(nn.Module):
         self.labels = int(y.max()) + 1 if len(y) else 0
         self.training = getattr(model, "training", False)
         self.asked = self.fixed = False
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("model"), name)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (M, C, H, W) to logits (M, K)."""

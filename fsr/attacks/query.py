@@ -43,17 +43,17 @@ def _search(model: Net, x: Tensor, y: Tensor, mean: Tensor, *, eps, population, 
     """Search for a few images at once, from their first means (N, C, H, W); see `nattack`."""
     x_adv, z, rows = x.clone(), unbox(x), torch.arange(len(x), device=x.device)
     for turn in range(queries // population):
-        lead = torch.empty(len(rows), population, dtype=x.dtype, device=x.device)
+        ahead = torch.empty(len(rows), population, dtype=x.dtype, device=x.device)
         won = torch.zeros(len(rows), dtype=torch.bool, device=x.device)
         for part, noise in _population(x, population, seed, turn):
             members = project_linf(box(z[rows, None] + mean[rows, None] + sigma * noise), x[rows, None], eps)
             labels = y[rows, None].expand(-1, len(noise)).flatten()
             logits = model(members.flatten(0, 1))
-            lead[:, part] = -logit_margin(logits, labels).view(len(rows), -1).to(lead)
+            ahead[:, part] = -logit_margin(logits, labels).view(len(rows), -1).to(ahead)
             wrong = (logits.argmax(dim=1) != labels).view(len(rows), -1)
             new, first = wrong.any(dim=1) & ~won, wrong.int().argmax(dim=1)
             x_adv[rows[new]], won = members[new, first[new]], won | new
-        rows, reward = rows[~won], -0.5 * lead[~won].clamp_min(0)
+        rows, reward = rows[~won], -0.5 * ahead[~won].clamp_min(0)
         if len(rows) == 0:
             break
         score = (reward - reward.mean(1, keepdim=True)) / (reward.std(1, correction=0, keepdim=True) + 1e-7)

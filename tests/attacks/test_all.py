@@ -3,11 +3,11 @@
 import random
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from networks import Net
 from torch import nn
 
 from fsr.attacks import ATTACKS, Attack, attack_named, autoattack
@@ -19,27 +19,6 @@ from fsr.files import UsageError
 EPS = 0.1
 SHORT = {"autoattack": 3, "autoattack-rand": 2}
 every = pytest.mark.parametrize("name", ATTACKS)
-
-
-class Net(nn.Module):
-    """Convolution, BatchNorm, dropout and a head: what a mode, a neighbour or a pass could disturb."""
-
-    def __init__(self, classes=6):
-        super().__init__()
-        torch.manual_seed(3)
-        head = nn.Dropout(0.5), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, classes)
-        self.layers = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), *head)
-        self.eval()
-        with torch.no_grad():  # every class is somebody's
-            self.layers[-1].bias -= self.layers(torch.rand(200, 3, 8, 8)).mean(0)
-
-    def forward(self, x):
-        return 20 * self.layers(x)
-
-    def trace(self, x):
-        """As fsr.models.Classifier.trace: logits, and a stream with one auxiliary head."""
-        logits = self(x)
-        return logits, [SimpleNamespace(aux={"probe": logits.flip(1)})]
 
 
 class Wrapped(nn.Module):
@@ -187,6 +166,15 @@ def test_classes_switched_off_by_minus_infinity_change_nothing(name, batch):
     assert (first != second).sum() <= (2 if name in ("nattack", "square", "autoattack-ci") else 1)
 
 
+@pytest.mark.parametrize("name", ["square", "nattack"])
+def test_black_box_attacks_read_scores_only(name, batch):
+    def scores(x):
+        assert not torch.is_grad_enabled() and not x.requires_grad
+        return Net()(x)
+
+    attack(name, scores, *batch)
+
+
 @every
 def test_zero_means_zero_and_asks_nothing(name, batch):
     def dead(x):
@@ -234,7 +222,7 @@ def test_wrong_input_is_refused_in_one_line(name):
         with pytest.raises(UsageError, match=says) as error:
             run(Net(), x, y)
         assert "\n" not in str(error.value)
-    for eps in (-0.1, 8, float("nan"), "8/255"):
+    for eps in (-0.1, 8, float("nan"), "8/255", None):
         with pytest.raises(UsageError, match="eps must lie in"):
             run(Net(), X, Y, eps=eps)
 
@@ -284,14 +272,14 @@ def test_another_attack_is_one_function_and_one_entry(monkeypatch, batch):
         attack_named("brighter")
 
 
-def test_unknown_and_missing_names_are_refused(batch):
+def test_unknown_and_missing_names_and_options_are_refused(batch):
     assert attack_named("pgd20") is ATTACKS["pgd20"]
     with pytest.raises(UsageError, match="pgd20"):
         attack_named("pgd-20")
-    for name, options, says in (
-        ("transfer", {"surrogate": None}, "needs surrogate"),
-        ("fgsm", {"steps": 3}, "takes no"),
-    ):
+    wrong = [("transfer", {"surrogate": None}, "needs surrogate"), ("fgsm", {"steps": 3}, "takes no")]
+    wrong += [("pgd20", {"steps": -1}, "whole number"), ("square", {"queries": 2.5}, "2.5")]
+    wrong += [("pgd20", {"indices": [1]}, "do not fit 8")]
+    for name, options, says in wrong:
         with pytest.raises(UsageError, match=says):
             ATTACKS[name](Net(), *batch, eps=EPS, **options)
     with pytest.raises(UsageError, match="trace"):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import Linear, Net
 from torch import nn
 
 from fsr.attacks import ATTACKS, losses
@@ -18,44 +19,6 @@ from fsr.files import UsageError
 from fsr.models import build_model
 
 FIXTURE = Path(__file__).parent.parent / "parity" / "attacks.npz"
-
-
-class Linear(nn.Module):
-    """Logits W x + b of K classes over flattened pixels; with two classes the worst point in the ball is known."""
-
-    def __init__(self, classes=2, pixels=48, seed=0):
-        super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        self.w = nn.Parameter(torch.randn(classes, pixels, generator=generator, dtype=torch.float64))
-        self.calls = 0
-
-    def forward(self, x):
-        self.calls += 1
-        return x.flatten(1) @ self.w.T
-
-
-class Small(nn.Module):
-    """A convolution, BatchNorm, dropout and a linear head: everything that a mode or a neighbour could disturb."""
-
-    def __init__(self, classes=5):
-        super().__init__()
-        torch.manual_seed(3)
-        self.layers = nn.Sequential(
-            nn.Conv2d(3, 6, 3, padding=1),
-            nn.BatchNorm2d(6),
-            nn.ReLU(),
-            nn.Dropout(0.5),
-            nn.Flatten(),
-            nn.Linear(6 * 16, classes),
-        )
-
-    def forward(self, x):
-        return self.layers(x)
-
-    def trace(self, x):
-        """As fsr.models.Classifier.trace: logits, and a stream with one auxiliary head."""
-        logits = self.layers(x)
-        return logits, [SimpleNamespace(aux={"probe": logits.flip(1)})]
 
 
 def batch(n=6, classes=5, dtype=torch.float32, seed=1):
@@ -137,7 +100,7 @@ def test_restarts_have_ten_starts_and_three_step_sizes(monkeypatch):
 
     monkeypatch.setattr(g, "pgd", pgd)
     model, (x, _) = Linear(), batch(2, dtype=torch.float64)
-    ATTACKS["pgd100-restarts"](model, x, model(x).argmax(1), eps=0.1)
+    g.pgd_restarts(model, x, model(x).argmax(1), eps=0.1)
     assert [alpha for alpha, _ in made] == pytest.approx([0.025, 0.01, 0.0025] * 3 + [0.025])
     assert len({start for _, start in made}) == 10
 
@@ -175,7 +138,7 @@ def test_a_cut_graph_gives_no_step_and_inference_mode_is_refused():
 
 
 def test_train_mode_of_the_caller_is_respected():
-    model, (x, y) = Small().train(), batch()
+    model, (x, y) = Net(5).train(), batch()
     before = model.layers[1].num_batches_tracked.clone()
     g.pgd(model, x, y, eps=0.05, alpha=0.01, steps=4, random_start=False)
     assert model.training and model.layers[1].num_batches_tracked - before == 4
@@ -223,7 +186,7 @@ def test_restarts_keep_the_break_that_one_run_misses(monkeypatch):
         return torch.full_like(x, starts[stream])
 
     monkeypatch.setattr(g, "uniform_start", start)
-    x_adv = g.pgd_restarts(Trap(), x, y, eps=0.3, alphas=(0.0,), steps=1, restarts=4)
+    x_adv = g.pgd_restarts(Trap(), x, y, eps=0.3, steps=0)
     torch.testing.assert_close(x_adv, x + 0.225)
     assert tried == [0, 1, 2], "a broken image is not attacked again"
 
@@ -248,39 +211,19 @@ def test_strongest_keeps_the_first_break_else_the_largest_loss():
     torch.testing.assert_close(x_adv.flatten(), torch.tensor([0.3, -0.1, -0.4], dtype=torch.float64))
 
 
-def test_multi_targeted_breaks_at_least_what_its_best_single_target_breaks():
-    model, (x, y) = Linear(classes=5, seed=4), batch(40, dtype=torch.float64)
-    x, y = x * 0.2 + 0.4, Linear(classes=5, seed=4)(x * 0.2 + 0.4).argmax(1)
-    kwargs = dict(eps=0.05, alpha=0.02, steps=3)
-    wrong = g.wrong_classes(model, x, y, 9)
-    assert wrong.shape == (40, 4) and not (wrong == y[:, None]).any()
-    assert (wrong.sort(1).values.diff(dim=1) > 0).all()
-    single = []
+def test_multi_targeted_breaks_what_any_single_target_breaks():
+    model, (x, _) = Linear(classes=5, seed=4), batch(40, dtype=torch.float64)
+    x = x * 0.2 + 0.4
+    order = model(x).argsort(1, descending=True)
+    y, broken = order[:, 0], torch.zeros(40, dtype=torch.bool)
     for i in range(4):
         start, loss = (
             g.uniform_start(x, eps=0.05, seed=0, stream=i),
-            partial(losses.targeted_margin, target=wrong[:, i]),
+            partial(losses.targeted_margin, target=order[:, i + 1]),
         )
-        single.append(model(g.pgd(model, x, y, start=start, loss=loss, **kwargs)).argmax(1) != y)
-    broken = model(g.multi_targeted(model, x, y, **kwargs)).argmax(1) != y
-    assert torch.equal(broken, torch.stack(single).any(0)) and 0 < broken.sum() < 40
-
-
-def test_averaged_gradients_find_the_way_that_one_noisy_draw_does_not():
-    class Noisy(Linear):
-        def forward(self, x):
-            return super().forward(x) * torch.tensor([1.0, 1.0]) + (x.flatten(1) * 40 * torch.randn(x[0].numel())).sum(
-                1, keepdim=True
-            ) * torch.tensor([0, 1])
-
-    model, (x, y) = Noisy(), batch(4, classes=2, dtype=torch.float64)
-    torch.manual_seed(0)
-    truth = (model.w[1 - y] - model.w[y]).detach().view(x.shape).sign()
-
-    def agreement(draws):
-        return (g.input_gradient(model, x, y, partial(losses.margin, kappa=1e9), draws).sign() == truth).double().mean()
-
-    assert agreement(3000) > agreement(1) + 0.1
+        broken |= model(g.pgd(model, x, y, start=start, loss=loss, eps=0.05, steps=9)).argmax(1) != y
+    assert torch.equal(model(g.multi_targeted(model, x, y, eps=0.05, steps=9)).argmax(1) != y, broken)
+    assert 0 < broken.sum() < 40
 
 
 def test_noise_control_moves_every_pixel_by_eps_and_reads_no_model():
@@ -294,5 +237,5 @@ def test_noise_control_moves_every_pixel_by_eps_and_reads_no_model():
 @given(st.floats(0, 0.6), st.floats(0, 0.3), st.integers(0, 4), st.integers(0, 10_000))
 def test_no_setting_leaves_the_ball_or_the_image_range(eps, alpha, steps, seed):
     x, y = batch(3, seed=seed)
-    x_adv = g.pgd(Small().eval(), x, y, eps=eps, alpha=alpha, steps=steps, start=g.uniform_start(x, eps=eps, seed=seed))
+    x_adv = g.pgd(Net(5), x, y, eps=eps, alpha=alpha, steps=steps, start=g.uniform_start(x, eps=eps, seed=seed))
     assert (x_adv - x).abs().max() <= eps + 1e-6 and x_adv.min() >= 0 and x_adv.max() <= 1

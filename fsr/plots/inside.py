@@ -119,15 +119,11 @@ def stream_shares(profile: str) -> tuple[pd.DataFrame, str]:
     return cells.assign(low=[low for low, _ in limits], high=[high for _, high in limits]), checkpoint
 
 
-def recalibration_step(profile: str, checkpoint: str, probe: str = "knn") -> pd.Series:
-    """Accuracy of the recalibrated minus the non-robust stream under PGD-20 by one probe, seed by seed."""
-    frame = records.frame(profile, "T7", attack="pgd20", checkpoint=checkpoint, probe=probe)
-    wide = frame.pivot(index="seed", columns="stream", values="accuracy")
-    return wide["recalibrated"] - wide["nonrobust"]
-
-
 def _step_text(profile: str, checkpoint: str) -> str:
-    steps = 100 * recalibration_step(profile, checkpoint)
+    """What the nearest neighbours find more in the recalibrated than in the non-robust stream, seed by seed."""
+    frame = records.frame(profile, "T7", attack="pgd20", checkpoint=checkpoint, probe="knn")
+    wide = frame.pivot(index="seed", columns="stream", values="accuracy")
+    steps = 100 * (wide["recalibrated"] - wide["nonrobust"])
     summary = statistics.seed_summary(steps)
     told = f" [{summary.low:+.2f}, {summary.high:+.2f}] over {len(steps)} seeds" if len(steps) > 2 else ""
     told = f"{summary.mean:+.2f} points".replace("-", "−") + told.replace("-", "−")

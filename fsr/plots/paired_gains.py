@@ -47,7 +47,7 @@ def _gains_note(profile: str, frame: pd.DataFrame) -> str:
     fewer = frame[frame["n"] < most].groupby("metric", sort=False)["n"].min()
     told = f"{most:,} test images" + "".join(f" ({naming.metric(name)}: {int(n):,})" for name, n in fewer.items())
     thin = "; thin: over seeds too" if "seeds_low" in frame and frame["seeds_low"].notna().any() else ""
-    return f"{records.setting(profile, network=False)}, {told}; bars: paired 95 % intervals over images{thin}"
+    return f"{records.setting(profile, network=False)}, {told}; bars: paired 95 % over images{thin}"
 
 
 def _by_length(profile: str) -> pd.DataFrame:

@@ -35,7 +35,7 @@ def _differences(profile: str) -> pd.DataFrame:
                 except MissingRecord:
                     continue
             found.append(cell)
-    return pd.DataFrame(found)
+    return pd.DataFrame(found, columns=["axis", "setting", "metric", "value", "low", "high"])
 
 
 def _label(value, default) -> str:
@@ -77,8 +77,7 @@ def strength(profile: str) -> pd.DataFrame:
 
     eps 0 is no attack; the difference is paired.
     """
-    plain, both = (row.runs[0] for row in experiments.ROWS[profile]["strength"])
-    found = []
+    (plain, both), found = experiments.main_pair(profile), []
     for evaluation in experiments.evaluations(profile, "strength", plain):
         axis = "eps" if evaluation.steps is None else "steps"
         at = {"axis": axis, "x": evaluation.steps or evaluation.eps or 0.0}

@@ -162,7 +162,7 @@ def test_terms_that_no_module_has_are_left_out():
 X, Y = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3, 4, 5])
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda m: m.label if m else "plain")
+@pytest.mark.parametrize("module", MODULES, ids=str)
 @pytest.mark.parametrize("method", ["natural", "at", "trades", "mart"])
 def test_every_method_trains_with_every_module(method, module):
     run = replace(SMALL, method=method, module=module)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from dataclasses import replace as replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
@@ -31,8 +31,8 @@ def _matches(value: Any, kind: Any) -> bool:
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
         return any(_matches(value, part) for part in parts)
-    if origin is Literal:
-        return isinstance(value, str) and value in parts
+    if origin is Annotated:  # a string and its choices
+        return isinstance(value, str) and value in parts[1:]
     if origin is tuple:
         return isinstance(value, tuple) and all(_matches(v, parts[0]) for v in value)
     return type(value) is kind
@@ -184,9 +184,13 @@ class FSRSpec(Checked):
     lambda_sep: float = 1.0
     lambda_rec: float = 1.0
     hidden: int | None = None
-    kind: Literal["fsr", "separation", "residual", "aux"] = "fsr"
-    mask: Literal["gumbel", "soft", "hard"] = "gumbel"  # with noise in training; soft: no noise; hard: straight-through
-    granularity: Literal["element", "channel", "spatial"] = "element"  # one value per activation, channel or position
+    kind: Annotated[str, "fsr", "separation", "residual", "aux"] = "fsr"
+    mask: Annotated[str, "gumbel", "soft", "hard"] = (
+        "gumbel"  # with noise in training; soft: no noise; hard: straight-through
+    )
+    granularity: Annotated[str, "element", "channel", "spatial"] = (
+        "element"  # one value per activation, channel or position
+    )
     positive = ("tau", "hidden")
 
 
@@ -253,7 +257,7 @@ class Run(Checked):
     backbone: str = "resnet18"  # a key of BACKBONES
     width: int | None = None  # None: the backbone's own (64, 64, 10)
     blocks: tuple[int, ...] | None = None  # blocks per stage; None: the backbone's own
-    method: Literal["natural", "at", "trades", "mart"] = "at"
+    method: Annotated[str, "natural", "at", "trades", "mart"] = "at"
     module: FSRSpec | PeerSpec | None = None
     beta: float | None = None  # TRADES, MART; None: 6, 5
     awp: float = 0.0  # gamma of adversarial weight perturbation; 0: off
@@ -266,7 +270,9 @@ class Run(Checked):
     momentum: float = 0.9
     weight_decay: float = 5e-4
     ema_decay: float = 0.9995
-    precision: Literal["float32", "bf16"] = "bf16"  # of crafting and of matrix products; weights, losses are float32
+    precision: Annotated[str, "float32", "bf16"] = (
+        "bf16"  # of crafting and of matrix products; weights, losses are float32
+    )
     sync_bn: bool = False  # several devices: share BatchNorm statistics; default is per replica
     seed: int = 0
     imported: str | None = None  # digest of the authors' file whose weights these are; None: trained here
@@ -308,7 +314,7 @@ class Evaluation(Checked):
     """
 
     attack: str
-    checkpoint: Literal["last", "best", "ema"] = "last"
+    checkpoint: Annotated[str, "last", "best", "ema"] = "last"
     images: int | None = None
     eps: float | None = None
     steps: int | None = None
@@ -334,10 +340,10 @@ class Evaluation(Checked):
 class Analysis(Checked):
     """One analysis of a checkpoint of a run; budget: of an audit, images: None for the kind's own number."""
 
-    kind: Literal["streams", "masks", "maps", "features", "cost", "audit"]
-    checkpoint: Literal["last", "best", "ema"] = "last"
+    kind: Annotated[str, "streams", "masks", "maps", "features", "cost", "audit"]
+    checkpoint: Annotated[str, "last", "best", "ema"] = "last"
     images: int | None = None
-    budget: Literal["quick", "full"] | None = None
+    budget: Annotated[str, "quick", "full"] | None = None
     positive = ("images",)
 
 
@@ -371,7 +377,10 @@ def analysis_id(analysis: Analysis) -> str:
 def to_dict(config) -> dict:
     """Every field, as plain JSON types, with the class of a nested spec beside its fields."""
     values = {f.name: getattr(config, f.name) for f in fields(config)}
-    return {k: {"type": type(v).__name__, **asdict(v)} if is_dataclass(v) else v for k, v in values.items()}
+    return {
+        k: {"type": type(v).__name__, **asdict(typing.cast(Any, v))} if isinstance(v, Checked) else v
+        for k, v in values.items()
+    }
 
 
 def _tuples(data: dict) -> dict[str, Any]:

@@ -3,8 +3,7 @@
 N images, C channels, H and W positions, K classes.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -13,37 +12,34 @@ from torch import Tensor, nn
 from fsr.config import FSRSpec
 from fsr.files import UsageError
 from fsr.models.fsr import FSR
-from fsr.models.insert import Classifier, features_at, first_accepted, insert_all, remove_all
+from fsr.models.insert import Classifier, features_at, first_accepted, insert_all
 from fsr.models.modes import eval_mode
 
 SIZES = (32, 64, 224)  # pixels of the black images that a network is tried on
 LARGE = 299  # pixels that Inception's auxiliary outputs need
 
 
-@contextmanager
-def _trained_and_restored(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Training mode inside; afterwards modes, buffers and the random state are as before."""
-    modes = {part: part.training for part in model.modules()}
-    buffers = {name: value.clone() for name, value in model.named_buffers()}
-    devices = [device] if device.type == "cuda" else []
-    try:
-        with torch.random.fork_rng(devices), torch.no_grad():
-            model.train()
-            yield
-    finally:
-        for part, was_training in modes.items():
-            part.training = was_training
-        with torch.no_grad():
-            for name, value in model.named_buffers():
-                value.copy_(buffers[name])
+def _black(like: Tensor, n: int, *sizes: int) -> list[Tensor]:
+    """Batches of n black images, one of each size, in like's type and place."""
+    return [like.new_zeros(n, 3, size, size) for size in sizes]
 
 
 def _training_output(model: nn.Module, batches: list[Tensor]) -> Any:
-    """What the network gives in training mode for the first batch that it takes; None where it refuses all."""
-    with _trained_and_restored(model, batches[0].device):
-        for x in batches:
-            with suppress(Exception):
-                return model(x.clone())
+    """What the network gives in training mode for the first batch that it takes; None where it refuses all.
+
+    Modes, buffers and the random state are as before afterwards.
+    """
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    devices = [batches[0].device] if batches[0].is_cuda else []
+    with eval_mode(model), torch.random.fork_rng(devices), torch.no_grad():
+        model.train()  # until eval_mode gives every part its own mode back
+        try:
+            for x in batches:
+                with suppress(Exception):
+                    return model(x.clone())
+        finally:
+            for name, value in model.named_buffers():
+                value.copy_(buffers[name])
     return None
 
 
@@ -95,22 +91,6 @@ def attach_fsr(
     features = {path: features_at(model, path, x) for path in paths}
     batches = [x] if example is not None else [torch.cat([x, x]), *_black(like, 2, LARGE)]
     _check_outputs(logits, _training_output(model, batches), num_classes)
-    modules = {path: _module_for(f, model, num_classes, spec) for path, f in features.items()}
+    modules: dict[str, nn.Module] = {path: _module_for(f, model, num_classes, spec) for path, f in features.items()}
     insert_all(model, modules)
-    attached = Classifier(model)
-    if len(_streams(attached, x)) < len(attached.inserted()):
-        remove_all(model, modules)
-        raise UsageError(
-            f"the network runs {', '.join(paths)} without looking it up by that name; choose another place"
-        )
-    return attached
-
-
-def _black(like: Tensor, n: int, *sizes: int) -> list[Tensor]:
-    """Batches of n black images, one of each size, in like's type and place."""
-    return [like.new_zeros(n, 3, size, size) for size in sizes]
-
-
-def _streams(model: Classifier, x: Tensor) -> list[Any]:
-    with eval_mode(model), torch.no_grad():
-        return model.trace(x.clone())[1]
+    return Classifier(model)

@@ -87,31 +87,20 @@ def submodule_at(net: nn.Module, path: str) -> nn.Module:
     return net.get_submodule(path)
 
 
-def _replace(net: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put new wherever old is registered in net: a module may have several names, and forward uses any of them."""
+def insert(net: nn.Module, path: str, module: nn.Module) -> None:
+    """Put module after the submodule at path, changing net, under every name that the submodule has there."""
+    submodule = submodule_at(net, path)
+    inserted = Inserted(submodule, module)
     for parent in list(net.modules()):
         for name, child in list(parent._modules.items()):  # named_children() leaves second names out
-            if child is old:
-                setattr(parent, name, new)
-
-
-def insert(net: nn.Module, path: str, module: nn.Module) -> None:
-    """Put module after the submodule at path, changing net."""
-    submodule = submodule_at(net, path)
-    _replace(net, submodule, Inserted(submodule, module))
+            if child is submodule:
+                setattr(parent, name, inserted)
 
 
 def insert_all(net: nn.Module, modules: dict[str, nn.Module]) -> None:
     """Insert every module at its path; the deepest paths first, because an insertion moves what lies below it."""
     for path in sorted(modules, key=lambda path: -path.count(".")):
         insert(net, path, modules[path])
-
-
-def remove_all(net: nn.Module, modules: dict[str, nn.Module]) -> None:
-    """Undo `insert_all`."""
-    for part in [part for part in net.modules() if isinstance(part, Inserted)]:
-        if any(part.module is module for module in modules.values()):
-            _replace(net, part, part.submodule)
 
 
 def first_accepted(net: nn.Module, batches: list[Tensor]) -> tuple[Tensor, Any]:

@@ -7,7 +7,8 @@ once, whole or not at all, and carries the hash of its content. N is the number 
 import functools
 import io
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,6 @@ from fsr.store.trained import (
     runs,
     save_config,
     save_history,
-    trainings,
 )
 
 ENSEMBLE = ("clean", "fgsm", "pgd20", "pgd100", "cw")  # right on clean and all four
@@ -147,8 +147,8 @@ def ensemble(run: Run | str, checkpoint: str, images: int | None = None, interve
 
     MissingRecord when one of them was not run, or when they are of different weights or of different test images.
     """
-    fields = {"checkpoint": checkpoint, "images": images, "intervention": intervention}
-    parts = [load_evaluation(run, Evaluation(attack=attack, **fields)) for attack in ENSEMBLE]
+    clean = Evaluation(attack="clean", checkpoint=checkpoint, images=images, intervention=intervention)
+    parts = [load_evaluation(run, replace(clean, attack=attack)) for attack in ENSEMBLE]
     for same, what in ((same_weights, "weights"), (same_images, "test images")):
         if not same(parts):
             raise MissingRecord(
@@ -159,7 +159,7 @@ def ensemble(run: Run | str, checkpoint: str, images: int | None = None, interve
     orders = [np.argsort(part.index) for part in parts]
     flags = [p.correct[order][np.searchsorted(p.index[order], index)] for p, order in zip(parts, orders)]
     record = {name: parts[0].record.get(name) for name in ("commit", "eps", "weights", "images_sha256")}
-    return Outcome(index, np.stack(flags).all(axis=0), record | {"n": len(index)})
+    return Outcome(index, np.logical_and.reduce(flags), record | {"n": len(index)})
 
 
 def _row(run: Run, evaluation: Evaluation, record: dict) -> dict:
@@ -174,13 +174,11 @@ def _rows(run: Run) -> list[dict]:
     recorded = {e: own(eval_path(run, e), run) for e in evaluations(run)}
     rows = [_row(run, evaluation, record) for evaluation, record in recorded.items()]
     groups = {(e.checkpoint, e.images, e.intervention) for e in recorded if e.attack == "clean"}
-    for group in sorted(groups, key=str):
-        try:
-            outcome = ensemble(run, *group)
-        except MissingRecord:
-            continue
-        evaluation = Evaluation(attack="ensemble", **dict(zip(("checkpoint", "images", "intervention"), group)))
-        rows.append(_row(run, evaluation, outcome.record | {"correct": int(outcome.correct.sum())}))
+    for checkpoint, images, intervention in sorted(groups, key=str):
+        with suppress(MissingRecord):
+            outcome = ensemble(run, checkpoint, images, intervention)
+            part = Evaluation(attack="ensemble", checkpoint=checkpoint, images=images, intervention=intervention)
+            rows.append(_row(run, part, outcome.record | {"correct": int(outcome.correct.sum())}))
     return rows
 
 

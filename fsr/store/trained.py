@@ -114,12 +114,6 @@ def history(run: Run | str) -> pd.DataFrame:
     return pd.read_csv(io.BytesIO(data))
 
 
-def trainings(run: Run | str) -> list[dict]:
-    """env.json of a finished run, and the records of later trainings of it that ended in other weights."""
-    later = sorted(folder_of(run).glob("retrained-*.json"))
-    return [environment(run), *(own(path, run) for path in later)] if is_trained(run) else []
-
-
 def alone(record: dict) -> bool:
     """Had the training of this env.json its device to itself, as far as it says?  Else its seconds are no speed."""
     return all(part.get("sharing", 1) == 1 for part in (record, *record.get("sittings", [])))

@@ -25,7 +25,7 @@ def recorded(tmp_path_factory):
 @pytest.mark.parametrize("name", SENTENCES)
 def test_nothing_is_claimed_without_records(root, name):
     said = getattr(prose, name)(PROFILE)
-    assert said == NOTHING if name != "verdict" else "not tested" in said and "**reproduced" not in said
+    assert said == NOTHING if name != "verdict" else "**reproduced" not in said
 
 
 @pytest.mark.parametrize("name", [name for name in SENTENCES if name != "audit"])

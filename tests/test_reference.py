@@ -1,11 +1,13 @@
 """What others report is read as it is, typed cells are checked line by line, and claims are fixed."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
 
 from fsr import experiments, reference
 from fsr.files import UsageError
+from fsr.tables import verdict
 
 HEADER = "table,dataset,backbone,row,metric,value,unit,note\n"
 
@@ -89,22 +91,30 @@ def test_claims_cover_the_abstract_and_the_reruns_seven_numbers():
     assert paper == {"gain": None, "largest_gain": 8.57, "overhead": None, "deactivation": None, "cues": None}
 
 
-def test_every_claim_has_a_test_and_profiles_that_exist():
-    assert len({c.id for c in reference.CLAIMS}) == len(reference.CLAIMS)
+def test_every_claim_says_how_it_is_decided_and_where():
+    assert len({c.id for c in reference.CLAIMS}) == len(reference.CLAIMS) == 26
     for claim in reference.CLAIMS:
-        assert claim.test and claim.profiles and set(claim.profiles) <= set(experiments.PROFILES)
+        assert claim.test and set(claim.profiles) <= set(experiments.PROFILES) and (claim.profiles or claim.needs)
         assert not {"ci", "demo"} & set(claim.profiles)  # digits settle nothing about CIFAR-10
         assert claim.stated is None or claim.tolerance > 0
+        assert claim.rule in verdict.RULES | verdict.STUDY_RULES or not claim.profiles
+        assert claim.earlier != claim.test
+    assert {c.id for c in reference.CLAIMS if c.checkpoint == "last" and c.kind == "rerun"} == {
+        f"C{i}" for i in range(6, 12)
+    }
 
 
-def test_deviations_file_is_what_the_list_says():
-    path = Path(__file__).parent.parent / "DEVIATIONS.md"
-    assert path.read_text() == reference.deviations()
+def test_predictions_are_as_they_were_committed_before_the_runs():
+    told = [(c.id, c.text, c.rule, c.tolerance, c.test, c.profiles, c.min_seeds) for c in reference.PREDICTIONS]
+    assert [claim[0] for claim in told] == [f"C{i}" for i in range(18, 26)]
+    digest = hashlib.sha256(repr(told).encode()).hexdigest()
+    assert digest[:16] == "877a58188325d7df"
 
 
 def test_deviations_name_the_traps_and_the_open_choices():
-    text = reference.deviations()
+    text = (Path(__file__).parent.parent / "docs" / "deviations.md").read_text()
     for word in ("noise", "sub_block1", "held out", "TRADES", "AutoAttack", "bf16", "CUDA", "Digits"):
         assert word in text
+    assert "F1, F2 and F8 show EMA weights in every profile" in text
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert all(line.count(" | ") == 4 for line in rows)

@@ -68,7 +68,7 @@ def notes(profile: str, name: str, frame: pd.DataFrame | None = None) -> list[st
     if name == "T9" and (frame["version"] < AUDIT_VERSION).any():
         told.append("Of an earlier version of the audit: do not compare with others.")
     if name == "T10":
-        told += verdict.notes(profile, frame)
+        told += verdict.notes(profile)
     return told[:2]
 
 

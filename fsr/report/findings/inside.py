@@ -11,9 +11,7 @@ from fsr.report.findings.robustness import NOTHING
 from fsr.report.findings.text import Prose, accuracy_text, budget, missing, number, percent, points
 from fsr.tables import labels as words
 from fsr.tables.formatting import span
-from fsr.tables.frame import Sources
 from fsr.tables.overhead import PAIRED
-from fsr.tables.own import losses
 from fsr.tables.verdict import UNTESTED
 
 REACHES = "not zero, so twenty steps are too few there or gradients are hidden"
@@ -222,9 +220,18 @@ def _budgets(numbers) -> str:
     return " and ".join(sorted(set(numbers["budget"].dropna())))
 
 
+def _losses(profile: str, run: Run):
+    """(n,) bool: images that the protocol counts as robust and the audit's worst case does not; None when not run."""
+    for planned in experiments.analyses(profile, "all", run):
+        if planned.kind == "audit" and store.has_analysis(run, planned):
+            _, arrays = store.load_analysis(run, planned)
+            return arrays["authors_protocol"] & ~arrays["worst_case"]
+    return None
+
+
 def _drops(profile: str) -> str | None:
     """Do the two main networks lose different images between the protocol and the worst case? McNemar's exact test."""
-    plain, both = (losses(profile, run, Sources()) for run in experiments.main_pair(profile))
+    plain, both = (_losses(profile, run) for run in experiments.main_pair(profile))
     if plain is None or both is None:
         return None
     p = statistics.mcnemar_exact(plain, both)

@@ -1,0 +1,32 @@
+"""What a claim is: its text, how it is decided, and where."""
+
+from dataclasses import dataclass
+
+MIN_SEEDS = 3  # fewer only point somewhere
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """One claim and how it is decided.
+
+    kind: paper, rerun, own or prediction; rule: a key of tables.rules.RULES; stated: the claimed value in `unit`, None
+    where only words are stated; tolerance: in the same unit; checkpoint: the weights it is about, None for those that
+    a profile reports; profiles: whose setting can decide it; needs: what it needs instead of a profile; earlier: the
+    test before it was changed after the runs, "" for one that stayed.
+    """
+
+    id: str
+    text: str
+    kind: str
+    source: str
+    rule: str
+    stated: float | None = None
+    unit: str = "points"
+    tolerance: float = 0.0
+    metric: str = ""
+    checkpoint: str | None = None
+    test: str
+    earlier: str = ""
+    profiles: tuple[str, ...] = ("headline", "paper")
+    needs: str = ""
+    min_seeds: int = MIN_SEEDS

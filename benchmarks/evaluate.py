@@ -9,30 +9,25 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import measure
-from fsr.attacks import attack_named
-from fsr.attacks.auto import autoattack
+from fsr.attacks import attack_named, autoattack
 from fsr.config import FSRSpec, Run, for_dataset
 from fsr.data import as_float, load, part_of_test
-from fsr.evaluate import is_correct
-from fsr.runs.training import load_model
+from fsr.evaluate import batch_size, is_correct
+from fsr.runs import load_model
 from fsr.store import config_of
 from fsr.train import Trainer, fit
 from fsr.train.fast import fast_net
 
-DIGITS = for_dataset(
-    "digits", width=16, blocks=(1, 1, 1, 1), module=FSRSpec(at=("layer3",)), holdout=100, epochs=12, lr=0.05
-)  # fmt: skip
+MODULE = FSRSpec(at=("layer3",))
+DIGITS = for_dataset("digits", width=16, blocks=(1, 1, 1, 1), module=MODULE, holdout=100, epochs=12, lr=0.05)
 
 
-def subject(name: str | None, quick: bool, device: torch.device) -> tuple[Run, nn.Module]:
+def subject(name: str | None, device: torch.device) -> tuple[Run, nn.Module]:
     """The network to attack, in eval mode: a recorded run's last weights, or one trained now on digits."""
     if name is not None:
         run = config_of(name)
         return run, load_model(run, "last").to(device).eval()
-    run = DIGITS
-    trainer = Trainer(run, load(run, device), device=device)
-    fit(trainer)
-    return run, trainer.model.eval()
+    return DIGITS, fit(Trainer(DIGITS, load(DIGITS, device), device=device)).model.eval()
 
 
 def packaged(model: nn.Module, x: Tensor, y: Tensor, eps: float, batch: int) -> Tensor:
@@ -41,8 +36,7 @@ def packaged(model: nn.Module, x: Tensor, y: Tensor, eps: float, batch: int) -> 
 
     attack = AutoAttack(model, eps=eps, seed=0, device=x.device, version="standard")
     result = attack.run_standard_evaluation(x, y, batch_size=batch)
-    x_adv = result[0] if isinstance(result, tuple) else result
-    return is_correct(model, x_adv, y)
+    return is_correct(model, result[0] if isinstance(result, tuple) else result, y)
 
 
 def compare(name: str, sides: dict, rounds: int, n: int, device: torch.device) -> dict:
@@ -55,54 +49,44 @@ def compare(name: str, sides: dict, rounds: int, n: int, device: torch.device) -
         _, times = measure.interleaved(functions, rounds, device)
     row = {"case": name, "images": n, "seconds": {side: measure.spread(t) for side, t in times.items()}}
     row |= {"robust_accuracy": {side: kept[side].float().mean().item() for side in sides}}
-    return row | {
-        "disagreeing_images": int((kept["plain"] != kept["fast"]).sum()),
-        "ratio": measure.ratios(times, "plain", "fast"),
-    }
+    row |= {"disagreeing_images": int((kept["plain"] != kept["fast"]).sum())}
+    return row | {"ratio": measure.ratios(times, "plain", "fast")}
 
 
 def rows_for(run: Run, model: nn.Module, x: Tensor, y: Tensor, given) -> list[dict]:
     """PGD-20 in several rounds, AutoAttack once."""
-    # Plain attacks differentiate a network whose parameters ask for gradients, as a loaded network does.
-    net = fast_net(model, precision=run.precision)
-    seeds = range(len(y))
+    net, batch = fast_net(model, precision=run.precision), batch_size(given.device)
 
-    def pgd(target, judge) -> Tensor:
-        x_adv = attack_named("pgd20")(target, x, y, eps=run.eps, seed=0, indices=seeds)
-        return is_correct(judge, x_adv, y)
+    def pgd(target) -> Tensor:
+        return is_correct(model, attack_named("pgd20")(target, x, y, eps=run.eps), y)
 
     def fast_autoattack() -> Tensor:
-        return autoattack(net, x, y, eps=run.eps, judge=model, batch=given.batch, keep_images=False).correct
+        return autoattack(net, x, y, eps=run.eps, judge=model, batch=batch, keep_images=False).correct
 
-    rows = [compare("PGD-20", {"plain": lambda: pgd(model, model), "fast": lambda: pgd(net, model)}, given.rounds,
-                    len(y), given.device)]  # fmt: skip
-    if not given.no_autoattack:
-        sides = {"plain": lambda: packaged(model, x, y, run.eps, given.batch), "fast": fast_autoattack}
-        rows.append(compare("AutoAttack", sides, 1, len(y), given.device))
-    return rows
+    pgd_sides = {"plain": lambda: pgd(model), "fast": lambda: pgd(net)}
+    sides = {"plain": lambda: packaged(model, x, y, run.eps, batch), "fast": fast_autoattack}
+    cases = {"PGD-20": (pgd_sides, given.rounds), "AutoAttack": (sides, 1)}
+    some = measure.chosen(cases, given.only).items()
+    return [compare(name, sides, rounds, len(y), given.device) for name, (sides, rounds) in some]
 
 
 def _options(parser) -> None:
     parser.add_argument("--run", default=None, help="a recorded run's id; default: train on digits first")
     parser.add_argument("--images", type=int, default=None, help="test images")
-    parser.add_argument("--batch", type=int, default=None, help="images at once")
-    parser.add_argument("--no-autoattack", action="store_true")
 
 
 def main() -> None:
     """Measure, print one line per case, write the record and the plot."""
     given = measure.arguments(__doc__, _options)
-    given.batch = given.batch or (1000 if given.device.type == "cuda" else 250)
-    run, model = subject(given.run, given.quick, given.device)
+    run, model = subject(given.run, given.device)
     images, y, _ = part_of_test(load(run, given.device), given.images or (40 if given.quick else 200))
     rows = rows_for(run, model, as_float(images), y, given)
     for row in rows:
         seconds = {side: round(value["median"], 2) for side, value in row["seconds"].items()}
         print(f"{row['case']:12s} {row['ratio']['median']:5.2f}x {seconds} robust {row['robust_accuracy']}", flush=True)
-    more = {"run": {"dataset": run.dataset, "backbone": run.backbone, "width": run.width, "method": run.label}}
-    measure.save("evaluate", rows, given.device, quick=given.quick, batch=given.batch, **more)
-    figure = measure.draw_ratios(rows, f"Evaluation, {run.dataset}")
-    print(measure.save_figure(figure, "evaluate", given.device))
+    about = {"dataset": run.dataset, "backbone": run.backbone, "width": run.width, "method": run.label}
+    path = measure.save("evaluate", rows, given, run=about)
+    print(path, measure.draw(path, rows, f"Evaluation, {run.dataset}"))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,12 @@
-"""Timing side by side, the machine's peak, memory, and the record and plot that each benchmark leaves.
+"""Timing side by side, the machine's peak, and the record and plot that each benchmark leaves.
 
 Seconds throughout. Ratios are taken within one round, because other work on the machine slows both sides of it alike.
 """
 
 import argparse
-import ctypes
-import gc
 import logging
 import re
 import statistics
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +14,10 @@ from pathlib import Path
 import torch
 
 from fsr import files
+from fsr.config import DATASETS, Run
+from fsr.data import Data
 from fsr.files import UsageError, provenance, save_json
 from fsr.hardware import bf16_is_fast, cores, cpu_name, describe, device_named
-from fsr.plots.style import BLUE, VERMILION, panels, styled
 
 Rounds = dict[str, list[float]]
 
@@ -30,6 +28,9 @@ def arguments(description: str, extra: Callable[[argparse.ArgumentParser], None]
     parser.add_argument("--quick", action="store_true", help="small cases and few rounds")
     parser.add_argument("--device", default=None, help="cpu or cuda; default: cuda when there is one")
     parser.add_argument("--rounds", type=int, default=None, help="timed rounds per case")
+    parser.add_argument(
+        "--only", metavar="TEXT", default="", help="cases with TEXT in their name, a record of their own"
+    )
     parser.add_argument("--root", default=None, help="where results/ and figures/ lie")
     parser.add_argument("--data", default=None, help="where data sets lie")
     if extra:
@@ -45,14 +46,26 @@ def arguments(description: str, extra: Callable[[argparse.ArgumentParser], None]
     return given
 
 
-def synchronise(device: torch.device) -> None:
-    """Wait for the device, so that a clock reading means what it says."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def chosen(cases: dict, only: str) -> dict:
+    """The cases with `only` in their name; without any the process ends with code 2 and one line."""
+    found = {name: case for name, case in cases.items() if only in name}
+    if not found:
+        argparse.ArgumentParser().exit(2, f"--only {only}: type a part of one of: {', '.join(cases)}\n")
+    return found
+
+
+def random_data(run: Run, n: int) -> Data:
+    """n training images of the run's shape, as uint8: what they show does not change the time."""
+    info = DATASETS[run.dataset]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (n, 3, info.size, info.size), dtype=torch.uint8, generator=generator)
+    y = torch.arange(n) % info.classes
+    return Data(x, y, x[:0], y[:0], x[:0], y[:0], tuple(map(str, range(info.classes))))
 
 
 def timed(function: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call."""
+    """Seconds of one call, on a GPU until it is done."""
+    synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda _: None
     synchronise(device)
     started = time.perf_counter()
     function()
@@ -83,55 +96,16 @@ def ratios(times: Rounds, of: str, to: str) -> dict[str, float]:
 
 
 def peak_flops(device: torch.device) -> dict[str, float]:
-    """Measured floating point operations per second of a large matrix product, the best of several, per precision.
+    """Floating point operations per second of a large matrix product, the best of several, per precision.
 
     bf16 only where the processor has units for it: emulated, one product takes a minute, and nothing is computed so.
     """
     n, found = 8192 if device.type == "cuda" else 2048, {}
-    kinds = [("float32", torch.float32), ("bf16", torch.bfloat16)]
-    for name, dtype in kinds if device.type == "cuda" or bf16_is_fast() else kinds[:1]:
+    kinds = {"float32": torch.float32} | ({"bf16": torch.bfloat16} if device.type == "cuda" or bf16_is_fast() else {})
+    for name, dtype in kinds.items():
         a, b = torch.randn(n, n, device=device, dtype=dtype), torch.randn(n, n, device=device, dtype=dtype)
-        best = min(timed(lambda a=a, b=b: a @ b, device) for _ in range(6))
-        found[name] = 2 * n**3 / best
+        found[name] = 2 * n**3 / min(timed(lambda a=a, b=b: a @ b, device) for _ in range(6))
     return found
-
-
-def _resident() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096
-
-
-def _give_back_freed_pages() -> None:
-    """Where the C library keeps freed memory resident (glibc), have it returned."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
-def peak_memory(function: Callable[[], object], device: torch.device) -> int | None:
-    """Bytes in use at most while function runs: of the device's allocator, or of this process (None if unknown)."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        timed(function, device)
-        return torch.cuda.max_memory_allocated(device)
-    if not Path("/proc/self/statm").exists():
-        return None
-    _give_back_freed_pages()  # else a large case before this one would count here
-    seen, done = [_resident()], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.005):
-            seen.append(_resident())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        function()
-    finally:
-        done.set()
-        watcher.join()
-    return max(seen)
 
 
 def machine(device: torch.device) -> str:
@@ -144,39 +118,28 @@ def machine(device: torch.device) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def record_path(name: str, device: torch.device) -> Path:
-    """results/benchmarks/<name>-<machine>.json."""
-    return files.results() / "benchmarks" / f"{name}-{machine(device)}.json"
-
-
-def save(name: str, rows: list[dict], device: torch.device, **more) -> Path:
-    """What was measured, on which parts, with which code, in `record_path`; replaces an earlier record."""
-    path = record_path(name, device)
-    record = {"benchmark": name, "machine": describe(device), "rows": rows, **more}
-    save_json(path, {**provenance(), **record, "torch": torch.__version__})
+def save(name: str, rows: list[dict], given: argparse.Namespace, **more) -> Path:
+    """results/benchmarks/<name>-<machine>.json: what was measured, on which parts, with which code."""
+    name = "-".join(filter(None, [name, re.sub(r"[^a-z0-9]+", "-", given.only.lower()).strip("-")]))
+    record = {"benchmark": name, "machine": describe(given.device), "rounds": given.rounds, "quick": given.quick}
+    path = files.results() / "benchmarks" / f"{name}-{machine(given.device)}.json"
+    save_json(path, {**provenance(), **record, "rows": rows, "torch": torch.__version__, **more})
     return path
 
 
-@styled
-def draw_ratios(rows: list[dict], title: str):
-    """Bars of the ratios with their spread, one per row that has one."""
-    figure, ((axes,),) = panels(1, 1, 0.6 + 0.22 * max(4, len(rows)))
-    labels = [row["case"] for row in rows][::-1]
-    values = [row["ratio"] for row in rows][::-1]
-    for i, value in enumerate(values):
-        axes.barh(i, value["median"], color=VERMILION, height=0.6)
-        axes.plot([value["low"], value["high"]], [i, i], color="black", linewidth=1)
-        axes.text(value["high"], i, f"  {value['median']:.1f}", va="center")
-    axes.axvline(1, color=BLUE, linewidth=1)
-    axes.set_yticks(range(len(labels)), labels)
-    axes.set_xlabel("times faster than the plain loop (median and range of rounds)")
-    axes.set_title(title)
-    return figure
+def draw(path: Path, rows: list[dict], title: str) -> Path:
+    """figures/benchmarks/<record>.png: bars of the ratios, the range of rounds as whiskers."""
+    from matplotlib.figure import Figure
 
-
-def save_figure(figure, name: str, device: torch.device) -> Path:
-    """figures/benchmarks/<name>-<machine>.png."""
-    path = files.root() / "figures" / "benchmarks" / f"{name}-{machine(device)}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Software": None})
-    return path
+    figure = Figure(figsize=(6, 0.8 + 0.25 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    values = [row["ratio"] for row in rows]
+    errors = [[v["median"] - v["low"] for v in values], [v["high"] - v["median"] for v in values]]
+    axes.barh([row["case"] for row in rows], [v["median"] for v in values], xerr=errors)
+    axes.axvline(1, color="black", linewidth=1)
+    axes.invert_yaxis()
+    axes.set(xlabel="times faster than the plain loop (median and range of rounds)", title=title)
+    image = files.root() / "figures" / "benchmarks" / f"{path.stem}.png"
+    image.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(image, dpi=150, metadata={"Software": None})
+    return image

@@ -1,7 +1,5 @@
 """`python -m benchmarks.train_step [--quick] [--only TEXT]`: one training step, plain against fast, as sizes grow."""
 
-import re
-import sys
 from collections.abc import Callable
 
 import torch
@@ -15,11 +13,8 @@ from fsr.train.fast import Crafter
 from fsr.train.objectives import Objective
 from fsr.train.update import Stepper, sgd
 
-SMALL = for_dataset("cifar10", backbone="resnet18", width=16, module=FSRSpec())
+SMALL = for_dataset("cifar10", backbone="resnet18", width=16, module=FSRSpec(), holdout=0)
 FULL = replace(SMALL, width=None)
-
-
-UPDATE_COMPILED = "resnet18 w64 at+fsr"
 
 
 def cases(quick: bool, device: torch.device) -> dict[str, Run]:
@@ -67,83 +62,53 @@ def operations(run: Run, model, x: Tensor, *, parameter_gradients: bool) -> floa
     return 2.0 * count_macs(model, x[:1]) * run.batch * passes
 
 
-def sides_of(name: str, run: Run, device: torch.device) -> dict[str, FastStep]:
-    """The fast step and what it is compared with besides the plain one: without compiling."""
-    sides = {"fast": FastStep(run, device), "fast, not compiled": FastStep(run, device, compile=False)}
-    if device.type == "cuda" and name == UPDATE_COMPILED:  # minutes of compiling: once
-        sides["fast, update compiled"] = FastStep(run, device, update=True)
-    return sides
-
-
-def speeds(run: Run, model, x: Tensor, times: measure.Rounds, peak: dict[str, float], precision: str) -> dict:
-    """What follows from the seconds of each side: ratios, images and operations per second, share of the peak.
-
-    precision: of the fast sides' crafting, "bf16" or "float32"; the plain one is float32.
-    """
-    medians = {side: measure.spread(seconds)["median"] for side, seconds in times.items()}
-    flops = {
-        side: operations(run, model, x, parameter_gradients=side == "plain") / seconds
-        for side, seconds in medians.items()
-    }
-    row = {"ratio": measure.ratios(times, "plain", "fast")}
-    row |= {"ratio_not_compiled": measure.ratios(times, "plain", "fast, not compiled")}
-    share = {side: f / peak["float32" if side == "plain" else precision] for side, f in flops.items()}
-    rate = {side: run.batch / seconds for side, seconds in medians.items()}
-    return {**row, "images_per_second": rate, "flops": flops, "share_of_peak": share}
-
-
-def measure_case(name: str, run: Run, rounds: int, device: torch.device, peak: dict[str, float]) -> dict:
-    """One row: seconds of the plain step and of every fast one, all in turn, and what follows."""
-    torch.manual_seed(0)
-    torch._dynamo.reset()  # else a size compiled before makes this one's shapes dynamic, another measurement
+def measured(run: Run, sides: dict, rounds: int, device: torch.device) -> tuple[dict, measure.Rounds]:
+    """(seconds, first calls and images per second of each side's `step`, all in turn; the rounds themselves)."""
     size = DATASETS[run.dataset].size
     x, y = torch.rand(run.batch, 3, size, size, device=device), torch.arange(run.batch, device=device) % 10
-    plain = PlainTrainer(run, model_of(run).to(device).train())
-    sides = sides_of(name, run, device)
     repeats = 10 if device.type == "cuda" else 1  # there a single step is timed by its latency and not its throughput
 
-    def several(step) -> Callable[[], None]:
-        """A call of as many steps as are timed together."""
-
+    def several(step: Callable) -> Callable[[], None]:
         def call() -> None:
             for _ in range(repeats):
                 step(x, y)
 
         return call
 
-    functions = {side: several(step.step) for side, step in {"plain": plain, **sides}.items()}
-    first, times = measure.interleaved(functions, rounds, device)
+    first, times = measure.interleaved({name: several(side.step) for name, side in sides.items()}, rounds, device)
     times = {side: [seconds / repeats for seconds in each] for side, each in times.items()}
-    switches = sides["fast"].crafter.switches
-    row = {"case": name, "timed_together": repeats, "method": run.label, "switches": switches}
+    seconds = {side: measure.spread(each) for side, each in times.items()}
+    row = {"timed_together": repeats, "method": run.label, "seconds": seconds}
     row |= {field: getattr(run, field) for field in ("backbone", "width", "batch", "steps")}
-    row |= {"seconds": {side: measure.spread(t) for side, t in times.items()}}
-    row |= {"first_call_seconds": {side: t[0] for side, t in first.items()}}
-    row |= speeds(run, plain.model, x, times, peak, "bf16" if "bfloat16" in switches["crafting"] else "float32")
-    row |= {"peak_memory": {side: measure.peak_memory(function, device) for side, function in functions.items()}}
-    return row
+    row |= {"first_call_seconds": {side: each[0] for side, each in first.items()}}
+    return row | {"images_per_second": {side: run.batch / s["median"] for side, s in seconds.items()}}, times
+
+
+def measure_case(name: str, run: Run, rounds: int, device: torch.device, peak: dict[str, float]) -> dict:
+    """One row: the plain step and the fast one, compiled where that is the default and not; share of the peak."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()  # else a size compiled before makes this one's shapes dynamic, another measurement
+    plain, fast = PlainTrainer(run, model_of(run).to(device).train()), FastStep(run, device)
+    sides = {"plain": plain, "fast": fast, "fast, not compiled": FastStep(run, device, compile=False)}
+    row, times = measured(run, sides, rounds, device)
+    x = torch.rand(1, 3, *2 * [DATASETS[run.dataset].size], device=device)
+    flops = operations(run, plain.model, x, parameter_gradients=False) / row["seconds"]["fast"]["median"]
+    precision = "bf16" if "bfloat16" in fast.crafter.switches["crafting"] else "float32"
+    row |= {"switches": fast.crafter.switches, "flops": flops, "share_of_peak": flops / peak[precision]}
+    return {"case": name, "ratio": measure.ratios(times, "plain", "fast"), **row}
 
 
 def main() -> None:
     """Measure, print one line per case, write the record and the plot; with --only, one of their own."""
-    only = "measure the cases with TEXT in their name, into a record of their own"
-    given = measure.arguments(__doc__, lambda p: p.add_argument("--only", metavar="TEXT", default="", help=only))
-    known = cases(given.quick, given.device)
-    wanted = {name: run for name, run in known.items() if given.only in name}
-    if not wanted:
-        print(f"--only {given.only}: there is no such case; type a part of one of: {', '.join(known)}", file=sys.stderr)
-        sys.exit(2)
-    record = "-".join(["train_step", *filter(None, [re.sub(r"[^a-z0-9]+", "-", given.only.lower()).strip("-")])])
+    given = measure.arguments(__doc__)
+    some = measure.chosen(cases(given.quick, given.device), given.only)
     peak, rows = measure.peak_flops(given.device), []
-    for name, run in wanted.items():
+    for name, run in some.items():
         rows.append(row := measure_case(name, run, given.rounds, given.device, peak))
-        seconds = {side: value["median"] for side, value in row["seconds"].items()}
-        print(
-            f"{name:28s} {row['ratio']['median']:5.2f}x", {side: round(s, 4) for side, s in seconds.items()}, flush=True
-        )
-        measure.save(record, rows, given.device, peak_flops=peak, rounds=given.rounds, quick=given.quick)
-    figure = measure.draw_ratios(rows, "Training step: PGD-10 and update")
-    print(measure.save_figure(figure, record, given.device))
+        seconds = {side: round(value["median"], 4) for side, value in row["seconds"].items()}
+        print(f"{name:28s} {row['ratio']['median']:5.2f}x {seconds}", flush=True)
+        path = measure.save("train_step", rows, given, peak_flops=peak)
+    print(path, measure.draw(path, rows, "Training step: PGD-10 and update"))
 
 
 if __name__ == "__main__":

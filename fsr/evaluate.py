@@ -63,8 +63,7 @@ def images_sha256(x: Tensor, y: Tensor) -> str:
 @torch.no_grad()
 def is_correct(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
     """Is each image classified correctly?  x (N, C, H, W) in [0, 1], y (N,) int64; returns (N,) bool."""
-    if y.shape != x.shape[:1]:
-        raise UsageError(f"labels must be ({len(x)},), one per image, not {tuple(y.shape)}")
+    check_images(x, y, empty=True)
     with exact_float32():
         return ~is_wrong(model(x.clone()), y)
 
@@ -161,25 +160,20 @@ def inside(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
     x_adv = x_adv.float().clamp(0, 1)
     moved = float((x_adv - x).abs().amax())
     if not moved <= eps + 1e-4:
-        raise UsageError(
-            f"the attack moved a pixel by {moved:.3g}, more than eps = {eps:.3g}; end it with "
-            "fsr.attacks.gradient.project_linf (nothing is recorded)"
-        )
+        far = f"the attack moved a pixel by {moved:.3g}, more than eps = {eps:.3g}"
+        raise UsageError(f"{far}; end it with fsr.attacks.gradient.project_linf (nothing is recorded)")
     return x_adv
 
 
 @torch.no_grad()
 def _check(model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> None:
-    """Refuse what would give a number that means nothing; labels against the classes that the network has."""
-    check_images(as_float(x[:1]), y[:1])
+    """Refuse what would give a number that means nothing, before anything runs."""
+    first = as_float(x[:1]).to(next(model.parameters()).device)
+    check_images(first, y[:1].to(first.device))
     if not len(x) == len(y) == len(index):
         raise UsageError(f"{len(x)} images, {len(y)} labels and {len(index)} places in the test set do not fit")
     with eval_mode(model):
-        classes = model(as_float(x[:1]).to(next(model.parameters()).device)).shape[1]
-    if int(y.min()) < 0 or int(y.max()) >= classes:
-        raise UsageError(
-            f"labels reach from {int(y.min())} to {int(y.max())}, the network has classes 0..{classes - 1}"
-        )
+        check_images(first.expand(len(y), -1, -1, -1), y, model(first.clone()).shape[1])
 
 
 def _autoattack(net, judge, x, y, eps: float, variant: dict, progress: Progress, on_chunk) -> None:

@@ -241,7 +241,7 @@ STORED = [
     (X[:0], Y[:0], "empty"),
     (X, Y[:3], "do not fit"),
     (X, Y.float(), "labels"),
-    (X, Y + 7, "classes 0..9"),
+    (X, Y + 7, "in 0..9"),
     (X, Y - 1, "labels"),
 ]
 

@@ -16,7 +16,6 @@ from fsr.config import Analysis, Evaluation
 from fsr.runs import Options, Task, ray
 from fsr.runs import local as executors
 from fsr.train import Trainer, distributed
-from fsr.train.fast import Crafter
 
 CPU = Options(device="cpu")
 # random starts, noise, random queries, AutoAttack; the analysis samples noisy masks
@@ -91,29 +90,6 @@ def test_global_random_state_does_not_reach_a_training_and_is_left_alone(digits)
     assert all(torch.equal(a, b) for a, b in zip(one, two))
 
 
-def test_another_seed_has_other_weights_and_streams(digits):
-    one, two = weights_after(tiny_run(), digits, 0), weights_after(tiny_run(seed=1), digits, 0)
-    assert not all(torch.equal(a, b) for a, b in zip(one, two))
-    from fsr.train.recipe import stream_seed
-
-    streams = {stream_seed(seed, *name) for seed in (0, 1) for name in (("init",), ("order", 1), ("order", 2),
-               ("batch", 0), ("batch", 1), ("mask", 0), ("mask", 1))}  # fmt: skip
-    assert len(streams) == 14
-
-
-def test_crafting_depends_on_its_generator_only(digits):
-    run = tiny_run()
-    trainer = Trainer(run, digits)
-    crafter = Crafter(trainer.model, run, torch.device("cpu"))
-    x, y = data.as_float(digits.train_x[:32]), digits.train_y[:32]
-
-    def crafted(seed: int) -> torch.Tensor:
-        torch.rand(3)
-        return crafter.craft(x, y, torch.Generator().manual_seed(seed))
-
-    assert torch.equal(crafted(0), crafted(0)) and not torch.equal(crafted(0), crafted(1))
-
-
 def test_an_evaluation_is_the_same_whatever_ran_before_it(root):
     run, outcomes = tiny_run(epochs=1, module=FSR_HERE), []
     runs.ensure_trained(run, CPU)
@@ -156,12 +132,6 @@ def test_deterministic_is_wired_wherever_tasks_run(root, monkeypatch, as_before)
     called.clear()
     Setting(executor=Executor.inline).compute(TASKS, CPU)
     assert called == []
-
-
-def test_deterministic_turns_on_what_torch_has_for_it(as_before):
-    hardware.make_deterministic()
-    assert torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.deterministic
-    assert not torch.backends.cudnn.benchmark and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")

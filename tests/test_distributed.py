@@ -18,7 +18,7 @@ from torch import nn
 
 from fsr import store
 from fsr.config import FSRSpec, for_dataset, run_id
-from fsr.data import load
+from fsr.data import as_float, load
 from fsr.experiments import SETS
 from fsr.files import Interrupted, UsageError
 from fsr.runs import Options, Task, state_path, training
@@ -38,6 +38,7 @@ AWP = replace(TINY, method="trades", awp=0.01, steps=0)
 REPLICAS = replace(FSR, sync_bn=False)
 BF16 = replace(FSR, precision="bf16", width=16)
 LONG = replace(REPLICAS, epochs=5)
+HELD = replace(FSR, holdout=65, train_size=400, epochs=4)  # 65 images are shared 33 to 32, and 22, 22, 21
 RUNS = {"fsr": FSR, "awp": AWP, "replicas": REPLICAS}
 PATIENCE = 600  # seconds, for a machine that does other work as well
 
@@ -97,25 +98,51 @@ def decided(state: dict) -> dict:
     return distributed.decide(state)
 
 
-def process(rank: int, port: str, folder: str) -> None:
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port, LOCAL_RANK=str(rank))
+def counts() -> dict:
+    """n and correct of the held-out images, clean and attacked, of a network that every process trains by itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "together", lambda: False)
+        weights = fit(Trainer(HELD, load(HELD))).model.state_dict()
+    trainer = Trainer(HELD, load(HELD))
+    trainer.model.load_state_dict(weights)
+    _, y, _ = trainer._shard(as_float(trainer.data.held_x), trainer.data.held_y)
+    n = distributed.summed({"n": torch.tensor(len(y))})["n"]
+    return {"n": int(n), "correct": [round(65 * accuracy, 6) for accuracy in trainer._accuracies(trainer.model)]}
+
+
+def process(rank: int, size: int, port: str, folder: str, what) -> None:
+    group = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in group.items()})
     torch.set_num_threads(1)
     with distributed.group("cpu"):
-        torch.save(scenarios(), Path(folder) / f"{rank}.pt")
+        torch.save(what(), Path(folder) / f"{rank}.pt")
+
+
+def in_a_group(size: int, folder: Path, what) -> list:
+    """What each of `size` processes returned from `what`."""
+    context, port = multiprocessing.get_context("spawn"), free_port()
+    places = (size, port, str(folder), what)
+    processes = [context.Process(target=process, args=(rank, *places)) for rank in range(size)]
+    for one in processes:
+        one.start()
+    for one in processes:
+        one.join(PATIENCE)
+    assert [one.exitcode for one in processes] == [0] * size
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(size)]
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     """What each of two processes ended with."""
-    folder, port = tmp_path_factory.mktemp("pair"), free_port()
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=process, args=(rank, port, str(folder))) for rank in range(2)]
-    for one in processes:
-        one.start()
-    for one in processes:
-        one.join(PATIENCE)
-    assert [one.exitcode for one in processes] == [0, 0]
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+    return in_a_group(2, tmp_path_factory.mktemp("pair"), scenarios)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 3])
+def test_groups_count_the_images_that_one_process_counts(size, tmp_path):
+    one = counts()
+    assert one["n"] == 65 and 0 < one["correct"][1] < one["correct"][0] < 65
+    assert in_a_group(size, tmp_path, counts) == [one] * size
 
 
 def rows(state: dict) -> list[dict]:
@@ -156,7 +183,7 @@ def test_statistics_per_replica_are_another_training(pair):
 def test_one_process_asked_to_stop_stops_all_and_the_resumed_training_is_the_whole_one(pair):
     for one in pair:
         assert one["stopped"]["progress"]["step"] == 3
-    assert torch.equal(pair[0]["stopped"]["tensors"]["sums/images"], torch.tensor(32.0, dtype=torch.float64))
+    assert pair[0]["stopped"]["tensors"]["sums/images"] == 32
     for mine, whole in zip(rows(pair[0]["resumed"]), rows(pair[0]["fsr"]), strict=True):
         assert mine == pytest.approx(whole, rel=1e-9)
     for key, value in pair[0]["fsr"]["tensors"].items():

@@ -6,6 +6,7 @@ from tiny import tiny_run
 from torch import nn
 
 from fsr import evaluate
+from fsr.attacks import ATTACKS
 from fsr.config import Evaluation
 from fsr.evaluate import Progress, evaluate_attack
 from fsr.files import UsageError
@@ -167,6 +168,88 @@ def test_autoattack_counts_its_own_attacks_and_ends_with_all_images(monkeypatch)
 def test_steps_for_autoattack_are_refused(attack):
     with pytest.raises(UsageError, match=f"{attack} has steps of its own; leave out steps=7"):
         evaluate_attack(Sum(), X, Y, torch.arange(9), run=RUN, evaluation=Evaluation(attack=attack, steps=7))
+
+
+class Bound(nn.Module):
+    """A network around Sum's, which reads images as `how` says."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.net, self.how = Sum(), how
+
+    def forward(self, x):
+        return self.net(self.how(x))
+
+
+WRITERS = {  # networks that write into their input, and what they do to it
+    "clamp": (lambda x: x.clamp_(0, 1), lambda x: x),
+    "shift": (lambda x: x.sub_(0.1), lambda x: x - 0.1),
+}
+
+
+@pytest.mark.parametrize("attack", ["clean", "pgd20", "pgd100-restarts", "square", "autoattack-ci", "transfer"])
+@pytest.mark.parametrize("name", WRITERS)
+def test_networks_that_write_into_their_input_have_the_outcomes_of_others(attack, name):
+    found = []
+    for how in WRITERS[name]:
+        x, y, evaluation = (
+            X.clone(),
+            Y.clone(),
+            Evaluation(attack=attack, surrogate="it" if attack == "transfer" else None),
+        )
+        surrogate = Bound(how) if attack == "transfer" else None
+        call = {"run": RUN, "evaluation": evaluation, "surrogate": surrogate}
+        found.append(evaluate_attack(Bound(how), x, y, torch.arange(9), **call).correct)
+        assert torch.equal(x, X) and torch.equal(y, Y)
+    assert found[0] == found[1] and 0 < sum(found[0]) < 9
+
+
+@pytest.mark.parametrize("register", ["register_forward_pre_hook", "register_forward_hook"])
+def test_a_hook_on_a_layer_is_part_of_the_network_under_attack(register):
+    """A copy without its hook recorded 0.42 where 0.00 is true."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 10))
+    x, y = torch.randint(0, 256, (40, 3, 4, 4), dtype=torch.uint8), torch.arange(40) % 10
+    hooks = {
+        "register_forward_pre_hook": lambda module, given: ((given[0] - 0.5) / 0.05,),
+        "register_forward_hook": lambda module, given, out: -out,
+    }
+    getattr(net[0], register)(hooks[register])
+    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x / 255), y).backward()
+        optimizer.step()
+    run = tiny_run(eps=0.1)
+    found = evaluate_attack(net.eval(), x, y, torch.arange(40), run=run, evaluation=Evaluation(attack="pgd20"))
+    x_adv = ATTACKS["pgd20"](net, x / 255, y, eps=run.eps)
+    assert found.correct == evaluate.is_correct(net, x_adv, y).tolist() and found.flips == 0
+    assert sum(found.correct) < evaluate.is_correct(net, x / 255, y).sum()
+
+
+def test_evaluation_is_in_float32_whatever_the_default_is():
+    torch.set_default_dtype(torch.float64)
+    try:
+        for attack in ("pgd100-restarts", "autoattack-ci"):
+            evaluation = Evaluation(attack=attack)
+            model = Sum().float()
+            assert evaluate_attack(model, X, Y, torch.arange(9), run=RUN, evaluation=evaluation).correct == [
+                bool(v) for v in EXPECTED["pgd20"]
+            ]
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("y", [Y[:, None], Y.float(), Y[:4], Y - 1], ids=["column", "float", "few", "negative"])
+def test_labels_that_are_not_one_class_per_image_are_refused(y):
+    with pytest.raises(UsageError, match="labels"):
+        evaluate.is_correct(Sum(), X / 255, y)
+    with pytest.raises(UsageError, match="labels"):
+        evaluate_attack(Sum(), X, y, torch.arange(9), run=RUN, evaluation=Evaluation(attack="fgsm"))
+
+
+def test_the_digest_of_a_test_set_holds_images_labels_and_order():
+    digests = [evaluate.images_sha256(x, y) for x, y in ((X, Y), (X.flip(0), Y), (X, Y + 1), (X.view(9, 3, 2, 8), Y))]
+    assert len({*digests}) == 4 and digests[0] == evaluate.images_sha256(X.clone(), Y.clone())
 
 
 def test_logits_that_are_no_numbers_are_never_right():

@@ -267,7 +267,7 @@ WHOLE = {"Tied", "ReadsStatistics", "a layer under two names", "weight norm", "I
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 def test_attacks_see_the_function_of_any_network(name, precision, monkeypatch, caplog):
     """Logits and input gradients are the network's own, from a copy or, with one line in the log, from itself."""
-    monkeypatch.setattr("fsr.train.fast.bf16_is_fast", lambda: True)
+    monkeypatch.setattr("fsr.train.fold.bf16_is_fast", lambda: True)
     kind, change = CHANGES[name]
     model = change(randomised_statistics(kind().requires_grad_(False)).requires_grad_(True)).eval()
     model(torch.rand(4, 3, 8, 8))  # old norms make their weights in a forward pass

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from benchmarks import precision
 from fsr import experiments, files, store
 from fsr.config import Evaluation, replace, run_id
 from fsr.files import UsageError, save_json
 from fsr.report.readme import BEGIN, END, block, results, rewrite
 from fsr.report.speed import speed
+from fsr.statistics import seed_summary
 
 
 def test_the_results_in_readme_are_those_of_the_committed_records(monkeypatch):
@@ -133,9 +133,11 @@ def test_of_whole_epochs_only_the_largest_case_of_each_network_is_shown(root):
 def test_bf16_is_compared_seed_by_seed_with_what_seeds_change(root, shift, words):
     float32, change = [0.20, 0.22, 0.24], [shift - 0.01, shift, shift + 0.01]
     bf16 = [a + b for a, b in zip(float32, change)]
+    by_name = {"float32": float32, "bf16": bf16, "difference": change}
+    summaries = {name: seed_summary(values)._asdict() for name, values in by_name.items()}
     rows = [{"precision": p, "seed": i, "clean": v, "pgd20": v, "images": 2000}
             for p, values in (("float32", float32), ("bf16", bf16)) for i, v in enumerate(values)]  # fmt: skip
-    record = {"benchmark": "precision", "rows": rows, "conclusion": precision.conclusion(rows)}
+    record = {"benchmark": "precision", "rows": rows, "conclusion": {"clean": summaries, "pgd20": summaries}}
     record["machine"] = {"cpu": "A CPU", "cores": 4, "threads": 1, "device": "cpu"}
     case = {"case": "AutoAttack", "images": 9, "disagreeing_images": 0, "ratio": {"median": 3, "low": 3, "high": 3}}
     save_json(files.results() / "benchmarks" / "e.json", record | {"benchmark": "evaluate", "rows": [case]})

@@ -1,8 +1,14 @@
 """The loop: the recipe's numbers, equal to a plain loop written out, and resumable bit for bit."""
 
 import copy
+import hashlib
 import json
+import os
+import subprocess
+import sys
+from collections import defaultdict
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,8 +22,7 @@ from fsr.models import model_of
 from fsr.train import Callbacks, Trainer, fit
 from fsr.train import loop as train
 from fsr.train.objectives import Objective, craft, draw_start, start
-from fsr.train.recipe import ema_decay, learning_rate, stream_seed
-from fsr.train.update import sgd
+from fsr.train.recipe import learning_rate, stream_seed
 
 
 def same(a: dict, b: dict) -> bool:
@@ -36,12 +41,6 @@ def test_the_learning_rate_drops_where_the_authors_code_drops_it():
     assert learning_rate(Run(epochs=10), 7) == 0.1 and learning_rate(Run(epochs=10), 8) == pytest.approx(0.01)
 
 
-def test_the_average_follows_the_weights_at_first_and_slows_down():
-    assert ema_decay(Run(), 0) == 0.1
-    assert ema_decay(Run(), 90) == 0.91
-    assert ema_decay(Run(), 10**6) == 0.9995
-
-
 def test_seeds_differ_by_purpose_and_step_and_never_change():
     assert stream_seed(0, "batch", 1) != stream_seed(0, "mask", 1) != stream_seed(0, "batch", 2)
     # the first eight bytes of `printf 0/batch/0 | sha256sum`, halved; records of all earlier runs rest on it
@@ -54,18 +53,6 @@ def test_the_runs_seed_reaches_weights_order_starts_and_noise(monkeypatch):
     run = tiny_run(seed=7)
     Trainer(run, data.load(run)).epoch()
     assert {parts[1]: parts[0] for parts in asked if len(parts) > 1} == {"init": 7, "order": 7, "batch": 7, "mask": 7}
-
-
-def test_sgd_is_momentum_with_decay_by_hand():
-    """v = 2 + .1 * 1 = 2.1, w = 1 - .5 * 2.1 = -.05; then v = .9 * 2.1 + 2 + .1 * -.05 = 3.885, w = -1.9925."""
-    net, seen = torch.nn.Linear(1, 1, bias=False), []
-    torch.nn.init.ones_(net.weight)
-    optimizer = sgd(net, tiny_run(lr=0.5, momentum=0.9, weight_decay=0.1), torch.device("cpu"))
-    for _ in range(2):
-        net.weight.grad = torch.tensor([[2.0]])
-        optimizer.step()
-        seen.append(net.weight.item())
-    assert seen == pytest.approx([-0.05, -1.9925])
 
 
 def test_weights_are_perturbed_after_a_tenth_of_the_epochs(monkeypatch):
@@ -170,17 +157,32 @@ def test_the_same_run_twice_is_the_same_to_the_bit(module):
     assert rows_without_time(one) == rows_without_time(two)
 
 
-def test_another_seed_gives_another_network():
-    one, two = (fit(Trainer(run, data.load(run))) for run in (tiny_run(), tiny_run(seed=1)))
-    assert not same(one.model.state_dict(), two.model.state_dict())
+def noting_orders(monkeypatch) -> dict[int, list]:
+    """The batches of every epoch as `Trainer.step` gets them, by epoch."""
+    orders, step = defaultdict(list), Trainer.step
+
+    def noting(self, index):
+        orders[self.progress.epoch].append(index.tolist())
+        step(self, index)
+
+    monkeypatch.setattr(Trainer, "step", noting)
+    return orders
+
+
+def digests(orders) -> dict[int, str]:
+    """A digest of the batch indices of each epoch; the notes are cleared."""
+    found = {epoch: hashlib.sha256(json.dumps(parts).encode()).hexdigest() for epoch, parts in orders.items()}
+    orders.clear()
+    return found
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 4])
-def test_a_run_stopped_after_any_batch_ends_as_if_it_had_not_been(stop_after):
+def test_a_run_stopped_after_any_batch_ends_as_if_it_had_not_been(monkeypatch, stop_after):
     run = tiny_run(module=FSR_HERE)
     d = data.load(run)
+    orders = noting_orders(monkeypatch)
     whole = fit(Trainer(run, d))
-    seen, saved = [], {}
+    expected, seen, saved = digests(orders), [], {}
 
     def on_stop(trainer: Trainer) -> None:
         saved["tensors"] = {k: v.clone() for k, v in trainer.tensors().items()}
@@ -194,8 +196,45 @@ def test_a_run_stopped_after_any_batch_ends_as_if_it_had_not_been(stop_after):
     resumed = Trainer(run, d)
     resumed.restore(saved["tensors"], saved["progress"])
     fit(resumed)
+    assert digests(orders) == expected and len({*expected.values()}) == run.epochs
     assert same(resumed.tensors(), whole.tensors())
     assert rows_without_time(resumed) == rows_without_time(whole)
+
+
+KILLED = """
+import json, os, signal, sys
+from dataclasses import replace
+sys.path.insert(0, TESTS)
+from tiny import FSR_HERE, tiny_run
+from fsr.runs import Options, ensure_trained
+from fsr.train import Trainer
+step = Trainer.step
+def noting(self, index):
+    with open("order", "a") as file:
+        file.write(json.dumps([self.progress.epoch, index.tolist()]) + chr(10))
+    step(self, index)
+    if sys.argv[1] == "kill" and self.progress.step == 8:
+        os.kill(os.getpid(), signal.SIGKILL)
+Trainer.step = noting
+ensure_trained(tiny_run(epochs=4, module=FSR_HERE), Options(device="cpu"))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_training_goes_on_with_the_batches_that_it_would_have_had(tmp_path):
+    """Killed in its third epoch of three batches: that one is trained again from its beginning."""
+    orders = {}
+    for name, runs in {"whole": ["on"], "killed": ["kill", "on"]}.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        environment = os.environ | {"FSR_ROOT": str(folder), "OMP_NUM_THREADS": "1"}
+        for how in runs:
+            code = f"TESTS = {str(Path(__file__).parent)!r}\n{KILLED}"
+            done = subprocess.run([sys.executable, "-c", code, how], cwd=folder, env=environment, capture_output=True)
+            assert done.returncode == (-9 if how == "kill" else 0), done.stderr
+        orders[name] = [json.loads(line) for line in (folder / "order").read_text().splitlines()]
+    killed, whole = orders["killed"], orders["whole"]
+    assert killed[:8] == whole[:8] and killed[8:] == whole[6:]
 
 
 def test_best_is_the_first_epoch_with_the_highest_held_out_accuracy():

@@ -56,30 +56,20 @@ def group(device: str | None) -> Iterator[str]:
     here, local = "cpu", int(os.environ.get("LOCAL_RANK", "0"))
     if cuda:
         if local >= torch.cuda.device_count():
-            raise UsageError(
-                f"torchrun started {local + 1} processes or more for {torch.cuda.device_count()} GPUs; give "
-                "--nproc-per-node=gpu or --device cpu"
-            )
+            many = f"torchrun started {local + 1} processes or more for {torch.cuda.device_count()} GPUs"
+            raise UsageError(f"{many}; give --nproc-per-node=gpu or --device cpu")
         torch.cuda.set_device(local)
         here = f"cuda:{local}"
-    store, number, count = _meeting()
+    store, number, count = next(dist.rendezvous("env://", timeout=WAIT))
+    # torchrun's store outlives a group that it starts again (--max-restarts), with the addresses of the lost processes
+    # in it: every attempt has a place of its own
+    store = dist.PrefixStore("attempt" + os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=WAIT)
     with noticing_losses():
         yield here
         dist.barrier()  # nobody leaves while another still talks
     dist.destroy_process_group()
-
-
-def _meeting() -> tuple[dist.Store, int, int]:
-    """Where this group's processes find each other, this one's number, and how many they are.
-
-    torchrun's store outlives a group that it starts again (--max-restarts), with the addresses of the lost processes
-    in it: every attempt has a place of its own.
-    """
-    store, number, count = next(dist.rendezvous("env://", timeout=WAIT))
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return dist.PrefixStore(f"attempt{attempt}", store), number, count
 
 
 @contextmanager
@@ -144,13 +134,11 @@ def summed(values: dict[str, Tensor], *, largest: tuple[str, ...] = ()) -> dict[
     """Sums over all processes of scalars by name, and the largest of those named in `largest`; alone, the same."""
     if not together() or not values:
         return values
-    out: dict[str, Tensor] = {}
-    for names, kind in (([n for n in values if n not in largest], dist.ReduceOp.SUM), (largest, dist.ReduceOp.MAX)):
-        if names:
-            stacked = torch.stack([values[n].double() for n in names])
-            dist.all_reduce(stacked, kind)
-            out |= dict(zip(names, stacked))
-    return {name: out[name] for name in values}
+    sums = torch.stack([value.double() for value in values.values()])
+    maxima = sums.clone()
+    dist.all_reduce(sums)
+    dist.all_reduce(maxima, dist.ReduceOp.MAX)
+    return {name: (maxima if name in largest else sums)[i] for i, name in enumerate(values)}
 
 
 @torch.no_grad()
@@ -175,10 +163,8 @@ def averaging(objective: nn.Module, smallest: int) -> nn.Module:
     if not together():
         return objective
     if smallest < 2 * size():
-        raise UsageError(
-            f"the smallest batch has {smallest} images, fewer than two for each of {size()} processes; give torchrun "
-            "a smaller --nproc-per-node"
-        )
+        few = f"the smallest batch has {smallest} images, fewer than two for each of {size()} processes"
+        raise UsageError(f"{few}; give torchrun a smaller --nproc-per-node")
     return DistributedDataParallel(objective)
 
 

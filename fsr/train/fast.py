@@ -1,14 +1,13 @@
 """The same crafting as in `objectives`, faster: on a folded copy of the network, compiled and as one CUDA graph.
 
-N images, C channels, H and W pixels, K classes. While an attack is crafted the network is in eval mode, where BatchNorm
-is one multiply-add per channel: it folds exactly into the convolution that feeds it. Whatever does not give the plain
-function's results is left out, and one line of the log says so.
+N images, C channels, H and W pixels, K classes. What does not give the plain function's results is left out, and one
+line of the log says so.
 """
 
-import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -18,44 +17,20 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from fsr.attacks.gradient import project_linf
 from fsr.config import Run
-from fsr.hardware import bf16_is_fast, exact_float32
+from fsr.hardware import exact_float32
 from fsr.models.modes import eval_mode
-from fsr.train.fold import FoldedCopy, folded_copy
+from fsr.train.fold import NARROW, FoldedCopy, dtype_of, folded_copy, laid_out, narrowest, use_channels_last
 from fsr.train.objectives import craft, draw_start, full_precision, pgd_step, start
 
 log = logging.getLogger("fsr")
 
 Function = Callable[..., Tensor]
 FAILURES = (RuntimeError, OSError)  # of tracing, of a missing or failing compiler, of graph capture
-NARROW = 16  # channels; below, torch 2.15 can crash in channels-last backward passes on a CPU
 RECOMPILE = 64  # variants of all networks' forward passes together; beyond torch's 8 it runs uncompiled, unsaid
 MANY_STEPS = 2000  # crafting steps of a run from which compiling (about 10 s on a CPU) pays
-# Largest share of pixels whose sign may differ between compiled and plain crafting: fusion rounds bf16 less often
-# (a full-width ResNet-18 fresh from its initialisation: 0.3 %, and both differ from float32 in 4 %; wrong code: half).
+# Largest share of signs that may differ between compiled and plain crafting (fusion rounds bf16 less often: 0.3 %
+# at the start of a full-width ResNet-18, where both differ from float32 in 4 %; wrong code: half).
 MAY_DIFFER = {torch.float64: 0.01, torch.float32: 0.01, torch.bfloat16: 0.2}
-
-
-def dtype_of(precision: str, model: nn.Module, device: torch.device) -> torch.dtype:
-    """What crafting computes in: bf16 only where the processor multiplies it natively; a float64 network in float64."""
-    if any(p.dtype == torch.float64 for p in model.parameters()):
-        return torch.float64
-    fast = precision == "bf16" and (device.type == "cuda" or bf16_is_fast())
-    return torch.bfloat16 if fast else torch.float32
-
-
-def narrowest(model: nn.Module) -> int:
-    """Output channels of the narrowest convolution."""
-    return min((m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)), default=0)
-
-
-def use_channels_last(model: nn.Module, device: torch.device) -> bool:
-    """The memory layout's default: channels last, except for narrow networks on a CPU."""
-    return device.type == "cuda" or narrowest(model) >= NARROW
-
-
-def laid_out(x: Tensor, channels_last: bool) -> Tensor:
-    """Images (N, C, H, W) in the memory layout asked for."""
-    return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 def disagreement(a: Tensor, b: Tensor, tolerance: float = 1e-6) -> float:
@@ -68,14 +43,12 @@ def agreeing(name: str, make: Callable[[], Function], plain: Function, example, 
     try:
         fast = make()
         differing = disagreement(fast(*example), plain(*example), tolerance)
+        if differing <= may_differ:
+            return fast
+        reason = f"{differing:.3g} of its results differ"
     except FAILURES as error:
-        first = (str(error).strip().splitlines() or [""])[0][:160]
-        log.warning("%s is left out: %s: %s", name, type(error).__name__, first)
-        return None
-    if differing > may_differ:
-        log.warning("%s is left out: %.3g of its results differ", name, differing)
-        return None
-    return fast
+        reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"
+    log.warning("%s is left out: %s", name, reason)
 
 
 def recorded(function: Function, example: tuple[Tensor, ...]) -> Function:
@@ -149,10 +122,8 @@ class Crafter:
             self._prepare(x, y)
         for copy in filter(None, (self.copy, self.exact)):
             copy.refill(source)
-        with contextlib.ExitStack() as stack:
-            loop = self._loop
-            if self.copy is None:
-                loop = partial(craft, stack.enter_context(eval_mode(source)), self.run)
+        with nullcontext() if self.copy else eval_mode(source):
+            loop = self._loop if self.copy else partial(craft, source, self.run)
             return torch.cat([loop(*rows) for rows in zip(*(t.split(self.run.batch) for t in (x_adv, x, y)))])
 
     def _all_steps(self, x_adv: Tensor, x: Tensor, y: Tensor, step=None) -> Tensor:
@@ -166,45 +137,39 @@ class Crafter:
 
     def _filled(self, loop: Function, x_adv: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """loop on a batch filled up to the one size that it is made for; images do not see each other."""
-        missing = self.run.batch - len(x)
-        if not missing:
+        n, rows = len(x), torch.arange(self.run.batch, device=x.device).clamp_max(len(x) - 1)
+        if n == self.run.batch:
             return loop(x_adv, x, y)
-        filled = [torch.cat([t, t[-1:].expand(missing, *t.shape[1:])]) for t in (x_adv, x, y)]
-        filled[:2] = [laid_out(t, self.channels_last) for t in filled[:2]]
-        return loop(*filled)[: len(x)]
+        return loop(*(laid_out(t[rows], self.channels_last) for t in (x_adv, x)), y[rows])[:n]
 
     def _worth_compiling(self, x: Tensor) -> bool:
         """Measured: on a CPU it gains a quarter from 16 channels and 32 pixels on, and costs about 10 s."""
-        if self.device.type == "cuda":
-            return True
-        batches = self.run.epochs * math.ceil((self.run.train_size or 50_000) / self.run.batch)
-        return narrowest(self.model) >= NARROW and x.shape[-1] >= 32 and batches * self.run.steps >= MANY_STEPS
+        steps = self.run.steps * self.run.epochs * math.ceil((self.run.train_size or 50_000) / self.run.batch)
+        pays = narrowest(self.model) >= NARROW and x.shape[-1] >= 32 and steps >= MANY_STEPS
+        return pays or self.device.type == "cuda"
 
     def _prepare(self, x: Tensor, y: Tensor) -> None:
         """Make the copy, and the fast loop where it helps, on the first batch."""
         on, run, self.ready = self.switches, self.run, True
-        asked = self._worth_compiling(x) if on["compile"] is None else on["compile"]
         dtype = dtype_of(run.precision, self.model, self.device)
         self.copy = folded_copy(self.model, x, dtype=dtype, channels_last=self.channels_last)
-        on["crafting"] = str(torch.float32 if self.copy is None else self.copy.dtype).removeprefix("torch.")
         if self.copy is None:
-            on.update(compile=False, graphs=False)
+            on.update(compile=False, graphs=False, crafting="float32")
             return
+        on["crafting"] = str(self.copy.dtype).removeprefix("torch.")
         if run.method == "trades" and self.copy.dtype == torch.bfloat16:
             self.exact = FoldedCopy(self.model, self.copy.pairs, torch.float32, self.channels_last)
         rows = torch.arange(run.batch, device=x.device) % len(x)  # any batch, repeated or cut to the usual size
         x, y = laid_out(x[rows], self.channels_last), y[rows]
         noise = torch.rand(x.shape, generator=torch.Generator(x.device).manual_seed(0), device=x.device, dtype=x.dtype)
         x_adv = project_linf(x + run.eps * (2 * noise - 1), x, run.eps)  # far from x, where KL is not flat
-        step = self._compiled_step(x_adv, x, y) if asked else None
+        asked = self._worth_compiling(x) if on["compile"] is None else on["compile"]
+        step, graph, example = self._compiled_step(x_adv, x, y) if asked else None, None, (x_adv, x, y)
         loop: Function = partial(self._all_steps, step=step)
-        graph = None
         if on["graphs"]:  # kernels that add in another order each time change signs, and later steps build on them
-            example = (x_adv, x, y)
-            graph = agreeing("the CUDA graph", lambda: recorded(loop, example), loop, example, may_differ=0.3)
+            graph = agreeing("the CUDA graph", partial(recorded, loop, example), loop, example, may_differ=0.3)
         on["compile"], on["graphs"] = step is not None, graph is not None
-        if step is not None or graph is not None:
-            self._loop = partial(self._filled, graph or loop)
+        self._loop = partial(self._filled, graph or loop) if step or graph else loop
 
     def _compiled_step(self, *batch: Tensor) -> Function | None:
         """`pgd_step` on the copy compiled, gradients included; unrolled first, so that it may hold any Python."""
@@ -228,52 +193,41 @@ class FastNet(nn.Module):
         self._model = [model]  # in a list: not a submodule
         self.dtype = dtype_of(precision, model, device)
         self.channels_last = use_channels_last(model, device) if channels_last is None else channels_last
-        self.compile_asked = device.type == "cuda" if compile is None else compile
-        self.net: Any = None  # None as well where the model itself is asked
-        self.ready = False
-        self._fast: Function | None = None
+        self.compiles = device.type == "cuda" if compile is None else compile
+        self.ready, self.net = False, None  # None: the model itself is asked
+        self._fast: Any = None
 
     def _prepare(self, x: Tensor) -> None:
-        self.ready = True
-        copy = folded_copy(self._model[0], x.detach(), dtype=self.dtype, channels_last=self.channels_last)
-        if copy is None:
-            self.dtype, self.channels_last = next(self._model[0].parameters()).dtype, False
-            return
-        self.net, self.dtype = copy.net, copy.dtype
-        if self.compile_asked:
-            x = laid_out(x.detach(), self.channels_last)
-            limit = float(self.net(x).abs().max()) * (0.05 if self.dtype == torch.bfloat16 else 1e-3)
-            how: dict[str, Any] = {"tolerance": limit, "may_differ": 0.0}
-            self._fast = agreeing("compiled evaluation", lambda: _compiled_net(self.net, x), self.net, (x,), **how)
+        self.ready, x = True, laid_out(x.detach(), self.channels_last)
+        copy = folded_copy(self._model[0], x, dtype=self.dtype, channels_last=self.channels_last)
+        self.dtype = next(self._model[0].parameters()).dtype if copy is None else copy.dtype
+        self.net = None if copy is None else copy.net
+        if self.compiles and copy is not None:
+            limit = float(copy.net(x).abs().max()) * (0.05 if self.dtype == torch.bfloat16 else 1e-3)
+            make = partial(_compiled_for_any_size, copy.net, x)
+            self._fast = agreeing("compiled evaluation", make, copy.net, (x,), may_differ=0.0, tolerance=limit)
 
-    @contextlib.contextmanager
-    def _asked(self, x: Tensor) -> Iterator[tuple[Any, Tensor]]:
-        """(the network that is asked, a copy of the images that it may write into)."""
+    def _asked(self, x: Tensor) -> tuple[AbstractContextManager, Tensor]:
+        """The network that is asked, and a copy of the images that it may write into."""
         if not self.ready:
             self._prepare(x)
-        x = laid_out(x, True) if self.channels_last else x
-        x = x.clone()
-        if self.net is not None:
-            yield self.net, x
-        else:
-            with eval_mode(self._model[0]) as net:
-                yield net, x
+        net = eval_mode(self._model[0]) if self.net is None else nullcontext(self.net)
+        return net, (laid_out(x, True) if self.channels_last else x).clone()
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) to logits (N, K) float32 at least, differentiable in x."""
         if self._fast is not None and len(x) == 1:  # a single image would be compiled as a shape of its own
             return self.forward(torch.cat([x, x]))[:1]
-        with self._asked(x) as (net, x):
-            if self._fast is None:
-                return full_precision(net(x))
-            torch._dynamo.maybe_mark_dynamic(x, 0)  # attacks drop the images they have broken: batches of any size
-            return full_precision(self._fast(x))
+        asked, x = self._asked(x)
+        with asked as net:
+            return full_precision((self._fast or net)(x))
 
     def trace(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, list]:
-        """Logits and streams of the copy, for attacks on more than the logits; not compiled."""
-        with self._asked(x) as (net, x):
+        """Logits and streams, for attacks on more than the logits; not compiled."""
+        asked, x = self._asked(x)
+        with asked as net:
             logits, streams = net.trace(x, y)
-            return full_precision(logits), streams
+        return full_precision(logits), streams
 
     @property
     def described(self) -> dict[str, str]:
@@ -281,15 +235,20 @@ class FastNet(nn.Module):
         return {"dtype": str(self.dtype).removeprefix("torch.")}
 
 
-def _compiled_net(net: nn.Module, x: Tensor) -> Function:
-    """net compiled for any batch size, both passes: the backward pass is else compiled inside an attack."""
+def _compiled_for_any_size(net: nn.Module, x: Tensor) -> Function:
+    """Both passes: the backward pass is else compiled at its first use, inside an attack."""
     torch._dynamo.config.recompile_limit = max(RECOMPILE, torch._dynamo.config.recompile_limit)
     fast = torch.compile(net)
     with torch.enable_grad():
         leaf = x.clone().requires_grad_()
         torch._dynamo.maybe_mark_dynamic(leaf, 0)
         torch.autograd.grad(fast(leaf).float().sum(), leaf)
-    return fast
+
+    def of_any_size(x: Tensor) -> Tensor:  # attacks drop the images they have broken
+        torch._dynamo.maybe_mark_dynamic(x, 0)
+        return fast(x)
+
+    return of_any_size
 
 
 def fast_net(model: nn.Module, precision: str = "float32", *, graphs=None, **switches) -> FastNet:

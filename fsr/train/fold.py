@@ -1,23 +1,49 @@
-"""The folded copy of a network: the same function in eval mode, with every BatchNorm inside the convolution before it.
+"""The folded copy of a network: the same function in eval mode, with each BatchNorm inside the convolution before it.
 
 N images, C channels. A copy is used only where it gives the live network's logits and input gradients.
 """
 
 import logging
 from collections import Counter
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fsr.files import FSRError
+from fsr.hardware import bf16_is_fast
 from fsr.models.modes import copied, eval_mode
 from fsr.train.distributed import CpuSyncBatchNorm
 
 log = logging.getLogger("fsr")
 
 BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, CpuSyncBatchNorm)
+NARROW = 16  # channels; below, torch 2.15 can crash in channels-last backward passes on a CPU
 EXACT, CLOSE, ANY = 1e-6, 0.05, 1e9  # largest relative difference: in float64, in the live precision, if it runs at all
+
+
+def dtype_of(precision: str, model: nn.Module, device: torch.device) -> torch.dtype:
+    """What crafting computes in: bf16 only where the processor multiplies it natively; a float64 network in float64."""
+    if any(p.dtype == torch.float64 for p in model.parameters()):
+        return torch.float64
+    fast = precision == "bf16" and (device.type == "cuda" or bf16_is_fast())
+    return torch.bfloat16 if fast else torch.float32
+
+
+def narrowest(model: nn.Module) -> int:
+    """Output channels of the narrowest convolution."""
+    return min((m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)), default=0)
+
+
+def use_channels_last(model: nn.Module, device: torch.device) -> bool:
+    """The memory layout's default: channels last, except for narrow networks on a CPU."""
+    return device.type == "cuda" or narrowest(model) >= NARROW
+
+
+def laid_out(x: Tensor, channels_last: bool) -> Tensor:
+    """Images (N, C, H, W) in the memory layout asked for."""
+    return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 class FoldedConv(nn.Conv2d):
@@ -34,42 +60,47 @@ class FoldedLinear(nn.Linear):
         return nn.functional.linear(x.to(self.weight.dtype), self.weight, self.bias)
 
 
+@contextmanager
+def _before_and_after(net: nn.Module, before, after=lambda *_: None):
+    """Inside, before(name, input) and after(name, output) are called for every layer of net that runs."""
+    handles = []
+    for name, layer in net.named_modules():
+        handles.append(layer.register_forward_pre_hook(lambda _, x, name=name: before(name, x[0] if x else None)))
+        handles.append(layer.register_forward_hook(lambda _, x, y, name=name: after(name, y)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
 def feeding_convolutions(net: nn.Module, x: Tensor) -> dict[str, str]:
     """Path of each convolution to that of the BatchNorm that gets its output, both called once; seen while net runs.
 
     Whether something else reads the convolution's output too is for the caller to check.
     """
-    calls: Counter[str] = Counter()
-    pairs: list[tuple[str, str]] = []
+    layers, calls, pairs = dict(net.named_modules()), Counter(), []
 
-    def after_convolution(name, output):
+    def before(name: str, x: Any) -> None:
         calls[name] += 1
-        output.made_by = (name, output._version)
+        conv, version = getattr(x, "made_by", ("", -1))
+        if type(layers[name]) in BATCHNORMS and layers[name].running_mean is not None and version == x._version:
+            pairs.append((conv, name))  # not where it was changed in place since
 
-    def before_batchnorm(name, x):
-        calls[name] += 1
-        conv, version = getattr(x, "made_by", (None, -1))
-        if version == x._version:  # else changed in place since
-            pairs.append((conv, name))
+    def after(name: str, y: Any) -> None:
+        if type(layers[name]) is nn.Conv2d:
+            y.made_by = (name, y._version)
 
-    handles = []
-    for name, module in net.named_modules():
-        if type(module) is nn.Conv2d:
-            handles.append(module.register_forward_hook(lambda _m, _x, y, name=name: after_convolution(name, y)))
-        elif type(module) in BATCHNORMS and module.running_mean is not None:
-            handles.append(module.register_forward_pre_hook(lambda _m, x, name=name: before_batchnorm(name, x[0])))
-    with torch.no_grad():
+    with _before_and_after(net, before, after):
         net(x.clone())
-    for handle in handles:
-        handle.remove()
     uses = Counter(conv for conv, _ in pairs)
     return {conv: bn for conv, bn in pairs if calls[conv] == calls[bn] == uses[conv] == 1}
 
 
 def _tensors(net: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers under every name that they have."""
-    both = (net.named_parameters(remove_duplicate=False), net.named_buffers(remove_duplicate=False))
-    return {name: tensor for some in both for name, tensor in some}
+    return dict(net.named_parameters(remove_duplicate=False)) | dict(net.named_buffers(remove_duplicate=False))
 
 
 class FoldedCopy:
@@ -89,11 +120,9 @@ class FoldedCopy:
             self.net.get_submodule(bn).__class__ = nn.Identity
         for layer in self.net.modules():  # only the class changes: hooks and other attributes stay
             if type(layer) is nn.Conv2d:
-                layer.__class__ = FoldedConv
-                layer.to(dtype)
+                layer.to(dtype).__class__ = FoldedConv
             elif type(layer) is nn.Linear:
-                layer.__class__ = FoldedLinear
-                layer.to(torch.promote_types(dtype, torch.float32))
+                layer.to(torch.promote_types(dtype, torch.float32)).__class__ = FoldedLinear
         if channels_last:
             self.net.to(memory_format=torch.channels_last)
         self.refill(model)
@@ -101,9 +130,8 @@ class FoldedCopy:
     def _bind(self, source: Any) -> None:
         """Pair every tensor of the copy with what it is made of; once per source."""
         self._source = source
-        self._folded = [
-            (self.net.get_submodule(c), source.get_submodule(c), source.get_submodule(b)) for c, b in self.pairs.items()
-        ]
+        nets = (self.net, source, source)
+        self._folded = [[n.get_submodule(p) for n, p in zip(nets, (c, c, b))] for c, b in self.pairs.items()]
         made = {id(tensor) for conv, _, _ in self._folded for tensor in (conv.weight, conv.bias)}
         mine, live = _tensors(self.net), _tensors(source)
         names = [name for name, tensor in mine.items() if id(tensor) not in made]
@@ -130,14 +158,12 @@ class FoldedCopy:
 
 def randomised_statistics(net: nn.Module) -> nn.Module:
     """net, changed: statistics and weights of every BatchNorm are random, since fresh ones are nearly the identity."""
-    device = next((p.device for p in net.parameters()), "cpu")
-    generator = torch.Generator(device).manual_seed(0)
+    generator = torch.Generator(next((p.device for p in net.parameters()), "cpu")).manual_seed(0)
     ranges = {"running_mean": (-0.2, 0.2), "running_var": (0.5, 1.5), "weight": (0.5, 1.5), "bias": (-0.2, 0.2)}
-    for module in net.modules():
-        if type(module) in BATCHNORMS and module.running_mean is not None:
-            for name, (low, high) in ranges.items():
-                if getattr(module, name) is not None:
-                    getattr(module, name).uniform_(low, high, generator=generator)
+    for module in (m for m in net.modules() if type(m) in BATCHNORMS and m.running_mean is not None):
+        for name, (low, high) in ranges.items():
+            if getattr(module, name) is not None:
+                getattr(module, name).uniform_(low, high, generator=generator)
     return net
 
 
@@ -151,20 +177,12 @@ def _answers(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         return logits.detach(), torch.autograd.grad((logits * weights).sum(), leaf)[0]
 
 
-def _difference(net: nn.Module, other: nn.Module, x: Tensor) -> float:
-    """How far net is from other in logits and input gradients at x, relative to other's; NaN where either has NaN."""
-    pairs = zip(_answers(net, x), _answers(other, x))
-    return float(torch.stack([(a - b).norm() / b.norm().clamp_min(1e-30) for a, b in pairs]).max())
-
-
-def _asks(net: nn.Module, model: nn.Module, x: Tensor) -> bool:
-    """Does a pass of net call layers of model, by a closure that a copy keeps?"""
-    calls: list[nn.Module] = []
-    handles = [m.register_forward_pre_hook(lambda m, _: calls.append(m)) for m in model.modules()]
-    _answers(net, x)
-    for handle in handles:
-        handle.remove()
-    return bool(calls)
+def _compare(net: nn.Module, other: nn.Module, x: Tensor, limit: float) -> None:
+    """ValueError where net's logits and input gradients at x differ from other's by more than limit times theirs."""
+    for a, b in zip(_answers(net, x), _answers(other, x)):
+        difference = float((a - b).norm() / b.norm().clamp_min(1e-30))
+        if not difference <= limit:
+            raise ValueError(f"its answers differ by {difference:.2g}")
 
 
 def _checked(model: nn.Module, x: Tensor, dtype: torch.dtype, channels_last: bool) -> FoldedCopy:
@@ -174,17 +192,15 @@ def _checked(model: nn.Module, x: Tensor, dtype: torch.dtype, channels_last: boo
     live = torch.promote_types(dtype, torch.float32)
     found = FoldedCopy(model, pairs, dtype, channels_last)
     same = found if dtype == live else FoldedCopy(model, pairs, live, channels_last)
+    called: list[str] = []
     with eval_mode(model):
-        for net, other, images, limit in (
-            (FoldedCopy(shadow, pairs, torch.float64).net, shadow, x.double(), EXACT),
-            (same.net, model, x, CLOSE),
-            (found.net, model, x, ANY),
-        ):
-            difference = _difference(net, other, images)
-            if not difference <= limit:
-                raise ValueError(f"its answers differ by {difference:.2g}")
-        if _asks(same.net, model, x):
-            raise ValueError("it goes on to call the network's own layers")
+        _compare(FoldedCopy(shadow, pairs, torch.float64).net, shadow, x.double(), EXACT)
+        _compare(same.net, model, x, CLOSE)
+        _compare(found.net, model, x, ANY)
+        with _before_and_after(model, lambda name, _: called.append(name)):
+            _answers(found.net, x)
+    if called:  # by a closure: the copy would see the live weights in the live mode
+        raise ValueError(f"it goes on to call the network's own layer {called[0]!r}")
     return found
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fsr.config import Run
-from fsr.train.fast import dtype_of, laid_out
+from fsr.train.fold import dtype_of, laid_out
 from fsr.train.objectives import perturbed_weights
 
 

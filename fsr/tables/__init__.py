@@ -66,7 +66,7 @@ def notes(profile: str, name: str, frame: pd.DataFrame | None = None) -> list[st
     if "flags" in frame and (frame["flags"].notna() & (frame["flags"] != "none")).any():
         told.append("† AutoAttack is in doubt: its own warning, or another attack breaks what it leaves (csv: flags).")
     if name == "T9" and (frame["version"] < AUDIT_VERSION).any():
-        told.append("Of an earlier version of the audit: do not compare with others.")
+        told.append("Audits of an earlier version: do not compare them with newer ones.")
     if name == "T10":
         told += verdict.notes(profile)
     return told[:2]

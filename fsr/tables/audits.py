@@ -8,7 +8,7 @@ from fsr import experiments, statistics
 from fsr.tables.formatting import NOT_RUN, missing, percent
 from fsr.tables.streams import planned, record_of
 
-PROTOCOL, WORST, FLAGS = "authors' protocol", "worst case", "AutoAttack's flags"
+PROTOCOL, WORST, FLAGS, CHECKS = "authors' protocol", "worst case", "AutoAttack's flags", "checks that raise doubt"
 UNBROKEN = "share that no attack breaks"
 GROUPS = {  # as `fsr.audit` names them, in the order of the audit
     "autoattack": "1 AutoAttack",
@@ -55,7 +55,11 @@ def cells(record: dict) -> Iterator[dict]:
     yield {"item": WORST, "n": n, "correct": record.get("worst_case")}
     raised = ", ".join(name for name, on in record.get("flags", {}).items() if on is True) or "none"
     yield {"item": FLAGS, "text": raised if record else None}
-    for name, value in record.get("indicators", {}).items():
+    if "checks" in record:
+        doubts = [name.replace("_", " ") for name, found in record["checks"].items() if found]
+        yield {"item": CHECKS, "text": ", ".join(doubts) or "none"}
+    shares = {f"binarization test, {name}": value for name, value in record.get("binarization", {}).items()}
+    for name, value in (record.get("indicators", {}) | shares).items():
         yield {"item": f"indicator: {name}", "value": value}
     if record.get("clean"):
         yield {"item": UNBROKEN, "value": record["worst_case"] / record["clean"]}
@@ -64,7 +68,13 @@ def cells(record: dict) -> Iterator[dict]:
 def items(table: pd.DataFrame) -> list[str]:
     """Every item once: groups in the audit's order, then worst case, flags, indicators and what they are read with."""
     found, order = list(dict.fromkeys(table["item"])), list(GROUPS)
-    last = [WORST, FLAGS, *(i for i in found if i.startswith("indicator")), *(i for i in found if i == UNBROKEN)]
+    last = [
+        WORST,
+        FLAGS,
+        *(i for i in found if i == CHECKS),
+        *(i for i in found if i.startswith("indicator")),
+        *(i for i in found if i == UNBROKEN),
+    ]
     groups = sorted((i for i in found if i not in last), key=lambda i: order.index(i) if i in order else -1)
     return [*groups, *last]
 
@@ -79,7 +89,7 @@ def text(cell) -> str:
     if cell is None:
         return NOT_RUN
     if isinstance(cell.text, str):
-        return cell.text if cell.item == FLAGS else f"not applicable: {cell.text}"
+        return cell.text if cell.item in (FLAGS, CHECKS) else f"not applicable: {cell.text}"
     if not missing(cell.value):
         return f"{cell.value:.2f}"
     if missing(cell.correct) or missing(cell.n):

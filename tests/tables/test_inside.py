@@ -123,6 +123,21 @@ def test_an_audit_of_an_earlier_version_is_told(records, version):
     assert bool(tables.notes("demo", "T9")) == (version.get("version") != AUDIT_VERSION)
 
 
+def test_checks_and_the_binarization_test_stand_below_the_groups(records):
+    more = {"checks": {"cw_above_pgd20": True, "changed": []}, "binarization": {"pgd20": 0.9}}
+    records("demo").analysis(AT, "audit", audit_record(**more))
+    rows = audit_rows()["AT, last"]
+    assert rows["checks that raise doubt"] == "cw above pgd20"
+    assert rows["indicator: binarization test, pgd20"] == "0.90"
+
+
+def test_every_group_of_the_audit_has_a_title():
+    from fsr import audit
+    from fsr.tables.audits import GROUPS
+
+    assert set(audit.GROUPS) - {"protocol", "indicators", "binarization"} <= set(GROUPS)
+
+
 def test_an_audit_reads_the_same_in_a_terminal(records):
     lines = tables.audit_lines(audit_record())
     assert lines[0].startswith("authors' protocol ") and lines[0].endswith("70.0 [60.4, 78.1]")

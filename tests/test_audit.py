@@ -13,8 +13,9 @@ from tiny import BRISK
 from torch import nn
 from torch.nn import functional as F
 
+from fsr.attacks import ATTACKS
 from fsr.attacks.gradient import pgd
-from fsr.audit import BUDGETS, GROUPS, audit, groups
+from fsr.audit import BUDGETS, GROUPS, audit, binarization_test, groups
 from fsr.audit.context import Context
 from fsr.audit.indicators import NAMES, cheap_checks, indicators
 from fsr.audit.network import Attackable
@@ -168,7 +169,7 @@ def test_fsr_gets_every_group_and_the_worst_case_is_all_of_them(fsr, brisk):
         attacks = [v for k, v in result.attacks.items() if k.startswith(f"{name}/")]
         assert kept.dtype == torch.bool and torch.equal(kept, torch.stack(attacks).all(0))
     assert {"transfer/m1-ce", "transfer/r0-ce", "transfer/surrogate-ce", "noise/rand"} <= result.attacks.keys()
-    assert {"pgd20", "square", "autoattack/standard", "bpda/apgd-ce", "queries/nes-wide"} <= result.binarization.keys()
+    assert {"pgd20", "square", "autoattack/standard", "bpda/apgd-ce", "queries/nes"} <= result.binarization.keys()
 
 
 def test_groups_that_need_fsr_are_named_as_not_applicable(natural, brisk):
@@ -474,3 +475,40 @@ def test_networks_that_look_at_the_whole_batch_or_differ_when_compiled_are_named
     for factor in (1.0, 1.1):
         found = cheap_checks(Compiled(eager, factor), context_of(eager, x, y))
         assert found == {"batch_dependent": False, "compiled_differs": factor != 1}
+
+
+def walk(steps=20, sign=1, before=lambda net: net):
+    """PGD of steps of 0.1 eps, as it is or deliberately weakened."""
+
+    def attack(net, x, y, eps):
+        def loss(logits, y):
+            return sign * F.cross_entropy(logits, y, reduction="none")
+
+        return pgd(before(net), x, y, eps=eps, alpha=0.1 * eps, steps=steps, loss=loss, random_start=False)
+
+    return attack
+
+
+WEAK = {
+    "one step": walk(steps=1),
+    "wrong sign": walk(sign=-1),
+    "detached gradient": walk(before=lambda net: lambda x: net(x.detach())),
+    "random noise": ATTACKS["random-noise"],
+}
+
+
+def test_the_binarization_test_passes_attacks_and_fails_weakened_ones(natural):
+    net, x, _ = natural
+    for name in ("pgd20", "cw", "apgd-ce"):
+        assert binarization_test(net, ATTACKS[name], x[:10], EPS) > 0.9, name
+    assert binarization_test(net, ATTACKS["square"], x[:10], EPS, closeness=0.5) > 0.9
+    for name, attack in WEAK.items():
+        assert binarization_test(net, attack, x[:10], EPS) < 0.2, name
+    assert binarization_test(After(net, before=stairs), walk(), x[:10], EPS) < 0.2  # the network hides its slopes
+
+
+def test_a_binary_problem_needs_an_image_and_a_last_linear_layer(natural):
+    net, x, _ = natural
+    for model, images in ((net, x[:0]), (nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten()), x[:2])):
+        with pytest.raises(UsageError):
+            binarization_test(model, walk(), images, EPS)

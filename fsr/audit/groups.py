@@ -168,20 +168,19 @@ def noise(net: Attackable, context: Context) -> GroupResult:
 
 
 def queries(net: Attackable, context: Context) -> GroupResult:
-    """Attacks that read scores only: Square, and finite differences of two widths (NES); random noise as a control.
+    """Attacks that read scores only: Square, and finite differences (NES); random noise as a control.
 
     Of a randomised network Square asks fewer, averaged questions; the differences average over theirs anyway.
     """
     budget, single = context.budget, context.reference
 
-    def estimated(x: Tensor, y: Tensor, rows: Tensor, *, sigma: float) -> Tensor:
-        oracle = differences(single, logit_margin, sigma=sigma, pairs=budget.pairs, seed=context.seed)
+    def nes(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
+        oracle = differences(single, logit_margin, sigma=context.eps, pairs=budget.pairs, seed=context.seed)
         return context.climb(oracle, 80, steps=budget.estimated_steps)(x, y, rows)
 
     crafts = {
         "square": context.named(net, "square", queries=budget.queries // net.draws),
-        "nes-wide": partial(estimated, sigma=context.eps),
-        "nes-narrow": partial(estimated, sigma=context.eps / 2),
+        "nes": nes,
         "random-noise": context.named(net, "random-noise"),
     }
     return GroupResult(context.run(crafts))
@@ -211,7 +210,7 @@ def binarization(net: Attackable, context: Context) -> GroupResult:
                 continue
             shares[name] = 1 - float(kept.double().mean())
             left += [f"{name}: {what}" for what in changed(before, problem)]
-        for group in (queries,) if scores_only else (autoattack, bpda, mask, noise):
+        for group in (queries,) if scores_only else (autoattack, bpda, mask):
             outcomes = group(problem, inner).attacks
             shares |= {f"{group.__name__}/{name}": 1 - float(kept.double().mean()) for name, kept in outcomes.items()}
     return GroupResult(details={"shares": shares, "images": len(images), "changed": left})

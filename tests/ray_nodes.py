@@ -13,7 +13,11 @@ import time
 from pathlib import Path
 
 RAY = str(Path(sys.executable).with_name("ray"))
-PATIENT = {"RAY_agent_register_timeout_ms": "180000", "RAY_gcs_server_request_timeout_seconds": "120"}  # busy machines
+PATIENT = {  # busy machines
+    "RAY_agent_register_timeout_ms": "180000",
+    "RAY_gcs_server_request_timeout_seconds": "120",
+    "RAY_raylet_start_wait_time_s": "180",
+}
 
 
 def free_port() -> int:

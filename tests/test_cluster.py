@@ -225,18 +225,6 @@ def test_a_killed_driver_loses_nothing_and_leaves_no_worker(root, nodes, expecte
 
 
 @pytest.mark.slow
-def test_two_drivers_at_once_train_every_run_once(root, nodes, expected, hold):
-    first, second = driver(root, nodes[0], "first"), driver(root, nodes[0], "second")
-    slots = SLOTS * len(nodes[1][1:])  # more than trainings: some of these tasks wait for the other driver's lock
-    eventually(lambda: sum(len(ray_nodes.working(n, "ray::digits")) for n in nodes[1][1:]) == slots, first, root)
-    eventually(lambda: len(list((files.results() / ".locks").glob("*.shared"))) == 2, second, root)
-    hold.unlink()
-    events = finished(first, root, "first") + finished(second, root, "second")
-    assert sorted(trainings(events)) == sorted(map(run_id, RUNS))
-    assert recorded() == expected
-
-
-@pytest.mark.slow
 def test_a_signal_stops_all_workers_with_their_checkpoints(root, nodes, expected, hold):
     process = driver(root, nodes[0])
     run = held_run(process, root)

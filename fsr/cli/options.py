@@ -103,9 +103,9 @@ Minutes = Annotated[float | None, typer.Option(help="Stop cleanly after so many 
 
 def known_profile(name: str) -> str:
     """The name, or UsageError with the one that was probably meant."""
-    known = _names("profile")
-    if name not in known:
-        raise UsageError(f"unknown profile {name!r}{did_you_mean(name, known)}; choose one of {', '.join(known)}")
+    profiles = _names("profile")
+    if name not in profiles:
+        raise UsageError(f"unknown profile {name!r}{did_you_mean(name, profiles)}; choose one of {', '.join(profiles)}")
     return name
 
 

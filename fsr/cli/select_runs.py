@@ -1,4 +1,4 @@
-"""What a command was asked to compute (a set of the plan, one run, one attack on either), and how it is printed."""
+"""What a command is to compute (a set of the plan, one run, one attack on either), and how it is printed."""
 
 from dataclasses import replace
 from typing import Any
@@ -21,7 +21,7 @@ def runs_of(profile: str, which: str) -> tuple[Run, ...]:
 def one_run(which: str, sets: dict | None = None) -> Run:
     """The run with this id: recorded in these results, or of any profile's plan.
 
-    sets: those of a profile, which alone is looked at; UsageError names what may have been meant.
+    sets: those of the only profile to look in; UsageError names what may have been meant.
     """
     from fsr import experiments, store
 
@@ -77,8 +77,8 @@ def attacked(profile: str, which: str, attack: str, checkpoint: str, images: int
 
 def _test_images(run: Run) -> int | None:
     """How many test images a run has; None where only its folder says."""
-    known = DATASETS[run.dataset].test if run.dataset in DATASETS else None
-    return run.test_size if run.test_size is not None else known
+    usual = DATASETS[run.dataset].test if run.dataset in DATASETS else None
+    return run.test_size if run.test_size is not None else usual
 
 
 def check_fits(run: Run, evaluation: Evaluation) -> None:
@@ -102,17 +102,17 @@ def show_plan(todo: list, options) -> None:
 
     for task in todo:
         typer.echo(f"{task.name}: {', '.join(task.missing())}")
-    found = {task.run: trains for task in todo if (trains := task.trains())}
-    again = [run for run, trains in found.items() if trains == "again"]
+    trained = {task.run: trains for task in todo if (trains := task.trains())}
+    again = [run for run, trains in trained.items() if trains == "again"]
     measured = runs.seconds_per_epoch(options.torch_device.type)
-    times = [runs.seconds_left(run, measured, epochs=run.epochs if run in again else None) for run in found]
-    known = [seconds for seconds in times if seconds is not None]
-    text = f"{len(found) or 'no'} training{'s' * (len(found) > 1)}"
+    times = [runs.seconds_left(run, measured, epochs=run.epochs if run in again else None) for run in trained]
+    estimated = [seconds for seconds in times if seconds is not None]
+    text = f"{len(trained) or 'no'} training{'s' * (len(trained) > 1)}"
     text += f" ({len(again)} of them again: their records are here, their weights are gone)" if again else ""
-    text += f", about {duration(sum(known))} in all" if known else ""
+    text += f", about {duration(sum(estimated))} in all" if estimated else ""
     text += (
-        f", {len(times) - len(known)} of unknown length: no such run is finished here"
-        if len(known) < len(times)
+        f", {len(times) - len(estimated)} of unknown length: no such run is finished here"
+        if len(estimated) < len(times)
         else ""
     )
     typer.echo(f"{len(todo)} tasks to do: {text}; evaluations and analyses on top" if todo else "nothing to do")

@@ -101,7 +101,7 @@ def run_tasks(
     with _connected(address) as ray, _marked() as token, stoppable() as flag:
         reports = ray.remote(Reports).options(num_cpus=0, max_restarts=-1).remote()
         refs = _submit(ray, tasks, options, (reports, token), deterministic)
-        return _watch(ray, dict(zip(refs, tasks)), options, reports, flag.is_set, _mark(token, "stop"))
+        return _wait_for(ray, dict(zip(refs, tasks)), options, reports, flag.is_set, _mark(token, "stop"))
 
 
 def _submit(ray, tasks: list[Task], options: Options, where: tuple, deterministic: bool) -> list:
@@ -119,7 +119,7 @@ def _submit(ray, tasks: list[Task], options: Options, where: tuple, deterministi
     return refs
 
 
-def _watch(ray, pending: dict, options: Options, reports, interrupted: Callable[[], bool], stop: Path) -> Summary:
+def _wait_for(ray, pending: dict, options: Options, reports, interrupted: Callable[[], bool], stop: Path) -> Summary:
     """Until everything is back; a signal or the deadline stops what runs and what has not begun."""
     total, warn, end = Summary(), time.monotonic() + 60, float("inf")
     while pending and time.monotonic() < end:

@@ -113,11 +113,16 @@ def ensure(profile: str, notebook: str, options: Options | None = None) -> None:
 def label(profile: str, run: Run) -> str:
     """What a run is, in the words of the first table that shows it: `AT + FSR, seed 1`, `T5 tau = 0.05`."""
     base = experiments.profile_of(profile).base
-    rows = ((kind, row) for kind in experiments.ROWS[profile] for row in experiments.ROWS[profile][kind])
-    shown = next(((kind, row) for kind, row in rows if run in row.runs and row.intervention is None), None)
-    name = TABLES.get(shown[0], "") + shown[1].name if shown else run.label
-    parts = [name] + [value for value in (run.dataset, run.backbone) if value not in (base.dataset, base.backbone)]
-    several = shown is None or len(shown[1].runs) > 1 or not TABLES.get(shown[0], "")
+    rows = [(kind, row) for kind, own in experiments.ROWS[profile].items() for row in own if row.intervention is None]
+    named = [(kind, row, row.name) for kind, row in rows if run in row.runs]
+    named += [(kind, row, f"{row.name}, baseline") for kind, row in rows if run in row.baseline]
+    if not named:
+        parts, several = [run.label], True
+    else:
+        kind, row, name = named[0]
+        prefix = TABLES.get(kind, "")
+        parts, several = [prefix + name], len(row.runs) > 1 or not prefix
+    parts += [value for value in (run.dataset, run.backbone) if value not in (base.dataset, base.backbone)]
     return ", ".join(parts + [f"seed {run.seed}"] * several)
 
 

@@ -107,7 +107,7 @@ def _trainer(run: Run, options: Options) -> Trainer:
 
 
 def _event_file(run: Run, options: Options):
-    """TensorBoard's writer, None inside the context when it was not asked for."""
+    """TensorBoard's writer, or a context that gives None without --tensorboard."""
     if not options.tensorboard:
         return contextlib.nullcontext()
     from torch.utils.tensorboard import SummaryWriter

@@ -81,7 +81,7 @@ def run_all(
         if flag.is_set():
             summary.stopped = "signal"
         elif only is None:
-            say(f"report: {report.write(profile)}")
+            say(f"report: {report.build(profile)}")
     _conclude(summary, failed)
 
 
@@ -171,14 +171,13 @@ def report_command(
 ) -> None:
     """Write the profile's self-contained HTML report from its records."""
     from fsr import report
-    from fsr.report.readme import rewrite
 
     files.use(root=root)
     files.existing()
-    typer.echo(f"report: {report.write(known_profile(profile))}")
+    typer.echo(f"report: {report.build(known_profile(profile))}")
     if readme:
-        changed = rewrite(files.repository() / "README.md")
-        typer.echo(f"README.md: {'written' if changed else 'unchanged'}")
+        changed = ", ".join(path.name for path in report.update_readme())
+        typer.echo(f"written: {changed or 'nothing, all is up to date'}")
 
 
 @app.command(epilog="Example:  python -m fsr compare reproduced --profile demo")

@@ -9,8 +9,8 @@ from IPython.core.formatters import DisplayFormatter
 from fsr.explore.display import Picture
 from fsr.explore.looking import ATTACKS, Choice, choices, look
 from fsr.explore.pictures import compare, picture
+from fsr.explore.records import Prose
 from fsr.files import FSRError
-from fsr.report.findings import Prose
 from fsr.tables import labels as words
 
 

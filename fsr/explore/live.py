@@ -5,11 +5,9 @@ import os
 from IPython.display import display
 from tqdm.auto import tqdm
 
-from fsr import runs, store
-from fsr.explore.records import picture_of
+from fsr import experiments, runs, store
+from fsr.explore.records import Prose, picture_of
 from fsr.files import MissingRecord
-from fsr.report import findings as prose
-from fsr.report.findings import Prose
 
 
 class Live:
@@ -63,4 +61,17 @@ def complete(profile: str, notebook: str, device: str | None = None) -> Prose:
             runs.ensure(profile, notebook, runs.Options(device=device, report=live))
         finally:
             live.close()
-    return prose.progress(profile, notebook)
+    return progress(profile, notebook)
+
+
+def progress(profile: str, notebook: str) -> Prose:
+    """How much of what a notebook reads is recorded, and what to type when something is missing."""
+    there: dict[tuple, bool] = {}
+    for kind in experiments.NEEDS[notebook]:
+        for run in experiments.SETS[experiments.profile_of(profile).name][kind]:
+            there[run, "train"] = store.is_trained(run)
+            there |= {(run, e): store.has_evaluation(run, e) for e in experiments.evaluations(profile, kind, run)}
+            there |= {(run, a): store.has_analysis(run, a) for a in experiments.analyses(profile, kind, run)}
+    text = f"Profile **{profile}**: {sum(there.values())} of {len(there)} records that this notebook reads are there."
+    command = f"python -m fsr run-all --profile {profile} --only {notebook.split('-')[0]}"
+    return Prose(text if all(there.values()) else f"{text} `{command}` makes the others.")

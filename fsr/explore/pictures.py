@@ -8,10 +8,10 @@ from matplotlib.figure import Figure, SubFigure
 
 from fsr.explore.display import Picture
 from fsr.explore.looking import Look
+from fsr.explore.records import Prose
 from fsr.files import UsageError
 from fsr.plots import style
 from fsr.plots.inside import overlay
-from fsr.report.findings import Prose
 from fsr.tables import labels as words
 
 TOP = 10  # classes shown as bars

@@ -7,8 +7,17 @@ from fsr.config import Evaluation, Run, run_id
 from fsr.explore.display import Picture
 from fsr.files import MissingRecord, UsageError
 from fsr.plots.curves import training
-from fsr.report.findings import Prose
 from fsr.tables import labels as words
+
+
+class Prose(str):
+    """Markdown that a notebook renders."""
+
+    __slots__ = ()
+
+    def _repr_markdown_(self) -> str:
+        return str(self)
+
 
 NOT_RUN = Prose("Not run yet.")
 

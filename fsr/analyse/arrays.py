@@ -34,12 +34,12 @@ def masks(job: Inspection) -> tuple[dict, dict]:
     hist = {name: torch.zeros(BINS, dtype=torch.int64) for name in ("clean", "adv")}
     tally, flips, entries = dict.fromkeys(hist, 0), 0, 0
     for x, x_adv, _ in pairs(job):
-        found = {"clean": see(job, x).mask, "adv": see(job, x_adv).mask}
-        for name, mask in found.items():
+        seen = {"clean": see(job, x).mask, "adv": see(job, x_adv).mask}
+        for name, mask in seen.items():
             hist[name] += histogram(mask).cpu()
             tally[name] += saturated(mask)
-        flips += int(((found["clean"] > 0.5) ^ (found["adv"] > 0.5)).sum())
-        entries += found["clean"].numel()
+        flips += int(((seen["clean"] > 0.5) ^ (seen["adv"] > 0.5)).sum())
+        entries += seen["clean"].numel()
     record = job.facts(job.images()[2]) | {"tau": module.tau, "entries": entries, "flipped": flips / entries}
     record |= {f"saturated_{name}": count / entries for name, count in tally.items()}
     arrays = {f"hist_{name}": counts.numpy() for name, counts in hist.items()}
@@ -64,8 +64,8 @@ def maps(job: Inspection) -> tuple[dict, dict]:
         seen = see(job, x_adv)
         part = {"labels": y, "pred_clean": see(job, x).logits.argmax(1), "pred_adv": seen.logits.argmax(1)}
         part |= {"natural": (x * 255).round().to(torch.uint8), "adversarial": (x_adv * 255).round().to(torch.uint8)}
-        found = {"f": "f", "features": "output"} | {name: name for name in STREAMS}
-        shown = {f"map_{key}": attention(seen.maps[name]) for key, name in found.items()}
+        named = {"f": "f", "features": "output"} | {name: name for name in STREAMS}
+        shown = {f"map_{key}": attention(seen.maps[name]) for key, name in named.items()}
         parts.append({name: tensor.cpu().numpy() for name, tensor in part.items()} | shown)
     index = job.images()[2]
     return job.facts(index), _joined(parts) | {"index": index.numpy()}

@@ -114,7 +114,7 @@ def see(job: Inspection, x: Tensor) -> Seen:
     mask = getattr(streams[-1], "mask", None)
     if mask is None:  # peers, the residual and the heads alone
         return Seen(logits, maps, torch.empty(0))
-    maps |= {name: found for name in STREAMS if (found := getattr(streams[-1], name)) is not None}
+    maps |= {name: stream for name in STREAMS if (stream := getattr(streams[-1], name)) is not None}
     return Seen(logits, maps, mask)
 
 
@@ -133,20 +133,20 @@ def pairs(job: Inspection) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """
     x, y, index = job.images()
     key = (job.weights, job.run, job.analysis.images, job.batch, job.device)
-    known = [] if job.weights is None else _latest.get(key, [])
-    attack, made = attack_named(ATTACK), []
+    cached = [] if job.weights is None else _latest.get(key, [])
+    attack, crafted = attack_named(ATTACK), []
     for i, rows in enumerate(batches(len(y), job.batch)):
         chosen = rows.to(x.device)
         xs, ys = as_float(x[chosen].to(job.device)), y[chosen].to(job.device)
-        if known:
-            x_adv = known[i].to(job.device)
+        if cached:
+            x_adv = cached[i].to(job.device)
         else:
             x_adv = attack(job.model, xs, ys, eps=job.run.eps, indices=index[rows])
-            made.append(x_adv.cpu())
+            crafted.append(x_adv.cpu())
         yield xs, x_adv, ys
-    if made and job.weights is not None:  # only when complete
+    if crafted and job.weights is not None:  # only when complete
         _latest.clear()
-        _latest[key] = made
+        _latest[key] = crafted
 
 
 @contextlib.contextmanager

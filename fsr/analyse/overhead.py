@@ -107,11 +107,11 @@ def latencies(models: list[Classifier], x: Tensor, repeats: int = REPEATS) -> li
     """
     times: list[list[float]] = [[] for _ in models]
     for turn in range(WARMUPS + repeats):
-        for model, found in zip(models, times):
+        for model, taken in zip(models, times):
             took = _milliseconds(model, x)
             if turn >= WARMUPS:
-                found.append(took)
-    return [statistics.median(found) for found in times]
+                taken.append(took)
+    return [statistics.median(taken) for taken in times]
 
 
 def _images(job: Inspection, n: int) -> tuple[Tensor, Tensor]:
@@ -135,7 +135,7 @@ def cost(job: Inspection) -> tuple[dict, dict]:
     record |= {"macs": macs[0], "macs_added": macs[0] - macs[1]}
     times = {str(n): latencies(list(pair.values()), _images(job, n)[0]) for n in BATCHES}
     for i, suffix in enumerate(pair):
-        record[f"latency_ms{suffix}"] = {n: round(found[i], 4) for n, found in times.items()}
+        record[f"latency_ms{suffix}"] = {n: round(medians[i], 4) for n, medians in times.items()}
     x, y = _images(job, BATCHES[-1])
     for suffix, model in pair.items():
         record[f"peak_memory_mb{suffix}"] = round(peak_memory(model, x, y), 3)

@@ -18,13 +18,13 @@ def knn(bank: Tensor, bank_y: Tensor, queries: Tensor, *, k: int, classes: int, 
     bank: (M, C); bank_y: (M,) int64; queries: (N, C); k at most M. The weighted vote of Wu et al. (2018), section 3.4.
     """
     bank, queries = F.normalize(bank, dim=1), F.normalize(queries, dim=1)
-    found = []
+    answers = []
     for part in queries.split(chunk):
         similarity, where = (part @ bank.T).topk(k, dim=1)  # (n, k)
         weight = (similarity / TEMPERATURE).exp()
         votes = F.one_hot(bank_y[where], classes).to(weight.dtype)  # a product, not scatter_add: repeatable on a GPU
-        found.append(torch.bmm(weight[:, None], votes).squeeze(1).argmax(1))
-    return torch.cat(found)
+        answers.append(torch.bmm(weight[:, None], votes).squeeze(1).argmax(1))
+    return torch.cat(answers)
 
 
 def _bank(job: Inspection) -> tuple[dict[str, Tensor], Tensor]:
@@ -34,7 +34,7 @@ def _bank(job: Inspection) -> tuple[dict[str, Tensor], Tensor]:
     for rows in batches(len(y), job.batch):
         for name, features in see(job, as_float(x[rows.to(x.device)].to(job.device))).maps.items():
             parts.setdefault(name, []).append(pooled(features))
-    return {name: torch.cat(found) for name, found in parts.items()}, y.to(job.device)
+    return {name: torch.cat(features) for name, features in parts.items()}, y.to(job.device)
 
 
 def _rows(counts: Counter, attack: str, n: int) -> list[dict]:

@@ -38,8 +38,8 @@ def _curve(ax: Axes, frame: pd.DataFrame, column: str, dash="-") -> None:
     """One line per method, mean over seeds, its band from the lowest to the highest seed."""
     if column in frame and frame[column].notna().any():
         palette = {method: style.colour(method) for method in frame["method"].unique()}
-        look = {"hue": "method", "palette": palette, "errorbar": ("pi", 100), "legend": False}
-        sns.lineplot(frame, x="epoch", y=column, ax=ax, linestyle=dash, **look)
+        options = {"hue": "method", "palette": palette, "errorbar": ("pi", 100), "legend": False}
+        sns.lineplot(frame, x="epoch", y=column, ax=ax, linestyle=dash, **options)
         ax.set(xlabel="", ylabel="")
         ax.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, min_n_ticks=1))
 
@@ -55,10 +55,10 @@ def _marks(ax: Axes, frame: pd.DataFrame) -> None:
 
 
 def _mark(ax: Axes, mark: str, x: float, y: float, method: str) -> None:
-    look = {"clip_on": False, "zorder": 4, "linestyle": "", "markeredgecolor": "black", "markeredgewidth": 0.5}
-    look |= {"markeredgecolor": style.colour(method), "fillstyle": "none"} if mark == "last" else {}
+    options = {"clip_on": False, "zorder": 4, "linestyle": "", "markeredgecolor": "black", "markeredgewidth": 0.5}
+    options |= {"markeredgecolor": style.colour(method), "fillstyle": "none"} if mark == "last" else {}
     size = {"last": 6, "best": 7, "ema": 3}[mark]  # all three can fall on one point and are still seen
-    ax.plot(x, y, marker=style.MARKERS[mark], color=style.colour(method), markersize=size, **look)
+    ax.plot(x, y, marker=style.MARKERS[mark], color=style.colour(method), markersize=size, **options)
 
 
 def _under_pgd(ax: Axes, frame: pd.DataFrame, cells: pd.DataFrame) -> None:
@@ -106,8 +106,8 @@ def _figure(frames: list[pd.DataFrame], log: pd.DataFrame, pgd: pd.DataFrame, no
     recorded = [name for name in LOSSES if any(name in frame for frame in frames)]
     handles += [style.key(f"loss: {LOSSES[name]}", linestyle=DASHES[name]) for name in recorded]
     handles += [style.key("accuracy: clean", linestyle=CLEAN_DASH)]
-    look = {"color": "white", "markeredgecolor": "black", "linestyle": ""}
-    handles += [style.key(mark.replace("ema", "EMA"), marker=shape, **look) for mark, shape in style.MARKERS.items()]
+    options = {"color": "white", "markeredgecolor": "black", "linestyle": ""}
+    handles += [style.key(mark.replace("ema", "EMA"), marker=shape, **options) for mark, shape in style.MARKERS.items()]
     return style.finish(figure, note, handles)
 
 

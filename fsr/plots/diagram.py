@@ -74,9 +74,9 @@ def module_diagram(profile: str = "") -> Figure:
     style.blank(ax)
     ax.set(xlim=(0, 100), ylim=(-3.5, 53.5), aspect="equal")
     for x, y, width, height, text, fill in BOXES:
-        look = {"edgecolor": AUX, "linestyle": (0, (3, 2))} if fill == "white" else {"edgecolor": LINE}
+        options = {"edgecolor": AUX, "linestyle": (0, (3, 2))} if fill == "white" else {"edgecolor": LINE}
         corner, shape = (x - width / 2, y - height / 2), "round,pad=0,rounding_size=1.2"
-        ax.add_patch(FancyBboxPatch(corner, width, height, shape, facecolor=fill, linewidth=0.9, zorder=2, **look))
+        ax.add_patch(FancyBboxPatch(corner, width, height, shape, facecolor=fill, linewidth=0.9, zorder=2, **options))
         ax.text(x, y, text, ha="center", va="center", fontsize=6.6, zorder=3)
     for x, y, sign in GATES:
         ax.add_patch(Circle((x, y), 1.7, facecolor="white", edgecolor=LINE, linewidth=0.9, zorder=2))

@@ -36,9 +36,9 @@ def _scatter(ax: Axes, points: np.ndarray, labels: np.ndarray, classes: list[str
         part, colour = points[labels == label], style.CLASSES[label]
         ax.scatter(*part.T, s=4, color=colour, linewidths=0, alpha=0.65, rasterized=True)
         taken.append(densest(part, taken, np.ptp(points, axis=0) * (0.2, 0.06)))
-        look = {"ha": "center", "va": "center", "fontsize": 7.5, "fontweight": "bold", "zorder": 5}
+        options = {"ha": "center", "va": "center", "fontsize": 7.5, "fontweight": "bold", "zorder": 5}
         ax.text(*taken[-1], classes[label], color=colour, path_effects=[withStroke(linewidth=2.5, foreground="white")],
-                **look)  # fmt: skip
+                **options)  # fmt: skip
     ax.set(xticks=[], yticks=[])
     ax.margins(0.09)
     ax.spines[:].set_visible(True)

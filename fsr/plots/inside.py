@@ -36,10 +36,10 @@ def _answers(axes: list[Axes], arrays: dict, i: int, classes: list[str]) -> None
         ax.imshow(np.moveaxis(arrays[key][i], 0, -1), interpolation="none")
         right = arrays[answer][i] == truth
         text = f"{'right' if right else 'wrong'}: {classes[arrays[answer][i]]}"
-        look = {"transform": ax.transAxes, "ha": "center", "va": "top", "fontsize": 6.5}
-        ax.text(0.5, -0.04, text, color=style.GREEN if right else style.VERMILION, **look)
-    look = {"rotation": 90, "ha": "right", "va": "center", "fontsize": 7}
-    axes[0].text(-0.05, 0.5, classes[truth], transform=axes[0].transAxes, **look)
+        options = {"transform": ax.transAxes, "ha": "center", "va": "top", "fontsize": 6.5}
+        ax.text(0.5, -0.04, text, color=style.GREEN if right else style.VERMILION, **options)
+    options = {"rotation": 90, "ha": "right", "va": "center", "fontsize": 7}
+    axes[0].text(-0.05, 0.5, classes[truth], transform=axes[0].transAxes, **options)
 
 
 def fooled_first(arrays: dict[str, np.ndarray]) -> np.ndarray:
@@ -73,31 +73,33 @@ def attention_maps(profile: str) -> Figure:
 def mask_records(profile: str) -> list[tuple[dict, dict[str, np.ndarray]]]:
     """Mask analyses of the trained temperatures, rising."""
     rows = [row for row in experiments.ROWS[profile]["settings"] if row.axis == "tau"]
-    found = []
+    histograms = []
     for row in sorted(rows, key=lambda row: row.value):
         try:
-            found.append(records.analysis(profile, row.runs[0], "masks"))
+            histograms.append(records.analysis(profile, row.runs[0], "masks"))
         except MissingRecord:
             continue
-    return found
+    return histograms
 
 
 @style.styled
 def mask_histograms(profile: str) -> Figure:
     """F2: the distribution of the mask on clean and adversarial images, and its saturated share, per temperature."""
-    found = mask_records(profile)
-    if not found:
+    histograms = mask_records(profile)
+    if not histograms:
         raise records.nothing(profile, "masks")
-    figure, (axes,) = style.panels(1, len(found), 2.6, sharey=True, width=min(style.WIDTH, 3.2 + 1.4 * len(found)))
-    for ax, (record, arrays) in zip(axes, found):
+    figure, (axes,) = style.panels(
+        1, len(histograms), 2.6, sharey=True, width=min(style.WIDTH, 3.2 + 1.4 * len(histograms))
+    )
+    for ax, (record, arrays) in zip(axes, histograms):
         saturated = []
         for key, colour, dash in (("clean", style.CLEAN, "-"), ("adv", style.ATTACKED, (0, (3, 1.5)))):
             share = arrays[f"hist_{key}"] / arrays[f"hist_{key}"].sum()
             ax.stairs(share, arrays["edges"], color=colour, linewidth=1.6, linestyle=dash)
             saturated.append(f"{100 * record[f'saturated_{key}']:.1f}")
         ax.set(xlim=(0, 1), xlabel="mask value $m$", yscale="log", xticks=[0, 0.5, 1])
-        told = f"saturated: clean {saturated[0]} %,\nadversarial {saturated[1]} %"
-        ax.set_title(f"$\\tau$ = {record['tau']:g}\n{told}", fontsize=7.5)
+        sentence = f"saturated: clean {saturated[0]} %,\nadversarial {saturated[1]} %"
+        ax.set_title(f"$\\tau$ = {record['tau']:g}\n{sentence}", fontsize=7.5)
     axes[0].set_ylabel("share of activations")
     handles = [Patch(color=style.CLEAN, label="clean images"), Patch(color=style.ATTACKED, label="adversarial images")]
     note = f"AT + FSR, {records.setting(profile, 'ema')}, seed 0, no noise;\n"
@@ -125,9 +127,9 @@ def _step_text(profile: str, checkpoint: str) -> str:
     wide = frame.pivot(index="seed", columns="stream", values="accuracy")
     steps = 100 * (wide["recalibrated"] - wide["nonrobust"])
     summary = statistics.seed_summary(steps)
-    told = f" [{summary.low:+.2f}, {summary.high:+.2f}] over {len(steps)} seeds" if len(steps) > 2 else ""
-    told = f"{summary.mean:+.2f} points".replace("-", "−") + told.replace("-", "−")
-    return f"recalibrated minus non-robust, by neighbours: {told}" + ("" if len(steps) > 1 else ", one seed")
+    sentence = f" [{summary.low:+.2f}, {summary.high:+.2f}] over {len(steps)} seeds" if len(steps) > 2 else ""
+    sentence = f"{summary.mean:+.2f} points".replace("-", "−") + sentence.replace("-", "−")
+    return f"recalibrated minus non-robust, by neighbours: {sentence}" + ("" if len(steps) > 1 else ", one seed")
 
 
 @style.styled
@@ -136,10 +138,10 @@ def stream_bars(profile: str) -> Figure:
     cells, checkpoint = stream_shares(profile)
     figure, ((ax,),) = style.panels(1, 1, 2.9)
     colour = style.METHODS["AT + FSR"]
-    looks = {"aux": {"facecolor": "white", "hatch": "///"}, "knn": {"facecolor": colour}}
+    options_of = {"aux": {"facecolor": "white", "hatch": "///"}, "knn": {"facecolor": colour}}
     for (stream, probe), row in cells.iterrows():
         x = list(style.STREAMS).index(stream) + (-0.2 if probe == "aux" else 0.2)
-        ax.bar(x, row["value"], 0.37, edgecolor=colour, **looks[probe])
+        ax.bar(x, row["value"], 0.37, edgecolor=colour, **options_of[probe])
         bars = [[row["value"] - row["low"]], [row["high"] - row["value"]]]
         ax.errorbar(x, row["value"], bars, color="black", linewidth=0.9, capsize=2)
         ax.text(x, row["high"] + 0.01, f"{100 * row['value']:.1f}", ha="center", va="bottom", fontsize=7)
@@ -151,7 +153,7 @@ def stream_bars(profile: str) -> Figure:
     ax.set_title(_step_text(profile, checkpoint))
     ax.grid(axis="x", visible=False)
     style.percent_axis(ax)
-    handles = [Patch(edgecolor=colour, label=PROBES[probe], **look) for probe, look in looks.items()]
+    handles = [Patch(edgecolor=colour, label=PROBES[probe], **options) for probe, options in options_of.items()]
     seeds = f"mean of {int(cells['seeds'].max())} seeds" if cells["seeds"].max() > 1 else "one seed"
     note = f"AT + FSR, {records.setting(profile, checkpoint)}, {seeds}"
     return style.finish(figure, f"{note}; bars: 95 % intervals over {int(cells['n'].min()):,} images", handles)

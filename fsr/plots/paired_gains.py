@@ -45,14 +45,14 @@ def gains(profile: str) -> Figure:
 def _gains_note(profile: str, frame: pd.DataFrame) -> str:
     most = int(frame["n"].max())
     fewer = frame[frame["n"] < most].groupby("metric", sort=False)["n"].min()
-    told = f"{most:,} test images" + "".join(f" ({naming.metric(name)}: {int(n):,})" for name, n in fewer.items())
+    sentence = f"{most:,} test images" + "".join(f" ({naming.metric(name)}: {int(n):,})" for name, n in fewer.items())
     thin = "; thin: over seeds too" if "seeds_low" in frame and frame["seeds_low"].notna().any() else ""
-    return f"{records.setting(profile, network=False)}, {told}; bars: paired 95 % over images{thin}"
+    return f"{records.setting(profile, network=False)}, {sentence}; bars: paired 95 % over images{thin}"
 
 
 def _by_length(profile: str) -> pd.DataFrame:
     """Gain in Ensemble per training length and checkpoint: this profile's runs, then full-width pairs of the data."""
-    base, found = experiments.profile_of(profile).base, []
+    base, collected = experiments.profile_of(profile).base, []
     for name, chosen in experiments.PROFILES.items():
         if name != profile and (chosen.scope != "pair" or chosen.base.dataset != base.dataset):
             continue
@@ -68,8 +68,8 @@ def _by_length(profile: str) -> pd.DataFrame:
                     continue
                 run = row.runs[0]
                 cell |= {"network": naming.network(run), "epochs": run.epochs, "checkpoint": checkpoint}
-                found.append(cell | {"own": name == profile})
-    return pd.DataFrame(found)
+                collected.append(cell | {"own": name == profile})
+    return pd.DataFrame(collected)
 
 
 @style.styled

@@ -86,10 +86,10 @@ def analysis(profile: str, run: Run, kind: str) -> tuple[dict, dict[str, np.ndar
 
 def histories(runs) -> pd.DataFrame:
     """Histories of the trained runs, one row per epoch, with the run's method in words and its seed; may be empty."""
-    found = []
+    collected = []
     for run in runs:
         try:
-            found.append(store.history(run).assign(method=labels.method(run.label), seed=run.seed))
+            collected.append(store.history(run).assign(method=labels.method(run.label), seed=run.seed))
         except MissingRecord:
             continue
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+    return pd.concat(collected, ignore_index=True) if collected else pd.DataFrame()

@@ -22,7 +22,7 @@ VALUES = {"gumbel": "soft,\nnoise", "soft": "soft,\nno noise", "hard": "hard,\nn
 
 def _differences(profile: str) -> pd.DataFrame:
     """Every recorded setting against the default of the same seed: axis, setting, metric, value, low, high."""
-    default, found = experiments.main_pair(profile)[1], []
+    default, collected = experiments.main_pair(profile)[1], []
     columns = experiments.columns(profile, "settings")
     for row in (*experiments.ROWS[profile]["settings"], *experiments.ROWS[profile]["placement"]):
         for metric in style.ATTACKS:
@@ -34,8 +34,8 @@ def _differences(profile: str) -> pd.DataFrame:
                     cell |= records.paired(row.runs, (default,), columns[metric])
                 except MissingRecord:
                     continue
-            found.append(cell)
-    return pd.DataFrame(found, columns=["axis", "setting", "metric", "value", "low", "high"])
+            collected.append(cell)
+    return pd.DataFrame(collected, columns=["axis", "setting", "metric", "value", "low", "high"])
 
 
 def _label(value, default) -> str:
@@ -77,17 +77,17 @@ def strength(profile: str) -> pd.DataFrame:
 
     eps 0 is no attack; the difference is paired.
     """
-    (plain, both), found = experiments.main_pair(profile), []
+    (plain, both), collected = experiments.main_pair(profile), []
     for evaluation in experiments.evaluations(profile, "strength", plain):
         axis = "eps" if evaluation.steps is None else "steps"
         at = {"axis": axis, "x": evaluation.steps or evaluation.eps or 0.0}
         try:
-            found += [at | {"method": "AT"} | records.accuracy(plain, evaluation)]
-            found += [at | {"method": "AT + FSR"} | records.accuracy(both, evaluation)]
-            found += [at | {"method": "difference"} | records.paired((both,), (plain,), evaluation)]
+            collected += [at | {"method": "AT"} | records.accuracy(plain, evaluation)]
+            collected += [at | {"method": "AT + FSR"} | records.accuracy(both, evaluation)]
+            collected += [at | {"method": "difference"} | records.paired((both,), (plain,), evaluation)]
         except MissingRecord:
             continue
-    frame = pd.DataFrame(found, columns=["axis", "x", "method", "value", "low", "high", "n"])
+    frame = pd.DataFrame(collected, columns=["axis", "x", "method", "value", "low", "high", "n"])
     return frame.sort_values(["axis", "method", "x"])
 
 

@@ -100,9 +100,9 @@ def points(ax: Axes, frame: pd.DataFrame, at, color: str, *, horizontal: bool = 
     ax.plot(*(values, at) if horizontal else (at, values), marker="o", color=color, linestyle=linestyle)
 
 
-def key(label: str, color: str = "black", **look) -> Line2D:
+def key(label: str, color: str = "black", **options) -> Line2D:
     """An entry of a legend."""
-    return Line2D([], [], color=color, label=label, **look)
+    return Line2D([], [], color=color, label=label, **options)
 
 
 def dots(labels: dict[str, str]) -> list[Line2D]:

@@ -31,7 +31,6 @@ class Profile:
     other_seeds: tuple[int, ...] = (0,)
     all_seeds: tuple[str, ...] = ()
     trainings: Mapping[str, tuple] = field(default_factory=dict)
-    datasets: tuple[str, ...]
     others: tuple[tuple[Run, tuple[str, ...]], ...] = ()
     scope: str = "full"
     images: int | None = None  # of the columns of T1
@@ -66,7 +65,6 @@ def _ci() -> Profile:
         peers_at=("layer3.0", "layer4.0"),
         placements=(("layer2",),),
         seeds=(0, 1),
-        datasets=("digits",),
         scope="smoke",
         autoattack_seeds=(),
         autoattack="autoattack-ci",
@@ -88,7 +86,6 @@ def _demo() -> Profile:
         place=("layer3",),  # 2x2 there; layer4 is 1x1
         peers_at=("layer3.0", "layer4.0"),  # the last two blocks, as layer4.0 and layer4.1 are in ResNet-18
         placements=(("layer1",), ("layer2",), ("layer4",), ("layer2", "layer3")),
-        datasets=("digits",),
         others=(
             (for_dataset("digits", backbone="vgg16", width=8, blocks=(1, 1, 1, 1, 1), **other), ("block3",)),
             (for_dataset("digits", backbone="wideresnet34", width=1, blocks=(1, 1, 1), **other), ("block3",)),
@@ -107,7 +104,6 @@ def _mini() -> Profile:
     return Profile(
         name="mini",
         base=for_dataset("cifar10", width=16, epochs=10),
-        datasets=("cifar10",),
         others=(
             (for_dataset("cifar10", backbone="vgg16", width=16, epochs=10), ()),
             (for_dataset("cifar10", backbone="wideresnet34", width=1, blocks=(2, 2, 2), epochs=10), ()),
@@ -128,7 +124,6 @@ def _headline() -> Profile:
     return Profile(
         name="headline",
         base=for_dataset("cifar10"),
-        datasets=("cifar10",),
         scope="pair",
         sweep_images=1000,
     )
@@ -142,7 +137,6 @@ def _headline40() -> Profile:
     return Profile(
         name="headline40",
         base=for_dataset("cifar10", epochs=40),
-        datasets=("cifar10",),
         scope="pair",
         sweep_images=1000,
         stream_images=2000,
@@ -156,7 +150,6 @@ def _overfit() -> Profile:
     return Profile(
         name="overfit",
         base=for_dataset("cifar10", width=32, train_size=1000),
-        datasets=("cifar10",),
         scope="study",
         seeds=(0, 1, 2, 3, 4),
         other_seeds=(0, 1, 2, 3, 4),
@@ -173,7 +166,6 @@ def _paper() -> Profile:
         name="paper",
         base=runs[0],
         other_seeds=(0, 1, 2),
-        datasets=("cifar10", "svhn", "tinyimagenet"),
         others=tuple((run, ()) for run in runs[1:]),
         audit_images=None,
     )

@@ -158,7 +158,7 @@ def _streams(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
                 cell = part[(part["probe"] == probe) & (part["attack"] == attack)]
                 out[f"{title}, {words}"] = _over_seeds(cell) if len(cell) else ""
         rows.append(out | {"n": "" if row == "paper" else quantity(part["n"].max(), digits=0)})
-    text = pd.DataFrame(rows).sort_values("weights", kind="stable", ignore_index=True) if rows else pd.DataFrame(rows)
+    text = pd.DataFrame(rows)
     return text, _none(text)
 
 

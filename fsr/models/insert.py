@@ -116,8 +116,8 @@ def first_accepted(net: nn.Module, batches: list[Tensor]) -> tuple[Tensor, Any]:
     raise UsageError(f"a dry run on images {sizes} failed ({reason}); give example=, a batch that the network takes")
 
 
-def _watched(net: nn.Module, path: str, x: Tensor, outputs: list[Any]) -> None:
-    """Run net on x in eval mode and add what the submodule at path gives to outputs, whatever happens behind it."""
+def _record_outputs(net: nn.Module, path: str, x: Tensor, outputs: list[Any]) -> None:
+    """Run net on x in eval mode; add the submodule's outputs to the list, also where a later layer fails."""
     handle = submodule_at(net, path).register_forward_hook(lambda module, args, output: outputs.append(output))
     try:
         with eval_mode(net), torch.no_grad():
@@ -145,9 +145,9 @@ def features_at(net: nn.Module, path: str, x: Tensor) -> Tensor:
     """
     outputs: list[Any] = []
     larger: list[Any] = []
-    _watched(net, path, x.clone(), outputs)
+    _record_outputs(net, path, x.clone(), outputs)
     with suppress(Exception):  # a network that takes one size only
-        _watched(net, path, nn.functional.interpolate(x, scale_factor=2), larger)
+        _record_outputs(net, path, nn.functional.interpolate(x, scale_factor=2), larger)
     if len(outputs) != 1:
         raise UsageError(f"{path!r} runs {len(outputs)} times in a forward pass; choose a module that runs once")
     f = outputs[0]

@@ -18,7 +18,6 @@ from fsr import files
 from fsr.config import Analysis, Evaluation, Run, analysis_id, run_id
 from fsr.files import MissingRecord, UsageError, load_npz, save_json, save_npz, sha256
 from fsr.store.trained import (
-    alone,
     config_of,
     damage,
     environment,

@@ -112,8 +112,3 @@ def history(run: Run | str) -> pd.DataFrame:
     if is_trained(run) and environment(run)["history_sha256"] != sha256(data):
         raise CorruptFile(f"{path} is damaged (its bytes do not match env.json)")
     return pd.read_csv(io.BytesIO(data))
-
-
-def alone(record: dict) -> bool:
-    """Had the training of this env.json its device to itself, as far as it says?  Else its seconds are no speed."""
-    return all(part.get("sharing", 1) == 1 for part in (record, *record.get("sittings", [])))

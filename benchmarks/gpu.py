@@ -33,7 +33,7 @@ def ablation(name: str, run: Run, rounds: int, device: torch.device) -> list[dic
     switches: dict = {}
     for part, more in PARTS.items():
         switches = switches | more
-        if device.type == "cuda" or "graphs" not in more:
+        if device.type == "cuda" or not more.get("graphs"):
             sides[part] = FastStep(exact, device, **switches)
     sides["bf16 for TF32"] = FastStep(replace(run, precision="bf16"), device, **switches)
     row, times = measured(run, sides, rounds, device)

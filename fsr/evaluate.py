@@ -56,7 +56,7 @@ def images_sha256(x: Tensor, y: Tensor) -> str:
     """Digest of a test set, images (N, C, H, W) uint8 and labels (N,): columns of one row are of the same images."""
     digest = hashlib.sha256(str(tuple(x.shape)).encode())
     for tensor in (x, y):
-        digest.update(tensor.detach().cpu().contiguous().numpy())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

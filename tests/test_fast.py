@@ -263,11 +263,14 @@ def test_weight_perturbation_is_seen_by_the_gradient_and_taken_off(precision, bf
 
 
 @pytest.mark.slow
-def test_a_compiled_update_is_the_same_update():
-    (x, y), start, after = images(8), network(TINY), []
+@pytest.mark.parametrize(
+    "run", [TINY, replace(TINY, method="trades", module=FSRSpec(mask="soft"))], ids=["at", "trades+fsr"]
+)
+def test_a_compiled_update_is_the_same_update(run):
+    (x, y), start, after = images(8), network(run), []
     for compile in (False, True):
         net = copy.deepcopy(start)
-        stepper_of(net, TINY, compile=compile).step(x, (x + 0.05).clamp(0, 1), y)
+        stepper_of(net, run, compile=compile).step(x, (x + 0.05).clamp(0, 1), y)
         after.append([*net.parameters()])
     for before, plain, fused in zip(start.parameters(), *after, strict=True):
         assert (plain - fused).norm() < 1e-3 * (plain - before).norm()  # of how far the step went

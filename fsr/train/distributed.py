@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -195,9 +196,10 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
         centred = x - mean[:, None, None]
         variance = _Sum.apply((centred**2).sum((0, 2, 3))) / count
         with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+            own: Any = self
+            own.num_batches_tracked += 1
+            own.running_mean.lerp_(mean, self.momentum)
+            own.running_var.lerp_(variance * count / (count - 1), self.momentum)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(dtype)
 

@@ -1,7 +1,6 @@
 """The same crafting as in `objectives`, faster: on a folded copy of the network, compiled and as one CUDA graph.
 
-N images, C channels, H and W pixels, K classes. What does not give the plain function's results is left out, and one
-line of the log says so.
+N images, K classes. What does not give the plain function's results is left out, and one line of the log says so.
 """
 
 import logging
@@ -28,8 +27,7 @@ Function = Callable[..., Tensor]
 FAILURES = (RuntimeError, OSError)  # of tracing, of a missing or failing compiler, of graph capture
 RECOMPILE = 64  # variants of all networks' forward passes together; beyond torch's 8 it runs uncompiled, unsaid
 MANY_STEPS = 2000  # crafting steps of a run from which compiling (about 10 s on a CPU) pays
-# Largest share of signs that may differ between compiled and plain crafting (fusion rounds bf16 less often: 0.3 %
-# at the start of a full-width ResNet-18, where both differ from float32 in 4 %; wrong code: half).
+# Largest share of signs that may differ when compiled: fusion rounds bf16 less often (ResNet-18: 0.3 %; wrong: 50).
 MAY_DIFFER = {torch.float64: 0.01, torch.float32: 0.01, torch.bfloat16: 0.2}
 
 
@@ -52,10 +50,7 @@ def agreeing(name: str, make: Callable[[], Function], plain: Function, example, 
 
 
 def recorded(function: Function, example: tuple[Tensor, ...]) -> Function:
-    """function as one CUDA graph on static buffers, for the example's shapes; results are copies.
-
-    function: tensors to one tensor without host synchronisation.
-    """
+    """function, without host synchronisation, as one CUDA graph for the example's shapes; results are copies."""
     buffers = [tensor.clone() for tensor in example]
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -80,8 +75,7 @@ class Crafter:
     """Crafts a run's training images on a folded copy of the live model, refilled before each batch.
 
     model: the live network, which is laid out as `channels_last` says; run: what is crafted and in which precision;
-    compile, graphs (CUDA), channels_last: None for the default of this shape and device. `switches` says what is in
-    use; it is final after the first batch, whose shape decides.
+    compile, graphs (CUDA), channels_last: None for the default. `switches`: what is in use, final after a batch.
     """
 
     def __init__(self, model: nn.Module, run: Run, device="cpu", *, compile=None, channels_last=None, graphs=None):
@@ -100,8 +94,8 @@ class Crafter:
         if self.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ready = False
-        self.copy: FoldedCopy | None = None  # None: crafting is on the network itself
-        self.exact: FoldedCopy | None = None  # float32, for the first step on KL, which bf16 rounding would drown
+        self.copy: Any = None  # a FoldedCopy; None: crafting is on the network itself
+        self.exact: Any = None  # another in float32, for the first step on KL, which bf16 rounding would drown
         self._loop: Function = self._all_steps
 
     def craft(self, x: Tensor, y: Tensor, generator=None, *, noise: Tensor | None = None) -> Tensor:
@@ -145,8 +139,8 @@ class Crafter:
     def _worth_compiling(self, x: Tensor) -> bool:
         """Measured: on a CPU it gains a quarter from 16 channels and 32 pixels on, and costs about 10 s."""
         steps = self.run.steps * self.run.epochs * math.ceil((self.run.train_size or 50_000) / self.run.batch)
-        pays = narrowest(self.model) >= NARROW and x.shape[-1] >= 32 and steps >= MANY_STEPS
-        return pays or self.device.type == "cuda"
+        large = narrowest(self.model) >= NARROW and x.shape[-1] >= 32
+        return self.device.type == "cuda" or (large and steps >= MANY_STEPS)
 
     def _prepare(self, x: Tensor, y: Tensor) -> None:
         """Make the copy, and the fast loop where it helps, on the first batch."""
@@ -183,8 +177,7 @@ class Crafter:
 class FastNet(nn.Module):
     """A network for evaluation attacks to differentiate: model in eval mode, folded, in `precision`; logits float32.
 
-    It is a copy, made at the first call from the model of that moment, with its interventions, or, where no copy is the
-    same function, the model itself. compile, channels_last: None for the device's default.
+    A copy made at the first call, with the interventions of then, or, where none is the same function, the model.
     """
 
     def __init__(self, model: nn.Module, precision: str = "float32", *, compile=None, channels_last=None):

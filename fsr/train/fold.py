@@ -80,7 +80,9 @@ def feeding_convolutions(net: nn.Module, x: Tensor) -> dict[str, str]:
 
     Whether something else reads the convolution's output too is for the caller to check.
     """
-    layers, calls, pairs = dict(net.named_modules()), Counter(), []
+    layers: dict[str, Any] = dict(net.named_modules())
+    calls: Counter[str] = Counter()
+    pairs: list[tuple[str, str]] = []
 
     def before(name: str, x: Any) -> None:
         calls[name] += 1
@@ -113,6 +115,7 @@ class FoldedCopy:
     def __init__(self, model: nn.Module, pairs: dict[str, str], dtype: torch.dtype, channels_last: bool = False):
         self.pairs, self.dtype, self._source = pairs, dtype, None
         self.net: Any = copied(model).eval().requires_grad_(False)
+        layer: Any
         for conv, bn in pairs.items():
             layer = self.net.get_submodule(conv)
             layer.weight = nn.Parameter(layer.weight.clone(), requires_grad=False)  # its own, where weights are tied
@@ -153,7 +156,7 @@ class FoldedCopy:
             conv.weight.copy_(live.weight * scale.view(-1, 1, 1, 1))
             conv.bias.copy_(shift if live.bias is None else shift + live.bias * scale)
         if self._copied[0]:
-            torch._foreach_copy_(*self._copied)
+            torch._foreach_copy_(self._copied[0], self._copied[1])
 
 
 def randomised_statistics(net: nn.Module) -> nn.Module:

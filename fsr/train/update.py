@@ -94,6 +94,6 @@ def ema_update(ema: nn.Module, model: nn.Module, decay: float) -> None:
     pairs = list(zip([*ema.parameters(), *ema.buffers()], [*model.parameters(), *model.buffers()], strict=True))
     floating = [pair for pair in pairs if pair[0].is_floating_point()]
     counters = [pair for pair in pairs if not pair[0].is_floating_point()]
-    torch._foreach_lerp_(*map(list, zip(*floating)), 1 - decay)
+    torch._foreach_lerp_([a for a, _ in floating], [b for _, b in floating], 1 - decay)
     if counters:
-        torch._foreach_copy_(*map(list, zip(*counters)))
+        torch._foreach_copy_([a for a, _ in counters], [b for _, b in counters])

@@ -27,7 +27,7 @@ Function = Callable[..., Tensor]
 FAILURES = (RuntimeError, OSError)  # of tracing, of a missing or failing compiler, of graph capture
 RECOMPILE = 64  # variants of all networks' forward passes together; beyond torch's 8 it runs uncompiled, unsaid
 MANY_STEPS = 2000  # crafting steps of a run from which compiling (about 10 s on a CPU) pays
-# Largest share of signs that may differ when compiled: fusion rounds bf16 less often (ResNet-18: 0.3 %; wrong: 50).
+# Largest share of signs that may differ when compiled: bf16 is rounded less often (0.3 % seen; wrong code: 50 %).
 MAY_DIFFER = {torch.float64: 0.01, torch.float32: 0.01, torch.bfloat16: 0.2}
 
 

@@ -429,7 +429,7 @@ def test_a_renamed_folder_is_not_taken_for_another_run(finished, root):
     folder = files.run_dir(run_id(WITH_FSR))
     name = run_id(tiny_run(epochs=1, seed=7))
     folder.rename(folder.with_name(name))
-    with pytest.raises(CorruptFile, match="another run"):
+    with pytest.raises(CorruptFile, match="is a record of"):
         store.config_of(name)
 
 
@@ -525,7 +525,7 @@ def test_weights_that_an_epochs_last_step_ruins_are_not_kept(root, monkeypatch):
 
     def ruin(self, *args, **options):
         real(self, *args, **options)
-        if self._sums["steps"] == 3 and runs.state_path(run).exists():
+        if self.sums["steps"] == 3 and runs.state_path(run).exists():
             with torch.no_grad():
                 next(self.bare.parameters()).fill_(float("inf"))
 

@@ -62,7 +62,8 @@ def show(frame: pd.DataFrame) -> Styler:
     text, classes = texts(frame)
     values = classes.iloc[:, 1:]
     empty = ((values == "empty") | (text.iloc[:, 1:] == "")).all(axis=1) & (values == "empty").any(axis=1)
-    left_out = int(empty.sum()) if not empty.all() else 0
+    rows = int((classes.iloc[:, 0] != "group").sum())
+    left_out = int(empty.sum()) if empty.sum() < rows else 0
     if left_out:
         text, classes = _without(text, classes, empty)
     for column in text.columns[1:]:

@@ -81,3 +81,8 @@ def test_on_screen_the_group_is_a_heading_and_rows_that_were_not_run_are_counted
     assert page == tables.show(tables.table("demo", "T1")).to_html()  # no random ids
     assert page.count("digits, ResNet-10 (width 8), last weights") == 1 and "EMA weights" not in page
     assert "C&amp;W" in page and "84.0\n[" in page and "rows have not been run" in page and "TRADES" not in page
+
+
+def test_a_table_without_any_record_shows_its_rows_on_screen(root):
+    page = tables.show(tables.table("demo", "T4")).to_html()
+    assert "separation only" in page and "not run" in page and "rows have not been run" not in page

@@ -73,6 +73,7 @@ def test_speed_is_what_the_benchmarks_recorded(root):
     [
         ([-0.03, -0.02], "FSR lowered robustness at every"),
         ([0.03, 0.02], "FSR raised"),
+        ([0.005, 0.005], "FSR did not clearly change"),
         ([0.03, -0.02], "do not agree"),
     ],
 )

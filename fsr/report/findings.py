@@ -38,8 +38,8 @@ def reported(profile: str, name: str) -> pd.DataFrame:
 
 def cell(numbers: pd.DataFrame, row: str, metric: str) -> dict | None:
     """The first number of this row and metric."""
-    found = numbers[(numbers["row"] == row) & (numbers["metric"] == metric)]
-    return None if found.empty else found.iloc[0].to_dict()
+    matches = numbers[(numbers["row"] == row) & (numbers["metric"] == metric)]
+    return None if matches.empty else matches.iloc[0].to_dict()
 
 
 def main_gain(numbers: pd.DataFrame, profile: str) -> dict | None:
@@ -56,8 +56,8 @@ def answer(profile: str) -> str:
         return f"{where}: not run yet."
     attack = labels.metric(gain["metric"])
     effect = {1: f"FSR raises accuracy under {attack}", -1: f"FSR lowers accuracy under {attack}"}
-    said = effect.get(side(gain), f"FSR's effect under {attack} is undecided")
-    return f"{where}: {said}, {points(gain)} ({gain['n']:,.0f} images, {seeds([gain['seeds']])})."
+    sentences = effect.get(side(gain), f"FSR's effect under {attack} is undecided")
+    return f"{where}: {sentences}, {points(gain)} ({gain['n']:,.0f} images, {seeds([gain['seeds']])})."
 
 
 def _whitebox(profile: str) -> list[str]:
@@ -66,25 +66,25 @@ def _whitebox(profile: str) -> list[str]:
     if gain is None or clean is None:
         return []
     at, both = (number(cell(numbers, row, gain["metric"])["value"]) for row in ("AT", "AT + FSR"))
-    said = [answer(profile), f"AT keeps {at} % of the images, AT + FSR {both} %."]
-    said.append(f"Without attack FSR changes accuracy by {points(clean)}.")
+    sentences = [answer(profile), f"AT keeps {at} % of the images, AT + FSR {both} %."]
+    sentences.append(f"Without attack FSR changes accuracy by {points(clean)}.")
     others = numbers[(numbers["kind"] == "gain") & (numbers["metric"] == "ensemble")].to_dict("records")
     ways = [side(one) for one in others if (one["row"], one["network"]) != (MAIN, gain["network"])]
-    told = f"raises Ensemble in {ways.count(1)}, lowers it in {ways.count(-1)}; {ways.count(0)} undecided"
-    return said + ([f"Of {len(ways)} other pairs FSR {told}."] if ways else [])
+    text = f"raises Ensemble in {ways.count(1)}, lowers it in {ways.count(-1)}; {ways.count(0)} undecided"
+    return sentences + ([f"Of {len(ways)} other pairs FSR {text}."] if ways else [])
 
 
 def _listed(numbers: pd.DataFrame, metric: str) -> list[str]:
     """Per baseline: which rows lie above it, below it, and which are undecided."""
     gains = numbers[(numbers["kind"] == "gain") & (numbers["metric"] == metric)].to_dict("records")
-    said = []
+    sentences = []
     for base in dict.fromkeys(gain["row"].split(GAIN)[1] for gain in gains):
         for way, word in {1: "Above", -1: "Below", 0: "Undecided against"}.items():
             some = [gain for gain in gains if gain["row"].endswith(GAIN + base) and side(gain) == way]
-            told = [gain["row"].split(GAIN)[0] + (f" {bracket(gain)}" if way else "") for gain in some]
+            items = [gain["row"].split(GAIN)[0] + (f" {bracket(gain)}" if way else "") for gain in some]
             about = f"{labels.metric(metric)}, {seeds([gain['seeds'] for gain in some])}" if some else ""
-            said += [f"{word} {base} ({about}): {'; '.join(told)}."] if some else []
-    return said
+            sentences += [f"{word} {base} ({about}): {'; '.join(items)}."] if some else []
+    return sentences
 
 
 def _deactivation(profile: str) -> list[str]:
@@ -98,28 +98,28 @@ def _deactivation(profile: str) -> list[str]:
 
 def _blackbox(profile: str) -> list[str]:
     gains = reported(profile, "T3").query("kind == 'gain' and metric != 'clean'").to_dict("records")
-    told = [f"{labels.metric(gain['metric'])} {bracket(gain)}" for gain in gains]
+    items = [f"{labels.metric(gain['metric'])} {bracket(gain)}" for gain in gains]
     about = f"What FSR adds to AT in points ({seeds([gain['seeds'] for gain in gains])})" if gains else ""
-    return [f"{about}: {'; '.join(told)}."] if gains else []
+    return [f"{about}: {'; '.join(items)}."] if gains else []
 
 
 def _components(profile: str) -> list[str]:
     numbers = reported(profile, "T4")
-    said = _listed(numbers, "ensemble")
+    sentences = _listed(numbers, "ensemble")
     full, without = (cell(numbers, f"{row}{GAIN}AT", "ensemble") for row in ("AT + FSR", "recalibration without L_sep"))
     if full and without and side(full) and side(full) != side(without):
         sure = "" if without["seeds"] >= MIN_SEEDS else f", a hypothesis of {seeds([without['seeds']])}"
         rows = {"AT": "AT", "FSR": "AT + FSR", "without L_sep": "recalibration without L_sep"}
-        kept = [f"{name} {number(cell(numbers, row, 'ensemble')['value'])} %" for name, row in rows.items()]
+        shares = [f"{name} {number(cell(numbers, row, 'ensemble')['value'])} %" for name, row in rows.items()]
         what = "The gain needs L_sep" if side(full) > 0 else "L_sep is what costs robustness"
-        said.append(f"{what} (Ensemble: {', '.join(kept)}{sure}).")
+        sentences.append(f"{what} (Ensemble: {', '.join(shares)}{sure}).")
     bypass = [cell(numbers, f"m = 1 at test (FSR bypassed){GAIN}AT + FSR", metric) for metric in ("pgd20", "cw")]
     if all(bypass):
         pgd, cw = map(points, bypass)
-        said.append(f"Bypassing FSR at test changes accuracy by {pgd} under PGD-20, by {cw} under C&W.")
+        sentences.append(f"Bypassing FSR at test changes accuracy by {pgd} under PGD-20, by {cw} under C&W.")
         lows, highs = zip(*map(interval, bypass), strict=True)
-        said += ["What FSR does at test depends on the attack."] if max(lows) > min(highs) else []
-    return said
+        sentences += ["What FSR does at test depends on the attack."] if max(lows) > min(highs) else []
+    return sentences
 
 
 def _sweep(profile: str, name: str) -> list[str]:
@@ -129,8 +129,8 @@ def _sweep(profile: str, name: str) -> list[str]:
         return []
     ends = [ensemble.loc[at] for at in (ensemble["value"].idxmin(), ensemble["value"].idxmax())]
     low, high = (f"{number(row['value'])} % ({row['row']})" for row in ends)
-    told = f"Ensemble lies between {low} and {high}; the default has {number(usual.item())} %."
-    return [told, f"A sweep of {seeds(ensemble['seeds'])} describes and decides nothing."]
+    text = f"Ensemble lies between {low} and {high}; the default has {number(usual.item())} %."
+    return [text, f"A sweep of {seeds(ensemble['seeds'])} describes and decides nothing."]
 
 
 def _streams(profile: str) -> list[str]:
@@ -142,10 +142,10 @@ def _streams(profile: str) -> list[str]:
     separation = _change(wide["aux", "robust"] - wide["aux", "nonrobust"])
     step = _change(wide["knn", "recalibrated"] - wide["knn", "nonrobust"])
     robust, nonrobust = (number(wide["aux", stream].mean()) for stream in ("robust", "nonrobust"))
-    told = f"the auxiliary head is right on {robust} % from f⁺, {nonrobust} % from f⁻"
+    text = f"the auxiliary head is right on {robust} % from f⁺, {nonrobust} % from f⁻"
     what = {1: "returns cues", -1: "removes cues", 0: "changes nothing that can be decided"}[side(step)]
     return [
-        f"The separation is {'' if side(separation) > 0 else 'not '}learnt: {told} ({seeds([len(wide)])}).",
+        f"The separation is {'' if side(separation) > 0 else 'not '}learnt: {text} ({seeds([len(wide)])}).",
         f"By nearest neighbours recalibration {what}: f̃⁻ minus f⁻ is {points(step)}.",
     ]
 
@@ -160,30 +160,30 @@ def _change(values: pd.Series) -> dict:
 
 
 def _overhead(profile: str) -> list[str]:
-    said = []
+    sentences = []
     for network, part in frame(profile, "T8").dropna(subset=["params", "macs"]).groupby("network", sort=False):
         at, both = part.sort_values("fsr")[["params", "macs"]].to_numpy(float)[[0, -1]]
         params, macs = (number(ratio, True) for ratio in both / at - 1)
-        said.append(f"{network}: FSR adds {params} % parameters and {macs} % multiply-adds.")
-    return said
+        sentences.append(f"{network}: FSR adds {params} % parameters and {macs} % multiply-adds.")
+    return sentences
 
 
 def _audit(profile: str) -> list[str]:
-    numbers, said, lost = frame(profile, "T9").dropna(subset=["correct"]), [], []
+    numbers, sentences, lost = frame(profile, "T9").dropna(subset=["correct"]), [], []
     for row, part in numbers.groupby("row", sort=False):
         right, n = part.set_index("item")["correct"].astype(int), int(part["n"].max())
         if not {"authors' protocol", "worst case"} <= set(right.index):
             continue
         protocol, worst = right["authors' protocol"], right["worst case"]
-        told = f"{number(protocol / n)} % under the authors' protocol, {number(worst / n)} % in the worst case"
-        said.append(f"{row}: {told} ({n:,} images).")
+        text = f"{number(protocol / n)} % under the authors' protocol, {number(worst / n)} % in the worst case"
+        sentences.append(f"{row}: {text} ({n:,} images).")
         lost.append(protocol - worst)
     if len(lost) == 2:
         broken = np.repeat([True, False], lost)
         p = statistics.mcnemar_exact(broken, ~broken) if len(broken) else 1.0
         fact = "undecided" if p > 0.05 else f"more {'with' if lost[1] > lost[0] else 'without'} FSR"
-        said.append(f"Beyond the protocol the audit breaks {lost[0]} images of AT, {lost[1]} of AT + FSR: {fact}.")
-    return said
+        sentences.append(f"Beyond the protocol the audit breaks {lost[0]} images of AT, {lost[1]} of AT + FSR: {fact}.")
+    return sentences
 
 
 def _verdict(profile: str) -> list[str]:
@@ -203,14 +203,14 @@ def _training(profile: str) -> list[str]:
     best = at["train_adv_acc"].cummax().loc[:last]
     match = np.interp(both["train_adv_acc"].loc[epochs], best, best.index)
     slow = bool((match < epochs).all())
-    told = f"its epochs {', '.join(map(str, epochs))} match AT's {', '.join(f'{epoch:.1f}' for epoch in match)}"
-    said = [f"FSR learns {'' if slow else 'no '}more slowly: {told} in training accuracy under attack."]
+    text = f"its epochs {', '.join(map(str, epochs))} match AT's {', '.join(f'{epoch:.1f}' for epoch in match)}"
+    sentences = [f"FSR learns {'' if slow else 'no '}more slowly: {text} in training accuracy under attack."]
     gap = both["ema_held_robust_acc"] - at["ema_held_robust_acc"]
     ends = [f"{number(gap.loc[epoch], True)} at epoch {epoch}" for epoch in dict.fromkeys((*epochs, gap.index[-1]))]
-    said.append(f"Held out, under attack, EMA: AT + FSR minus AT is {', '.join(ends)} (points).")
-    said += ["That FSR acts like a regulariser is a hypothesis."] if slow else []
+    sentences.append(f"Held out, under attack, EMA: AT + FSR minus AT is {', '.join(ends)} (points).")
+    sentences += ["That FSR acts like a regulariser is a hypothesis."] if slow else []
     full_size = pair[1].dataset == "cifar10" and pair[1].width is None and pair[1].train_size is None
-    return said + (_beside_the_log(both.loc[5:last]) if full_size else [])
+    return sentences + (_beside_the_log(both.loc[5:last]) if full_size else [])
 
 
 def _beside_the_log(ours: pd.DataFrame) -> list[str]:
@@ -219,20 +219,20 @@ def _beside_the_log(ours: pd.DataFrame) -> list[str]:
     pairs = {"train_cls": "train_adv_loss", "train_sep": "train_sep_loss", "train_rec": "train_rec_loss"}
     gaps = [(ours[name] - theirs[other]).abs().mean() for name, other in pairs.items()]
     words = ("classification", "separation", "recalibration")
-    told = ", ".join(f"{gap:.3f} ({word})" for gap, word in zip(gaps, words))
+    text = ", ".join(f"{gap:.3f} ({word})" for gap, word in zip(gaps, words))
     what = "follows" if max(gaps) < CLOSE else "departs from"
     accuracy = number((ours["train_adv_acc"] - theirs["train_adv_acc"] / 100).abs().mean())
     return [
-        f"Training {what} the log of the authors' code: mean gap of losses {told}, epochs 5 to {ours.index[-1]}.",
+        f"Training {what} the log of the authors' code: mean gap of losses {text}, epochs 5 to {ours.index[-1]}.",
         f"The mean gap of training accuracy under attack is {accuracy} points (compared after the runs).",
     ]
 
 
 def reasons(profile: str) -> list[str]:
     """What may explain the answer: the sentences on training, the separation loss, the streams and the mask at test."""
-    said = [sentence for name in ("F5", "T4", "T7") for sentence in findings(profile, name)]
-    chosen = [sentence for sentence in said if sentence.startswith(REASONS)]
-    return [*chosen, HYPOTHESIS] if HYPOTHESIS in said else chosen
+    sentences = [sentence for name in ("F5", "T4", "T7") for sentence in findings(profile, name)]
+    chosen = [sentence for sentence in sentences if sentence.startswith(REASONS)]
+    return [*chosen, HYPOTHESIS] if HYPOTHESIS in sentences else chosen
 
 
 FINDERS = {"T1": _whitebox, "T2": _deactivation, "T3": _blackbox, "T4": _components}
@@ -245,5 +245,5 @@ def findings(profile: str, name: str) -> Findings:
     """What a table (T1 to T11) or the training curves (F5) say, in sentences; empty where nothing was run."""
     if name not in FINDERS:
         raise UsageError(f"no findings for {name!r}; choose one of {', '.join(FINDERS)}")
-    said = FINDERS[name](profile)
-    return Findings([*said, HYPOTHESIS] if said and name in REMADE.get(profile, ()) else said)
+    sentences = FINDERS[name](profile)
+    return Findings([*sentences, HYPOTHESIS] if sentences and name in REMADE.get(profile, ()) else sentences)

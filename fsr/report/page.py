@@ -65,23 +65,25 @@ def _four_numbers(profile: str) -> list[tuple[str, str]]:
     if gain is None:
         return []
     attack, metric = labels.metric(gain["metric"]), gain["metric"]
-    kept = [(f"{number(cell(numbers, row, metric)['value'])} %", f"{row} under {attack}") for row in ("AT", "AT + FSR")]
+    shares = [
+        (f"{number(cell(numbers, row, metric)['value'])} %", f"{row} under {attack}") for row in ("AT", "AT + FSR")
+    ]
     clean = cell(numbers, gain["row"], "clean")
     about = f"{gain['n']:,.0f} images, {seeds([gain['seeds']])}"
     added = [(points(gain), f"FSR's gain under {attack} ({about})")]
-    return kept + added + ([(points(clean), "FSR's gain without attack")] if clean else [])
+    return shares + added + ([(points(clean), "FSR's gain without attack")] if clean else [])
 
 
 def _section(profile: str, first: list[str], question: str, notebook: str, items: str) -> dict:
     """What a question shows beyond the first sentences; empty figures and tables mostly not run are in left_out."""
     names = [name for name in items.split() if name in plots.FIGURES or name in tables.of_profile(profile)]
     parts = {name: _figure(profile, name) if name in plots.FIGURES else _table(profile, name) for name in names}
-    known = [name for name in names if parts[name] and name in FINDERS]
-    told = first if "T10" in names else (first[0], HYPOTHESIS)
-    said = [sentence for name in known for sentence in findings(profile, name) if sentence not in told]
-    kept = [part for part in parts.values() if part]
+    with_findings = [name for name in names if parts[name] and name in FINDERS]
+    repeated = first if "T10" in names else (first[0], HYPOTHESIS)
+    sentences = [sentence for name in with_findings for sentence in findings(profile, name) if sentence not in repeated]
+    shown = [part for part in parts.values() if part]
     left_out = [name for name, part in parts.items() if part is None]
-    return {"question": question, "notebook": notebook, "findings": said, "parts": kept, "left_out": left_out}
+    return {"question": question, "notebook": notebook, "findings": sentences, "parts": shown, "left_out": left_out}
 
 
 def _figure(profile: str, name: str) -> dict | None:

@@ -16,24 +16,24 @@ FULL_SIZE = ("w16 at+fsr", "w64 at+fsr", "w10 at+fsr", "PGD-20", "AutoAttack", "
 
 def _recorded() -> dict[str, dict]:
     """The gain of FSR per profile whose main pair has been evaluated, the largest profile first."""
-    known = [name for name in LARGEST_FIRST if name in experiments.PROFILES]
-    gains = {name: main_gain(reported(name, "T1"), name) for name in known}
+    planned = [name for name in LARGEST_FIRST if name in experiments.PROFILES]
+    gains = {name: main_gain(reported(name, "T1"), name) for name in planned}
     return {name: gain for name, gain in gains.items() if gain}
 
 
 def answers() -> str:
     """One sentence over all CIFAR-10 settings, then one per profile with what may explain it."""
-    known = _recorded()
-    ways = {side(gain) for name, gain in known.items() if name != "demo"}
-    what = {1: "raised", -1: "lowered"}.get(sum(ways)) if len(ways) == 1 else None
-    said = f"FSR {what} robustness at every CIFAR-10 setting that was run."
-    said = said if what else "The settings that were run do not agree on whether FSR raises robustness."
-    rest = "" if {"paper", "headline"} & set(known) else " The authors' 100 epochs were not run yet."
-    lines, openings = [f"**{said}**{rest}", ""], set()
-    for name in known:
-        told = [] if name == "demo" else [one for one in reasons(name) if " ".join(one.split()[:4]) not in openings]
-        openings |= {" ".join(one.split()[:4]) for one in told}
-        lines += [f"- {answer(name)}", *(f"  - {one}" for one in told)]
+    gains = _recorded()
+    ways = {side(gain) for name, gain in gains.items() if name != "demo"}
+    what = {1: "raised", -1: "lowered", 0: "did not clearly change"}.get(sum(ways)) if len(ways) == 1 else None
+    headline = f"FSR {what} robustness at every CIFAR-10 setting that was run."
+    headline = headline if what else "The settings that were run do not agree on whether FSR raises robustness."
+    rest = "" if {"paper", "headline"} & set(gains) else " The authors' 100 epochs were not run yet."
+    lines, openings = [f"**{headline}**{rest}", ""], set()
+    for name in gains:
+        new = [] if name == "demo" else [one for one in reasons(name) if " ".join(one.split()[:4]) not in openings]
+        openings |= {" ".join(one.split()[:4]) for one in new}
+        lines += [f"- {answer(name)}", *(f"  - {one}" for one in new)]
     return "\n".join(lines)
 
 

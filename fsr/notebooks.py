@@ -1,42 +1,41 @@
-"""Execute the numbered notebooks as JupyterLab would: strictly, never over the sources, not twice."""
+"""Execute the numbered notebooks by papermill: strictly, never over the sources, not twice."""
 
+import ast
 import hashlib
 import json
-import logging
 import os
-from collections.abc import Callable
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir, contextmanager
+from importlib import metadata
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from unittest import mock
 
 import nbformat
 import papermill
-from ipykernel.kernelspec import write_kernel_spec
 from papermill.exceptions import PapermillExecutionError
 
 from fsr import experiments, files, reference
 from fsr.config import run_id
 from fsr.files import FSRError, UsageError, did_you_mean, write_bytes
 
-log = logging.getLogger("fsr")
 CELL_SECONDS = 6 * 3600
+LIBRARIES = ("torch", "numpy", "pandas", "matplotlib", "seaborn", "scikit-learn")  # they decide what cells print
 
 
 def numbered(only: str | None = None) -> list[str]:
     """Notebook names in order; only: comma-separated numbers or names (05,09-settings), unknown ones refused."""
-    names = list(experiments.NOTEBOOKS)
-    if only is None:
-        return names
-    chosen = []
-    for part in (p.strip() for p in only.split(",") if p.strip()):
-        found = [n for n in names if n == part or n.split("-")[0] == part.zfill(2)]
+    known = list(experiments.NOTEBOOKS)
+    parts = known if only is None else [part.strip() for part in only.split(",") if part.strip()]
+    chosen = {part: [n for n in known if n == part or n.split("-")[0] == part.zfill(2)] for part in parts}
+    for part, found in chosen.items():
         if not found:
-            raise UsageError(f"unknown notebook {part!r}{did_you_mean(part, names)}; choose from {', '.join(names)}")
-        chosen += found
+            raise UsageError(f"unknown notebook {part!r}{did_you_mean(part, known)}; choose from {', '.join(known)}")
     if not chosen:
         raise UsageError("--only names no notebook; for example --only 05,09")
-    return [n for n in names if n in chosen]
+    return [name for name in known if any(name in found for found in chosen.values())]
 
 
 def source(name: str) -> Path:
@@ -48,103 +47,97 @@ def source(name: str) -> Path:
 
 
 def key(name: str, profile: str) -> str:
-    """Hash of what an executed notebook depends on: its source, the package, the paper's cells and its records."""
-    experiments.profile_of(profile)
+    """Hash of what an executed notebook depends on: source, package, library versions, the paper's cells, records."""
     package = Path(__file__).resolve().parent
-    parts = [source(name), *(path for kind in ("*.py", "*.c", "*.csv") for path in sorted(package.rglob(kind)))]
-    parts += [path for path in (reference.paper_file(),) if path.exists()]
-    runs = {run_id(r) for s in experiments.NEEDS[name] for r in experiments.SETS[profile][s]}
-    for each in sorted(runs):
-        folder = files.run_dir(each)
-        parts += [p for p in sorted(folder.rglob("*")) if p.suffix in (".json", ".csv")]
-    total = hashlib.sha256(profile.encode())
+    parts = [
+        source(name),
+        reference.paper_file(),
+        *(p for kind in ("*.py", "*.csv") for p in sorted(package.rglob(kind))),
+    ]
+    for run in sorted({run_id(run) for kind in experiments.NEEDS[name] for run in experiments.SETS[profile][kind]}):
+        parts += [p for p in sorted(files.run_dir(run).rglob("*")) if p.suffix in (".json", ".csv")]
+    versions = {library: metadata.version(library).split(".")[:2] for library in LIBRARIES}
+    total = hashlib.sha256(json.dumps([profile, sys.version_info[:2], versions]).encode())
     for path in parts:
-        total.update(path.name.encode() + path.read_bytes())
+        total.update(path.name.encode() + (path.read_bytes() if path.exists() else b""))
     return total.hexdigest()
 
 
 def is_current(name: str, profile: str) -> bool:
-    """Was this notebook executed with exactly this source, package and records?"""
-    path = files.executed(profile) / f"{name}.ipynb"
+    """Was this notebook executed with exactly this source, package, libraries and records?"""
     try:
-        return json.loads(path.read_bytes())["metadata"].get("fsr", {}).get("key") == key(name, profile)
+        book = json.loads((files.executed(profile) / f"{name}.ipynb").read_bytes())
+        return book["metadata"].get("fsr", {}).get("key") == key(name, profile)
     except (OSError, ValueError, KeyError):
         return False
 
 
+def parameters_of(book: nbformat.NotebookNode) -> list[str]:
+    """Names that the cell tagged `parameters` assigns; papermill's own parser misses `x: int | None = None`."""
+    cells = [cell.source for cell in book.cells if "parameters" in cell.metadata.get("tags", [])]
+    nodes = [node for cell in cells for node in ast.parse(cell).body]
+    targets = [target for node in nodes if isinstance(node, ast.Assign) for target in node.targets]
+    targets += [node.target for node in nodes if isinstance(node, ast.AnnAssign)]
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
 def check_parameters(name: str, parameters: dict) -> None:
     """papermill only warns about an unknown parameter; here it is refused."""
-    known = papermill.inspect_notebook(_verbatim(source(name)))
-    unknown = sorted(parameters.keys() - known.keys())
+    known = parameters_of(nbformat.read(source(name), as_version=4))
+    unknown = sorted(parameters.keys() - set(known))
     if unknown:
         raise UsageError(f"{name} has no parameter {', '.join(unknown)}; it has {', '.join(known)}")
 
 
-def _in_front(name: str, folder: Path | str) -> str:
-    """The folder in front of those that a path variable of the user names."""
-    return os.pathsep.join([str(folder), *filter(None, [os.environ.get(name)])])
-
-
-def _verbatim(path: Path) -> str:
-    """A path as papermill takes it, which would fill in {names}."""
-    return str(path).replace("{", "{{").replace("}", "}}")
-
-
 @contextmanager
-def _environment(profile: str, compute: bool):
-    """What a kernel inherits: this interpreter and package, root, profile, whether to compute what is missing."""
-    with TemporaryDirectory() as folder:
-        write_kernel_spec(Path(folder) / "kernels" / "python3")  # a site may have another interpreter of that name
-        with _variables(profile, compute, folder):
+def _environment(compute: bool) -> Iterator[None]:
+    """What kernels inherit: this package, root and data, this interpreter, and whether to compute what is missing."""
+    with tempfile.TemporaryDirectory() as folder:
+        spec = {"argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"], "language": "python"}
+        write_bytes(
+            Path(folder, "kernels/python3/kernel.json"), json.dumps(spec | {"display_name": "Python 3"}).encode()
+        )
+        first = {"PYTHONPATH": str(Path(__file__).resolve().parent.parent), "JUPYTER_PATH": folder}
+        changes = {k: os.pathsep.join(filter(None, (v, os.environ.get(k)))) for k, v in first.items()}
+        changes |= {"FSR_ROOT": str(files.root()), "FSR_DATA": str(files.data()), "FSR_COMPUTE": str(int(compute))}
+        with mock.patch.dict(os.environ, changes | {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}):
             yield
 
 
-@contextmanager
-def _variables(profile: str, compute: bool, folder: str):
-    changes = {
-        "FSR_PROFILE": profile,
-        "FSR_ROOT": str(files.root()),
-        "FSR_DATA": str(files.data()),
-        "FSR_COMPUTE": "1" if compute else "0",
-        "PYTHONPATH": _in_front("PYTHONPATH", Path(__file__).resolve().parent.parent),
-        "JUPYTER_PATH": _in_front("JUPYTER_PATH", folder),
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-    }
-    before = {name: os.environ.get(name) for name in changes}
-    os.environ.update(changes)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+def _escaped(path: Path) -> str:
+    """papermill fills {names} in paths."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def run_notebook(name: str, profile: str, **parameters) -> Path:
     """Execute one notebook into results/notebooks/<profile>; FSRError names it and its last error when it fails.
 
-    A failed execution is kept under results/.failed and never replaces a good one.
+    A failed execution is kept under results/.failed and never replaces a good one. Leaving by SystemExit is a failure.
     """
     check_parameters(name, parameters)
-    target = files.executed(profile) / f"{name}.ipynb"
     scratch = files.results() / ".failed" / profile / f"{name}.ipynb"
     scratch.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(scratch.parent.parent / ".gitignore", b"*\n")
+    options = {"progress_bar": False, "kernel_name": "python3", "execution_timeout": CELL_SECONDS, "log_output": False}
     mark = key(name, profile)
     try:
         papermill.execute_notebook(
-            _verbatim(source(name)), _verbatim(scratch), {"profile": profile, **parameters}, cwd=str(files.sources()),
-            progress_bar=False, kernel_name="python3", execution_timeout=CELL_SECONDS, log_output=False,
+            _escaped(source(name)),
+            _escaped(scratch),
+            {"profile": profile, **parameters},
+            cwd=str(files.sources()),
             extra_arguments=["--IPKernelApp.log_level=50"],
-        )  # fmt: skip
+            **options,
+        )
     except PapermillExecutionError as error:
         raise FSRError(f"{name}: {error.ename}: {str(error.evalue)[:300]} (see {scratch})") from None
     book = nbformat.read(scratch, as_version=4)
+    if any(out.get("ename") == "SystemExit" for cell in book.cells for out in cell.get("outputs", ())):
+        raise FSRError(f"{name}: a cell called sys.exit; the cells behind it were not executed (see {scratch})")
     book.metadata["fsr"] = {"key": mark}
     for field in ("input_path", "output_path", "environment_variables"):  # paths of this machine say nothing elsewhere
         book.metadata.get("papermill", {}).pop(field, None)
+    target = files.executed(profile) / f"{name}.ipynb"
     write_bytes(target, nbformat.writes(book).encode())
     scratch.unlink()
     return target
@@ -162,10 +155,9 @@ def execute(
 ) -> list[str]:
     """Execute the notebooks that are not current, `workers` at once; returns a line per failure, the others still run.
 
-    All of them in the sources' folder: papermill changes this process's folder and back, which threads would mix up.
-    Once interrupted() is true none begins; those that run, seconds each, are finished.
+    Once interrupted() is true none begins; those that run are finished.
     """
-    failed: list[str] = []
+    experiments.profile_of(profile)
 
     def one(name: str) -> tuple[str, bool]:
         if not force and is_current(name, profile):
@@ -175,11 +167,13 @@ def execute(
         try:
             run_notebook(name, profile)
         except (FSRError, nbformat.ValidationError, OSError, RuntimeError, ValueError, KeyError) as error:
-            return f"{name}: {error}" if not str(error).startswith(name) else str(error), False
+            return f"{name}: {str(error).removeprefix(f'{name}: ')}", False
         return f"{name}: executed", True
 
-    with _environment(profile, compute), chdir(files.sources()), ThreadPoolExecutor(workers) as pool:
-        for line, good in pool.map(one, names):  # in the notebooks' order
+    failed: list[str] = []
+    # in the sources' folder: papermill changes this process's folder and back, which threads would mix up
+    with _environment(compute), chdir(files.sources()), ThreadPoolExecutor(workers) as pool:
+        for line, good in pool.map(one, names):
             report(line)
             failed += () if good else (line,)
     return failed

@@ -1,7 +1,6 @@
 """The runner: strict about parameters, never over sources, failures by name, nothing twice."""
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 from fsr import experiments, files, notebooks
 from fsr.files import FSRError, UsageError
 
-PARAMETERS = 'import os\n\nprofile = os.environ.get("FSR_PROFILE", "demo")'
+PARAMETERS = 'profile = "demo"\nseeds: tuple[int, ...] | None = None  # annotated'
 
 
 def write(folder, name: str, code: str) -> None:
@@ -60,30 +59,6 @@ def test_after_a_signal_no_other_notebook_begins(sources):
     assert notebooks.execute(["00-setup", "02-fine"], "ci", **more) == []
     assert said == ["00-setup: executed", "02-fine: left out"]
     assert [p.name for p in files.executed("ci").iterdir()] == ["00-setup.ipynb"]
-
-
-def test_kernels_import_what_the_callers_pythonpath_shows(sources, tmp_path, monkeypatch):
-    (tmp_path / "library").mkdir()
-    (tmp_path / "library" / "only_here.py").touch()
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(tmp_path / "library")]))
-    write(sources, "02-fine", "import only_here")
-    assert notebooks.execute(["02-fine"], "ci", report=lambda _: None) == []
-
-
-def test_kernels_run_this_interpreter_whatever_a_site_calls_python3(sources, tmp_path, monkeypatch):
-    spec = tmp_path / "site" / "kernels" / "python3" / "kernel.json"
-    spec.parent.mkdir(parents=True)
-    spec.write_text('{"argv": ["/bin/false", "{connection_file}"], "display_name": "site", "language": "python"}')
-    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "site"))
-    write(sources, "02-fine", f"import sys; assert sys.executable == {sys.executable!r}")
-    assert notebooks.execute(["02-fine"], "ci", report=lambda _: None) == []
-
-
-@pytest.mark.parametrize("name", ["{x}", "out-{profile}"])
-def test_braces_in_a_path_are_taken_as_they_are(sources, tmp_path, monkeypatch, name):
-    monkeypatch.setenv("FSR_ROOT", str(tmp_path / name))
-    assert notebooks.execute(["02-fine"], "ci", report=lambda _: None) == []
-    assert (tmp_path / name / "results" / "notebooks" / "ci" / "02-fine.ipynb").is_file()
 
 
 def test_kernels_look_for_data_where_the_command_does(sources, monkeypatch):
@@ -140,6 +115,44 @@ def test_an_executed_notebook_depends_on_the_papers_cells(root):
 def test_an_unknown_parameter_is_refused(sources):
     with pytest.raises(UsageError, match="profil"):
         notebooks.run_notebook("02-fine", "ci", profil="demo")
+
+
+def test_an_annotated_parameter_is_passed_on(sources):
+    write(sources, "02-fine", "seeds")
+    book = nbformat.read(notebooks.run_notebook("02-fine", "ci", seeds=[3, 4]), as_version=4)
+    assert book.cells[-1].outputs[0]["data"]["text/plain"] == "[3, 4]"
+
+
+def test_leaving_by_sys_exit_is_a_failure(sources):
+    write(sources, "02-fine", "import sys\nsys.exit(0)")
+    with pytest.raises(FSRError, match="sys.exit"):
+        notebooks.run_notebook("02-fine", "ci")
+
+
+def test_kernels_keep_pythonpath_and_run_this_interpreter_whatever_kernels_the_site_has(sources, tmp_path, monkeypatch):
+    spec = {"argv": ["/bin/false", "{connection_file}"], "display_name": "site", "language": "python"}
+    (tmp_path / "site/kernels/python3").mkdir(parents=True)
+    (tmp_path / "site/kernels/python3/kernel.json").write_text(json.dumps(spec))
+    (tmp_path / "library").mkdir()
+    (tmp_path / "library/only_here.py").write_text("")
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "site"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "library"))
+    write(sources, "02-fine", "import only_here, sys\nprint(sys.executable)")
+    assert notebooks.execute(["02-fine"], "ci", report=lambda _: None) == []
+    assert sys.executable in (files.executed("ci") / "02-fine.ipynb").read_text()
+
+
+@pytest.mark.parametrize("name", ["{x}", "out-{profile}"])
+def test_braces_in_a_root_are_no_placeholders(sources, tmp_path, monkeypatch, name):
+    monkeypatch.setenv("FSR_ROOT", str(tmp_path / name))
+    assert notebooks.execute(["02-fine"], "ci", report=lambda _: None) == []
+    assert (tmp_path / name / "results/notebooks/ci/02-fine.ipynb").exists()
+
+
+def test_other_library_versions_execute_again(sources, monkeypatch):
+    before = notebooks.key("02-fine", "ci")
+    monkeypatch.setattr(notebooks.metadata, "version", lambda name: "99.0")
+    assert notebooks.key("02-fine", "ci") != before
 
 
 def test_an_unknown_notebook_is_refused_with_the_choices(sources):

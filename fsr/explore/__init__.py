@@ -1,31 +1,32 @@
-"""Looking around by hand: plain functions first, widgets on top of them."""
+"""What notebooks show of records and networks: plain functions first, widgets on top."""
 
-from fsr.explore.controls import app
-from fsr.explore.live import complete
-from fsr.explore.looking import Choice, Choices, Look, choices, look
-from fsr.explore.pictures import compare, picture
-from fsr.explore.records import history_tail, outcomes, recorded, trained, training_picture
-from fsr.explore.surroundings import data_summary, mask_slope, module_summary, plan, sample_grid, versions
+from fsr.explore.inspection import Inspection, app, draw, inspect
+from fsr.explore.records import (
+    complete,
+    curves,
+    data_summary,
+    differences,
+    example,
+    networks,
+    plan,
+    sample_grid,
+    trained,
+    versions,
+)
 
 __all__ = [
-    "Choice",
-    "Choices",
-    "Look",
+    "Inspection",
     "app",
-    "choices",
-    "compare",
     "complete",
+    "curves",
     "data_summary",
-    "history_tail",
-    "look",
-    "mask_slope",
-    "module_summary",
-    "outcomes",
-    "picture",
+    "differences",
+    "draw",
+    "example",
+    "inspect",
+    "networks",
     "plan",
-    "recorded",
     "sample_grid",
     "trained",
-    "training_picture",
     "versions",
 ]

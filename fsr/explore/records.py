@@ -1,116 +1,153 @@
-"""What the build notebooks show: what was trained, how it went, and what is recorded."""
+"""What is here and how it went: versions, plan, data, trainings, networks with weights."""
 
+import importlib.metadata
+import os
+import platform
+
+import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from fsr import experiments, runs, store
-from fsr.config import Evaluation, Run, run_id
-from fsr.explore.display import Picture
-from fsr.files import MissingRecord, UsageError
-from fsr.plots.curves import training
-from fsr.tables import labels as words
+from fsr import experiments, hardware, runs, store
+from fsr.config import Run, diff
+from fsr.data import as_float, part_of_test
+from fsr.files import MissingRecord
+from fsr.tables import labels
 
-
-class Prose(str):
-    """Markdown that a notebook renders."""
-
-    __slots__ = ()
-
-    def _repr_markdown_(self) -> str:
-        return str(self)
+PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-learn", "matplotlib", "seaborn", "pyautoattack")
 
 
-NOT_RUN = Prose("Not run yet.")
+def versions() -> pd.DataFrame:
+    """Python, the packages that decide results, and the device that would be used."""
+    parts = hardware.describe(hardware.device_named(None))
+    rows = {"Python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
+    rows |= {"device": parts.get("gpu", parts["device"]), "processor": f"{parts['cpu']}, {parts['cores']} cores"}
+    return pd.DataFrame({"version": rows})
 
 
-def _run(profile: str, label: str) -> Run:
-    named = experiments.named(profile)
-    if label not in named:
-        raise UsageError(f"no run {label!r} in {profile}; choose one of {', '.join(named)}")
-    return named[label]
+def plan(profile: str) -> pd.DataFrame:
+    """The profile's main network, and how many trainings and evaluations are planned around it."""
+    run, _ = experiments.main_pair(profile)
+    planned = experiments.SETS[profile]["all"]
+    rows = {
+        "data set": labels.dataset(run.dataset),
+        "network": labels.network(run),
+        "eps": f"{255 * run.eps:.1f}/255",
+        "epochs": run.epochs,
+        "trainings": len(planned),
+        "evaluations": sum(len(experiments.evaluations(profile, "all", one)) for one in planned),
+    }
+    return pd.DataFrame({profile: rows})
 
 
-def variant(run: Run) -> str:
-    """What makes this run different from its method's default: only what is not the default."""
-    if run.fsr is None:
-        return ""
-    parts = [f"at {'+'.join(run.fsr.at)}"] if run.fsr.at else []
-    default = type(run.fsr)()
-    for name in ("tau", "lambda_sep", "lambda_rec", "mask", "granularity"):
-        value = getattr(run.fsr, name)
-        if value != getattr(default, name):
-            parts.append(f"{name} {value}")
-    return ", ".join(parts)
+def data_summary(run: Run) -> pd.DataFrame:
+    """Images, size and class balance of the training, held-out and test part."""
+    data = runs.data_of(run)
+    rows = {}
+    for name, x, y in (
+        ("train", data.train_x, data.train_y),
+        ("held out", data.held_x, data.held_y),
+        ("test", data.test_x, data.test_y),
+    ):
+        counts = torch.bincount(y, minlength=data.classes)
+        rows[name] = [len(y), " x ".join(map(str, x.shape[1:])), int(counts.min()), int(counts.max())]
+    columns = ["images", "channels x height x width", "smallest class", "largest class"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
 
 
-def _at(frame: pd.DataFrame, name: str, row: int) -> float | None:
-    return round(float(frame[name].iloc[row]), 3) if name in frame and pd.notna(frame[name].iloc[row]) else None
+def new_figure(width: float, height: float) -> Figure:
+    """A figure in inches, closed in pyplot so that a notebook shows it once."""
+    figure = plt.figure(figsize=(width, height), layout="constrained")
+    plt.close(figure)
+    return figure
 
 
-def _trained_row(run: Run) -> list:
-    start = [words.method(run.label), words.network(run), words.dataset(run.dataset), variant(run), run.seed]
-    try:
-        frame = store.history(run)
-    except MissingRecord:
-        return [*start, "not run", None, None, None, None]
-    robust = frame["held_robust_acc"] if "held_robust_acc" in frame else pd.Series(dtype=float)
-    best = int(robust.to_numpy().argmax()) if len(robust) and robust.notna().any() else None
-    last = [_at(frame, name, -1) for name in ("held_clean_acc", "held_robust_acc")]
-    done = f"{len(frame)}/{run.epochs}"
-    return [*start, done, *last, None if best is None else int(frame["epoch"].iloc[best]),
-            round(float(frame["seconds"].sum()), 1)]  # fmt: skip
+def show_image(ax: Axes, image: np.ndarray, title: str) -> None:
+    """One picture (3, H, W) in [0, 1] without axes."""
+    ax.imshow(np.moveaxis(image, 0, -1).clip(0, 1), interpolation="nearest")
+    ax.set_title(title, fontsize=8)
+    ax.axis("off")
+
+
+def sample_grid(run: Run, *, noise: bool = False, images: int = 20) -> Figure:
+    """The first test images of the fixed order; noise adds plus or minus eps at random to every pixel."""
+    data = runs.data_of(run)
+    x, y, _ = part_of_test(data, images)
+    x = as_float(x)
+    if noise:
+        x = x + run.eps * torch.sign(torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) - 0.5)
+    figure = new_figure(10, 1.1 * -(-images // 10))
+    for ax, image, label in zip(figure.subplots(-(-images // 10), 10).flat, x.numpy(), y.tolist()):
+        show_image(ax, image, data.class_names[label])
+    return figure
+
+
+def complete(profile: str, notebook: str, device: str | None = None) -> str:
+    """Compute what the notebook reads and no record holds; with FSR_COMPUTE=0 only count what is missing."""
+    if os.environ.get("FSR_COMPUTE") != "0":
+        runs.ensure(profile, notebook, runs.Options(device=device))
+    left = sum(len(task.missing()) for task in runs.missing(profile, experiments.NEEDS[notebook]))
+    return (
+        f"{left} records are missing: they show as not run" if left else "every record that this notebook reads is here"
+    )
 
 
 def trained(profile: str, *, modules: bool) -> pd.DataFrame:
-    """A row per planned run, without (modules=False) or with an inserted module: epochs and held-out accuracies."""
-    chosen = [run for run in experiments.SETS[profile]["all"] if (run.module is not None) == modules]
-    names = ["method", "network", "data", "variant", "seed", "epochs", "clean", "robust", "best epoch", "seconds"]
-    return pd.DataFrame([_trained_row(run) for run in chosen], columns=names)
+    """A row per planned run, without or with an inserted module: how it differs from plain AT, and how it went."""
+    base, rows = experiments.main_pair(profile)[0], []
+    for run in experiments.SETS[profile]["all"]:
+        if (run.module is not None) == modules:
+            changed = {
+                name: new for name, (_, new) in diff(base, run).items() if name not in ("method", "seed", "module")
+            }
+            row = {"method": labels.method(run.label), "seed": run.seed, "network": labels.network(run)}
+            row["differs in"] = ", ".join(f"{name} = {value}" for name, value in changed.items())
+            rows.append(row | _progress(run))
+    return pd.DataFrame(rows)
 
 
-def history_tail(profile: str, label: str, epochs: int = 5) -> pd.DataFrame | Prose:
-    """The last epochs of seed 0's run with this label, as recorded."""
+def _progress(run: Run) -> dict:
+    """Epochs done, held-out accuracies at the end, and the epoch with the highest robust one."""
     try:
-        return store.history(_run(profile, label)).tail(epochs).set_index("epoch").round(4)
+        history = store.history(run).set_index("epoch")
     except MissingRecord:
-        return NOT_RUN
+        return {"epochs": "not run"}
+    clean, robust = history[["held_clean_acc", "held_robust_acc"]].iloc[-1].round(3)
+    best = history["held_robust_acc"].fillna(-1).idxmax() if run.holdout else None
+    return {"epochs": f"{len(history)}/{run.epochs}", "clean": clean, "robust": robust, "best epoch": best}
 
 
-def picture_of(run: Run) -> Picture:
-    """Loss terms and accuracies of a run so far."""
-    return Picture.of(training(run), f"training of {run_id(run)}")
+def differences(before: Run, after: Run) -> pd.DataFrame:
+    """The fields in which two runs differ, with both values."""
+    return pd.DataFrame.from_dict(diff(before, after), orient="index", columns=["before", "after"])
 
 
-def training_picture(profile: str, label: str) -> Picture | Prose:
-    """Loss terms and accuracies of seed 0's run with this label."""
-    run = _run(profile, label)
-    try:
-        return picture_of(run)
-    except MissingRecord:
-        return NOT_RUN
+def curves(run: Run) -> Figure:
+    """Loss terms and held-out accuracies of a run, epoch by epoch."""
+    history = store.history(run).set_index("epoch")
+    figure = new_figure(9, 3)
+    left, right = figure.subplots(1, 2)
+    history.filter(regex="^train_(?!adv_acc)").plot(ax=left, title=f"{labels.method(run.label)}: loss terms")
+    history.filter(like="held_").plot(ax=right, title="accuracy on held-out images", ylim=(0, 1))
+    return figure
 
 
-def recorded(profile: str) -> pd.DataFrame:
-    """Per run: state, and how much of what is planned on it is recorded."""
-    frame = runs.status(profile)
-    return frame.set_index("run")
+def networks(profile: str) -> pd.DataFrame:
+    """The profile's networks whose weights are on this machine: method, seed, weights, run and checkpoint."""
+    rows = [
+        {"name": f"{labels.method(run.label)}, seed {run.seed}, {kind}", "run": run, "checkpoint": kind}
+        for run in experiments.SETS[profile]["all"]
+        for kind in ("ema", "last", "best")
+        if runs.has_weights(run, kind)
+    ]
+    return pd.DataFrame(rows, columns=["name", "run", "checkpoint"])
 
 
-def outcomes(profile: str, label: str, checkpoint: str = "last") -> pd.DataFrame:
-    """Every recorded column of seed 0's run with this label: correct, n and accuracy in percent."""
-    run = _run(profile, label)
-    metrics = store.metrics([run], checkpoint)
-    usual = (*store.ENSEMBLE, "ensemble", experiments.profile_of(profile).autoattack)
-    metrics = metrics[metrics["intervention"].isna() & metrics["surrogate"].isna()]
-    frames = []
-    for name in usual:
-        plain = [e.attack_id for e in _planned(profile, run, name)]
-        frames.append(metrics[(metrics["attack"] == name) & metrics["attack_id"].isin(plain)])
-    frame = pd.concat(frames)
-    frame = frame.assign(attack=frame["attack"].map(words.metric), percent=(100 * frame["accuracy"]).round(1))
-    return frame[["attack", "n", "correct", "percent"]].set_index("attack")
-
-
-def _planned(profile: str, run: Run, name: str) -> list[Evaluation]:
-    chosen = experiments.profile_of(profile)
-    images = chosen.autoattack_images if name == chosen.autoattack else chosen.images
-    return [Evaluation(attack=name, images=images)]
+def example(profile: str, label: str) -> tuple[Run, str]:
+    """(run, checkpoint) of seed 0 with this label whose weights are here; else demo's, which trains in seconds."""
+    run = experiments.named(profile)[label]
+    here = [kind for kind in ("ema", "last", "best") if runs.has_weights(run, kind)]
+    return (run, here[0]) if here else (experiments.named("demo")[label], "ema")

@@ -125,7 +125,7 @@ def test_an_annotated_parameter_is_passed_on(sources):
 
 def test_leaving_by_sys_exit_is_a_failure(sources):
     write(sources, "02-fine", "import sys\nsys.exit(0)")
-    with pytest.raises(FSRError, match="sys.exit"):
+    with pytest.raises(FSRError, match="called sys"):
         notebooks.run_notebook("02-fine", "ci")
 
 

@@ -68,11 +68,13 @@ coverage: setup-test
 slow: setup-test
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto -m slow
 
-# the smoke profile from nothing, then every notebook again, compared with that first execution;
+# the smoke profile from nothing, its notebooks again compared with that first execution, and demo's against its records;
 # loadscope: the cells of a notebook need one kernel
+NBVAL = PYDEVD_DISABLE_FILE_VALIDATION=1 OMP_NUM_THREADS=1 FSR_COMPUTE=0 $(PY) -m pytest --nbval-lax -o addopts= -q \
+  -p no:cacheprovider -n auto --dist loadscope
 nbval: setup-test
 	@scratch=$(SCRATCH); set -e; \
 	$(RUN) run-all --profile ci --root $$scratch; \
 	cp -r $$scratch/results/notebooks/ci $$scratch/executed; \
-	export FSR_ROOT=$$scratch FSR_PROFILE=ci PYDEVD_DISABLE_FILE_VALIDATION=1 OMP_NUM_THREADS=1; \
-	$(PY) -m pytest --nbval-lax $$scratch/executed notebooks -o addopts= -q -p no:cacheprovider -n auto --dist loadscope
+	FSR_ROOT=$$scratch $(NBVAL) $$scratch/executed; \
+	$(NBVAL) results/notebooks/demo

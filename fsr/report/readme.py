@@ -60,12 +60,12 @@ def _text(one: dict | None) -> str:
 
 def profiles() -> str:
     """What every profile trains."""
-    rows = [
-        {"profile": f"`{one.name}`", "data": ", ".join(map(labels.dataset, one.datasets))}
-        | {"network": labels.network(one.base), "epochs": one.base.epochs}
-        | {"trainings": len(experiments.SETS[one.name]["all"])}
-        for one in experiments.PROFILES.values()
-    ]
+    rows = []
+    for profile in experiments.PROFILES.values():
+        runs, base = experiments.SETS[profile.name]["all"], profile.base
+        data = dict.fromkeys(labels.dataset(run.dataset) for run in runs)
+        row = {"profile": f"`{profile.name}`", "data": ", ".join(data), "network": labels.network(base)}
+        rows.append(row | {"epochs": base.epochs, "trainings": len(runs)})
     return pd.DataFrame(rows).to_markdown(index=False)
 
 

@@ -5,7 +5,7 @@ where outcomes were averaged over seeds. What makes no sense raises ValueError. 
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,8 +17,8 @@ class Summary(NamedTuple):
 
     mean: float
     sd: float | None
-    low: float | None
-    high: float | None
+    low: float | Any
+    high: float | Any
     n: int
 
 

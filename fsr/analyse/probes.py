@@ -54,7 +54,7 @@ def streams(job: Inspection) -> tuple[dict, dict]:
     module, classes = fsr_module(job), job.data.classes
     head = None if module is None else module.aux
     k = min(10 if job.run.dataset == "digits" else 200, len(bank_y))
-    counts, network = {"clean": Counter(), "pgd20": Counter()}, Counter()
+    counts, network = {name: Counter[tuple[str, str]]() for name in ("clean", "pgd20")}, Counter[str]()
     for x, x_adv, y in pairs(job):
         for attack, images in (("clean", x), ("pgd20", x_adv)):
             seen = see(job, images)

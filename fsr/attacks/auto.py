@@ -9,6 +9,7 @@ import time
 import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ class _Evaluation:
         self.model, self.judge, self.x, self.y, self.state = model, judge, x, y, state
         self.names, self.eps, self.seed, self.batch = (identity[key] for key in ("attacks", "eps", "seed", "batch"))
         self.randomised_ok = identity["randomised_ok"]
-        self.record = {"identity": identity, "classes": 0, "done": {}, "flips": {}, "seconds": {}}
+        self.record: dict[str, Any] = {"identity": identity, "classes": 0, "done": {}, "flips": {}, "seconds": {}}
         if "record" in state:
             self.record = json.loads(str(state["record"]))
             other = [name for name, value in identity.items() if self.record["identity"].get(name) != value]
@@ -186,7 +187,7 @@ def autoattack(
     judging, x = network if judge is None else Network(judge, x[:batch], y), x.detach().float().contiguous().clone()
     identity = {"attacks": names, "eps": check_eps(eps), "seed": seed, "batch": batch, "n": len(x)}
     identity |= {"keep_images": keep_images, "judged": judge is not None, "randomised_ok": rand, **asdict(budget)}
-    identity["images"] = zlib.crc32(y.cpu().numpy(), zlib.crc32(x.cpu().numpy()))
+    identity["images"] = zlib.crc32(y.cpu().numpy().data, zlib.crc32(x.cpu().numpy().data))
     evaluation = _Evaluation(network, judging, x, y, state, identity)
     evaluation.run(budget, on_chunk)
     return evaluation.result()

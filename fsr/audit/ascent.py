@@ -38,7 +38,7 @@ def backward(objective: Objective, draws: int = 1) -> Oracle:
     """Gradients by backpropagation, the mean over `draws` passes (EOT, Athalye et al. 2018)."""
 
     def oracle(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        value, gradient, scores = torch.zeros_like(x[:, 0, 0, 0]), torch.zeros_like(x), 0.0
+        value, gradient, scores = torch.zeros_like(x[:, 0, 0, 0]), torch.zeros_like(x), x.new_zeros(())
         for _ in range(draws):
             leaf = x.detach().requires_grad_()
             with torch.enable_grad():

@@ -22,7 +22,7 @@ OFF = -100.0  # logit of the classes beyond the two
 
 def last_layer(model: nn.Module, x: Tensor) -> nn.Linear:
     """The last linear layer of a network that gives as many values as there are logits; UsageError without one."""
-    called: list[nn.Module] = []
+    called: list[nn.Linear] = []
     linear = [part for part in model.modules() if isinstance(part, nn.Linear)]
     with torch.no_grad(), reading(linear, lambda layer, _, out: called.append(layer)):
         classes = model(x[:1].clone()).shape[1]

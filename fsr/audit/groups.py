@@ -5,6 +5,7 @@
 
 from dataclasses import replace
 from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -37,8 +38,8 @@ def protocol(net: Attackable, context: Context) -> GroupResult:
 def autoattack(net: Attackable, context: Context) -> GroupResult:
     """AutoAttack standard with its own flags; fewer than four classes leave out the targeted APGD."""
     kinds = ("apgd-ce", "apgd-t", "fab-t", "square") if context.classes >= 4 else ("apgd-ce", "fab-t", "square")
-    options = {"version": "custom", "attacks": kinds, "seed": context.seed, "batch": context.batch}
-    result = run_autoattack(net, context.x, context.y, eps=context.eps, **options, **context.budget.autoattack)
+    options: dict[str, Any] = {"version": "custom", "attacks": kinds, "seed": context.seed, "batch": context.batch}
+    result: Any = run_autoattack(net, context.x, context.y, eps=context.eps, **options, **context.budget.autoattack)
     return GroupResult(context.run({"standard": lambda x, y, rows: result.x_adv[rows]}), dict(result.flags))
 
 
@@ -72,7 +73,7 @@ def mask(net: Attackable, context: Context, push: float = 400.0) -> GroupResult:
     def frozen(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         with torch.no_grad():
             pass_with_masks(x)
-        held = [Intervention(mask=lambda _, value=value: value) for value in seen[: len(masked(net))]]
+        held = [Intervention(mask=partial(lambda kept, _: kept, value)) for value in seen[: len(masked(net))]]
         return context.climb(backward(of(net, cross_entropy)), 40, stop=False, intervention=held)(x, y, rows)
 
     def driven(x: Tensor, y: Tensor, rows: Tensor, *, towards: float) -> Tensor:
@@ -81,12 +82,12 @@ def mask(net: Attackable, context: Context, push: float = 400.0) -> GroupResult:
             distance = sum((value - towards).abs().flatten(1).mean(dim=1) for value in seen) / len(seen)
             return logit_margin(scale_free(logits), y) - push * distance, logits
 
-        half = {"steps": context.budget.steps // 2, "backward_tau": 1.0}
+        half: dict[str, Any] = {"steps": context.budget.steps // 2, "backward_tau": 1.0}
         first = context.climb(backward(objective), 41, stop=False, **half)(x, y, rows)
         return context.climb(backward(of(net, logit_margin)), 41, start=first - x, **half)(x, y, rows)
 
-    crafts = {"frozen": frozen, "towards-0": partial(driven, towards=0.0), "towards-1": partial(driven, towards=1.0)}
-    return GroupResult(context.run(crafts))
+    crafts: dict[str, Craft] = {f"towards-{end}": partial(driven, towards=float(end)) for end in (0, 1)}
+    return GroupResult(context.run({"frozen": frozen} | crafts))
 
 
 def latent(net: Attackable, context: Context) -> GroupResult:
@@ -147,8 +148,8 @@ def noise(net: Attackable, context: Context) -> GroupResult:
 
     def rand(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         mean = Attackable(single.model, x, draws=budget.draws)
-        options = {"version": "rand", "judge": mean, "seed": context.seed, "batch": context.batch}
-        return run_autoattack(single, x, y, eps=context.eps, **options, **budget.rand).x_adv
+        options: dict[str, Any] = {"version": "rand", "judge": mean, "seed": context.seed, "batch": context.batch}
+        return cast(Tensor, run_autoattack(single, x, y, eps=context.eps, **options, **budget.rand).x_adv)
 
     def through_noise(x: Tensor, y: Tensor, rows: Tensor, *, craft: Craft) -> Tensor:
         with switched(net, **switches):

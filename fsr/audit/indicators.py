@@ -41,12 +41,12 @@ def _change(context: Context, x: Tensor, y: Tensor, draws: int = 5) -> Tensor:
 def _observed(net: Attackable, context: Context, rows: Tensor) -> dict[str, Tensor]:
     """The indicators of the images rows (M,), each (M,) bool; transfer_failure only with a surrogate."""
     x, y, oracle = context.x[rows], context.y[rows], backward(of(net, cross_entropy))
-    x_adv, heights = x, []
+    x_adv, values = x, list[Tensor]()
     flat = ever_wrong = torch.zeros_like(y, dtype=torch.bool)
     change = torch.zeros_like(y, dtype=x.dtype)
     for step in range(STEPS + 1):
         value, gradient, wrong = oracle(x_adv, y)
-        heights.append(value)
+        values.append(value)
         flat = flat | (~wrong & (gradient.flatten(1).abs().amax(dim=1) == 0))
         if step % EVERY == 0:
             change += _change(context, x_adv, y) / (STEPS // EVERY + 1)
@@ -55,7 +55,7 @@ def _observed(net: Attackable, context: Context, rows: Tensor) -> dict[str, Tens
             ever_wrong = ever_wrong | wrong
         if step < STEPS:
             x_adv = project_linf(x_adv + 0.1 * context.eps * gradient.sign(), x, context.eps)
-    held, tail, heights = context.correct(x_adv, rows), STEPS // 10, torch.stack(heights)
+    held, tail, heights = context.correct(x_adv, rows), STEPS // 10, torch.stack(values)
     before, after = heights[:-tail].amax(dim=0), heights[-tail:].amax(dim=0)
     gain = (torch.maximum(before, after) - heights[0]).clamp_min(1e-12)
     margin = backward(of(net, logit_margin))

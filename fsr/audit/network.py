@@ -6,8 +6,9 @@ N images, K classes.
 import copy
 import random
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,7 +83,7 @@ def switched(model: nn.Module, **switches) -> Iterator[None]:
 
 
 @contextmanager
-def reading(modules: list[nn.Module], read: Callable[[nn.Module, tuple, Tensor], None]) -> Iterator[None]:
+def reading(modules: Sequence[nn.Module], read: Callable[[Any, tuple, Tensor], None]) -> Iterator[None]:
     """Inside, read(module, inputs, output) is called after each of these modules; afterwards the hooks are gone."""
     handles = [module.register_forward_hook(lambda *given: read(*given)) for module in modules]
     try:

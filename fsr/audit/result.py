@@ -50,7 +50,7 @@ def assemble(context: Context, results: dict[str, GroupResult], checks: dict, bu
     """
     clean = context.clean.cpu()
     right = {name: result.correct.cpu() & clean for name, result in results.items() if result.correct is not None}
-    columns, every = results["protocol"].attacks, {}
+    columns, every = results["protocol"].attacks, dict[str, Tensor]()
     for name, result in results.items():
         every |= {f"{name}/{attack}": kept.cpu() for attack, kept in result.attacks.items() if name != "protocol"}
     accuracy = {name: float(kept.double().mean()) for name, kept in [*columns.items(), *right.items()]}

@@ -45,9 +45,9 @@ class Inspection:
 
 def _place(run: Run) -> str:
     """Where the plan puts FSR into this network on this data set."""
-    planned = (other for sets in experiments.SETS.values() for other in sets["all"] if other.fsr and other.fsr.at)
-    same = (other.fsr.at[-1] for other in planned if (other.dataset, other.backbone) == (run.dataset, run.backbone))
-    return next(same, BACKBONES[run.backbone].fsr_stage)
+    planned = (other for sets in experiments.SETS.values() for other in sets["all"])
+    alike = (other.fsr for other in planned if (other.dataset, other.backbone) == (run.dataset, run.backbone))
+    return next((spec.at[-1] for spec in alike if spec and spec.at), BACKBONES[run.backbone].fsr_stage)
 
 
 @torch.no_grad()

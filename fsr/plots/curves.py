@@ -55,7 +55,7 @@ def _marks(ax: Axes, frame: pd.DataFrame) -> None:
 
 
 def _mark(ax: Axes, mark: str, x: float, y: float, method: str) -> None:
-    options = {"clip_on": False, "zorder": 4, "linestyle": "", "markeredgecolor": "black", "markeredgewidth": 0.5}
+    options: dict = {"clip_on": False, "zorder": 4, "linestyle": "", "markeredgecolor": "black", "markeredgewidth": 0.5}
     options |= {"markeredgecolor": style.colour(method), "fillstyle": "none"} if mark == "last" else {}
     size = {"last": 6, "best": 7, "ema": 3}[mark]  # all three can fall on one point and are still seen
     ax.plot(x, y, marker=style.MARKERS[mark], color=style.colour(method), markersize=size, **options)

@@ -83,10 +83,10 @@ def module_diagram(profile: str = "") -> Figure:
         ax.text(x, y, sign, ha="center", va="center_baseline", fontsize=8.5, zorder=3)
     for corners in PATHS:
         _path(ax, corners, LINE)
-    for corners in AUX_PATHS:
-        _path(ax, corners, AUX, (0, (3, 2)))
-    for x, y, text in LABELS:
-        ax.text(x, y, text, ha="center", va="center", fontsize=7.5)
+    for around in AUX_PATHS:
+        _path(ax, around, AUX, (0, (3, 2)))
+    for left, top, text in LABELS:
+        ax.text(left, top, text, ha="center", va="center", fontsize=7.5)
     note = "dashed: one auxiliary head $h$ (pool, linear),\nused by the training losses only;\n"
     ax.text(1, 50.5, note + "$y'$ = most probable wrong class", ha="left", va="center", fontsize=6.6, color=AUX)
     return style.finish(figure, IDENTITY)

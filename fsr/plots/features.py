@@ -1,5 +1,7 @@
 """F8: the features before and after recalibration, as t-SNE."""
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -34,11 +36,11 @@ def _scatter(ax: Axes, points: np.ndarray, labels: np.ndarray, classes: list[str
     taken: list[np.ndarray] = []
     for label in np.unique(labels)[: len(style.CLASSES)]:
         part, colour = points[labels == label], style.CLASSES[label]
-        ax.scatter(*part.T, s=4, color=colour, linewidths=0, alpha=0.65, rasterized=True)
+        ax.scatter(part[:, 0], part[:, 1], s=4, color=colour, linewidths=0, alpha=0.65, rasterized=True)
         taken.append(densest(part, taken, np.ptp(points, axis=0) * (0.2, 0.06)))
-        options = {"ha": "center", "va": "center", "fontsize": 7.5, "fontweight": "bold", "zorder": 5}
-        ax.text(*taken[-1], classes[label], color=colour, path_effects=[withStroke(linewidth=2.5, foreground="white")],
-                **options)  # fmt: skip
+        options: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7.5, "fontweight": "bold", "zorder": 5}
+        ax.text(taken[-1][0], taken[-1][1], classes[label], color=colour,
+                path_effects=[withStroke(linewidth=2.5, foreground="white")], **options)  # fmt: skip
     ax.set(xticks=[], yticks=[])
     ax.margins(0.09)
     ax.spines[:].set_visible(True)

@@ -1,5 +1,7 @@
 """F1, F2 and F3: attention maps, the mask and what each stream knows about the class."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib import colormaps
@@ -36,7 +38,7 @@ def _answers(axes: list[Axes], arrays: dict, i: int, classes: list[str]) -> None
         ax.imshow(np.moveaxis(arrays[key][i], 0, -1), interpolation="none")
         right = arrays[answer][i] == truth
         text = f"{'right' if right else 'wrong'}: {classes[arrays[answer][i]]}"
-        options = {"transform": ax.transAxes, "ha": "center", "va": "top", "fontsize": 6.5}
+        options: dict[str, Any] = {"transform": ax.transAxes, "ha": "center", "va": "top", "fontsize": 6.5}
         ax.text(0.5, -0.04, text, color=style.GREEN if right else style.VERMILION, **options)
     options = {"rotation": 90, "ha": "right", "va": "center", "fontsize": 7}
     axes[0].text(-0.05, 0.5, classes[truth], transform=axes[0].transAxes, **options)
@@ -72,7 +74,7 @@ def attention_maps(profile: str) -> Figure:
 
 def mask_records(profile: str) -> list[tuple[dict, dict[str, np.ndarray]]]:
     """Mask analyses of the trained temperatures, rising."""
-    rows = [row for row in experiments.ROWS[profile]["settings"] if row.axis == "tau"]
+    rows: list[Any] = [row for row in experiments.ROWS[profile]["settings"] if row.axis == "tau"]
     histograms = []
     for row in sorted(rows, key=lambda row: row.value):
         try:
@@ -138,7 +140,7 @@ def stream_bars(profile: str) -> Figure:
     cells, checkpoint = stream_shares(profile)
     figure, ((ax,),) = style.panels(1, 1, 2.9)
     colour = style.METHODS["AT + FSR"]
-    options_of = {"aux": {"facecolor": "white", "hatch": "///"}, "knn": {"facecolor": colour}}
+    options_of: dict[str, Any] = {"aux": {"facecolor": "white", "hatch": "///"}, "knn": {"facecolor": colour}}
     for (stream, probe), row in cells.iterrows():
         x = list(style.STREAMS).index(stream) + (-0.2 if probe == "aux" else 0.2)
         ax.bar(x, row["value"], 0.37, edgecolor=colour, **options_of[probe])

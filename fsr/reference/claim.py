@@ -1,6 +1,7 @@
 """What a claim is: its text, how it is decided, and where."""
 
 from dataclasses import dataclass
+from typing import Any
 
 MIN_SEEDS = 3  # fewer only point somewhere
 
@@ -20,7 +21,7 @@ class Claim:
     kind: str
     source: str
     rule: str
-    stated: float | None = None
+    stated: float | Any = None
     unit: str = "points"
     tolerance: float = 0.0
     metric: str = ""

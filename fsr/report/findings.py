@@ -1,5 +1,7 @@
 """Two or three sentences per table and for the training curves, made from numbers each time they are asked for."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -36,8 +38,8 @@ def reported(profile: str, name: str) -> pd.DataFrame:
     return numbers[ours].drop_duplicates(["dataset", "network", "row", "metric"])
 
 
-def cell(numbers: pd.DataFrame, row: str, metric: str) -> dict | None:
-    """The first number of this row and metric."""
+def cell(numbers: pd.DataFrame, row: str, metric: str) -> dict | Any:
+    """The first number of this row and metric, or None."""
     matches = numbers[(numbers["row"] == row) & (numbers["metric"] == metric)]
     return None if matches.empty else matches.iloc[0].to_dict()
 

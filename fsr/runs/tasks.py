@@ -85,8 +85,9 @@ def perform(task: Task, options: Options) -> list[str]:
     parts: list[tuple[Callable[..., None], tuple]] = [
         (ensure_trained, ()),
         *((ensure_evaluated, (e,)) for e in task.evaluations),
+        *((ensure_analysed, (a,)) for a in task.analyses),
     ]
-    for ensure_part, arguments in [*parts, *((ensure_analysed, (a,)) for a in task.analyses)]:
+    for ensure_part, arguments in parts:
         try:
             ensure_part(task.run, *arguments, options)
         except (TimeUp, Interrupted):

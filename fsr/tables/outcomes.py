@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -128,7 +129,7 @@ def _outdone(run: Run, evaluation: Evaluation) -> tuple[int, int, str] | None:
     strong = outcome(run, evaluation)
     if strong is None:
         return None
-    changes = {"attack": "", "images": None, "steps": None, "surrogate": None}
+    changes: dict[str, Any] = {"attack": "", "images": None, "steps": None, "surrogate": None}
     same = replace(evaluation, **changes)
     others = [e for e in store.evaluations(run) if e.attack != evaluation.attack and replace(e, **changes) == same]
     counts = [(*both, e.attack) for e in others if (both := broken_only(run, e, strong))]

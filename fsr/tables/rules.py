@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,9 +19,9 @@ EPOCHS = range(5, 30)  # of the comparison with the authors' log: one learning r
 class Finding(NamedTuple):
     """Ours for one claim in its unit; holds: None while undecided; without a value nothing was measured."""
 
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
+    value: float | Any = None
+    low: float | Any = None
+    high: float | Any = None
     seeds: int = 0
     holds: bool | None = None
     why: str = ""
@@ -51,9 +51,9 @@ def gain_between(row: Row | None, base: Row | None, after: Evaluation, before: E
     cell = outcomes.gain(row.runs, base.runs, after, before) if row and base else {}
     if "value" not in cell:
         return NOTHING
-    ends = [100 * cell.get(f"seeds_{end}", cell[end]) for end in ("low", "high")]
+    low, high = (100 * cell.get(f"seeds_{end}", cell[end]) for end in ("low", "high"))
     few = "" if cell["seeds"] >= MIN_SEEDS else "interval over images alone"
-    return Finding(100 * cell["value"], *ends, cell["seeds"], above(*ends), few)
+    return Finding(100 * cell["value"], low, high, cell["seeds"], above(low, high), few)
 
 
 def least_lead(named: dict[str, Finding]) -> Finding:
@@ -161,8 +161,8 @@ def accuracy(profile: str, claim: Claim, checkpoint: str) -> Finding:
     low, high: the 90 % t interval, which decides; below three seeds Wilson's interval over images.
     """
     row, evaluation = row_of(profile, "AT + FSR"), column(profile, claim.metric, checkpoint)
-    cell = outcomes.accuracy(row.runs, evaluation)
-    if "value" not in cell:
+    cell = outcomes.accuracy(row.runs, evaluation) if row else {}
+    if row is None or "value" not in cell:
         return NOTHING
     low, high = 100 * cell["low"], 100 * cell["high"]
     if cell["seeds"] >= MIN_SEEDS:

@@ -29,7 +29,7 @@ def study_gain_early(profile: str, claim: Claim, checkpoint: str) -> Finding:
 
 def study_training(profile: str, claim: Claim, checkpoint: str) -> Finding:
     """The largest difference over epochs of the mean training accuracy under attack, AT + FSR minus AT, in points."""
-    rows = [row_of(profile, name, "study") for name in ("AT", "AT + FSR")]
+    rows = [row for name in ("AT", "AT + FSR") if (row := row_of(profile, name, "study"))]
     seeds = [i for i, pair in enumerate(zip(*(row.runs for row in rows))) if all(map(store.is_trained, pair))]
     if not seeds:
         return NOTHING

@@ -48,6 +48,7 @@ def source(name: str) -> Path:
 
 def key(name: str, profile: str) -> str:
     """Hash of what an executed notebook depends on: source, package, library versions, the paper's cells, records."""
+    experiments.profile_of(profile)
     package = Path(__file__).resolve().parent
     parts = [
         source(name),
@@ -157,7 +158,6 @@ def execute(
 
     Once interrupted() is true none begins; those that run are finished.
     """
-    experiments.profile_of(profile)
 
     def one(name: str) -> tuple[str, bool]:
         if not force and is_current(name, profile):

@@ -195,7 +195,9 @@ def test_an_audit_prints_every_group_and_the_worst_case(fsr, root, monkeypatch):
     assert code == 0, err
     assert lines[0].startswith("authors' protocol")
     record, _ = store.load_analysis(run, Analysis(kind="audit", images=8, budget="quick"))
-    assert {"autoattack", "latent", "queries", "restarts"} <= set(record["groups"]) and len(lines) >= len(record["groups"]) + 2
+    assert {"autoattack", "latent", "queries", "restarts"} <= set(record["groups"]) and len(lines) >= len(
+        record["groups"]
+    ) + 2
     assert f"{100 * record['worst_case'] / 8:.1f} [" in next(line for line in lines if line.startswith("worst case"))
 
 

@@ -129,27 +129,3 @@ def named(profile: str) -> dict[str, Run]:
         if (run.dataset, run.backbone, run.seed) == (base.dataset, base.backbone, 0):
             runs.setdefault(run.label, run)
     return runs
-
-
-__all__ = [
-    "CHECKPOINTS",
-    "COLUMNS",
-    "CONTROLS",
-    "EPS_FACTORS",
-    "INTERVENTIONS",
-    "NEEDS",
-    "NOTEBOOKS",
-    "PROFILES",
-    "ROWS",
-    "SETS",
-    "STEPS",
-    "Row",
-    "analyses",
-    "columns",
-    "evaluations",
-    "has_heads",
-    "main_pair",
-    "named",
-    "profile_of",
-    "surrogates",
-]

@@ -121,12 +121,7 @@ def _mini() -> Profile:
 
 
 def _headline() -> Profile:
-    return Profile(
-        name="headline",
-        base=for_dataset("cifar10"),
-        scope="pair",
-        sweep_images=1000,
-    )
+    return Profile(name="headline", base=for_dataset("cifar10"), scope="pair", sweep_images=1000)
 
 
 def _headline40() -> Profile:

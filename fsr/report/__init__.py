@@ -3,5 +3,3 @@
 from fsr.report.findings import answer, findings
 from fsr.report.page import build
 from fsr.report.readme import update_readme
-
-__all__ = ["answer", "build", "findings", "update_readme"]

@@ -90,19 +90,3 @@ def save_all(profile: str) -> list[Path]:
     """Write every table of a profile, and provenance.csv."""
     path = output.write(files.tables(profile) / "provenance.csv", output.csv_text(provenance(profile)))
     return [*(path for name in of_profile(profile) for path in save(profile, name)), path]
-
-
-__all__ = [
-    "LEGEND",
-    "TABLES",
-    "TableInfo",
-    "audit_lines",
-    "notes",
-    "of_profile",
-    "provenance",
-    "save",
-    "save_all",
-    "show",
-    "table",
-    "wide",
-]

@@ -31,16 +31,18 @@ CSS = [
 
 def wide(frame: pd.DataFrame) -> pd.DataFrame:
     """What a reader sees of a table of `tables.table`: every cell a text, a row per method and checkpoint."""
-    return next(make for column, make in VIEWS.items() if column in frame.columns)(frame)[0]
+    return next(make for column, make in VIEWS.items() if column in frame.columns)(frame)
 
 
 def texts(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(text cells with a heading row above every group, class of each cell: group, best, empty or "")."""
-    text, best = next(make for column, make in VIEWS.items() if column in frame.columns)(frame)
+    text = wide(frame)
     if text.empty:
         text = pd.DataFrame({"table": ["this profile plans no such rows"]})
-        best = _none(text)
-    classes = text.map(lambda cell: "empty" if cell in (NOT_RUN, "not applicable") else "").mask(best, "best")
+    classes = text.map(lambda cell: "empty" if cell in (NOT_RUN, "not applicable") else "")
+    if "metric" in frame and len(frame):
+        best = _robustness(frame.assign(best=_best(frame)), lambda cell, usual: cell.best)
+        classes = classes.mask(best.eq(True), "best")
     keys = [name for name in GROUP if name in text]
     if not keys:
         return text, classes
@@ -71,9 +73,8 @@ def show(frame: pd.DataFrame) -> Styler:
             classes[column] = classes[column].where(classes[column] != "", "long")
     broken = text.map(lambda cell: cell.replace(" [", "\n[") if len(cell) <= LONG else cell)
     styler = Styler(broken, uuid=hashlib.sha256(text.to_csv().encode()).hexdigest()[:8], cell_ids=False)
-    styler.hide(axis="index").format(escape="html").format_index(escape="html", axis=1).set_td_classes(
-        classes
-    ).set_table_styles(CSS)
+    styler.hide(axis="index").format(escape="html").format_index(escape="html", axis=1)
+    styler.set_td_classes(classes).set_table_styles(CSS)
     return styler.set_caption(f"{left_out} rows have not been run; the csv file lists them.") if left_out else styler
 
 
@@ -82,10 +83,6 @@ def _without(text: pd.DataFrame, classes: pd.DataFrame, empty: pd.Series) -> tup
     heading = classes.loc[~empty].iloc[:, 0] == "group"
     kept = heading.index[~(heading & heading.shift(-1, fill_value=True))]
     return text.loc[kept].reset_index(drop=True), classes.loc[kept].reset_index(drop=True)
-
-
-def _none(text: pd.DataFrame) -> pd.DataFrame:
-    return pd.DataFrame(False, index=text.index, columns=text.columns)
 
 
 def measured(cell, usual) -> str:
@@ -102,21 +99,19 @@ def measured(cell, usual) -> str:
     return text if missing(cell.n) or cell.seeds == usual.seeds else f"{text} (seeds: {cell.seeds:.0f})"
 
 
-def _robustness(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _robustness(frame: pd.DataFrame, shown: Callable = measured) -> pd.DataFrame:
     """A row per method and checkpoint, a column per attack; n and seeds are those of the first column that was run."""
     metrics = list(dict.fromkeys(frame["metric"]))
     usual = frame.dropna(subset="n").groupby(ROW, sort=False)[["n", "seeds", "planned"]].first()
-    rows = {key: part for key, part in frame.assign(best=_best(frame)).groupby(ROW, sort=False)}
+    rows = {key: part for key, part in frame.groupby(ROW, sort=False)}
     places, kinds = list(dict.fromkeys(key[:2] for key in rows)), list(labels.WEIGHTS)
     order = sorted(rows, key=lambda k: (places.index(k[:2]), kinds.index(k[2]) if k[2] in kinds else len(kinds)))
-    text, best = [], []
+    text = []
     for key in order:
         first = usual.loc[key] if key in usual.index else pd.Series({"n": None, "seeds": None, "planned": None})
-        cells = {cell.metric: measured(cell, first) for cell in rows[key].itertuples()}
+        cells = {cell.metric: shown(cell, first) for cell in rows[key].itertuples()}
         text.append(_left(key) | {labels.metric(m): cells.get(m, "") for m in metrics} | _counts(first))
-        best.append({labels.metric(cell.metric): cell.best for cell in rows[key].itertuples()})
-    shown = pd.DataFrame(text)
-    return shown, pd.DataFrame(best).reindex(columns=shown.columns).eq(True)
+    return pd.DataFrame(text)
 
 
 def _left(key: tuple) -> dict[str, str]:
@@ -148,7 +143,7 @@ def _best(frame: pd.DataFrame) -> pd.Series:
     return pd.Series(frame.index.isin(best.index), index=frame.index)
 
 
-def _streams(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _streams(frame: pd.DataFrame) -> pd.DataFrame:
     """A row per checkpoint and stream, a column per probe and attack."""
     rows = []
     for (row, checkpoint, stream), part in frame.groupby(["row", "checkpoint", "stream"], sort=False):
@@ -159,8 +154,7 @@ def _streams(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
                 cell = part[(part["probe"] == probe) & (part["attack"] == attack)]
                 out[f"{title}, {words}"] = _over_seeds(cell) if len(cell) else ""
         rows.append(out | {"n": "" if row == "paper" else quantity(part["n"].max(), digits=0)})
-    text = pd.DataFrame(rows)
-    return text, _none(text)
+    return pd.DataFrame(rows)
 
 
 def _over_seeds(part: pd.DataFrame) -> str:
@@ -175,7 +169,7 @@ def _over_seeds(part: pd.DataFrame) -> str:
     return f"{number(100 * mean)}{spread} {span(100 * low, 100 * high)}{seeds}"
 
 
-def _overhead(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _overhead(frame: pd.DataFrame) -> pd.DataFrame:
     """A row per network without and with FSR, and what FSR adds in percent."""
     rows = []
     for (dataset, network), part in frame.groupby(["dataset", "network"], sort=False):
@@ -189,8 +183,7 @@ def _overhead(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         if len(both) == 2:
             added = [_added(both[False], both[True], name) for name in overhead.COST]
             rows.append(keys | {"method": "added by FSR"} | dict(zip(COST_NAMES, added)))
-    text = pd.DataFrame(rows)
-    return text, _none(text)
+    return pd.DataFrame(rows)
 
 
 def _added(without: dict, with_fsr: dict, name: str) -> str:
@@ -203,7 +196,7 @@ def _added(without: dict, with_fsr: dict, name: str) -> str:
     return f"{number(100 * (with_fsr[name] / without[name] - 1), digits=2, sign=True)} %"
 
 
-def _audits(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _audits(frame: pd.DataFrame) -> pd.DataFrame:
     """A row per attack group, a column per network."""
     columns = list(dict.fromkeys(zip(frame["row"], frame["checkpoint"])))
     known = {(cell.row, cell.checkpoint, cell.item): cell for cell in frame.itertuples()}
@@ -212,11 +205,10 @@ def _audits(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         | {f"{row}, {weights}": audits.text(known.get((row, weights, item))) for row, weights in columns}
         for item in audits.items(frame)
     ]
-    text = pd.DataFrame(rows)
-    return text, _none(text)
+    return pd.DataFrame(rows)
 
 
-def _verdict(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _verdict(frame: pd.DataFrame) -> pd.DataFrame:
     """A row per claim."""
 
     def value(number_, unit: str) -> str:
@@ -229,11 +221,10 @@ def _verdict(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         stated = value(cell.stated, cell.unit) or "words only"
         row = {"claim": f"{cell.id}. {cell.claim}", "by": cell.kind, "stated": stated, "ours": ours}
         rows.append(row | {"seeds": str(cell.seeds), "verdict": cell.verdict, "why": cell.reason})
-    text = pd.DataFrame(rows)
-    return text, _none(text)
+    return pd.DataFrame(rows)
 
 
-VIEWS: dict[str, Callable[[pd.DataFrame], tuple[pd.DataFrame, pd.DataFrame]]] = {
+VIEWS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "metric": _robustness,
     "stream": _streams,
     "macs": _overhead,

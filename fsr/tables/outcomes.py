@@ -82,10 +82,7 @@ def pairs(
 
 
 def gain(
-    runs: tuple[Run, ...],
-    baseline: tuple[Run, ...],
-    evaluation: Evaluation,
-    base_evaluation: Evaluation | None = None,
+    runs: tuple[Run, ...], baseline: tuple[Run, ...], evaluation: Evaluation, base_evaluation: Evaluation | None = None
 ) -> dict:
     """Accuracy of `runs` minus `baseline` as a fraction, on the same images and seeds.
 

@@ -39,8 +39,7 @@ def test_overhead_in_percent_and_latency_in_turns(records):
 
 
 @pytest.mark.parametrize(
-    ("at", "both"),
-    [({"sharing": 2}, {}), ({}, {"processes": 2}), ({"sittings": [{"hardware": {"gpu": "H200"}}]}, {})],
+    ("at", "both"), [({"sharing": 2}, {}), ({}, {"processes": 2}), ({"sittings": [{"hardware": {"gpu": "H200"}}]}, {})]
 )
 def test_seconds_of_shared_or_different_devices_are_not_compared(records, at, both):
     for run, more in ((AT, at), (BOTH, both)):

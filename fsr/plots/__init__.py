@@ -10,49 +10,31 @@ from matplotlib.figure import Figure
 
 from fsr import files
 from fsr.files import MissingRecord, UsageError, write_bytes
-from fsr.plots.curves import training_curves
-from fsr.plots.diagram import module_diagram
-from fsr.plots.features import feature_space
-from fsr.plots.inside import attention_maps, mask_histograms, stream_bars
-from fsr.plots.paired_gains import gains, training_length
-from fsr.plots.settings import attack_strength, sweeps
-from fsr.plots.style import STYLE
+from fsr.plots import curves, diagram, features, gains, inside, style
 
-FIGURES: dict[str, Callable[[str], Figure]] = {
-    "F1": attention_maps,
-    "F2": mask_histograms,
-    "F3": stream_bars,
-    "F4": sweeps,
-    "F5": training_curves,
-    "F6": attack_strength,
-    "F7": gains,
-    "F8": feature_space,
-    "F9": module_diagram,
-    "F10": training_length,
+_ALL = {
+    "F1": (inside.attention_maps, "attention-maps", "What each stream attends to"),
+    "F2": (inside.mask_histograms, "masks", "The mask"),
+    "F3": (inside.stream_bars, "streams", "What each stream knows about the class"),
+    "F4": (gains.sweeps, "sweeps", "Settings and place of the module"),
+    "F5": (curves.training_curves, "training-curves", "Training curves"),
+    "F6": (gains.attack_strength, "attack-strength", "Accuracy against attack strength"),
+    "F7": (gains.gains, "gains", "What FSR adds"),
+    "F8": (features.feature_space, "feature-space", "Features before and after recalibration"),
+    "F9": (diagram.module_diagram, "module", "The FSR module"),
+    "F10": (gains.training_length, "training-length", "Gain against training length"),
 }
-TITLES = {
-    "F1": "What each stream attends to",
-    "F2": "The mask",
-    "F3": "What each stream knows about the class",
-    "F4": "Settings and place of the module",
-    "F5": "Training curves",
-    "F6": "Accuracy against attack strength",
-    "F7": "What FSR adds",
-    "F8": "Features before and after recalibration",
-    "F9": "The FSR module",
-    "F10": "Gain against training length",
-}
-STEMS = "attention-maps masks streams sweeps training-curves attack-strength gains feature-space module training-length"
+FIGURES: dict[str, Callable[[str], Figure]] = {name: style.styled(draw) for name, (draw, *_) in _ALL.items()}
+TITLES = {name: title for name, (*_, title) in _ALL.items()}
 FILES = {"png": {"Software": None}, "pdf": {"Creator": None, "Producer": None, "CreationDate": None}}
-ONCE = {"F9": "demo"}  # the same for every profile: one file
 
 
 def paths(profile: str, name: str) -> list[Path]:
     """figures/<profile>/<name>-<title>.png and .pdf; UsageError for an unknown figure."""
     if name not in FIGURES:
         raise UsageError(f"unknown figure {name!r}; choose one of {', '.join(FIGURES)}")
-    stem = f"{name}-{STEMS.split()[int(name[1:]) - 1]}"
-    return [files.figures(ONCE.get(name, profile)) / f"{stem}.{kind}" for kind in FILES]
+    folder = files.figures("demo" if name == "F9" else profile)  # the module is the same for every profile: one file
+    return [folder / f"{name}-{_ALL[name][1]}.{kind}" for kind in FILES]
 
 
 def save(profile: str, name: str) -> list[Path]:
@@ -62,7 +44,7 @@ def save(profile: str, name: str) -> list[Path]:
     logging.getLogger("fontTools").setLevel(logging.ERROR)  # it warns about dates inside matplotlib's fonts
     for path, (kind, metadata) in zip(targets, FILES.items()):
         buffer = io.BytesIO()
-        with mpl.rc_context(STYLE):
+        with mpl.rc_context(style.STYLE):
             figure.savefig(buffer, format=kind, metadata=metadata)
         if not path.exists() or path.read_bytes() != buffer.getvalue():
             write_bytes(path, buffer.getvalue())

@@ -1,5 +1,7 @@
 """F9: the FSR module, drawn by code (Kim et al. 2023 and the authors' code)."""
 
+from typing import Any
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch
@@ -7,6 +9,7 @@ from matplotlib.patches import Circle, FancyBboxPatch
 from fsr.plots import style
 
 LINE, AUX = "#333333", "#777777"
+DASH: Any = (0, (3, 2))
 # Boxes: centre and size in units of the drawing (100 x 54), text, fill; a white one is a training loss.
 BOXES = (
     (6, 27, 10.5, 10, "backbone\nup to the\nchosen stage", "#EDEDED"),
@@ -60,33 +63,35 @@ IDENTITY = (
 )
 
 
-def _path(ax: Axes, corners, colour: str, dash="-") -> None:
+def _path(ax: Axes, corners, colour: str, dash: Any = "-") -> None:
     xs, ys = zip(*corners)
-    ax.plot(xs[:-1], ys[:-1], color=colour, linewidth=0.9, linestyle=dash, zorder=1, solid_capstyle="round")
-    arrow = {"arrowstyle": "-|>", "color": colour, "linewidth": 0.9, "linestyle": dash, "shrinkA": 0, "shrinkB": 0}
-    ax.annotate("", xy=corners[-1], xytext=corners[-2], arrowprops=arrow | {"mutation_scale": 8}, zorder=1)
+    look = {"color": colour, "linestyle": dash, "linewidth": 0.9}
+    ax.plot(xs[:-1], ys[:-1], zorder=1, solid_capstyle="round", **look)
+    arrow = {"arrowstyle": "-|>", "shrinkA": 0, "shrinkB": 0, "mutation_scale": 8}
+    ax.annotate("", xy=corners[-1], xytext=corners[-2], arrowprops=arrow | look, zorder=1)
 
 
-@style.styled
-def module_diagram(profile: str = "") -> Figure:
+def module_diagram(profile: str) -> Figure:
     """F9: separation above, recalibration below, one addition at the end; the same for every profile."""
     figure, ((ax,),) = style.panels(1, 1, 4.2)
-    style.blank(ax)
     ax.set(xlim=(0, 100), ylim=(-3.5, 53.5), aspect="equal")
+    ax.set_axis_off()
+    centred: dict[str, Any] = {"ha": "center", "va": "center", "zorder": 3}
     for x, y, width, height, text, fill in BOXES:
-        options = {"edgecolor": AUX, "linestyle": (0, (3, 2))} if fill == "white" else {"edgecolor": LINE}
+        edge, dash = (AUX, DASH) if fill == "white" else (LINE, "-")
+        look: dict[str, Any] = {"facecolor": fill, "edgecolor": edge, "linestyle": dash, "linewidth": 0.9, "zorder": 2}
         corner, shape = (x - width / 2, y - height / 2), "round,pad=0,rounding_size=1.2"
-        ax.add_patch(FancyBboxPatch(corner, width, height, shape, facecolor=fill, linewidth=0.9, zorder=2, **options))
-        ax.text(x, y, text, ha="center", va="center", fontsize=6.6, zorder=3)
+        ax.add_patch(FancyBboxPatch(corner, width, height, shape, **look))
+        ax.text(x, y, text, fontsize=6.6, **centred)
     for x, y, sign in GATES:
         ax.add_patch(Circle((x, y), 1.7, facecolor="white", edgecolor=LINE, linewidth=0.9, zorder=2))
-        ax.text(x, y, sign, ha="center", va="center_baseline", fontsize=8.5, zorder=3)
+        ax.text(x, y, sign, fontsize=8.5, **centred | {"va": "center_baseline"})
     for corners in PATHS:
         _path(ax, corners, LINE)
     for around in AUX_PATHS:
-        _path(ax, around, AUX, (0, (3, 2)))
+        _path(ax, around, AUX, DASH)
     for left, top, text in LABELS:
-        ax.text(left, top, text, ha="center", va="center", fontsize=7.5)
+        ax.text(left, top, text, fontsize=7.5, **centred)
     note = "dashed: one auxiliary head $h$ (pool, linear),\nused by the training losses only;\n"
     ax.text(1, 50.5, note + "$y'$ = most probable wrong class", ha="left", va="center", fontsize=6.6, color=AUX)
     return style.finish(figure, IDENTITY)

@@ -1,7 +1,5 @@
 """F8: the features before and after recalibration, as t-SNE."""
 
-from typing import Any
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -9,10 +7,8 @@ from matplotlib.patheffects import withStroke
 from scipy.linalg import orthogonal_procrustes
 
 from fsr import experiments
-from fsr.files import MissingRecord
 from fsr.plots import records, style
 
-PANELS = {"tsne_nonrobust": "nonrobust", "tsne_recalibrated": "recalibrated"}
 NEAR = 15  # neighbours of its own class that say how dense a cluster is at a point
 
 
@@ -33,36 +29,30 @@ def densest(points: np.ndarray, taken: list[np.ndarray], apart: np.ndarray) -> n
 
 
 def _scatter(ax: Axes, points: np.ndarray, labels: np.ndarray, classes: list[str]) -> None:
+    """A dot per image in its class's colour, and the class's name where it lies densest."""
     taken: list[np.ndarray] = []
     for label in np.unique(labels)[: len(style.CLASSES)]:
         part, colour = points[labels == label], style.CLASSES[label]
         ax.scatter(part[:, 0], part[:, 1], s=4, color=colour, linewidths=0, alpha=0.65, rasterized=True)
         taken.append(densest(part, taken, np.ptp(points, axis=0) * (0.2, 0.06)))
-        options: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7.5, "fontweight": "bold", "zorder": 5}
-        ax.text(taken[-1][0], taken[-1][1], classes[label], color=colour,
-                path_effects=[withStroke(linewidth=2.5, foreground="white")], **options)  # fmt: skip
+        x, y = taken[-1]
+        text = ax.text(x, y, classes[label], color=colour, ha="center", va="center", fontsize=7.5, zorder=5)
+        text.set(fontweight="bold", path_effects=[withStroke(linewidth=2.5, foreground="white")])
     ax.set(xticks=[], yticks=[])
     ax.margins(0.09)
     ax.spines[:].set_visible(True)
 
 
-def _neighbours(profile: str, stream: str) -> str:
-    """Accuracy of the nearest neighbours on this stream under attack, EMA weights, seed 0; empty when not run."""
-    try:
-        cells = records.frame(profile, "T7", attack="pgd20", checkpoint="ema", probe="knn", stream=stream, seed=0)
-        return f": {100 * cells['accuracy'].iloc[0]:.1f} % by nearest neighbours"
-    except (MissingRecord, IndexError):
-        return ""
-
-
-@style.styled
 def feature_space(profile: str) -> Figure:
     """F8: t-SNE of pooled f- and recalibrated f- of adversarial images, the second turned onto the first."""
     record, arrays = records.analysis(profile, experiments.main_pair(profile)[1], "features")
+    shares = records.frame(profile, "T7", attack="pgd20", checkpoint="ema", probe="knn", seed=0).set_index("stream")
     figure, (axes,) = style.panels(1, 2, 3.9)
-    target = arrays["tsne_nonrobust"].astype(float)
-    for ax, (key, stream) in zip(axes, PANELS.items()):
-        _scatter(ax, aligned(arrays[key], target), arrays["labels"], record["class_names"])
-        ax.set_title(style.STREAMS[stream] + _neighbours(profile, stream))
+    for ax, stream in zip(axes, ("nonrobust", "recalibrated")):
+        points = aligned(arrays[f"tsne_{stream}"], arrays["tsne_nonrobust"])
+        _scatter(ax, points, arrays["labels"], record["class_names"])
+        share = shares["accuracy"].get(stream)
+        known = "" if share is None else f": {100 * share:.1f} % by nearest neighbours"
+        ax.set_title(style.STREAMS[stream] + known)
     note = f"AT + FSR, {records.setting(profile, 'ema')}, seed 0, {len(arrays['labels']):,} images under PGD-20;\n"
     return style.finish(figure, note + "t-SNE keeps neighbourhoods: distances between groups mean nothing")

@@ -19,8 +19,7 @@ BLUE, VERMILION, SKY, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#56B4E9", "
 GREY, BROWN, OLIVE, BLACK = "#7F7F7F", "#8C5A2B", "#B8A900", "#000000"
 METHODS = {"AT": BLUE, "AT + FSR": VERMILION, "TRADES": SKY, "TRADES + FSR": ORANGE, "MART": GREEN}
 METHODS |= {"MART + FSR": PURPLE}
-CLEAN, ATTACKED = GREY, BROWN
-ATTACKS = {"clean": CLEAN, "pgd20": OLIVE, "ensemble": BROWN, "autoattack": BLACK}
+ATTACKS = {"clean": GREY, "pgd20": OLIVE, "ensemble": BROWN, "autoattack": BLACK}
 CLASSES = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, BROWN, SKY, GREY, OLIVE, BLACK)
 STREAMS = {
     "f": "input $f$",
@@ -29,39 +28,23 @@ STREAMS = {
     "recalibrated": "recalibrated $\\tilde{f}^{\\,-}$",
     "output": "output $\\tilde{f}$",
 }
-MARKERS = {"last": "o", "best": "*", "ema": "D"}
 WIDTH = 7.2  # inches: two columns of a paper
-STYLE: dict[Any, Any] = sns.axes_style("ticks") | {
-    "savefig.dpi": 150,
-    "figure.dpi": 120,
-    "font.family": "DejaVu Sans",  # ships with matplotlib: the same bytes on every machine
-    "font.size": 8,
-    "axes.titlesize": 8.5,
-    "axes.titlelocation": "left",
-    "axes.labelsize": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E3E3E3",
-    "grid.linewidth": 0.6,
-    "xtick.labelsize": 7.5,
-    "ytick.labelsize": 7.5,
-    "legend.fontsize": 7.5,
-    "legend.frameon": False,
-    "lines.linewidth": 1.4,
-    "lines.markersize": 4.5,
-    "pdf.fonttype": 42,  # text stays text
-}
+# DejaVu Sans ships with matplotlib: the same bytes on every machine; fonttype 42: text stays text
+STYLE: dict[Any, Any] = sns.axes_style("ticks") | {"font.family": "DejaVu Sans", "font.size": 8, "pdf.fonttype": 42}
+STYLE |= {"axes.titlesize": 8.5, "axes.titlelocation": "left", "axes.labelsize": 8, "legend.frameon": False}
+STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#E3E3E3"}
+STYLE |= {"grid.linewidth": 0.6, "lines.linewidth": 1.4, "lines.markersize": 4.5, "axes.axisbelow": True}
+STYLE |= dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 7.5)
+STYLE |= {"savefig.dpi": 150, "figure.dpi": 120}
 
 
-def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+def styled(draw: Callable[[str], Figure]) -> Callable[[str], Figure]:
     """Draw with STYLE, leave the caller's settings alone and keep no figure open."""
 
     @functools.wraps(draw)
-    def wrapped(*args, **kwargs):
+    def wrapped(profile: str) -> Figure:
         with mpl.rc_context(STYLE):
-            figure = draw(*args, **kwargs)
+            figure = draw(profile)
             plt.close(figure)
             return figure
 
@@ -74,30 +57,28 @@ def panels(rows: int, cols: int, height: float, width: float = WIDTH, **kwargs) 
     return figure, figure.subplots(rows, cols, squeeze=False, **kwargs).tolist()
 
 
-def colour(method: str) -> str:
-    """The one colour of a method; black for what is none of the three and for the authors' code."""
-    return METHODS.get(method, BLACK)
-
-
-def blank(ax: Axes) -> None:
-    """No axes, ticks or grid: a place for a picture or a text."""
-    ax.set_axis_off()
-    ax.grid(False)
-
-
-def percent_axis(ax: Axes, which: str = "y") -> None:
+def percent_axis(ax: Axes) -> None:
     """Fractions stay fractions in the data; the axis shows percent."""
-    (ax.yaxis if which == "y" else ax.xaxis).set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
 
 
 def points(ax: Axes, frame: pd.DataFrame, at, color: str, *, horizontal: bool = False, linestyle: str = "") -> None:
     """`value` (fractions, drawn in points) at the places `at`, its intervals: over images thick, over seeds thin."""
-    values = 100 * frame["value"]
     for low, high, width in (("low", "high", 2.0), ("seeds_low", "seeds_high", 0.7)):
         if low in frame and frame[low].notna().any():
             ends = 100 * frame[low], 100 * frame[high]
             (ax.hlines if horizontal else ax.vlines)(at, *ends, color=color, linewidth=width)
+    values = 100 * frame["value"]
     ax.plot(*(values, at) if horizontal else (at, values), marker="o", color=color, linestyle=linestyle)
+
+
+def series(ax: Axes, frame: pd.DataFrame, column: str, order: list, hue: str, colours: dict, **options) -> None:
+    """Points of every value of `hue` side by side, at the place in `order` of what `column` holds."""
+    shown = [name for name in colours if name in set(frame[hue])]
+    for i, name in enumerate(shown):
+        rows = frame[frame[hue] == name]
+        at = [order.index(value) + 0.2 * (i - (len(shown) - 1) / 2) for value in rows[column]]
+        points(ax, rows, at, colours[name], **options)
 
 
 def key(label: str, color: str = "black", **options) -> Line2D:

@@ -177,9 +177,5 @@ def _audit(profile: Profile, run: Run) -> list[Analysis]:
     return [Analysis(kind="audit", checkpoint=kind, images=images, budget=profile.audit_budget)]
 
 
-ANALYSES: dict[str, Callable[[Profile, Run], list[Analysis]]] = {
-    "whitebox": _cost,
-    "settings": _masks,
-    "streams": _streams,
-    "audit": _audit,
-}
+ANALYSES: dict[str, Callable[[Profile, Run], list[Analysis]]] = {"whitebox": _cost, "settings": _masks}
+ANALYSES |= {"streams": _streams, "audit": _audit}

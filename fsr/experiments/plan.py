@@ -107,15 +107,11 @@ def deactivation(profile: Profile) -> tuple[Row, ...]:
 
 
 def _trained_variants(profile: Profile) -> list[Row]:
-    return [
-        _variant(
-            profile,
-            name,
-            with_fsr(profile.base, profile.place, **VARIANTS[name]),
-            profile.seeds if name in profile.all_seeds else profile.other_seeds,
-        )
-        for name in VARIANTS_OF[profile.scope]
-    ]
+    rows = []
+    for name in VARIANTS_OF[profile.scope]:
+        seeds = profile.seeds if name in profile.all_seeds else profile.other_seeds
+        rows.append(_variant(profile, name, with_fsr(profile.base, profile.place, **VARIANTS[name]), seeds))
+    return rows
 
 
 def components(profile: Profile) -> tuple[Row, ...]:
@@ -193,18 +189,9 @@ def streams(profile: Profile) -> tuple[Row, ...]:
     return (main_rows(profile)[1],)
 
 
-TABLE_ROWS: dict[str, Callable[[Profile], tuple[Row, ...]]] = {
-    "whitebox": whitebox,
-    "deactivation": deactivation,
-    "blackbox": blackbox,
-    "components": components,
-    "settings": settings,
-    "placement": placement,
-    "streams": streams,
-    "strength": strength,
-    "audit": strength,
-    "study": study,
-}
+MAKERS = (whitebox, deactivation, blackbox, components, settings, placement, streams, strength)
+TABLE_ROWS: dict[str, Callable[[Profile], tuple[Row, ...]]] = {make.__name__: make for make in MAKERS}
+TABLE_ROWS |= {"audit": strength, "study": study}
 STUDY = ("whitebox", "components", "study")  # all that the study's profile plans
 
 

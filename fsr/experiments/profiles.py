@@ -46,21 +46,13 @@ class Profile:
     report_checkpoint: str = "last"
 
 
-def _ci() -> Profile:
-    base = for_dataset(
-        "digits",
-        train_size=192,
-        test_size=64,
-        holdout=32,
-        width=4,
-        blocks=(1, 1, 1, 1),
-        epochs=2,
-        batch=32,
-        precision="float32",
-    )
-    return Profile(
+DIGITS = {"holdout": 100, "epochs": 15, "precision": "float32"}
+SMALL = {"width": 4, "blocks": (1, 1, 1, 1), "epochs": 2, "batch": 32, "precision": "float32"}
+WHOLE = [for_dataset(data, backbone=net) for data in ("cifar10", "svhn", "tinyimagenet") for net in BACKBONES]
+ALL = (
+    Profile(
         name="ci",
-        base=base,
+        base=for_dataset("digits", train_size=192, test_size=64, holdout=32, **SMALL),
         place=("layer3",),
         peers_at=("layer3.0", "layer4.0"),
         placements=(("layer2",),),
@@ -74,21 +66,16 @@ def _ci() -> Profile:
         sweep_images=32,
         audit_images=16,
         audit_budget="quick",
-    )
-
-
-def _demo() -> Profile:
-    base = for_dataset("digits", holdout=100, width=8, blocks=(1, 1, 1, 1), epochs=15, precision="float32")
-    other = {"holdout": 100, "epochs": 15, "precision": "float32"}
-    return Profile(
+    ),
+    Profile(
         name="demo",
-        base=base,
+        base=for_dataset("digits", width=8, blocks=(1, 1, 1, 1), **DIGITS),
         place=("layer3",),  # 2x2 there; layer4 is 1x1
         peers_at=("layer3.0", "layer4.0"),  # the last two blocks, as layer4.0 and layer4.1 are in ResNet-18
         placements=(("layer1",), ("layer2",), ("layer4",), ("layer2", "layer3")),
         others=(
-            (for_dataset("digits", backbone="vgg16", width=8, blocks=(1, 1, 1, 1, 1), **other), ("block3",)),
-            (for_dataset("digits", backbone="wideresnet34", width=1, blocks=(1, 1, 1), **other), ("block3",)),
+            (for_dataset("digits", backbone="vgg16", width=8, blocks=(1, 1, 1, 1, 1), **DIGITS), ("block3",)),
+            (for_dataset("digits", backbone="wideresnet34", width=1, blocks=(1, 1, 1), **DIGITS), ("block3",)),
         ),
         autoattack_images=100,
         all_seeds=CONTROLS,
@@ -97,11 +84,8 @@ def _demo() -> Profile:
         query_images=100,
         audit_images=100,
         audit_budget="quick",
-    )
-
-
-def _mini() -> Profile:
-    return Profile(
+    ),
+    Profile(
         name="mini",
         base=for_dataset("cifar10", width=16, epochs=10),
         others=(
@@ -117,19 +101,11 @@ def _mini() -> Profile:
         audit_budget="quick",
         all_seeds=("recalibration without L_sep", *CONTROLS),
         trainings={"epochs": (5, 10, 20), "precision": ("float32",)},
-    )
-
-
-def _headline() -> Profile:
-    return Profile(name="headline", base=for_dataset("cifar10"), scope="pair", sweep_images=1000)
-
-
-def _headline40() -> Profile:
-    """headline's pair on a schedule of the same shape in two fifths of the time.
-
-    The EMA weights are looked at: they are the better ones, and the first that AutoAttack was run on.
-    """
-    return Profile(
+    ),
+    Profile(name="headline", base=for_dataset("cifar10"), scope="pair", sweep_images=1000),
+    # A schedule of the same shape in two fifths of the time. The EMA weights are reported: they are the better ones,
+    # and the first that AutoAttack was run on.
+    Profile(
         name="headline40",
         base=for_dataset("cifar10", epochs=40),
         scope="pair",
@@ -137,12 +113,9 @@ def _headline40() -> Profile:
         stream_images=2000,
         audit_budget="quick",
         report_checkpoint="ema",
-    )
-
-
-def _overfit() -> Profile:
-    """Does FSR gain where AT overfits?  The authors' recipe on 1,000 training images, five seeds of each row."""
-    return Profile(
+    ),
+    # Does FSR gain where AT overfits?  The authors' recipe on 1,000 training images, five seeds of each row.
+    Profile(
         name="overfit",
         base=for_dataset("cifar10", width=32, train_size=1000),
         scope="study",
@@ -152,19 +125,13 @@ def _overfit() -> Profile:
         autoattack_images=500,
         autoattack_everywhere=False,
         autoattack_seeds=(0,),
-    )
-
-
-def _paper() -> Profile:
-    runs = [for_dataset(data, backbone=net) for data in ("cifar10", "svhn", "tinyimagenet") for net in BACKBONES]
-    return Profile(
+    ),
+    Profile(
         name="paper",
-        base=runs[0],
+        base=WHOLE[0],
         other_seeds=(0, 1, 2),
-        others=tuple((run, ()) for run in runs[1:]),
+        others=tuple((run, ()) for run in WHOLE[1:]),
         audit_images=None,
-    )
-
-
-ALL = (_ci(), _demo(), _mini(), _headline(), _headline40(), _overfit(), _paper())
+    ),
+)
 PROFILES = {profile.name: profile for profile in ALL}

@@ -7,9 +7,10 @@ import pandas as pd
 
 from fsr import experiments, statistics, store, tables
 from fsr.files import MissingRecord, UsageError
-from fsr.reference import MIN_SEEDS, epoch_log
+from fsr.reference import MIN_SEEDS
 from fsr.report.wording import bracket, interval, number, points, seeds, side
 from fsr.tables import labels
+from fsr.tables.rules import log_gaps
 
 GAIN = ": gain over "
 MAIN = f"AT + FSR{GAIN}AT"
@@ -217,16 +218,12 @@ def _training(profile: str) -> list[str]:
 
 def _beside_the_log(ours: pd.DataFrame) -> list[str]:
     """How far a full-size training is from the log of the authors' code, while both learn at the same rate."""
-    theirs = epoch_log().set_index("epoch").loc[ours.index]
-    pairs = {"train_cls": "train_adv_loss", "train_sep": "train_sep_loss", "train_rec": "train_rec_loss"}
-    gaps = [(ours[name] - theirs[other]).abs().mean() for name, other in pairs.items()]
-    words = ("classification", "separation", "recalibration")
-    text = ", ".join(f"{gap:.3f} ({word})" for gap, word in zip(gaps, words))
-    what = "follows" if max(gaps) < CLOSE else "departs from"
-    accuracy = number((ours["train_adv_acc"] - theirs["train_adv_acc"] / 100).abs().mean())
+    gaps, accuracy = log_gaps(ours)
+    text = ", ".join(f"{gap:.3f} ({loss})" for loss, gap in gaps.items())
+    what = "follows" if max(gaps.values()) < CLOSE else "departs from"
     return [
         f"Training {what} the log of the authors' code: mean gap of losses {text}, epochs 5 to {ours.index[-1]}.",
-        f"The mean gap of training accuracy under attack is {accuracy} points (compared after the runs).",
+        f"The mean gap of training accuracy under attack is {number(accuracy / 100)} points (compared after the runs).",
     ]
 
 

@@ -67,16 +67,8 @@ def cells(record: dict) -> Iterator[dict]:
 
 def items(table: pd.DataFrame) -> list[str]:
     """Every item once: groups in the audit's order, then worst case, flags, indicators and what they are read with."""
-    found, order = list(dict.fromkeys(table["item"])), list(GROUPS)
-    last = [
-        WORST,
-        FLAGS,
-        *(i for i in found if i == CHECKS),
-        *(i for i in found if i.startswith("indicator")),
-        *(i for i in found if i == UNBROKEN),
-    ]
-    groups = sorted((i for i in found if i not in last), key=lambda i: order.index(i) if i in order else -1)
-    return [*groups, *last]
+    rank = {item: place for place, item in enumerate([PROTOCOL, *GROUPS, WORST, FLAGS, CHECKS])}
+    return sorted(dict.fromkeys(table["item"]), key=lambda item: rank.get(item, len(rank) + (item == UNBROKEN)))
 
 
 def title(item: str) -> str:

@@ -61,14 +61,8 @@ def accuracy(runs: tuple[Run, ...], evaluation: Evaluation) -> dict:
     mean = float(np.mean(values))
     low, high = statistics.wilson(min(mean * n, n), n)
     sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return cell | {
-        "value": mean,
-        "low": low,
-        "high": high,
-        "n": n,
-        "sd": sd,
-        "flags": warnings(list(found), evaluation),
-    }
+    flags = warnings(list(found), evaluation)
+    return cell | {"value": mean, "low": low, "high": high, "n": n, "sd": sd, "flags": flags}
 
 
 def pairs(
@@ -99,14 +93,9 @@ def gain(
     if len(found) >= ENOUGH_SEEDS:
         ends = statistics.crossed_bootstrap(np.stack(before), np.stack(after))
         cell |= {"seeds_low": ends[0], "seeds_high": ends[1]}
-    return cell | {
-        "value": float(np.mean(deltas)),
-        "low": low,
-        "high": high,
-        "n": len(after[0]),
-        "sd": float(np.std(deltas, ddof=1)) if len(deltas) > 1 else None,
-        "p_first_seed": statistics.mcnemar_exact(*found[0]),
-    }
+    sd = float(np.std(deltas, ddof=1)) if len(deltas) > 1 else None
+    cell |= {"value": float(np.mean(deltas)), "low": low, "high": high, "n": len(after[0]), "sd": sd}
+    return cell | {"p_first_seed": statistics.mcnemar_exact(*found[0])}
 
 
 def broken_only(run: Run, evaluation: Evaluation, strong: pd.Series) -> tuple[int, int] | None:

@@ -11,15 +11,8 @@ from fsr.experiments import Row
 from fsr.tables import labels, outcomes, paper_cells
 from fsr.tables.formatting import NOT_RUN
 
-KINDS = {
-    "T1": "whitebox",
-    "T2": "deactivation",
-    "T3": "blackbox",
-    "T4": "components",
-    "T5": "settings",
-    "T6": "placement",
-    "T11": "study",
-}
+KINDS = {"T1": "whitebox", "T2": "deactivation", "T3": "blackbox", "T4": "components"}
+KINDS |= {"T5": "settings", "T6": "placement", "T11": "study"}
 KEYS = ["dataset", "backbone", "network", "checkpoint", "row", "kind", "source"]
 NUMBERS = ["value", "low", "high", "sd", "n", "seeds", "planned", "p_first_seed"]
 COLUMNS = [

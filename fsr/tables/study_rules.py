@@ -88,12 +88,7 @@ def real_deficit(profile: str, claim: Claim, checkpoint: str) -> Finding:
     return ema._replace(holds=not any(found.holds for found in others) and ema.value < -claim.tolerance)
 
 
+OF_THE_STUDY = (study_gain_early, study_training, study_needs_sep, study_early_stopping)
 STUDY_RULES: dict[str, Callable[[str, Claim, str], Finding]] = {
-    "study_gain_early": study_gain_early,
-    "study_training": study_training,
-    "study_needs_sep": study_needs_sep,
-    "study_early_stopping": study_early_stopping,
-    "slow_start": slow_start,
-    "overfitting": overfitting,
-    "real_deficit": real_deficit,
+    rule.__name__: rule for rule in (*OF_THE_STUDY, slow_start, overfitting, real_deficit)
 }

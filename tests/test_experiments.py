@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from fsr import experiments
-from fsr.config import FSRSpec, Run, run_id
-from fsr.experiments import NEEDS, NOTEBOOKS, PROFILES, ROWS, SETS
+from fsr.config import Run, run_id
+from fsr.experiments import NEEDS, PROFILES, ROWS, SETS
 from fsr.files import UsageError
 
 KINDS = {"all", "audit", "blackbox", "components", "deactivation", "placement", "settings", "streams", "strength",
@@ -18,17 +18,17 @@ PAIR = [("at", 0), ("at+fsr", 0), ("at", 1), ("at+fsr", 1), ("at", 2), ("at+fsr"
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_every_profile_has_every_set_and_fills_what_it_plans(profile):
+def test_every_profile_fills_its_sets_and_all_is_their_union_each_item_once(profile):
     filled = {kind for kind, runs in SETS[profile].items() if runs}
     assert set(SETS[profile]) == KINDS
     assert filled == (STUDY if profile == "overfit" else KINDS - {"study"})
-
-
-@pytest.mark.parametrize("profile", PROFILES)
-def test_ids_are_unique_and_all_holds_every_set(profile):
     everything = SETS[profile]["all"]
     assert len({run_id(run) for run in everything}) == len(everything)
     assert {run for runs in SETS[profile].values() for run in runs} == set(everything)
+    for run in everything[:40]:
+        union = {e for kind in KINDS - {"all"} for e in experiments.evaluations(profile, kind, run)}
+        asked = experiments.evaluations(profile, "all", run)
+        assert set(asked) == union and len({(e.checkpoint, e.attack_id) for e in asked}) == len(asked) == len(union)
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -149,20 +149,6 @@ def test_sweeps_reach_from_weak_to_hopeless_and_never_repeat_the_default():
     assert len({e.attack_id for e in asked}) == len(asked)
 
 
-@pytest.mark.parametrize("profile", PROFILES)
-def test_all_is_the_union_each_item_once_and_files_do_not_collide(profile):
-    for run in SETS[profile]["all"][:40]:
-        union = {e for kind in KINDS - {"all"} for e in experiments.evaluations(profile, kind, run)}
-        everything = experiments.evaluations(profile, "all", run)
-        assert set(everything) == union and len(everything) == len(union)
-        assert len({(e.checkpoint, e.attack_id) for e in everything}) == len(everything)
-
-
-def test_a_run_outside_a_set_is_asked_for_nothing():
-    assert experiments.evaluations("demo", "whitebox", Run()) == ()
-    assert experiments.analyses("demo", "audit", Run()) == ()
-
-
 def test_analyses_of_the_main_pair():
     plain, both = experiments.main_pair("demo")
     assert {a.kind for a in experiments.analyses("demo", "all", plain)} == {"cost", "audit"}
@@ -172,18 +158,11 @@ def test_analyses_of_the_main_pair():
                 experiments.analyses("demo", "settings", r))]) == 4  # one per tau  # fmt: skip
 
 
-def test_notebooks_are_00_to_16_and_need_known_sets():
-    assert [name[:2] for name in NOTEBOOKS] == [f"{i:02d}" for i in range(17)]
-    assert all(set(needs) <= KINDS for needs in NEEDS.values())
-
-
-def test_named_gives_the_default_runs_by_label():
+def test_named_runs_unknown_names_and_runs_outside_a_set():
     runs = experiments.named("demo")
-    assert (runs["at"], runs["at+fsr"]) == experiments.main_pair("demo")
-    assert runs["at+fsr"].fsr == FSRSpec(at=("layer3",)) and runs["natural"].method == "natural"
-
-
-def test_unknown_names_say_what_to_type():
+    assert (runs["at"], runs["at+fsr"]) == experiments.main_pair("demo") and runs["natural"].method == "natural"
+    assert experiments.evaluations("demo", "whitebox", Run()) == experiments.analyses("demo", "audit", Run()) == ()
+    assert all(set(needs) <= KINDS for needs in NEEDS.values())
     with pytest.raises(UsageError, match="choose one of ci, demo"):
         experiments.main_pair("dmeo")
     with pytest.raises(UsageError, match="whitebox"):

@@ -19,11 +19,6 @@ def test_wilson_is_scipys_for_whole_counts():
     assert s.wilson(0, 10)[0] == 0 and s.wilson(10, 10)[1] == 1
 
 
-def test_wilson_at_ten_thousand_images_is_about_one_point_each_way():
-    low, high = s.wilson(5000, 10_000)
-    assert (high - low) / 2 == pytest.approx(0.0098, abs=1e-4)
-
-
 @pytest.mark.parametrize("correct", [31, 79 + 1 / 3])  # a mean over three seeds is not rounded
 def test_wilson_inverts_the_score_test(correct):
     """Its ends are the fractions that the observed count rejects at exactly 5 %."""
@@ -41,12 +36,6 @@ def test_wilson_holds_its_fraction_and_grows_with_the_level(n, data):
     assert 0 <= wide[0] <= low <= correct / n + 1e-12 and correct / n - 1e-12 <= high <= wide[1] <= 1
 
 
-@pytest.mark.parametrize("correct, n", [(1, 0), (-1, 5), (6, 5)])
-def test_wilson_refuses_impossible_counts(correct, n):
-    with pytest.raises(ValueError, match="no count"):
-        s.wilson(correct, n)
-
-
 def outcomes(both, only_a, only_b, neither):
     """Paired outcomes with these four counts."""
     a = [1] * both + [1] * only_a + [0] * only_b + [0] * neither
@@ -59,27 +48,8 @@ def test_mcnemar_is_the_exact_binomial_by_enumeration(only_a, only_b):
     n = only_a + only_b
     observed = abs(only_a - n / 2)
     extreme = sum(abs(sum(signs) - n / 2) >= observed for signs in itertools.product((0, 1), repeat=n))
-    assert s.mcnemar_exact(*outcomes(20, only_a, only_b, 9)) == pytest.approx(extreme / 2**n)
-
-
-def test_mcnemar_reads_only_the_images_that_differ_and_is_symmetric():
-    a, b = outcomes(10, 8, 1, 3)
-    assert s.mcnemar_exact(a, b) == s.mcnemar_exact(b, a) == s.mcnemar_exact(*outcomes(5000, 8, 1, 4000))
-    assert s.mcnemar_exact(a, b) == pytest.approx(2 * 10 / 2**9)
-
-
-def test_mcnemar_refuses_averages():
-    with pytest.raises(ValueError, match="one run each"):
-        s.mcnemar_exact([0.5, 1], [0, 1])
-
-
-def test_bootstrap_of_two_images_is_known_exactly():
-    """Differences 0 and 1: the resampled mean is 0, 1/2, 1 with chances 1/4, 1/2, 1/4."""
-    rng = np.random.default_rng(0)
-    means = s._resampled_sums(np.array([0.0, 1.0]), 40_000, rng) / 2
-    for value, chance in ((0, 0.25), (0.5, 0.5), (1, 0.25)):
-        assert np.mean(means == value) == pytest.approx(chance, abs=0.01)
-    assert s.paired_bootstrap([0, 0], [0, 1]) == (0.0, 1.0)
+    a, b = outcomes(20, only_a, only_b, 9)
+    assert s.mcnemar_exact(a, b) == s.mcnemar_exact(b, a) == pytest.approx(extreme / 2**n)
 
 
 def test_bootstrap_equals_drawing_indices():
@@ -89,8 +59,7 @@ def test_bootstrap_equals_drawing_indices():
     slow = d[rng.integers(0, 300, size=(20_000, 300))].mean(axis=1)
     expected = np.quantile(slow, [0.025, 0.975])
     assert s.paired_bootstrap(a, b, draws=20_000) == pytest.approx(expected, abs=0.005)
-    normal = d.mean() + np.array([-1.96, 1.96]) * d.std() / math.sqrt(300)
-    assert s.paired_bootstrap(a, b, draws=20_000) == pytest.approx(normal, abs=0.006)
+    assert s.paired_bootstrap([0, 0], [0, 1]) == (0.0, 1.0)
 
 
 def test_bootstrap_sign_seed_and_level():
@@ -104,31 +73,14 @@ def test_bootstrap_sign_seed_and_level():
     assert low < narrow[0] < narrow[1] < high
 
 
-def test_bootstrap_covers_the_truth_about_as_often_as_it_says():
-    rng, hits = np.random.default_rng(0), 0
-    for trial in range(300):
-        a = rng.random(200) < 0.5
-        b = np.where(rng.random(200) < 0.3, rng.random(200) < 0.8, a)  # P(b) - P(a) = 0.3 * (0.8 - 0.5)
-        low, high = s.paired_bootstrap(a, b, seed=trial, draws=500)
-        hits += low <= 0.09 <= high
-    assert 0.90 <= hits / 300 <= 0.99
-
-
-def slow_crossed(before, after, rng, draws):
-    """The same by its definition: seeds and images drawn as indices."""
-    seeds, images = before.shape
-    found = []
-    for _ in range(draws):
-        i, j = rng.integers(0, seeds, seeds), rng.integers(0, images, images)
-        found.append((after - before)[np.ix_(i, j)].mean())
-    return np.quantile(found, [0.025, 0.975])
-
-
 def test_crossed_bootstrap_equals_drawing_seeds_and_images():
     rng = np.random.default_rng(5)
     before = rng.random((3, 120)) < 0.5
     after = rng.random((3, 120)) < np.array([[0.5], [0.6], [0.7]])
-    expected = slow_crossed(before.astype(float), after.astype(float), rng, 20_000)
+    change, means = after.astype(float) - before, []
+    for _ in range(20_000):
+        means.append(change[np.ix_(rng.integers(0, 3, 3), rng.integers(0, 120, 120))].mean())
+    expected = np.quantile(means, [0.025, 0.975])
     assert s.crossed_bootstrap(before, after) == pytest.approx(expected, abs=0.01)
     assert s.crossed_bootstrap(before, after) == s.crossed_bootstrap(before, after)
 
@@ -142,22 +94,6 @@ def test_crossed_bootstrap_is_wider_than_images_alone_and_equals_it_where_seeds_
     assert low < images[0] < images[1] < high
     same = [np.repeat(flags, 3, axis=0) for flags in (before, after[1:2])]
     assert s.crossed_bootstrap(*same) == pytest.approx(s.paired_bootstrap(before[0], after[1]), abs=0.004)
-    for wrong in (np.zeros((1, 5)), np.zeros(5), np.zeros((2, 0))):
-        with pytest.raises(ValueError, match="seeds"):
-            s.crossed_bootstrap(wrong, wrong)
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda: s.paired_bootstrap([], []),
-        lambda: s.paired_bootstrap([1], [1, 0]),
-        lambda: s.mcnemar_exact([[1]], [[0]]),
-    ],
-)
-def test_arrays_that_are_no_pair_are_refused(call):
-    with pytest.raises(ValueError, match=r"must be"):
-        call()
 
 
 def test_seed_summary_by_hand():
@@ -166,9 +102,6 @@ def test_seed_summary_by_hand():
     half = 4.302652729749464 * 0.02 / math.sqrt(3)  # Student's t, 2 degrees of freedom, from any table
     assert (found.low, found.high) == pytest.approx((0.52 - half, 0.52 + half))
     assert s.seed_summary([0.5]) == (0.5, None, None, None, 1)
-    for wrong in ([], [[1.0]], [float("nan")]):
-        with pytest.raises(ValueError, match="finite"):
-            s.seed_summary(wrong)
 
 
 @pytest.mark.parametrize("values", [[0.1] * 3, [(c + 1) / 100 - c / 100 for c in (80, 78, 56)]])
@@ -197,11 +130,25 @@ def test_tost_agrees_with_its_interval(differences, margin):
     assert near or found.equivalent == inside
 
 
-def test_no_spread_few_values_and_no_margin():
+def test_no_spread():
     assert s.tost([0.001, 0.001], 0.01) == (0.001, 0.001, 0.001, 0.0, True)
     assert s.tost([0.02, 0.02], 0.01).p == 1.0
-    with pytest.raises(ValueError, match="two"):
-        s.tost([0.1], 0.2)
-    for margin in (0, -1, float("nan")):
-        with pytest.raises(ValueError, match="margin"):
-            s.tost([0.1, 0.1], margin)
+
+
+@pytest.mark.parametrize(
+    "message, function, wrong",
+    [
+        ("no count", s.wilson, [(1, 0), (-1, 5), (6, 5)]),
+        ("one run each", s.mcnemar_exact, [([0.5, 1], [0, 1])]),
+        ("must be", s.mcnemar_exact, [([[1]], [[0]])]),
+        ("must be", s.paired_bootstrap, [([], []), ([1], [1, 0])]),
+        ("seeds", s.crossed_bootstrap, [(np.zeros(shape), np.zeros(shape)) for shape in ((1, 5), (5,), (2, 0))]),
+        ("finite", s.seed_summary, [([],), ([[1.0]],), ([float("nan")],)]),
+        ("two", s.tost, [([0.1], 0.2)]),
+        ("margin", s.tost, [([0.1, 0.1], margin) for margin in (0, -1, float("nan"))]),
+    ],
+)
+def test_what_makes_no_sense_is_refused(message, function, wrong):
+    for arguments in wrong:
+        with pytest.raises(ValueError, match=message):
+            function(*arguments)

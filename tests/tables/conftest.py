@@ -36,10 +36,10 @@ class Records:
             if planned.kind == kind and checkpoint in (None, planned.checkpoint):
                 store.save_analysis(run, planned, record)
 
-    def trained(self, run: Run, per_epoch: float, hardware: dict, **more):
-        """A finished training of two epochs."""
+    def trained(self, run: Run, per_epoch: float, hardware: dict, history: list[dict] | None = None, **more):
+        """A finished training of two epochs, or with this history."""
         store.save_config(run)
-        data = store.save_history(run, [{"epoch": i + 1, "seconds": per_epoch} for i in range(2)])
+        data = store.save_history(run, history or [{"epoch": i + 1, "seconds": per_epoch} for i in range(2)])
         digest = sha256(data)
         record = {"run_id": store.id_of(run), "history_sha256": digest, "hardware": hardware, **more}
         save_json(run_dir(store.id_of(run)) / "env.json", record)

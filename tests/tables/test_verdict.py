@@ -5,7 +5,6 @@ import pytest
 
 from fsr import experiments, reference, store, tables
 from fsr.config import Evaluation
-from fsr.files import run_dir
 from fsr.tables import rules, study_rules
 from fsr.tables.rules import Finding
 from fsr.tables.verdict import state
@@ -39,14 +38,8 @@ def test_listed_are_the_claims_that_a_profile_can_decide_and_the_others_are_name
 
 @pytest.mark.parametrize(
     ("gains", "told"),
-    [
-        ((22, 20, 24), "reproduced"),
-        ((-22, -20, -24), "contradicted"),
-        ((-20, 0, 30), "undecided"),
-        ((22,), "points towards"),
-        ((-22, -20), "points against"),
-        ((1,), "undecided"),
-    ],
+    [((22, 20, 24), "reproduced"), ((-22, -20, -24), "contradicted"), ((-20, 0, 30), "undecided")]
+    + [((22,), "points towards"), ((-22, -20), "points against"), ((1,), "undecided")],
 )
 def test_c1_by_the_interval_over_seeds_and_images(records, gains, told):
     write(records, "mini", "AT", [200] * len(gains))
@@ -54,9 +47,8 @@ def test_c1_by_the_interval_over_seeds_and_images(records, gains, told):
     found = verdict("mini", "C1")
     assert found["verdict"] == told and found["seeds"] == len(gains) and found["checkpoint"] == "last"
     assert found["ours"] == pytest.approx(np.mean(gains) / 5)
-    cell = (
-        tables.table("mini", "T1").query("kind == 'gain' and metric == 'autoattack' and checkpoint == 'last'").iloc[0]
-    )
+    query = "kind == 'gain' and metric == 'autoattack' and checkpoint == 'last'"
+    cell = tables.table("mini", "T1").query(query).iloc[0]
     ends = cell[["seeds_low", "seeds_high"] if len(gains) == 3 else ["low", "high"]]
     assert list(100 * ends) == pytest.approx([found["low"], found["high"]])
     assert found["changed_after_the_runs"].startswith("changed after the runs; before: gain of AT + FSR")
@@ -163,27 +155,18 @@ def test_query_attacks_on_the_survivors_of_ensemble(records):
 
 
 @pytest.mark.parametrize(("shift", "told"), [(0.0, "supported"), (0.2, "not supported")])
-def test_our_curves_are_the_authors(root, shift, told):
+def test_our_curves_are_the_authors(records, shift, told):
     run, log = experiments.main_pair("headline40")[1], reference.epoch_log()
-    store.save_config(run)
     names = {"train_cls": "train_adv_loss", "train_sep": "train_sep_loss", "train_rec": "train_rec_loss"}
     history = [
         {"epoch": int(row["epoch"]), "seconds": 1.0, "train_adv_acc": row["train_adv_acc"] / 100}
         | {ours: row[theirs] + shift for ours, theirs in names.items()}
         for row in log.head(40).to_dict("records")
     ]
-    trained(run, history)
+    records("headline40").trained(run, 1.0, {}, history)
     found = verdict("headline40", "C26")
     assert found["verdict"] == told and found["ours"] == pytest.approx(shift, abs=1e-4)
     assert "formulated after the runs" in found["source"]
-
-
-def trained(run, history):
-    from fsr.files import save_json, sha256
-
-    store.save_config(run)
-    record = {"run_id": store.id_of(run), "history_sha256": sha256(store.save_history(run, history))}
-    save_json(run_dir(store.id_of(run)) / "env.json", record)
 
 
 def study(right: dict, seeds=5):
@@ -224,11 +207,12 @@ def test_a_study_with_seeds_missing_only_points_somewhere(root):
 
 
 @pytest.mark.parametrize(("crossing", "told"), [(None, "supported"), (3, "not supported")])
-def test_training_accuracy_stays_below_at_every_epoch(root, crossing, told):
+def test_training_accuracy_stays_below_at_every_epoch(records, crossing, told):
     for name, level in (("AT", 0.5), ("AT + FSR", 0.4)):
         for run in rows("overfit", "study")[name].runs:
             bump = [0.2 * (name != "AT" and epoch == crossing) for epoch in range(1, 6)]
-            trained(run, [{"epoch": e, "seconds": 1.0, "train_adv_acc": level + b} for e, b in enumerate(bump, 1)])
+            history = [{"epoch": e, "seconds": 1.0, "train_adv_acc": level + b} for e, b in enumerate(bump, 1)]
+            records("overfit").trained(run, 1.0, {}, history)
     assert verdict("overfit", "C20")["verdict"] == told
 
 

@@ -50,11 +50,7 @@ def key(name: str, profile: str) -> str:
     """Hash of what an executed notebook depends on: source, package, library versions, the paper's cells, records."""
     experiments.profile_of(profile)
     package = Path(__file__).resolve().parent
-    parts = [
-        source(name),
-        reference.paper_file(),
-        *(p for kind in ("*.py", "*.csv") for p in sorted(package.rglob(kind))),
-    ]
+    parts = [source(name), reference.paper_file(), *sorted(package.rglob("*.py")), *sorted(package.rglob("*.csv"))]
     for run in sorted({run_id(run) for kind in experiments.NEEDS[name] for run in experiments.SETS[profile][kind]}):
         parts += [p for p in sorted(files.run_dir(run).rglob("*")) if p.suffix in (".json", ".csv")]
     versions = {library: metadata.version(library).split(".")[:2] for library in LIBRARIES}
@@ -95,19 +91,13 @@ def _environment(compute: bool) -> Iterator[None]:
     """What kernels inherit: this package, root and data, this interpreter, and whether to compute what is missing."""
     with tempfile.TemporaryDirectory() as folder:
         spec = {"argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"], "language": "python"}
-        write_bytes(
-            Path(folder, "kernels/python3/kernel.json"), json.dumps(spec | {"display_name": "Python 3"}).encode()
-        )
+        spec["display_name"] = "Python 3"
+        write_bytes(Path(folder, "kernels/python3/kernel.json"), json.dumps(spec).encode())
         first = {"PYTHONPATH": str(Path(__file__).resolve().parent.parent), "JUPYTER_PATH": folder}
         changes = {k: os.pathsep.join(filter(None, (v, os.environ.get(k)))) for k, v in first.items()}
         changes |= {"FSR_ROOT": str(files.root()), "FSR_DATA": str(files.data()), "FSR_COMPUTE": str(int(compute))}
         with mock.patch.dict(os.environ, changes | {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}):
             yield
-
-
-def _escaped(path: Path) -> str:
-    """papermill fills {names} in paths."""
-    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def run_notebook(name: str, profile: str, **parameters) -> Path:
@@ -119,17 +109,12 @@ def run_notebook(name: str, profile: str, **parameters) -> Path:
     scratch = files.results() / ".failed" / profile / f"{name}.ipynb"
     scratch.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(scratch.parent.parent / ".gitignore", b"*\n")
-    options = {"progress_bar": False, "kernel_name": "python3", "execution_timeout": CELL_SECONDS, "log_output": False}
+    options: dict = {"progress_bar": False, "kernel_name": "python3", "execution_timeout": CELL_SECONDS}
+    options |= {"cwd": str(files.sources()), "extra_arguments": ["--IPKernelApp.log_level=50"]}
     mark = key(name, profile)
+    paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (source(name), scratch)]  # it fills {names}
     try:
-        papermill.execute_notebook(
-            _escaped(source(name)),
-            _escaped(scratch),
-            {"profile": profile, **parameters},
-            cwd=str(files.sources()),
-            extra_arguments=["--IPKernelApp.log_level=50"],
-            **options,
-        )
+        papermill.execute_notebook(*paths, {"profile": profile, **parameters}, **options)
     except PapermillExecutionError as error:
         raise FSRError(f"{name}: {error.ename}: {str(error.evalue)[:300]} (see {scratch})") from None
     book = nbformat.read(scratch, as_version=4)

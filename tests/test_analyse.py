@@ -12,10 +12,9 @@ from torch.nn import functional as F
 
 from fsr import data as data_room
 from fsr.analyse import ANALYSES, analyse
-from fsr.analyse.arrays import attention, embedded, histogram, saturated
+from fsr.analyse.arrays import embedded, histogram, knn, saturated
 from fsr.analyse.inspection import exact
 from fsr.analyse.overhead import LiveMemory, latencies, peak_memory, without_inserted
-from fsr.analyse.probes import knn
 from fsr.attacks.gradient import pgd
 from fsr.config import Analysis, FSRSpec, PeerSpec, for_dataset
 from fsr.config import replace as changed
@@ -88,12 +87,6 @@ def test_knn_agrees_with_scikit_learn():
     assert found.tolist() == expected.tolist()
 
 
-def test_one_near_neighbour_outweighs_two_far_ones_by_angle_alone():
-    bank = torch.tensor([[100.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
-    queries = torch.tensor([[0.01, 0.002], [0.002, 0.01]])
-    assert knn(bank, torch.tensor([4, 2, 2]), queries, k=3, classes=5).tolist() == [4, 2]
-
-
 @pytest.mark.parametrize("key,under_attack", [("rows", True), ("rows_clean", False)])
 def test_stream_accuracies_are_those_of_a_slow_count(model, data, key, under_attack):
     record, arrays = look(model, "streams", data)
@@ -157,11 +150,6 @@ def test_masks_of_every_granularity_count_per_entry(data, granularity):
     run = changed(RUN, module=FSRSpec(at=("layer3",), granularity=granularity, tau=0.5))
     record, arrays = look(model_of(run), "masks", data, run, images=6)
     assert record["tau"] == 0.5 and arrays["hist_clean"].sum() == record["entries"] == 6 * 16 * 4
-
-
-def test_attention_is_the_mean_magnitude_over_channels():
-    features = torch.tensor([[[[1.0, -2.0]], [[-3.0, 0.0]]]])  # (1, 2, 1, 2)
-    assert attention(features).tolist() == [[[2.0, 1.0]]] and attention(features).dtype == np.float16
 
 
 def test_maps_show_the_attacked_images_and_their_streams(model, data):

@@ -6,7 +6,7 @@ import re
 import nbformat
 import pytest
 
-from fsr import experiments, explore, files, notebooks, plots, tables
+from fsr import experiments, files, notebooks, plots, tables
 
 BOOKS = {path.stem: nbformat.read(path, as_version=4) for path in sorted(files.sources().glob("*.ipynb"))}
 LINES = 14
@@ -79,8 +79,3 @@ def test_every_notebook_that_reads_a_table_compares_its_numbers():
         sources = [cell.source for cell in cells(name, "code")]
         if any("tables.save(" in source for source in sources):
             assert any(source.startswith("# NBVAL_CHECK_OUTPUT") for source in sources), name
-
-
-def test_what_notebooks_call_exists():
-    for name in set(everywhere(r"explore\.(\w+)\(")):
-        assert hasattr(explore, name), name

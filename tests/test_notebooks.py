@@ -112,11 +112,6 @@ def test_an_executed_notebook_depends_on_the_papers_cells(root):
     assert notebooks.key("05-whitebox", "demo") != before
 
 
-def test_an_unknown_parameter_is_refused(sources):
-    with pytest.raises(UsageError, match="profil"):
-        notebooks.run_notebook("02-fine", "ci", profil="demo")
-
-
 def test_an_annotated_parameter_is_passed_on(sources):
     write(sources, "02-fine", "seeds")
     book = nbformat.read(notebooks.run_notebook("02-fine", "ci", seeds=[3, 4]), as_version=4)

@@ -1,27 +1,18 @@
 """What a trained network does inside, by the kind that records, tables and figures use."""
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 
-from fsr.analyse.arrays import features, maps, masks
+from fsr.analyse.arrays import features, maps, masks, streams
 from fsr.analyse.inspection import Inspection, exact
 from fsr.analyse.overhead import cost
-from fsr.analyse.probes import streams
 from fsr.config import Analysis, Run
 from fsr.data import Data
 from fsr.files import UsageError
 from fsr.models import Classifier
 from fsr.models.modes import eval_mode
 
-ANALYSES: dict[str, Callable[[Inspection], tuple[dict, dict]]] = {
-    "streams": streams,
-    "masks": masks,
-    "maps": maps,
-    "features": features,
-    "cost": cost,
-}
+ANALYSES = {"streams": streams, "masks": masks, "maps": maps, "features": features, "cost": cost}
 
 
 def analyse(

@@ -1,14 +1,19 @@
-"""F1, F2 and F8: attention maps, mask histograms and the feature space, as arrays."""
+"""What F1, F2, F8 and T7 show: attention maps, mask histograms, the feature space, and what streams know."""
+
+from collections import Counter
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fsr.analyse.inspection import STREAMS, Inspection, fsr_module, lacks, pairs, pooled, see
+from fsr.data import as_float, batches
 
 BINS = 40  # 0.05 and 0.95 are edges
 SATURATED = 0.05  # below it, or above 1 minus it, the mask's slope m (1 - m) / tau is at most a fifth of its largest
 PERPLEXITY, SEED = 30, 0  # of t-SNE
+TEMPERATURE = 0.07  # of the neighbours' weights exp(similarity / temperature)
 KEPT_BYTES = 2**18  # pooled features are kept beside their t-SNE up to this size
 
 
@@ -100,3 +105,60 @@ def features(job: Inspection) -> tuple[dict, dict]:
         if 2 * pool.nbytes <= KEPT_BYTES:
             arrays[name] = pool
     return job.facts(index) | {"perplexity": _perplexity(len(index)), "seed": SEED}, arrays | {"index": index.numpy()}
+
+
+def knn(bank: Tensor, bank_y: Tensor, queries: Tensor, *, k: int, classes: int, chunk: int = 500) -> Tensor:
+    """Classes of the queries, (N,) int64, by cosine nearest neighbours with weights exp(similarity / 0.07).
+
+    bank: (M, C); bank_y: (M,) int64; queries: (N, C); k at most M. The weighted vote of Wu et al. (2018), section 3.4.
+    """
+    bank, queries = F.normalize(bank, dim=1), F.normalize(queries, dim=1)
+    answers = []
+    for part in queries.split(chunk):
+        similarity, where = (part @ bank.T).topk(k, dim=1)  # (n, k)
+        weight = (similarity / TEMPERATURE).exp()
+        votes = F.one_hot(bank_y[where], classes).to(weight.dtype)  # a product, not scatter_add: repeatable on a GPU
+        answers.append(torch.bmm(weight[:, None], votes).squeeze(1).argmax(1))
+    return torch.cat(answers)
+
+
+def _bank(job: Inspection) -> tuple[dict[str, Tensor], Tensor]:
+    """Pooled clean training features of every stream, name to (M, C), and their labels (M,)."""
+    x, y = job.data.train_x, job.data.train_y
+    parts: dict[str, list[Tensor]] = {}
+    for rows in batches(len(y), job.batch):
+        for name, features in see(job, as_float(x[rows.to(x.device)].to(job.device))).maps.items():
+            parts.setdefault(name, []).append(pooled(features))
+    return {name: torch.cat(features) for name, features in parts.items()}, y.to(job.device)
+
+
+def streams(job: Inspection) -> tuple[dict, dict]:
+    """Accuracy of every stream under PGD-20 (`rows`) and without attack (`rows_clean`), by head and neighbours.
+
+    Streams: f, robust, nonrobust, recalibrated, output. The auxiliary head was trained on the middle three alone.
+    Networks without FSR have the neighbours' rows of what they have.
+    """
+    bank, bank_y = _bank(job)
+    module, classes = fsr_module(job), job.data.classes
+    head = None if module is None else module.aux
+    k = min(10 if job.run.dataset == "digits" else 200, len(bank_y))
+    counts, network = {name: Counter[tuple[str, str]]() for name in ("clean", "pgd20")}, Counter[str]()
+    for x, x_adv, y in pairs(job):
+        for attack, images in (("clean", x), ("pgd20", x_adv)):
+            seen = see(job, images)
+            network[attack] += int((seen.logits.argmax(1) == y).sum())
+            for name, features in seen.maps.items():
+                flat = pooled(features)
+                if head is not None:
+                    with torch.no_grad():
+                        counts[attack][name, "aux"] += int((head(flat).argmax(1) == y).sum())
+                answers = knn(bank[name], bank_y, flat, k=k, classes=classes)
+                counts[attack][name, "knn"] += int((answers == y).sum())
+    index = job.images()[2]
+    record = job.facts(index) | {"k": k, "temperature": TEMPERATURE, "bank": len(bank_y)}
+    record |= {"network_clean": network["clean"], "network_adv": network["pgd20"]}
+    for key, attack in (("rows", "pgd20"), ("rows_clean", "clean")):
+        cells = [{"stream": stream, "probe": probe} for stream, probe in counts[attack]]
+        same = {"attack": attack, "n": len(index)}
+        record[key] = [cell | same | {"correct": c} for cell, c in zip(cells, counts[attack].values())]
+    return record, {}

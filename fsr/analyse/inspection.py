@@ -24,11 +24,7 @@ STREAMS = ("robust", "nonrobust", "recalibrated")
 
 @dataclass(frozen=True)
 class Inspection:
-    """A network in eval mode on `device`, and data on any device.
-
-    weights: digest of the network's weights, with which attacked images are kept for the next analysis; place: where to
-    inspect a network without a module, None for where the authors put FSR.
-    """
+    """A network in eval mode on `device`, and data on any device; weights: digest of the network's weights or None."""
 
     model: Classifier
     run: Run
@@ -38,7 +34,6 @@ class Inspection:
     batch: int
     seconds_per_epoch: float | None = None
     weights: str | None = None
-    place: str | None = None
 
     def images(self) -> tuple[Tensor, Tensor, Tensor]:
         """(x uint8, y, index) of the required test images, of all where there are fewer."""
@@ -81,7 +76,7 @@ def last_place(job: Inspection) -> tuple[str, Inserted | None]:
     """(path in the bare network, insertion) of the module that runs last; without one: where to inspect, None."""
     places = {part: name for name, part in job.model.named_modules() if isinstance(part, Inserted)}
     if not places:
-        return job.place or BACKBONES[job.run.backbone].fsr_stage, None
+        return BACKBONES[job.run.backbone].fsr_stage, None
     order: list[Inserted] = []
     with torch.no_grad(), _hooked(places, lambda module, _x, _f: order.append(module)):
         job.model(as_float(job.data.test_x[:1].to(job.device)))
@@ -107,14 +102,12 @@ def see(job: Inspection, x: Tensor) -> Seen:
     stage = None if job.model.inserted() else last_place(job)[0]
     with torch.no_grad(), module_inputs(job.model, stage) as inputs:
         logits, streams = job.model.trace(x)
-    maps = {"f": inputs[-1]}
-    if not streams:
+    last = streams[-1] if streams else None
+    maps = {"f": inputs[-1]} | ({"output": last.features} if last is not None else {})
+    mask = getattr(last, "mask", None)
+    if mask is None:  # no module, peers, the residual and the heads alone
         return Seen(logits, maps, torch.empty(0))
-    maps["output"] = streams[-1].features
-    mask = getattr(streams[-1], "mask", None)
-    if mask is None:  # peers, the residual and the heads alone
-        return Seen(logits, maps, torch.empty(0))
-    maps |= {name: stream for name in STREAMS if (stream := getattr(streams[-1], name)) is not None}
+    maps |= {name: stream for name in STREAMS if (stream := getattr(last, name)) is not None}
     return Seen(logits, maps, mask)
 
 

@@ -1,0 +1,270 @@
+"""What notebooks show of records and networks: plain functions first, the widgets of notebook 16 last."""
+
+import html
+import importlib.metadata
+import io
+import os
+import platform
+from dataclasses import dataclass
+from typing import Any
+
+import ipywidgets as widgets
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from fsr import experiments, hardware, runs, store
+from fsr.analyse.inspection import module_inputs
+from fsr.attacks import attack_named
+from fsr.config import BACKBONES, Run, diff
+from fsr.data import as_float, part_of_test
+from fsr.files import FSRError, MissingRecord, UsageError
+from fsr.models.modes import eval_mode
+from fsr.tables import labels
+
+PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-learn", "matplotlib", "seaborn", "pyautoattack")
+ATTACKS = ("clean", "fgsm", "pgd20", "pgd100", "cw")  # quick enough to wait for
+STREAMS = {"f": "f", "robust": "f⁺", "nonrobust": "f⁻", "recalibrated": "f̃⁻", "features": "f̃"}
+
+
+def versions() -> pd.DataFrame:
+    """Python, the packages that decide results, and the device that would be used."""
+    parts = hardware.describe(hardware.device_named(None))
+    rows = {"Python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+    rows |= {"device": parts.get("gpu", parts["device"]), "processor": f"{parts['cpu']}, {parts['cores']} cores"}
+    return pd.DataFrame({"version": rows})
+
+
+def plan(profile: str) -> pd.DataFrame:
+    """The profile's main network, and how many trainings and evaluations are planned around it."""
+    run, planned = experiments.main_pair(profile)[0], experiments.SETS[profile]["all"]
+    rows: dict = {"data set": labels.dataset(run.dataset), "network": labels.network(run)}
+    rows |= {"eps": f"{255 * run.eps:.1f}/255", "epochs": run.epochs, "trainings": len(planned)}
+    rows["evaluations"] = sum(len(experiments.evaluations(profile, "all", one)) for one in planned)
+    return pd.DataFrame({profile: rows})
+
+
+def data_summary(run: Run) -> pd.DataFrame:
+    """Images, size and class balance of the training, held-out and test part."""
+    data, rows = runs.data_of(run), {}
+    for name, part in {"train": "train", "held out": "held", "test": "test"}.items():
+        x, y = getattr(data, f"{part}_x"), getattr(data, f"{part}_y")
+        counts = torch.bincount(y, minlength=data.classes)
+        size = " x ".join(map(str, x.shape[1:]))
+        rows[name] = {"images": len(y), "channels x height x width": size}
+        rows[name] |= {"smallest class": int(counts.min()), "largest class": int(counts.max())}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure in inches, closed in pyplot so that a notebook shows it once."""
+    figure = plt.figure(figsize=(width, height), layout="constrained")
+    plt.close(figure)
+    return figure
+
+
+def show_image(ax: Axes, image: np.ndarray, title: str) -> None:
+    """One picture (3, H, W) in [0, 1] without axes."""
+    ax.imshow(np.moveaxis(image, 0, -1).clip(0, 1), interpolation="nearest")
+    ax.set_title(title, fontsize=8)
+    ax.axis("off")
+
+
+def sample_grid(run: Run, *, noise: bool = False, images: int = 20) -> Figure:
+    """The first test images of the fixed order; noise adds plus or minus eps at random to every pixel."""
+    data = runs.data_of(run)
+    x, y, _ = part_of_test(data, images)
+    x = as_float(x)
+    if noise:
+        x += run.eps * torch.sign(torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) - 0.5)
+    figure = new_figure(10, 1.1 * -(-images // 10))
+    for ax, image, label in zip(figure.subplots(-(-images // 10), 10).flat, x.numpy(), y.tolist()):
+        show_image(ax, image, data.class_names[label])
+    return figure
+
+
+def complete(profile: str, notebook: str, device: str | None = None) -> str:
+    """Compute what the notebook reads and no record holds; with FSR_COMPUTE=0 only count what is missing."""
+    if os.environ.get("FSR_COMPUTE") != "0":
+        runs.ensure(profile, notebook, runs.Options(device=device))
+    left = sum(len(task.missing()) for task in runs.missing(profile, experiments.NEEDS[notebook]))
+    missing = f"{left} records are missing: they show as not run"
+    return missing if left else "every record that this notebook reads is here"
+
+
+def trained(profile: str, *, modules: bool) -> pd.DataFrame:
+    """A row per planned run, without or with an inserted module: how it differs from plain AT, and how it went."""
+    base, rows = experiments.main_pair(profile)[0], []
+    for run in experiments.SETS[profile]["all"]:
+        if (run.module is not None) == modules:
+            shown = {"method", "seed", "module"}
+            changed = [f"{name} = {new}" for name, (_, new) in diff(base, run).items() if name not in shown]
+            row = {"method": labels.method(run.label), "seed": run.seed, "network": labels.network(run)}
+            rows.append(row | {"differs in": ", ".join(changed)} | _progress(run))
+    return pd.DataFrame(rows)
+
+
+def _progress(run: Run) -> dict:
+    """Epochs done, held-out accuracies at the end, and the epoch with the highest robust one."""
+    try:
+        history = store.history(run).set_index("epoch")
+    except MissingRecord:
+        return {"epochs": "not run"}
+    clean, robust = history[["held_clean_acc", "held_robust_acc"]].iloc[-1].round(3)
+    best = history["held_robust_acc"].fillna(-1).idxmax() if run.holdout else None
+    return {"epochs": f"{len(history)}/{run.epochs}", "clean": clean, "robust": robust, "best epoch": best}
+
+
+def differences(before: Run, after: Run) -> pd.DataFrame:
+    """The fields in which two runs differ, with both values."""
+    return pd.DataFrame.from_dict(diff(before, after), orient="index", columns=["before", "after"])
+
+
+def curves(run: Run) -> Figure:
+    """Loss terms and held-out accuracies of a run, epoch by epoch."""
+    history = store.history(run).set_index("epoch")
+    figure = new_figure(9, 3)
+    left, right = figure.subplots(1, 2)
+    history.filter(regex="^train_(?!adv_acc)").plot(ax=left, title=f"{labels.method(run.label)}: loss terms")
+    history.filter(like="held_").plot(ax=right, title="accuracy on held-out images", ylim=(0, 1))
+    return figure
+
+
+def _kept(run: Run) -> list[str]:
+    return [kind for kind in ("ema", "last", "best") if runs.has_weights(run, kind)]
+
+
+def networks(profile: str) -> pd.DataFrame:
+    """The profile's networks whose weights are on this machine: method, seed and weights in words, run, checkpoint."""
+    planned = experiments.SETS[profile]["all"]
+    rows = [(f"{labels.method(r.label)}, seed {r.seed}, {kind}", r, kind) for r in planned for kind in _kept(r)]
+    return pd.DataFrame(rows, columns=["name", "run", "checkpoint"])
+
+
+def example(profile: str, label: str) -> tuple[Run, str]:
+    """(run, checkpoint) of seed 0 with this label whose weights are here; else demo's, which trains in seconds."""
+    run = experiments.named(profile)[label]
+    here = _kept(run)
+    return (run, here[0]) if here else (experiments.named("demo")[label], "ema")
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """One image in one network, clean and attacked.
+
+    images: clean and attacked (2, 3, H, W) in [0, 1]; probabilities: (2, K); maps: stream -> mean |feature| (h, w);
+    heads: stream -> class that the auxiliary head sees; mask: values in [0, 1], None without a mask.
+    """
+
+    title: str
+    eps: float
+    label: int
+    class_names: tuple[str, ...]
+    images: np.ndarray
+    probabilities: np.ndarray
+    maps: dict[str, np.ndarray]
+    heads: dict[str, str]
+    mask: np.ndarray | None
+
+
+def _place(run: Run) -> str:
+    """Where the plan puts FSR into this network on this data set."""
+    planned = (other for sets in experiments.SETS.values() for other in sets["all"])
+    alike = (other.fsr for other in planned if (other.dataset, other.backbone) == (run.dataset, run.backbone))
+    return next((spec.at[-1] for spec in alike if spec and spec.at), BACKBONES[run.backbone].fsr_stage)
+
+
+@torch.no_grad()
+def _inside(model, place: str, x: Tensor, class_names: tuple[str, ...]) -> dict:
+    """Maps, heads and mask of one image (1, 3, H, W) at the last FSR module, else of f after `place`."""
+    with module_inputs(model, place) as inputs:
+        streams = model.trace(x)[1]
+    maps, heads, mask = {"f": inputs[-1]}, {}, None
+    last: Any = streams[-1] if streams else None
+    if getattr(last, "nonrobust", None) is not None:
+        maps |= {name: f for name in STREAMS if (f := getattr(last, name, None)) is not None}
+        heads = {name: class_names[int(logits.argmax(1))] for name, logits in last.aux.items()}
+        mask = None if last.mask is None else last.mask[0].flatten().numpy()
+    return {"maps": {name: f[0].abs().mean(0).numpy() for name, f in maps.items()}, "heads": heads, "mask": mask}
+
+
+def inspect(run: Run, checkpoint: str = "ema", *, attack: str = "pgd20", image: int = 0) -> Inspection:
+    """Attack one test image, by its place in the fixed order, and keep all that there is to see; on the CPU."""
+    if attack not in ATTACKS:
+        raise UsageError(f"unknown attack {attack!r}; choose one of {', '.join(ATTACKS)}")
+    data = runs.data_of(run)
+    if not 0 <= image < len(data.test_y):
+        raise UsageError(f"image must lie in 0..{len(data.test_y) - 1}, not {image}")
+    x, y, index = (part[image : image + 1] for part in part_of_test(data, len(data.test_y)))
+    x, model = as_float(x), runs.load_model(run, checkpoint, runs.Options(device="cpu"))
+    with eval_mode(model):
+        x_adv = attack_named(attack)(model, x, y, eps=run.eps, seed=0, indices=index)
+        with torch.no_grad():
+            probabilities = model(torch.cat([x, x_adv])).softmax(1).numpy()
+        inside = _inside(model, _place(run), x_adv, data.class_names)
+    method = f"{labels.method(run.label)}, seed {run.seed}, {checkpoint}"
+    title, images = f"{method}: test image {int(index)} under {labels.metric(attack)}", torch.cat([x, x_adv]).numpy()
+    return Inspection(title, run.eps, int(y), data.class_names, images, probabilities, **inside)
+
+
+def _draw(figure, seen: Inspection) -> None:
+    """Images on top, confidences and mask below them, and the maps of the streams at the bottom."""
+    grid, truth = figure.add_gridspec(3, 5), seen.class_names[seen.label]
+    clean, attacked = (seen.class_names[int(answer.argmax())] for answer in seen.probabilities)
+    noise = 0.5 + (seen.images[1] - seen.images[0]) / (2 * seen.eps)
+    titles = (f"natural: {clean}", "perturbation", f"attacked: {attacked}")
+    for place, (image, title) in enumerate(zip((seen.images[0], noise, seen.images[1]), titles)):
+        show_image(figure.add_subplot(grid[0, place]), image, title)
+    frame = pd.DataFrame(seen.probabilities.T, index=seen.class_names, columns=["natural", "attacked"])
+    frame = frame.loc[frame.max(axis=1).nlargest(10).index].sort_index()
+    frame.plot.barh(ax=figure.add_subplot(grid[1, :3]), xlim=(0, 1), title=f"confidence (true class: {truth})")
+    if seen.mask is not None:
+        ax = figure.add_subplot(grid[1, 3:], title="mask m")
+        ax.hist(seen.mask, bins=20, range=(0, 1), color="grey")
+    for place, name in enumerate(name for name in STREAMS if name in seen.maps):
+        ax = figure.add_subplot(grid[2, place])
+        ax.imshow(seen.maps[name], cmap="viridis")
+        ax.set_title(f"{STREAMS[name]}  {seen.heads.get(name, '')}", fontsize=8)
+        ax.axis("off")
+    figure.suptitle(seen.title, fontsize=9)
+
+
+def draw(*seen: Inspection) -> Figure:
+    """One inspection, or several side by side."""
+    figure = new_figure(6.5 * len(seen), 5.2)
+    for part, each in zip(figure.subfigures(1, len(seen), squeeze=False)[0], seen):
+        _draw(part, each)
+    return figure
+
+
+def app(profile: str) -> widgets.Widget:
+    """Menus for one or two networks, an attack and an image; every change draws again or says what is wrong."""
+    known = networks(profile)
+    if known.empty:
+        return widgets.HTML(f"No weights are here; type <code>python -m fsr train --profile {profile}</code>.")
+    menu = list(zip(known["name"], known.index))
+    beside, attacks = [("(none)", None), *menu], [(labels.metric(name), name) for name in ATTACKS]
+    controls = [widgets.Dropdown(options=menu, description="network")]
+    controls += [widgets.Dropdown(options=beside, description="beside it")]
+    controls += [widgets.Dropdown(options=attacks, value="pgd20", description="attack")]
+    controls += [widgets.BoundedIntText(value=0, min=0, max=10**6, description="image")]
+    picture, message = widgets.Image(format="png"), widgets.HTML()  # an Output widget can block papermill's kernel
+
+    def refresh(_change=None) -> None:
+        *chosen, attack, image = (control.value for control in controls)
+        rows = [known.loc[place] for place in chosen if place is not None]
+        buffer = io.BytesIO()
+        try:
+            draw(*(inspect(row["run"], row["checkpoint"], attack=attack, image=image) for row in rows)).savefig(buffer)
+            picture.value, message.value = buffer.getvalue(), ""
+        except FSRError as error:
+            message.value = html.escape(str(error))
+
+    for control in controls:
+        control.observe(refresh, names="value")
+    refresh()
+    return widgets.VBox([*controls, message, picture])

@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from fsr.cli import app
+from fsr.cli.commands import app
 from fsr.cli.options import log_to_stderr
 from fsr.files import FSRError
 

@@ -8,24 +8,24 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray_nodes
 
 from fsr import files, store
 from fsr.config import Analysis, Evaluation, FSRSpec, Run, for_dataset, run_id
-from fsr.files import UsageError
+from fsr.files import CorruptFile, UsageError
 from fsr.runs import Options, Task, local, perform, state_path, weights_path
 from fsr.runs import ray as room
 from fsr.runs.local import run_inline
 from fsr.runs.ray import resources, run_tasks
-from fsr.store.weights import load_tensors
+from fsr.store.weights import digest_of, load_tensors
 
-BASE = for_dataset(
-    "digits", train_size=192, test_size=64, holdout=32, width=4, blocks=(1, 1, 1, 1), batch=32, epochs=12,
-    precision="float32",
-)  # fmt: skip
+SIZES = {"train_size": 192, "test_size": 64, "holdout": 32, "width": 4, "blocks": (1, 1, 1, 1), "batch": 32}
+BASE = for_dataset("digits", epochs=12, precision="float32", **SIZES)
 RUNS = (BASE, replace(BASE, module=FSRSpec(at=("layer3",))), replace(BASE, seed=1))
 LOOKS = (Evaluation(attack="clean"), Evaluation(attack="pgd20", checkpoint="ema"))
 SURROGATE = Evaluation(attack="transfer", surrogate=run_id(RUNS[2]))
@@ -46,24 +46,126 @@ def test_small_networks_share_a_gpu_and_take_one_core():
     assert resources(small, gpus=False, cpus=8) == {"num_gpus": 0, "num_cpus": 1}
 
 
-# --- wrong use ---------------------------------------------------------------------------------------------
+# --- the driver's decisions, with a stand-in for Ray that does a task when its result is asked for ------------
 
 
-def test_nothing_to_do_needs_no_cluster(root):
-    assert run_tasks([], Options(), address="127.0.0.1:1").stopped is None
+class FakeRay:
+    """A reference is the call itself."""
+
+    def __init__(self):
+        self.exceptions, self.asked = pytest.importorskip("ray.exceptions"), []
+
+    def remote(self, thing):
+        def start(options, *arguments):
+            if isinstance(thing, type):
+                actor = thing()
+                return SimpleNamespace(**{n: SimpleNamespace(remote=getattr(actor, n)) for n in ("tell", "take")})
+            self.asked.append(options)
+            return lambda: thing(*arguments)
+
+        return SimpleNamespace(options=lambda **options: SimpleNamespace(remote=partial(start, options)))
+
+    def wait(self, refs, **_):
+        return refs[:1], refs[1:]
+
+    def get(self, ref, timeout=None):
+        return ref() if callable(ref) else ref
+
+    def nodes(self):
+        return [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": False, "Resources": {"CPU": 1.0, "GPU": 1.0}}]
+
+    def init(self, address, **setting):
+        self.setting = setting
+
+    def shutdown(self):
+        pass
+
+
+@pytest.fixture
+def ray(root, monkeypatch):
+    fake = FakeRay()
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    return fake
+
+
+def replaced(monkeypatch, behaviour=lambda task, options: []) -> list[Task]:
+    """Replace the work by `behaviour`; returns the list that each task is added to."""
+    done: list[Task] = []
+    monkeypatch.setattr(local, "perform", lambda task, options: done.append(task) or behaviour(task, options))
+    return done
+
+
+def test_all_tasks_are_done_in_order_and_reported(ray, root, monkeypatch):
+    heard, done = [], replaced(monkeypatch, lambda task, options: options.report(task.name, "epoch", 3, 3) or [])
+    summary = run_tasks(TASKS, Options(report=lambda *event: heard.append(event)))
+    assert summary == local.Summary() and done == TASKS
+    first, second, third = (run_id(run) for run in RUNS)
+    assert [name for name, what, *_ in heard if what == "done"] == [second, third, first]
+    assert (first, "epoch", 3, 3) in heard
+    assert {(o["num_gpus"], o["num_cpus"], o["max_retries"]) for o in ray.asked} == {(0, 1, room.RETRIES)}
+    sent = ray.setting["runtime_env"]["env_vars"]
+    assert sent["FSR_ROOT"] == str(root) and sent.get("FSR_COMMIT") == files.provenance()["commit"]
+    assert not list((files.results() / ".locks").glob("*.shared"))
+
+
+FAILURES = [(CorruptFile("damaged"), "damaged"), (ValueError("a bug"), "ValueError: a bug")]
+
+
+@pytest.mark.parametrize("error, says", FAILURES)
+def test_a_failed_task_is_one_line_and_leaves_the_others(ray, monkeypatch, error, says):
+    def behaviour(task, options):
+        if task.run == BASE:
+            raise error
+        return []
+
+    done, failed = replaced(monkeypatch, behaviour), run_tasks(TASKS, Options()).failed
+    assert done == TASKS and [line.startswith(run_id(BASE)) and says in line for line in failed] == [True, True]
+
+
+def test_a_worker_that_is_lost_too_often_is_a_line(ray, monkeypatch):
+    def lost(*_):
+        raise ray.exceptions.WorkerCrashedError
+
+    monkeypatch.setattr(room, "_work", lost)
+    failed = run_tasks(TASKS, Options()).failed
+    assert len(failed) == 4 and all("lost more than 5 times (WorkerCrashedError" in line for line in failed)
+
+
+def test_the_time_limit_stops_tasks_that_have_not_begun(ray, monkeypatch):
+    stops: list[bool] = []
+    replaced(monkeypatch, lambda task, options: stops.append(options.interrupted()) or [])
+    assert run_tasks(TASKS, Options(deadline=time.monotonic())) == local.Summary(stopped="time")
+    assert stops == [False, True, True, True]
+
+
+def test_a_node_that_does_not_see_the_folder_says_so(ray, monkeypatch):
+    done = replaced(monkeypatch)
+    monkeypatch.setattr(room, "_marked", lambda: contextlib.nullcontext("another"))
+    failed = run_tasks(TASKS, Options()).failed
+    assert len(failed) == 4 and all("does not see the driver's" in line for line in failed) and not done
 
 
 def test_without_ray_the_error_says_what_to_install(root, monkeypatch):
+    assert run_tasks([], Options()) == local.Summary()  # nothing to do needs no cluster
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UsageError, match=r"Ray is not installed; type `pip install"):
         run_tasks(TASKS, Options())
 
 
-def test_an_address_where_nobody_answers_is_one_clear_line_at_once(root):
-    pytest.importorskip("ray")
-    with pytest.raises(UsageError, match=r"no Ray cluster at '127.0.0.1:1' .*; start one by `ray start") as caught:
-        run_tasks(TASKS, Options(), address=f"127.0.0.1:{1}")
-    assert "\n" not in str(caught.value)
+def test_wrong_addresses_are_one_clear_line(ray, root):
+    def refuse(*_, **__):
+        raise ConnectionError("Could not find any running Ray instance. Please give one.\nMore text")
+
+    ray.init = refuse
+    for address, says in (
+        ("auto", r"no Ray cluster at 'auto' .*running Ray instance\); start one by `ray start"),
+        ("127.0.0.1:1", r"no Ray cluster at '127.0.0.1:1'"),
+        ("a" * 70 + ":1", r"no Ray cluster at 'a+:1'"),
+        ("ray://127.0.0.1:10001", "on a machine of the cluster"),
+    ):
+        with pytest.raises(UsageError, match=says) as caught:
+            run_tasks(TASKS, Options(), address=address)
+        assert "\n" not in str(caught.value)
 
 
 # --- a real cluster ----------------------------------------------------------------------------------------
@@ -95,45 +197,32 @@ def recorded() -> dict:
     out = {}
     for run in RUNS:
         history = store.history(run).drop(columns="seconds")
-        kept = {kind: load_tensors(weights_path(run, kind))[0] for kind in ("last", "best", "ema")}
         out[run_id(run)] = {
             "history": history.to_csv(),
             "digests": store.environment(run)["checkpoints"],
-            "weights": {kind: sum(float(t.double().sum()) for t in tensors.values()) for kind, tensors in kept.items()},
+            "weights": [digest_of(weights_path(run, kind)) for kind in ("last", "best", "ema")],
             "correct": [store.load_evaluation(run, e).correct.tolist() for e in LOOKS],
         }
     return out | {"transfer": store.load_evaluation(RUNS[0], SURROGATE).correct.tolist()}
 
 
-def driver(root: Path, address: str, name: str = "driver", *, unseen: Path | None = None) -> subprocess.Popen:
-    """A driver of its own: this file as a program; its reports go to root/<name>.jsonl.
-
-    unseen: a folder that it takes for its results and no worker does.
-    """
-    with open(root / f"{name}.log", "wb") as log:
-        command = [sys.executable, __file__, address, str(root / f"{name}.jsonl"), *([str(unseen)] if unseen else [])]
+def driver(root: Path, address: str) -> subprocess.Popen:
+    """A driver of its own: this file as a program; its reports go to root/driver.jsonl."""
+    with open(root / "driver.log", "wb") as log:
+        command = [sys.executable, __file__, address, str(root / "driver.jsonl")]
         return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
-def told(root: Path, name: str = "driver") -> list[tuple]:
-    """What a driver was told so far: (run, what, done, of)."""
-    path = root / f"{name}.jsonl"
-    return [tuple(json.loads(line)) for line in path.read_text().splitlines(True) if line.endswith("\n")]
+def told(root: Path) -> list[tuple]:
+    """What the driver was told so far: (run, what, done, of)."""
+    lines = (root / "driver.jsonl").read_text().splitlines(True)
+    return [tuple(json.loads(line)) for line in lines if line.endswith("\n")]
 
 
-def finished(process: subprocess.Popen, root: Path, name: str = "driver") -> list[tuple]:
+def finished(process: subprocess.Popen, root: Path) -> list[tuple]:
     """Wait for a driver that must succeed; returns what it was told."""
-    assert process.wait(PATIENCE) == 0, (root / f"{name}.log").read_text()[-3000:]
-    return told(root, name)
-
-
-def eventually(condition, process: subprocess.Popen, root: Path):
-    """What `condition` returns as soon as it is true; the driver must live until then."""
-    until = time.monotonic() + PATIENCE
-    while not (found := condition()):
-        assert time.monotonic() < until and process.poll() is None, "".join(p.read_text() for p in root.glob("*.log"))
-        time.sleep(0.05)
-    return found
+    assert process.wait(PATIENCE) == 0, (root / "driver.log").read_text()[-3000:]
+    return told(root)
 
 
 def held_work(*arguments):
@@ -165,17 +254,15 @@ def hold(root):
 
 def held_run(process: subprocess.Popen, root: Path) -> Run:
     """A run in mid-training: it has a checkpoint, epochs to go, and waits."""
-    log = root / "driver.jsonl"
-    where = f"epoch {HELD}/{BASE.epochs}"
-    names = eventually(lambda: log.exists() and [n for n, what, *_ in told(root) if what == where], process, root)
+    until, names = time.monotonic() + PATIENCE, []
+    while not names:
+        assert time.monotonic() < until and process.poll() is None, (root / "driver.log").read_text()
+        time.sleep(0.05)
+        if (root / "driver.jsonl").exists():
+            names = [name for name, what, *_ in told(root) if what == f"epoch {HELD}/{BASE.epochs}"]
     run = next(run for run in RUNS if run_id(run) == names[0])
     assert load_tensors(state_path(run))[1]["epoch"] == HELD
     return run
-
-
-def trainings(events: list[tuple]) -> list[str]:
-    """Runs whose last step a driver was told of."""
-    return [name for name, what, done, of in events if what.startswith("epoch") and done == of]
 
 
 @pytest.mark.slow
@@ -183,7 +270,8 @@ def test_a_cluster_records_what_one_process_records(root, nodes, expected, monke
     monkeypatch.setenv("FSR_COMMIT", "0" * 40)  # nodes have no repository: the driver says which code it sent
     events = finished(driver(root, nodes[0]), root)
     assert recorded() == expected
-    assert sorted(trainings(events)) == sorted(map(run_id, RUNS))
+    trained = [name for name, what, done, of in events if what.startswith("epoch") and done == of]
+    assert sorted(trained) == sorted(map(run_id, RUNS))
     assert {what for _, what, *_ in events} >= {"last clean", "ema pgd20"}
     assert store.environment(RUNS[0])["commit"] == "0" * 40
     assert not list((files.results() / ".locks").glob("*.shared"))
@@ -201,8 +289,8 @@ def test_a_killed_worker_is_replaced_and_goes_on_from_its_checkpoint(root, nodes
     assert not store.is_trained(run)
     hold.unlink()
     events = finished(process, root)
-    epochs = [int(what.split()[1].split("/")[0]) for name, what, *_ in events[before:] if name == run_id(run)
-              and what.startswith("epoch")]  # fmt: skip
+    news = [what for name, what, *_ in events[before:] if name == run_id(run) and what.startswith("epoch")]
+    epochs = [int(what.split()[1].split("/")[0]) for what in news]
     assert min(epochs) == HELD  # of the new worker: the old one's earlier news had all been heard
     assert recorded() == expected
 
@@ -239,15 +327,6 @@ def test_a_signal_stops_all_workers_with_their_checkpoints(root, nodes, expected
 
 
 @pytest.mark.slow
-def test_a_folder_that_workers_do_not_see_is_said_and_nothing_is_computed(root, nodes):
-    process = driver(root, nodes[0], unseen=root / "elsewhere")
-    assert process.wait(PATIENCE) == 1
-    said = (root / "driver.log").read_text()
-    assert said.count("does not see the driver's") >= len(TASKS)
-    assert not any(store.is_trained(run) for run in RUNS)
-
-
-@pytest.mark.slow
 def test_a_lost_node_is_survived(root, nodes, expected, hold):  # the last: the cluster is smaller afterwards
     process = driver(root, nodes[0])
     run = held_run(process, root)
@@ -260,14 +339,12 @@ def test_a_lost_node_is_survived(root, nodes, expected, hold):  # the last: the 
     assert recorded() == expected
 
 
-def main(address: str, log: str, unseen: str | None = None) -> int:
+def main(address: str, log: str) -> int:
     """A driver: all tasks on the cluster, reports as lines."""
-    if unseen:
-        room._mark = lambda token, what: Path(unseen) / token
     if (files.root() / "hold").exists():
         room._work = held_work
     with open(log, "a", buffering=1) as file:
-        options = Options(device=None, report=lambda *event: print(json.dumps(event), file=file))
+        options = Options(report=lambda *event: print(json.dumps(event), file=file))
         outcome = run_tasks(TASKS, options, address=address)
     print(outcome)
     return 130 if outcome.stopped else int(bool(outcome.failed))

@@ -1,8 +1,7 @@
 """The commands: run-all, train, evaluate, audit, status, report, compare, data, import-official."""
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -30,13 +29,13 @@ from fsr.cli.select_runs import accuracy_line, attacked, check_fits, one_run, pl
 from fsr.files import UsageError, did_you_mean, duration
 
 
-def _conclude(summary, failed: list[str]) -> None:
+def _conclude(summary) -> None:
     """Print failures; exit code 1 for those and the time limit, 130 for a signal."""
-    for line in summary.failed + failed:
+    for line in summary.failed:
         typer.echo(f"failed: {line}", err=True)
     if summary.stopped:
         typer.echo("stopped early; everything done is kept, the same command goes on from here", err=True)
-    if summary.failed or failed or summary.stopped:
+    if summary.failed or summary.stopped:
         raise typer.Exit(130 if summary.stopped == "signal" else 1)
 
 
@@ -46,7 +45,7 @@ def _do(todo: list, options, setting: Setting) -> None:
     if setting.dry_run or not (todo or distributed.requested()):  # rank 0's list holds for all processes
         show_plan(todo, options)
     else:
-        _conclude(setting.compute(todo, options), [])
+        _conclude(setting.compute(todo, options))
 
 
 @app.command("run-all", epilog="Examples:  python -m fsr run-all    python -m fsr run-all -p mini --limit-minutes 60")
@@ -71,18 +70,18 @@ def run_all(
     if distributed.requested():
         raise UsageError(TORCHRUN)
     writable_root()
-    summary, failed = setting.compute(todo, options) if todo else local.Summary(), []
+    summary = setting.compute(todo, options) if todo else local.Summary()
     if summary.stopped != "signal":
         inline = setting.executor is Executor.inline
         count = 1 if inline else min(4, setting.workers or hardware.cores())  # a kernel each
         with local.stoppable() as flag:
             more = {"force": force_notebook, "compute": False, "workers": count, "interrupted": flag.is_set}
-            failed = notebooks.execute(names, profile, report=say, **more)
+            summary.failed += notebooks.execute(names, profile, report=say, **more)
         if flag.is_set():
             summary.stopped = "signal"
         elif only is None:
             say(f"report: {report.build(profile)}")
-    _conclude(summary, failed)
+    _conclude(summary)
 
 
 @app.command(epilog="Examples:  python -m fsr train whitebox    python -m fsr train all -p mini --dry-run")
@@ -101,9 +100,7 @@ def evaluate(
     profile: Profile = "demo",
     attack: Attack = None,
     checkpoint: Checkpoint = "last",
-    images: Annotated[
-        int | None, typer.Option(min=1, help="With --attack: how many test images; default: all, of nattack 1,000.")
-    ] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="With --attack; default: all, of nattack 1,000.")] = None,
 ) -> None:
     """Evaluate and analyse what is missing of a set, training first what is not trained; or one attack, printed."""
     options = setting.options()
@@ -136,12 +133,10 @@ def audit(
 
     options = Setting(root=root, data=data, device=device, limit_minutes=limit_minutes).options()
     fields: dict[str, Any] = {"checkpoint": checkpoint, "images": images}
-    analysis = Analysis(kind="audit", **fields | {"budget": budget})
-    chosen = one_run(run)
+    analysis, chosen = Analysis(kind="audit", **fields, budget=cast(Any, budget)), one_run(run)
     check_fits(chosen, Evaluation(attack="clean", **fields))
     writable_root()
-    with local.stoppable() as flag:
-        runs.ensure_analysed(chosen, analysis, replace(options, interrupted=flag.is_set))
+    _conclude(local.run_inline([runs.Task(run=chosen, analyses=(analysis,))], options))
     for line in audit_lines(store.load_analysis(chosen, analysis)[0]):
         typer.echo(line)
 
@@ -192,8 +187,7 @@ def compare(
 
     files.use(root=root)
     table = room.compare(other, list(experiments.SETS[known_profile(profile)]["all"]))
-    columns = ["run_id", "checkpoint", "attack_id", "n", "accuracy", "accuracy_again", "difference"]
-    typer.echo(table[columns].to_string(index=False, float_format=lambda v: f"{v:.4f}"))
+    typer.echo(table.to_string(index=False, float_format=lambda v: f"{v:.4f}"))
     typer.echo(room.summary(table))
 
 
@@ -215,10 +209,7 @@ def data_command(
         typer.echo(f"{name:14}{'there' if there else 'missing':9}{where}")
 
 
-@app.command(
-    "import-official",
-    epilog="Example:  python -m fsr import-official cifar10_resnet18.pth --backbone resnet18 --dataset cifar10",
-)
+@app.command("import-official", epilog="Example:  python -m fsr import-official F.pth --backbone vgg16 --dataset svhn")
 def import_official(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint of the authors' code.")],
     backbone: Annotated[str, typer.Option(help="resnet18, vgg16 or wideresnet34.")],

@@ -25,8 +25,8 @@ def compare(other: Path, runs: list[Run]) -> pd.DataFrame:
         os.environ.pop("FSR_ROOT") if before is None else os.environ.update(FSR_ROOT=before)
     if again.empty:
         raise UsageError(f"{other} holds no results of this profile; type `make retrain`")
-    both = here.merge(again, on=KEYS, how="inner", suffixes=("", "_again"), validate="one_to_one")
-    table = both[["method", "seed", *KEYS, "n", "accuracy", "accuracy_again"]].copy()
+    both = here.merge(again, on=KEYS, suffixes=("", "_again"), validate="one_to_one")
+    table = both[[*KEYS, "n", "accuracy", "accuracy_again"]]
     return table.assign(difference=100 * (table["accuracy_again"] - table["accuracy"]))
 
 

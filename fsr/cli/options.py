@@ -10,13 +10,13 @@ from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from fsr import files
 from fsr.cli.progress import show
-from fsr.files import UsageError, did_you_mean
+from fsr.files import UsageError
 
 log = logging.getLogger("fsr")
 EPILOG = "Examples:  python -m fsr run-all    python -m fsr status --profile mini    python -m fsr -v train whitebox"
@@ -60,39 +60,27 @@ def _names(kind: str) -> Iterable[str]:
     from fsr import experiments
     from fsr.config import run_id
 
+    if kind == "profile":
+        return experiments.PROFILES
     if kind == "attack":
         from fsr.attacks import ATTACKS
 
         return ATTACKS
-    if kind == "profile":
-        return experiments.PROFILES
     planned = {run_id(run) for sets in experiments.SETS.values() for run in sets["all"]}
     return [*(experiments.SETS["demo"] if kind == "set" else ()), *sorted(planned.union(recorded_runs()))]
 
 
-def _completing(kind: str) -> Callable[[str], list[str]]:
-    return lambda incomplete: [name for name in _names(kind) if name.startswith(incomplete)]
+def _typed(kind: str, *names: str, **more) -> Any:
+    """An option of these names, or an argument without any, that the shell completes by names of this kind."""
+    more["autocompletion"] = lambda incomplete: [name for name in _names(kind) if name.startswith(incomplete)]
+    return typer.Option(*names, **more) if names else typer.Argument(**more)
 
 
-Profile = Annotated[
-    str,
-    typer.Option(
-        "--profile", "-p", help="demo, mini, headline ...; see README.", autocompletion=_completing("profile")
-    ),
-]
-Which = Annotated[
-    str,
-    typer.Argument(metavar="SET", help="A set (whitebox ...) or a run id.", autocompletion=_completing("set")),
-]
-RunId = Annotated[
-    str,
-    typer.Argument(metavar="RUN", help="A run id; `status` lists them.", autocompletion=_completing("run")),
-]
+Profile = Annotated[str, _typed("profile", "--profile", "-p", help="demo, mini, headline ...; see README.")]
+Which = Annotated[str, _typed("set", metavar="SET", help="A set (whitebox ...) or a run id.")]
+RunId = Annotated[str, _typed("run", metavar="RUN", help="A run id; `status` lists them.")]
 Attack = Annotated[
-    str | None,
-    typer.Option(
-        help="Only this attack of fsr.attacks.ATTACKS; prints accuracies.", autocompletion=_completing("attack")
-    ),
+    str | None, _typed("attack", "--attack", help="Only this of fsr.attacks.ATTACKS; prints accuracies.")
 ]
 Checkpoint = Annotated[str, typer.Option(help="last, best or ema; of evaluate with --attack.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; by default a GPU when there is one.")]
@@ -103,10 +91,9 @@ Minutes = Annotated[float | None, typer.Option(help="Stop cleanly after so many 
 
 def known_profile(name: str) -> str:
     """The name, or UsageError with the one that was probably meant."""
-    profiles = _names("profile")
-    if name not in profiles:
-        raise UsageError(f"unknown profile {name!r}{did_you_mean(name, profiles)}; choose one of {', '.join(profiles)}")
-    return name
+    from fsr import experiments
+
+    return experiments.profile_of(name).name
 
 
 def writable_root() -> None:
@@ -114,12 +101,7 @@ def writable_root() -> None:
     files.writable(files.results(), "--root")
 
 
-class Executor(StrEnum):
-    """Where tasks run."""
-
-    local = "local"
-    inline = "inline"
-    ray = "ray"
+Executor = StrEnum("Executor", ["local", "inline", "ray"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,9 +116,7 @@ class Setting:
     workers: Annotated[int | None, typer.Option(min=1, help="Processes side by side; default: what fits.")] = None
     executor: Annotated[Executor, typer.Option(help="Worker processes, this process alone, or Ray.")] = Executor.local
     address: Annotated[str, typer.Option(help="Of the Ray cluster.")] = "auto"
-    deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="Bit-identical on one machine where torch can; slower on a GPU.")
-    ] = False
+    deterministic: Annotated[bool, typer.Option("--deterministic", help="Bit-identical where torch can.")] = False
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard event files.")] = False
 
     def options(self):

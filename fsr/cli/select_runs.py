@@ -1,7 +1,7 @@
 """What a command is to compute (a set of the plan, one run, one attack on either), and how it is printed."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import typer
 
@@ -31,11 +31,10 @@ def one_run(which: str, sets: dict | None = None) -> Run:
         return planned[which]
     if which in recorded:
         return store.config_of(which)
-    meant = did_you_mean(which, [*(sets or ()), *recorded, *planned])
-    choices = f"; choose one of {', '.join(sets)}, or a run id;" if sets else ";"
-    raise UsageError(
-        f"no {'set and no ' if sets else ''}run {which!r}{meant}{choices} `python -m fsr status` lists runs"
-    )
+    meant, what, choices = did_you_mean(which, [*(sets or ()), *recorded, *planned]), "run", ""
+    if sets:
+        what, choices = "set and no run", f"; choose one of {', '.join(sets)}, or a run id"
+    raise UsageError(f"no {what} {which!r}{meant}{choices}; `python -m fsr status` lists runs")
 
 
 def planned(profile: str, which: str, *, train_only: bool = False) -> list:
@@ -68,8 +67,7 @@ def attacked(profile: str, which: str, attack: str, checkpoint: str, images: int
     for run in runs_of(profile, which):
         there, usual = _test_images(run), ATTACKS[attack].images
         fewer = usual if usual is not None and there is not None and usual < there else None
-        fields: dict[str, Any] = {"checkpoint": checkpoint, "images": images or fewer}
-        evaluation = Evaluation(attack=attack, **fields)
+        evaluation = Evaluation(attack=attack, checkpoint=cast(Any, checkpoint), images=images or fewer)
         check_fits(run, evaluation)
         out.append(runs.Task(run=run, evaluations=(evaluation,)))
     return out
@@ -77,8 +75,7 @@ def attacked(profile: str, which: str, attack: str, checkpoint: str, images: int
 
 def _test_images(run: Run) -> int | None:
     """How many test images a run has; None where only its folder says."""
-    usual = DATASETS[run.dataset].test if run.dataset in DATASETS else None
-    return run.test_size if run.test_size is not None else usual
+    return DATASETS[run.dataset].test if run.test_size is None and run.dataset in DATASETS else run.test_size
 
 
 def check_fits(run: Run, evaluation: Evaluation) -> None:
@@ -106,15 +103,11 @@ def show_plan(todo: list, options) -> None:
     again = [run for run, trains in trained.items() if trains == "again"]
     measured = runs.seconds_per_epoch(options.torch_device.type)
     times = [runs.seconds_left(run, measured, epochs=run.epochs if run in again else None) for run in trained]
-    estimated = [seconds for seconds in times if seconds is not None]
-    text = f"{len(trained) or 'no'} training{'s' * (len(trained) > 1)}"
+    known = [seconds for seconds in times if seconds is not None]
+    text, unknown = f"{len(trained) or 'no'} training{'s' * (len(trained) > 1)}", len(times) - len(known)
     text += f" ({len(again)} of them again: their records are here, their weights are gone)" if again else ""
-    text += f", about {duration(sum(estimated))} in all" if estimated else ""
-    text += (
-        f", {len(times) - len(estimated)} of unknown length: no such run is finished here"
-        if len(estimated) < len(times)
-        else ""
-    )
+    text += f", about {duration(sum(known))} in all" if known else ""
+    text += f", {unknown} of unknown length: no such run is finished here" if unknown else ""
     typer.echo(f"{len(todo)} tasks to do: {text}; evaluations and analyses on top" if todo else "nothing to do")
 
 

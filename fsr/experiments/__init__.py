@@ -7,7 +7,7 @@ from fsr.experiments import measurements, plan
 from fsr.experiments.measurements import CHECKPOINTS, COLUMNS, EPS_FACTORS, STEPS, has_heads
 from fsr.experiments.plan import INTERVENTIONS, Row
 from fsr.experiments.profiles import CONTROLS, PROFILES, Profile
-from fsr.files import UsageError
+from fsr.files import UsageError, did_you_mean
 
 ROWS: dict[str, dict[str, tuple[Row, ...]]] = {name: plan.rows_of(profile) for name, profile in PROFILES.items()}
 
@@ -79,7 +79,8 @@ NOTEBOOKS: tuple[str, ...] = tuple(NEEDS)
 def profile_of(name: str) -> Profile:
     """The profile of this name; an unknown one raises UsageError with the choices."""
     if name not in PROFILES:
-        raise UsageError(f"unknown profile {name!r}; choose one of {', '.join(PROFILES)}")
+        meant = did_you_mean(name, PROFILES)
+        raise UsageError(f"unknown profile {name!r}{meant}; choose one of {', '.join(PROFILES)}")
     return PROFILES[name]
 
 

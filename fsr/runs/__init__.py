@@ -5,26 +5,3 @@ from fsr.runs.importing import import_official
 from fsr.runs.options import Options, data_of, locked
 from fsr.runs.tasks import Task, ensure, label, missing, perform, seconds_left, seconds_per_epoch, status, tasks
 from fsr.runs.training import ensure_trained, has_weights, load_model, state_path, weights_path
-
-__all__ = [
-    "Options",
-    "Task",
-    "data_of",
-    "ensure",
-    "ensure_analysed",
-    "ensure_evaluated",
-    "ensure_trained",
-    "has_weights",
-    "import_official",
-    "label",
-    "load_model",
-    "locked",
-    "missing",
-    "perform",
-    "seconds_left",
-    "seconds_per_epoch",
-    "state_path",
-    "status",
-    "tasks",
-    "weights_path",
-]

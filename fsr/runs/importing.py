@@ -14,10 +14,7 @@ from fsr.store.weights import save_tensors
 
 
 def import_official(path: Path, backbone: str, dataset: str) -> str:
-    """Import one file of the authors' code (AT+FSR, last epoch); returns the run id.  A second import changes nothing.
-
-    UsageError when the file is missing, damaged, of another network, or carries code.
-    """
+    """Import a file of the authors' code (AT+FSR, last epoch); returns the run id.  UsageError where it is none."""
     path = Path(path)
     if dataset not in DATASETS:
         raise UsageError(f"unknown data set {dataset!r}; choose one of {', '.join(DATASETS)}")

@@ -20,7 +20,7 @@ import torch
 from fsr import hardware
 from fsr.data.readers import fetch
 from fsr.files import FSRError, Interrupted, MissingData, TimeUp
-from fsr.runs.options import Options, ignore, never
+from fsr.runs.options import Options, ignore
 from fsr.runs.tasks import Task, perform
 from fsr.train import distributed
 
@@ -34,9 +34,8 @@ class Summary:
     failed: list[str] = field(default_factory=list)
     stopped: str | None = None
 
-    def add(self, one: "Summary", task: Task, left: Iterable[Task], report: Callable) -> None:
+    def add(self, one: "Summary", task: Task, left: list[Task], report: Callable) -> None:
         """Keep a task's summary, and report a run as done, well or not, once no task of it is left."""
-        left = list(left)
         self.failed += one.failed
         self.stopped = self.stopped or one.stopped
         for line in one.failed if left else ():  # the others can take hours
@@ -47,8 +46,8 @@ class Summary:
 
 def need_data(tasks: Iterable[Task]) -> None:
     """Raise one MissingData when no data set of these tasks can be had, instead of a failure per task."""
-    missing, names = [], {task.run.dataset for task in tasks}
-    for name in sorted(names):
+    missing, names = [], sorted({task.run.dataset for task in tasks})
+    for name in names:
         try:
             fetch(name)
         except MissingData as error:
@@ -129,7 +128,7 @@ def run_together(tasks: Iterable[Task], options: Options, show: Callable) -> Sum
     show: a context manager of the tasks that gives `report`. A task that fails ends them all: torchrun stops the
     other processes, wherever they are.
     """
-    total, number = Summary(), os.environ.get("RANK", "0")
+    total = Summary()
     try:
         with stoppable() as flag, distributed.group(options.device) as device:
             tasks = distributed.decide(list(tasks))
@@ -139,13 +138,11 @@ def run_together(tasks: Iterable[Task], options: Options, show: Callable) -> Sum
                     if failed := perform(task, replace(options, report=report)):
                         raise FSRError("; ".join(failed))
                     report(task.name, "done", 1, 1)
-    except (TimeUp, Interrupted) as error:
-        if isinstance(error, distributed.Lost):
-            total.failed.append(f"process {number}: {error}")
-        else:
-            total.stopped = "time" if isinstance(error, TimeUp) else "signal"
     except FSRError as error:
-        total.failed.append(f"process {number}: {error}")
+        if isinstance(error, (TimeUp, Interrupted)) and not isinstance(error, distributed.Lost):
+            total.stopped = "time" if isinstance(error, TimeUp) else "signal"
+        else:
+            total.failed.append(f"process {os.environ.get('RANK', '0')}: {error}")
     return total
 
 
@@ -157,7 +154,7 @@ def _start_worker(reports, stop, parent: int, threads: int, deterministic: bool)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the parent decides; it sets `stop`
+        signal.signal(number, signal.SIG_IGN)  # the parent decides and sets `stop`
     torch.set_num_threads(threads)
     if deterministic:
         hardware.make_deterministic()
@@ -179,10 +176,6 @@ def _report(name: str, what: str, done: int, of: int) -> None:
         _WORKER["reports"].put((name, what, done, of))
 
 
-def _work(task: Task, options: Options) -> Summary:
-    return attempt(task, replace(options, interrupted=_stopped, report=_report))
-
-
 class _Worker:
     """A pool of one process: one that is killed breaks this pool and no other, and the next task starts a new one."""
 
@@ -196,7 +189,7 @@ class _Worker:
             self.reports = context.SimpleQueue()
             arguments = (self.reports, self.stop, os.getpid(), *self.setting)
             self.pool = ProcessPoolExecutor(1, context, _start_worker, arguments)
-        return self.pool.submit(_work, task, options)
+        return self.pool.submit(attempt, task, replace(options, interrupted=_stopped, report=_report))
 
     def summary(self, future: Future, task: Task) -> Summary:
         if (error := future.exception()) is None:
@@ -225,14 +218,14 @@ def run_tasks(
     os.environ["OMP_NUM_THREADS"] = str(threads)
     stop = multiprocessing.get_context("spawn").RawValue("b", 0)  # no lock that a killed process could hold
     idle = [_Worker(stop, threads, deterministic) for _ in range(count)]
-    sent, everyone = replace(options, report=ignore, interrupted=never), tuple(idle)
+    everyone = tuple(idle)
     busy: dict[Future, tuple[_Worker, Task]] = {}
     try:
         with stoppable() as flag:
             while busy or (todo and not total.stopped):
                 while idle and todo and not total.stopped:
                     worker, task = idle.pop(), todo.pop(0)
-                    busy[worker.submit(task, sent)] = worker, task
+                    busy[worker.submit(task, options)] = worker, task
                 done, _ = wait(busy, timeout=0.2, return_when=FIRST_COMPLETED)
                 for worker in everyone:
                     worker.hear(options.report)

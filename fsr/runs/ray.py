@@ -23,10 +23,7 @@ log = logging.getLogger("fsr")
 RETRIES = 5  # times that Ray starts a task again whose worker or node was lost; each resumes from the last checkpoint
 TELL_SECONDS = 0.5  # between two reports of a worker
 STOP_SECONDS = 300.0  # for running tasks to save their checkpoints once the command was stopped
-HELP = (
-    "start one by `ray start --head`, or give --address HOST:PORT of one (a cluster with a token also wants "
-    "RAY_AUTH_MODE=token), or --address local"
-)
+HELP = "start one by `ray start --head`, or give --address HOST:PORT (with a token: RAY_AUTH_MODE=token) or local"
 
 
 def resources(task: Task, *, gpus: bool, cpus: int) -> dict:
@@ -48,13 +45,13 @@ def _mark(token: str, what: str) -> Path:
 
 
 class Reports:
-    """An actor without a core that keeps the workers' latest reports until the driver takes them."""
+    """An actor without a core that keeps the workers' latest (run id, what, done, of) until the driver takes them."""
 
     def __init__(self):
         self.events: dict[tuple, tuple] = {}
 
     def tell(self, event: tuple) -> None:
-        """(run id, what, done, of) from a worker."""
+        """Keep a worker's event."""
         self.events[event[:2]] = event
 
     def take(self) -> list[tuple]:
@@ -89,11 +86,9 @@ def _work(task: Task, options: Options, reports, token: str, threads: int, deter
 def run_tasks(
     tasks: Iterable[Task], options: Options, *, address: str = "auto", deterministic: bool = False
 ) -> Summary:
-    """On a Ray cluster, a Ray task for each; this process needs no GPU.
+    """On a Ray cluster, a Ray task for each; UsageError when Ray is not installed or no cluster answers.
 
-    address: local (start one here), auto (the one of this machine, or $RAY_ADDRESS) or HOST:PORT. A task whose worker
-    is lost is started again by Ray and resumes from its last checkpoint. UsageError when Ray is not installed or no
-    cluster answers.
+    address: local (start one here), auto (the one of this machine, or $RAY_ADDRESS) or HOST:PORT.
     """
     tasks = list(tasks)
     if not tasks:
@@ -131,7 +126,7 @@ def _wait_for(ray, pending: dict, options: Options, reports, interrupted: Callab
             options.report(*event)
         for ref in done:
             task = pending.pop(ref)
-            total.add(_summary(ray, ref, task), task, pending.values(), options.report)
+            total.add(_summary(ray, ref, task), task, list(pending.values()), options.report)
         if time.monotonic() > (warn := float("inf") if events or done else warn):
             log.warning("nothing has begun yet: waiting for a node with free cores or GPUs, as `ray status` shows")
             warn = float("inf")
@@ -171,14 +166,12 @@ def _connected(address: str):
     try:
         import ray
     except ImportError:
-        raise UsageError(
-            "Ray is not installed; type `pip install 'ray>=2.40'`, or `pip install -e '.[cluster]'`"
-        ) from None
+        raise UsageError("Ray is not installed; type `pip install 'ray>=2.40' or -e '.[cluster]'`") from None
     origin = files.provenance()
-    variables = {"FSR_ROOT": str(files.root()), "FSR_DATA": str(files.data()), "FSR_COMMIT": origin["commit"]}
-    variables["FSR_DIRTY"] = None if origin["dirty"] is None else str(int(origin["dirty"]))
-    environment = {"env_vars": {name: value for name, value in variables.items() if value is not None}}
-    environment["py_modules"] = [str(Path(fsr.__file__).parent)]
+    variables = {"FSR_ROOT": str(files.root()), "FSR_DATA": str(files.data())}
+    variables |= {"FSR_COMMIT": origin["commit"]} if origin["commit"] else {}
+    variables |= {} if origin["dirty"] is None else {"FSR_DIRTY": str(int(origin["dirty"]))}
+    environment = {"env_vars": variables, "py_modules": [str(Path(fsr.__file__).parent)]}
     more = {"include_dashboard": False} if address == "local" else {}
     if "://" in address:
         raise UsageError(f"--address {address}: type the command on a machine of the cluster, with HOST:PORT or auto")

@@ -1,6 +1,7 @@
 """What a profile still needs, as tasks that any executor can do in any process, and how far it is."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pandas as pd
@@ -55,7 +56,7 @@ def tasks(profile: str, sets: Iterable[str] = ("all",), *, train_only: bool = Fa
     sets = tuple(sets)
     experiments.profile_of(profile)
     chosen = {run: None for name in sets for run in experiments.SETS[profile][name]}
-    order = dict.fromkeys(run for run in experiments.SETS[profile]["all"] if run in chosen) | chosen
+    order = {run: None for run in experiments.SETS[profile]["all"] if run in chosen} | chosen
     if train_only:
         return [Task(run=run) for run in order]
     first, second = [], []
@@ -82,19 +83,19 @@ def perform(task: Task, options: Options) -> list[str]:
     TimeUp and Interrupted end it at once: what is done is recorded, the rest resumes.
     """
     failed: list[str] = []
-    parts: list[tuple[Callable[..., None], tuple]] = [
-        (ensure_trained, ()),
-        *((ensure_evaluated, (e,)) for e in task.evaluations),
-        *((ensure_analysed, (a,)) for a in task.analyses),
-    ]
-    for ensure_part, arguments in parts:
+    for part in (None, *task.evaluations, *task.analyses):
         try:
-            ensure_part(task.run, *arguments, options)
+            if part is None:
+                ensure_trained(task.run, options)
+            elif isinstance(part, Evaluation):
+                ensure_evaluated(task.run, part, options)
+            else:
+                ensure_analysed(task.run, part, options)
         except (TimeUp, Interrupted):
             raise
         except FSRError as error:
             failed.append(f"{task.name}: {error}")
-            if ensure_part is ensure_trained:
+            if part is None:
                 break
     return failed
 
@@ -115,16 +116,12 @@ def label(profile: str, run: Run) -> str:
     """What a run is, in the words of the first table that shows it: `AT + FSR, seed 1`, `T5 tau = 0.05`."""
     base = experiments.profile_of(profile).base
     rows = [(kind, row) for kind, own in experiments.ROWS[profile].items() for row in own if row.intervention is None]
-    named = [(kind, row, row.name) for kind, row in rows if run in row.runs]
-    named += [(kind, row, f"{row.name}, baseline") for kind, row in rows if run in row.baseline]
-    if not named:
-        parts, several = [run.label], True
-    else:
-        kind, row, name = named[0]
-        prefix = TABLES.get(kind, "")
-        parts, several = [prefix + name], len(row.runs) > 1 or not prefix
-    parts += [value for value in (run.dataset, run.backbone) if value not in (base.dataset, base.backbone)]
-    return ", ".join(parts + [f"seed {run.seed}"] * several)
+    named = [(kind, len(row.runs) > 1, row.name) for kind, row in rows if run in row.runs]
+    named += [(kind, len(row.runs) > 1, f"{row.name}, baseline") for kind, row in rows if run in row.baseline]
+    kind, several, name = (named or [("", True, run.label)])[0]
+    prefix = TABLES.get(kind, "")
+    parts = [prefix + name, *(v for v in (run.dataset, run.backbone) if v not in (base.dataset, base.backbone))]
+    return ", ".join(parts + [f"seed {run.seed}"] * (several or not prefix))
 
 
 def seconds_per_epoch(device: str) -> list[tuple[Run, float]]:
@@ -143,10 +140,9 @@ def seconds_left(run: Run, measured: list[tuple[Run, float]], *, epochs: int | N
     if not alike:
         return None
     if epochs is None:
-        try:
-            epochs = run.epochs - len(store.history(run))
-        except MissingRecord:
-            epochs = run.epochs
+        epochs = run.epochs
+        with suppress(MissingRecord):
+            epochs -= len(store.history(run))
     return epochs * float(pd.Series([seconds for _, seconds in same or alike]).median())
 
 
@@ -158,14 +154,11 @@ def status(profile: str, sets: Iterable[str] = ("all",), *, device: str | None =
     """
     measured, rows, everything = seconds_per_epoch(hardware.device_named(device).type), [], tasks(profile, sets)
     for run in dict.fromkeys(task.run for task in everything):
-        own = [task for task in everything if task.run == run]
-        evaluations, analyses = (
-            tuple(e for t in own for e in t.evaluations),
-            tuple(a for t in own for a in t.analyses),
-        )
+        evaluations = tuple(e for task in everything if task.run == run for e in task.evaluations)
+        analyses = tuple(a for task in everything if task.run == run for a in task.analyses)
         task = Task(run=run, evaluations=evaluations, analyses=analyses)
-        left, total, damage = task.missing(), 1 + len(task.evaluations) + len(task.analyses), store.damage(run)
-        trained = store.is_trained(run)
+        left, total = task.missing(), 1 + len(evaluations) + len(analyses)
+        trained, damage = store.is_trained(run), store.damage(run)
         state = "done" if not left else "partial" if trained or state_path(run).exists() else "missing"
         seconds = 0.0 if trained or damage else seconds_left(run, measured)
         recorded, then = f"{total - len(left)}/{total}", damage or (left or [""])[0]

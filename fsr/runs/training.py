@@ -6,6 +6,7 @@ import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,6 +32,10 @@ def state_path(run: Run) -> Path:
     return weights_path(run, "state")
 
 
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 def _refuse_diverged(trainer: Trainer) -> None:
     progress, sums = trainer.progress, trainer.stepper.sums
     good = [torch.isfinite(v).all() for v in trainer.model.state_dict().values() if v.is_floating_point()]
@@ -53,36 +58,26 @@ def save_checkpoint(trainer: Trainer, recorded: dict[str, str]) -> dict[str, str
     unfinished = {"unfinished": True} if trainer.progress.epoch <= run.epochs else {}
     for kind, tensors in trainer.checkpoints().items():
         path = weights_path(run, kind)
-        if kind in recorded and path.exists() and digest_of(path) == recorded[kind]:
-            digests[kind] = recorded[kind]
-        else:
+        digests[kind] = recorded.get(kind, "")
+        if not (digests[kind] and path.exists() and digest_of(path) == digests[kind]):
             digests[kind] = save_tensors(path, tensors, {"run_id": run_id(run), "checkpoint": kind} | unfinished)
     return digests
 
 
 def _segment(trainer: Trainer) -> dict:
     """With what this process trains, and from which step on: a resumed run may continue with other code."""
-    return provenance() | {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "first_step": trainer.progress.step,
-        "hardware": hardware.describe(trainer.device),
-        "switches": trainer.crafter.switches,  # the crafter's own, final after its first batch
-        "processes": distributed.size(),
-    }
+    segment = provenance() | {"started": _now(), "first_step": trainer.progress.step, "processes": distributed.size()}
+    # the crafter's own switches, final after its first batch
+    return segment | {"hardware": hardware.describe(trainer.device), "switches": trainer.crafter.switches}
 
 
 def _record(trainer: Trainer, digests: dict[str, str]) -> dict:
     """What a finished training records: code, machine, switches, time, and the digests of its weights."""
-    segments = trainer.progress.sittings or [_segment(trainer)]
-    record = segments[-1] | {
-        "run_id": run_id(trainer.run),
-        "started": segments[0]["started"],
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(trainer.progress.seconds, 3),
-        "steps": trainer.progress.step,
-        "best_epoch": trainer.progress.best_epoch or None,
-        "checkpoints": digests,
-    }
+    progress = trainer.progress
+    segments = progress.sittings or [_segment(trainer)]
+    record = segments[-1] | {"run_id": run_id(trainer.run), "started": segments[0]["started"], "finished": _now()}
+    record |= {"seconds": round(progress.seconds, 3), "steps": progress.step, "checkpoints": digests}
+    record["best_epoch"] = progress.best_epoch or None
     if record.pop("first_step") or len(segments) > 1:
         record["sittings"] = segments  # code, hardware and switches above are the last segment's
     return record
@@ -106,18 +101,14 @@ def _trainer(run: Run, options: Options) -> Trainer:
     return trainer
 
 
-def _event_file(run: Run, options: Options):
-    """TensorBoard's writer, or a context that gives None without --tensorboard."""
-    if not options.tensorboard:
-        return contextlib.nullcontext()
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(files.results() / "tensorboard" / run_id(run)))
-
-
 def _fit(trainer: Trainer, options: Options, recorded: dict[str, str], *, new: bool) -> dict[str, str]:
     """Train to the last epoch with checkpoints, history and reports on the way; returns the weights' digests."""
     run, digests, cost, saved = trainer.run, {}, 0.0, time.monotonic()
+    events: Any = contextlib.nullcontext()
+    if options.tensorboard:
+        from torch.utils.tensorboard import SummaryWriter
+
+        events = SummaryWriter(str(files.results() / "tensorboard" / run_id(run)))
 
     def on_epoch(trainer: Trainer) -> None:
         nonlocal digests, cost, saved
@@ -141,7 +132,7 @@ def _fit(trainer: Trainer, options: Options, recorded: dict[str, str], *, new: b
         save_checkpoint(trainer, recorded)
 
     callbacks = Callbacks(on_epoch, on_batch, on_stop, options.deadline, options.interrupted)
-    with memory_explained(run), _event_file(run, options) as writer:
+    with memory_explained(run), events as writer:
         fit(trainer, callbacks)
     return digests or save_checkpoint(trainer, recorded)
 

@@ -39,10 +39,9 @@ def _matches(value: Any, kind: Any) -> bool:
 
 
 class Checked:
-    """Base of the configs: every field is of its annotation, and numbers are finite and not negative.
+    """Base of the configs: UsageError names the first field that is not of its annotation, finite and not negative.
 
-    positive: fields that are above 0; fraction: fields that are at most 1; None is always left alone. UsageError names
-    the first field that is wrong. A NumPy number becomes the Python number of the same value.
+    positive: fields above 0; fraction: fields of at most 1. A NumPy number becomes the Python number of its value.
     """
 
     positive: ClassVar[tuple[str, ...]] = ()
@@ -66,25 +65,10 @@ class Checked:
                 require(value <= 1 or f.name not in self.fraction, f"{name} must be at most 1, not {value}")
 
 
-def _named(code: str) -> Any:
+def _named(code: str, default: Any = None) -> Any:
     """What `file.name` in fsr/models is."""
     file, _, name = code.partition(".")
-    return getattr(importlib.import_module(f"fsr.models.{file}"), name)
-
-
-def every_block(stage: str, count: int) -> tuple[str, ...]:
-    """The path after each block of a stage that is a list of blocks."""
-    return tuple(f"{stage}.{i}" for i in range(count))
-
-
-def every_relu(stage: str, count: int) -> tuple[str, ...]:
-    """A VGG's stage: a max-pool, then three layers to a convolution; the ReLU ends each."""
-    return tuple(f"{stage}.{3 * i}" for i in range(1, count + 1))
-
-
-def activated(stage: str, count: int) -> tuple[str, ...]:
-    """A pre-activation stage: the features of the last block end with the stage's own BatchNorm and ReLU."""
-    return (*every_block(stage, count - 1), stage)
+    return getattr(importlib.import_module(f"fsr.models.{file}"), name, default)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +77,7 @@ class Backbone:
 
     code: `file.Class` in fsr/models, called with (num_classes, width, blocks), where the file may hold `initialise`, a
     rule for the weights of any part of it; fsr_stage: where FSR sits by default; width, blocks: the usual size;
-    reference: the channels at fsr_stage then, where S and R have 64 hidden channels; places: the paths after the blocks
-    of a stage, by its name and their number.
+    reference: the channels at fsr_stage then; places: the paths after each block, of a stage and its number of blocks.
     """
 
     code: str
@@ -103,7 +86,7 @@ class Backbone:
     blocks: tuple[int, ...]
     width: int = 64
     reference: int = 512
-    places: Callable[[str, int], tuple[str, ...]] = every_block
+    places: Callable[[str, int], list[str]] = lambda stage, count: [f"{stage}.{i}" for i in range(count)]
 
     @property
     def network(self) -> Callable[..., Any]:
@@ -112,10 +95,9 @@ class Backbone:
 
     def initialise(self, part: Any) -> None:
         """Its own rule for the weights of any part of it; without one they stay as PyTorch made them."""
-        module = importlib.import_module(f"fsr.models.{self.code.partition('.')[0]}")
-        getattr(module, "initialise", lambda part: None)(part)
+        _named(f"{self.code.partition('.')[0]}.initialise", lambda part: None)(part)
 
-    def last_two(self, blocks: tuple[int, ...]) -> tuple[str, ...]:
+    def last_two(self, blocks: tuple[int, ...]) -> list[str]:
         """The paths after the last stage's last two blocks (of a VGG: convolutions), or after its only one."""
         return self.places(self.stages[-1], blocks[-1])[-2:]
 
@@ -130,7 +112,7 @@ BACKBONES: dict[str, Backbone] = {
         stages=("block1", "block2", "block3", "block4", "block5"),
         fsr_stage="block4",
         blocks=(2, 2, 3, 3, 3),
-        places=every_relu,
+        places=lambda stage, count: [f"{stage}.{3 * i}" for i in range(1, count + 1)],  # after each ReLU
     ),
     "wideresnet34": Backbone(
         code="wideresnet.WideResNet",
@@ -139,7 +121,7 @@ BACKBONES: dict[str, Backbone] = {
         blocks=(5, 5, 5),
         width=10,
         reference=640,
-        places=activated,
+        places=lambda stage, count: [*(f"{stage}.{i}" for i in range(count - 1)), stage],  # after its own last ReLU
     ),
 }
 
@@ -149,8 +131,8 @@ class Peer:
     """A module that FSR is compared with.
 
     code: `file.function` in fsr/models, called with (channels, num_classes, is_last) for each place; its module maps
-    features to the same shape and has `streams(f, y) -> (features, aux)`; every_stage: by default it sits after every
-    stage, else after the last stage's two last blocks.
+    features to the same shape and has `streams(f, y) -> (features, aux)`; every_stage: by default after every stage,
+    else after the last stage's two last blocks.
     """
 
     code: str
@@ -174,9 +156,10 @@ PEERS: dict[str, Peer] = {
 class FSRSpec(Checked):
     """The FSR module and its controls (Kim et al. 2023, after their code).
 
-    at: module paths, () for the backbone's own place; hidden: channels inside S and R, None for the
-    width rule; kind: fsr, separation (f+ alone is passed on), residual (S and R as plain residual
-    branches, no mask, no auxiliary loss), aux (auxiliary head only, features untouched).
+    at: module paths, () for the backbone's own place; hidden: channels inside S and R, None for the width rule;
+    kind: fsr, separation (f+ alone is passed on), residual (S and R as plain residual branches, no mask, no auxiliary
+    loss), aux (auxiliary head only, features untouched); mask: gumbel (with noise in training), soft (no noise), hard
+    (straight-through); granularity: one mask value per activation, channel or position.
     """
 
     at: tuple[str, ...] = ()
@@ -185,12 +168,8 @@ class FSRSpec(Checked):
     lambda_rec: float = 1.0
     hidden: int | None = None
     kind: Annotated[str, "fsr", "separation", "residual", "aux"] = "fsr"
-    mask: Annotated[str, "gumbel", "soft", "hard"] = (
-        "gumbel"  # with noise in training; soft: no noise; hard: straight-through
-    )
-    granularity: Annotated[str, "element", "channel", "spatial"] = (
-        "element"  # one value per activation, channel or position
-    )
+    mask: Annotated[str, "gumbel", "soft", "hard"] = "gumbel"
+    granularity: Annotated[str, "element", "channel", "spatial"] = "element"
     positive = ("tau", "hidden")
 
 
@@ -237,10 +216,9 @@ DATASETS = {
 
 def _resolved(dataset: str) -> str:
     """folder:PATH with its absolute path, so that one folder gives one run id; other names as they are."""
-    if not dataset.startswith("folder:"):
-        return dataset
     try:
-        return "folder:" + str(Path(dataset.removeprefix("folder:")).expanduser().resolve())
+        kind, colon, path = dataset.partition("folder:")
+        return dataset if kind or not colon else colon + str(Path(path).expanduser().resolve())
     except (RuntimeError, OSError, ValueError) as error:
         raise UsageError(f"{dataset[:80]!r} is not a path ({str(error)[:80]}); give folder:PATH") from None
 
@@ -270,9 +248,7 @@ class Run(Checked):
     momentum: float = 0.9
     weight_decay: float = 5e-4
     ema_decay: float = 0.9995
-    precision: Annotated[str, "float32", "bf16"] = (
-        "bf16"  # of crafting and of matrix products; weights, losses are float32
-    )
+    precision: Annotated[str, "float32", "bf16"] = "bf16"  # of crafting and products; weights, losses are float32
     sync_bn: bool = False  # several devices: share BatchNorm statistics; default is per replica
     seed: int = 0
     imported: str | None = None  # digest of the authors' file whose weights these are; None: trained here
@@ -308,9 +284,9 @@ class Run(Checked):
 class Evaluation(Checked):
     """One attack on one checkpoint of a run.
 
-    attack: a key of fsr.attacks.ATTACKS or `clean`; images: None for all the test images the run knows,
-    else that many in the fixed stratified order; eps, steps: None for the data set's and attack's own;
-    surrogate: the run id whose `last` weights craft a transfer attack.
+    attack: a key of fsr.attacks.ATTACKS or `clean`; images: None for all the test images the run knows, else that many
+    in the fixed stratified order; eps, steps: None for the run's and attack's own; surrogate: the run id whose `last`
+    weights craft a transfer attack; intervention: a key of fsr.models.INTERVENTIONS, applied at test time.
     """
 
     attack: str
@@ -319,7 +295,7 @@ class Evaluation(Checked):
     eps: float | None = None
     steps: int | None = None
     surrogate: str | None = None
-    intervention: str | None = None  # a key of fsr.models.INTERVENTIONS, applied at test time
+    intervention: str | None = None
     positive = ("images", "steps")
     fraction = ("eps",)
 
@@ -376,11 +352,8 @@ def analysis_id(analysis: Analysis) -> str:
 
 def to_dict(config) -> dict:
     """Every field, as plain JSON types, with the class of a nested spec beside its fields."""
-    values = {f.name: getattr(config, f.name) for f in fields(config)}
-    return {
-        k: {"type": type(v).__name__, **asdict(typing.cast(Any, v))} if isinstance(v, Checked) else v
-        for k, v in values.items()
-    }
+    module = getattr(config, "module", None)
+    return asdict(config) | ({"module": {"type": type(module).__name__, **asdict(module)}} if module else {})
 
 
 def _tuples(data: dict) -> dict[str, Any]:

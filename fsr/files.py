@@ -64,9 +64,8 @@ class Interrupted(FSRError):
     exit_code = 130
 
 
-@functools.lru_cache(maxsize=16)
-def _repository_of(working: Path) -> Path:
-    """`repository` as seen from a working directory; cached, because one table needs it thousands of times."""
+@functools.lru_cache(maxsize=16)  # a table needs it thousands of times
+def _repository(working: Path) -> Path:
     for folder in (working, *working.parents, Path(__file__).resolve().parent.parent):
         if (folder / "notebooks" / "00-setup.ipynb").is_file():
             return folder
@@ -75,7 +74,7 @@ def _repository_of(working: Path) -> Path:
 
 def repository() -> Path:
     """The folder that holds `notebooks/00-setup.ipynb`: nearest parent of the working directory or of the package."""
-    return _repository_of(Path.cwd())
+    return _repository(Path.cwd())
 
 
 @functools.lru_cache(maxsize=16)
@@ -105,9 +104,9 @@ def data() -> Path:
 
 def use(*, root: Path | str | None = None, data: Path | str | None = None) -> None:
     """Make --root and --data hold for this process and every process it starts."""
-    for name, option, value in (("FSR_ROOT", "--root", root), ("FSR_DATA", "--data", data)):
+    for name, value in (("root", root), ("data", data)):
         if value is not None:
-            os.environ[name] = str(_folder(str(value), option, os.getcwd()))
+            os.environ[f"FSR_{name.upper()}"] = str(_folder(str(value), f"--{name}", os.getcwd()))
 
 
 def existing() -> None:
@@ -228,14 +227,14 @@ def read_bytes(path: Path) -> bytes:
         raise CorruptFile(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _body(record: dict) -> bytes:
-    return json.dumps({k: v for k, v in record.items() if k != "sha256"}, sort_keys=True).encode()
+def _digest(record: dict) -> str:
+    return sha256(json.dumps({k: v for k, v in record.items() if k != "sha256"}, sort_keys=True).encode())
 
 
 def save_json(path: Path, record: dict) -> None:
     """Write a record with its schema and the hash of its content."""
     record = json.loads(json.dumps({"schema": SCHEMA, **record}))
-    record["sha256"] = sha256(_body(record))
+    record["sha256"] = _digest(record)
     write_bytes(path, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
 
 
@@ -244,7 +243,7 @@ def load_json(path: Path) -> dict:
     data = read_bytes(path)
     try:
         record = json.loads(data)
-        good = isinstance(record, dict) and record.get("sha256") == sha256(_body(record))
+        good = isinstance(record, dict) and record.get("sha256") == _digest(record)
     except (ValueError, RecursionError):
         good = False
     if not good:
@@ -263,16 +262,12 @@ def npz_bytes(**arrays) -> bytes:
 
 def save_npz(path: Path, **arrays) -> str:
     """Write the arrays as one compressed npz; returns the digest of its bytes."""
-    data = npz_bytes(**arrays)
-    write_bytes(path, data)
+    write_bytes(path, data := npz_bytes(**arrays))
     return sha256(data)
 
 
 def load_npz(path: Path, digest: str) -> dict[str, np.ndarray]:
-    """Arrays of an npz (of an npy under the name `array`) whose bytes have this digest; no pickles.
-
-    Raises MissingRecord when there is none, CorruptFile when its bytes are others or cannot be read.
-    """
+    """Arrays of an npz (an npy as `array`), no pickles; CorruptFile when its bytes have another digest."""
     data = read_bytes(path)
     if sha256(data) != digest:
         raise CorruptFile(f"{path} is damaged (its bytes do not match its record); move it and its json away")
@@ -291,29 +286,20 @@ def _git(*arguments: str) -> str | None:
     return None
 
 
-def _version(package: str) -> str | None:
-    with contextlib.suppress(metadata.PackageNotFoundError):
-        return metadata.version(package)
-    return None
-
-
-def _origin() -> tuple[str | None, bool | None]:
-    """(commit, dirty) of this code; a repository that does not track it, such as one around it, knows nothing of it."""
-    if commit := os.environ.get("FSR_COMMIT"):
-        return commit, {"0": False, "1": True}.get(os.environ.get("FSR_DIRTY", ""))
-    if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
-        return None, None
-    changes = _git("status", "--porcelain", "--", ".")
-    return _git("rev-parse", "HEAD"), None if changes is None else bool(changes)
-
-
 @functools.cache
 def provenance() -> dict:
     """Commit, whether fsr/ had uncommitted changes, and package versions; unknown is None, never "" or False.
 
-    Call it once before computing: it is read once per process, and describes the code as it was loaded. $FSR_COMMIT and
-    $FSR_DIRTY (0 or 1) say both on machines without the repository.
+    Call it before computing: it is read once per process. $FSR_COMMIT and $FSR_DIRTY (0 or 1) replace the repository.
     """
-    commit, dirty = _origin()
-    versions = {name: _version(name) for name in PACKAGES}
+    versions: dict[str, str | None] = dict.fromkeys(PACKAGES)
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    commit, dirty = os.environ.get("FSR_COMMIT"), {"0": False, "1": True}.get(os.environ.get("FSR_DIRTY", ""))
+    if not commit:
+        commit, dirty = None, None
+        if _git("ls-files", "--error-unmatch", Path(__file__).name) is not None:  # not of another repository around it
+            changes = _git("status", "--porcelain", "--", ".")
+            commit, dirty = _git("rev-parse", "HEAD"), None if changes is None else bool(changes)
     return {"commit": commit, "dirty": dirty, "python": platform.python_version(), "versions": versions}

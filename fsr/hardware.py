@@ -5,7 +5,7 @@ import os
 import platform
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,9 @@ from fsr.files import UsageError
 
 @functools.cache
 def _cpuinfo() -> str:
-    try:
+    with suppress(OSError):
         return Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return ""
+    return ""
 
 
 def cpu_name() -> str:
@@ -39,19 +38,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
-def _requested_threads() -> int | None:
-    value = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    return int(value) if value.isdigit() and int(value) > 0 else None
-
-
-REQUESTED_THREADS = _requested_threads()  # when this process began: workers are given their number in the same variable
+_requested = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]  # when this process began: workers get their own in it
+REQUESTED_THREADS = int(_requested) if _requested.isdigit() else 0
 
 
 def threads(share: int) -> int:
-    """Threads of a process that has `share` cores to itself: at least 1, at most $OMP_NUM_THREADS where it is set.
-
-    Set it when several commands run at once: two threads each on two shared cores took ten times longer.
-    """
+    """Threads of a process that has `share` cores to itself: at least 1, at most $OMP_NUM_THREADS where it is set."""
     return max(1, min(share, REQUESTED_THREADS or share))
 
 
@@ -73,10 +65,7 @@ def device_named(name: str | None) -> torch.device:
 
 
 def describe(device: torch.device | str = "cpu") -> dict:
-    """JSON-able parts of the machine: processor, cores, threads in use, and the GPU when that is the device.
-
-    bf16_units, on a CPU: processors of one name have them or not.
-    """
+    """JSON-able parts of the machine: processor, cores, threads in use, and the GPU when that is the device."""
     device = torch.device(device)
     parts = {"cpu": cpu_name(), "cores": cores(), "threads": torch.get_num_threads(), "device": device.type}
     if device.type == "cuda":
@@ -85,10 +74,7 @@ def describe(device: torch.device | str = "cpu") -> dict:
 
 
 def make_deterministic() -> None:
-    """Bit-identical results on one machine where torch has deterministic kernels; else it warns.
-
-    No autotuning either: slower on a GPU.
-    """
+    """Bit-identical results on one machine where torch has deterministic kernels; else it warns.  Slower on a GPU."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False

@@ -1,8 +1,6 @@
 """What a run is: typed, checked, and named by its content alone."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -51,14 +49,8 @@ def test_one_folder_of_images_gives_one_run_id(tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to(tmp_path)
     monkeypatch.chdir(tmp_path.parent)
     monkeypatch.setenv("HOME", str(tmp_path))
-    names = (
-        str(tmp_path),
-        f"{tmp_path}/",
-        tmp_path.name,
-        f"{tmp_path.name}/../{tmp_path.name}",
-        f"{tmp_path}/link",
-        "~",
-    )
+    name = tmp_path.name
+    names = (tmp_path, f"{tmp_path}/", name, f"{name}/../{name}", f"{tmp_path}/link", "~")
     runs = [Run(dataset=f"folder:{name}") for name in names]
     assert {run.dataset for run in runs} == {f"folder:{tmp_path}"} and len(set(map(run_id, runs))) == 1
     with pytest.raises(UsageError, match="is not a path"):
@@ -91,23 +83,10 @@ def test_every_field_changes_the_id():
     assert len(ids) == 1 + len(others)
 
 
-def test_the_id_is_the_same_in_another_process():
-    code = "from fsr.config import *; print(run_id(Run(module=FSRSpec(tau=0.5), seed=3)))"
-    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    assert there == run_id(Run(module=FSRSpec(tau=0.5), seed=3))
-
-
 @pytest.mark.parametrize("module", [None, FSRSpec(at=("layer2", "layer3"), mask="hard"), PeerSpec(name="cifs")])
 def test_a_config_survives_json(module):
     run = for_dataset("digits", module=module, blocks=(1, 1, 1, 1), seed=2)
     assert run_from_dict(json.loads(json.dumps(to_dict(run)))) == run
-
-
-def test_integers_where_floats_belong_are_refused_because_they_would_hash_differently():
-    with pytest.raises(UsageError, match="lr"):
-        Run(lr=1)
-    with pytest.raises(UsageError, match="steps"):
-        Run(steps=True)
 
 
 @pytest.mark.parametrize(
@@ -116,26 +95,20 @@ def test_integers_where_floats_belong_are_refused_because_they_would_hash_differ
         {"dataset": "cifar11"}, {"backbone": "resnet"}, {"method": "pgd"}, {"epochs": 0}, {"lr": -1.0},
         {"eps": float("nan")}, {"precision": "fp16"}, {"blocks": [1, 1]}, {"seed": -1}, {"eps": 8.0}, {"alpha": 2.0},
         {"width": 0}, {"blocks": (1, 0)}, {"blocks": ()}, {"train_size": 0}, {"test_size": -5}, {"beta": -1.0},
-        {"momentum": 1.5}, {"ema_decay": 2.0},
+        {"momentum": 1.5}, {"ema_decay": 2.0}, {"lr": 1}, {"steps": True},  # 1 and 1.0 would hash differently
     ],
 )  # fmt: skip
 def test_wrong_fields_are_named_in_one_line(wrong):
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError, match=f"^[^\n]*({next(iter(wrong))}|data set)[^\n]*$"):
         Run(**wrong)
-    name = next(iter(wrong))
-    assert "\n" not in str(caught.value)
-    assert name in str(caught.value) or "data set" in str(caught.value)
+    with pytest.raises(UsageError, match="not the config of a run"):
+        run_from_dict(to_dict(Run()) | {"surprise": 1})
 
 
 @pytest.mark.parametrize("wrong", [{"eps": 8.0}, {"eps": -0.1}, {"steps": 0}, {"images": 0}])
 def test_an_evaluation_that_means_nothing_is_refused(wrong):
     with pytest.raises(UsageError, match=f"Evaluation.{next(iter(wrong))}"):
         Evaluation(attack="pgd20", **wrong)
-
-
-def test_an_unknown_field_of_a_stored_config_is_refused():
-    with pytest.raises(UsageError, match="not the config of a run"):
-        run_from_dict(to_dict(Run()) | {"surprise": 1})
 
 
 def test_attack_ids_name_what_differs_from_the_default_and_are_file_names():

@@ -23,10 +23,13 @@ def test_a_part_of_the_test_set_is_a_prefix_of_a_larger_part():
     assert (data.part_of_test(d, None)[2] == torch.arange(500)).all()
     with pytest.raises(UsageError, match="500"):
         data.part_of_test(d, 501)
+    with pytest.raises(UsageError, match="1297"):
+        data.load(for_dataset("digits", holdout=1000, train_size=300))
 
 
 def test_augmentation_is_a_crop_of_the_padded_image_or_its_mirror():
     x = torch.arange(2 * 3 * 5 * 5, dtype=torch.uint8).reshape(2, 3, 5, 5)
+    assert (data.augment(x, pad=0, flip=False, generator=torch.Generator()) == x).all()
     out = data.augment(x, pad=2, flip=True, generator=torch.Generator().manual_seed(1))
     for image, got in zip(torch.nn.functional.pad(x, (2, 2, 2, 2)), out):
         crops = [image[:, r : r + 5, c : c + 5] for r in range(5) for c in range(5)]
@@ -44,11 +47,6 @@ def test_crops_and_flips_are_uniform():
     assert abs(flipped - straight) < 0.02
 
 
-def test_no_augmentation_changes_nothing():
-    x = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
-    assert (data.augment(x, pad=0, flip=False, generator=torch.Generator()) == x).all()
-
-
 def test_a_last_batch_of_one_joins_the_batch_before():
     assert [len(p) for p in data.batches(257, 128)] == [128, 129]
     assert [len(p) for p in data.batches(256, 128)] == [128, 128]
@@ -56,8 +54,3 @@ def test_a_last_batch_of_one_joins_the_batch_before():
     assert [len(p) for p in data.batches(1, 128)] == [1]
     parts = data.batches(300, 128, generator=torch.Generator().manual_seed(0))
     assert sorted(torch.cat(parts).tolist()) == list(range(300))
-
-
-def test_more_images_than_there_are_is_one_clear_line():
-    with pytest.raises(UsageError, match="1297"):
-        data.load(for_dataset("digits", holdout=1000, train_size=300))

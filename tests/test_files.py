@@ -10,17 +10,13 @@ from fsr import files
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
-    """Nothing said by the environment, and provenance read anew before and after."""
+    """Nothing said by the environment."""
     for name in ("FSR_COMMIT", "FSR_DIRTY"):
         monkeypatch.delenv(name, raising=False)
-    files.provenance.cache_clear()
-    yield
-    files.provenance.cache_clear()
 
 
 def origin() -> tuple:
-    files.provenance.cache_clear()
-    record = files.provenance()
+    record = files.provenance.__wrapped__()
     return record["commit"], record["dirty"]
 
 

@@ -37,10 +37,7 @@ class Data:
 
 
 def as_float(x: Tensor) -> Tensor:
-    """uint8 images (N, C, H, W) as float32 in [0, 1]; no mean/std normalisation, so eps is always in pixels.
-
-    UsageError for any other type: floating point would be divided a second time, in the caller's own memory.
-    """
+    """uint8 (N, C, H, W) as float32 in [0, 1], never normalised: eps is in pixels; UsageError for another type."""
     if x.dtype != torch.uint8:
         raise UsageError(f"images are stored as uint8 in 0..255, not {x.dtype}")
     return x.float().div_(255)

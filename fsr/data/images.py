@@ -15,13 +15,10 @@ SHOWN = 5  # damaged images that a message names
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Any image in RGB, upright, transparent parts on white; ValueError for a mode whose range of values is not known.
-
-    Pillow clips 16 bits to 8 instead of scaling them, and 32-bit and float images have no agreed range.
-    """
+    """Any image in RGB, upright, transparent parts on white; ValueError for a mode without a known range of values."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        grey = np.asarray(image).astype(np.float64) / 257  # 65535 is white
+        grey = np.asarray(image).astype(np.float64) / 257  # 65535 is white; Pillow would clip 16 bits to 8
         return Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise ValueError(f"its mode {image.mode!r} (32-bit) has no fixed range of values; save it with 8 or 16 bits")

@@ -24,7 +24,6 @@ log = logging.getLogger("fsr")
 
 TINY_TRAIN, TINY_TEST = 100_000, DATASETS["tinyimagenet"].test  # images of Tiny ImageNet
 FOLDER_SIZE = 32  # pixels of folder: images where the run names no image_size
-SPLIT_SEED = 0  # of held-out and subset choices: the same images for every run seed
 
 
 class Images(NamedTuple):
@@ -37,12 +36,12 @@ class Images(NamedTuple):
     names: tuple[str, ...]
 
 
-def stratified_order(y: Tensor, seed: int = SPLIT_SEED) -> Tensor:
+def stratified_order(y: Tensor) -> Tensor:
     """An order of all positions, (N,) int64, of which every prefix holds the classes in near equal shares of y.
 
     Each class is shuffled, then its members are spread evenly over [0, 1) and all are sorted by that place.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)  # the same images for every run seed
     y = y.cpu()
     place = torch.empty(len(y), dtype=torch.float64)
     for label in y.unique():
@@ -54,10 +53,7 @@ def stratified_order(y: Tensor, seed: int = SPLIT_SEED) -> Tensor:
 
 
 def _scans() -> tuple[np.ndarray, np.ndarray]:
-    """(images (1797, 8, 8) from 0 to 16, labels) as sklearn.datasets.load_digits gives them.
-
-    From the same file where it is found: to import scikit-learn takes as long as torch, in every worker process.
-    """
+    """(images (1797, 8, 8) from 0 to 16, labels) of sklearn.datasets.load_digits, whose import takes long."""
     found = importlib.util.find_spec("sklearn")
     file = Path((found.origin if found else None) or "").parent / "datasets/data/digits.csv.gz"
     if file.is_file():
@@ -65,31 +61,22 @@ def _scans() -> tuple[np.ndarray, np.ndarray]:
         return table[:, :-1].reshape(-1, 8, 8), table[:, -1]
     from sklearn.datasets import load_digits
 
-    bunch = load_digits()
-    return bunch.images, bunch.target
+    return load_digits(return_X_y=True)[0].reshape(-1, 8, 8), load_digits().target
 
 
 def _digits(_folder: Path, _run: Run) -> Images:
-    """scikit-learn's digits: 1,797 real 8x8 scans, three equal channels; 1,297 to train and hold out, 500 to test."""
+    """scikit-learn's 1,797 digits, 8x8 scans in three equal channels: 1,297 to train and hold out, 500 to test."""
     images, target = _scans()
     x = torch.from_numpy((images * (255 / 16)).round().astype(np.uint8))[:, None].repeat(1, 3, 1, 1)
     y = torch.from_numpy(target.astype(np.int64))
     order, held = stratified_order(y), DATASETS["digits"].test
     test, train = order[:held].sort().values, order[held:].sort().values
-    return Images(x[train], y[train], x[test], y[test], tuple(str(d) for d in range(10)))
+    return Images(x[train], y[train], x[test], y[test], tuple("0123456789"))
 
 
-class Source(NamedTuple):
-    """A data set of torchvision: its class there, its arguments of the training and the test part, its files."""
-
-    kind: str
-    parts: tuple[dict, dict]
-    files: str
-
-
-SOURCES = {
-    "cifar10": Source("CIFAR10", ({"train": True}, {"train": False}), "cifar-10-batches-py/"),
-    "svhn": Source("SVHN", ({"split": "train"}, {"split": "test"}), "train_32x32.mat, test_32x32.mat"),
+SOURCES: dict[str, tuple[str, str, tuple, str]] = {  # torchvision's class, its argument for train and test, its files
+    "cifar10": ("CIFAR10", "train", (True, False), "cifar-10-batches-py/"),
+    "svhn": ("SVHN", "split", ("train", "test"), "train_32x32.mat, test_32x32.mat"),
 }
 
 
@@ -97,9 +84,8 @@ def _parts(name: str, folder: Path, download: bool = False) -> list:
     """Both parts as torchvision's objects; RuntimeError or OSError when files are missing or damaged (by md5)."""
     import torchvision
 
-    source = SOURCES[name]
-    kind = getattr(torchvision.datasets, source.kind)
-    return [kind(str(folder), **part, download=download) for part in source.parts]
+    kind, argument, values, _ = SOURCES[name]
+    return [getattr(torchvision.datasets, kind)(folder, **{argument: v}, download=download) for v in values]
 
 
 def _why(error: Exception) -> str:
@@ -121,23 +107,22 @@ def _torchvision(name: str, folder: Path) -> list:
             return _parts(name, folder, download=True)
     except (OSError, RuntimeError, ImportError) as error:
         raise MissingData(
-            f"{SOURCES[name].kind} is not (or not whole) in {folder} ({_why(missing)}) and could not be downloaded "
+            f"{SOURCES[name][0]} is not (or not whole) in {folder} ({_why(missing)}) and could not be downloaded "
             f"({str(error)[:80]}); put its official files there or give --data DIR (see `python -m fsr data check`)"
         ) from None
 
 
 def _cifar10(folder: Path, _run: Run) -> Images:
     train, test = _torchvision("cifar10", folder)
-    images = [torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in (train, test)]
-    labels = [torch.tensor(part.targets) for part in (train, test)]
-    return Images(images[0], labels[0], images[1], labels[1], tuple(train.classes))
+    x = [torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in (train, test)]
+    return Images(x[0], torch.tensor(train.targets), x[1], torch.tensor(test.targets), tuple(train.classes))
 
 
 def _svhn(folder: Path, _run: Run) -> Images:
     parts = _torchvision("svhn", folder)
-    images = [torch.from_numpy(np.ascontiguousarray(part.data)) for part in parts]
-    labels = [torch.from_numpy(part.labels.astype(np.int64)) for part in parts]
-    return Images(images[0], labels[0], images[1], labels[1], tuple(str(d) for d in range(10)))
+    x = [torch.from_numpy(np.ascontiguousarray(part.data)) for part in parts]
+    y = [torch.from_numpy(part.labels.astype(np.int64)) for part in parts]
+    return Images(x[0], y[0], x[1], y[1], tuple("0123456789"))
 
 
 @contextlib.contextmanager
@@ -147,8 +132,8 @@ def _tiny_files(folder: Path) -> Iterator[tuple[list[str], Callable[[str], bytes
     archive = base.with_suffix(".zip")
     try:
         if base.is_dir():
-            names = [p.relative_to(base).as_posix() for p in base.rglob("*") if p.is_file()]
-            yield sorted(names), lambda name: (base / name).read_bytes()
+            names = sorted(p.relative_to(base).as_posix() for p in base.rglob("*") if p.is_file())
+            yield names, lambda name: (base / name).read_bytes()
         elif archive.is_file():
             with zipfile.ZipFile(archive) as file:
                 names = [n.removeprefix(f"{base.name}/") for n in file.namelist() if not n.endswith("/")]
@@ -175,11 +160,10 @@ def _tiny_listing(names: list[str], read: Callable[[str], bytes]) -> tuple[list[
 
 def _tinyimagenet(folder: Path, _run: Run) -> Images:
     """The official folder or zip: train/<wnid>/images; test = the official validation images."""
-    size = DATASETS["tinyimagenet"].size
     with _tiny_files(folder) as (names, read):
         train, lines, classes = _tiny_listing(names, read)
         test = [f"val/images/{line[0]}" for line in lines]
-        x = [decode_all(((name, partial(read, name)) for name in part), size) for part in (train, test)]
+        x = [decode_all(((name, partial(read, name)) for name in part), 64) for part in (train, test)]
     labels = {wnid: i for i, wnid in enumerate(classes)}
     train_y = torch.tensor([labels[name.split("/")[1]] for name in train])
     return Images(x[0], train_y, x[1], torch.tensor([labels[line[1]] for line in lines]), tuple(classes))
@@ -190,8 +174,8 @@ def _folder(_base: Path, run: Run) -> Images:
     import torchvision
 
     where = Path(run.dataset.removeprefix("folder:"))
-    held = next((where / n for n in ("test", "val") if (where / n).is_dir()), None)
-    if not (where / "train").is_dir() or held is None:
+    held = where / ("test" if (where / "test").is_dir() else "val")
+    if not (where / "train").is_dir() or not held.is_dir():
         raise MissingData(f"{where} needs train/<class>/ and test/<class>/ (or val/<class>/) with images")
     try:
         parts = [torchvision.datasets.ImageFolder(str(p)) for p in (where / "train", held)]
@@ -219,10 +203,7 @@ def read(run: Run) -> Images:
 
 
 def fetch(name: str) -> None:
-    """Download a data set of torchvision's where it is not here; MissingData says where it belongs.
-
-    Other data sets are checked when they are read.
-    """
+    """Download a data set of torchvision's where it is not here; MissingData says where it belongs."""
     if name in SOURCES:
         _torchvision(name, files.data())
 
@@ -230,13 +211,12 @@ def fetch(name: str) -> None:
 def check() -> list[tuple[str, bool, str]]:
     """(name, there and whole, where or what to do) of every known data set, without downloading anything."""
     base, rows = files.data(), [("digits", True, "embedded in scikit-learn")]
-    for name, source in SOURCES.items():
+    for name, (_, _, _, contents) in SOURCES.items():
         try:
             _parts(name, base)
             rows.append((name, True, str(base)))
         except (RuntimeError, OSError) as error:
-            advice = f"{source.files} belongs in {base}, or is downloaded at first use ({_why(error)})"
-            rows.append((name, False, advice))
+            rows.append((name, False, f"{contents} belongs in {base}, or is downloaded at first use ({_why(error)})"))
     try:
         with _tiny_files(base) as (names, read):
             _tiny_listing(names, read)

@@ -19,16 +19,8 @@ SIZES = (32, 64, 224)  # pixels of the black images that a network is tried on
 LARGE = 299  # pixels that Inception's auxiliary outputs need
 
 
-def _black(like: Tensor, n: int, *sizes: int) -> list[Tensor]:
-    """Batches of n black images, one of each size, in like's type and place."""
-    return [like.new_zeros(n, 3, size, size) for size in sizes]
-
-
 def _training_output(model: nn.Module, batches: list[Tensor]) -> Any:
-    """What the network gives in training mode for the first batch that it takes; None where it refuses all.
-
-    Modes, buffers and the random state are as before afterwards.
-    """
+    """What the network, left as it was, gives in training mode for the first batch that it takes; None without one."""
     buffers = {name: value.clone() for name, value in model.named_buffers()}
     devices = [batches[0].device] if batches[0].is_cuda else []
     with eval_mode(model), torch.random.fork_rng(devices), torch.no_grad():
@@ -58,13 +50,6 @@ def _check_outputs(logits: Any, in_training: Any, num_classes: int) -> None:
         )
 
 
-def _module_for(f: Tensor, model: nn.Module, num_classes: int, spec: FSRSpec) -> FSR:
-    """FSR for features f, on their device, in their type if the network has weights of it (autocast's are not)."""
-    types = [p.dtype for p in model.parameters() if p.is_floating_point()]
-    dtype = f.dtype if f.dtype in types or not types else types[0]
-    return FSR(f.shape[1], num_classes, spec).to(f.device, dtype)
-
-
 def attach_fsr(
     model: nn.Module,
     at: str | tuple[str, ...],
@@ -87,10 +72,15 @@ def attach_fsr(
     if isinstance(model, Classifier):
         model = model.net
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
-    x, logits = first_accepted(model, [example] if example is not None else _black(like, 1, *SIZES))
+    black = [like.new_zeros(1, 3, size, size) for size in SIZES]
+    x, logits = first_accepted(model, black if example is None else [example])
     features = {path: features_at(model, path, x) for path in paths}
-    batches = [x] if example is not None else [torch.cat([x, x]), *_black(like, 2, LARGE)]
+    batches = [torch.cat([x, x]), like.new_zeros(2, 3, LARGE, LARGE)] if example is None else [x]
     _check_outputs(logits, _training_output(model, batches), num_classes)
-    modules: dict[str, nn.Module] = {path: _module_for(f, model, num_classes, spec) for path, f in features.items()}
+    types = [p.dtype for p in model.parameters() if p.is_floating_point()]
+    modules: dict[str, nn.Module] = {}
+    for path, f in features.items():
+        dtype = f.dtype if f.dtype in types or not types else types[0]  # autocast's is no weight's
+        modules[path] = FSR(f.shape[1], num_classes, spec).to(f.device, dtype)
     insert_all(model, modules)
     return Classifier(model)

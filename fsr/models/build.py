@@ -16,20 +16,6 @@ def backbone_named(name: str) -> Backbone:
     return BACKBONES[name]
 
 
-def _peers(spec: PeerSpec, backbone: Backbone, blocks: tuple[int, ...], channels, num_classes: int) -> dict:
-    """The peer's modules by path; channels: path to channels."""
-    peer = PEERS[spec.name]
-    paths = spec.at or (backbone.stages if peer.every_stage else backbone.last_two(blocks))
-    return {path: peer.build(channels(path), num_classes, path == paths[-1]) for path in paths}
-
-
-def _fsr(spec: FSRSpec, backbone: Backbone, channels, num_classes: int) -> dict:
-    """The FSR modules by path; channels: path to channels."""
-    counts = {path: channels(path) for path in spec.at or (backbone.fsr_stage,)}
-    hidden = {path: spec.hidden or hidden_channels(count, backbone.reference) for path, count in counts.items()}
-    return {path: FSR(count, num_classes, spec, hidden=hidden[path]) for path, count in counts.items()}
-
-
 def build_model(
     backbone: str,
     num_classes: int = 10,
@@ -60,9 +46,14 @@ def build_model(
 
     modules: dict[str, nn.Module] = {}
     if fsr is not None:
-        modules = _fsr(fsr, chosen, channels, num_classes)
+        for path in fsr.at or (chosen.fsr_stage,):
+            count = channels(path)
+            hidden = fsr.hidden or hidden_channels(count, chosen.reference)
+            modules[path] = FSR(count, num_classes, fsr, hidden=hidden)
     elif peer is not None:
-        modules = _peers(peer, chosen, blocks, channels, num_classes)
+        kind = PEERS[peer.name]
+        paths = peer.at or (chosen.stages if kind.every_stage else chosen.last_two(blocks))
+        modules = {path: kind.build(channels(path), num_classes, path == paths[-1]) for path in paths}
     for module in modules.values():
         chosen.initialise(module)
     insert_all(net, modules)

@@ -32,9 +32,7 @@ def _uniform(score: Tensor, part: tuple[int, int] | None) -> Tensor:
     return whole.uniform_()[start : start + len(score)]
 
 
-def _noise(
-    score: Tensor, u: tuple[Tensor, Tensor] | None, stable_eps: float, part: tuple[int, int] | None = None
-) -> Tensor:
+def _noise(score: Tensor, u: tuple[Tensor, Tensor] | None, stable_eps: float, part: tuple[int, int] | None) -> Tensor:
     """Difference of two Gumbel draws, like score: from two uniform draws, or as the one Logistic draw that it is."""
     if u is None:
         v = _uniform(score, part).clamp(1e-8, 1 - 2**-24)
@@ -93,15 +91,9 @@ class Streams(NamedTuple):
 
 def _network(channels: int, hidden: int) -> nn.Sequential:
     """The shape that S and R share: (N, C, H, W) to (N, C, H, W), real."""
-    return nn.Sequential(
-        conv3x3(channels, hidden),
-        nn.BatchNorm2d(hidden),
-        nn.ReLU(),
-        conv3x3(hidden, hidden),
-        nn.BatchNorm2d(hidden),
-        nn.ReLU(),
-        conv3x3(hidden, channels),
-    )
+    first = [conv3x3(channels, hidden), nn.BatchNorm2d(hidden), nn.ReLU()]
+    second = [conv3x3(hidden, hidden), nn.BatchNorm2d(hidden), nn.ReLU()]
+    return nn.Sequential(*first, *second, conv3x3(hidden, channels))
 
 
 class FSR(nn.Module):

@@ -25,11 +25,10 @@ class Inserted(nn.Module):
     """A submodule of a network, followed by a module that changes its features.
 
     module: maps features to features of the same shape; `module.streams(f, y)` gives a named tuple whose first field
-    is the same features. The recorder is there only inside `trace`, so that copies, pickles and compiled graphs of
-    the network never carry one.
+    is the same features.
     """
 
-    recorder: Recorder | None = None
+    recorder: Recorder | None = None  # only inside `trace`: copies, pickles and compiled graphs never carry one
 
     def __init__(self, submodule: nn.Module, module: nn.Module):
         super().__init__()
@@ -38,11 +37,10 @@ class Inserted(nn.Module):
 
     def forward(self, *args, **kwargs) -> Tensor:
         f = self.submodule(*args, **kwargs)
-        recorder = self.recorder
-        if recorder is None:
+        if self.recorder is None:
             return self.module(f)
-        streams = self.module.streams(f, recorder.y)
-        recorder.streams.append(streams)
+        streams = self.module.streams(f, self.recorder.y)
+        self.recorder.streams.append(streams)
         return streams.features.clone()  # a network may go on in place (DenseNet), and the recorded ones stay
 
 
@@ -65,8 +63,7 @@ class Classifier(nn.Module):
 
         y: (N,) int64, read only in training mode and only by modules that need labels there (CAS, CIFS).
         """
-        recorder = Recorder(y)
-        places = self.inserted()
+        recorder, places = Recorder(y), self.inserted()
         for place in places:
             place.recorder = recorder
         try:
@@ -87,20 +84,15 @@ def submodule_at(net: nn.Module, path: str) -> nn.Module:
     return net.get_submodule(path)
 
 
-def insert(net: nn.Module, path: str, module: nn.Module) -> None:
-    """Put module after the submodule at path, changing net, under every name that the submodule has there."""
-    submodule = submodule_at(net, path)
-    inserted = Inserted(submodule, module)
-    for parent in list(net.modules()):
-        for name, child in list(parent._modules.items()):  # named_children() leaves second names out
-            if child is submodule:
-                setattr(parent, name, inserted)
-
-
 def insert_all(net: nn.Module, modules: dict[str, nn.Module]) -> None:
-    """Insert every module at its path; the deepest paths first, because an insertion moves what lies below it."""
-    for path in sorted(modules, key=lambda path: -path.count(".")):
-        insert(net, path, modules[path])
+    """Put every module after the submodule at its path, changing net, under every name that the submodule has there."""
+    for path in sorted(modules, key=lambda path: -path.count(".")):  # an insertion moves what lies below it
+        submodule = submodule_at(net, path)
+        inserted = Inserted(submodule, modules[path])
+        for parent in list(net.modules()):
+            for name, child in list(parent._modules.items()):  # named_children() leaves second names out
+                if child is submodule:
+                    setattr(parent, name, inserted)
 
 
 def first_accepted(net: nn.Module, batches: list[Tensor]) -> tuple[Tensor, Any]:
@@ -116,22 +108,19 @@ def first_accepted(net: nn.Module, batches: list[Tensor]) -> tuple[Tensor, Any]:
     raise UsageError(f"a dry run on images {sizes} failed ({reason}); give example=, a batch that the network takes")
 
 
-def _record_outputs(net: nn.Module, path: str, x: Tensor, outputs: list[Any]) -> None:
-    """Run net on x in eval mode; add the submodule's outputs to the list, also where a later layer fails."""
+def _outputs(net: nn.Module, path: str, x: Tensor) -> list[Any]:
+    """What the submodule at path gives when net runs on x in eval mode, also where a later layer fails."""
+    outputs: list[Any] = []
     handle = submodule_at(net, path).register_forward_hook(lambda module, args, output: outputs.append(output))
-    try:
-        with eval_mode(net), torch.no_grad():
-            net(x)
-    finally:
-        handle.remove()
+    with eval_mode(net), torch.no_grad(), suppress(Exception):  # a network may take one size only
+        net(x)
+    handle.remove()
+    return outputs
 
 
-def _has_channels_last(f: Tensor, x: Tensor, larger: list[Any]) -> bool:
-    """Are these maps (N, H, W, C)?  Their second size grows with the image, or, where only one size runs, H / W is x's.
-
-    larger: the same maps for images of twice the size, where the network takes them.
-    """
-    if larger:
+def _has_channels_last(f: Tensor, net: nn.Module, path: str, x: Tensor) -> bool:
+    """Are these maps (N, H, W, C)?  Their second size grows with the image; of one-size networks, H / W is x's."""
+    if larger := _outputs(net, path, x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)):
         return larger[0].shape[1] != f.shape[1]
     h, w = x.shape[-2:]
     first, last = (abs(a * w - b * h) for a, b in (f.shape[2:], f.shape[1:3]))  # 0 where a / b is h / w
@@ -143,26 +132,18 @@ def features_at(net: nn.Module, path: str, x: Tensor) -> Tensor:
 
     Raises UsageError when the submodule does not run exactly once, or gives anything but such a map.
     """
-    outputs: list[Any] = []
-    larger: list[Any] = []
-    _record_outputs(net, path, x.clone(), outputs)
-    with suppress(Exception):  # a network that takes one size only
-        _record_outputs(net, path, nn.functional.interpolate(x, scale_factor=2), larger)
+    outputs = _outputs(net, path, x.clone())
     if len(outputs) != 1:
         raise UsageError(f"{path!r} runs {len(outputs)} times in a forward pass; choose a module that runs once")
     f = outputs[0]
     if not isinstance(f, Tensor):
-        raise UsageError(f"{path!r} gives a {type(f).__name__}, not one feature map; choose another module")
-    if f.ndim == 3:
-        raise UsageError(
-            f"{path!r} gives tokens (N, T, C) = {tuple(f.shape)}; FSR needs maps (N, C, H, W): its 3x3 convolutions "
-            "mean nothing on a list of tokens; choose a convolutional stage"
-        )
-    if f.ndim != 4:
-        raise UsageError(f"{path!r} gives {tuple(f.shape)}, not a feature map (N, C, H, W); choose another module")
-    if _has_channels_last(f, x, larger):
-        raise UsageError(
-            f"{path!r} gives {tuple(f.shape)}, maps (N, H, W, C), not (N, C, H, W); choose a place whose maps have "
-            "their channels first"
-        )
-    return f
+        wrong = f"a {type(f).__name__}, not one feature map"
+    elif f.ndim == 3:
+        wrong = f"tokens (N, T, C) = {tuple(f.shape)}, where 3x3 convolutions mean nothing, not maps (N, C, H, W)"
+    elif f.ndim != 4:
+        wrong = f"{tuple(f.shape)}, not a feature map (N, C, H, W)"
+    elif _has_channels_last(f, net, path, x):
+        wrong = f"{tuple(f.shape)}, maps (N, H, W, C), not (N, C, H, W) with their channels first"
+    else:
+        return f
+    raise UsageError(f"{path!r} gives {wrong}; choose another module, such as a convolutional stage")

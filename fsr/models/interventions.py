@@ -30,14 +30,12 @@ def _constant(mask: Tensor) -> Tensor:
 
 def _random(mask: Tensor, *, seed: int) -> Tensor:
     """One mask for all images, uniform in [0, 1): fixed by the seed, so that attacks meet no randomness."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(mask.shape[1:], generator=generator).to(mask).expand(mask.shape)
+    return torch.rand(mask.shape[1:], generator=torch.Generator().manual_seed(seed)).to(mask).expand(mask.shape)
 
 
 def _shuffled(mask: Tensor, *, seed: int) -> Tensor:
     """The sample's own mask with its entries moved by one fixed permutation: the same values in the wrong places."""
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(mask[0].numel(), generator=generator).to(mask.device)
+    order = torch.randperm(mask[0].numel(), generator=torch.Generator().manual_seed(seed)).to(mask.device)
     return mask.flatten(1)[:, order].view(mask.shape)
 
 

@@ -11,11 +11,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 @contextmanager
 def eval_mode(model):
-    """Evaluate inside the block; afterwards every submodule has its own mode back.
-
-    model: any nn.Module. Restoring per submodule keeps a deliberately frozen part frozen, which a
-    bare `model.train()` afterwards would not.
-    """
+    """Evaluate inside the block; afterwards every submodule has its own mode back, a frozen part its frozen one."""
     before = {module: module.training for module in model.modules()}
     model.eval()
     try:

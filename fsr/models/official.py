@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,18 +21,13 @@ FORBIDDEN = re.compile(r"Unsupported (?:global: GLOBAL|class) ([\w.]+)")
 SEQUENTIAL_BLOCK = re.compile(r"block(\d+)\.(\d+)\.")
 
 
-def _resnet_name(name: str) -> str:
-    return name
-
-
 def _vgg_name(name: str) -> str:
     """block0.3 is conv1_2: stages count from 1 here, and from the second on a max-pool opens them."""
 
-    def shift(found: re.Match) -> str:
+    if found := SEQUENTIAL_BLOCK.match(name):
         stage, layer = int(found[1]), int(found[2])
-        return f"block{stage + 1}.{layer + (stage > 0)}."
-
-    return SEQUENTIAL_BLOCK.sub(shift, name, count=1)
+        name = f"block{stage + 1}.{layer + (stage > 0)}.{name[found.end() :]}"
+    return name
 
 
 def _wideresnet_name(name: str) -> str:
@@ -40,17 +36,9 @@ def _wideresnet_name(name: str) -> str:
     return name.replace(".layer.", ".").replace(".convShortcut.", ".shortcut.")
 
 
-NAMES = {"resnet18": _resnet_name, "vgg16": _vgg_name, "wideresnet34": _wideresnet_name}
+NAMES: dict[str, Callable[[str], str]] = {"resnet18": str, "vgg16": _vgg_name, "wideresnet34": _wideresnet_name}
 HEADS = {"resnet18": "linear.weight", "vgg16": "classifier.4.weight", "wideresnet34": "fc.weight"}
 MODULE_NAMES = {"separation.sep_net.": "score.", "recalibration.rec_net.": "correct.", "aux.0.": "aux."}
-
-
-def _reason(text: str) -> str:
-    """What is wrong with a file, from torch.load's message, which also advises how to run its code."""
-    if found := FORBIDDEN.search(text):
-        return f"holds {found[1]}, which is more than weights and is not read; save its state_dict alone"
-    first = next(iter(text.strip().splitlines()), "empty")
-    return f"is not a whole file of weights: {'damaged' if first.startswith('Weights only') else first[:150]}"
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -60,7 +48,11 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # nothing is executed, but damaged bytes lead the reader into any exception there is
-        raise UsageError(f"{path} {_reason(str(error))}") from None
+        if found := FORBIDDEN.search(str(error)):
+            raise UsageError(
+                f"{path} holds {found[1]}, which is more than weights; save its state_dict alone"
+            ) from None
+        raise UsageError(f"{path} is not a whole file of weights") from None
     for wrapper in ("state_dict", "net", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]

@@ -3,6 +3,7 @@
 N images, C channels, H and W positions, K classes; f is the feature map (N, C, H, W) after one block or stage.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -48,9 +49,7 @@ class FeatureDenoising(nn.Module):
 class _Probed(nn.Module):
     """Shared by CAS and CIFS: needs the labels in training, its own predictions otherwise."""
 
-    def gate(self, f: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Weight per channel (N, C), and the probe's logits (N, K); y: None for the probe's own predictions."""
-        raise NotImplementedError
+    gate: Callable[..., tuple[Tensor, Tensor]]
 
     def forward(self, f: Tensor) -> Tensor:
         return self.streams(f).features
@@ -84,8 +83,7 @@ class CIFS(_Probed):
 
     A channel's weight is the softmax of its relevance: the gradient, summed over positions, of two of the probe's
     logits, the label's and the second largest in training, the two largest otherwise. bottleneck: hidden channels of a
-    softplus(beta 5) layer, or None for a linear probe. As in their code the features are not differentiated through
-    the relevance, the probe is.
+    softplus(beta 5) layer, or None for a linear probe. Only the probe is differentiated through the relevance.
     """
 
     def __init__(self, channels: int, num_classes: int, bottleneck: int | None = None):

@@ -12,11 +12,6 @@ STAGES = ("block1", "block2", "block3", "block4", "block5")
 FULL = 512  # inputs of the authors' linear layers
 
 
-def max_pool() -> nn.MaxPool2d:
-    """2x2 max-pool, rounding up: the same as rounding down at 32 and 64 pixels, and it leaves 1x1 maps alone at 8."""
-    return nn.MaxPool2d(2, 2, ceil_mode=True)
-
-
 class VGG(nn.Module):
     """Images (N, 3, H, W) to logits (N, K); stages hold width x (1, 2, 4, 8, 8) channels, the head 8 x width.
 
@@ -28,12 +23,12 @@ class VGG(nn.Module):
         channels = 3
         for i, (name, count) in enumerate(zip(STAGES, blocks, strict=True)):
             out = width * min(2**i, 8)
-            layers: list[nn.Module] = [max_pool()] if i else []
+            layers: list[nn.Module] = [nn.MaxPool2d(2, ceil_mode=True)] if i else []  # 1x1 maps stay, at 8 pixels
             for _ in range(count):
                 layers += [nn.Conv2d(channels, out, 3, padding=1), nn.BatchNorm2d(out), nn.ReLU()]
                 channels = out
             self.add_module(name, nn.Sequential(*layers))
-        self.pool = max_pool()
+        self.pool = nn.MaxPool2d(2, ceil_mode=True)
         hidden = [nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, channels), nn.ReLU()]
         self.classifier = nn.Sequential(*hidden, nn.Linear(channels, num_classes))
 

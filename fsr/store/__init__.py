@@ -39,9 +39,6 @@ COLUMNS = "run_id dataset backbone width method seed epochs train_size checkpoin
 COLUMNS += " surrogate intervention n correct accuracy seconds commit"
 
 
-# --- evaluations ---------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Outcome:
     """Per-sample outcomes: test-set index (N,) int, correct (N,) bool under the attack, and the record beside them."""
@@ -97,25 +94,18 @@ def save_evaluation(run: Run, evaluation: Evaluation, index, correct, *, after: 
     return path
 
 
-def _index_path(folder: Path, digest: str) -> Path:
-    return folder / f"index-{digest[:12]}.npy"
-
-
 def _save_index(folder: Path, index: np.ndarray) -> str:
     """Store (N,) positions once; returns the file's digest. They would be nine tenths of each outcome's bytes."""
     buffer = io.BytesIO()
     np.save(buffer, index.astype(np.min_scalar_type(int(index.max()))), allow_pickle=False)
     digest = sha256(buffer.getvalue())
-    if not _index_path(folder, digest).exists():
-        files.write_bytes(_index_path(folder, digest), buffer.getvalue())
+    if not (path := folder / f"index-{digest[:12]}.npy").exists():
+        files.write_bytes(path, buffer.getvalue())
     return digest
 
 
 def load_evaluation(run: Run | str, evaluation: Evaluation) -> Outcome:
-    """Outcomes of one evaluation, checked against their hash; MissingRecord when it was not run.
-
-    UsageError when the file holds another evaluation: names round eps to five digits.
-    """
+    """Outcomes of one evaluation; MissingRecord when it was not run, UsageError for another eps of the same name."""
     path = eval_path(run, evaluation)
     if not path.exists():
         raise MissingRecord(f"{path.stem} of {id_of(run)} was not run; `python -m fsr run-all` completes it")
@@ -125,20 +115,10 @@ def load_evaluation(run: Run | str, evaluation: Evaluation) -> Outcome:
         raise UsageError(f"{path} holds {held}, and {evaluation} was asked for, whose file has the same name")
     arrays = load_npz(path.with_suffix(".npz"), record["outcomes_sha256"])
     if digest := record.get("index_sha256"):
-        index = load_npz(_index_path(path.parent, digest), digest)["array"].astype(np.int32)
+        index = load_npz(path.parent / f"index-{digest[:12]}.npy", digest)["array"].astype(np.int32)
     else:  # older records hold their positions themselves
         index = arrays.get("index", np.arange(record["n"], dtype=np.int32))
     return Outcome(index, np.unpackbits(arrays["correct"], count=record["n"]).astype(bool), record)
-
-
-def same_weights(outcomes: Iterable[Outcome]) -> bool:
-    """Are these outcomes of one network?  A run that was trained again elsewhere is another one."""
-    return len({outcome.record.get("weights") for outcome in outcomes}) <= 1
-
-
-def same_images(outcomes: Iterable[Outcome]) -> bool:
-    """Are these outcomes of one test set?  A record without a digest of its images is accepted."""
-    return len({outcome.record.get("images_sha256") for outcome in outcomes} - {None}) <= 1
 
 
 def ensemble(run: Run | str, checkpoint: str, images: int | None = None, intervention: str | None = None) -> Outcome:
@@ -148,12 +128,14 @@ def ensemble(run: Run | str, checkpoint: str, images: int | None = None, interve
     """
     clean = Evaluation(attack="clean", checkpoint=checkpoint, images=images, intervention=intervention)
     parts = [load_evaluation(run, replace(clean, attack=attack)) for attack in ENSEMBLE]
-    for same, what in ((same_weights, "weights"), (same_images, "test images")):
-        if not same(parts):
-            raise MissingRecord(
-                f"{id_of(run)}, {checkpoint}: clean and the four attacks are of different {what}; move the older "
-                "records away, then `python -m fsr run-all` makes them again"
-            )
+    weights = {part.record.get("weights") for part in parts}
+    sets = {part.record.get("images_sha256") for part in parts} - {None}  # older records name no images
+    if len(weights) > 1 or len(sets) > 1:
+        raise MissingRecord(
+            f"{id_of(run)}, {checkpoint}: clean and the four attacks are of different "
+            f"{'weights' if len(weights) > 1 else 'test images'}; move the older records away, then "
+            "`python -m fsr run-all` makes them again"
+        )
     index = functools.reduce(np.intersect1d, [p.index for p in parts])
     orders = [np.argsort(part.index) for part in parts]
     flags = [p.correct[order][np.searchsorted(p.index[order], index)] for p, order in zip(parts, orders)]
@@ -186,9 +168,6 @@ def metrics(chosen: Iterable[Run] | None = None, checkpoint: str | None = None) 
     rows = [row for run in dict.fromkeys(runs() if chosen is None else chosen) for row in _rows(run)]
     frame = pd.DataFrame(rows, columns=COLUMNS.split())
     return frame if checkpoint is None else frame[frame["checkpoint"] == checkpoint].reset_index(drop=True)
-
-
-# --- analyses ------------------------------------------------------------------------------------------------
 
 
 def analysis_path(run: Run | str, analysis: Analysis) -> Path:

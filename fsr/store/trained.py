@@ -87,15 +87,12 @@ def finished() -> list[tuple[Run, dict]]:
     return [(config_of(name), environment(name)) for name in names if not damage(name)]
 
 
-def _column(name: str) -> tuple[int, str]:
-    groups = ("epoch", "seconds", "lr", "train_", "held_", "ema_")
-    return next((i for i, group in enumerate(groups) if name.startswith(group)), len(groups)), name
-
-
 def save_history(run: Run, rows: list[dict]) -> bytes:
     """history.csv, one row per epoch; returns its bytes.  The columns' order is fixed: a resumed run's is the same."""
+    groups = ("epoch", "seconds", "lr", "train_", "held_", "ema_", "")
+    names = sorted(rows[0], key=lambda name: ([name.startswith(group) for group in groups].index(True), name))
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=sorted(rows[0], key=_column), lineterminator="\n")
+    writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
     writer.writeheader()
     writer.writerows([{k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows])
     data = text.getvalue().encode()

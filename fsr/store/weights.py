@@ -26,21 +26,11 @@ def digest(tensors: dict[str, Tensor], meta: str = "") -> str:
     return total.hexdigest()
 
 
-def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same values on the CPU, each in memory of its own: tied weights are stored once for each of their names."""
-    out: dict[str, Tensor] = {}
-    storages: set[int] = set()
-    for name, value in tensors.items():
-        value = value.detach().cpu().contiguous()
-        storage = value.untyped_storage().data_ptr()
-        out[name] = value.clone() if storage in storages else value
-        storages.add(storage)
-    return out
-
-
 def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict | None = None) -> str:
     """Write tensors and JSON-able meta to one safetensors file; returns the digest that is stored inside."""
-    tensors, text = _separate(tensors), json.dumps(meta or {}, sort_keys=True)
+    # copies: safetensors refuses tied weights, which are stored once for each of their names
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    text = json.dumps(meta or {}, sort_keys=True)
     mark = digest(tensors, text)
     # one entry: several would be written in an order that changes from call to call
     write_bytes(path, save(tensors, metadata={"fsr": json.dumps({"digest": mark, "meta": text})}))
@@ -51,10 +41,8 @@ def _info(file: Any, path: Path) -> tuple[str, str, dict]:
     """(digest, meta as text, meta) of an open checkpoint; CorruptFile for one that this version did not write."""
     text = (file.metadata() or {}).get("fsr")
     if text is None:
-        raise CorruptFile(
-            f"{path} was not written by this version of the package (it has no `fsr` entry in its metadata); "
-            "read it with the version that wrote it, or move it away to train again"
-        )
+        advice = "read it with the version that wrote it, or move it away to train again"
+        raise CorruptFile(f"{path} was not written by this version of the package (no `fsr` in its metadata); {advice}")
     try:
         info = json.loads(text)
         mark, text = info["digest"], info["meta"]
@@ -76,8 +64,7 @@ def _opened(path: Path) -> Iterator[Any]:
             yield file
     except (SafetensorError, OSError, ValueError) as error:
         if not os.access(path, os.R_OK):
-            reason = "permission denied; the file may be whole, so give yourself access"
-            raise CorruptFile(f"{path} cannot be read: {reason}") from None
+            raise CorruptFile(f"{path} cannot be read: permission denied; give yourself access") from None
         raise CorruptFile(f"{path} cannot be read ({error}); move it away to train again") from None
 
 

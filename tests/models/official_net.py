@@ -10,17 +10,15 @@ from torch.nn import functional as F
 SMALL = 1e-8
 
 
+def conv(channels_in, channels_out, stride=1):
+    return nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False)
+
+
 def three_convolutions(channels, hidden):
     """Conv, BN, ReLU, conv, BN, ReLU, conv."""
-    return nn.Sequential(
-        nn.Conv2d(channels, hidden, 3, 1, 1, bias=False),
-        nn.BatchNorm2d(hidden),
-        nn.ReLU(),
-        nn.Conv2d(hidden, hidden, 3, 1, 1, bias=False),
-        nn.BatchNorm2d(hidden),
-        nn.ReLU(),
-        nn.Conv2d(hidden, channels, 3, 1, 1, bias=False),
-    )
+    layers = [conv(channels, hidden), nn.BatchNorm2d(hidden), nn.ReLU()]
+    layers += [conv(hidden, hidden), nn.BatchNorm2d(hidden), nn.ReLU()]
+    return nn.Sequential(*layers, conv(hidden, channels))
 
 
 class Holder(nn.Module):
@@ -54,24 +52,18 @@ class OfficialFSR(nn.Module):
 
 def residual_block(channels_in, channels_out, stride):
     """The parts of a basic block."""
-    block = Holder(
-        conv1=nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False),
-        bn1=nn.BatchNorm2d(channels_out),
-        conv2=nn.Conv2d(channels_out, channels_out, 3, 1, 1, bias=False),
-        bn2=nn.BatchNorm2d(channels_out),
-        shortcut=nn.Sequential(),
-    )
+    norms = {"bn1": nn.BatchNorm2d(channels_out), "bn2": nn.BatchNorm2d(channels_out)}
+    shortcut = []
     if stride != 1 or channels_in != channels_out:
-        block.shortcut = nn.Sequential(
-            nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out)
-        )
-    return block
+        shortcut = [nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out)]
+    convs = {"conv1": conv(channels_in, channels_out, stride), "conv2": conv(channels_out, channels_out)}
+    return Holder(**convs, **norms, shortcut=nn.Sequential(*shortcut))
 
 
 class OfficialResNet(OfficialFSR):
     def __init__(self, classes=10, width=64, hidden=64, tau=0.1):
         super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv1, self.bn1 = conv(3, width), nn.BatchNorm2d(width)
         before = width
         for i in range(4):
             out = width * 2**i
@@ -100,9 +92,8 @@ class OfficialVGG(OfficialFSR):
                 layers += [nn.Conv2d(before, out, 3, 1, 1), nn.BatchNorm2d(out), nn.ReLU()]
                 before = out
             setattr(self, f"block{i}", nn.Sequential(*layers))
-        self.classifier = nn.Sequential(
-            nn.Linear(out, out), nn.ReLU(), nn.Linear(out, out), nn.ReLU(), nn.Linear(out, classes)
-        )
+        hidden_layers = [nn.Linear(out, out), nn.ReLU(), nn.Linear(out, out), nn.ReLU()]
+        self.classifier = nn.Sequential(*hidden_layers, nn.Linear(out, classes))
         self.add_fsr(out, hidden, classes, tau)
 
     def forward(self, x):
@@ -115,12 +106,8 @@ class OfficialVGG(OfficialFSR):
 
 def wide_block(channels_in, channels_out, stride):
     """The parts of a pre-activation block."""
-    block = Holder(
-        bn1=nn.BatchNorm2d(channels_in),
-        conv1=nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False),
-        bn2=nn.BatchNorm2d(channels_out),
-        conv2=nn.Conv2d(channels_out, channels_out, 3, 1, 1, bias=False),
-    )
+    norms = {"bn1": nn.BatchNorm2d(channels_in), "bn2": nn.BatchNorm2d(channels_out)}
+    block = Holder(**norms, conv1=conv(channels_in, channels_out, stride), conv2=conv(channels_out, channels_out))
     if channels_in != channels_out:
         block.convShortcut = nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)
     return block
@@ -136,7 +123,7 @@ class OfficialWideResNet(OfficialFSR):
     def __init__(self, classes=10, width=10, hidden=64, tau=0.1, count=5):
         super().__init__()
         widths = [16, 16 * width, 32 * width, 64 * width]
-        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.conv1 = conv(3, 16)
         self.block1 = wide_stage(widths[0], widths[1], 1, count)
         self.sub_block1 = wide_stage(widths[0], widths[1], 1, count)  # never run
         self.block2 = wide_stage(widths[1], widths[2], 2, count)

@@ -11,7 +11,7 @@ import torch
 from official_net import NETWORKS, randomised
 
 from fsr.files import UsageError
-from fsr.models import FSRSpec, attach_fsr, build_model, load_official
+from fsr.models import BACKBONES, FSRSpec, attach_fsr, build_model, load_official
 from fsr.models.official import official_state
 
 PARITY = Path(__file__).parent.parent / "parity"
@@ -33,10 +33,9 @@ def assert_same_function(theirs, ours, x):
         close(streams[0].aux[name], value)
     weight = torch.randn_like(logits)
     for mine, other in ((own, logits), *zip(streams[0].aux.values(), aux)):
-        close(
-            torch.autograd.grad((mine * weight).sum(), x2, retain_graph=True)[0],
-            torch.autograd.grad((other * weight).sum(), x1, retain_graph=True)[0],
-        )
+        (ours_grad,) = torch.autograd.grad((mine * weight).sum(), x2, retain_graph=True)
+        (theirs_grad,) = torch.autograd.grad((other * weight).sum(), x1, retain_graph=True)
+        close(ours_grad, theirs_grad)
 
 
 @pytest.mark.parametrize("backbone", NETWORKS)
@@ -66,64 +65,40 @@ def test_every_name_and_shape_of_their_checkpoints_finds_its_place(backbone, tmp
     shapes = dict(json.loads((PARITY / "official_state_dict_keys.json").read_text())[backbone])
     with torch.device("meta"):
         theirs = {k: tuple(v.shape) for k, v in NETWORKS[backbone]().state_dict().items()}
-        own = build_model_on_meta(backbone)
+        net = BACKBONES[backbone].network(10, BACKBONES[backbone].width, BACKBONES[backbone].blocks)
+        ours = attach_fsr(net, STAGE[backbone], 10, FSRSpec(hidden=64), example=torch.zeros(1, 3, 8, 8))
+        own = {k: tuple(v.shape) for k, v in ours.state_dict().items()}
     assert {k: tuple(v) for k, v in shapes.items()} == theirs
-    torch.save(
-        {k: torch.empty(0).expand(0) if v == [] else torch.zeros(1).expand(v) for k, v in shapes.items()},
-        tmp_path / "net.pth",
-    )
+    weights = {k: torch.empty(0) if v == [] else torch.zeros(1).expand(v) for k, v in shapes.items()}
+    torch.save(weights, tmp_path / "net.pth")
     state, classes = official_state(tmp_path / "net.pth", backbone, STAGE[backbone])
     assert classes == 10
     assert {k: tuple(v.shape) for k, v in state.items() if v.numel()} == {k: v for k, v in own.items() if v}
     assert state.keys() == own.keys()
 
 
-def build_model_on_meta(backbone):
-    """Shapes of our full-size network by name, without its memory."""
-    from fsr.models import BACKBONES
-
-    net = BACKBONES[backbone].network(10, BACKBONES[backbone].width, BACKBONES[backbone].blocks)
-    example = torch.zeros(1, 3, 8, 8, device="meta")
-    return {
-        k: tuple(v.shape)
-        for k, v in attach_fsr(net, STAGE[backbone], 10, FSRSpec(hidden=64), example=example).state_dict().items()
-    }
-
-
-@pytest.fixture
-def narrow_file(tmp_path):
-    """A checkpoint whose names are right and whose shapes are not."""
-    torch.save(NETWORKS["resnet18"](width=4, hidden=8).state_dict(), tmp_path / "narrow.pth")
-    return tmp_path / "narrow.pth"
-
-
 def refused(path, backbone="resnet18"):
-    """The message of the refusal, which must be one line."""
-    with pytest.raises(UsageError) as caught:
+    """The message of the refusal, which must be one line and name the file."""
+    with pytest.raises(UsageError, match=rf"^(no file )?{re.escape(str(path))}[^\n]*$") as caught:
         load_official(path, backbone)
-    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
     return str(caught.value)
 
 
 def test_wrappers_and_prefixes_are_seen_through(tmp_path):
     plain = NETWORKS["resnet18"](width=4, hidden=8).state_dict()
-    expected = None
-    for i, content in enumerate(
-        (
-            plain,
-            {"state_dict": plain, "epoch": 100},
-            {"net": plain},
-            {"module." + k: v for k, v in plain.items()},
-            {"model": {"_orig_mod.module." + k: v for k, v in plain.items()}},
-        )
-    ):
+    contents = [plain, {"state_dict": plain, "epoch": 100}, {"net": plain}]
+    contents.append({"module." + k: v for k, v in plain.items()})
+    contents.append({"model": {"_orig_mod.module." + k: v for k, v in plain.items()}})
+    names = []
+    for i, content in enumerate(contents):
         torch.save(content, tmp_path / f"{i}.pth")
-        names = official_state(tmp_path / f"{i}.pth", "resnet18", "layer4")[0].keys()
-        expected = expected or names
-        assert names == expected
+        names.append(official_state(tmp_path / f"{i}.pth", "resnet18", "layer4")[0].keys())
+    assert all(other == names[0] for other in names)
 
 
-def test_files_that_are_not_their_checkpoint_are_refused_in_one_line(tmp_path, narrow_file):
+def test_files_that_are_not_their_checkpoint_are_refused_in_one_line(tmp_path):
+    narrow_file = tmp_path / "narrow.pth"  # its names are right and its shapes are not
+    torch.save(NETWORKS["resnet18"](width=4, hidden=8).state_dict(), narrow_file)
     assert "no file" in refused(tmp_path / "absent.pth")
     assert "another shape" in refused(narrow_file)
     assert "fc.weight" in refused(narrow_file, "wideresnet34")

@@ -49,9 +49,8 @@ def mine(monkeypatch):
 
 def test_a_new_backbone_and_a_new_peer_are_one_file_and_one_entry_each(mine, monkeypatch):
     mine.Fourth, mine.halve = Fourth, halve
-    monkeypatch.setitem(
-        BACKBONES, "mine", Backbone(code="mine.Fourth", stages=("a", "b"), fsr_stage="b", blocks=(1, 1))
-    )
+    entry = Backbone(code="mine.Fourth", stages=("a", "b"), fsr_stage="b", blocks=(1, 1))
+    monkeypatch.setitem(BACKBONES, "mine", entry)
     monkeypatch.setitem(PEERS, "halve", Peer(code="mine.halve", every_stage=True))
     x = torch.rand(2, 3, 32, 32)
     with_fsr = Run(backbone="mine", module=FSRSpec(), width=4)

@@ -8,7 +8,7 @@ from torch import nn
 from fsr.analyse.inspection import module_inputs
 from fsr.config import PeerSpec
 from fsr.files import UsageError
-from fsr.models import BACKBONES, CAS, CIFS, FeatureDenoising, build_model
+from fsr.models import BACKBONES, CAS, CIFS, FeatureDenoising, Inserted, build_model
 
 PARITY = Path(__file__).parent.parent / "parity"
 NAMES = {"Probe.0.fc.": "bottleneck.", "Probe.1.": "probe.", "cas_fc_": "probe."}
@@ -36,6 +36,7 @@ def test_features_and_probe_match_the_authors_code(kind):
         streams = module.train(mode == "train").streams(fixture["feat"], fixture["y"])
         torch.testing.assert_close(streams.features, fixture[f"{kind}.{mode}_feat"], rtol=0, atol=1e-12)
         torch.testing.assert_close(streams.aux["probe"], fixture[f"{kind}.logits"], rtol=0, atol=1e-12)
+    assert torch.equal(module(fixture["feat"]), streams.features)  # eval mode reads no labels
 
 
 @pytest.mark.parametrize("kind", ["cifs_linear", "cifs_nonlinear"])
@@ -51,23 +52,10 @@ def test_closed_form_relevance_is_the_gradient(kind):
     theirs = torch.autograd.grad((grad.sum((2, 3)).softmax(1) * weight).sum(), module.parameters(), allow_unused=True)
     for a, b in zip(ours, theirs):
         torch.testing.assert_close(torch.zeros(1) if a is None else a, torch.zeros(1) if b is None else b)
-
-
-@pytest.mark.parametrize("kind", ["cifs_linear", "cifs_nonlinear"])
-def test_features_are_not_differentiated_through_the_relevance_and_the_probe_is(kind):
-    module, fixture = load(kind)
-    f = fixture["feat"].clone().requires_grad_()
-    gate, logits = module.gate(f, None)
+    # features are not differentiated through the relevance, the probe is
     grad, probe = torch.autograd.grad(gate[:, 0].sum(), (f, module.probe.weight), allow_unused=True, retain_graph=True)
     assert grad is None and probe.abs().sum() > 0
     assert torch.autograd.grad(logits.sum(), f)[0].abs().sum() > 0
-
-
-def test_eval_mode_ignores_the_labels():
-    for kind in ("cas", "cifs_linear", "cifs_nonlinear"):
-        module, fixture = load(kind)
-        module.eval()
-        assert torch.equal(module(fixture["feat"]), module.streams(fixture["feat"], fixture["y"]).features)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 4), (2, 20, 3, 2)])
@@ -99,37 +87,24 @@ def test_training_without_labels_is_refused_and_with_them_works(name):
     assert torch.equal(model(x), model.trace(x)[0])
 
 
-@pytest.mark.parametrize("backbone, width", [("resnet18", 4), ("vgg16", 4), ("wideresnet34", 1)])
-def test_peers_sit_where_the_spec_says(backbone, width):
-    places = {
-        "resnet18": ["layer4.0", "layer4.1"],
-        "vgg16": ["block5.6", "block5.9"],
-        "wideresnet34": ["block3.3", "block3"],
-    }[backbone]
-    x = torch.rand(2, 3, 8, 8)
+PLACES = {
+    "resnet18": (4, {"layer4.0", "layer4.1"}),
+    "vgg16": (4, {"block5.6", "block5.9"}),
+    "wideresnet34": (1, {"block3.3", "block3"}),
+}
+
+
+@pytest.mark.parametrize("backbone", PLACES)
+def test_peers_sit_where_the_spec_says(backbone):
+    width, places = PLACES[backbone]
     for name in ("fd", "cas", "cifs"):
         model = build_model(backbone, peer=PeerSpec(name=name), width=width).eval()
-        modules = [place.module for place in model.inserted()]
-        expected = list(BACKBONES[backbone].stages) if name == "fd" else places
-        assert len(modules) == len(expected) == len(model.trace(x)[1])
-        names = {
-            n.removeprefix("net.").replace(".submodule", "")
-            for n, m in model.named_modules()
-            if type(m).__name__ == "Inserted"
-        }
-        assert names == set(expected)
-        if name == "cifs":
-            with module_inputs(model) as inputs:
-                model.trace(x)
-            hidden = {f.shape[1] for f in inputs}
-            assert len(hidden) == 1
-    if backbone == "vgg16":
+        expected = set(BACKBONES[backbone].stages) if name == "fd" else places
         with module_inputs(model) as inputs:
-            model.trace(x)
-        assert inputs[0].min() >= 0  # after the ReLU
-
-
-def test_cifs_probes_are_a_bottleneck_then_linear():
-    model = build_model("resnet18", peer=PeerSpec(name="cifs"), width=4)
-    first, second = (place.module for place in model.inserted())
-    assert first.bottleneck.out_features == 128 and second.bottleneck is None
+            assert len(model.trace(torch.rand(2, 3, 8, 8))[1]) == len(model.inserted()) == len(expected)
+        names = [n for n, part in model.named_modules() if isinstance(part, Inserted)]
+        assert {n.removeprefix("net.").replace(".submodule", "") for n in names} == expected
+        assert name == "fd" or len({f.shape[1] for f in inputs}) == 1
+    first, last = (place.module for place in model.inserted())
+    assert first.bottleneck.out_features == 128 and last.bottleneck is None  # of CIFS
+    assert backbone != "vgg16" or inputs[0].min() >= 0  # after the ReLU

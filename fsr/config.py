@@ -130,7 +130,7 @@ BACKBONES: dict[str, Backbone] = {
 class Peer:
     """A module that FSR is compared with.
 
-    code: `file.function` in fsr/models, called with (channels, num_classes, is_last) for each place; its module maps
+    code: `file.name` in fsr/models, called with (channels, num_classes, is_last) for each place; the module maps
     features to the same shape and has `streams(f, y) -> (features, aux)`; every_stage: by default after every stage,
     else after the last stage's two last blocks.
     """
@@ -140,15 +140,15 @@ class Peer:
 
     @property
     def build(self) -> Callable[..., Any]:
-        """The function that makes one module."""
+        """Makes one module."""
         return _named(self.code)
 
 
 # A new peer is one file in fsr/models and one entry here: PeerSpec and build_model then take its name.
 PEERS: dict[str, Peer] = {
-    "fd": Peer(code="peers.fd", every_stage=True),
-    "cas": Peer(code="peers.cas"),
-    "cifs": Peer(code="peers.cifs"),
+    "fd": Peer(code="peers.FeatureDenoising", every_stage=True),
+    "cas": Peer(code="peers.CAS"),
+    "cifs": Peer(code="peers.CIFS"),
 }
 
 
@@ -357,7 +357,6 @@ def to_dict(config) -> dict:
 
 
 def _tuples(data: dict) -> dict[str, Any]:
-    """JSON's lists as the tuples that they were."""
     return {str(k): tuple(v) if isinstance(v, list) else v for k, v in data.items()}
 
 

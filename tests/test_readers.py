@@ -84,15 +84,12 @@ def test_a_missing_data_set_is_downloaded_once_although_two_find_it_missing(tmp_
 
 def _tiny_imagenet(folder, files: dict, *, zipped: bool) -> None:
     """The files as the official folder or zip."""
-    if zipped:
-        with zipfile.ZipFile(folder / "tiny-imagenet-200.zip", "w") as archive:
-            for name, content in files.items():
-                archive.writestr("tiny-imagenet-200/" + name, content)
-        return
-    for name, content in files.items():
-        path = folder / "tiny-imagenet-200" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with zipfile.ZipFile(folder / "tiny-imagenet-200.zip", "w") as archive:
+        for name, content in files.items():
+            archive.writestr("tiny-imagenet-200/" + name, content)
+    if not zipped:
+        shutil.unpack_archive(folder / "tiny-imagenet-200.zip", folder)
+        (folder / "tiny-imagenet-200.zip").unlink()
 
 
 def _jpeg(value: int, mode: str = "RGB") -> bytes:

@@ -152,9 +152,8 @@ def _tiny_listing(names: list[str], read: Callable[[str], bytes]) -> tuple[list[
     images = [name for name in names if name.endswith(".JPEG")]
     train, held = ([n for n in images if n.startswith(part)] for part in ("train/", "val/images/"))
     if len(train) != TINY_TRAIN or min(len(lines), len(held)) != TINY_TEST:
-        raise MissingData(
-            f"Tiny ImageNet is not whole: {len(train)} training and {len(held)} validation images ({len(lines)} listed)"
-        )
+        there = f"{len(train)} training and {len(held)} validation images ({len(lines)} listed)"
+        raise MissingData(f"Tiny ImageNet is not whole: {there}")
     return train, lines, sorted(read("wnids.txt").decode().split())
 
 

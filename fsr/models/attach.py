@@ -22,32 +22,29 @@ LARGE = 299  # pixels that Inception's auxiliary outputs need
 def _training_output(model: nn.Module, batches: list[Tensor]) -> Any:
     """What the network, left as it was, gives in training mode for the first batch that it takes; None without one."""
     buffers = {name: value.clone() for name, value in model.named_buffers()}
-    devices = [batches[0].device] if batches[0].is_cuda else []
-    with eval_mode(model), torch.random.fork_rng(devices), torch.no_grad():
+    output = None
+    with eval_mode(model), torch.random.fork_rng([batches[0].device] * batches[0].is_cuda), torch.no_grad():
         model.train()  # until eval_mode gives every part its own mode back
-        try:
-            for x in batches:
-                with suppress(Exception):
-                    return model(x.clone())
-        finally:
-            for name, value in model.named_buffers():
-                value.copy_(buffers[name])
-    return None
+        for x in batches:
+            with suppress(Exception):
+                output = model(x.clone())
+                break
+        for name, value in model.named_buffers():
+            value.copy_(buffers[name])
+    return output
 
 
 def _check_outputs(logits: Any, in_training: Any, num_classes: int) -> None:
     """Raise UsageError unless a network gives logits (N, K) and nothing else, in both modes."""
     for output, mode in ((logits, "evaluation"), (in_training, "training")):
         if output is not None and not isinstance(output, Tensor):
+            what = f"a {type(output).__name__} in {mode} mode, not logits (N, K) alone"
             raise UsageError(
-                f"the network gives a {type(output).__name__} in {mode} mode, not logits (N, K) alone; switch its "
-                "auxiliary outputs off (aux_logits=False) or wrap it so that its call returns the logits"
+                f"the network gives {what}; switch its auxiliary outputs off (aux_logits=False) or wrap it"
             )
     if logits.ndim != 2 or logits.shape[1] != num_classes:
-        raise UsageError(
-            f"the network gives {tuple(logits.shape)}, not logits (N, {num_classes}): num_classes must be the number "
-            "of classes of its own head"
-        )
+        what = f"{tuple(logits.shape)}, not logits (N, {num_classes})"
+        raise UsageError(f"the network gives {what}: num_classes must be the number of classes of its own head")
 
 
 def attach_fsr(
@@ -61,9 +58,8 @@ def attach_fsr(
     """FSR in any network: changes model, which then runs FSR after each place in `at`, and returns it as a Classifier.
 
     at: module paths as in `named_modules()`, whose output is one map (N, C, H, W); num_classes: K of the network's own
-    head; example: a batch for the dry run that finds C, else black images. New weights keep PyTorch's defaults.
-    UsageError leaves model as it was. Train it through `trace` and `fsr.train.objectives`; under DDP wrap an
-    Objective, which runs the auxiliary head.
+    head; example: a batch for the dry run that finds C, else black images. UsageError leaves model as it was. Train it
+    through `trace` and `fsr.train.objectives`; under DDP wrap an Objective, which runs the auxiliary head.
     """
     spec = FSRSpec() if spec is None else spec
     paths = (at,) if isinstance(at, str) else tuple(at)

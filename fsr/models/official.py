@@ -73,10 +73,7 @@ def our_name(name: str, backbone: str, stage: str) -> str:
 
 
 def official_state(path, backbone: str, stage: str) -> tuple[dict[str, Tensor], int]:
-    """The checkpoint under our names, and its number of classes; dead weights are dropped with a note in the log.
-
-    Raises UsageError, in one line, for a file that is not there, not whole, not weights, or of another network.
-    """
+    """The checkpoint under our names without dead weights, and its number of classes; UsageError for another file."""
     path = Path(path)
     state = _read(path)
     head = state.get(HEADS[backbone])
@@ -101,9 +98,7 @@ def load_official(path, backbone: str, tau: float = 0.1) -> Classifier:
     own = model.state_dict()
     misfits = sorted(own.keys() ^ state.keys()) + [k for k in own if k in state and own[k].shape != state[k].shape]
     if misfits:
-        raise UsageError(
-            f"{path} is not the authors' {backbone} with FSR: {len(misfits)} weights are missing, unknown "
-            f"or of another shape, first {misfits[0]!r}"
-        )
+        why = f"{len(misfits)} weights are missing, unknown or of another shape, first {misfits[0]!r}"
+        raise UsageError(f"{path} is not the authors' {backbone} with FSR: {why}")
     model.load_state_dict(state, strict=True)
     return model.eval()

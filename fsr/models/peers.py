@@ -27,7 +27,7 @@ class FeatureDenoising(nn.Module):
     dot products grow with the cube of the features, so the block must start as the identity.
     """
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, num_classes: int = 0, is_last: bool = False):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 1, bias=False)
         self.bn = nn.BatchNorm2d(channels)
@@ -68,7 +68,7 @@ class CAS(_Probed):
     The row is the label's in training and the probe's own prediction otherwise.
     """
 
-    def __init__(self, channels: int, num_classes: int):
+    def __init__(self, channels: int, num_classes: int, is_last: bool = False):
         super().__init__()
         self.probe = nn.Linear(channels, num_classes)
 
@@ -82,14 +82,14 @@ class CIFS(_Probed):
     """Channel-wise importance-based feature selection (Yan et al. 2021, section 4).
 
     A channel's weight is the softmax of its relevance: the gradient, summed over positions, of two of the probe's
-    logits, the label's and the second largest in training, the two largest otherwise. bottleneck: hidden channels of a
-    softplus(beta 5) layer, or None for a linear probe. Only the probe is differentiated through the relevance.
+    logits, the label's and the second largest in training, the two largest otherwise. Only the probe is differentiated
+    through it. The probe has 128 hidden channels, softplus(beta 5); the last is linear, as in their ResNet-18.
     """
 
-    def __init__(self, channels: int, num_classes: int, bottleneck: int | None = None):
+    def __init__(self, channels: int, num_classes: int, is_last: bool = False):
         super().__init__()
-        self.bottleneck = nn.Linear(channels, bottleneck) if bottleneck else None
-        self.probe = nn.Linear(bottleneck or channels, num_classes)
+        self.bottleneck = None if is_last else nn.Linear(channels, 128)
+        self.probe = nn.Linear(channels if is_last else 128, num_classes)
 
     def gate(self, f: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
         """Weight per channel (N, C), in (0, 1) with sum 1, and the probe's logits (N, K)."""
@@ -103,18 +103,3 @@ class CIFS(_Probed):
             slope = torch.sigmoid(5 * self.bottleneck(pooled.detach()))
             relevance = (relevance * slope) @ self.bottleneck.weight
         return relevance.softmax(dim=1), logits
-
-
-def fd(channels: int, num_classes: int, is_last: bool) -> FeatureDenoising:
-    """Feature denoising for one place."""
-    return FeatureDenoising(channels)
-
-
-def cas(channels: int, num_classes: int, is_last: bool) -> CAS:
-    """CAS for one place."""
-    return CAS(channels, num_classes)
-
-
-def cifs(channels: int, num_classes: int, is_last: bool) -> CIFS:
-    """CIFS for one place; the last probe is linear (Yan et al. 2021, their ResNet-18)."""
-    return CIFS(channels, num_classes, None if is_last else 128)

@@ -131,11 +131,9 @@ def ensemble(run: Run | str, checkpoint: str, images: int | None = None, interve
     weights = {part.record.get("weights") for part in parts}
     sets = {part.record.get("images_sha256") for part in parts} - {None}  # older records name no images
     if len(weights) > 1 or len(sets) > 1:
-        raise MissingRecord(
-            f"{id_of(run)}, {checkpoint}: clean and the four attacks are of different "
-            f"{'weights' if len(weights) > 1 else 'test images'}; move the older records away, then "
-            "`python -m fsr run-all` makes them again"
-        )
+        what = f"clean and the four attacks are of different {'weights' if len(weights) > 1 else 'test images'}"
+        advice = "move the older records away, then `python -m fsr run-all` makes them again"
+        raise MissingRecord(f"{id_of(run)}, {checkpoint}: {what}; {advice}")
     index = functools.reduce(np.intersect1d, [p.index for p in parts])
     orders = [np.argsort(part.index) for part in parts]
     flags = [p.correct[order][np.searchsorted(p.index[order], index)] for p, order in zip(parts, orders)]

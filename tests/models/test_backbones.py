@@ -84,7 +84,7 @@ def test_vgg_places_the_pool_after_block4():
 def test_initialisation_follows_each_backbones_rule():
     def parts(kind, *arguments, **options):
         found = [part for part in build_model(*arguments, **options).modules() if isinstance(part, kind)]
-        return [part for part in found if part.weight.numel() > 200]
+        return [part for part in found if part.weight.numel() > 1000]
 
     for name, width, blocks in (("vgg16", 16, None), ("wideresnet34", 2, (1, 1, 1))):
         for part in parts(nn.Conv2d, name, fsr=FSRSpec(), width=width, blocks=blocks):

@@ -158,34 +158,27 @@ def test_torchvision_networks(name, at, size):
     assert logits.shape == (2, 5) and torch.isfinite(x.grad).all()
 
 
-class Overwriting(nn.Module):
-    """A network that goes on in place with what a stage gave, as torchvision's DenseNet does."""
-
-    def __init__(self):
-        super().__init__()
-        self.stage, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 5)
-
-    def forward(self, x):
-        return self.head(F.relu(self.stage(x), inplace=True).mean((2, 3)))
-
-
 def test_recorded_features_stay_what_they_were_when_a_network_goes_on_in_place():
-    torch.manual_seed(0)
-    model = attach_fsr(Overwriting(), at="stage", num_classes=5).eval()
-    logits, (streams,) = model.trace(x := torch.rand(2, 3, 8, 8))
+    """As torchvision's DenseNet does."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)
+    )
+    model = attach_fsr(net, at="0", num_classes=5).eval()
+    logits, (streams,) = model.trace(X)
     torch.testing.assert_close(streams.features, streams.robust + streams.recalibrated)
-    assert (streams.features < 0).any() and torch.equal(logits, model(x))
+    assert (streams.features < 0).any() and torch.equal(logits, model(X))
 
 
 class Last(nn.Module):
-    """A stage whose maps have their channels last, as torchvision's Swin has them."""
+    """A stage whose maps have their channels last, as in torchvision's Swin; of one image size, as timm's is."""
 
-    def __init__(self):
+    def __init__(self, size=None):
         super().__init__()
         self.stage = nn.Sequential(nn.Conv2d(3, 4, 2, 2), Permuted())
-        self.head = nn.Linear(4, 5)
+        self.head, self.size = nn.Linear(4, 5), size
 
     def forward(self, x):
+        assert self.size in (None, x.shape[-1])
         return self.head(self.stage(x).mean((1, 2)))
 
 
@@ -194,33 +187,15 @@ class Permuted(nn.Module):
         return x.permute(0, 2, 3, 1)
 
 
-class Fixed(nn.Module):
-    """A network of one image size, as timm's Swin is."""
-
-    def __init__(self, net, size=28):
-        super().__init__()
-        self.net, self.size = net, size
-
-    def forward(self, x):
-        assert x.shape[-1] == self.size
-        return self.net(x)
-
-
-@pytest.mark.parametrize("net", [Last(), Fixed(Last(), 32), Fixed(Last(), 224)], ids=["any size", "32", "224"])
-def test_maps_with_their_channels_last_are_refused_and_the_network_is_left_alone(net):
-    stage = "net.stage" if isinstance(net, Fixed) else "stage"
-    with pytest.raises(UsageError, match=r"maps \(N, H, W, C\), not"):
-        attach_fsr(net, at=stage, num_classes=5)
-    assert type(net.get_submodule(stage)) is nn.Sequential
-    attach_fsr(net, at=f"{stage}.0", num_classes=5)  # before it they come first
-
-
-@pytest.mark.parametrize("width", [28, 56, 14])
-def test_example_images_of_any_shape_tell_the_two_layouts_apart(width):
-    net, example = Fixed(Last(), width), torch.rand(2, 3, 28, width)
-    with pytest.raises(UsageError, match="channels first"):
-        attach_fsr(net, at="net.stage", num_classes=5, example=example)
-    attach_fsr(net, at="net.stage.0", num_classes=5, example=example)
+@pytest.mark.parametrize("size, shape", [
+    (None, None), (32, None), (224, None), (28, (2, 3, 28, 28)), (56, (2, 3, 28, 56)), (14, (2, 3, 28, 14)),
+])  # fmt: skip
+def test_maps_with_their_channels_last_are_refused_and_the_network_is_left_alone(size, shape):
+    net, example = Last(size), None if shape is None else torch.rand(shape)
+    with pytest.raises(UsageError, match=r"maps \(N, H, W, C\), not .* channels first"):
+        attach_fsr(net, at="stage", num_classes=5, example=example)
+    assert type(net.stage) is nn.Sequential
+    attach_fsr(net, at="stage.0", num_classes=5, example=example)  # before it they come first
 
 
 class Checking(nn.Module):

@@ -18,7 +18,7 @@ def load(kind):
     """The peer with the fixture's weights, and the fixture's tensors."""
     with np.load(PARITY / "peers.npz") as stored:
         tensors = {name: torch.from_numpy(stored[name]) for name in stored.files}
-    module = CAS(8, 10) if kind == "cas" else CIFS(8, 10, bottleneck=128 if kind == "cifs_nonlinear" else None)
+    module = CAS(8, 10) if kind == "cas" else CIFS(8, 10, is_last=kind == "cifs_linear")
     weights = {}
     for name, value in tensors.items():
         short = name.removeprefix(kind + ".")
@@ -49,7 +49,8 @@ def test_closed_form_relevance_is_the_gradient(kind):
     torch.testing.assert_close(gate, grad.sum((2, 3)).softmax(1))
     weight = torch.randn_like(gate)
     ours = torch.autograd.grad((gate * weight).sum(), module.parameters(), allow_unused=True, retain_graph=True)
-    theirs = torch.autograd.grad((grad.sum((2, 3)).softmax(1) * weight).sum(), module.parameters(), allow_unused=True)
+    loss = (grad.sum((2, 3)).softmax(1) * weight).sum()
+    theirs = torch.autograd.grad(loss, module.parameters(), allow_unused=True, retain_graph=True)
     for a, b in zip(ours, theirs):
         torch.testing.assert_close(torch.zeros(1) if a is None else a, torch.zeros(1) if b is None else b)
     # features are not differentiated through the relevance, the probe is
@@ -88,9 +89,9 @@ def test_training_without_labels_is_refused_and_with_them_works(name):
 
 
 PLACES = {
-    "resnet18": (4, {"layer4.0", "layer4.1"}),
-    "vgg16": (4, {"block5.6", "block5.9"}),
-    "wideresnet34": (1, {"block3.3", "block3"}),
+    "resnet18": (4, ["layer4.0", "layer4.1"]),
+    "vgg16": (4, ["block5.6", "block5.9"]),
+    "wideresnet34": (1, ["block3.3", "block3"]),
 }
 
 
@@ -99,12 +100,12 @@ def test_peers_sit_where_the_spec_says(backbone):
     width, places = PLACES[backbone]
     for name in ("fd", "cas", "cifs"):
         model = build_model(backbone, peer=PeerSpec(name=name), width=width).eval()
-        expected = set(BACKBONES[backbone].stages) if name == "fd" else places
+        expected = BACKBONES[backbone].stages if name == "fd" else places
         with module_inputs(model) as inputs:
             assert len(model.trace(torch.rand(2, 3, 8, 8))[1]) == len(model.inserted()) == len(expected)
-        names = [n for n, part in model.named_modules() if isinstance(part, Inserted)]
-        assert {n.removeprefix("net.").replace(".submodule", "") for n in names} == expected
+        named = {n.removeprefix("net."): part for n, part in model.named_modules() if isinstance(part, Inserted)}
+        named = {n.replace(".submodule", ""): part.module for n, part in named.items()}
+        assert named.keys() == set(expected)
         assert name == "fd" or len({f.shape[1] for f in inputs}) == 1
-    first, last = (place.module for place in model.inserted())
-    assert first.bottleneck.out_features == 128 and last.bottleneck is None  # of CIFS
+    assert [n for n, module in named.items() if module.bottleneck is None] == places[1:]  # CIFS's last probe is linear
     assert backbone != "vgg16" or inputs[0].min() >= 0  # after the ReLU

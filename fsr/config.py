@@ -97,10 +97,6 @@ class Backbone:
         """Its own rule for the weights of any part of it; without one they stay as PyTorch made them."""
         _named(f"{self.code.partition('.')[0]}.initialise", lambda part: None)(part)
 
-    def last_two(self, blocks: tuple[int, ...]) -> list[str]:
-        """The paths after the last stage's last two blocks (of a VGG: convolutions), or after its only one."""
-        return self.places(self.stages[-1], blocks[-1])[-2:]
-
 
 # A new backbone is one file in fsr/models and one entry here: Run, build_model and the commands then take its name.
 BACKBONES: dict[str, Backbone] = {
@@ -188,10 +184,7 @@ class PeerSpec(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
-    """What every run on a data set shares: shape, classes, test images and the field's threat model for it.
-
-    eps, alpha in pixels of [0, 1]; pad 0 means no augmentation; alpha is the training step.
-    """
+    """What every run on a data set shares; eps and alpha (the training step) in pixels of [0, 1], pad 0: no crops."""
 
     classes: int
     size: int
@@ -314,7 +307,7 @@ class Evaluation(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis(Checked):
-    """One analysis of a checkpoint of a run; budget: of an audit, images: None for the kind's own number."""
+    """One analysis of a checkpoint of a run; budget: of an audit; images: None for the kind's own number."""
 
     kind: Annotated[str, "streams", "masks", "maps", "features", "cost", "audit"]
     checkpoint: Annotated[str, "last", "best", "ema"] = "last"

@@ -48,9 +48,7 @@ def test_crops_and_flips_are_uniform():
 
 
 def test_a_last_batch_of_one_joins_the_batch_before():
-    assert [len(p) for p in data.batches(257, 128)] == [128, 129]
-    assert [len(p) for p in data.batches(256, 128)] == [128, 128]
-    assert [len(p) for p in data.batches(258, 128)] == [128, 128, 2]
-    assert [len(p) for p in data.batches(1, 128)] == [1]
+    for n, sizes in {257: [128, 129], 256: [128, 128], 258: [128, 128, 2], 1: [1]}.items():
+        assert [len(part) for part in data.batches(n, 128)] == sizes
     parts = data.batches(300, 128, generator=torch.Generator().manual_seed(0))
     assert sorted(torch.cat(parts).tolist()) == list(range(300))

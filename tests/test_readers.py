@@ -9,6 +9,7 @@ import threading
 import time
 import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -74,11 +75,8 @@ def test_a_missing_data_set_is_downloaded_once_although_two_find_it_missing(tmp_
                 raise RuntimeError("not found")
 
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", CIFAR10)
-    threads = [threading.Thread(target=readers._torchvision, args=("cifar10", tmp_path)) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(readers._torchvision, ["cifar10"] * 2, [tmp_path] * 2))
     assert sorted(downloads) == [False, True]
 
 
@@ -172,18 +170,17 @@ COLOURS = np.stack([EIGHT, EIGHT.T, 255 - EIGHT], 2)
 HALF = np.dstack([COLOURS, np.full((32, 32), 128, np.uint8)])  # half transparent
 
 
-def _folder(root: Path, images: int = 3) -> Path:
-    """train/ and test/ of two classes, each with a few images of the ramp; returns where another one belongs."""
-    for part in ("train", "test"):
-        for name in ("cat", "dog"):
-            (root / part / name).mkdir(parents=True)
-            for i in range(images):
-                Image.fromarray(COLOURS).save(root / part / name / f"{i}.png")
+def _folder(root: Path) -> Path:
+    """train/ and test/ of two classes, each with three images of the ramp; returns where another one belongs."""
+    for folder in ("train/cat", "train/dog", "test/cat", "test/dog"):
+        (root / folder).mkdir(parents=True)
+        for i in range(3):
+            Image.fromarray(COLOURS).save(root / folder / f"{i}.png")
     return root / "train" / "cat" / "a"  # after 0, 1, 2
 
 
-def _read(root: Path, size: int | None = 32) -> readers.Images:
-    return readers.read(Run(dataset=f"folder:{root}", image_size=size))
+def _read(root: Path) -> readers.Images:
+    return readers.read(Run(dataset=f"folder:{root}", image_size=32))
 
 
 def _halves(left, right) -> np.ndarray:
@@ -211,12 +208,7 @@ FORMATS = {  # how it is saved, its ending, what it must be read as, (32, 32) or
     "rotated by EXIF": (_oriented, "png", COLOURS, 0),
     "palette": (lambda f: _palette().save(f), "png", _halves([200, 10, 10], [0, 255, 0]), 0),
     "with transparency": (lambda f: _palette().save(f, transparency=1), "png", _halves([200, 10, 10], [255] * 3), 0),
-    "half transparent": (
-        lambda f: Image.fromarray(HALF).save(f),
-        "png",
-        255 - (255 - COLOURS.astype(int)) * 128 / 255,
-        1,
-    ),
+    "half transparent": (lambda f: Image.fromarray(HALF).save(f), "png", 255 - (255.0 - COLOURS) * 128 / 255, 1),
 }
 
 

@@ -52,7 +52,7 @@ def build_model(
             modules[path] = FSR(count, num_classes, fsr, hidden=hidden)
     elif peer is not None:
         kind = PEERS[peer.name]
-        paths = peer.at or (chosen.stages if kind.every_stage else chosen.last_two(blocks))
+        paths = peer.at or (chosen.stages if kind.every_stage else chosen.places(chosen.stages[-1], blocks[-1])[-2:])
         modules = {path: kind.build(channels(path), num_classes, path == paths[-1]) for path in paths}
     for module in modules.values():
         chosen.initialise(module)
@@ -61,10 +61,7 @@ def build_model(
 
 
 def model_of(run: Run, num_classes: int | None = None) -> Classifier:
-    """The network that a run trains, freshly initialised from the global random state.
-
-    num_classes: needed for `folder:` data, whose classes the run does not know.
-    """
+    """The network that a run trains, freshly initialised; num_classes: of `folder:` data, which no run knows."""
     if num_classes is None:
         if run.dataset not in DATASETS:
             raise UsageError(f"how many classes {run.dataset!r} has is known once it is read: give num_classes")

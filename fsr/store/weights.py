@@ -79,7 +79,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
 
 
 def load_into(model: nn.Module, path: Path) -> dict:
-    """Fill a model from a checkpoint, strictly; returns the meta.  CorruptFile or UsageError says what does not fit."""
+    """Fill a model from a checkpoint, strictly; returns the meta.  UsageError says what does not fit."""
     tensors, meta = load_tensors(path)
     try:
         model.load_state_dict(tensors)

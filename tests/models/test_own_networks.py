@@ -73,28 +73,17 @@ class Plain(nn.Module):
         return self.fc(self.layer3(self.layer2(self.layer1(x))).mean((2, 3)))
 
 
-def _one_norm(net):
-    net.layer3[1] = net.layer2[1]
-
-
-def _tied(net):
-    net.layer3[0].weight = net.layer2[0].weight
-
-
-def _old_weight_norm(net):
-    net.fc = nn.utils.weight_norm(net.fc)
-
-
-def _new_weight_norm(net):
-    nn.utils.parametrizations.weight_norm(net.fc)
-
-
-def _spectral_norm(net):
-    net.fc = nn.utils.spectral_norm(net.fc)
+CHANGES = {
+    "one norm": lambda net: setattr(net.layer3, "1", net.layer2[1]),
+    "tied": lambda net: setattr(net.layer3[0], "weight", net.layer2[0].weight),
+    "old weight norm": lambda net: nn.utils.weight_norm(net.fc),
+    "new weight norm": lambda net: nn.utils.parametrizations.weight_norm(net.fc),
+    "spectral norm": lambda net: nn.utils.spectral_norm(net.fc),
+}
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("change", [_one_norm, _tied, _old_weight_norm, _new_weight_norm, _spectral_norm])
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_networks_that_share_or_derive_their_weights_train_and_are_kept(change, mine, monkeypatch, root):
     class Changed(Plain):
         def __init__(self, *arguments):

@@ -38,8 +38,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
-_requested = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]  # when this process began: workers get their own in it
-REQUESTED_THREADS = int(_requested) if _requested.isdigit() else 0
+def _requested_threads() -> int | None:
+    value = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return int(value) or None if value.isdigit() else None
+
+
+REQUESTED_THREADS = _requested_threads()  # when this process began: workers are given their number in the same variable
 
 
 def threads(share: int) -> int:

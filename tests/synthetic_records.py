@@ -42,12 +42,8 @@ def write_history(run: Run, epochs: int | None = None) -> None:
             row |= {"train_sep": 3.5 - 1.5 * part, "train_rec": 2.4 - 1.4 * part}
         row |= {"train_adv_acc": 0.1 + 0.7 * part, "held_clean_acc": 0.1 + 0.85 * part}
         robust = 0.1 + 0.6 * part - 0.1 * max(0.0, part - 0.8) + rng.normal(0, 0.01)
-        row |= {
-            "held_robust_acc": robust,
-            "ema_held_clean_acc": 0.1 + 0.86 * part,
-            "ema_held_robust_acc": 0.1 + 0.63 * part,
-        }
-        rows.append(row)
+        row |= {"held_robust_acc": robust, "ema_held_clean_acc": 0.1 + 0.86 * part}
+        rows.append(row | {"ema_held_robust_acc": 0.1 + 0.63 * part})
     data = store.save_history(run, rows)
     record = {
         "commit": COMMIT,
@@ -84,16 +80,11 @@ def _facts(run: Run, n: int) -> dict:
 
 def _streams(run: Run) -> tuple[dict, dict]:
     correct = {"f": 120, "robust": 150, "nonrobust": 40, "recalibrated": 140, "output": 152}
+    keys = {"attack": "pgd20", "n": N}
     rows = [
-        {
-            "stream": s,
-            "probe": probe,
-            "attack": "pgd20",
-            "n": N,
-            "correct": c - (10 if probe == "knn" else 0) + run.seed,
-        }
-        for s, c in correct.items()
-        for probe in ("aux", "knn")
+        keys | {"stream": stream, "probe": probe, "correct": count - less + run.seed}
+        for stream, count in correct.items()
+        for probe, less in (("aux", 0), ("knn", 10))
     ]
     clean = [row | {"attack": "clean"} for row in rows]
     return _facts(run, N) | {"rows": rows, "rows_clean": clean, "k": 10, "temperature": 0.07, "bank": N}, {}
@@ -102,10 +93,8 @@ def _streams(run: Run) -> tuple[dict, dict]:
 def _masks(run: Run) -> tuple[dict, dict]:
     edges = np.linspace(0, 1, 41)
     x = (edges[:-1] + edges[1:]) / 2
-    counts = {
-        k: (1000 * (np.abs(x - 0.5) * 2) ** (b / run.fsr.tau)).astype(int) + 1
-        for k, b in (("clean", 0.3), ("adv", 0.25))
-    }
+    power = {"clean": 0.3 / run.fsr.tau, "adv": 0.25 / run.fsr.tau}
+    counts = {k: (1000 * (np.abs(x - 0.5) * 2) ** p).astype(int) + 1 for k, p in power.items()}
     share = {f"saturated_{k}": float((c[:2].sum() + c[-2:].sum()) / c.sum()) for k, c in counts.items()}
     record = _facts(run, N) | {"tau": run.fsr.tau, "entries": int(counts["adv"].sum()), "flipped": 0.08}
     return record | share, {"edges": edges, "hist_clean": counts["clean"], "hist_adv": counts["adv"]}
@@ -134,15 +123,10 @@ def _features(run: Run) -> tuple[dict, dict]:
 def _cost(run: Run) -> tuple[dict, dict]:
     extra = 1000 if run.fsr is not None else 0
     record = {"train_seconds_per_epoch": 1.0 + extra / 10000, "params": 50_000 + extra, "params_added": extra}
-    record |= {
-        "macs": 900_000 + 20 * extra,
-        "macs_added": 20 * extra,
-        "hardware": {"cpu": "a test"},
-        "memory": "live tensors",
-    }
+    record |= {"macs": 900_000 + 20 * extra, "macs_added": 20 * extra, "memory": "live tensors"}
     for name, value in (("latency_ms", {"1": 1.2, "128": 9.0}), ("peak_memory_mb", 20.0)):
         record |= {name: value, f"{name}_without": value}
-    return record | {"memory_batch": 128, "dtype": "float32", "repeats": 9}, {}
+    return record | {"memory_batch": 128, "dtype": "float32", "repeats": 9, "hardware": {"cpu": "a test"}}, {}
 
 
 MAKERS = {"streams": _streams, "masks": _masks, "maps": _maps, "features": _features, "cost": _cost}

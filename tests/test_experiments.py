@@ -96,20 +96,6 @@ def test_the_overfitting_study_is_five_rows_of_five_seeds():
             assert not any(e.intervention or e.surrogate for e in asked)
 
 
-def test_paper_covers_three_data_sets_backbones_methods_and_seeds():
-    runs = SETS["paper"]["whitebox"]
-    assert len(runs) == 3 * 3 * 3 * 2 * 3
-    assert {run.lr for run in runs if run.dataset == "svhn"} == {0.01}
-    assert all(run.width is None and run.epochs == 100 and run.train_size is None for run in runs)
-
-
-def test_ci_is_small():
-    runs = SETS["ci"]["all"]
-    assert len(runs) <= 16
-    assert all((r.train_size, r.test_size, r.width, r.blocks) == (192, 64, 4, (1, 1, 1, 1)) for r in runs)
-    assert {r.epochs for r in runs} == {1, 2} and all(r.epochs == 2 for r in experiments.main_pair("ci"))
-
-
 def test_columns_of_all_checkpoints_and_autoattack_budgets():
     for profile, name, images in (("ci", "autoattack-ci", 32), ("demo", "autoattack", 100), ("mini", "autoattack", 500),
                                   ("headline", "autoattack", None), ("headline40", "autoattack", None)):  # fmt: skip
@@ -118,13 +104,6 @@ def test_columns_of_all_checkpoints_and_autoattack_budgets():
         for checkpoint in ("last", "best", "ema"):
             assert {"clean", "fgsm", "pgd20", "pgd100", "cw"} <= {e.attack for e in asked if e.checkpoint == checkpoint}
         assert len({e.images for e in asked if e.attack != name}) == 1  # Ensemble is taken over common images
-
-
-def test_interventions_are_asked_of_trained_fsr_runs_only():
-    plain, both = experiments.main_pair("demo")
-    names = {e.intervention for e in experiments.evaluations("demo", "components", both)} - {None}
-    assert names == {"mask_one", "no_recalibration", "mask_random", "mask_constant", "mask_shuffled"}
-    assert not any(e.intervention for e in experiments.evaluations("demo", "all", plain))
 
 
 @pytest.mark.parametrize("profile", FULL)
@@ -149,8 +128,11 @@ def test_sweeps_reach_from_weak_to_hopeless_and_never_repeat_the_default():
     assert len({e.attack_id for e in asked}) == len(asked)
 
 
-def test_analyses_of_the_main_pair():
+def test_interventions_and_analyses_of_the_main_pair():
     plain, both = experiments.main_pair("demo")
+    names = {e.intervention for e in experiments.evaluations("demo", "components", both)} - {None}
+    assert names == {"mask_one", "no_recalibration", "mask_random", "mask_constant", "mask_shuffled"}
+    assert not any(e.intervention for e in experiments.evaluations("demo", "all", plain))
     assert {a.kind for a in experiments.analyses("demo", "all", plain)} == {"cost", "audit"}
     kinds = {a.kind for a in experiments.analyses("demo", "all", both)}
     assert kinds == {"cost", "audit", "streams", "masks", "maps", "features"}
@@ -193,3 +175,12 @@ def test_headline40_reports_its_ema_weights_and_the_others_the_last():
     assert {a.checkpoint for a in experiments.analyses("headline40", "all", pair[1])} == {"ema"}
     for name in set(PROFILES) - {"headline40"}:
         assert {e.checkpoint for e in experiments.columns(name, "whitebox").values()} == {"last"}
+
+
+def test_ci_is_small_and_paper_whole():
+    ci, paper = SETS["ci"]["all"], SETS["paper"]["whitebox"]
+    assert len(ci) <= 16 and len(paper) == 3 * 3 * 3 * 2 * 3  # data sets, backbones, methods, with FSR or not, seeds
+    assert all((r.train_size, r.test_size, r.width, r.blocks) == (192, 64, 4, (1, 1, 1, 1)) for r in ci)
+    assert {r.epochs for r in ci} == {1, 2} and all(r.epochs == 2 for r in experiments.main_pair("ci"))
+    assert {run.lr for run in paper if run.dataset == "svhn"} == {0.01}
+    assert all(run.width is None and run.epochs == 100 and run.train_size is None for run in paper)

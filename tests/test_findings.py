@@ -187,12 +187,9 @@ def test_a_full_size_history_is_compared_with_the_authors_log():
     assert "is 0.0 points" in accuracy
 
 
-def test_numbers_keep_their_sign():
+def test_numbers_keep_their_sign_and_unknown_names_are_refused():
     assert [wording.number(v, True) for v in (-0.0003, 0.0, -0.012, 0.0004)] == ["−0.03", "+0.0", "−1.2", "+0.04"]
     assert wording.number(0.4457) == "44.6" and wording.seeds([1, 3, 2]) == "one to three seeds"
-
-
-def test_unknown_names_are_refused():
     with pytest.raises(UsageError, match="no findings for 'T99'"):
         findings("demo", "T99")
     with pytest.raises(UsageError, match="unknown profile"):

@@ -8,7 +8,7 @@ from torch import nn
 
 from fsr import experiments, files, store
 from fsr.files import UsageError, save_json
-from fsr.report import readme, update_readme
+from fsr.report import readme
 
 README = files.repository() / "README.md"
 PAGES = [README, *sorted((files.repository() / "docs").glob("*.md"))]
@@ -20,7 +20,7 @@ def test_generated_parts_are_those_of_the_committed_records(monkeypatch, name):
     if not store.runs():
         pytest.skip("no records in this checkout")
     text = (files.repository() / name).read_text()
-    assert readme.rewrite(text, readme.PARTS[name]) == text
+    assert readme.rewrite(text, readme.PARTS[name]) == text  # so that a second update changes nothing
 
 
 def test_readme_is_short_and_types_no_result():
@@ -46,20 +46,13 @@ def test_only_marked_parts_are_rewritten(tmp_path):
         readme.rewrite("no marks", [part])
 
 
-def test_a_second_update_changes_nothing(monkeypatch):
-    monkeypatch.delenv("FSR_ROOT", raising=False)
-    monkeypatch.setattr(readme, "PARTS", {"README.md": (readme.profiles,)})
-    assert update_readme() == []
-
-
-def test_profiles_are_counted_from_the_plan():
-    for name, profile in experiments.PROFILES.items():
-        row = next(line for line in readme.profiles().splitlines() if line.startswith(f"| `{name}` "))
-        cells = [cell.strip() for cell in row.strip("|").split("|")]
-        assert cells[-2:] == [str(profile.base.epochs), str(len(experiments.SETS[name]["all"]))]
-
-
-def test_speed_is_what_the_benchmarks_recorded(root):
+def test_profiles_are_counted_and_speed_is_what_the_benchmarks_recorded(root):
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in readme.profiles().splitlines()]
+    counted = [
+        (f"`{p.name}`", str(p.base.epochs), str(len(experiments.SETS[p.name]["all"])))
+        for p in experiments.PROFILES.values()
+    ]
+    assert [(cells[0], *cells[-2:]) for cells in table[2:]] == counted
     ratio = {"median": 3.04, "low": 3, "high": 3.2}
     rows = [{"case": "AutoAttack", "ratio": ratio}, {"case": "batch 32", "ratio": ratio}, {"precision": "bf16"}]
     record = {"benchmark": "evaluate", "machine": {"cpu": "A CPU", "threads": 1, "bf16_units": False}, "rows": rows}
@@ -68,20 +61,13 @@ def test_speed_is_what_the_benchmarks_recorded(root):
     assert re.sub(" +", " ", line) == "| evaluate | AutoAttack | 3.0 (3.0 to 3.2) | A CPU, 1 thread, no bf16 units |"
 
 
-@pytest.mark.parametrize(
-    "values, told",
-    [
-        ([-0.03, -0.02], "FSR lowered robustness at every"),
-        ([0.03, 0.02], "FSR raised"),
-        ([0.005, 0.005], "FSR did not clearly change"),
-        ([0.03, -0.02], "do not agree"),
-    ],
-)
+SIGNS = {"lowered robustness at every": [-0.03, -0.02], "FSR raised": [0.03, 0.02], "do not agree": [0.03, -0.02]}
+
+
+@pytest.mark.parametrize("told, values", [*SIGNS.items(), ("FSR did not clearly change", [0.005, 0.005])])
 def test_the_first_sentence_follows_the_signs_of_all_settings(monkeypatch, values, told):
-    cells = {
-        name: {"value": v, "low": v - 0.01, "high": v + 0.01, "seeds": 1}
-        for name, v in zip(("headline40", "mini"), values)
-    }
+    some = [{"value": value, "low": value - 0.01, "high": value + 0.01, "seeds": 1} for value in values]
+    cells = dict(zip(("headline40", "mini"), some))
     monkeypatch.setattr(readme, "reported", lambda name, table: name)
     monkeypatch.setattr(readme, "main_gain", lambda name, profile: cells.get(name))
     monkeypatch.setattr(readme, "answer", lambda name: name)

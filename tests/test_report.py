@@ -7,7 +7,6 @@ import pytest
 from synthetic_records import made_up_root, write_all
 
 from fsr import files, plots, report, tables
-from fsr.files import UsageError
 from fsr.report.page import QUESTIONS, page
 
 PROFILE = "ci"
@@ -81,8 +80,3 @@ def test_without_any_record_it_stands_and_leaves_tables_out(root):
     text = page(PROFILE)
     Checker(text)
     assert "not run yet" in text and 'id="T1"' not in text and "Left out because most of it was not run: " in text
-
-
-def test_an_unknown_profile_is_refused(root):
-    with pytest.raises(UsageError, match="unknown profile"):
-        report.build("nothing")

@@ -82,7 +82,7 @@ def test_the_largest_gain_may_be_larger_than_stated_but_every_cell_must_be_there
     assert rules.largest_gain("paper", CLAIMS["C2"], "last").holds is holds
 
 
-def test_a_lead_must_hold_over_every_peer(records):
+def test_a_lead_must_hold_over_every_peer_or_control(records):
     write(records, "mini", "AT + FSR", [300], kind="deactivation")
     for name, right in (("AT + FD", 250), ("AT + CAS", 260)):
         write(records, "mini", name, [right], kind="deactivation")
@@ -91,17 +91,13 @@ def test_a_lead_must_hold_over_every_peer(records):
     found = verdict("mini", "C4")
     assert found["verdict"] == "undecided" and found["ours"] == pytest.approx(0.4)
     assert "over AT + CIFS +0.4 [" in found["reason"] and "over AT + FD +10.0 [" in found["reason"]
-
-
-def test_controls_by_their_least_certain_lead(records):
-    write(records, "mini", "AT + FSR", [300] * 3, kind="components")
-    for name in experiments.CONTROLS:
-        write(records, "mini", name, [250, 251, 252], kind="components")
+    for name, right in (("AT + FSR", 300), *((name, 250) for name in experiments.CONTROLS)):
+        write(records, "mini", name, [right, right + 1, right + 3], kind="components")
     assert verdict("mini", "C14")["verdict"] == "supported"
 
 
 @pytest.mark.parametrize(
-    ("counts", "told"), [((40, 42, 44), "reproduced"), ((-40, -42, -44), "contradicted"), ((40,), "points towards")]
+    ("counts", "told"), [((40, 42, 44), "reproduced"), ((-40, -42, -44), "contradicted"), ((40,), "undecided")]
 )
 def test_cues_by_neighbours_and_the_check_that_separation_was_learnt(records, counts, told):
     for run, more in zip(rows("mini")["AT + FSR"].runs, counts):
@@ -111,17 +107,16 @@ def test_cues_by_neighbours_and_the_check_that_separation_was_learnt(records, co
         records("mini").analysis(run, "streams", {"rows": table}, checkpoint="last")
     found = verdict("mini", "C5")
     assert "separation was not learnt" in found["reason"]
-    assert found["verdict"] == (told if len(counts) == 3 else "undecided")  # 4 points of 1,000 images, unpaired
+    assert found["verdict"] == told  # 4 points of 1,000 images, unpaired, are undecided
 
 
 @pytest.mark.parametrize(
-    ("right", "told"), [([262] * 3, "undecided"), ([261, 262, 263], "reproduced"), ([200, 201, 202], "contradicted"),
-                        ([200], "points against")]
-)  # fmt: skip
+    ("right", "told"), [([261, 262, 263], "reproduced"), ([200, 201, 202], "contradicted"), ([200], "points against")]
+)
 def test_equivalence_with_the_reruns_accuracy(records, right, told):
     """Stated: 52.38 % under PGD-20, tolerance 1.5 points; 262 of 500 are 52.4 %."""
     write(records, "headline", "AT + FSR", right, metric="pgd20")
-    assert verdict("headline", "C8")["verdict"] == (told if len(set(right)) > 1 or len(right) == 1 else "reproduced")
+    assert verdict("headline", "C8")["verdict"] == told
 
 
 @pytest.mark.parametrize(
@@ -185,7 +180,7 @@ VARIANTS = ("recalibration without L_sep", *experiments.CONTROLS)
 @pytest.mark.parametrize(
     ("early", "last", "variant", "told"),
     [
-        (-40, 60, 640, ("supported", "supported", "supported", "supported")),
+        (-40, 60, 640, ("supported",) * 4),
         (40, -60, 540, ("not supported", "not supported", "undecided", "supported")),
         (0, 60, 700, ("supported", "supported", "not supported", "supported")),
     ],

@@ -16,7 +16,7 @@ from fsr.evaluate import batch_size, is_correct
 from fsr.runs import load_model
 from fsr.store import config_of
 from fsr.train import Trainer, fit
-from fsr.train.fast import fast_net
+from fsr.train.fast import FastNet
 
 MODULE = FSRSpec(at=("layer3",))
 DIGITS = for_dataset("digits", width=16, blocks=(1, 1, 1, 1), module=MODULE, holdout=100, epochs=12, lr=0.05)
@@ -55,7 +55,7 @@ def compare(name: str, sides: dict, rounds: int, n: int, device: torch.device) -
 
 def rows_for(run: Run, model: nn.Module, x: Tensor, y: Tensor, given) -> list[dict]:
     """PGD-20 in several rounds, AutoAttack once."""
-    net, batch = fast_net(model, precision=run.precision), batch_size(given.device)
+    net, batch = FastNet(model, precision=run.precision), batch_size(given.device)
 
     def pgd(target) -> Tensor:
         return is_correct(model, attack_named("pgd20")(target, x, y, eps=run.eps), y)

@@ -22,7 +22,7 @@ from fsr.files import UsageError, npz_bytes
 from fsr.hardware import Exact, exact_float32
 from fsr.models import intervene
 from fsr.models.modes import eval_mode
-from fsr.train.fast import fast_net
+from fsr.train.fast import FastNet
 
 # From so many images on AutoAttack on a GPU is left to compile, which takes half a minute or so (estimated).
 MANY_IMAGES = 2000
@@ -31,20 +31,16 @@ SEED = 0  # of every evaluation attack: a column means the same for every run
 
 @dataclass
 class Progress:
-    """Outcomes so far, JSON-able.
-
-    state: what AutoAttack goes on from, an npz in base64; after: attack name to outcomes after it; flags: its warnings;
-    crafting: what the images are crafted in, see `FastNet.described`.
-    """
+    """Outcomes so far, JSON-able."""
 
     done: int = 0
     correct: list[bool] = field(default_factory=list)
     flips: int = 0
     seconds: float = 0.0
-    state: str = ""
-    after: dict[str, list[bool]] = field(default_factory=dict)
-    flags: dict = field(default_factory=dict)
-    crafting: dict = field(default_factory=dict)
+    state: str = ""  # what AutoAttack goes on from, an npz in base64
+    after: dict[str, list[bool]] = field(default_factory=dict)  # AutoAttack's parts to outcomes after each
+    flags: dict = field(default_factory=dict)  # AutoAttack's warnings
+    crafting: dict = field(default_factory=dict)  # see `FastNet.described`
 
 
 def batch_size(device: torch.device) -> int:
@@ -84,13 +80,10 @@ def evaluate_attack(
 ) -> Progress:
     """Which images are still classified correctly under the evaluation's attack.
 
-    x: (N, C, H, W) uint8; y: (N,) int64; index: (N,) places in the test set, which seed the random starts, so
-    that an outcome does not depend on the batch. A sample is broken only if the float32 model errs on the
-    final clipped float32 image; flips counts where the faster crafting network judged otherwise, and an attack that
-    stops at the first error goes on there, on the float32 model.
-    progress: from an earlier call that was stopped; on_chunk, check (before every pass): may raise to stop.
-    UsageError for an empty batch, images that are not uint8 (N, C, H, W), labels that the network has no class for, or
-    steps for AutoAttack.
+    x: (N, C, H, W) uint8; y: (N,) int64; index: (N,) places in the test set, which seed the random starts. A sample is
+    broken only if the float32 model errs on the final clipped float32 image; flips counts where the faster crafting
+    network judged otherwise. progress: from an earlier call that was stopped; on_chunk, check (before every pass): may
+    raise to stop. UsageError for wrong images or labels, and for steps for AutoAttack.
     """
     _check(model, x, y, index)
     if evaluation.attack in VARIANTS and evaluation.steps is not None:
@@ -103,7 +96,7 @@ def evaluate_attack(
         stack.enter_context(eval_mode(model))
         if evaluation.intervention:
             stack.enter_context(intervene(model, evaluation.intervention))
-        net = fast_net(model, precision=run.precision, **switches)
+        net = FastNet(model, precision=run.precision, **switches)
         net.register_forward_pre_hook(lambda *_: check())  # a chunk can take minutes
         eps = run.eps if evaluation.eps is None else evaluation.eps
         judge = Exact(model, check)

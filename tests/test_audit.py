@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import json
-import random
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +17,7 @@ from fsr.attacks.gradient import pgd
 from fsr.audit import BUDGETS, GROUPS, audit, binarization_test, groups
 from fsr.audit.context import Context
 from fsr.audit.indicators import NAMES, cheap_checks, indicators
-from fsr.audit.network import Attackable
+from fsr.audit.network import Attackable, changed, fingerprint
 from fsr.config import FSRSpec, PeerSpec
 from fsr.files import UsageError
 from fsr.models import FSR, build_model
@@ -55,16 +54,9 @@ def digits():
 def fit(before=lambda x: x, *, robust: bool = False):
     """A small network after four epochs of Adam on (adversarial) cross-entropy, in eval mode, and 60 test images."""
     torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Conv2d(3, 16, 3, padding=1),
-        nn.BatchNorm2d(16),
-        nn.ReLU(),
-        nn.Conv2d(16, 32, 3, stride=2, padding=1),
-        nn.BatchNorm2d(32),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(512, 10),
-    )
+    first = nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()
+    second = nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.BatchNorm2d(32), nn.ReLU()
+    net = nn.Sequential(*first, *second, nn.Flatten(), nn.Linear(512, 10))
     x, y = digits()
     optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
     for rows in [rows for _ in range(4) for rows in torch.randperm(1200).split(64)]:
@@ -175,9 +167,8 @@ def test_fsr_gets_every_group_and_the_worst_case_is_all_of_them(fsr, brisk):
 def test_groups_that_need_fsr_are_named_as_not_applicable(natural, brisk):
     net, x, y = natural
     result = audit(net, x[:10], y[:10], EPS)
-    assert {"bpda", "mask", "noise", "latent/joint", "transfer/m1", "transfer/r0", "transfer/surrogate"} == set(
-        result.not_applicable
-    )
+    left_out = {"bpda", "mask", "noise", "latent/joint", "transfer/m1", "transfer/r0", "transfer/surrogate"}
+    assert set(result.not_applicable) == left_out
     assert all(result.not_applicable.values()) and result.indicators["transfer_failure"] is None
     assert not {"bpda", "mask", "noise"} & result.groups.keys()
 
@@ -185,17 +176,11 @@ def test_groups_that_need_fsr_are_named_as_not_applicable(natural, brisk):
 @contextlib.contextmanager
 def untouched(fsr, images):
     """The model, its modes, the images and every random state are afterwards what they were."""
-    modes, x = [m.training for m in fsr.modules()], images
-    weights, images = copy.deepcopy(fsr.state_dict()), x.clone()
-    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    before, x = fingerprint(fsr), images.clone()
     precision = torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
     yield
-    assert [m.training for m in fsr.modules()] == modes
-    assert all(torch.equal(weights[k], v) for k, v in fsr.state_dict().items())
+    assert changed(before, fsr) == [] and torch.equal(x, images)
     assert all(p.grad is None and p.requires_grad for p in fsr.parameters())
-    assert not any(m._forward_hooks for m in fsr.modules()) and torch.equal(x, images)
-    assert torch.equal(states[0], torch.get_rng_state()) and (states[1] == np.random.get_state()[1]).all()
-    assert states[2] == random.getstate()
     assert precision == (torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision)
 
 
@@ -466,11 +451,8 @@ def test_networks_that_look_at_the_whole_batch_or_differ_when_compiled_are_named
         def forward(self, x):
             return self._orig_mod(self.factor * x)
 
-    x, y, eager = (
-        torch.rand(8, 3, 4, 4),
-        torch.zeros(8, dtype=torch.long),
-        nn.Sequential(nn.Flatten(), nn.Linear(48, 4)),
-    )
+    x, y = torch.rand(8, 3, 4, 4), torch.zeros(8, dtype=torch.long)
+    eager = nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
     assert cheap_checks(Centred(), context_of(Centred(), x, y))["batch_dependent"]
     for factor in (1.0, 1.1):
         found = cheap_checks(Compiled(eager, factor), context_of(eager, x, y))

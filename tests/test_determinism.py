@@ -10,12 +10,12 @@ import pytest
 import torch
 from tiny import FSR_HERE, tiny_run
 
-from fsr import data, hardware, runs, store
+from fsr import hardware, runs, store
 from fsr.cli.options import Executor, Setting
 from fsr.config import Analysis, Evaluation
 from fsr.runs import Options, Task, ray
 from fsr.runs import local as executors
-from fsr.train import Trainer, distributed
+from fsr.train import distributed
 
 CPU = Options(device="cpu")
 # random starts, noise, random queries, AutoAttack; the analysis samples noisy masks
@@ -65,43 +65,6 @@ def test_one_process_and_two_workers_make_the_same_bytes(root, monkeypatch, tmp_
     alone = results(tmp_path / "alone")
     assert len(alone) >= len(RUNS) * (3 + len(ATTACKS)) + 2
     assert alone == results(tmp_path / "workers")
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return data.load(tiny_run())
-
-
-def weights_after(run, digits, steps: int = 2) -> list:
-    trainer = Trainer(run, digits)
-    trainer.model.train()
-    for i in range(steps):
-        trainer.step(torch.arange(32 * i, 32 * i + 32))
-    return [p.detach().clone() for p in trainer.model.parameters()]
-
-
-def test_global_random_state_does_not_reach_a_training_and_is_left_alone(digits):
-    run = tiny_run(module=FSR_HERE)
-    torch.manual_seed(1)
-    one = weights_after(run, digits)
-    torch.manual_seed(2)
-    torch.rand(17)
-    two = weights_after(run, digits)
-    assert all(torch.equal(a, b) for a, b in zip(one, two))
-
-
-def test_an_evaluation_is_the_same_whatever_ran_before_it(root):
-    run, outcomes = tiny_run(epochs=1, module=FSR_HERE), []
-    runs.ensure_trained(run, CPU)
-    for attack in ("autoattack-ci", "di-fgsm"):
-        evaluation = Evaluation(attack=attack, images=8)
-        for seed in (1, 2):
-            torch.manual_seed(seed)
-            runs.ensure_evaluated(run, evaluation, CPU)
-            outcomes.append(store.load_evaluation(run, evaluation).correct.tolist())
-            for path in store.eval_path(run, evaluation).parent.iterdir():
-                path.unlink()
-        assert outcomes[-1] == outcomes[-2]
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from torch import nn
 
 from fsr import store
 from fsr.config import FSRSpec, for_dataset, run_id
-from fsr.data import as_float, load
+from fsr.data import load
 from fsr.experiments import SETS
 from fsr.files import Interrupted, UsageError
 from fsr.runs import Options, Task, state_path, training
@@ -38,7 +38,6 @@ AWP = replace(TINY, method="trades", awp=0.01, steps=0)
 REPLICAS = replace(FSR, sync_bn=False)
 BF16 = replace(FSR, precision="bf16", width=16)
 LONG = replace(REPLICAS, epochs=5)
-HELD = replace(FSR, holdout=65, train_size=400, epochs=4)  # 65 images are shared 33 to 32, and 22, 22, 21
 RUNS = {"fsr": FSR, "awp": AWP, "replicas": REPLICAS}
 PATIENCE = 600  # seconds, for a machine that does other work as well
 
@@ -72,7 +71,7 @@ def scenarios() -> dict:
     out = {name: trained(run) for name, run in RUNS.items()}
     only_last = 3 if distributed.rank() == 1 else None  # one process alone is asked to stop; both do
     out["stopped"] = trained(FSR, stop_after=only_last)
-    out["resumed"] = trained(FSR, resume=decided(out["stopped"]))
+    out["resumed"] = trained(FSR, resume=distributed.decide(out["stopped"]))
     out["bf16"] = {"crafting": crafting_of(BF16)}
     layer = CpuSyncBatchNorm(3).double()
     x = torch.randn(6, 3, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -81,33 +80,6 @@ def scenarios() -> dict:
     (y * torch.arange(6.0)[distributed.shard(6), None, None, None]).sum().backward()
     out["layer"] = {"y": y.detach(), "grad": part.grad, "mean": layer.running_mean, "var": layer.running_var}
     return out
-
-
-@contextmanager
-def single_group():
-    """A group of this process alone, in which sums are what they were."""
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    try:
-        yield
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-def decided(state: dict) -> dict:
-    """What every process would read from the file that rank 0 wrote."""
-    return distributed.decide(state)
-
-
-def counts() -> dict:
-    """n and correct of the held-out images, clean and attacked, of a network that every process trains by itself."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distributed, "together", lambda: False)
-        weights = fit(Trainer(HELD, load(HELD))).model.state_dict()
-    trainer = Trainer(HELD, load(HELD))
-    trainer.model.load_state_dict(weights)
-    _, y, _ = trainer._shard(as_float(trainer.data.held_x), trainer.data.held_y)
-    n = distributed.summed({"n": torch.tensor(len(y))})["n"]
-    return {"n": int(n), "correct": [round(65 * accuracy, 6) for accuracy in trainer._accuracies(trainer.model)]}
 
 
 def process(rank: int, size: int, port: str, folder: str, what) -> None:
@@ -135,14 +107,6 @@ def in_a_group(size: int, folder: Path, what) -> list:
 def pair(tmp_path_factory):
     """What each of two processes ended with."""
     return in_a_group(2, tmp_path_factory.mktemp("pair"), scenarios)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("size", [2, 3])
-def test_groups_count_the_images_that_one_process_counts(size, tmp_path):
-    one = counts()
-    assert one["n"] == 65 and 0 < one["correct"][1] < one["correct"][0] < 65
-    assert in_a_group(size, tmp_path, counts) == [one] * size
 
 
 def rows(state: dict) -> list[dict]:
@@ -201,8 +165,11 @@ def test_shared_statistics_of_bf16_features_are_float32():
     x = (3 + torch.randn(8, 4, 5, 5)).bfloat16()
     plain, layer = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
     layer.__class__ = CpuSyncBatchNorm
-    with single_group():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
         y = layer(x)
+    finally:
+        torch.distributed.destroy_process_group()
     assert y.dtype == torch.bfloat16 and layer.running_var.dtype == torch.float32
     torch.testing.assert_close(y, plain(x), rtol=1e-2, atol=1e-2)
     torch.testing.assert_close(layer.running_mean, plain.running_mean)
@@ -220,19 +187,6 @@ def test_synchronised_statistics_are_those_of_the_whole_batch(pair):
     for one in pair:
         torch.testing.assert_close(one["layer"]["mean"], plain.running_mean)
         torch.testing.assert_close(one["layer"]["var"], plain.running_var)
-
-
-def test_alone_everything_is_the_whole():
-    assert (distributed.rank(), distributed.size(), distributed.together()) == (0, 1, False)
-    assert distributed.shard(7) == slice(0, 7)
-    assert distributed.share(7) == 1.0
-    assert distributed.decide("x") == "x"
-    assert distributed.any_of(True) is True
-    values = {"a": torch.tensor(2.0)}
-    assert distributed.summed(values) is values
-    net = nn.Sequential(nn.BatchNorm2d(2))
-    assert distributed.averaging(net, 1) is net
-    assert type(distributed.synchronised(net)[0]) is nn.BatchNorm2d
 
 
 @pytest.mark.parametrize(("n", "size"), [(17, 2), (128, 3), (5, 8), (0, 2)])

@@ -6,7 +6,6 @@ from tiny import tiny_run
 from torch import nn
 
 from fsr import evaluate
-from fsr.attacks import ATTACKS
 from fsr.config import Evaluation
 from fsr.evaluate import Progress, evaluate_attack
 from fsr.files import UsageError
@@ -17,6 +16,7 @@ class Sum(nn.Module):
 
     def __init__(self, threshold: float = 0.5):
         super().__init__()
+        self.described = {"dtype": "float32"}
         self.threshold = nn.Parameter(torch.tensor(threshold))
 
     def forward(self, x):
@@ -32,54 +32,35 @@ RUN = tiny_run(eps=0.1)
 X = grey([255, 180, 160, 155, 140, 120, 20, 180, 128])
 Y = torch.zeros(9, dtype=torch.int64)
 # right while value / 255 - eps > 0.5, that is value > 153 at eps 0.1
-EXPECTED = {"clean": [1, 1, 1, 1, 1, 0, 0, 1, 1], "pgd20": [1, 1, 1, 1, 0, 0, 0, 1, 0]}
+CLEAN, ATTACKED = ([bool(v) for v in row] for row in ([1, 1, 1, 1, 1, 0, 0, 1, 1], [1, 1, 1, 1, 0, 0, 0, 1, 0]))
+
+
+def outcome(attack="pgd20", model=None, index=None, switches=None, eps=None, **more) -> Progress:
+    evaluation, index = Evaluation(attack=attack, eps=eps), torch.arange(9) if index is None else index
+    return evaluate_attack(model or Sum(), X, Y, index, run=RUN, evaluation=evaluation, switches=switches, **more)
 
 
 @pytest.mark.parametrize("attack", ["clean", "pgd20", "fgsm", "cw"])
 def test_outcomes_equal_the_closed_form(attack):
-    progress = evaluate_attack(Sum(), X, Y, torch.arange(9), run=RUN, evaluation=Evaluation(attack=attack))
-    assert progress.correct == [bool(v) for v in EXPECTED.get(attack, EXPECTED["pgd20"])]
+    progress = outcome(attack)
+    assert progress.correct == (CLEAN if attack == "clean" else ATTACKED)
     assert progress.done == 9 and progress.flips == 0
-
-
-def test_a_smaller_ball_is_an_argument_of_the_evaluation():
-    progress = evaluate_attack(Sum(), X, Y, torch.arange(9), run=RUN, evaluation=Evaluation(attack="pgd20", eps=0.01))
-    assert progress.correct[:5] == [True] * 5
-
-
-def test_chunks_and_a_resumed_call_give_what_one_call_gives(monkeypatch):
-    monkeypatch.setattr(evaluate, "batch_size", lambda *_: 2)
-    evaluation, saved = Evaluation(attack="pgd20"), []
-
-    def stop(progress: Progress) -> None:
-        if progress.done == 4:
-            saved.append(Progress(progress.done, list(progress.correct), progress.flips, progress.seconds))
-            raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        evaluate_attack(Sum(), X, Y, torch.arange(9), run=RUN, evaluation=evaluation, on_chunk=stop)
-    rest = evaluate_attack(Sum(), X, Y, torch.arange(9), run=RUN, evaluation=evaluation, progress=saved[0])
-    assert rest.correct == [bool(v) for v in EXPECTED["pgd20"]]
+    assert outcome(attack, eps=0.01).correct[:5] == [True] * 5  # a smaller ball is an argument of the evaluation
 
 
 def test_only_the_float32_model_decides_and_flips_are_counted(monkeypatch):
-    model = Sum()
-    fast = Sum(threshold=0.9)  # a crafting net that errs often
-    fast.described = {"dtype": "float32"}
-    monkeypatch.setattr(evaluate, "fast_net", lambda *_, **__: fast)
-    progress = evaluate_attack(model, X, Y, torch.arange(9), run=RUN, evaluation=Evaluation(attack="clean"))
-    assert progress.correct == [bool(v) for v in EXPECTED["clean"]]
-    assert progress.crafting == fast.described
+    monkeypatch.setattr(evaluate, "FastNet", lambda *_, **__: Sum(threshold=0.9))  # errs often
+    progress = outcome("clean")
+    assert progress.correct == CLEAN and progress.crafting == Sum().described
     assert progress.flips == 6  # all but the brightest of the seven that the model has right
 
 
 def test_only_a_long_autoattack_is_left_to_the_device_to_compile(monkeypatch):
-    asked, fast = [], Sum()
-    fast.described = {"dtype": "float32"}
-    monkeypatch.setattr(evaluate, "fast_net", lambda *_, **how: asked.append(how.get("compile")) or fast)
+    asked = []
+    monkeypatch.setattr(evaluate, "FastNet", lambda *_, **how: asked.append(how.get("compile")) or Sum())
 
     def ask(attack: str, **switches) -> bool | None:
-        evaluate_attack(Sum(), X, Y, torch.arange(9), run=RUN, evaluation=Evaluation(attack=attack), switches=switches)
+        outcome(attack, switches=switches)
         return asked[-1]
 
     assert [ask("pgd20"), ask("autoattack-ci"), ask("fgsm", compile=True)] == [False, False, True]
@@ -100,68 +81,51 @@ def test_an_attack_is_told_the_images_places_in_the_test_set(monkeypatch):
     monkeypatch.setattr(evaluate, "attack_named", lambda name: Noting())
     monkeypatch.setattr(evaluate, "batch_size", lambda *_: 4)
     index = torch.arange(9).flip(0) + 100
-    evaluate_attack(Sum(), X, Y, index, run=RUN, evaluation=Evaluation(attack="pgd20"))
+    outcome(index=index)
     assert seen == index.tolist()
 
 
 @pytest.mark.parametrize("attack", ["pgd100-restarts", "square", "apgd-ce", "nattack"])
 def test_an_error_of_the_fast_network_alone_does_not_end_an_attack(monkeypatch, attack):
     """The fast network errs on 8 of the 9 images at once: an attack that stopped there would leave them all."""
-    fast = Sum(threshold=0.9)
-    fast.described = {"dtype": "float32"}
-    monkeypatch.setattr(evaluate, "fast_net", lambda *_, **__: fast)
-    progress = evaluate_attack(Sum(), X, Y, torch.arange(9), run=RUN, evaluation=Evaluation(attack=attack))
-    assert progress.correct == [bool(v) for v in EXPECTED["pgd20"]]
-    assert progress.flips >= 4  # at least those four
+    monkeypatch.setattr(evaluate, "FastNet", lambda *_, **__: Sum(threshold=0.9))
+    progress = outcome(attack)
+    assert progress.correct == ATTACKED and progress.flips >= 4  # at least those four
 
 
 def test_autoattack_agrees_with_the_closed_form_and_keeps_outcomes_after_each_part():
-    progress = evaluate_attack(Sum(), X, Y, torch.arange(9), run=RUN, evaluation=Evaluation(attack="autoattack-ci"))
-    assert progress.correct == [bool(v) for v in EXPECTED["pgd20"]]
+    progress = outcome("autoattack-ci")
+    assert progress.correct == ATTACKED
     assert all(len(outcome) == 9 for outcome in progress.after.values()) and progress.after
 
 
 def test_mode_and_gradients_are_left_alone():
     model = Sum().train()
-    evaluate_attack(model, X, Y, torch.arange(9), run=RUN, evaluation=Evaluation(attack="pgd20"))
+    outcome(model=model)
     assert model.training and model.threshold.grad is None
 
 
 def test_a_call_can_be_stopped_inside_a_chunk_and_goes_on_from_the_chunks_before(monkeypatch):
     monkeypatch.setattr(evaluate, "batch_size", lambda *_: 4)
-    evaluation, progress, passes = Evaluation(attack="pgd20"), Progress(), []
+    progress, passes = Progress(), []
 
     def check() -> None:
         passes.append(1)
         if len(passes) == 30:  # in the second chunk: the first took 20 passes and one to judge
             raise InterruptedError
 
-    call = {"run": RUN, "evaluation": evaluation, "progress": progress}
     with pytest.raises(InterruptedError):
-        evaluate_attack(Sum(), X, Y, torch.arange(9), check=check, **call)
-    assert progress.done == 4
-    rest = evaluate_attack(Sum(), X, Y, torch.arange(9), **call)
-    assert rest.correct == [bool(v) for v in EXPECTED["pgd20"]]
+        outcome(check=check, progress=progress)
+    assert progress.done == 4 and outcome(progress=progress).correct == ATTACKED
 
 
 def test_autoattack_counts_its_own_attacks_and_ends_with_all_images(monkeypatch):
     """Two attacks in `rand`: the first gets the 7 images that are right, in 4 batches, the second the 5 left, in 3."""
     monkeypatch.setattr(evaluate, "batch_size", lambda *_: 2)
     monkeypatch.setitem(evaluate.VARIANTS, "autoattack-rand", {"version": "rand", "steps": 2})
-    evaluation, done = Evaluation(attack="autoattack-rand"), []
-    note = lambda progress: done.append(progress.done)  # noqa: E731
-    evaluate_attack(Sum(), X, Y, torch.arange(9), run=RUN, evaluation=evaluation, on_chunk=note)
-    assert done == [
-        0,
-        1,
-        2,
-        3,
-        4,
-        5,
-        7,
-        8,
-        9,
-    ]  # 4 * k / 7, 4 + 4 * k / 5, rounded down; then all
+    done = []
+    outcome("autoattack-rand", on_chunk=lambda progress: done.append(progress.done))
+    assert done == [0, 1, 2, 3, 4, 5, 7, 8, 9]  # 4 * k / 7, 4 + 4 * k / 5, rounded down; then all
 
 
 @pytest.mark.parametrize("attack", ["autoattack", "autoattack-rand", "autoattack-ci"])
@@ -192,49 +156,19 @@ WRITERS = {  # networks that write into their input, and what they do to it
 def test_networks_that_write_into_their_input_have_the_outcomes_of_others(attack, name):
     found = []
     for how in WRITERS[name]:
-        x, y, evaluation = (
-            X.clone(),
-            Y.clone(),
-            Evaluation(attack=attack, surrogate="it" if attack == "transfer" else None),
-        )
-        surrogate = Bound(how) if attack == "transfer" else None
-        call = {"run": RUN, "evaluation": evaluation, "surrogate": surrogate}
-        found.append(evaluate_attack(Bound(how), x, y, torch.arange(9), **call).correct)
+        x, y, call = X.clone(), Y.clone(), {"evaluation": Evaluation(attack=attack)}
+        if attack == "transfer":
+            call = {"evaluation": Evaluation(attack=attack, surrogate="it"), "surrogate": Bound(how)}
+        found.append(evaluate_attack(Bound(how), x, y, torch.arange(9), run=RUN, **call).correct)
         assert torch.equal(x, X) and torch.equal(y, Y)
     assert found[0] == found[1] and 0 < sum(found[0]) < 9
-
-
-@pytest.mark.parametrize("register", ["register_forward_pre_hook", "register_forward_hook"])
-def test_a_hook_on_a_layer_is_part_of_the_network_under_attack(register):
-    """A copy without its hook recorded 0.42 where 0.00 is true."""
-    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 10))
-    x, y = torch.randint(0, 256, (40, 3, 4, 4), dtype=torch.uint8), torch.arange(40) % 10
-    hooks = {
-        "register_forward_pre_hook": lambda module, given: ((given[0] - 0.5) / 0.05,),
-        "register_forward_hook": lambda module, given, out: -out,
-    }
-    getattr(net[0], register)(hooks[register])
-    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
-    for _ in range(60):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(net(x / 255), y).backward()
-        optimizer.step()
-    run = tiny_run(eps=0.1)
-    found = evaluate_attack(net.eval(), x, y, torch.arange(40), run=run, evaluation=Evaluation(attack="pgd20"))
-    x_adv = ATTACKS["pgd20"](net, x / 255, y, eps=run.eps)
-    assert found.correct == evaluate.is_correct(net, x_adv, y).tolist() and found.flips == 0
-    assert sum(found.correct) < evaluate.is_correct(net, x / 255, y).sum()
 
 
 def test_evaluation_is_in_float32_whatever_the_default_is():
     torch.set_default_dtype(torch.float64)
     try:
         for attack in ("pgd100-restarts", "autoattack-ci"):
-            evaluation = Evaluation(attack=attack)
-            model = Sum().float()
-            assert evaluate_attack(model, X, Y, torch.arange(9), run=RUN, evaluation=evaluation).correct == [
-                bool(v) for v in EXPECTED["pgd20"]
-            ]
+            assert outcome(attack, Sum().float()).correct == ATTACKED
     finally:
         torch.set_default_dtype(torch.float32)
 
@@ -252,26 +186,9 @@ def test_the_digest_of_a_test_set_holds_images_labels_and_order():
     assert len({*digests}) == 4 and digests[0] == evaluate.images_sha256(X.clone(), Y.clone())
 
 
-def test_logits_that_are_no_numbers_are_never_right():
-    """argmax of them is class 0."""
-
-    def broken(x):
-        return torch.full((len(x), 3), torch.nan)
-
-    x, y = torch.rand(4, 3, 2, 2), torch.zeros(4, dtype=torch.long)
-    assert not evaluate.is_correct(broken, x, y).any()
-
-
-@pytest.mark.parametrize("moved, told", [(0.2, "more than eps"), (float("nan"), "more than eps"), (0.1, None)])
-def test_images_outside_the_ball_are_refused(moved, told):
+def test_images_outside_the_ball_or_of_another_shape_are_refused():
     x = torch.full((2, 3, 4, 4), 0.95)
-    if told is None:
-        assert torch.equal(evaluate.inside(x + moved, x, 0.1), torch.ones_like(x))  # clipped to [0, 1]
-        return
-    with pytest.raises(UsageError, match=told):
-        evaluate.inside(x - moved, x, 0.1)
-
-
-def test_an_attack_that_gives_other_shapes_is_refused():
-    with pytest.raises(UsageError, match="nothing is recorded"):
-        evaluate.inside(torch.zeros(1, 3, 4, 4), torch.zeros(2, 3, 4, 4), 0.1)
+    assert torch.equal(evaluate.inside(x + 0.1, x, 0.1), torch.ones_like(x))  # clipped to [0, 1]
+    for x_adv, told in ((x - 0.2, "more than eps"), (x + torch.nan, "more than eps"), (x[:1], "nothing is recorded")):
+        with pytest.raises(UsageError, match=told):
+            evaluate.inside(x_adv, x, 0.1)

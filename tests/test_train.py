@@ -1,14 +1,8 @@
 """The loop: the recipe's numbers, equal to a plain loop written out, and resumable bit for bit."""
 
 import copy
-import hashlib
 import json
-import os
-import subprocess
-import sys
-from collections import defaultdict
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,12 +11,12 @@ from tiny import FSR_HERE, tiny_run
 from fsr import data
 from fsr.config import Run
 from fsr.data import as_float
-from fsr.files import Diverged, TimeUp
+from fsr.files import Diverged, Interrupted
 from fsr.models import model_of
 from fsr.train import Callbacks, Trainer, fit
 from fsr.train import loop as train
 from fsr.train.objectives import Objective, craft, draw_start, start
-from fsr.train.recipe import learning_rate, stream_seed
+from fsr.train.update import learning_rate, stream_seed
 
 
 def same(a: dict, b: dict) -> bool:
@@ -149,84 +143,26 @@ def test_training_equals_the_recipe_written_out(module):
             torch.testing.assert_close(a, b, atol=2e-3, rtol=2e-2, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def noting_orders(monkeypatch) -> dict[int, list]:
-    """The batches of every epoch as `Trainer.step` gets them, by epoch."""
-    orders, step = defaultdict(list), Trainer.step
-
-    def noting(self, index):
-        orders[self.progress.epoch].append(index.tolist())
-        step(self, index)
-
-    monkeypatch.setattr(Trainer, "step", noting)
-    return orders
-
-
-def digests(orders) -> dict[int, str]:
-    """A digest of the batch indices of each epoch; the notes are cleared."""
-    found = {epoch: hashlib.sha256(json.dumps(parts).encode()).hexdigest() for epoch, parts in orders.items()}
-    orders.clear()
-    return found
-
-
 @pytest.mark.parametrize("stop_after", [1, 2, 4])
-def test_a_run_stopped_after_any_batch_ends_as_if_it_had_not_been(monkeypatch, stop_after):
+def test_a_run_stopped_after_any_batch_ends_as_if_it_had_not_been(stop_after):
     run = tiny_run(module=FSR_HERE)
     d = data.load(run)
-    orders = noting_orders(monkeypatch)
     whole = fit(Trainer(run, d))
-    expected, seen, saved = digests(orders), [], {}
+    seen, saved = [], {}
 
     def on_stop(trainer: Trainer) -> None:
         saved["tensors"] = {k: v.clone() for k, v in trainer.tensors().items()}
         saved["progress"] = json.loads(json.dumps(asdict(trainer.progress)))
 
-    callbacks = Callbacks(on_batch=lambda *_: seen.append(1), on_stop=on_stop, deadline=None)
-    object.__setattr__(callbacks, "stop", lambda: len(seen) >= stop_after)
-    with pytest.raises(TimeUp):
+    callbacks = Callbacks(lambda *_: None, lambda *_: seen.append(1), on_stop, None, lambda: len(seen) >= stop_after)
+    with pytest.raises(Interrupted):
         fit(Trainer(run, d), callbacks)
     torch.rand(7)  # whatever else the process draws must not matter
     resumed = Trainer(run, d)
     resumed.restore(saved["tensors"], saved["progress"])
     fit(resumed)
-    assert digests(orders) == expected and len({*expected.values()}) == run.epochs
     assert same(resumed.tensors(), whole.tensors())
     assert rows_without_time(resumed) == rows_without_time(whole)
-
-
-KILLED = """
-import json, os, signal, sys
-from dataclasses import replace
-sys.path.insert(0, TESTS)
-from tiny import FSR_HERE, tiny_run
-from fsr.runs import Options, ensure_trained
-from fsr.train import Trainer
-step = Trainer.step
-def noting(self, index):
-    with open("order", "a") as file:
-        file.write(json.dumps([self.progress.epoch, index.tolist()]) + chr(10))
-    step(self, index)
-    if sys.argv[1] == "kill" and self.progress.step == 8:
-        os.kill(os.getpid(), signal.SIGKILL)
-Trainer.step = noting
-ensure_trained(tiny_run(epochs=4, module=FSR_HERE), Options(device="cpu"))
-"""
-
-
-@pytest.mark.slow
-def test_a_killed_training_goes_on_with_the_batches_that_it_would_have_had(tmp_path):
-    """Killed in its third epoch of three batches: that one is trained again from its beginning."""
-    orders = {}
-    for name, runs in {"whole": ["on"], "killed": ["kill", "on"]}.items():
-        folder = tmp_path / name
-        folder.mkdir()
-        environment = os.environ | {"FSR_ROOT": str(folder), "OMP_NUM_THREADS": "1"}
-        for how in runs:
-            code = f"TESTS = {str(Path(__file__).parent)!r}\n{KILLED}"
-            done = subprocess.run([sys.executable, "-c", code, how], cwd=folder, env=environment, capture_output=True)
-            assert done.returncode == (-9 if how == "kill" else 0), done.stderr
-        orders[name] = [json.loads(line) for line in (folder / "order").read_text().splitlines()]
-    killed, whole = orders["killed"], orders["whole"]
-    assert killed[:8] == whole[:8] and killed[8:] == whole[6:]
 
 
 def test_best_keeps_the_weights_of_the_first_epoch_with_the_highest_held_out_accuracy(monkeypatch):

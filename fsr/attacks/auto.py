@@ -27,21 +27,15 @@ State = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class AutoAttackResult:
-    """What AutoAttack found; per-image tensors (but x_adv) on the CPU, in the order of x.
+    """What AutoAttack found; per-image tensors (but x_adv) on the CPU, in the order of x."""
 
-    clean, correct: (N,) bool before and after all attacks. outcomes: attack name to (N,) bool, still correct after it.
-    x_adv: like x, the image that broke each, else x; None when not kept. flags: the package's warnings as booleans
-    (FLAGS), zero_gradient_points and their messages. flips: per attack, images that the model got wrong and the judge
-    right. seconds: per attack.
-    """
-
-    clean: Tensor
-    correct: Tensor
-    outcomes: dict[str, Tensor]
-    x_adv: Tensor | None
-    flags: dict
-    flips: dict[str, int]
-    seconds: dict[str, float]
+    clean: Tensor  # (N,) bool, before all attacks
+    correct: Tensor  # (N,) bool, after them
+    outcomes: dict[str, Tensor]  # attack name to (N,) bool, still correct after it
+    x_adv: Tensor | None  # like x: the image that broke each, else x; None when not kept
+    flags: dict  # the package's warnings as booleans (FLAGS), zero_gradient_points and their messages
+    flips: dict[str, int]  # per attack, images that the model got wrong and the judge right
+    seconds: dict[str, float]  # per attack
 
 
 class _Evaluation:
@@ -70,11 +64,6 @@ class _Evaluation:
         if on_chunk is not None:
             on_chunk(self.state)
 
-    def images(self, places: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Images and labels of these places."""
-        index = torch.from_numpy(places).to(self.x.device)
-        return self.x[index], self.y[index]
-
     @torch.no_grad()
     def judge_clean(self) -> None:
         """Check the network on the first batch and find what is right without an attack."""
@@ -94,12 +83,12 @@ class _Evaluation:
     def attack(self, name: str, places: np.ndarray, budget: Budget) -> None:
         """Attack the images at these places and note what the judge gets wrong.
 
-        Where the model is wrong and the judge is not, the judge itself is attacked (a randomised one, too dear for
-        that, gets the image of highest loss): else an image that only the fast model got wrong would stay unattacked.
+        Where only the model is wrong, the judge itself is attacked (a randomised one gets the image of highest loss).
         """
         began, budget = time.perf_counter(), replace(budget, targets=min(budget.targets, self.record["classes"] - 1))
         with own_randomness(self.seed):
-            x, y = self.images(places)
+            index = torch.from_numpy(places).to(self.x.device)
+            x, y = self.x[index], self.y[index]
             x_adv = self.craft(name, self.model, x, y, budget)
             wrong = is_wrong(self.judge(x_adv), y)
             if self.judge is not self.model:
@@ -172,12 +161,10 @@ def autoattack(
 ) -> AutoAttackResult:
     """AutoAttack (Croce & Hein 2020): each attack gets what the ones before left correct.
 
-    x: (N, C, H, W) in [0, 1], attacked in float32; y: (N,) int64; eps in pixels of [0, 1]. model: images to logits
-    (N, K), in the mode that the caller set. judge: a differentiable net that alone decides what is right, for a `model`
-    in a faster precision (or, version "rand", the mean of several draws). steps, queries: of each component.
-    state: a dict of arrays, fit for one npz file; it is brought up to date in place and given to on_chunk after every
-    batch (which may raise to stop), and a call with such a state continues exactly there. UsageError for the state of
-    another evaluation and for wrong inputs (see `check_images`).
+    x: (N, C, H, W) in [0, 1], attacked in float32; y: (N,) int64; eps in pixels of [0, 1]; model: images to logits
+    (N, K). judge: a differentiable net that alone decides what is right, for a `model` in a faster precision (version
+    "rand": the mean of draws). state: arrays, brought up to date in place and given to on_chunk after every batch
+    (which may raise); a call with such a state goes on there. UsageError for another evaluation's and wrong inputs.
     """
     check_images(x, y, empty=True)
     check_counts(steps=steps, queries=queries)

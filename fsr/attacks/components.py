@@ -66,8 +66,7 @@ def own_randomness(seed: int) -> Iterator[None]:
 def connected(model: Net) -> Net:
     """The model with fresh finite float32 logits that always depend on the image, if only with gradient zero.
 
-    Square writes into the logits; a cut graph would make APGD and FAB raise instead of flagging a zero gradient; FAB
-    and DLR divide by differences of logits, which minus infinity would make NaN.
+    Square writes into the logits, APGD and FAB raise where the graph is cut, and FAB and DLR divide by differences.
     """
 
     def net(x: Tensor) -> Tensor:

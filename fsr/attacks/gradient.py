@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fsr.attacks.losses import Loss, Net, cross_entropy, is_wrong, targeted_margin
+from fsr.attacks.losses import Loss, Net, cross_entropy, is_wrong, margin, targeted_margin
 from fsr.files import UsageError
 
 Indices = Iterable[int] | None  # the images' places in the data set, 0..N-1 if None
@@ -29,8 +29,7 @@ def project_linf(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
 def noise_for(x: Tensor, *, seed: int, indices: Indices = None, stream: int = 0, kind: str = "uniform") -> Tensor:
     """Each image's own random numbers, like x: uniform in [0, 1) or standard normal.
 
-    They depend on the image's place in its data set, the seed and the stream (a restart, a draw), never on batch or
-    device: a counter-based generator, Philox (Salmon et al. 2011).
+    They depend on place in the data set, seed and stream (a restart), never on the batch: Philox (Salmon et al. 2011).
     """
     rows = []
     for index in range(len(x)) if indices is None else indices:
@@ -47,7 +46,7 @@ def uniform_start(x: Tensor, *, eps: float, seed: int, indices: Indices = None, 
 def input_gradient(model: Net, x: Tensor, y: Tensor, loss: Loss) -> Tensor:
     """Gradient of the summed loss at x, like x; only x is differentiated, also inside no_grad; the model gets a copy.
 
-    A model that cuts the graph (rounding, detach) gives zero. UsageError inside inference_mode.
+    Zero where the model cuts the graph. UsageError inside inference_mode.
     """
     if torch.is_inference_mode_enabled():
         raise UsageError("an attack needs gradients: call it outside torch.inference_mode()")
@@ -66,22 +65,20 @@ def pgd(
     *,
     eps: float,
     alpha: float | None = None,
-    steps: int,
+    steps: int = 20,
     loss: Loss = cross_entropy,
     random_start: bool = True,
-    generator: torch.Generator | None = None,
     start: Tensor | None = None,
     direction: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """L-inf projected gradient ascent on `loss`, last iterate (Madry et al. 2018, section 2.1).
 
-    start: the first perturbation, like x; else uniform in the ball from `generator` (on x's device); else, with
-    random_start=False, none. direction: replaces the gradient before its sign.
+    start: the first perturbation, like x; else uniform in the ball, or none. direction: replaces the gradient.
     """
     x, alpha = x.detach(), 0.1 * eps if alpha is None else alpha
     low, high = (x - eps).clamp_min(0), (x + eps).clamp_max(1)
     if start is None and random_start:
-        start = eps * (2 * torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype) - 1)
+        start = eps * (2 * torch.rand(x.shape, device=x.device, dtype=x.dtype) - 1)
     x_adv = x if start is None else torch.clamp(x + start, low, high)
     for _ in range(steps):
         gradient = input_gradient(model, x_adv, y, loss)
@@ -93,6 +90,11 @@ def pgd(
 def fgsm(model: Net, x: Tensor, y: Tensor, *, eps: float, loss: Loss = cross_entropy) -> Tensor:
     """Fast gradient sign method: one step of eps, no random start (Goodfellow et al. 2015)."""
     return pgd(model, x, y, eps=eps, alpha=eps, steps=1, loss=loss, random_start=False)
+
+
+def cw(model: Net, x: Tensor, y: Tensor, *, eps: float, steps: int = 30) -> Tensor:
+    """PGD on the C&W margin, see `losses.margin`."""
+    return pgd(model, x, y, eps=eps, steps=steps, loss=margin, random_start=False)
 
 
 def strongest(model: Net, x: Tensor, y: Tensor, attempts: Iterable[Attempt]) -> Tensor:
@@ -123,18 +125,14 @@ def pgd_restarts(model: Net, x: Tensor, y: Tensor, *, eps, steps: int = 100, see
     """PGD from RESTARTS uniform starts, its step going round STEP_SIZES * eps; see `strongest`, `uniform_start`."""
 
     def attempt(restart: int) -> Attempt:
-        start, alpha = (
-            uniform_start(x, eps=eps, seed=seed, indices=indices, stream=restart),
-            STEP_SIZES[restart % 3] * eps,
-        )
-        return lambda rows: pgd(model, x[rows], y[rows], eps=eps, alpha=alpha, steps=steps, start=start[rows])
+        start = uniform_start(x, eps=eps, seed=seed, indices=indices, stream=restart)
+        alpha = STEP_SIZES[restart % 3] * eps
+        return lambda rows: pgd(model, x[rows], y[rows], eps=eps, alpha=alpha, start=start[rows], steps=steps)
 
     return strongest(model, x, y, map(attempt, range(RESTARTS)))
 
 
-def multi_targeted(
-    model: Net, x: Tensor, y: Tensor, *, eps, steps: int = 50, seed=0, indices: Indices = None
-) -> Tensor:
+def multi_targeted(model: Net, x: Tensor, y: Tensor, *, eps, steps=50, seed=0, indices: Indices = None) -> Tensor:
     """PGD towards each of the TARGETS most probable wrong classes; see `strongest` (Gowal et al. 2019)."""
     with torch.no_grad():
         others = model(x.clone()).scatter(1, y[:, None], float("-inf"))
@@ -155,7 +153,7 @@ def multi_targeted(
 def joint_loss(traced, y: Tensor, weight: float = 2.0) -> Tensor:
     """CE of the final logits + weight * mean CE of the modules' auxiliary logits, (N,) (Bai 2021, Yan 2021).
 
-    traced: what `Classifier.trace` returns, (logits (N, K), streams with `.aux`). UsageError without auxiliary logits.
+    traced: what `Classifier.trace` returns. UsageError without auxiliary logits.
     """
     logits, streams = traced
     heads = [head for stream in streams for head in stream.aux.values()]

@@ -95,7 +95,6 @@ class Network(nn.Module):
         return torch.cat(logits)
 
     def _check(self, logits: Tensor, images: int) -> None:
-        """Of the first pass."""
         if self.asked:
             return
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != images or logits.shape[1] < 2:

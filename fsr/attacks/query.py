@@ -12,6 +12,7 @@ from fsr.attacks.components import Budget, single
 from fsr.attacks.gradient import Indices, noise_for, project_linf
 from fsr.attacks.losses import Net, logit_margin
 
+SIGMA, STEP = 0.1, 0.02  # of N-Attack's Gaussian, and of its mean
 VALUES_PER_PASS = 6000 * 3 * 32 * 32  # pixel values that one forward pass may hold: bounds the memory
 
 
@@ -39,14 +40,14 @@ def _population(x: Tensor, members: int, seed: int, turn: int) -> Iterator[tuple
         yield slice(first, first + size), noise
 
 
-def _search(model: Net, x: Tensor, y: Tensor, mean: Tensor, *, eps, population, sigma, step, queries, seed) -> Tensor:
+def _search(model: Net, x: Tensor, y: Tensor, mean: Tensor, *, eps, population, queries, seed) -> Tensor:
     """Search for a few images at once, from their first means (N, C, H, W); see `nattack`."""
     x_adv, z, rows = x.clone(), unbox(x), torch.arange(len(x), device=x.device)
     for turn in range(queries // population):
         ahead = torch.empty(len(rows), population, dtype=x.dtype, device=x.device)
         won = torch.zeros(len(rows), dtype=torch.bool, device=x.device)
         for part, noise in _population(x, population, seed, turn):
-            members = project_linf(box(z[rows, None] + mean[rows, None] + sigma * noise), x[rows, None], eps)
+            members = project_linf(box(z[rows, None] + mean[rows, None] + SIGMA * noise), x[rows, None], eps)
             labels = y[rows, None].expand(-1, len(noise)).flatten()
             logits = model(members.flatten(0, 1))
             ahead[:, part] = -logit_margin(logits, labels).view(len(rows), -1).to(ahead)
@@ -58,43 +59,29 @@ def _search(model: Net, x: Tensor, y: Tensor, mean: Tensor, *, eps, population, 
             break
         score = (reward - reward.mean(1, keepdim=True)) / (reward.std(1, correction=0, keepdim=True) + 1e-7)
         for part, noise in _population(x, population, seed, turn):
-            mean[rows] += step / (population * sigma) * torch.einsum("np,pchw->nchw", score[:, part], noise)
+            mean[rows] += STEP / (population * SIGMA) * torch.einsum("np,pchw->nchw", score[:, part], noise)
     x_adv[rows] = project_linf(box(z[rows] + mean[rows]), x[rows], eps)
     return x_adv
 
 
 @torch.no_grad()
 def nattack(
-    model: Net,
-    x: Tensor,
-    y: Tensor,
-    *,
-    eps: float,
-    queries: int = 20_000,
-    population: int = 300,
-    sigma: float = 0.1,
-    step: float = 0.02,
-    seed: int = 0,
-    indices: Indices = None,
+    model: Net, x: Tensor, y: Tensor, *, eps, queries=20_000, population=300, seed=0, indices: Indices = None
 ) -> Tensor:
     """Move a Gaussian in tanh space so that its members fool the model (N-Attack, Li et al. 2019, algorithm 1).
 
-    At most `queries` images are asked per image, `population` per turn. Gives the first member that fools the model,
-    else the projected mean. The loss is the C&W margin, the update that of the authors' code; their first mean,
-    N(0, 0.001^2), is each image's own, the members' noise is shared by all images.
+    At most `queries` are asked per image, `population` per turn. Gives the first member that fools the model, else the
+    projected mean. The first mean, N(0, 0.001^2), is each image's own, the members' noise is shared by all images.
     """
     population = min(population, queries)
     mean = 0.001 * noise_for(x, seed=seed, indices=indices, kind="normal")
-    x_adv, settings = x.detach().clone(), {"sigma": sigma, "step": step, "queries": queries, "seed": seed}
+    x_adv, settings = x.detach().clone(), {"eps": eps, "population": population, "queries": queries, "seed": seed}
     rows = (model(x.clone()).argmax(dim=1) == y).nonzero().squeeze(1)
     for part in rows.split(max(1, VALUES_PER_PASS // x[0].numel() // population)) if len(rows) else ():
-        x_adv[part] = _search(model, x[part], y[part], mean[part], eps=eps, population=population, **settings)
+        x_adv[part] = _search(model, x[part], y[part], mean[part], **settings)
     return x_adv
 
 
 def square(model: Net, x: Tensor, y: Tensor, *, eps: float, queries: int = 5000, seed: int = 0) -> Tensor:
-    """Square Attack (Andriushchenko et al. 2020), margin loss; the package's randomness: see `components.single`.
-
-    Its schedule of sizes is fitted to the queries, as in that paper; inside AutoAttack it is not, as in that package.
-    """
+    """Square Attack (Andriushchenko et al. 2020), margin loss, its schedule fitted to the queries as in that paper."""
     return single(model, x, y, name="square", eps=eps, seed=seed, budget=Budget(queries=queries, rescale=True))

@@ -27,38 +27,26 @@ def diversity(seed: int, *, probability: float = 0.5, resize: float = 0.9) -> Ca
     """
     generator = torch.Generator().manual_seed(seed)
 
-    def draw(low: int, high: int) -> int:
-        return int(torch.randint(low, high, (), generator=generator))
-
     def transform(x: Tensor) -> Tensor:
         full = x.shape[-1]
         chosen = float(torch.rand((), generator=generator, dtype=torch.float32)) < probability
-        size = draw(min(int(resize * full), full - 1), full)
-        top, left = draw(0, full - size + 1), draw(0, full - size + 1)
+        size = int(torch.randint(min(int(resize * full), full - 1), full, (), generator=generator))
+        top, left = (int(torch.randint(0, full - size + 1, (), generator=generator)) for _ in range(2))
         return resize_and_pad(x, size, top, left) if chosen else x
 
     return transform
 
 
 def di_fgsm(model: Net, x: Tensor, y: Tensor, *, seed: int = 0, probability=0.5, resize=0.9, **options) -> Tensor:
-    """PGD whose every gradient is taken at a randomly shrunk and moved copy (Xie et al. 2019, section 3.2).
-
-    options: those of `pgd`, as in all attacks here.
-    """
+    """PGD whose every gradient is taken at a randomly shrunk and moved copy (Xie et al. 2019, section 3.2)."""
     transform = diversity(seed, probability=probability, resize=resize)
     return pgd(lambda image: model(transform(image)), x, y, random_start=False, **options)
 
 
-def gaussian_kernel(size: int, sigmas: float = 3.0) -> Tensor:
-    """A (size, size) float64 Gaussian that sums to 1 and reaches `sigmas` at its border (Dong et al. 2019, code)."""
-    line = torch.exp(-(torch.linspace(-sigmas, sigmas, size, dtype=torch.float64) ** 2) / 2)
-    kernel = torch.outer(line, line)
-    return kernel / kernel.sum()
-
-
 def smoothing(size: int) -> Callable[[Tensor], Tensor]:
-    """Convolve each channel of a gradient (N, C, H, W) with a Gaussian of odd `size`, zeros outside."""
-    kernel = gaussian_kernel(size)
+    """Convolve each channel of a gradient (N, C, H, W) with a Gaussian of odd `size` that ends at 3 sigma."""
+    line = torch.exp(-(torch.linspace(-3, 3, size, dtype=torch.float64) ** 2) / 2)
+    kernel = torch.outer(line, line) / torch.outer(line, line).sum()
 
     def smooth(gradient: Tensor) -> Tensor:
         channels = gradient.shape[1]

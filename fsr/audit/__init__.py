@@ -24,8 +24,6 @@ from fsr.files import UsageError
 from fsr.hardware import exact_float32
 from fsr.models.modes import eval_mode
 
-__all__ = ["BUDGETS", "GROUPS", "Audit", "Budget", "GroupResult", "audit", "binarization_test"]
-
 log = logging.getLogger("fsr")
 
 # a group: (network, context) to what each of its attacks left right; in the order and with the numbers of T9
@@ -55,7 +53,6 @@ def _check(model, x, y, eps, budget) -> None:
 
 
 def _check_logits(model: nn.Module, x: Tensor, y: Tensor) -> None:
-    """Does the model give (N, K) logits, and are the labels among its K classes?"""
     with torch.no_grad():
         logits = model(x[:2].clone())
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x[:2]) or logits.shape[1] < 2:
@@ -65,7 +62,9 @@ def _check_logits(model: nn.Module, x: Tensor, y: Tensor) -> None:
 
 def _done(records: Mapping[str, dict], images: int) -> dict[str, GroupResult]:
     """The groups of an earlier call; those of another number of images are refused."""
-    results = {name: GroupResult.from_plain(record) for name, record in records.items() if name in GROUPS}
+    results = {name: GroupResult(**record) for name, record in records.items() if name in GROUPS}
+    for result in results.values():
+        result.attacks = {name: torch.tensor(kept) for name, kept in result.attacks.items()}
     if any(len(outcome) != images for result in results.values() for outcome in result.attacks.values()):
         raise UsageError(f"the finished groups are not about {images} images; leave out done=")
     return results
@@ -99,12 +98,11 @@ def audit(
 ) -> Audit:
     """Attack a classifier in every way known here (GROUPS) and say which images still hold.
 
-    model: any nn.Module from images to logits (N, K), in any mode: a copy in eval mode and float32 is attacked, the
-    model, its gradients, the images and the random state stay as they are. x: (N, C, H, W) in [0, 1]; y: (N,) int64;
-    eps: L-inf radius in pixels of [0, 1]. budget: quick (a minute for 100 small images) or full. surrogate: another
-    trained network to transfer from. train: images and labels for latent heads, by default the audited ones.
-    on_group(name, record): called after each group with a plain dict; done: such records by name, not computed again.
-    Raises UsageError for what cannot be audited.
+    model: any nn.Module from images to logits (N, K), of which a copy in eval mode and float32 is attacked.
+    x: (N, C, H, W) in [0, 1]; y: (N,) int64; eps: L-inf radius in pixels of [0, 1]. budget: quick (a minute for 100
+    small images) or full. surrogate: another trained network to transfer from. train: images and labels for latent
+    heads, by default the audited ones. on_group(name, record): called after each group with a plain dict; done: such
+    records by name, not computed again. UsageError for what cannot be audited.
     """
     _check(model, x, y, eps, budget)
     results, copy = _done(done or {}, len(x)), private_copy(model)

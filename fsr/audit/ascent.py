@@ -54,8 +54,7 @@ def backward(objective: Objective, draws: int = 1) -> Oracle:
 def differences(net: Net, loss: Loss, *, sigma: float, pairs: int, seed: int, momentum: float = 0.75) -> Oracle:
     """Gradients by antithetic Gaussian differences of width sigma in pixels (NES, Ilyas et al. 2018, algorithm 1).
 
-    For one batch: every call draws new directions, half of which move all channels together, and adds to what the
-    calls before found. Images are not clipped to [0, 1], which would shrink one side of a difference.
+    For one batch: every call draws new directions, half of which move all channels together, and adds to earlier ones.
     """
     calls, memory = itertools.count(), torch.zeros(())
 
@@ -79,8 +78,8 @@ def ascend(
 ) -> Tensor:
     """Sign ascent with APGD's momentum; the step is halved from 2 * eps on, each time from the best image so far.
 
-    x: (N, C, H, W) in [0, 1]; y: (N,); start: a first perturbation like x. Returns each sample's first wrong image,
-    else its highest, in the ball of eps and in [0, 1]; stop=False always returns the highest. After Croce & Hein 2020.
+    x: (N, C, H, W) in [0, 1]; y: (N,); start: a first perturbation. Returns each sample's first wrong image, else (with
+    stop=False always) its highest, in the ball and in [0, 1]. After Croce & Hein 2020.
     """
     x_adv = previous = x.detach() if start is None else project_linf(x + start, x, eps)
     best, best_gradient, size = x_adv, torch.zeros_like(x), 2 * eps

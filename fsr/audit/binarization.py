@@ -46,8 +46,7 @@ def _head(points: Tensor, closeness: float) -> tuple[Tensor, Tensor]:
 class BinaryNetwork(nn.Module):
     """A copy of a network whose last layer tells class 0, near an image, from class 1, towards that image's corner.
 
-    Which image is meant is read off the input: the nearest, within whose ball every attack stays. solvable: (N,) bool,
-    where the corner is class 1 and the image class 0.
+    Which image is meant is read off the input: the nearest. solvable: (N,) bool, both are classified so.
     """
 
     def __init__(self, model: nn.Module, x: Tensor, *, eps: float, seed: int, closeness: float):
@@ -96,10 +95,9 @@ def binarization_test(
 ) -> float:
     """Share of adversarial images, known to exist, that an attack finds: near one, or its numbers prove nothing.
 
-    model: images to logits (N, K), which an nn.Linear gives; attack: (model, x, y, eps=) -> x_adv, as ATTACKS["pgd20"];
-    x: (N, C, H, W) in [0, 1]; eps: L-inf radius in pixels. closeness: where the boundary lies between the outermost
-    point inside (0) and the corner (1); attacks that only read scores need 0.5. UsageError for a network without such
-    a layer, or whose features tell no corner from the rest.
+    model: images to logits (N, K), which an nn.Linear gives; attack: (model, x, y, eps=) -> x_adv; x: (N, C, H, W) in
+    [0, 1]; eps: in pixels. closeness: where the boundary lies, from the outermost point inside (0) to the corner (1);
+    attacks that only read scores need 0.5. UsageError without such a layer, or where no corner is told from the rest.
     """
     check_images(x, torch.zeros(len(x), dtype=torch.int64))
     net, x, y = binary_problem(model, x.detach().float(), eps, seed=seed, closeness=closeness)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,34 +39,21 @@ class Budget:
     untested: tuple[str, ...] = ()  # attacks that are too slow for that test
 
 
+_SHORT: dict[str, Any] = {"steps": 40, "pgd_steps": 40, "targeted_steps": 20, "noisy_steps": 12, "estimated_steps": 20}
+_CUT: dict[str, Any] = {"autoattack": {"steps": 20, "queries": 300}, "rand": {"steps": 8}, "queries": 1000, "pairs": 24}
 BUDGETS = {
-    "quick": Budget(
-        steps=40,
-        pgd_steps=40,
-        targeted_steps=20,
-        noisy_steps=12,
-        queries=1000,
-        pairs=24,
-        estimated_steps=20,
-        autoattack={"steps": 20, "queries": 300},
-        rand={"steps": 8},
-        binary=8,
-        untested=("autoattack", "autoattack-ci", "autoattack-rand", "nattack"),
-    ),
+    "quick": Budget(**_SHORT, **_CUT, binary=8, untested=("autoattack", "autoattack-ci", "autoattack-rand", "nattack")),
     "full": Budget(),
 }
 
 
 @dataclass
 class GroupResult:
-    """One group's outcome. attacks: name to (N,) bool, right on clean images and under the attack.
+    """One group's outcome."""
 
-    details: JSON-able facts; not_applicable: attack, or "" for all, to the reason why it was left out.
-    """
-
-    attacks: dict[str, Tensor] = field(default_factory=dict)
-    details: dict = field(default_factory=dict)
-    not_applicable: dict[str, str] = field(default_factory=dict)
+    attacks: dict[str, Tensor] = field(default_factory=dict)  # (N,) bool, right on clean images and under the attack
+    details: dict = field(default_factory=dict)  # JSON-able facts
+    not_applicable: dict[str, str] = field(default_factory=dict)  # attack, or "" for all, to why it was left out
     seconds: float = 0.0
 
     @property
@@ -76,11 +64,6 @@ class GroupResult:
     def plain(self) -> dict:
         """JSON-able."""
         return {**vars(self), "attacks": {name: kept.tolist() for name, kept in self.attacks.items()}}
-
-    @staticmethod
-    def from_plain(record: dict) -> "GroupResult":
-        """What `plain` gave."""
-        return GroupResult(**{**record, "attacks": {name: torch.tensor(k) for name, k in record["attacks"].items()}})
 
 
 @dataclass(kw_only=True)
@@ -130,9 +113,7 @@ class Context:
 
         return craft
 
-    def climb(
-        self, oracle: Oracle, stream: int, *, steps: int | None = None, stop: bool = True, start=None, **switches
-    ) -> Craft:
+    def climb(self, oracle: Oracle, stream: int, *, steps=None, stop=True, start=None, **switches) -> Craft:
         """The audit's own ascent, from a random start or the one given, while FSR's switches are set."""
 
         def craft(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:

@@ -120,9 +120,8 @@ def transfer(net: Attackable, context: Context) -> GroupResult:
         missing["surrogate"] = "no surrogate network was given"
     for name, loss in losses.items():
         for bypass in bypasses.keys() - missing.keys():
-            crafts[f"{bypass}-{name}"] = context.climb(
-                backward(of(net, loss)), 60, stop=False, intervention=bypasses[bypass]
-            )
+            change = {"stop": False, "intervention": bypasses[bypass]}
+            crafts[f"{bypass}-{name}"] = context.climb(backward(of(net, loss)), 60, **change)
         if context.surrogate is not None:
             crafts[f"surrogate-{name}"] = context.climb(backward(of(context.surrogate, loss)), 61, stop=False)
     return GroupResult(context.run(crafts), not_applicable=missing)

@@ -85,9 +85,8 @@ def indicators(net: Attackable, context: Context) -> GroupResult:
     still brought more than 1 % of the whole gain, and the image held. transfer_failure: an image fools the surrogate
     and not the network. unbounded_attack_fails: not even eps = 1 breaks it.
     """
-    parts = [
-        _observed(net, context, rows) for rows in context.clean.nonzero().squeeze(1).split(context.batch) if len(rows)
-    ]
+    chunks = context.clean.nonzero().squeeze(1).split(context.batch)
+    parts = [_observed(net, context, rows) for rows in chunks if len(rows)]
     found = {name: float(torch.cat([part[name] for part in parts]).double().mean()) for name in (parts or [{}])[0]}
     return GroupResult(details={name: found.get(name) for name in NAMES})
 

@@ -29,8 +29,7 @@ def private_copy(model: nn.Module) -> nn.Module:
 class Attackable(nn.Module):
     """A model that any attack can be run on: images (N, C, H, W) to finite float32 logits (N, K) with a gradient.
 
-    The model gets a copy of the images, since it may write into them. The gradient is zero where the model has none, by
-    numpy or whole numbers. Logits of minus infinity become one below the row's lowest other, so argmax stays.
+    The gradient is zero where the model has none. Logits of minus infinity become one below the row's lowest other.
     draws: passes of a randomised model, whose mean softmax's logarithm, up to a constant, is given.
     """
 

@@ -10,25 +10,19 @@ from fsr.audit.context import Context, GroupResult
 
 @dataclass(frozen=True)
 class Audit:
-    """Is the robustness real?  All tensors are (N,) bool on the CPU, in the order of the images: still right.
-
-    authors_protocol: clean, FGSM, PGD-20, PGD-100 and C&W without restarts, its parts in `columns`. worst_case: under
-    everything. groups, attacks: group, "group/attack" to its outcome, clean images included. not_applicable: group or
-    "group/attack" to why it was left out. indicators: `indicators.NAMES` to shares. flags: AutoAttack's own. checks:
-    see `assemble`. binarization: attack to the share of known adversarial images that it finds.
-    """
+    """Is the robustness real?  All tensors are (N,) bool on the CPU, in the order of the images: still right."""
 
     clean: Tensor
-    authors_protocol: Tensor
-    worst_case: Tensor
-    columns: dict[str, Tensor]
-    groups: dict[str, Tensor]
-    attacks: dict[str, Tensor]
-    not_applicable: dict[str, str]
-    indicators: dict[str, float]
-    flags: dict
-    checks: dict
-    binarization: dict[str, float]
+    authors_protocol: Tensor  # clean, FGSM, PGD-20, PGD-100 and C&W without restarts
+    worst_case: Tensor  # under everything
+    columns: dict[str, Tensor]  # the parts of the authors' protocol
+    groups: dict[str, Tensor]  # clean images included, as in `attacks`
+    attacks: dict[str, Tensor]  # by "group/attack"
+    not_applicable: dict[str, str]  # group or "group/attack" to why it was left out
+    indicators: dict[str, float]  # `indicators.NAMES` to shares
+    flags: dict  # AutoAttack's own
+    checks: dict  # see `assemble`
+    binarization: dict[str, float]  # attack to the share of known adversarial images that it finds
     details: dict[str, dict]
     seconds: dict[str, float]
     randomised: bool
@@ -44,9 +38,8 @@ class Audit:
 def assemble(context: Context, results: dict[str, GroupResult], checks: dict, budget: str) -> Audit:
     """The report of all groups.
 
-    checks, cheap signs of a robustness that is not real, beside those given: `cw_above_pgd20` by more than 0.02 (logits
-    of another scale), `pgd_above_autoattack` by more than 0.08 (honest networks show 0.02 to 0.04), and `changed`, what
-    an attack did not leave as it was.
+    checks, beside those given: `cw_above_pgd20` by more than 0.02 (logits of another scale), `pgd_above_autoattack` by
+    more than 0.08 (honest networks show 0.02 to 0.04), and `changed`, what an attack did not leave as it was.
     """
     clean = context.clean.cpu()
     right = {name: result.correct.cpu() & clean for name, result in results.items() if result.correct is not None}

@@ -2,5 +2,3 @@
 
 from fsr.train.loop import Callbacks, Trainer, fit
 from fsr.train.objectives import fsr_terms
-
-__all__ = ["Callbacks", "Trainer", "fit", "fsr_terms"]

@@ -62,8 +62,7 @@ def group(device: str | None) -> Iterator[str]:
         torch.cuda.set_device(local)
         here = f"cuda:{local}"
     store, number, count = next(dist.rendezvous("env://", timeout=WAIT))
-    # torchrun's store outlives a group that it starts again (--max-restarts), with the addresses of the lost processes
-    # in it: every attempt has a place of its own
+    # torchrun's store outlives a group that it starts again, with the lost processes' addresses: a place per attempt
     store = dist.PrefixStore("attempt" + os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=WAIT)
@@ -158,8 +157,7 @@ def average_buffers(model: nn.Module) -> None:
 def averaging(objective: nn.Module, smallest: int) -> nn.Module:
     """The objective, its gradients averaged over processes; smallest: images in the smallest batch.
 
-    BatchNorm's running statistics are not those of rank 0, as is DDP's default, because `average_buffers` has made them
-    equal before DDP hands them round.
+    DDP hands round the running statistics of rank 0, which `average_buffers` has made equal to all others'.
     """
     if not together():
         return objective
@@ -205,10 +203,7 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
 
 
 def synchronised(model: nn.Module) -> nn.Module:
-    """The model with every BatchNorm's statistics taken over all processes; its state_dict keeps its names.
-
-    Changes the model in place. On a GPU these are torch's own SyncBatchNorm.
-    """
+    """The model, changed: every BatchNorm's statistics are over all processes; its state_dict keeps its names."""
     if not together():
         return model
     if next(model.parameters()).device.type != "cpu":

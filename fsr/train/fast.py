@@ -1,6 +1,6 @@
 """The same crafting as in `objectives`, faster: on a folded copy of the network, compiled and as one CUDA graph.
 
-N images, K classes. What does not give the plain function's results is left out, and one line of the log says so.
+What does not give the plain function's results is left out, and one line of the log says so.
 """
 
 import logging
@@ -74,8 +74,8 @@ def recorded(function: Function, example: tuple[Tensor, ...]) -> Function:
 class Crafter:
     """Crafts a run's training images on a folded copy of the live model, refilled before each batch.
 
-    model: the live network, which is laid out as `channels_last` says; run: what is crafted and in which precision;
-    compile, graphs (CUDA), channels_last: None for the default. `switches`: what is in use, final after a batch.
+    model: the live network, which is laid out as `channels_last` says; compile, graphs (CUDA), channels_last: None for
+    the default. `switches`: what is in use, final after a batch.
     """
 
     def __init__(self, model: nn.Module, run: Run, device="cpu", *, compile=None, channels_last=None, graphs=None):
@@ -106,8 +106,7 @@ class Crafter:
     def attack(self, x: Tensor, y: Tensor, generator=None, *, source=None, noise: Tensor | None = None) -> Tensor:
         """The training attack (for natural runs, the one of plain AT) on source, by default the live model.
 
-        x: (N, C, H, W) in [0, 1], any N; y: (N,) int64; generator, or noise: of the start (`objectives.draw_start`).
-        source: a model of the same structure, as the running average; attacked in eval mode.
+        x: (N, C, H, W) in [0, 1]; y: (N,) int64; generator, or noise: of the start; source: attacked in eval mode.
         """
         source = self.model if source is None else source
         x = laid_out(x.detach(), self.channels_last)
@@ -178,9 +177,10 @@ class FastNet(nn.Module):
     """A network for evaluation attacks to differentiate: model in eval mode, folded, in `precision`; logits float32.
 
     A copy made at the first call, with the interventions of then, or, where none is the same function, the model.
+    compile, channels_last: None for the default; graphs, a switch of training, is not used.
     """
 
-    def __init__(self, model: nn.Module, precision: str = "float32", *, compile=None, channels_last=None):
+    def __init__(self, model: nn.Module, precision="float32", *, compile=None, channels_last=None, graphs=None):
         super().__init__()
         device = next(model.parameters()).device
         self._model = [model]  # in a list: not a submodule
@@ -242,8 +242,3 @@ def _compiled_for_any_size(net: nn.Module, x: Tensor) -> Function:
         return fast(x)
 
     return of_any_size
-
-
-def fast_net(model: nn.Module, precision: str = "float32", *, graphs=None, **switches) -> FastNet:
-    """A network for evaluation attacks to differentiate, see FastNet; graphs, a switch of training, is not used."""
-    return FastNet(model, precision, **switches)

@@ -108,8 +108,8 @@ def _tensors(net: nn.Module) -> dict[str, Tensor]:
 class FoldedCopy:
     """`net` computes model(x) of eval mode; `refill` takes over the live weights.
 
-    pairs: see `feeding_convolutions`; dtype: of the convolutions; linear layers and BatchNorms that stay, both cheap,
-    are float32 at least. Attributes and hooks of modules (FSR's noise, interventions) are those at the time of copying.
+    pairs: see `feeding_convolutions`; dtype: of the convolutions; other layers are float32 at least. Attributes and
+    hooks of modules (FSR's noise, interventions) are those at the time of copying.
     """
 
     def __init__(self, model: nn.Module, pairs: dict[str, str], dtype: torch.dtype, channels_last: bool = False):
@@ -144,7 +144,7 @@ class FoldedCopy:
     def refill(self, source: nn.Module) -> None:
         """Take over the weights and statistics of source, in place: compiled code and captured graphs stay valid.
 
-        source: the model that the copy was made of, or another of the same structure (its running average).
+        source: the model that the copy was made of, or another of the same structure.
         """
         if source is not self._source:
             self._bind(source)
@@ -210,8 +210,7 @@ def _checked(model: nn.Module, x: Tensor, dtype: torch.dtype, channels_last: boo
 def folded_copy(model: nn.Module, x: Tensor, *, dtype=torch.float32, channels_last: bool = False) -> FoldedCopy | None:
     """The folded copy of any network, or None, with one line in the log, where none is the same function.
 
-    x: some of its images (N, C, H, W), which show what feeds what. Compared are logits and input gradients, in float64
-    on random statistics and in the live precision. In bf16 networks whose other layers have weights stay float32.
+    x: some of its images (N, C, H, W). Networks whose other layers have weights stay float32 where bf16 is asked for.
     """
     known = (nn.Conv2d, nn.Linear, *BATCHNORMS)
     others = [m for m in model.modules() if type(m) not in known and list(m.parameters(recurse=False))]

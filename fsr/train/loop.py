@@ -16,8 +16,7 @@ from fsr.models.modes import copied, eval_mode
 from fsr.train import distributed
 from fsr.train.fast import Crafter
 from fsr.train.objectives import Objective, draw_start
-from fsr.train.recipe import ema_decay, learning_rate, stream_seed
-from fsr.train.update import Stepper, ema_update, sgd
+from fsr.train.update import Stepper, ema_update, learning_rate, sgd, stream_seed
 
 EVAL_BATCH = 500  # held-out images at once
 
@@ -41,8 +40,7 @@ class Trainer:
     """A model in training, its averages, its optimiser, and where it stands.
 
     run: what to train; data: from fsr.data.load, on `device`; switches: compile, graphs, channels_last (None: measured
-    defaults) and update (compile that too; off), which change speed and not the result beyond rounding. In a group of
-    processes (fsr.train.distributed) each holds all of this and works on its shard of each batch.
+    defaults) and update (compile that too; off), for speed alone. In a group of processes each works on its shard.
     """
 
     def __init__(self, run: Run, data: Data, *, device="cpu", switches: dict | None = None):
@@ -112,7 +110,7 @@ class Trainer:
         x_adv = self.crafter.craft(x, y, self.generator, noise=noise)
         self.stepper.step(x, x_adv, y, awp=progress.epoch > run.epochs / 10)  # Wu et al. 2020: after a tenth
         distributed.average_buffers(self.model)
-        ema_update(self.ema, self.model, ema_decay(run, progress.step))
+        ema_update(self.ema, self.model, run, progress.step)
         progress.step += 1
         progress.batch += 1
 

@@ -4,7 +4,7 @@ N images, C channels, K classes; logits are (N, K), labels (N,) int64, losses ba
 Losses see logits only; modes, optimiser steps and records belong to the caller.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -67,8 +67,8 @@ PAIRS = {"trades": trades_parts, "mart": mart_parts}  # methods that also look a
 def fsr_terms(logits: Tensor, streams: Sequence[Any], y: Tensor) -> dict[str, Tensor]:
     """sep = CE(h(robust), y) + CE(h(nonrobust), y'), rec = CE(h(recalibrated), y), averaged over modules.
 
-    logits: of the same pass, whose most probable wrong class is y'; streams: as `trace` gives them. A term that
-    no module has (peers, controls) is left out. As in the code of Kim et al. 2023; nothing is detached.
+    logits: of the same pass, whose most probable wrong class is y'; streams: as `trace` gives them. A term that no
+    module has is left out. As in the code of Kim et al. 2023; nothing is detached.
     """
     wrong = runner_up(logits, y)
     targets = {"robust": ("sep", y), "nonrobust": ("sep", wrong), "recalibrated": ("rec", y)}
@@ -91,9 +91,8 @@ def probe_terms(streams: Sequence[Any], y: Tensor) -> dict[str, Tensor]:
 class Objective(nn.Module):
     """The whole training-mode computation of a run; DDP and compile wrap this module, because both look at `forward`.
 
-    forward(x, x_adv, y): clean and adversarial images (N, C, H, W) in [0, 1] and labels to the unweighted loss parts, a
-    dict of scalars, and the logits of the pass that training sees (natural: the clean one). TRADES and MART run one
-    clean pass, then one adversarial pass; module terms are those of the adversarial pass.
+    forward(x, x_adv, y): clean and adversarial images (N, C, H, W) in [0, 1] and labels to the unweighted loss parts
+    and the logits of the pass that training sees. TRADES and MART run a clean pass, then an adversarial one.
     """
 
     def __init__(self, model: Classifier, run: Run):
@@ -152,9 +151,7 @@ def pgd_step(net: Any, run: Run, x_adv: Tensor, x: Tensor, y: Tensor, clean: Ten
 
 
 @torch.no_grad()
-def craft(
-    net: Any, run: Run, x_adv: Tensor, x: Tensor, y: Tensor, *, step: Callable | None = None, steps: int | None = None
-) -> Tensor:
+def craft(net: Any, run: Run, x_adv: Tensor, x: Tensor, y: Tensor, *, step=None, steps: int | None = None) -> Tensor:
     """The run's adversarial images, like x, from `start` on: PGD on net, which the caller has put in eval mode.
 
     x: (N, C, H, W) in [0, 1]; step: a faster `pgd_step` of (x_adv, x, y[, clean]); steps: instead of the run's.
@@ -186,8 +183,7 @@ def _perturbations(objective: Objective, gamma: float, x: Tensor, x_adv: Tensor,
 def perturbed_weights(objective: Objective, gamma: float, x: Tensor, x_adv: Tensor, y: Tensor) -> Iterator[None]:
     """AWP: inside, each weight tensor is moved by gamma of its norm along the loss's gradient (Wu et al. 2020, eq. 8).
 
-    objective: the bare Objective, not its DDP or compiled wrapper. Gradient and step are taken inside. Tensors with one
-    dimension (biases, BatchNorm) stay, as in their code.
+    objective: the bare Objective. Tensors with one dimension (biases, BatchNorm) stay, as in their code.
     """
     moves = _perturbations(objective, gamma, x, x_adv, y)
     with torch.no_grad():

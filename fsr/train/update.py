@@ -1,6 +1,8 @@
-"""One optimiser step at a time, the epoch's sums on the device, and the running average of the weights."""
+"""One optimiser step at a time: its seed and learning rate, the epoch's sums, the running average of the weights."""
 
 import contextlib
+import hashlib
+import math
 from typing import Any
 
 import torch
@@ -9,6 +11,22 @@ from torch import Tensor, nn
 from fsr.config import Run
 from fsr.train.fold import dtype_of, laid_out
 from fsr.train.objectives import perturbed_weights
+
+
+def stream_seed(*parts) -> int:
+    """A 63-bit seed that is a function of its parts: every random number of a run comes from (seed, purpose, step).
+
+    So nothing needs to be remembered for a resumed run to continue bit for bit.
+    """
+    text = "/".join(str(p) for p in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def learning_rate(run: Run, epoch: int) -> float:
+    """x0.1 from epoch ceil(0.75 E) and x0.01 from ceil(0.9 E), epochs counted from 1 (authors' code: 75, 90 of 100)."""
+    if epoch >= math.ceil(0.9 * run.epochs):
+        return run.lr * 0.01
+    return run.lr * 0.1 if epoch >= math.ceil(0.75 * run.epochs) else run.lr
 
 
 def sgd(model: nn.Module, run: Run, device: torch.device) -> torch.optim.SGD:
@@ -20,14 +38,11 @@ def sgd(model: nn.Module, run: Run, device: torch.device) -> torch.optim.SGD:
 class Stepper:
     """One optimiser step at a time; losses and accuracy stay on the device until `tally`.
 
-    objective: an Objective, or what wraps one; with precision bf16 its matrix products run in bf16 on float32
-    master weights. compile: the objective and its gradients compiled (on a GPU as CUDA graphs); on a CPU that took
-    minutes and gained nothing, on a GPU it is for `benchmarks.gpu` to say.
+    objective: an Objective, or what wraps one; with precision bf16 its matrix products run in bf16 on float32 master
+    weights. compile: the objective and its gradients compiled (on a GPU as CUDA graphs); on a CPU that gained nothing.
     """
 
-    def __init__(
-        self, objective: nn.Module, optimizer: torch.optim.Optimizer, run: Run, device="cpu", *, compile=False
-    ):
+    def __init__(self, objective: nn.Module, optimizer: torch.optim.SGD, run: Run, device="cpu", *, compile=False):
         self.optimizer, self.run, self.device = optimizer, run, torch.device(device)
         self.bare: Any = getattr(objective, "module", objective)  # the Objective itself
         mode = "reduce-overhead" if self.device.type == "cuda" else None
@@ -89,8 +104,9 @@ class Stepper:
 
 
 @torch.no_grad()
-def ema_update(ema: nn.Module, model: nn.Module, decay: float) -> None:
-    """ema = decay * ema + (1 - decay) * model, for parameters and floating buffers; counters are copied."""
+def ema_update(ema: nn.Module, model: nn.Module, run: Run, step: int) -> None:
+    """ema = d ema + (1 - d) model at step t from 0, d = min(ema_decay, (1 + t) / (10 + t)); counters are copied."""
+    decay = min(run.ema_decay, (1 + step) / (10 + step))
     pairs = list(zip([*ema.parameters(), *ema.buffers()], [*model.parameters(), *model.buffers()], strict=True))
     floating = [pair for pair in pairs if pair[0].is_floating_point()]
     counters = [pair for pair in pairs if not pair[0].is_floating_point()]

@@ -82,9 +82,7 @@ def test_the_image_stays_in_the_ball_and_nothing_else_changes(name, batch):
     assert x_adv.shape == x.shape and x_adv.dtype == x.dtype and not x_adv.requires_grad
     assert (x_adv - x).abs().max() <= EPS + 1e-6 and x_adv.min() >= 0 and x_adv.max() <= 1
     assert x_adv.data_ptr() != x.data_ptr()
-    assert name in ("clean", "random-noise") or outcome(model, x_adv, y).sum() > 1, (
-        "nothing but the wrong image is broken"
-    )
+    assert name in ("clean", "random-noise") or outcome(model, x_adv, y).sum() > 1  # not the wrong image alone
 
 
 @every
@@ -180,10 +178,8 @@ def test_zero_means_zero_and_asks_nothing(name, batch):
     def dead(x):
         raise AssertionError("the network was asked")
 
-    (x, y), zeros = (
-        batch,
-        [{"eps": 0}, *({option: 0} for option in ("steps", "queries") if option in ATTACKS[name].takes)],
-    )
+    x, y = batch
+    zeros = [{"eps": 0}, *({option: 0} for option in ("steps", "queries") if option in ATTACKS[name].takes)]
     for options in zeros:
         assert torch.equal(attack(name, dead, x, y, **options), x)
     assert attack(name, dead, x[:0], y[:0]).shape == (0, 3, 8, 8)
@@ -248,16 +244,6 @@ def test_an_image_is_attacked_the_same_way_in_any_batch(name, batch):
     for part in ([0], [4, 2], [5, 3, 1]):
         alone = attack(name, model, x[part], y[part], seed=5, indices=index[part])
         torch.testing.assert_close(alone, together[part], rtol=0, atol=1e-9)
-
-
-def test_images_of_autoattack_stay_wrong_at_any_batch_size():
-    x, model = torch.rand(65, 3, 8, 8, generator=torch.Generator().manual_seed(2)), Net()
-    y = model(x).argmax(1)
-    found = autoattack(model, x, y, eps=0.02, batch=30, steps=10, queries=50)
-    for size in (1, 7, 64):
-        again = torch.cat([~outcome(model, *part) for part in zip(found.x_adv.split(size), y.split(size))])
-        assert torch.equal(again, found.correct)
-    assert 5 < found.correct.sum() < 60
 
 
 def test_another_attack_is_one_function_and_one_entry(monkeypatch, batch):

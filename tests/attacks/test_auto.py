@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from networks import Net
-from torch import nn
 
 from fsr.attacks import ATTACKS
 from fsr.attacks import auto as a
@@ -299,14 +298,3 @@ def test_too_few_classes_and_wrong_versions_are_refused(problem):
             run(problem, **options)
     with pytest.raises(UsageError, match="unknown attack"):
         run(problem, version="custom", attacks=("fab",))
-
-
-def test_images_in_channels_last_are_attacked_like_others():
-    torch.manual_seed(0)
-    layers = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
-    model = nn.Sequential(*layers).to(memory_format=torch.channels_last)
-    x = torch.rand(6, 3, 8, 8)
-    last, y = x.to(memory_format=torch.channels_last), model(x).argmax(dim=1)
-    more = {"eps": 0.1, "steps": 3, "queries": 10, "seed": 1}
-    assert torch.equal(a.autoattack(model, last, y, **more).correct, a.autoattack(model, x, y, **more).correct)
-    torch.testing.assert_close(ATTACKS["apgd-dlr"](model, last, y, eps=0.1), ATTACKS["apgd-dlr"](model, x, y, eps=0.1))

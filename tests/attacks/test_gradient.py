@@ -48,16 +48,8 @@ def test_evaluation_attacks_equal_the_parity_fixture(fixture, name):
 @pytest.mark.parametrize("name, delta", [("pgd10_train", None), ("pgd10_train_random", "pgd10_train_random.delta0")])
 def test_training_attack_equals_the_parity_fixture(fixture, name, delta):
     model, arrays = fixture
-    x_adv = g.pgd(
-        model,
-        arrays["x"],
-        arrays["y"],
-        eps=8 / 255,
-        alpha=2 / 255,
-        steps=10,
-        random_start=False,
-        start=None if delta is None else arrays[delta],
-    )
+    more = {"random_start": False, "start": None if delta is None else arrays[delta]}
+    x_adv = g.pgd(model, arrays["x"], arrays["y"], eps=8 / 255, alpha=2 / 255, steps=10, **more)
     torch.testing.assert_close(x_adv, arrays[f"{name}.x_adv"], rtol=0, atol=1e-12)
 
 
@@ -74,20 +66,6 @@ def test_pgd_reaches_the_closed_form_optimum_of_a_linear_model(n, loss):
     x_adv = g.pgd(model, x, y, eps=0.1, alpha=0.02, steps=12, loss=loss, start=g.uniform_start(x, eps=0.1, seed=0))
     # a margin that already leads by kappa = 50 may stop early; these models stay far below that
     torch.testing.assert_close(x_adv, linear_optimum(model, x, y, 0.1), rtol=0, atol=1e-12)
-
-
-def test_fgsm_is_the_optimum_of_a_linear_model_in_one_step():
-    model, (x, y) = Linear(), batch(4, classes=2, dtype=torch.float64)
-    torch.testing.assert_close(g.fgsm(model, x, y, eps=0.1), linear_optimum(model, x, y, 0.1), rtol=0, atol=1e-12)
-
-
-def test_targeted_losses_climb_towards_their_target():
-    model, (x, y) = Linear(classes=4), batch(5, classes=4, dtype=torch.float64)
-    target = (y + 2) % 4
-    toward = (model.w[target] - model.w[y]).detach().view(x.shape).sign()
-    loss = partial(losses.targeted_margin, target=target)
-    x_adv = g.pgd(model, x, y, eps=0.1, alpha=0.05, steps=5, loss=loss, random_start=False)
-    torch.testing.assert_close(x_adv, (x + 0.1 * toward).clamp(0, 1), rtol=0, atol=1e-12)
 
 
 def test_restarts_have_ten_starts_and_three_step_sizes(monkeypatch):
@@ -137,13 +115,6 @@ def test_a_cut_graph_gives_no_step_and_inference_mode_is_refused():
         g.fgsm(model, x, y, eps=0.1)
 
 
-def test_train_mode_of_the_caller_is_respected():
-    model, (x, y) = Net(5).train(), batch()
-    before = model.layers[1].num_batches_tracked.clone()
-    g.pgd(model, x, y, eps=0.05, alpha=0.01, steps=4, random_start=False)
-    assert model.training and model.layers[1].num_batches_tracked - before == 4
-
-
 def test_random_starts_are_uniform_reproducible_and_their_own():
     x, _ = batch(64)
     start = g.uniform_start(x, eps=0.3, seed=1)
@@ -155,17 +126,6 @@ def test_random_starts_are_uniform_reproducible_and_their_own():
     assert torch.equal(g.uniform_start(x[[5, 2]], eps=0.3, seed=1, indices=[5, 2]), start[[5, 2]])
     normal = g.noise_for(torch.zeros(50, 3, 8, 8), seed=0, kind="normal")
     assert abs(normal.mean()) < 0.05 and abs(normal.std() - 1) < 0.05
-
-
-def test_generator_starts_are_projected_and_seeded():
-    x, y = batch(dtype=torch.float64)
-    model = Linear(classes=5)
-    runs = [
-        g.pgd(model, x, y, eps=0.4, alpha=0.01, steps=0, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)
-    ]
-    assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
-    assert (runs[0] - x).abs().max() <= 0.4 and runs[0].min() >= 0 and runs[0].max() <= 1
-    assert not torch.equal(runs[0], x)
 
 
 class Trap(nn.Module):
@@ -217,10 +177,8 @@ def test_multi_targeted_breaks_what_any_single_target_breaks():
     order = model(x).argsort(1, descending=True)
     y, broken = order[:, 0], torch.zeros(40, dtype=torch.bool)
     for i in range(4):
-        start, loss = (
-            g.uniform_start(x, eps=0.05, seed=0, stream=i),
-            partial(losses.targeted_margin, target=order[:, i + 1]),
-        )
+        start = g.uniform_start(x, eps=0.05, seed=0, stream=i)
+        loss = partial(losses.targeted_margin, target=order[:, i + 1])
         broken |= model(g.pgd(model, x, y, start=start, loss=loss, eps=0.05, steps=9)).argmax(1) != y
     assert torch.equal(model(g.multi_targeted(model, x, y, eps=0.05, steps=9)).argmax(1) != y, broken)
     assert 0 < broken.sum() < 40

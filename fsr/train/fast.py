@@ -162,7 +162,9 @@ class Crafter:
         if on["graphs"]:  # kernels that add in another order each time change signs, and later steps build on them
             graph = agreeing("the CUDA graph", partial(recorded, loop, example), loop, example, may_differ=0.3)
         on["compile"], on["graphs"] = step is not None, graph is not None
-        self._loop = partial(self._filled, graph or loop) if step or graph else loop
+        if on["compile"] or on["graphs"]:  # a compiled function has no truth value
+            loop = partial(self._filled, loop if graph is None else graph)
+        self._loop = loop
 
     def _compiled_step(self, *batch: Tensor) -> Function | None:
         """`pgd_step` on the copy compiled, gradients included; unrolled first, so that it may hold any Python."""

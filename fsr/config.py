@@ -58,9 +58,9 @@ class Checked:
             raise UsageError(f"{type(self).__name__}.{f.name} must be {allowed}, not {value!r}")
 
 
-def _named(code: str, default: Any = None) -> Any:
+def _named(code: str) -> Any:
     file, _, name = code.partition(".")
-    return getattr(importlib.import_module(f"fsr.models.{file}"), name, default)
+    return getattr(importlib.import_module(f"fsr.models.{file}"), name)
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ class Backbone:
         return _named(self.code)
 
     def initialise(self, part: Any) -> None:
-        """Apply its file's own rule for the weights of any part, `initialise`; without one they stay as they are."""
-        _named(f"{self.code.partition('.')[0]}.initialise", lambda part: None)(part)
+        """Apply its class's own rule for the weights of any part, `initialise`; without one they stay as they are."""
+        getattr(self.network, "initialise", lambda part: None)(part)
 
 
 def _wide_places(stage: str, count: int) -> list[str]:
@@ -94,11 +94,11 @@ def _wide_places(stage: str, count: int) -> list[str]:
 # A new backbone, or peer, is one file in fsr/models and one entry here: build_model and the commands take its name.
 LAYERS, BLOCKS = (tuple(f"{name}{i}" for i in range(1, 6)) for name in ("layer", "block"))
 BACKBONES: dict[str, Backbone] = {
-    "resnet18": Backbone("resnet.ResNet", LAYERS[:4], "layer4", (2, 2, 2, 2)),
+    "resnet18": Backbone("nets.ResNet", LAYERS[:4], "layer4", (2, 2, 2, 2)),
     "vgg16": Backbone(
-        "vgg.VGG", BLOCKS, "block4", (2, 2, 3, 3, 3), places=lambda s, n: [f"{s}.{3 * i + 3}" for i in range(n)]
+        "nets.VGG", BLOCKS, "block4", (2, 2, 3, 3, 3), places=lambda s, n: [f"{s}.{3 * i + 3}" for i in range(n)]
     ),
-    "wideresnet34": Backbone("wideresnet.WideResNet", BLOCKS[:3], "block3", (5, 5, 5), 10, 640, _wide_places),
+    "wideresnet34": Backbone("nets.WideResNet", BLOCKS[:3], "block3", (5, 5, 5), 10, 640, _wide_places),
 }
 
 

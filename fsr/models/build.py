@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsr.config import BACKBONES, DATASETS, PEERS, FSRSpec, PeerSpec, Run, require
+from fsr.config import BACKBONES, DATASETS, PEERS, FSRSpec, PeerSpec, Run
 from fsr.files import UsageError
 from fsr.models.fsr import FSR
 from fsr.models.insert import Classifier, dry_run, features_at, insert_all
@@ -19,12 +19,15 @@ def build_model(
     width: channels of the first stage (WRN: the widening factor); blocks: per stage; None: the backbone's own. With
     the same random state, networks that differ in what is inserted start from the same backbone weights.
     """
-    require(backbone in BACKBONES, f"unknown backbone {backbone!r}; choose one of {', '.join(BACKBONES)}")
-    require(fsr is None or peer is None, "a network takes an FSRSpec or a PeerSpec, not both")
+    if backbone not in BACKBONES:
+        raise UsageError(f"unknown backbone {backbone!r}; choose one of {', '.join(BACKBONES)}")
+    if fsr is not None and peer is not None:
+        raise UsageError("a network takes an FSRSpec or a PeerSpec, not both")
     chosen = BACKBONES[backbone]
     blocks, width = chosen.blocks if blocks is None else tuple(blocks), chosen.width if width is None else width
-    fits = len(blocks) == len(chosen.stages) and min(*blocks, width) > 0
-    require(fits, f"{backbone} needs a width and {len(chosen.stages)} blocks above 0, not {width} and {blocks}")
+    if len(blocks) != len(chosen.stages) or min(*blocks, width) < 1:
+        counts = f"a width and {len(chosen.stages)} numbers of blocks"
+        raise UsageError(f"{backbone} needs {counts} above 0, not {width} and {blocks}")
     net = chosen.network(num_classes, width, blocks)
     chosen.initialise(net)
     paths: tuple[str, ...] = ()
@@ -77,7 +80,8 @@ def attach_fsr(
     through `trace` and `fsr.train.objectives`; under DDP wrap an Objective, which runs the auxiliary head.
     """
     paths = (at,) if isinstance(at, str) else tuple(at)
-    require(0 < len(paths) == len(set(paths)), f"at must name at least one place, each once, not {at!r}")
+    if not paths or len(set(paths)) < len(paths):
+        raise UsageError(f"at must name at least one place, each once, not {at!r}")
     net = model.net if isinstance(model, Classifier) else model
     types = [p.dtype for p in net.parameters() if p.is_floating_point()]
     like = next((p for p in net.parameters() if p.is_floating_point()), torch.zeros(()))

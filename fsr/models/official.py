@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fsr.config import BACKBONES, FSRSpec, require
+from fsr.config import BACKBONES, FSRSpec
 from fsr.files import UsageError
 from fsr.models.build import build_model
 from fsr.models.insert import Classifier
@@ -35,7 +35,8 @@ def our_name(name: str, backbone: str, stage: str) -> str:
 
 def _read(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint by their names, without running any code that it may hold."""
-    require(path.is_file(), f"no file {path}; give the authors' checkpoint")
+    if not path.is_file():
+        raise UsageError(f"no file {path}; give the authors' checkpoint")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # nothing is executed, but damaged bytes lead the reader into any exception there is
@@ -52,10 +53,12 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 def official_state(path, backbone: str) -> tuple[dict[str, Tensor], int]:
     """The checkpoint under our names without dead weights, and its number of classes; UsageError for another file."""
-    require(backbone in NAMES, f"unknown backbone {backbone!r}; choose one of {', '.join(NAMES)}")
+    if backbone not in NAMES:
+        raise UsageError(f"unknown backbone {backbone!r}; choose one of {', '.join(NAMES)}")
     state = _read(Path(path))
-    head = state.get(HEADS[backbone], torch.empty(0))
-    require(head.ndim == 2, f"{path} is not the authors' {backbone}: it has no {HEADS[backbone]!r}")
+    head = state.get(HEADS[backbone])
+    if head is None or head.ndim != 2:
+        raise UsageError(f"{path} is not the authors' {backbone}: it has no {HEADS[backbone]!r}")
     kept = {name: value for name, value in state.items() if not name.startswith("sub_block1.")}
     return {our_name(name, backbone, BACKBONES[backbone].fsr_stage): v for name, v in kept.items()}, len(head)
 

@@ -10,7 +10,7 @@ from fsr.files import MissingRecord, UsageError
 from fsr.reference import MIN_SEEDS
 from fsr.report.wording import bracket, interval, number, points, seeds, side
 from fsr.tables import labels
-from fsr.tables.rules import log_gaps
+from fsr.tables.verdict import log_gaps
 
 GAIN = ": gain over "
 MAIN = f"AT + FSR{GAIN}AT"

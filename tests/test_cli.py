@@ -69,8 +69,8 @@ status --root ~nobody-of-that-name/x | --root
 status --root LONG | --root
 status --root ROOT/nowhere | no folder
 report --root ROOT/nowhere | no folder
-status --root ROOT/file | is a file; give a folder
-data path --data ROOT/file | is a file; give a folder
+status --root ROOT/file | it is a file
+data path --data ROOT/file | it is a file
 -q -v status | exclude each other
 -q status -p dem | demo
 frobnicate | frobnicate
@@ -201,7 +201,7 @@ def test_one_attack_on_one_run_is_recorded_and_printed_and_not_computed_twice(fs
     call = ["evaluate", PLAIN, *CPU, "--attack", "mi-fgsm", "--images", "16"]
     assert f"{PLAIN}: train, last mi-fgsm-n16" in fsr(*call, "--dry-run")[1]
     code, out, err = fsr(*call)
-    accuracy = 100 * store.load_evaluation(FIRST, Evaluation(attack="mi-fgsm", images=16)).accuracy
+    accuracy = 100 * store.load_evaluation(FIRST, Evaluation(attack="mi-fgsm", images=16)).correct.mean()
     assert code == 0 and out.startswith(f"{PLAIN}  last mi-fgsm-n16  {accuracy:.1f} ["), err
     assert out.strip().endswith("] % of 16")
     again = fsr(*call)

@@ -126,7 +126,7 @@ def test_attack_strength_starts_at_the_clean_accuracy_and_shows_the_paired_diffe
     top, _, below, _ = draw("F6").axes
     clean = next(e for e in experiments.evaluations(PROFILE, "strength", PLAIN) if e.attack == "clean")
     (line,) = [line for line in top.get_lines() if line.get_label() == "AT"]
-    assert line.get_ydata()[0] == store.load_evaluation(PLAIN, clean).accuracy
+    assert line.get_ydata()[0] == store.load_evaluation(PLAIN, clean).correct.mean()
     assert line.get_xdata()[0] == 0 and (np.diff(line.get_xdata()) > 0).all()
     assert drawn(below)[0] == pytest.approx(100 * outcomes.gain((BOTH,), (PLAIN,), clean)["value"])
 

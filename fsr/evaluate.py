@@ -1,12 +1,12 @@
 """Per-sample outcomes of one attack on one network: crafted fast, judged in float32, resumable by chunk."""
 
 import base64
-import contextlib
 import hashlib
 import io
 import json
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,7 +40,7 @@ class Progress:
     state: str = ""  # what AutoAttack goes on from, an npz in base64
     after: dict[str, list[bool]] = field(default_factory=dict)  # AutoAttack's parts to outcomes after each
     flags: dict = field(default_factory=dict)  # AutoAttack's warnings
-    crafting: dict = field(default_factory=dict)  # see `FastNet.described`
+    crafting: dict = field(default_factory=dict)  # the dtype that the images were crafted in
 
 
 def batch_size(device: torch.device) -> int:
@@ -75,7 +75,7 @@ def evaluate_attack(
     surrogate: Callable[[Tensor], Tensor] | None = None,
     switches: dict | None = None,
     progress: Progress | None = None,
-    on_chunk: Callable[[Progress], None] | None = None,
+    on_chunk: Callable[[Progress], None] = lambda _: None,
     check: Callable[[], None] = lambda: None,
 ) -> Progress:
     """Which images are still classified correctly under the evaluation's attack.
@@ -85,48 +85,40 @@ def evaluate_attack(
     network judged otherwise. progress: from an earlier call that was stopped; on_chunk, check (before every pass): may
     raise to stop. UsageError for wrong images or labels, and for steps for AutoAttack.
     """
-    _check(model, x, y, index)
-    if evaluation.attack in VARIANTS and evaluation.steps is not None:
-        raise UsageError(f"{evaluation.attack} has steps of its own; leave out steps={evaluation.steps}")
-    progress, on_chunk = progress or Progress(), on_chunk or (lambda _: None)
-    switches = dict(switches or {})
-    if evaluation.attack not in VARIANTS or len(y) < MANY_IMAGES:
+    name, switches, device = evaluation.attack, dict(switches or {}), next(model.parameters()).device
+    first = as_float(x[:1]).to(device)
+    check_images(first, y[:1])
+    if not len(x) == len(y) == len(index):
+        raise UsageError(f"{len(x)} images, {len(y)} labels and {len(index)} places in the test set do not fit")
+    if name in VARIANTS and evaluation.steps is not None:
+        raise UsageError(f"{name} has steps of its own; leave out steps={evaluation.steps}")
+    if name not in VARIANTS or len(y) < MANY_IMAGES:
         switches.setdefault("compile", False)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(eval_mode(model))
-        if evaluation.intervention:
-            stack.enter_context(intervene(model, evaluation.intervention))
-        net = FastNet(model, precision=run.precision, **switches)
+    progress = Progress() if progress is None else progress
+    with eval_mode(model), intervene(model, evaluation.intervention) if evaluation.intervention else nullcontext():
+        with torch.no_grad():
+            check_images(first.expand(len(y), -1, -1, -1), y, model(first.clone()).shape[1])
+        net, judge = FastNet(model, precision=run.precision, **switches), Exact(model, check)
         net.register_forward_pre_hook(lambda *_: check())  # a chunk can take minutes
         eps = run.eps if evaluation.eps is None else evaluation.eps
-        judge = Exact(model, check)
-        if evaluation.attack in VARIANTS:
-            _autoattack(net, judge, x, y, eps, VARIANTS[evaluation.attack], progress, on_chunk)
-        else:
-            options = {"eps": eps, "steps": evaluation.steps, "surrogate": surrogate}
-            _in_chunks(evaluation.attack, net, judge, x, y, index, options, progress, on_chunk)
+        if name in VARIANTS:
+            _autoattack(net, judge, as_float(x).to(device), y.to(device), eps, VARIANTS[name], progress, on_chunk)
+        while progress.done < len(y):
+            started, chunk = time.monotonic(), slice(progress.done, progress.done + batch_size(device))
+            given = as_float(x[chunk]).to(device), y[chunk].to(device), index[chunk]
+            correct, flips = _judged(name, net, judge, *given, eps=eps, steps=evaluation.steps, surrogate=surrogate)
+            progress.correct += correct.tolist()
+            progress.flips += flips
+            progress.done += len(correct)
+            weights = next(surrogate.parameters(), None) if isinstance(surrogate, nn.Module) else None
+            dtype = net.dtype if surrogate is None else None if weights is None else weights.dtype
+            progress.crafting = {} if dtype is None else {"dtype": str(dtype).removeprefix("torch.")}
+            progress.seconds += time.monotonic() - started
+            on_chunk(progress)
     return progress
 
 
-def _in_chunks(name: str, net, judge, x, y, index, options: dict, progress: Progress, on_chunk) -> None:
-    """An attack by name, chunk by chunk from where progress stands."""
-    device, surrogate = next(judge.parameters()).device, options["surrogate"]
-    while progress.done < len(y):
-        started = time.monotonic()
-        chunk = slice(progress.done, progress.done + batch_size(device))
-        xs, ys = as_float(x[chunk]).to(device), y[chunk].to(device)
-        correct, flips = _judged(name, net, judge, xs, ys, index[chunk], options)
-        progress.correct += correct.tolist()
-        progress.flips += flips
-        progress.done += len(ys)
-        weights = next(surrogate.parameters(), None) if isinstance(surrogate, nn.Module) else None
-        other = {} if weights is None else {"dtype": str(weights.dtype).removeprefix("torch.")}
-        progress.crafting = net.described if surrogate is None else other
-        progress.seconds += time.monotonic() - started
-        on_chunk(progress)
-
-
-def _judged(name: str, net, judge, x: Tensor, y: Tensor, index: Tensor, options: dict) -> tuple[Tensor, int]:
+def _judged(name: str, net, judge, x: Tensor, y: Tensor, index: Tensor, **options) -> tuple[Tensor, int]:
     """(what the judge still gets right under the attack on net, (N,) bool; where the two networks disagree).
 
     An attack that stops at the first error goes on, on the judge, where only net made it.
@@ -148,54 +140,33 @@ def _judged(name: str, net, judge, x: Tensor, y: Tensor, index: Tensor, options:
 
 def inside(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
     """x_adv in float32 and [0, 1]; UsageError where it is more than eps away, but for rounding, or no number."""
-    if x_adv.shape != x.shape:
-        raise UsageError(f"the attack gave {tuple(x_adv.shape)} for images {tuple(x.shape)}; nothing is recorded")
     x_adv = x_adv.float().clamp(0, 1)
-    moved = float((x_adv - x).abs().amax())
-    if not moved <= eps + 1e-4:
-        far = f"the attack moved a pixel by {moved:.3g}, more than eps = {eps:.3g}"
-        raise UsageError(f"{far}; end it with fsr.attacks.gradient.project_linf (nothing is recorded)")
+    if x_adv.shape != x.shape or not (x_adv - x).abs().amax() <= eps + 1e-4:
+        wrong = f"the attack gave {tuple(x_adv.shape)} for images {tuple(x.shape)}, or moved a pixel by more than eps"
+        raise UsageError(f"{wrong} = {eps:.3g}; end it with fsr.attacks.gradient.project_linf (nothing is recorded)")
     return x_adv
 
 
-@torch.no_grad()
-def _check(model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> None:
-    """Refuse what would give a number that means nothing, before anything runs."""
-    first = as_float(x[:1]).to(next(model.parameters()).device)
-    check_images(first, y[:1].to(first.device))
-    if not len(x) == len(y) == len(index):
-        raise UsageError(f"{len(x)} images, {len(y)} labels and {len(index)} places in the test set do not fit")
-    with eval_mode(model):
-        check_images(first.expand(len(y), -1, -1, -1), y, model(first.clone()).shape[1])
-
-
-def _autoattack(net, judge, x, y, eps: float, variant: dict, progress: Progress, on_chunk) -> None:
+def _autoattack(net, judge, x: Tensor, y: Tensor, eps: float, variant: dict, progress: Progress, on_chunk) -> None:
     """AutoAttack with its own resumable loop: survivors only, batches of fixed size, judged in float32."""
-    device = next(judge.parameters()).device
-    before, started = progress.seconds, time.monotonic()
-
-    def remember(state: dict[str, np.ndarray]) -> None:
-        progress.state = base64.b64encode(npz_bytes(**state)).decode()
-        progress.seconds = before + time.monotonic() - started
-        progress.done = int(_share_done(state) * (len(y) - 1))
-        on_chunk(progress)
-
-    state = {}
+    before, started, state = progress.seconds, time.monotonic(), {}
     if progress.state:
         with np.load(io.BytesIO(base64.b64decode(progress.state)), allow_pickle=False) as arrays:
             state = dict(arrays)
-    xs, ys = as_float(x).to(device), y.to(device)
-    how = {"eps": eps, "seed": SEED, "batch": batch_size(device), "keep_images": False, **variant}
-    result = autoattack(net, xs, ys, judge=judge, state=state, on_chunk=remember, **how)
-    progress.seconds, progress.crafting = before + time.monotonic() - started, net.described
+
+    def remember(state: dict[str, np.ndarray]) -> None:
+        record = json.loads(str(state["record"]))  # its attacks count the same, each by the images that it was given
+        shares = [min(1.0, done / len(state[f"start.{name}"])) for name, done in record["done"].items()]
+        progress.done = int(sum(shares) / len(record["identity"]["attacks"]) * (len(y) - 1))
+        progress.state = base64.b64encode(npz_bytes(**state)).decode()
+        progress.seconds = before + time.monotonic() - started
+        on_chunk(progress)
+
+    how = {"eps": eps, "seed": SEED, "batch": batch_size(x.device), "keep_images": False, **variant}
+    result = autoattack(net, x, y, judge=judge, state=state, on_chunk=remember, **how)
+    progress.seconds = before + time.monotonic() - started
+    progress.crafting = {"dtype": str(net.dtype).removeprefix("torch.")}
     progress.done, progress.correct = len(y), result.correct.tolist()
     progress.flips, progress.flags = sum(result.flips.values()), result.flags
     progress.after = {name: outcome.tolist() for name, outcome in result.outcomes.items()}
     on_chunk(progress)
-
-
-def _share_done(state: dict[str, np.ndarray]) -> float:
-    """How much of AutoAttack is done, in [0, 1]: its attacks count the same, each by the images that it was given."""
-    record = json.loads(str(state["record"]))
-    shares = [min(1.0, done / len(state[f"start.{name}"])) for name, done in record["done"].items()]
-    return sum(shares) / len(record["identity"]["attacks"])

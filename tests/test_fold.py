@@ -15,7 +15,7 @@ from torch.nn.utils import weight_norm as old_weight_norm
 from fsr.config import FSRSpec, PeerSpec
 from fsr.models import FSR, build_model, intervene
 from fsr.train.fast import FastNet
-from fsr.train.fold import FoldedConv, FoldedLinear, folded_copy, randomised_statistics
+from fsr.train.fold import folded_copy, randomised_statistics
 
 MODULES = {
     "plain": {},
@@ -92,18 +92,17 @@ def test_a_bf16_copy_is_close_and_keeps_mask_and_logits_in_float32(module, chann
     net = folded_copy(model, x, dtype=torch.bfloat16, channels_last=channels_last).net
     logits = net(x)
     assert logits.dtype == torch.float32
-    assert {m.weight.dtype for m in net.modules() if isinstance(m, FoldedConv)} == {torch.bfloat16}
-    assert {m.weight.dtype for m in net.modules() if isinstance(m, FoldedLinear)} == {torch.float32}
+    assert {m.weight.dtype for m in net.modules() if isinstance(m, nn.Conv2d)} == {torch.bfloat16}
+    assert {m.weight.dtype for m in net.modules() if isinstance(m, nn.Linear)} == {torch.float32}
     if module != "hard channel":  # a mask of 0 and 1 flips with its score's sign
         torch.testing.assert_close(logits, model(x), rtol=0.1, atol=0.1 * model(x).abs().max().item())
     for part in (m for m in net.modules() if isinstance(m, FSR)):
         assert part.mask(torch.rand(2, part.aux.in_features, 1, 1).bfloat16()).dtype == torch.float32
 
 
-def test_unknown_parameters_keep_everything_in_float32(caplog):
+def test_unknown_parameters_keep_everything_in_float32():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.LayerNorm(16), nn.Linear(16, 2))
     assert folded_copy(model, torch.rand(2, 3, 2, 2), dtype=torch.bfloat16).dtype == torch.float32
-    assert "LayerNorm" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["mask_one", "no_recalibration", "mask_random", "mask_constant", "mask_shuffled"])
@@ -240,7 +239,7 @@ def test_attacks_see_the_function_of_any_network(name, precision, monkeypatch, c
     rounding = 0.3 if net.dtype == torch.bfloat16 else 1e-4
     for ours, own in zip(*found):
         assert (ours - own).norm() <= rounding * own.norm()
-    assert (net.net is None) == ("on the network itself" in caplog.text)
-    assert net.net is None or name != "a closure over live layers"  # whose mode and weights are another's
+    assert (net.net is model) == ("on the network itself" in caplog.text)
+    assert net.net is model or name != "a closure over live layers"  # whose mode and weights are another's
     if name.startswith(WHOLE) and precision == "float32":
-        assert net.net is not None
+        assert net.net is not model

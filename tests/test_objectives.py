@@ -23,7 +23,6 @@ from fsr.train.objectives import (
     fsr_terms,
     kl,
     perturbed_weights,
-    probe_terms,
     runner_up,
     start,
 )
@@ -111,12 +110,8 @@ def test_fsr_terms_equal_a_loop_over_samples_and_modules():
 
 def test_terms_that_no_module_has_are_left_out():
     logits, y = torch.randn(5, 4), torch.randint(4, (5,))
-    assert fsr_terms(logits, [], y) == {} and probe_terms([], y) == {}
+    assert fsr_terms(logits, [], y) == fsr_terms(logits, [with_heads("probe")], y) == {}
     assert fsr_terms(logits, [with_heads("robust")], y).keys() == {"sep"}
-    probes = [with_heads("probe"), with_heads("probe")]
-    assert fsr_terms(logits, probes, y) == {}
-    expected = sum(F.cross_entropy(s.aux["probe"], y) for s in probes) / 2
-    torch.testing.assert_close(probe_terms(probes, y)["probe"], expected)
 
 
 def crafted(model, x, y, run, generator=None, noise=None):

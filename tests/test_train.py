@@ -83,14 +83,16 @@ def test_held_out_images_are_judged_clean_and_attacked_on_the_network_asked_for(
     run, net, seen = tiny_run(), Bright(), []
     d = data.load(run)
     trainer = Trainer(run, replace(d, held_y=net(as_float(d.held_x)).argmax(1)))
+    trainer.ema = net
 
     def attack(x, y, generator, *, source, noise):
         seen.append((source, generator.initial_seed()))
         return 1 - x
 
     monkeypatch.setattr(trainer.crafter, "attack", attack)
-    assert trainer._accuracies(net) == (1.0, 0.0)
-    assert seen == [(net, stream_seed("held-out"))]  # the same start in every epoch
+    found = trainer._held_out()
+    assert (found["ema_held_clean_acc"], found["ema_held_robust_acc"]) == (1.0, 0.0)
+    assert seen == [(one, stream_seed("held-out")) for one in (trainer.model, net)]  # the same start in every epoch
 
 
 def plain_loop(run: Run, d) -> tuple[torch.nn.Module, torch.nn.Module]:

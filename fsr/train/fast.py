@@ -3,10 +3,8 @@
 What does not give the plain function's results is left out, and one line of the log says so.
 """
 
-import logging
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -18,35 +16,27 @@ from fsr.attacks.gradient import project_linf
 from fsr.config import Run
 from fsr.hardware import exact_float32
 from fsr.models.modes import eval_mode
-from fsr.train.fold import NARROW, FoldedCopy, dtype_of, folded_copy, laid_out, narrowest, use_channels_last
+from fsr.train.fold import FoldedCopy, attempt, compare, dtype_of, folded_copy, is_wide, laid_out
 from fsr.train.objectives import craft, draw_start, full_precision, pgd_step, start
 
-log = logging.getLogger("fsr")
-
 Function = Callable[..., Tensor]
-FAILURES = (RuntimeError, OSError)  # of tracing, of a missing or failing compiler, of graph capture
 RECOMPILE = 64  # variants of all networks' forward passes together; beyond torch's 8 it runs uncompiled, unsaid
 MANY_STEPS = 2000  # crafting steps of a run from which compiling (about 10 s on a CPU) pays
-# Largest share of signs that may differ when compiled: bf16 is rounded less often (0.3 % seen; wrong code: 50 %).
-MAY_DIFFER = {torch.float64: 0.01, torch.float32: 0.01, torch.bfloat16: 0.2}
+# Largest relative difference of steps. Where a share p of signs differs it is 2 sqrt(p), and 1.4 where all are random.
+# bf16 is rounded less often when compiled (0.3 % of signs seen); a CUDA graph's kernels may add in another order.
+SIGNS = {torch.float64: 0.2, torch.float32: 0.2, torch.bfloat16: 0.9}
+REPLAYED = 0.9
 
 
-def disagreement(a: Tensor, b: Tensor, tolerance: float = 1e-6) -> float:
-    """Share of entries that differ by more than tolerance; NaN counts as differing."""
-    return float((~((a - b).abs() <= tolerance)).float().mean())
+def agreeing(failed: str, make: Callable[[], Function], plain: Function, given, limit: float, origin=0.0):
+    """make(), where its result for `given`, less origin, is plain's up to `limit`; None, logged, if not."""
 
-
-def agreeing(name: str, make: Callable[[], Function], plain: Function, example, *, may_differ: float, tolerance=1e-6):
-    """make(), where it agrees with plain on the example but for a share of may_differ; None, logged, if not."""
-    try:
+    def made() -> Function:
         fast = make()
-        differing = disagreement(fast(*example), plain(*example), tolerance)
-        if differing <= may_differ:
-            return fast
-        reason = f"{differing:.3g} of its results differ"
-    except FAILURES as error:
-        reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"
-    log.warning("%s is left out: %s", name, reason)
+        compare(fast(*given) - origin, plain(*given) - origin, limit)
+        return fast
+
+    return attempt(failed, made)
 
 
 def recorded(function: Function, example: tuple[Tensor, ...]) -> Function:
@@ -81,13 +71,14 @@ class Crafter:
     def __init__(self, model: nn.Module, run: Run, device="cpu", *, compile=None, channels_last=None, graphs=None):
         self.model, self.run, self.device = model, run, torch.device(device)
         cuda = self.device.type == "cuda"
-        self.channels_last = use_channels_last(model, self.device) if channels_last is None else channels_last
-        self.switches: dict[str, Any] = {
+        self.dtype = dtype_of(run.precision, model, self.device)
+        self.channels_last = (cuda or is_wide(model)) if channels_last is None else channels_last
+        self.switches = {
             "compile": compile,
             "channels_last": self.channels_last,
             "graphs": cuda and graphs is not False,
-            "crafting": str(dtype_of(run.precision, model, self.device)).removeprefix("torch."),
         }
+        self.switches["crafting"] = str(self.dtype).removeprefix("torch.")
         if cuda:
             torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
             self.switches["float32_convolutions"] = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
@@ -115,8 +106,8 @@ class Crafter:
             self._prepare(x, y)
         for copy in filter(None, (self.copy, self.exact)):
             copy.refill(source)
-        with nullcontext() if self.copy else eval_mode(source):
-            loop = self._loop if self.copy else partial(craft, source, self.run)
+        loop = self._loop if self.copy else partial(craft, source, self.run)
+        with eval_mode(source):
             return torch.cat([loop(*rows) for rows in zip(*(t.split(self.run.batch) for t in (x_adv, x, y)))])
 
     def _all_steps(self, x_adv: Tensor, x: Tensor, y: Tensor, step=None) -> Tensor:
@@ -129,54 +120,48 @@ class Crafter:
         return craft(self.copy.net, self.run, x_adv, x, y, step=step, steps=steps)
 
     def _filled(self, loop: Function, x_adv: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        """loop on a batch filled up to the one size that it is made for; images do not see each other."""
-        n, rows = len(x), torch.arange(self.run.batch, device=x.device).clamp_max(len(x) - 1)
-        if n == self.run.batch:
-            return loop(x_adv, x, y)
-        return loop(*(laid_out(t[rows], self.channels_last) for t in (x_adv, x)), y[rows])[:n]
-
-    def _worth_compiling(self, x: Tensor) -> bool:
-        """Measured: on a CPU it gains a quarter from 16 channels and 32 pixels on, and costs about 10 s."""
-        steps = self.run.steps * self.run.epochs * math.ceil((self.run.train_size or 50_000) / self.run.batch)
-        large = narrowest(self.model) >= NARROW and x.shape[-1] >= 32
-        return self.device.type == "cuda" or (large and steps >= MANY_STEPS)
+        """loop on a batch filled up, or cut, to the one size that it is made for; images do not see each other."""
+        rows = torch.arange(self.run.batch, device=x.device) % len(x)
+        return loop(*(laid_out(t[rows], self.channels_last) for t in (x_adv, x)), y[rows])[: len(x)]
 
     def _prepare(self, x: Tensor, y: Tensor) -> None:
         """Make the copy, and the fast loop where it helps, on the first batch."""
         on, run, self.ready = self.switches, self.run, True
-        dtype = dtype_of(run.precision, self.model, self.device)
-        self.copy = folded_copy(self.model, x, dtype=dtype, channels_last=self.channels_last)
+        self.copy = folded_copy(self.model, x, dtype=self.dtype, channels_last=self.channels_last)
         if self.copy is None:
             on.update(compile=False, graphs=False, crafting="float32")
             return
         on["crafting"] = str(self.copy.dtype).removeprefix("torch.")
         if run.method == "trades" and self.copy.dtype == torch.bfloat16:
             self.exact = FoldedCopy(self.model, self.copy.pairs, torch.float32, self.channels_last)
-        rows = torch.arange(run.batch, device=x.device) % len(x)  # any batch, repeated or cut to the usual size
-        x, y = laid_out(x[rows], self.channels_last), y[rows]
+        if on["compile"] is None:  # measured: on a CPU it gains a quarter from 16 channels and 32 pixels on
+            steps = run.steps * run.epochs * math.ceil((run.train_size or 50_000) / run.batch)
+            worth = is_wide(self.model) and x.shape[-1] >= 32 and steps >= MANY_STEPS
+            on["compile"] = self.device.type == "cuda" or worth
         noise = torch.rand(x.shape, generator=torch.Generator(x.device).manual_seed(0), device=x.device, dtype=x.dtype)
         x_adv = project_linf(x + run.eps * (2 * noise - 1), x, run.eps)  # far from x, where KL is not flat
-        asked = self._worth_compiling(x) if on["compile"] is None else on["compile"]
-        step, graph, example = self._compiled_step(x_adv, x, y) if asked else None, None, (x_adv, x, y)
-        loop: Function = partial(self._all_steps, step=step)
-        if on["graphs"]:  # kernels that add in another order each time change signs, and later steps build on them
-            graph = agreeing("the CUDA graph", partial(recorded, loop, example), loop, example, may_differ=0.3)
+        rows = torch.arange(run.batch, device=x.device) % len(x)
+        self._speed_up(*(laid_out(t[rows], self.channels_last) for t in (x_adv, x)), y[rows])
+
+    def _speed_up(self, *batch: Tensor) -> None:
+        """Compile a step, gradients included, and record all steps, as asked for and where the results stay."""
+        on, run, net, step, graph = self.switches, self.run, self.copy.net, None, None
+        if on["compile"]:
+            given = (*batch, net(batch[1])) if run.method == "trades" else batch
+            plain = lambda *tensors: pgd_step(net, run, *tensors)  # noqa: E731 - make_fx wants a plain function
+            make = lambda: torch.compile(make_fx(plain)(*given), dynamic=False)  # noqa: E731 - any Python, unrolled
+            step = agreeing("crafting is not compiled", make, plain, given, SIGNS[self.copy.dtype], batch[0])
+        self._loop = loop = partial(self._all_steps, step=step)
+        if on["graphs"]:
+            failed = "crafting is not recorded as a CUDA graph"
+            graph = agreeing(failed, partial(recorded, loop, batch), loop, batch, REPLAYED, batch[0])
         on["compile"], on["graphs"] = step is not None, graph is not None
         if on["compile"] or on["graphs"]:  # a compiled function has no truth value
-            loop = partial(self._filled, loop if graph is None else graph)
-        self._loop = loop
-
-    def _compiled_step(self, *batch: Tensor) -> Function | None:
-        """`pgd_step` on the copy compiled, gradients included; unrolled first, so that it may hold any Python."""
-        net, run = self.copy.net, self.run
-        example = (*batch, net(batch[1])) if run.method == "trades" else batch
-        plain = lambda *tensors: pgd_step(net, run, *tensors)  # noqa: E731 - make_fx wants a plain function
-        make = lambda: torch.compile(make_fx(plain)(*example), dynamic=False)  # noqa: E731
-        return agreeing("compiled crafting", make, plain, example, may_differ=MAY_DIFFER[self.copy.dtype])
+            self._loop = partial(self._filled, loop if graph is None else graph)
 
 
 class FastNet(nn.Module):
-    """A network for evaluation attacks to differentiate: model in eval mode, folded, in `precision`; logits float32.
+    """A network for attacks to differentiate: model, which is in eval mode, folded, in `precision`; logits float32.
 
     A copy made at the first call, with the interventions of then, or, where none is the same function, the model.
     compile, channels_last: None for the default; graphs, a switch of training, is not used.
@@ -185,62 +170,48 @@ class FastNet(nn.Module):
     def __init__(self, model: nn.Module, precision="float32", *, compile=None, channels_last=None, graphs=None):
         super().__init__()
         device = next(model.parameters()).device
-        self._model = [model]  # in a list: not a submodule
-        self.dtype = dtype_of(precision, model, device)
-        self.channels_last = use_channels_last(model, device) if channels_last is None else channels_last
+        self.net, self.ready, self.dtype = model, False, dtype_of(precision, model, device)
+        self.channels_last = (device.type == "cuda" or is_wide(model)) if channels_last is None else channels_last
         self.compiles = device.type == "cuda" if compile is None else compile
-        self.ready, self.net = False, None  # None: the model itself is asked
         self._fast: Any = None
 
-    def _prepare(self, x: Tensor) -> None:
-        self.ready, x = True, laid_out(x.detach(), self.channels_last)
-        copy = folded_copy(self._model[0], x, dtype=self.dtype, channels_last=self.channels_last)
-        self.dtype = next(self._model[0].parameters()).dtype if copy is None else copy.dtype
-        self.net = None if copy is None else copy.net
-        if self.compiles and copy is not None:
-            limit = float(copy.net(x).abs().max()) * (0.05 if self.dtype == torch.bfloat16 else 1e-3)
-            make = partial(_compiled_for_any_size, copy.net, x)
-            self._fast = agreeing("compiled evaluation", make, copy.net, (x,), may_differ=0.0, tolerance=limit)
-
-    def _asked(self, x: Tensor) -> tuple[AbstractContextManager, Tensor]:
-        """The network that is asked, and a copy of the images that it may write into."""
+    def _given(self, x: Tensor) -> Tensor:
+        """The images as the network wants them, its own to write into; the first ones make the copy."""
+        x = laid_out(x, True) if self.channels_last else x
         if not self.ready:
-            self._prepare(x)
-        net = eval_mode(self._model[0]) if self.net is None else nullcontext(self.net)
-        return net, (laid_out(x, True) if self.channels_last else x).clone()
+            self.ready, some = True, x.detach()
+            copy = folded_copy(self.net, some, dtype=self.dtype, channels_last=self.channels_last)
+            self.dtype = next(self.net.parameters()).dtype if copy is None else copy.dtype
+            self.net = self.net if copy is None else copy.net
+            if self.compiles and copy is not None:
+                limit, make = 0.05 if self.dtype == torch.bfloat16 else 1e-3, partial(for_any_size, self.net, some)
+                self._fast = agreeing("attacks are not compiled", make, self.net, (some,), limit)
+        return x.clone()
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) to logits (N, K) float32 at least, differentiable in x."""
-        if self._fast is not None and len(x) == 1:  # a single image would be compiled as a shape of its own
-            return self.forward(torch.cat([x, x]))[:1]
-        asked, x = self._asked(x)
-        with asked as net:
-            return full_precision((self._fast or net)(x))
+        x, n = self._given(x), len(x)
+        if self._fast is None:
+            return full_precision(self.net(x))
+        return full_precision(self._fast(torch.cat([x, x]) if n == 1 else x))[:n]  # 1 would be a shape of its own
 
     def trace(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, list]:
         """Logits and streams, for attacks on more than the logits; not compiled."""
-        asked, x = self._asked(x)
-        with asked as net:
-            logits, streams = net.trace(x, y)
+        x = self._given(x)
+        logits, streams = self.net.trace(x, y)
         return full_precision(logits), streams
 
-    @property
-    def described(self) -> dict[str, str]:
-        """What attacks are crafted in, for a record; final after the first call."""
-        return {"dtype": str(self.dtype).removeprefix("torch.")}
 
-
-def _compiled_for_any_size(net: nn.Module, x: Tensor) -> Function:
-    """Both passes: the backward pass is else compiled at its first use, inside an attack."""
+def for_any_size(net: nn.Module, x: Tensor) -> Function:
+    """net compiled for batches that shrink, as attacks drop what they have broken; with its backward pass, now."""
     torch._dynamo.config.recompile_limit = max(RECOMPILE, torch._dynamo.config.recompile_limit)
-    fast = torch.compile(net)
+    compiled = torch.compile(net)
+
+    def fast(x: Tensor) -> Tensor:
+        torch._dynamo.maybe_mark_dynamic(x, 0)
+        return compiled(x)
+
     with torch.enable_grad():
         leaf = x.clone().requires_grad_()
-        torch._dynamo.maybe_mark_dynamic(leaf, 0)
         torch.autograd.grad(fast(leaf).float().sum(), leaf)
-
-    def of_any_size(x: Tensor) -> Tensor:  # attacks drop the images they have broken
-        torch._dynamo.maybe_mark_dynamic(x, 0)
-        return fast(x)
-
-    return of_any_size
+    return fast

@@ -1,11 +1,13 @@
 """The folded copy of a network: the same function in eval mode, with each BatchNorm inside the convolution before it.
 
-N images, C channels. A copy is used only where it gives the live network's logits and input gradients.
+A copy is used only where it gives the live network's logits and input gradients.
 """
 
 import logging
 from collections import Counter
+from collections.abc import Callable
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -19,8 +21,6 @@ from fsr.train.distributed import CpuSyncBatchNorm
 log = logging.getLogger("fsr")
 
 BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, CpuSyncBatchNorm)
-NARROW = 16  # channels; below, torch 2.15 can crash in channels-last backward passes on a CPU
-EXACT, CLOSE, ANY = 1e-6, 0.05, 1e9  # largest relative difference: in float64, in the live precision, if it runs at all
 
 
 def dtype_of(precision: str, model: nn.Module, device: torch.device) -> torch.dtype:
@@ -31,14 +31,9 @@ def dtype_of(precision: str, model: nn.Module, device: torch.device) -> torch.dt
     return torch.bfloat16 if fast else torch.float32
 
 
-def narrowest(model: nn.Module) -> int:
-    """Output channels of the narrowest convolution."""
-    return min((m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)), default=0)
-
-
-def use_channels_last(model: nn.Module, device: torch.device) -> bool:
-    """The memory layout's default: channels last, except for narrow networks on a CPU."""
-    return device.type == "cuda" or narrowest(model) >= NARROW
+def is_wide(model: nn.Module) -> bool:
+    """Has every convolution 16 channels? Below, torch 2.15 can crash in channels-last backward passes on a CPU."""
+    return min((m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)), default=0) >= 16
 
 
 def laid_out(x: Tensor, channels_last: bool) -> Tensor:
@@ -46,27 +41,26 @@ def laid_out(x: Tensor, channels_last: bool) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
-class FoldedConv(nn.Conv2d):
-    """A convolution in its weights' own precision, (N, C, H, W) in any."""
+def attempt(failed: str, make: Callable[[], Any]) -> Any:
+    """make(), or None where it raises, with one line in the log that begins with `failed`."""
+    try:
+        return make()
+    except FSRError:  # a hook that stops the computation
+        raise
+    except Exception as error:  # a network or a compiler may raise anything
+        log.warning("%s: %s", failed, (str(error).strip().splitlines() or [type(error).__name__])[0][:160])
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x.to(self.weight.dtype), self.weight, self.bias)
 
-
-class FoldedLinear(nn.Linear):
-    """A linear layer in its weights' own precision, (N, C) in any."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x.to(self.weight.dtype), self.weight, self.bias)
+def compare(ours: Tensor, own: Tensor, limit: float) -> None:
+    """ValueError where an answer differs from the network's own by more than limit times the norm of that."""
+    difference = float((ours - own).norm() / own.norm().clamp_min(1e-30))
+    if not difference <= limit:
+        raise ValueError(f"its answers differ by {difference:.2g}")
 
 
 @contextmanager
-def _before_and_after(net: nn.Module, before, after=lambda *_: None):
-    """Inside, before(name, input) and after(name, output) are called for every layer of net that runs."""
-    handles = []
-    for name, layer in net.named_modules():
-        handles.append(layer.register_forward_pre_hook(lambda _, x, name=name: before(name, x[0] if x else None)))
-        handles.append(layer.register_forward_hook(lambda _, x, y, name=name: after(name, y)))
+def reading(modules, read):
+    handles = [module.register_forward_hook(read) for module in modules]
     try:
         yield
     finally:
@@ -80,29 +74,28 @@ def feeding_convolutions(net: nn.Module, x: Tensor) -> dict[str, str]:
 
     Whether something else reads the convolution's output too is for the caller to check.
     """
-    layers: dict[str, Any] = dict(net.named_modules())
-    calls: Counter[str] = Counter()
+    names = {module: name for name, module in net.named_modules() if type(module) in (nn.Conv2d, *BATCHNORMS)}
     pairs: list[tuple[str, str]] = []
+    calls: Counter[str] = Counter()
 
-    def before(name: str, x: Any) -> None:
-        calls[name] += 1
-        conv, version = getattr(x, "made_by", ("", -1))
-        if type(layers[name]) in BATCHNORMS and layers[name].running_mean is not None and version == x._version:
-            pairs.append((conv, name))  # not where it was changed in place since
+    def read(module: Any, given: tuple, y: Any) -> None:
+        calls[names[module]] += 1
+        if type(module) is nn.Conv2d:
+            y.made_by = (names[module], y._version)
+        elif module.running_mean is not None:
+            conv, version = getattr(given[0], "made_by", ("", -1))
+            if version == given[0]._version:  # not changed in place since
+                pairs.append((conv, names[module]))
 
-    def after(name: str, y: Any) -> None:
-        if type(layers[name]) is nn.Conv2d:
-            y.made_by = (name, y._version)
-
-    with _before_and_after(net, before, after):
+    with reading(names, read):
         net(x.clone())
     uses = Counter(conv for conv, _ in pairs)
     return {conv: bn for conv, bn in pairs if calls[conv] == calls[bn] == uses[conv] == 1}
 
 
 def _tensors(net: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers under every name that they have."""
-    return dict(net.named_parameters(remove_duplicate=False)) | dict(net.named_buffers(remove_duplicate=False))
+    every: Any = {"remove_duplicate": False}  # under every name that they have
+    return dict(chain(net.named_parameters(**every), net.named_buffers(**every)))
 
 
 class FoldedCopy:
@@ -113,60 +106,48 @@ class FoldedCopy:
     """
 
     def __init__(self, model: nn.Module, pairs: dict[str, str], dtype: torch.dtype, channels_last: bool = False):
-        self.pairs, self.dtype, self._source = pairs, dtype, None
+        self.pairs, self.dtype, made = pairs, dtype, set()
         self.net: Any = copied(model).eval().requires_grad_(False)
-        layer: Any
         for conv, bn in pairs.items():
             layer = self.net.get_submodule(conv)
             layer.weight = nn.Parameter(layer.weight.clone(), requires_grad=False)  # its own, where weights are tied
             layer.bias = nn.Parameter(layer.weight.new_zeros(layer.out_channels), requires_grad=False)
             self.net.get_submodule(bn).__class__ = nn.Identity
-        for layer in self.net.modules():  # only the class changes: hooks and other attributes stay
-            if type(layer) is nn.Conv2d:
-                layer.to(dtype).__class__ = FoldedConv
-            elif type(layer) is nn.Linear:
-                layer.to(torch.promote_types(dtype, torch.float32)).__class__ = FoldedLinear
+            made |= {layer.weight, layer.bias}
+        for layer in self.net.modules():
+            if type(layer) in (nn.Conv2d, nn.Linear):
+                layer.to(dtype if type(layer) is nn.Conv2d else torch.promote_types(dtype, torch.float32))
+                layer.register_forward_pre_hook(lambda own, given: (given[0].to(own.weight.dtype),))
         if channels_last:
             self.net.to(memory_format=torch.channels_last)
+        self._kept = {name: tensor for name, tensor in _tensors(self.net).items() if tensor not in made}
         self.refill(model)
-
-    def _bind(self, source: Any) -> None:
-        """Pair every tensor of the copy with what it is made of; once per source."""
-        self._source = source
-        nets = (self.net, source, source)
-        self._folded = [[n.get_submodule(p) for n, p in zip(nets, (c, c, b))] for c, b in self.pairs.items()]
-        made = {id(tensor) for conv, _, _ in self._folded for tensor in (conv.weight, conv.bias)}
-        mine, live = _tensors(self.net), _tensors(source)
-        names = [name for name, tensor in mine.items() if id(tensor) not in made]
-        self._copied = [[tensors[name] for name in names] for tensors in (mine, live)]
 
     @torch.no_grad()
     def refill(self, source: nn.Module) -> None:
-        """Take over the weights and statistics of source, in place: compiled code and captured graphs stay valid.
-
-        source: the model that the copy was made of, or another of the same structure.
-        """
-        if source is not self._source:
-            self._bind(source)
-        for conv, live, bn in self._folded:
+        """Take the weights and statistics of source, of the same structure, in place: recorded graphs stay valid."""
+        for path, norm in self.pairs.items():
+            conv, live, bn = self.net.get_submodule(path), source.get_submodule(path), source.get_submodule(norm)
             scale = torch.rsqrt(bn.running_var + bn.eps)
             scale = scale if bn.weight is None else scale * bn.weight
             shift = -bn.running_mean * scale
             shift = shift if bn.bias is None else shift + bn.bias
             conv.weight.copy_(live.weight * scale.view(-1, 1, 1, 1))
             conv.bias.copy_(shift if live.bias is None else shift + live.bias * scale)
-        if self._copied[0]:
-            torch._foreach_copy_(self._copied[0], self._copied[1])
+        if self._kept:
+            tensors = _tensors(source)
+            torch._foreach_copy_([*self._kept.values()], [tensors[name] for name in self._kept])
 
 
+@torch.no_grad()
 def randomised_statistics(net: nn.Module) -> nn.Module:
     """net, changed: statistics and weights of every BatchNorm are random, since fresh ones are nearly the identity."""
     generator = torch.Generator(next((p.device for p in net.parameters()), "cpu")).manual_seed(0)
-    ranges = {"running_mean": (-0.2, 0.2), "running_var": (0.5, 1.5), "weight": (0.5, 1.5), "bias": (-0.2, 0.2)}
-    for module in (m for m in net.modules() if type(m) in BATCHNORMS and m.running_mean is not None):
-        for name, (low, high) in ranges.items():
-            if getattr(module, name) is not None:
-                getattr(module, name).uniform_(low, high, generator=generator)
+    for module in (m for m in net.modules() if type(m) in BATCHNORMS):
+        for name, tensor in chain(module.named_parameters(), module.named_buffers()):
+            low, high = (-0.2, 0.2) if name in ("running_mean", "bias") else (0.5, 1.5)
+            if tensor.is_floating_point():
+                tensor.uniform_(low, high, generator=generator)
     return net
 
 
@@ -180,31 +161,22 @@ def _answers(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         return logits.detach(), torch.autograd.grad((logits * weights).sum(), leaf)[0]
 
 
-def _compare(net: nn.Module, other: nn.Module, x: Tensor, limit: float) -> None:
-    """ValueError where net's logits and input gradients at x differ from other's by more than limit times theirs."""
-    for a, b in zip(_answers(net, x), _answers(other, x)):
-        difference = float((a - b).norm() / b.norm().clamp_min(1e-30))
-        if not difference <= limit:
-            raise ValueError(f"its answers differ by {difference:.2g}")
-
-
 def _checked(model: nn.Module, x: Tensor, dtype: torch.dtype, channels_last: bool) -> FoldedCopy:
-    """The copy; ValueError where it is another function, and whatever a network raises that cannot be copied."""
     shadow = randomised_statistics(copied(model).double().eval().requires_grad_(False))
-    pairs = feeding_convolutions(shadow, x.double())
-    live = torch.promote_types(dtype, torch.float32)
-    found = FoldedCopy(model, pairs, dtype, channels_last)
-    same = found if dtype == live else FoldedCopy(model, pairs, live, channels_last)
-    called: list[str] = []
+    pairs, called = feeding_convolutions(shadow, x.double()), []
+    copies = {t: FoldedCopy(model, pairs, t, channels_last) for t in (torch.promote_types(dtype, torch.float32), dtype)}
+    cases = [(FoldedCopy(shadow, pairs, torch.float64), shadow, x.double(), 1e-6)]
+    cases += [(copy, model, x, 1e9 if t == torch.bfloat16 else 0.05) for t, copy in copies.items()]
     with eval_mode(model):
-        _compare(FoldedCopy(shadow, pairs, torch.float64).net, shadow, x.double(), EXACT)
-        _compare(same.net, model, x, CLOSE)
-        _compare(found.net, model, x, ANY)
-        with _before_and_after(model, lambda name, _: called.append(name)):
-            _answers(found.net, x)
+        for copy, net, images, limit in cases:
+            own = _answers(net, images)
+            with reading(model.modules(), lambda module, *_: called.append(type(module).__name__)):
+                ours = _answers(copy.net, images)
+            for a, b in zip(ours, own):
+                compare(a, b, limit)
     if called:  # by a closure: the copy would see the live weights in the live mode
-        raise ValueError(f"it goes on to call the network's own layer {called[0]!r}")
-    return found
+        raise ValueError(f"it goes on to call the network's own {called[0]}")
+    return copies[dtype]
 
 
 def folded_copy(model: nn.Module, x: Tensor, *, dtype=torch.float32, channels_last: bool = False) -> FoldedCopy | None:
@@ -213,17 +185,9 @@ def folded_copy(model: nn.Module, x: Tensor, *, dtype=torch.float32, channels_la
     x: some of its images (N, C, H, W). Networks whose other layers have weights stay float32 where bf16 is asked for.
     """
     known = (nn.Conv2d, nn.Linear, *BATCHNORMS)
-    others = [m for m in model.modules() if type(m) not in known and list(m.parameters(recurse=False))]
-    if others and dtype == torch.bfloat16:
-        log.warning("crafting stays in float32: %s has parameters of its own", type(others[0]).__name__)
-        dtype = torch.float32
+    if any(type(m) not in known and list(m.parameters(recurse=False)) for m in model.modules()):
+        dtype = torch.promote_types(dtype, torch.float32)
     x = x[:2].detach().clone()
-    try:
-        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-            return _checked(model, x, dtype, channels_last)
-    except FSRError:  # a hook that stops the computation
-        raise
-    except Exception as error:  # a network may raise anything where it is copied, cast or differentiated
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-        log.warning("attacks are crafted on the network itself, without its folded copy: %s", reason)
-        return None
+    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+        failed = "attacks are crafted on the network itself, without its folded copy"
+        return attempt(failed, lambda: _checked(model, x, dtype, channels_last))

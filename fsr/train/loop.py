@@ -2,15 +2,17 @@
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from fsr.config import Run
 from fsr.data import Data, as_float, augment, augmentation, batches
-from fsr.files import Diverged, Interrupted, TimeUp
+from fsr.files import Diverged, Interrupted, TimeUp, UsageError
 from fsr.models import FSR, model_of
 from fsr.models.modes import copied, eval_mode
 from fsr.train import distributed
@@ -19,6 +21,21 @@ from fsr.train.objectives import Objective, draw_start
 from fsr.train.update import Stepper, ema_update, learning_rate, sgd, stream_seed
 
 EVAL_BATCH = 500  # held-out images at once
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """What the caller of `fit` is told and asks for; every field may be left out."""
+
+    on_epoch: Callable[["Trainer"], None] = lambda _: None  # after every epoch: save, show
+    on_batch: Callable[[int, int], None] = lambda *_: None  # (done, of) within the epoch
+    on_stop: Callable[["Trainer"], None] = lambda _: None  # before TimeUp or Interrupted is raised: save
+    deadline: float | None = None  # time.monotonic() at which to stop
+    interrupted: Callable[[], bool] = lambda: False
+
+    def stop(self) -> bool:
+        """Is it time to stop?"""
+        return self.interrupted() or (self.deadline is not None and time.monotonic() >= self.deadline)
 
 
 @dataclass
@@ -39,58 +56,54 @@ class TrainingProgress:
 class Trainer:
     """A model in training, its averages, its optimiser, and where it stands.
 
-    run: what to train; data: from fsr.data.load, on `device`; switches: compile, graphs, channels_last (None: measured
-    defaults) and update (compile that too; off), for speed alone. In a group of processes each works on its shard.
+    data: on `device`; switches, for speed alone: compile, graphs, channels_last (None: measured defaults) and update
+    (compile that too; off). In a group of processes each works on its shard.
     """
 
     def __init__(self, run: Run, data: Data, *, device="cpu", switches: dict | None = None):
         self.run, self.data, self.device = run, data, torch.device(device)
-        switches = {"update": False, **(switches or {})}
-        update = bool(switches.pop("update"))
-        with torch.random.fork_rng(devices=self._cuda()):
+        self.cuda = [self.device] if self.device.type == "cuda" else []
+        self.progress, self.best, processes = TrainingProgress(), None, distributed.size()
+        smallest = min(len(part) for part in batches(len(data.train_y), run.batch))
+        if processes > 1 and smallest < 2 * processes:
+            few = f"the smallest batch has {smallest} images, fewer than two for each of {processes} processes"
+            raise UsageError(f"{few}; give torchrun a smaller --nproc-per-node")
+        with torch.random.fork_rng(devices=self.cuda):
             torch.manual_seed(stream_seed(run.seed, "init"))
             self.model = model_of(run, num_classes=data.classes).to(self.device)
-        if run.sync_bn:
+        if run.sync_bn and processes > 1:
             distributed.synchronised(self.model)
-        self.best: dict[str, Tensor] | None = None
-        self.objective = Objective(self.model, run)
-        self.optimizer = sgd(self.model, run, self.device)
-        shard = replace(run, batch=math.ceil(run.batch / distributed.size()))
+        self.objective, self.optimizer = Objective(self.model, run), sgd(self.model, run, self.device)
+        switches = dict(switches or {})
+        update, shard = bool(switches.pop("update", False)), replace(run, batch=math.ceil(run.batch / processes))
         self.crafter = Crafter(self.model, shard, self.device, **switches)
         self.crafter.switches["update"] = update
         # Copied now, in the memory layout that the crafter chose: averaging across two layouts is slow.
         self.ema = copied(self.model).requires_grad_(False).eval()
-        smallest = min(len(part) for part in batches(len(data.train_y), run.batch))
-        averaged = distributed.averaging(self.objective, smallest)
+        averaged = DistributedDataParallel(self.objective) if processes > 1 else self.objective
         self.stepper = Stepper(averaged, self.optimizer, run, self.device, compile=update)
         self.generator = torch.Generator(self.device)
-        self.progress = TrainingProgress()
-
-    def _cuda(self) -> list[torch.device]:
-        return [self.device] if self.device.type == "cuda" else []
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything a resumed training needs, by name: weights, averages, best, momentum and the epoch's sums."""
         states = {"model": self.model.state_dict(), "ema": self.ema.state_dict(), "best": self.best or {}}
-        momenta = [self.optimizer.state.get(p, {}).get("momentum_buffer") for p in self.model.parameters()]
-        states["momentum"] = {str(i): momentum for i, momentum in enumerate(momenta) if momentum is not None}
-        states["sums"] = self.stepper.sums
+        momenta = ((i, self.optimizer.state[p].get("momentum_buffer")) for i, p in enumerate(self.model.parameters()))
+        states |= {"momentum": {i: own for i, own in momenta if own is not None}, "sums": self.stepper.sums}
         return {f"{part}/{name}": tensor for part, state in states.items() for name, tensor in state.items()}
 
     def restore(self, tensors: dict[str, Tensor], progress: dict) -> None:
         """Continue from what `tensors` and `progress` (as JSON) said."""
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-        self.model.load_state_dict(part("model/"))
-        self.ema.load_state_dict(part("ema/"))
-        self.best = part("best/") or None
-        parameters = list(self.model.parameters())
-        for i, momentum in part("momentum/").items():
+        states: dict[str, dict[str, Tensor]] = defaultdict(dict)
+        for key, tensor in tensors.items():
+            part, _, name = key.partition("/")
+            states[part][name] = tensor
+        self.model.load_state_dict(states["model"])
+        self.ema.load_state_dict(states["ema"])
+        self.best, parameters = states["best"] or None, list(self.model.parameters())
+        for i, momentum in states["momentum"].items():
             self.optimizer.state[parameters[int(i)]]["momentum_buffer"] = momentum.to(self.device)
         counted = distributed.rank() == 0  # what a group had summed up counts once
-        self.stepper.load_sums({k: v if counted else torch.zeros_like(v) for k, v in part("sums/").items()})
+        self.stepper.load_sums({k: v if counted else torch.zeros_like(v) for k, v in states["sums"].items()})
         self.progress = TrainingProgress(**progress)
 
     def checkpoints(self) -> dict[str, dict[str, Tensor]]:
@@ -119,7 +132,7 @@ class Trainer:
         if not distributed.together():
             return x, y, None
         part, n = distributed.shard(len(y)), len(y)
-        self.objective.share = distributed.share(n)
+        self.objective.share = (part.stop - part.start) * distributed.size() / n  # the mean of means is that over n
         for module in self.model.modules():
             if isinstance(module, FSR):
                 module.part = (part.start, n)
@@ -129,103 +142,65 @@ class Trainer:
         """The batches of the epoch under way: positions of training images, a function of seed and epoch alone."""
         generator = torch.Generator().manual_seed(stream_seed(self.run.seed, "order", self.progress.epoch))
         parts = batches(len(self.data.train_y), self.run.batch, generator=generator)
-        # copied now and once: copying from the host makes it wait for the device
-        return list(torch.cat(parts).to(self.device).split([len(part) for part in parts]))
+        return list(torch.cat(parts).to(self.device).split([len(part) for part in parts]))  # one copy, one wait
 
-    def epoch(self, *, stop: Callable[[], bool] = lambda: False, on_batch: Callable[[int, int], None] | None = None):
-        """Finish the epoch under way; returns False as soon as `stop()` says so, with everything ready to be saved."""
-        progress, parts = self.progress, self.order()
+    def epoch(self, callbacks: Callbacks = Callbacks()) -> bool:
+        """Finish the epoch under way; False as soon as the callbacks say stop, with everything ready to be saved."""
+        progress, parts, lr = self.progress, self.order(), learning_rate(self.run, self.progress.epoch)
         self.model.train()
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.run, progress.epoch)
-        before, started = progress.epoch_seconds, time.monotonic()
+            group["lr"] = lr
+        started = time.monotonic() - progress.epoch_seconds
         for index in parts[progress.batch :]:
-            if distributed.any_of(stop()):
-                self._merge_sums()
+            if distributed.any_of(callbacks.stop()):
+                self.stepper.merge_sums()
                 return False
             self.step(index)
-            progress.epoch_seconds = before + time.monotonic() - started
-            if on_batch:
-                on_batch(progress.batch, len(parts))
-        self._close_epoch(started - before)
-        return True
-
-    def _merge_sums(self) -> None:
-        """Make the epoch's sums those of all processes; to be tallied or saved by rank 0, then not used again."""
-        if distributed.together():
-            self.stepper.load_sums(distributed.summed(self.stepper.sums, largest=("steps", "bad")))
-
-    def _close_epoch(self, started: float) -> None:
-        """Tally, judge and write down the epoch that began at `started` (time.monotonic(), less earlier processes)."""
-        run, progress = self.run, self.progress
-        self._merge_sums()
+            progress.epoch_seconds = time.monotonic() - started
+            callbacks.on_batch(progress.batch, len(parts))
+        self.stepper.merge_sums()
         tally = self.stepper.tally()  # synchronises: only now is a GPU done with the epoch
-        seconds = time.monotonic() - started
-        bad = next((k for k, v in tally.items() if not math.isfinite(v)), None)
-        if bad is not None:
+        progress.seconds += (seconds := time.monotonic() - started)
+        if bad := [name for name, value in tally.items() if not math.isfinite(value)]:
             raise Diverged(
-                f"{bad} is not finite in epoch {progress.epoch}, step {self.stepper.first_bad_step}; the last good "
+                f"{bad[0]} is not finite in epoch {progress.epoch}, step {self.stepper.first_bad_step}; the last good "
                 "checkpoint is kept: lower lr, or set precision to float32"
             )
-        row = {"epoch": progress.epoch, "seconds": seconds, "lr": learning_rate(run, progress.epoch)}
+        row = {"epoch": progress.epoch, "seconds": seconds, "lr": lr}
         row |= {f"train_{name}": value for name, value in tally.items()} | self._held_out()
         progress.rows.append(row)
-        progress.seconds += seconds
-        if run.holdout and row["held_robust_acc"] > progress.best_acc:
+        if self.run.holdout and row["held_robust_acc"] > progress.best_acc:
             progress.best_acc, progress.best_epoch = row["held_robust_acc"], progress.epoch
             self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         progress.epoch, progress.batch, progress.epoch_seconds = progress.epoch + 1, 0, 0.0
-
-    def _held_out(self) -> dict[str, float]:
-        """Accuracies on held-out images, clean and under the training attack with a fixed start, live and EMA."""
-        out: dict[str, float] = {}
-        for prefix, model in (("", self.model), ("ema_", self.ema)):
-            clean, robust = self._accuracies(model) if self.run.holdout else (math.nan, math.nan)
-            out |= {f"{prefix}held_clean_acc": clean, f"{prefix}held_robust_acc": robust}
-        return out
+        return True
 
     @torch.no_grad()
-    def _accuracies(self, model: nn.Module) -> tuple[float, float]:
-        x_all, y_all = self.data.held_x, self.data.held_y
-        counts = torch.zeros((2,), dtype=torch.int64, device=y_all.device)
-        self.generator.manual_seed(stream_seed("held-out"))
-        with eval_mode(model):
-            for x, y in zip(as_float(x_all).split(EVAL_BATCH), y_all.split(EVAL_BATCH)):
-                x, y, noise = self._shard(x, y)
-                if len(y):  # none with more processes than images
-                    x_adv = self.crafter.attack(x, y, self.generator, source=model, noise=noise)
-                    counts += torch.stack([(model(images.clone()).argmax(1) == y).sum() for images in (x, x_adv)])
-        correct = distributed.summed({"clean": counts[0], "robust": counts[1]})
-        return float(correct["clean"]) / len(y_all), float(correct["robust"]) / len(y_all)
-
-
-@dataclass(frozen=True)
-class Callbacks:
-    """What the caller of `fit` is told and asks for; every field may be left out."""
-
-    on_epoch: Callable[[Trainer], None] | None = None  # after every epoch: save, show
-    on_batch: Callable[[int, int], None] | None = None  # (done, of) within the epoch
-    on_stop: Callable[[Trainer], None] | None = None  # before TimeUp or Interrupted is raised: save
-    deadline: float | None = None  # time.monotonic() at which to stop
-    interrupted: Callable[[], bool] = lambda: False
-
-    def stop(self) -> bool:
-        """Is it time to stop?"""
-        return self.interrupted() or (self.deadline is not None and time.monotonic() >= self.deadline)
+    def _held_out(self) -> dict[str, float]:
+        """Accuracies on held-out images, clean and under the training attack with a fixed start, live and EMA."""
+        found, images, labels = {}, as_float(self.data.held_x), self.data.held_y
+        for prefix, model in (("", self.model), ("ema_", self.ema)):
+            counts = torch.zeros((2,), dtype=torch.int64, device=labels.device)
+            self.generator.manual_seed(stream_seed("held-out"))
+            with eval_mode(model):
+                for x, y in zip(images.split(EVAL_BATCH), labels.split(EVAL_BATCH)) if self.run.holdout else ():
+                    x, y, noise = self._shard(x, y)
+                    if len(y):  # none with more processes than images
+                        x_adv = self.crafter.attack(x, y, self.generator, source=model, noise=noise)
+                        counts += torch.stack([(model(some.clone()).argmax(1) == y).sum() for some in (x, x_adv)])
+            shares = (distributed.gathered(counts).sum(0).double() / len(labels)).tolist()  # NaN without images
+            found |= {f"{prefix}held_clean_acc": shares[0], f"{prefix}held_robust_acc": shares[1]}
+        return found
 
 
 def fit(trainer: Trainer, callbacks: Callbacks = Callbacks()) -> Trainer:
     """Train to the last epoch of the run, or raise TimeUp, Interrupted or Diverged; files are the caller's."""
     run, progress = trainer.run, trainer.progress
-    with torch.random.fork_rng(devices=trainer._cuda()):
+    with torch.random.fork_rng(devices=trainer.cuda):
         while progress.epoch <= run.epochs:
-            with distributed.noticing_losses():
-                whole = trainer.epoch(stop=callbacks.stop, on_batch=callbacks.on_batch)
-            if not whole:
-                if callbacks.on_stop:
-                    callbacks.on_stop(trainer)
+            if not trainer.epoch(callbacks):
+                callbacks.on_stop(trainer)
                 kind = Interrupted if distributed.any_of(callbacks.interrupted()) else TimeUp
                 raise kind(f"stopped in epoch {progress.epoch} of {run.epochs}, batch {progress.batch}; run it again")
-            if callbacks.on_epoch:
-                callbacks.on_epoch(trainer)
+            callbacks.on_epoch(trainer)
     return trainer

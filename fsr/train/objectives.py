@@ -10,20 +10,20 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fsr.attacks.gradient import project_linf
 from fsr.config import Run
 from fsr.models.insert import Classifier
+from fsr.train import distributed
 
 BETAS = {"trades": 6.0, "mart": 5.0}
 
 
 def full_precision(logits: Tensor) -> Tensor:
     """float32 at least: under autocast and in bfloat16 copies the losses stay exact."""
-    return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def ce(logits: Tensor, y: Tensor) -> Tensor:
@@ -47,16 +47,16 @@ def trades_parts(clean: Tensor, adv: Tensor, y: Tensor) -> dict[str, Tensor]:
     return {"cls": ce(clean, y).mean(), "robust": kl(clean, adv).mean()}
 
 
-def mart_parts(clean: Tensor, adv: Tensor, y: Tensor, *, log_eps: float = 1e-12) -> dict[str, Tensor]:
+def mart_parts(clean: Tensor, adv: Tensor, y: Tensor) -> dict[str, Tensor]:
     """cls = boosted CE on adv, robust = KL(clean || adv) times 1 - p_clean[y] (Wang et al. 2020, eq. 8-11).
 
-    log_eps and the constants 1.0001 and 1.0000001 are those of their code, which bound both logarithms.
+    The constants 1e-12, 1.0001 and 1.0000001 are those of their code, which bound both logarithms.
     """
     probabilities = full_precision(adv).softmax(1)
     wrong = probabilities.gather(1, runner_up(adv, y)[:, None]).squeeze(1)
-    boosted = ce(adv, y) - torch.log(1.0001 - wrong + log_eps)
+    boosted = ce(adv, y) - torch.log(1.0001 - wrong + 1e-12)
     log_clean = full_precision(clean).log_softmax(1)
-    distance = (log_clean.exp() * (log_clean - torch.log(probabilities + log_eps))).sum(1)
+    distance = (log_clean.exp() * (log_clean - torch.log(probabilities + 1e-12))).sum(1)
     correct = log_clean.exp().gather(1, y[:, None]).squeeze(1)
     return {"cls": boosted.mean(), "robust": (distance * (1.0000001 - correct)).mean()}
 
@@ -70,22 +70,14 @@ def fsr_terms(logits: Tensor, streams: Sequence[Any], y: Tensor) -> dict[str, Te
     logits: of the same pass, whose most probable wrong class is y'; streams: as `trace` gives them. A term that no
     module has is left out. As in the code of Kim et al. 2023; nothing is detached.
     """
-    wrong = runner_up(logits, y)
-    targets = {"robust": ("sep", y), "nonrobust": ("sep", wrong), "recalibrated": ("rec", y)}
-    terms: dict[str, Tensor] = {}
+    targets = {"robust": ("sep", y), "nonrobust": ("sep", runner_up(logits, y)), "recalibrated": ("rec", y)}
     modules = [s.aux for s in streams if targets.keys() & s.aux.keys()]
+    terms: dict[str, Tensor] = {}
     for aux in modules:
         for stream, (term, labels) in targets.items():
             if stream in aux:
-                value = ce(aux[stream], labels).mean() / len(modules)
-                terms[term] = terms[term] + value if term in terms else value
+                terms[term] = terms.get(term, 0) + ce(aux[stream], labels).mean() / len(modules)
     return terms
-
-
-def probe_terms(streams: Sequence[Any], y: Tensor) -> dict[str, Tensor]:
-    """probe = CE of the probes (Bai et al. 2021, Yan et al. 2021), averaged over modules; empty without a probe."""
-    losses = [ce(s.aux["probe"], y).mean() for s in streams if "probe" in s.aux]
-    return {"probe": torch.stack(losses).mean()} if losses else {}
 
 
 class Objective(nn.Module):
@@ -98,21 +90,20 @@ class Objective(nn.Module):
     def __init__(self, model: Classifier, run: Run):
         super().__init__()
         self.model, self.method = model, run.method
-        self.weights = {
-            "cls": 1.0,
-            "robust": BETAS.get(run.method, 1.0) if run.beta is None else run.beta,
-            "sep": run.fsr.lambda_sep if run.fsr else 0.0,
-            "rec": run.fsr.lambda_rec if run.fsr else 0.0,
-            "probe": run.peer.weight if run.peer else 0.0,
-        }
-        self.share = 1.0  # of several processes: what this one's mean counts for (see distributed.share)
+        beta = BETAS.get(run.method, 1.0) if run.beta is None else run.beta
+        sep, rec = (run.fsr.lambda_sep, run.fsr.lambda_rec) if run.fsr else (0.0, 0.0)
+        probe = run.peer.weight if run.peer else 0.0
+        self.weights = {"cls": 1.0, "robust": beta, "sep": sep, "rec": rec, "probe": probe}
+        self.share = 1.0  # of several processes: what this one's mean counts for
 
     def forward(self, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         # clones, here and below: a network may write into its input
         clean = self.model.trace(x.clone(), y)[0] if self.method in PAIRS else None
         logits, streams = self.model.trace((x if self.method == "natural" else x_adv).clone(), y)
         parts = {"cls": ce(logits, y).mean()} if clean is None else PAIRS[self.method](clean, logits, y)
-        return {**parts, **fsr_terms(logits, streams, y), **probe_terms(streams, y)}, logits
+        parts |= fsr_terms(logits, streams, y)
+        probes = [ce(s.aux["probe"], y).mean() for s in streams if "probe" in s.aux]  # Bai et al. 2021, Yan et al. 2021
+        return parts | ({"probe": torch.stack(probes).mean()} if probes else {}), logits
 
     def total(self, parts: dict[str, Tensor]) -> Tensor:
         """The weighted sum that is minimised."""
@@ -131,22 +122,19 @@ def start(x: Tensor, run: Run, noise: Tensor) -> Tensor:
     return project_linf(x + away, x, run.eps)
 
 
-def crafting_loss(net: Any, run: Run, x: Tensor, y: Tensor, clean: Tensor | None = None) -> Tensor:
-    """What crafting climbs on net, per sample (N,): CE, for TRADES KL from the clean logits, plus the probes' CE.
+def pgd_step(net: Any, run: Run, x_adv: Tensor, x: Tensor, y: Tensor, clean: Tensor | None = None) -> Tensor:
+    """One projected sign step of alpha, like x (Madry et al. 2018), up CE or, for TRADES, KL from the clean logits.
 
-    clean: logits of the clean images, for TRADES alone. Natural runs are attacked as plain AT attacks.
+    CAS and CIFS add their probes' CE; natural runs are attacked as plain AT attacks.
     """
     weight = run.peer.weight if run.peer and run.peer.name != "fd" and run.method != "natural" else 0.0
-    logits, streams = net.trace(x.clone()) if weight else (net(x.clone()), [])
-    value = ce(logits, y) if clean is None else kl(clean, logits)
-    return value + weight * torch.stack([ce(s.aux["probe"], y) for s in streams]).mean(0) if weight else value
-
-
-def pgd_step(net: Any, run: Run, x_adv: Tensor, x: Tensor, y: Tensor, clean: Tensor | None = None) -> Tensor:
-    """One projected sign step of alpha on the crafting loss, like x (Madry et al. 2018)."""
     with torch.enable_grad():
         leaf = x_adv.detach().requires_grad_()
-        gradient = torch.autograd.grad(crafting_loss(net, run, leaf, y, clean).sum(), leaf)[0]
+        logits, streams = net.trace(leaf.clone()) if weight else (net(leaf.clone()), [])
+        value = ce(logits, y) if clean is None else kl(clean, logits)
+        if weight:
+            value = value + weight * torch.stack([ce(s.aux["probe"], y) for s in streams]).mean(0)
+        gradient = torch.autograd.grad(value.sum(), leaf)[0]
     return project_linf(x_adv + run.alpha * gradient.sign(), x, run.eps)
 
 
@@ -163,35 +151,25 @@ def craft(net: Any, run: Run, x_adv: Tensor, x: Tensor, y: Tensor, *, step=None,
     return x_adv
 
 
-def _perturbations(objective: Objective, gamma: float, x: Tensor, x_adv: Tensor, y: Tensor) -> list:
-    """Weights with more than one dimension and their perturbations; running statistics are left as they were."""
-    weights = [p for p in objective.parameters() if p.requires_grad and p.ndim > 1]
-    buffers = [(b, b.clone()) for b in objective.buffers()]
-    with torch.enable_grad():
-        total = objective.share * objective.total(objective(x, x_adv, y)[0])
-        grads = torch.autograd.grad(total, weights, allow_unused=True, materialize_grads=True)
-    with torch.no_grad():
-        for buffer, before in buffers:
-            buffer.copy_(before)
-        for grad in grads:
-            if dist.is_available() and dist.is_initialized():  # replicas must move alike
-                dist.all_reduce(grad)
-        return [(w, gamma * w.norm() * grad / (grad.norm() + 1e-20)) for w, grad in zip(weights, grads)]
-
-
 @contextmanager
 def perturbed_weights(objective: Objective, gamma: float, x: Tensor, x_adv: Tensor, y: Tensor) -> Iterator[None]:
     """AWP: inside, each weight tensor is moved by gamma of its norm along the loss's gradient (Wu et al. 2020, eq. 8).
 
-    objective: the bare Objective. Tensors with one dimension (biases, BatchNorm) stay, as in their code.
+    objective: the bare Objective, whose running statistics stay. So do tensors with one dimension (biases, BatchNorm).
     """
-    moves = _perturbations(objective, gamma, x, x_adv, y)
+    weights = [p for p in objective.parameters() if p.requires_grad and p.ndim > 1]
+    buffers = [(b, b.clone()) for b in objective.buffers()]
+    total = objective.share * objective.total(objective(x, x_adv, y)[0])
+    grads = torch.autograd.grad(total, weights, allow_unused=True, materialize_grads=True)
     with torch.no_grad():
-        for weight, move in moves:
-            weight.add_(move)
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        if distributed.together():  # replicas must move alike
+            grads = tuple(distributed.gathered(grad).sum(0) for grad in grads)
+        moves = [gamma * w.norm() * grad / (grad.norm() + 1e-20) for w, grad in zip(weights, grads)]
+        torch._foreach_add_(weights, moves)
     try:
         yield
     finally:
         with torch.no_grad():
-            for weight, move in moves:
-                weight.sub_(move)
+            torch._foreach_sub_(weights, moves)

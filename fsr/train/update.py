@@ -3,12 +3,14 @@
 import contextlib
 import hashlib
 import math
+from itertools import compress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fsr.config import Run
+from fsr.train import distributed
 from fsr.train.fold import dtype_of, laid_out
 from fsr.train.objectives import perturbed_weights
 
@@ -18,21 +20,20 @@ def stream_seed(*parts) -> int:
 
     So nothing needs to be remembered for a resumed run to continue bit for bit.
     """
-    text = "/".join(str(p) for p in parts)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def learning_rate(run: Run, epoch: int) -> float:
     """x0.1 from epoch ceil(0.75 E) and x0.01 from ceil(0.9 E), epochs counted from 1 (authors' code: 75, 90 of 100)."""
-    if epoch >= math.ceil(0.9 * run.epochs):
-        return run.lr * 0.01
-    return run.lr * 0.1 if epoch >= math.ceil(0.75 * run.epochs) else run.lr
+    late, last = (epoch >= math.ceil(share * run.epochs) for share in (0.75, 0.9))
+    return run.lr * (0.01 if last else 0.1 if late else 1)
 
 
 def sgd(model: nn.Module, run: Run, device: torch.device) -> torch.optim.SGD:
     """The authors' optimiser, SGD with momentum: one kernel for all weights on a GPU, grouped operations on a CPU."""
-    own: dict[str, Any] = {"lr": run.lr, "momentum": run.momentum, "weight_decay": run.weight_decay}
-    return torch.optim.SGD(model.parameters(), **own, **{"fused" if device.type == "cuda" else "foreach": True})
+    how: dict[str, Any] = {"lr": run.lr, "momentum": run.momentum, "weight_decay": run.weight_decay}
+    return torch.optim.SGD(model.parameters(), **how, **{"fused" if device.type == "cuda" else "foreach": True})
 
 
 class Stepper:
@@ -48,8 +49,8 @@ class Stepper:
         mode = "reduce-overhead" if self.device.type == "cuda" else None
         self.objective: Any = torch.compile(objective, mode=mode) if compile else objective
         self.autocast = dtype_of(run.precision, self.bare, self.device) == torch.bfloat16
-        convolution = next((p for p in objective.parameters() if p.ndim == 4), None)
-        self.channels_last = convolution is not None and convolution.is_contiguous(memory_format=torch.channels_last)
+        layouts = [p.is_contiguous(memory_format=torch.channels_last) for p in objective.parameters() if p.ndim == 4]
+        self.channels_last = layouts[:1] == [True]
         self.sums: dict[str, Tensor] = {}  # of the epoch so far, for a resumed run too; empty before its first step
         self.first_bad_step = 0  # of the last tallied epoch, from 1, with a loss that is not finite; 0 for none
 
@@ -75,31 +76,35 @@ class Stepper:
         if not self.sums:
             names = (*parts, "adv_acc", "images", "steps", "bad")
             self.sums = {name: torch.zeros((), dtype=torch.float64, device=y.device) for name in names}
-        sums, n = self.sums, len(y)
-        values = torch.stack([v.detach().double() for v in parts.values()])
-        first_bad = (sums["bad"] == 0) & ~torch.isfinite(values).all()
+        sums, values = self.sums, torch.stack([v.detach().double() for v in parts.values()])
         sums["steps"] += 1
-        sums["images"] += n
-        sums["bad"] += sums["steps"] * first_bad
+        sums["bad"] += sums["steps"] * ((sums["bad"] == 0) & ~torch.isfinite(values).all())
+        sums["images"] += len(y)
         sums["adv_acc"] += (logits.argmax(1) == y).sum()
-        for name, value in zip(parts, values * n):
+        for name, value in zip(parts, values * len(y)):
             sums[name] += value
+
+    def merge_sums(self) -> None:
+        """Make the sums those of all processes; to be tallied or saved by rank 0, then not used again."""
+        if distributed.together() and self.sums:
+            rows = distributed.gathered(torch.stack([*self.sums.values()])).unbind(1)
+            largest = ("steps", "bad")
+            self.sums = {k: row.max() if k in largest else row.sum() for k, row in zip(self.sums, rows)}
 
     def load_sums(self, sums: dict[str, Tensor]) -> None:
         """Go on from these; momentum takes on its weights' memory layout, which files do not keep."""
         self.sums = {k: v.clone().to(self.device) for k, v in sums.items()}
         for parameter, own in self.optimizer.state.items():
-            momentum = own.get("momentum_buffer")
-            if momentum is not None and momentum.stride() != parameter.stride():
+            if (momentum := own.get("momentum_buffer")) is not None:
                 own["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
 
     def tally(self) -> dict[str, float]:
         """Means over the epoch's images of every loss part, their total and adv_acc; waits for the device, once."""
         if not self.sums:
             return {}
-        values = dict(zip(self.sums, torch.stack(list(self.sums.values())).tolist()))
-        self.sums, images, self.first_bad_step = {}, values.pop("images"), int(values.pop("bad"))
-        values.pop("steps")
+        values = dict(zip(self.sums, torch.stack([*self.sums.values()]).tolist()))
+        self.sums, self.first_bad_step = {}, int(values.pop("bad"))
+        images, _ = values.pop("images"), values.pop("steps")
         return {name: value / images for name, value in values.items()}
 
 
@@ -107,9 +112,9 @@ class Stepper:
 def ema_update(ema: nn.Module, model: nn.Module, run: Run, step: int) -> None:
     """ema = d ema + (1 - d) model at step t from 0, d = min(ema_decay, (1 + t) / (10 + t)); counters are copied."""
     decay = min(run.ema_decay, (1 + step) / (10 + step))
-    pairs = list(zip([*ema.parameters(), *ema.buffers()], [*model.parameters(), *model.buffers()], strict=True))
-    floating = [pair for pair in pairs if pair[0].is_floating_point()]
-    counters = [pair for pair in pairs if not pair[0].is_floating_point()]
-    torch._foreach_lerp_([a for a, _ in floating], [b for _, b in floating], 1 - decay)
-    if counters:
-        torch._foreach_copy_([a for a, _ in counters], [b for _, b in counters])
+    averages, live = ([*net.parameters(), *net.buffers()] for net in (ema, model))
+    floating = [tensor.is_floating_point() for tensor in averages]
+    torch._foreach_lerp_(list(compress(averages, floating)), list(compress(live, floating)), 1 - decay)
+    for average, tensor, moving in zip(averages, live, floating, strict=True):
+        if not moving:
+            average.copy_(tensor)

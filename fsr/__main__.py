@@ -1,5 +1,6 @@
 """The command line: `python -m fsr --help`."""
 
+import logging
 import os
 import sys
 from typing import Any
@@ -7,7 +8,6 @@ from typing import Any
 import typer
 
 from fsr.cli.commands import app
-from fsr.cli.options import log_to_stderr
 from fsr.files import FSRError
 
 # typer brings its own copy of click, or not, depending on its version; the class is the same one by descent
@@ -16,29 +16,25 @@ ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ =
 
 def main() -> None:
     """Run the command line; wrong use is one line and exit code 2."""
-    log_to_stderr()
+    log = logging.getLogger("fsr")
+    log.handlers[:], log.propagate = [logging.StreamHandler(sys.stderr)], False  # what libraries log is their business
+    log.setLevel(logging.INFO)
     try:
-        # `python -m fsr` has no name that a shell could complete: completion is that of the `fsr` command
-        completing = any(a in ("--install-completion", "--show-completion") for a in sys.argv)
-        code = app(standalone_mode=False, prog_name="fsr" if completing else None)
+        code = app(standalone_mode=False, prog_name="fsr")
         sys.exit(code if isinstance(code, int) else 0)  # `raise typer.Exit(1)` comes back as a value
-    except typer.Exit as done:
-        sys.exit(done.exit_code)
-    except typer.Abort:
+    except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
-    except ClickException as error:
-        typer.echo(f"{error.format_message()} (`python -m fsr --help` shows what there is)", err=True)
-        sys.exit(2)
-    except FSRError as error:
-        typer.echo(f"{error}", err=True)
-        sys.exit(error.exit_code)
     except BrokenPipeError:  # what reads our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except ClickException as error:
+        code, line = 2, f"{error.format_message()} (`python -m fsr --help` shows what there is)"
+    except FSRError as error:
+        code, line = error.exit_code, str(error)
     except OSError as error:  # a folder where a file belongs, no permission, no space, a name that is too long
-        typer.echo(f"{error.filename or 'a file'}: {error.strerror or error}", err=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        code, line = 1, f"{error.filename or 'a file'}: {error.strerror or error}"
+    typer.echo(line, err=True)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

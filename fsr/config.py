@@ -3,7 +3,7 @@
 import hashlib
 import importlib
 import json
-import math
+import sys
 import types
 import typing
 from collections.abc import Callable
@@ -18,75 +18,64 @@ from fsr.files import UsageError
 
 AUDIT_VERSION = 3  # of the attacks of the adaptive audit; raise it when they change
 RECIPE = 1  # raise it when unchanged configs change meaning; old results keep their ids
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise UsageError with this message unless the condition holds."""
-    if not condition:
-        raise UsageError(message)
+UNIONS = (types.UnionType, typing.Union)
+Checkpoint = Annotated[str, ("last", "best", "ema")]
 
 
 def _matches(value: Any, kind: Any) -> bool:
-    """Is value of this annotation?  bool is no int and int no float here: 1 and 1.0 hash differently."""
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):
-        return any(_matches(value, part) for part in parts)
-    if origin is Annotated:  # a string and its choices
-        return isinstance(value, str) and value in parts[1:]
     if origin is tuple:
-        return isinstance(value, tuple) and all(_matches(v, parts[0]) for v in value)
-    return type(value) is kind
+        return isinstance(value, tuple) and all(type(v) is parts[0] for v in value)
+    return isinstance(value, str) and value in parts[1] if origin is Annotated else type(value) is kind
 
 
 class Checked:
     """Base of the configs: UsageError names the first field that is not of its annotation, finite and not negative.
 
-    positive: fields above 0; fraction: fields of at most 1. A NumPy number becomes the Python number of its value.
+    bool is no int and int no float here: 1 and 1.0 would hash differently.
     """
 
-    positive: ClassVar[tuple[str, ...]] = ()
-    fraction: ClassVar[tuple[str, ...]] = ()
+    positive: ClassVar[tuple[str, ...]] = ()  # fields above 0
+    fraction: ClassVar[tuple[str, ...]] = ()  # fields of at most 1
 
     def __post_init__(self) -> None:
         for f in fields(typing.cast(Any, self)):
-            value, name = getattr(self, f.name), f"{type(self).__name__}.{f.name}"
-            if isinstance(value, np.generic):
+            value, low = getattr(self, f.name), f.name in self.positive
+            high = 1 if f.name in self.fraction else sys.float_info.max
+            kinds = typing.get_args(f.type) if typing.get_origin(f.type) in UNIONS else (f.type,)
+            if isinstance(value, np.generic):  # NumPy's numbers become Python's
                 value = value.item()
                 object.__setattr__(self, f.name, value)
-            if not _matches(value, f.type):
-                choices = [c for part in (f.type, *typing.get_args(f.type)) for c in typing.get_args(part)]
-                names = [c for c in choices if isinstance(c, str)]
-                require(not names, f"{name} is {value!r}; choose one of {', '.join(names)}")
-                raise UsageError(f"{name} must be {getattr(f.type, '__name__', f.type)}, not {value!r}")
-            if isinstance(value, int | float):
-                require(math.isfinite(value), f"{name} must be finite, not {value!r}")
-                require(value >= 0, f"{name} must not be negative, not {value}")
-                require(value > 0 or f.name not in self.positive, f"{name} must be positive, not {value}")
-                require(value <= 1 or f.name not in self.fraction, f"{name} must be at most 1, not {value}")
+            if not any(_matches(value, kind) for kind in kinds):
+                choices = [
+                    c for kind in kinds if typing.get_origin(kind) is Annotated for c in typing.get_args(kind)[1]
+                ]
+                allowed = f"one of {', '.join(choices)}" if choices else getattr(f.type, "__name__", f.type)
+            elif isinstance(value, int | float) and ((low and value == 0) or not 0 <= value <= high):
+                allowed = f"finite, {'above' if low else 'at least'} 0{' and at most 1' if high == 1 else ''}"
+            else:
+                continue
+            raise UsageError(f"{type(self).__name__}.{f.name} must be {allowed}, not {value!r}")
 
 
-def _named(code: str, default: Any = None) -> Any:
-    """What `file.name` in fsr/models is."""
+def _named(code: str) -> Any:
     file, _, name = code.partition(".")
-    return getattr(importlib.import_module(f"fsr.models.{file}"), name, default)
+    return getattr(importlib.import_module(f"fsr.models.{file}"), name)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Backbone:
-    """A network with named stages.
+    """A network with named stages."""
 
-    code: `file.Class` in fsr/models, called with (num_classes, width, blocks), where the file may hold `initialise`, a
-    rule for the weights of any part of it; fsr_stage: where FSR sits by default; width, blocks: the usual size;
-    reference: the channels at fsr_stage then; places: the paths after each block, of a stage and its number of blocks.
-    """
-
-    code: str
+    code: str  # `file.Class` in fsr/models, called with (num_classes, width, blocks)
     stages: tuple[str, ...]
-    fsr_stage: str
-    blocks: tuple[int, ...]
+    fsr_stage: str  # FSR's usual place
+    blocks: tuple[int, ...]  # of each stage
     width: int = 64
-    reference: int = 512
-    places: Callable[[str, int], list[str]] = lambda stage, count: [f"{stage}.{i}" for i in range(count)]
+    reference: int = 512  # channels at fsr_stage at the usual width
+    places: Callable[[str, int], list[str]] = lambda stage, count: [
+        f"{stage}.{i}" for i in range(count)
+    ]  # after blocks
 
     @property
     def network(self) -> Callable[..., Any]:
@@ -94,45 +83,31 @@ class Backbone:
         return _named(self.code)
 
     def initialise(self, part: Any) -> None:
-        """Its own rule for the weights of any part of it; without one they stay as PyTorch made them."""
-        _named(f"{self.code.partition('.')[0]}.initialise", lambda part: None)(part)
+        """Apply its class's own rule for the weights of any part, `initialise`; without one they stay as they are."""
+        getattr(self.network, "initialise", lambda part: None)(part)
 
 
-# A new backbone is one file in fsr/models and one entry here: Run, build_model and the commands then take its name.
+def _wide_places(stage: str, count: int) -> list[str]:
+    return [*(f"{stage}.{i}" for i in range(count - 1)), stage]  # the last one after the stage's own ReLU
+
+
+# A new backbone, or peer, is one file in fsr/models and one entry here: build_model and the commands take its name.
+LAYERS, BLOCKS = (tuple(f"{name}{i}" for i in range(1, 6)) for name in ("layer", "block"))
 BACKBONES: dict[str, Backbone] = {
-    "resnet18": Backbone(
-        code="resnet.ResNet", stages=("layer1", "layer2", "layer3", "layer4"), fsr_stage="layer4", blocks=(2, 2, 2, 2)
-    ),
+    "resnet18": Backbone("nets.ResNet", LAYERS[:4], "layer4", (2, 2, 2, 2)),
     "vgg16": Backbone(
-        code="vgg.VGG",
-        stages=("block1", "block2", "block3", "block4", "block5"),
-        fsr_stage="block4",
-        blocks=(2, 2, 3, 3, 3),
-        places=lambda stage, count: [f"{stage}.{3 * i}" for i in range(1, count + 1)],  # after each ReLU
+        "nets.VGG", BLOCKS, "block4", (2, 2, 3, 3, 3), places=lambda s, n: [f"{s}.{3 * i + 3}" for i in range(n)]
     ),
-    "wideresnet34": Backbone(
-        code="wideresnet.WideResNet",
-        stages=("block1", "block2", "block3"),
-        fsr_stage="block3",
-        blocks=(5, 5, 5),
-        width=10,
-        reference=640,
-        places=lambda stage, count: [*(f"{stage}.{i}" for i in range(count - 1)), stage],  # after its own last ReLU
-    ),
+    "wideresnet34": Backbone("nets.WideResNet", BLOCKS[:3], "block3", (5, 5, 5), 10, 640, _wide_places),
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Peer:
-    """A module that FSR is compared with.
+    """A module that FSR is compared with: maps features to their shape, has `streams(f, y) -> (features, aux)`."""
 
-    code: `file.name` in fsr/models, called with (channels, num_classes, is_last) for each place; the module maps
-    features to the same shape and has `streams(f, y) -> (features, aux)`; every_stage: by default after every stage,
-    else after the last stage's two last blocks.
-    """
-
-    code: str
-    every_stage: bool = False
+    code: str  # `file.name` in fsr/models, called with (channels, num_classes, is_last) for each place
+    every_stage: bool = False  # by default after every stage, else after the last stage's two last blocks
 
     @property
     def build(self) -> Callable[..., Any]:
@@ -140,32 +115,25 @@ class Peer:
         return _named(self.code)
 
 
-# A new peer is one file in fsr/models and one entry here: PeerSpec and build_model then take its name.
-PEERS: dict[str, Peer] = {
-    "fd": Peer(code="peers.FeatureDenoising", every_stage=True),
-    "cas": Peer(code="peers.CAS"),
-    "cifs": Peer(code="peers.CIFS"),
-}
+PEERS = {"fd": Peer("peers.FeatureDenoising", every_stage=True), "cas": Peer("peers.CAS"), "cifs": Peer("peers.CIFS")}
 
 
 @dataclass(frozen=True, kw_only=True)
 class FSRSpec(Checked):
     """The FSR module and its controls (Kim et al. 2023, after their code).
 
-    at: module paths, () for the backbone's own place; hidden: channels inside S and R, None for the width rule;
-    kind: fsr, separation (f+ alone is passed on), residual (S and R as plain residual branches, no mask, no auxiliary
-    loss), aux (auxiliary head only, features untouched); mask: gumbel (with noise in training), soft (no noise), hard
-    (straight-through); granularity: one mask value per activation, channel or position.
+    kind: separation passes on f+ alone; residual has S and R as plain residual branches without mask or auxiliary loss;
+    aux has the auxiliary head alone. mask: gumbel has noise in training, soft none, hard is straight-through.
     """
 
-    at: tuple[str, ...] = ()
+    at: tuple[str, ...] = ()  # module paths; () for the backbone's own place
     tau: float = 0.1
     lambda_sep: float = 1.0
     lambda_rec: float = 1.0
-    hidden: int | None = None
-    kind: Annotated[str, "fsr", "separation", "residual", "aux"] = "fsr"
-    mask: Annotated[str, "gumbel", "soft", "hard"] = "gumbel"
-    granularity: Annotated[str, "element", "channel", "spatial"] = "element"
+    hidden: int | None = None  # channels inside S and R; None for the width rule
+    kind: Annotated[str, ("fsr", "separation", "residual", "aux")] = "fsr"
+    mask: Annotated[str, ("gumbel", "soft", "hard")] = "gumbel"
+    granularity: Annotated[str, ("element", "channel", "spatial")] = "element"
     positive = ("tau", "hidden")
 
 
@@ -173,13 +141,9 @@ class FSRSpec(Checked):
 class PeerSpec(Checked):
     """A deactivation peer: fd (Xie 2019), cas (Bai 2021) or cifs (Yan 2021), with its joint-loss weight."""
 
-    name: str
+    name: Annotated[str, PEERS]
     at: tuple[str, ...] = ()  # () for the peer's own places
     weight: float = 2.0  # of the mean probe cross-entropy, in training and crafting; fd has no probe
-
-    def __post_init__(self):
-        super().__post_init__()
-        require(self.name in PEERS, f"PeerSpec.name is {self.name!r}; choose one of {', '.join(PEERS)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,31 +153,20 @@ class DatasetInfo:
     classes: int
     size: int
     test: int
-    eps: float
-    alpha: float
-    lr: float
-    pad: int
-    flip: bool
+    eps: float = 8 / 255
+    alpha: float = 2 / 255
+    lr: float = 0.1
+    pad: int = 0
+    flip: bool = False
 
 
-# eps 8/255 is meaningless on 8x8 digits: natural training survives it. 0.15 was chosen because it does not.
 DATASETS = {
-    "digits": DatasetInfo(classes=10, size=8, test=500, eps=0.15, alpha=0.15 / 4, lr=0.1, pad=0, flip=False),
-    "cifar10": DatasetInfo(classes=10, size=32, test=10_000, eps=8 / 255, alpha=2 / 255, lr=0.1, pad=4, flip=True),
-    "svhn": DatasetInfo(classes=10, size=32, test=26_032, eps=8 / 255, alpha=1 / 255, lr=0.01, pad=0, flip=False),
-    "tinyimagenet": DatasetInfo(
-        classes=200, size=64, test=10_000, eps=8 / 255, alpha=2 / 255, lr=0.1, pad=8, flip=True
-    ),
+    # eps 8/255 is meaningless on 8x8 digits: natural training survives it. 0.15 was chosen because it does not.
+    "digits": DatasetInfo(classes=10, size=8, test=500, eps=0.15, alpha=0.15 / 4),
+    "cifar10": DatasetInfo(classes=10, size=32, test=10_000, pad=4, flip=True),
+    "svhn": DatasetInfo(classes=10, size=32, test=26_032, alpha=1 / 255, lr=0.01),
+    "tinyimagenet": DatasetInfo(classes=200, size=64, test=10_000, pad=8, flip=True),
 }
-
-
-def _resolved(dataset: str) -> str:
-    """folder:PATH with its absolute path, so that one folder gives one run id; other names as they are."""
-    try:
-        kind, colon, path = dataset.partition("folder:")
-        return dataset if kind or not colon else colon + str(Path(path).expanduser().resolve())
-    except (RuntimeError, OSError, ValueError) as error:
-        raise UsageError(f"{dataset[:80]!r} is not a path ({str(error)[:80]}); give folder:PATH") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,10 +178,10 @@ class Run(Checked):
     test_size: int | None = None  # images of the test set that this run knows; None: all
     holdout: int = 1000  # training images kept back to select `best`; 0: the authors' exact training set
     image_size: int | None = None  # only for folder: data
-    backbone: str = "resnet18"  # a key of BACKBONES
+    backbone: Annotated[str, BACKBONES] = "resnet18"
     width: int | None = None  # None: the backbone's own (64, 64, 10)
     blocks: tuple[int, ...] | None = None  # blocks per stage; None: the backbone's own
-    method: Annotated[str, "natural", "at", "trades", "mart"] = "at"
+    method: Annotated[str, ("natural", "at", "trades", "mart")] = "at"
     module: FSRSpec | PeerSpec | None = None
     beta: float | None = None  # TRADES, MART; None: 6, 5
     awp: float = 0.0  # gamma of adversarial weight perturbation; 0: off
@@ -241,7 +194,7 @@ class Run(Checked):
     momentum: float = 0.9
     weight_decay: float = 5e-4
     ema_decay: float = 0.9995
-    precision: Annotated[str, "float32", "bf16"] = "bf16"  # of crafting and products; weights, losses are float32
+    precision: Annotated[str, ("float32", "bf16")] = "bf16"  # of crafting and products; weights, losses are float32
     sync_bn: bool = False  # several devices: share BatchNorm statistics; default is per replica
     seed: int = 0
     imported: str | None = None  # digest of the authors' file whose weights these are; None: trained here
@@ -250,11 +203,16 @@ class Run(Checked):
 
     def __post_init__(self):
         super().__post_init__()
-        object.__setattr__(self, "dataset", _resolved(self.dataset))
-        known = self.dataset in DATASETS or self.dataset.startswith("folder:")
-        require(known, f"unknown data set {self.dataset!r}; choose one of {', '.join(DATASETS)} or folder:PATH")
-        require(self.backbone in BACKBONES, f"Run.backbone is {self.backbone!r}; choose one of {', '.join(BACKBONES)}")
-        require(self.blocks is None or min(self.blocks, default=0) > 0, f"Run.blocks are counts, not {self.blocks}")
+        kind, _, path = self.dataset.partition(":")
+        if kind == "folder":  # one folder of images gives one run id, however it is named
+            try:
+                object.__setattr__(self, "dataset", f"folder:{Path(path).expanduser().resolve()}")
+            except (RuntimeError, OSError, ValueError) as error:
+                raise UsageError(f"{path[:80]!r} is not a path ({str(error)[:80]}); give folder:PATH") from None
+        elif self.dataset not in DATASETS:
+            raise UsageError(f"unknown data set {self.dataset!r}; choose one of {', '.join(DATASETS)} or folder:PATH")
+        if self.blocks is not None and min(self.blocks, default=0) < 1:
+            raise UsageError(f"Run.blocks are counts, not {self.blocks}")
 
     @property
     def fsr(self) -> FSRSpec | None:
@@ -275,33 +233,24 @@ class Run(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(Checked):
-    """One attack on one checkpoint of a run.
+    """One attack on one checkpoint of a run."""
 
-    attack: a key of fsr.attacks.ATTACKS or `clean`; images: None for all the test images the run knows, else that many
-    in the fixed stratified order; eps, steps: None for the run's and attack's own; surrogate: the run id whose `last`
-    weights craft a transfer attack; intervention: a key of fsr.models.INTERVENTIONS, applied at test time.
-    """
-
-    attack: str
-    checkpoint: Annotated[str, "last", "best", "ema"] = "last"
-    images: int | None = None
-    eps: float | None = None
-    steps: int | None = None
-    surrogate: str | None = None
-    intervention: str | None = None
+    attack: str  # of fsr.attacks.ATTACKS, or `clean`
+    checkpoint: Checkpoint = "last"
+    images: int | None = None  # that many in the fixed stratified order; None: all that the run knows
+    eps: float | None = None  # None: the run's own
+    steps: int | None = None  # None: the attack's own
+    surrogate: str | None = None  # the run id whose `last` weights craft a transfer attack
+    intervention: str | None = None  # of fsr.models.INTERVENTIONS, applied at test time
     positive = ("images", "steps")
     fraction = ("eps",)
 
     @property
     def attack_id(self) -> str:
         """File-name safe: the attack's name, and after it only what differs from its default."""
-        parts = {
-            "n": self.images,
-            "eps": None if self.eps is None else f"{self.eps:.5f}",
-            "steps": self.steps,
-            "from-": None if self.surrogate is None else self.surrogate.rsplit("-", 1)[-1],
-            "": self.intervention,
-        }
+        eps = None if self.eps is None else f"{self.eps:.5f}"
+        source = None if self.surrogate is None else self.surrogate.rsplit("-", 1)[-1]
+        parts = {"n": self.images, "eps": eps, "steps": self.steps, "from-": source, "": self.intervention}
         return "-".join([self.attack, *(f"{name}{value}" for name, value in parts.items() if value is not None)])
 
 
@@ -309,26 +258,23 @@ class Evaluation(Checked):
 class Analysis(Checked):
     """One analysis of a checkpoint of a run; budget: of an audit; images: None for the kind's own number."""
 
-    kind: Annotated[str, "streams", "masks", "maps", "features", "cost", "audit"]
-    checkpoint: Annotated[str, "last", "best", "ema"] = "last"
+    kind: Annotated[str, ("streams", "masks", "maps", "features", "cost", "audit")]
+    checkpoint: Checkpoint = "last"
     images: int | None = None
-    budget: Annotated[str, "quick", "full"] | None = None
+    budget: Annotated[str, ("quick", "full")] | None = None
     positive = ("images",)
 
 
-def content(config) -> dict:
+def _content(config) -> dict:
     """The fields that differ from their defaults: a field added later leaves old ids as they are."""
-    out = {}
-    for f in fields(config):
-        value = getattr(config, f.name)
-        if value != f.default or type(value) is not type(f.default):
-            out[f.name] = [type(value).__name__, content(value)] if is_dataclass(value) else value
-    return out
+    values = [(f, getattr(config, f.name)) for f in fields(config)]
+    return {f.name: v for f, v in values if v != f.default or type(v) is not type(f.default)}
 
 
 def content_id(config) -> str:
     """Ten hex digits that depend on every field's value and on nothing else."""
-    text = json.dumps([RECIPE, type(config).__name__, content(config)], sort_keys=True)
+    parts = [RECIPE, type(config).__name__, _content(config)]
+    text = json.dumps(parts, sort_keys=True, default=lambda spec: [type(spec).__name__, _content(spec)])
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
@@ -349,28 +295,25 @@ def to_dict(config) -> dict:
     return asdict(config) | ({"module": {"type": type(module).__name__, **asdict(module)}} if module else {})
 
 
-def _tuples(data: dict) -> dict[str, Any]:
-    return {str(k): tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-
-
 def run_from_dict(data: dict) -> Run:
     """The Run that `to_dict` wrote; unknown fields, kinds or types raise UsageError."""
-    require(isinstance(data, dict), f"not the config of a run: {str(data)[:60]!r}")
+
+    def made(kind: Any, named: dict) -> Any:
+        return kind(**{str(k): tuple(v) if isinstance(v, list) else v for k, v in named.items()})
+
     try:
-        named = _tuples(data)
-        if isinstance(module := named.get("module"), dict):
-            kind = {"FSRSpec": FSRSpec, "PeerSpec": PeerSpec}[module["type"]]
-            named["module"] = kind(**_tuples({k: v for k, v in module.items() if k != "type"}))
-        return Run(**named)
-    except (KeyError, TypeError) as error:
+        if isinstance(module := data.get("module"), dict):
+            module = dict(module)
+            module = made({"FSRSpec": FSRSpec, "PeerSpec": PeerSpec}[module.pop("type")], module)
+        return made(Run, data | {"module": module})
+    except (AttributeError, KeyError, TypeError) as error:
         raise UsageError(f"not the config of a run: {error}") from None
 
 
 def for_dataset(dataset: str, **changes) -> Run:
     """A Run with the data set's own eps, alpha and lr, and any changes."""
-    require(dataset in DATASETS, f"unknown data set {dataset!r}; choose one of {', '.join(DATASETS)}")
-    info = DATASETS[dataset]
-    return Run(**{"dataset": dataset, "eps": info.eps, "alpha": info.alpha, "lr": info.lr, **changes})
+    own = vars(DATASETS[dataset]) if dataset in DATASETS else {}  # of other names Run says what is wrong
+    return Run(**{"dataset": dataset} | {k: v for k, v in own.items() if k in ("eps", "alpha", "lr")} | changes)
 
 
 def diff(a, b) -> dict[str, tuple[Any, Any]]:

@@ -85,9 +85,7 @@ def evaluate_attack(
     network judged otherwise. progress: from an earlier call that was stopped; on_chunk, check (before every pass): may
     raise to stop. UsageError for wrong images or labels, and for steps for AutoAttack.
     """
-    name, switches, device = evaluation.attack, dict(switches or {}), next(model.parameters()).device
-    first = as_float(x[:1]).to(device)
-    check_images(first, y[:1])
+    name, switches = evaluation.attack, dict(switches or {})
     if not len(x) == len(y) == len(index):
         raise UsageError(f"{len(x)} images, {len(y)} labels and {len(index)} places in the test set do not fit")
     if name in VARIANTS and evaluation.steps is not None:
@@ -95,6 +93,9 @@ def evaluate_attack(
     if name not in VARIANTS or len(y) < MANY_IMAGES:
         switches.setdefault("compile", False)
     progress = Progress() if progress is None else progress
+    device = next(model.parameters()).device
+    first = as_float(x[:1]).to(device)
+    check_images(first, y[:1])
     with eval_mode(model), intervene(model, evaluation.intervention) if evaluation.intervention else nullcontext():
         with torch.no_grad():
             check_images(first.expand(len(y), -1, -1, -1), y, model(first.clone()).shape[1])

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from fsr import experiments, hardware, runs, store
-from fsr.analyse.inspection import module_inputs
+from fsr.analyse import module_inputs
 from fsr.attacks import attack_named
 from fsr.config import BACKBONES, Run, diff
 from fsr.data import as_float, part_of_test

@@ -1,6 +1,5 @@
 """Errors that a user sees, paths, files written all or nothing and hashed, and where their code came from."""
 
-import contextlib
 import difflib
 import functools
 import glob
@@ -11,8 +10,8 @@ import os
 import platform
 import subprocess
 import tempfile
-import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -46,10 +45,6 @@ class MissingRecord(FSRError):
     """A record that a reader needs is not there; the message names the command that makes it."""
 
 
-class Busy(FSRError):
-    """Another process is computing the same thing and did not finish in time."""
-
-
 class Diverged(FSRError):
     """A loss became NaN or infinite; the last good checkpoint is kept."""
 
@@ -64,49 +59,42 @@ class Interrupted(FSRError):
     exit_code = 130
 
 
-@functools.lru_cache(maxsize=16)  # a table needs it thousands of times
-def _repository(working: Path) -> Path:
-    for folder in (working, *working.parents, Path(__file__).resolve().parent.parent):
+def repository() -> Path:
+    """The folder that holds `notebooks/00-setup.ipynb`: nearest parent of the working directory or of the package."""
+    for folder in (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parent.parent):
         if (folder / "notebooks" / "00-setup.ipynb").is_file():
             return folder
     raise UsageError("no notebooks/00-setup.ipynb here or above; go into the repository or give --root DIR")
 
 
-def repository() -> Path:
-    """The folder that holds `notebooks/00-setup.ipynb`: nearest parent of the working directory or of the package."""
-    return _repository(Path.cwd())
-
-
-@functools.lru_cache(maxsize=16)
-def _folder(text: str, option: str, working: str) -> Path:
-    """The absolute path of a folder, there or not, as seen from a working directory; UsageError for anything else."""
+def _folder(text: str, option: str) -> Path:
+    """The absolute path of a folder, there or not; UsageError for anything else."""
     try:
-        path = Path(working, Path(text).expanduser()).resolve()
-        is_file = path.exists() and not path.is_dir()
+        path = Path(text).expanduser().resolve()
+        if path.exists() and not path.is_dir():
+            raise ValueError("it is a file")
+        return path
     except (RuntimeError, OSError, ValueError) as error:  # an unknown user's ~, a name too long, a null character
-        raise UsageError(f"{option} {text[:80]!r} is not a path ({str(error)[:80]}); give a folder") from None
-    if is_file:
-        raise UsageError(f"{option} {text} is a file; give a folder")
-    return path
+        raise UsageError(f"{option} {text[:80]!r} is no folder ({str(error)[:80]}); give another DIR") from None
 
 
 def root() -> Path:
     """Results and figures lie below it: $FSR_ROOT (set by --root), else the repository."""
     explicit = os.environ.get("FSR_ROOT")
-    return _folder(explicit, "--root", os.getcwd()) if explicit else repository()
+    return _folder(explicit, "--root") if explicit else repository()
 
 
 def data() -> Path:
     """Data sets lie below it: $FSR_DATA (set by --data), else data/ below the root."""
     explicit = os.environ.get("FSR_DATA")
-    return _folder(explicit, "--data", os.getcwd()) if explicit else root() / "data"
+    return _folder(explicit, "--data") if explicit else root() / "data"
 
 
 def use(*, root: Path | str | None = None, data: Path | str | None = None) -> None:
     """Make --root and --data hold for this process and every process it starts."""
     for name, value in (("root", root), ("data", data)):
         if value is not None:
-            os.environ[f"FSR_{name.upper()}"] = str(_folder(str(value), f"--{name}", os.getcwd()))
+            os.environ[f"FSR_{name.upper()}"] = str(_folder(str(value), f"--{name}"))
 
 
 def existing() -> None:
@@ -124,58 +112,33 @@ def writable(folder: Path, option: str) -> None:
         raise UsageError(f"cannot write to {folder} ({error.strerror}); give another {option} DIR") from None
 
 
-def _inside(parent: Path, name: str) -> Path:
-    """A child of parent; a name that would escape it is refused."""
-    if not name or name in (".", "..") or any(c in name for c in "/\\\0"):
-        raise UsageError(f"{name!r} is not a run id; `python -m fsr status` lists them")
-    return parent / name
-
-
 def results() -> Path:
     """All records, tables, executed notebooks and reports."""
     return root() / "results"
 
 
-def run_dir(run_id: str) -> Path:
-    """results/runs/<id>: config.json, env.json, history.csv, evals/, analyses/."""
-    return _inside(results() / "runs", run_id)
+def _place(folder: str, suffix: str = "") -> Callable[[str], Path]:
+    def path(name: str) -> Path:
+        """The place of a run or a profile below the root; UsageError for a name that would leave its folder."""
+        if name in ("", ".", "..") or any(c in name for c in "/\\\0"):
+            raise UsageError(f"{name!r} is not a run id; `python -m fsr status` lists them")
+        return root() / folder / (name + suffix)
+
+    return path
 
 
-def checkpoint_dir(run_id: str) -> Path:
-    """results/checkpoints/<id>: last, best and ema weights, optimiser and RNG state."""
-    return _inside(results() / "checkpoints", run_id)
-
-
-def tables(profile: str) -> Path:
-    """results/tables/<profile>."""
-    return _inside(results() / "tables", profile)
-
-
-def figures(profile: str) -> Path:
-    """figures/<profile>."""
-    return _inside(root() / "figures", profile)
-
-
-def executed(profile: str) -> Path:
-    """results/notebooks/<profile>: executed notebooks; the sources are never written."""
-    return _inside(results() / "notebooks", profile)
-
-
-def report(profile: str) -> Path:
-    """results/report/<profile>.html."""
-    return _inside(results() / "report", profile + ".html")
-
-
-def sources() -> Path:
-    """The folder of the notebooks' sources."""
-    return repository() / "notebooks"
+run_dir = _place("results/runs")  # of a run id: config.json, env.json, history.csv, evals/, analyses/
+checkpoint_dir = _place("results/checkpoints")  # of a run id: last, best and ema weights, and what resumes
+tables = _place("results/tables")  # of a profile
+executed = _place("results/notebooks")  # of a profile: executed notebooks; the sources are never written
+report = _place("results/report", ".html")  # of a profile
+figures = _place("figures")  # of a profile
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` when something known begins with word or is close to it, else an empty string."""
     names = list(known)
-    begun = [name for name in names if word and name.startswith(word)]
-    close = begun or difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    close = [name for name in names if word and name.startswith(word)] or difflib.get_close_matches(word, names, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
@@ -188,12 +151,10 @@ def duration(seconds: float) -> str:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """All of it or nothing: a killed job or a full disk never leaves half a file under the final name."""
+    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix="." + path.name[:40], suffix=".tmp")
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}; give another --root DIR") from None
-    try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
@@ -201,9 +162,11 @@ def write_bytes(path: Path, data: bytes) -> None:
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
-        raise FSRError(f"cannot write {path}: {error.strerror}; earlier results are whole") from None
+        text = f"cannot write {path}: {error.strerror}; earlier results are whole; make room or give another --root DIR"
+        raise (FSRError if temporary else UsageError)(text) from None
     finally:
-        Path(temporary).unlink(missing_ok=True)  # gone already unless something failed
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)  # gone already unless something failed
 
 
 def sweep(path: Path) -> None:
@@ -240,9 +203,8 @@ def save_json(path: Path, record: dict) -> None:
 
 def load_json(path: Path) -> dict:
     """Read a record; CorruptFile when its content does not match its hash or its schema is newer than this code."""
-    data = read_bytes(path)
     try:
-        record = json.loads(data)
+        record = json.loads(read_bytes(path))
         good = isinstance(record, dict) and record.get("sha256") == _digest(record)
     except (ValueError, RecursionError):
         good = False
@@ -260,30 +222,13 @@ def npz_bytes(**arrays) -> bytes:
     return buffer.getvalue()
 
 
-def save_npz(path: Path, **arrays) -> str:
-    """Write the arrays as one compressed npz; returns the digest of its bytes."""
-    write_bytes(path, data := npz_bytes(**arrays))
-    return sha256(data)
-
-
 def load_npz(path: Path, digest: str) -> dict[str, np.ndarray]:
     """Arrays of an npz (an npy as `array`), no pickles; CorruptFile when its bytes have another digest."""
     data = read_bytes(path)
     if sha256(data) != digest:
         raise CorruptFile(f"{path} is damaged (its bytes do not match its record); move it and its json away")
-    try:
-        loaded = np.load(io.BytesIO(data), allow_pickle=False)
-        return {"array": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise CorruptFile(f"{path} cannot be read: {error}") from None
-
-
-def _git(*arguments: str) -> str | None:
-    """What git prints about the folder of this code; None where it fails."""
-    call = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        return subprocess.run(call, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
-    return None
+    loaded = np.load(io.BytesIO(data), allow_pickle=False)
+    return {"array": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
 
 
 @functools.cache
@@ -294,12 +239,14 @@ def provenance() -> dict:
     """
     versions: dict[str, str | None] = dict.fromkeys(PACKAGES)
     for name in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
+        with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     commit, dirty = os.environ.get("FSR_COMMIT"), {"0": False, "1": True}.get(os.environ.get("FSR_DIRTY", ""))
     if not commit:
-        commit, dirty = None, None
-        if _git("ls-files", "--error-unmatch", Path(__file__).name) is not None:  # not of another repository around it
-            changes = _git("status", "--porcelain", "--", ".")
-            commit, dirty = _git("rev-parse", "HEAD"), None if changes is None else bool(changes)
+        commit, dirty, here = None, None, Path(__file__).resolve()
+        ask = functools.partial(subprocess.run, cwd=here.parent, capture_output=True, text=True, timeout=20, check=True)
+        with suppress(OSError, subprocess.SubprocessError):
+            ask(["git", "cat-file", "-e", f"HEAD:./{here.name}"])  # fails in another repository around this code
+            commit = ask(["git", "rev-parse", "HEAD"]).stdout.strip()
+            dirty = bool(ask(["git", "status", "--porcelain", "--", "."]).stdout)
     return {"commit": commit, "dirty": dirty, "python": platform.python_version(), "versions": versions}

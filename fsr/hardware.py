@@ -14,6 +14,9 @@ import torch
 
 from fsr.files import UsageError
 
+# when this process began, 0 for nothing asked: workers are given their number in the same variable
+REQUESTED_THREADS = int((re.match(r"\d+", os.environ.get("OMP_NUM_THREADS", "")) or "0")[0])
+
 
 @functools.cache
 def _cpuinfo() -> str:
@@ -24,8 +27,8 @@ def _cpuinfo() -> str:
 
 def cpu_name() -> str:
     """The processor's own name, as the kernel prints it; the architecture's where it prints none."""
-    names = re.findall(r"^model name\s*:\s*(.*)$", _cpuinfo(), re.MULTILINE)
-    return names[0].strip() if names else (platform.processor() or platform.machine())
+    name = re.search(r"^model name\s*:\s*(.*)$", _cpuinfo(), re.MULTILINE)
+    return name[1].strip() if name else (platform.processor() or platform.machine())
 
 
 def bf16_is_fast() -> bool:
@@ -38,14 +41,6 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
-def _requested_threads() -> int | None:
-    value = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    return int(value) or None if value.isdigit() else None
-
-
-REQUESTED_THREADS = _requested_threads()  # when this process began: workers are given their number in the same variable
-
-
 def threads(share: int) -> int:
     """Threads of a process that has `share` cores to itself: at least 1, at most $OMP_NUM_THREADS where it is set."""
     return max(1, min(share, REQUESTED_THREADS or share))
@@ -53,18 +48,14 @@ def threads(share: int) -> int:
 
 def device_named(name: str | None) -> torch.device:
     """cpu, cuda or cuda:N; None: cuda when there is one.  UsageError when it is not there."""
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(f"unknown device {name!r}; type --device cpu or --device cuda") from None
-    if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"device {name!r} is not supported; type --device cpu or --device cuda")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: this machine or this torch has no CUDA; type --device cpu")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
+        return torch.device("cuda" if there else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise UsageError(f"unknown device {name!r}; type --device cpu or --device cuda")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= there:
+        raise UsageError(f"--device {name}: this machine with this torch has {there or 'no'} CUDA devices")
     return device
 
 
@@ -87,7 +78,6 @@ def make_deterministic() -> None:
 
 @contextmanager
 def _float32_products(precision: str) -> Iterator[None]:
-    """Compute convolutions and matrix products of float32 tensors inside in this precision: ieee or tf32."""
     places: tuple[Any, ...] = (getattr(torch.backends.cudnn, "conv"), torch.backends.cuda.matmul)  # noqa: B009 - untyped
     before = [place.fp32_precision for place in places]
     try:
@@ -106,10 +96,7 @@ quick_float32 = partial(_float32_products, "tf32")
 
 
 class Exact(torch.nn.Module):
-    """A network whose every forward pass runs without TensorFloat-32, for attacks that classify by themselves.
-
-    check: called before each forward pass; an exception that it raises ends the attack.
-    """
+    """A network whose every forward pass runs without TensorFloat-32; check, called before each, may raise to stop."""
 
     def __init__(self, model: Callable[[torch.Tensor], torch.Tensor], check: Callable[[], None] = lambda: None):
         super().__init__()

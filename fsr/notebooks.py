@@ -40,7 +40,7 @@ def numbered(only: str | None = None) -> list[str]:
 
 def source(name: str) -> Path:
     """The source of a notebook; UsageError when there is none."""
-    path = files.sources() / f"{name}.ipynb"
+    path = files.repository() / "notebooks" / f"{name}.ipynb"
     if name not in experiments.NOTEBOOKS or not path.is_file():
         raise UsageError(f"no notebook {path}; the sources are {', '.join(experiments.NOTEBOOKS)}")
     return path
@@ -110,7 +110,7 @@ def run_notebook(name: str, profile: str, **parameters) -> Path:
     scratch.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(scratch.parent.parent / ".gitignore", b"*\n")
     options: dict = {"progress_bar": False, "kernel_name": "python3", "execution_timeout": CELL_SECONDS}
-    options |= {"cwd": str(files.sources()), "extra_arguments": ["--IPKernelApp.log_level=50"]}
+    options |= {"cwd": str(files.repository() / "notebooks"), "extra_arguments": ["--IPKernelApp.log_level=50"]}
     mark = key(name, profile)
     paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (source(name), scratch)]  # it fills {names}
     try:
@@ -157,7 +157,7 @@ def execute(
 
     failed: list[str] = []
     # in the sources' folder: papermill changes this process's folder and back, which threads would mix up
-    with _environment(compute), chdir(files.sources()), ThreadPoolExecutor(workers) as pool:
+    with _environment(compute), chdir(files.repository() / "notebooks"), ThreadPoolExecutor(workers) as pool:
         for line, good in pool.map(one, names):
             report(line)
             failed += () if good else (line,)

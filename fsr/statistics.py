@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
+LEVEL = 0.95
+
 
 class Summary(NamedTuple):
     """Values over seeds: mean, sample standard deviation and t interval; the last three are None for one seed."""
@@ -32,11 +34,8 @@ class Equivalence(NamedTuple):
     equivalent: bool
 
 
-def wilson(correct: float, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Interval (low, high) of a binomial fraction, inside [0, 1] also at 0 and n (Wilson 1927).
-
-    correct: a count in [0, n]; a mean of counts over seeds may be broken.
-    """
+def wilson(correct: float, n: int, level: float = LEVEL) -> tuple[float, float]:
+    """Interval (low, high) of a binomial fraction (Wilson 1927); correct: a count, or a mean of counts over seeds."""
     if n <= 0 or not 0 <= correct <= n:
         raise ValueError(f"{correct} of {n} is no count of outcomes")
     share, z = correct / n, float(stats.norm.ppf((1 + level) / 2))
@@ -45,18 +44,15 @@ def wilson(correct: float, n: int, level: float = 0.95) -> tuple[float, float]:
     return (0.0 if correct == 0 else max(0.0, centre - half)), (1.0 if correct == n else min(1.0, centre + half))
 
 
-def _pair(a: ArrayLike, b: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def _pair(a: ArrayLike, b: ArrayLike, axes: int = 1) -> tuple[np.ndarray, np.ndarray]:
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    if a.ndim != 1 or a.shape != b.shape or len(a) == 0:
-        raise ValueError(f"paired values must be two arrays (n,) of the same images, not {a.shape} and {b.shape}")
+    if a.ndim != axes or a.shape != b.shape or a.size == 0:
+        raise ValueError(f"paired values must be of the same images, not {a.shape} and {b.shape}")
     return a, b
 
 
 def mcnemar_exact(a: ArrayLike, b: ArrayLike) -> float:
-    """Two-sided p that two classifiers err equally often, from the images where only one errs (McNemar 1947, exact).
-
-    a, b: (n,) bool, right or wrong on the same images. 1.0 when they never differ.
-    """
+    """Two-sided p that two classifiers err equally often (McNemar 1947, exact); a, b: (n,) bool of the same images."""
     a, b = _pair(a, b)
     if not (np.isin(a, (0, 1)).all() and np.isin(b, (0, 1)).all()):
         raise ValueError("McNemar's test needs outcomes of one run each, not means over seeds")
@@ -64,49 +60,34 @@ def mcnemar_exact(a: ArrayLike, b: ArrayLike) -> float:
     return float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
-def _resampled_sums(values: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """Sums of `draws` resamples of values (n,) with replacement, (draws,).
+def paired_bootstrap(a: ArrayLike, b: ArrayLike, seed: int = 0, draws: int = 10_000) -> tuple[float, float]:
+    """95 % interval of mean(b) - mean(a), images (n,) resampled in pairs (Efron & Tibshirani 1993, percentile)."""
+    a, b = _pair(a, b)
+    return _interval((b - a)[None], seed, draws)
 
-    Counts how often each distinct value is drawn, a multinomial: the same distribution as drawing n indices, without
-    n * draws of them.
+
+def crossed_bootstrap(before: ArrayLike, after: ArrayLike, seed: int = 0, draws: int = 10_000) -> tuple[float, float]:
+    """95 % interval of mean(after) - mean(before), both (seeds, images): seeds and images resampled together, in pairs.
+
+    Source: Owen 2007, the pigeonhole bootstrap; percentiles.
     """
-    distinct, counts = np.unique(values, return_counts=True)
-    return rng.multinomial(len(values), counts / len(values), size=draws) @ distinct
+    before, after = _pair(before, after, axes=2)
+    if len(before) < 2:
+        raise ValueError("an interval over seeds needs at least two seeds")
+    return _interval(after - before, seed, draws)
 
 
-def _percentiles(means: np.ndarray, level: float) -> tuple[float, float]:
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+def _interval(changes: np.ndarray, seed: int, draws: int) -> tuple[float, float]:
+    """Of changes (seeds, images); images with the same changes in every seed are drawn as one multinomial class."""
+    (seeds, images), rng = changes.shape, np.random.default_rng(seed)
+    distinct, counts = np.unique(changes, axis=1, return_counts=True)
+    means = rng.multinomial(images, counts / images, size=draws) @ distinct.T / images
+    weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws) / seeds
+    low, high = np.quantile((weights * means).sum(axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
-def paired_bootstrap(
-    a: ArrayLike, b: ArrayLike, seed: int = 0, draws: int = 10_000, level: float = 0.95
-) -> tuple[float, float]:
-    """Interval (low, high) of mean(b) - mean(a), images resampled in pairs (Efron & Tibshirani 1993, percentile)."""
-    a, b = _pair(a, b)
-    sums = _resampled_sums(b - a, draws, np.random.default_rng(seed))
-    return _percentiles(sums / len(a), level)
-
-
-def crossed_bootstrap(
-    before: ArrayLike, after: ArrayLike, seed: int = 0, draws: int = 10_000, level: float = 0.95
-) -> tuple[float, float]:
-    """Interval (low, high) of mean(after) - mean(before), seeds and images resampled together, pairs kept (percentile).
-
-    before, after: (seeds, images), the same seeds and images in the same order; at least two seeds. Images with the
-    same differences in every seed are drawn as one multinomial class. Source: Owen 2007, the pigeonhole bootstrap.
-    """
-    before, after = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
-    if before.ndim != 2 or before.shape != after.shape or min(before.shape) == 0 or len(before) < 2:
-        raise ValueError(f"need two arrays (seeds >= 2, images), not {before.shape} and {after.shape}")
-    (seeds, images), rng = before.shape, np.random.default_rng(seed)
-    distinct, counts = np.unique(after - before, axis=1, return_counts=True)
-    per_seed = rng.multinomial(images, counts / images, size=draws) @ distinct.T / images
-    weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws) / seeds
-    return _percentiles((weights * per_seed).sum(axis=1), level)
-
-
-def seed_summary(values: ArrayLike, level: float = 0.95) -> Summary:
+def seed_summary(values: ArrayLike, level: float = LEVEL) -> Summary:
     """Mean, standard deviation (n - 1) and Student's t interval of one number per seed.
 
     Values that differ by rounding alone are equal: sd is 0 then, and says that there is no interval to speak of.
@@ -117,27 +98,22 @@ def seed_summary(values: ArrayLike, level: float = 0.95) -> Summary:
     n, mean = len(values), float(values.mean())
     if n == 1:
         return Summary(mean, None, None, None, 1)
-    if np.ptp(values) <= 1e-9 * max(1.0, float(np.abs(values).max())):
-        return Summary(mean, 0.0, mean, mean, n)
-    sd = float(values.std(ddof=1))
+    equal = np.ptp(values) <= 1e-9 * max(1.0, float(np.abs(values).max()))
+    sd = 0.0 if equal else float(values.std(ddof=1))
     half = float(stats.t.ppf((1 + level) / 2, n - 1)) * sd / math.sqrt(n)
     return Summary(mean, sd, mean - half, mean + half, n)
 
 
 def tost(differences: ArrayLike, margin: float, alpha: float = 0.05) -> Equivalence:
-    """Is the mean difference inside (-margin, margin)?  Two one-sided t tests (Schuirmann 1987).
+    """Is the mean of (n >= 2,) differences inside (-margin, margin)?  Two one-sided t tests (Schuirmann 1987).
 
-    differences: (n,), one per seed or per image, n >= 2; margin: a fraction > 0, chosen before the run. Equivalent when
-    both tests reject at alpha, which is when the 1 - 2 * alpha interval lies inside the margin.
+    Equivalent when both reject at alpha, which is when the 1 - 2 * alpha interval lies inside the margin.
     """
     if not margin > 0:
         raise ValueError(f"the margin must be positive, not {margin}")
-    found = seed_summary(differences, level=1 - 2 * alpha)
-    if found.sd is None or found.low is None or found.high is None:
+    mean, sd, low, high, n = seed_summary(differences, level=1 - 2 * alpha)
+    if sd is None:
         raise ValueError("equivalence needs at least two differences")
-    if found.sd == 0:
-        p = 0.0 if abs(found.mean) < margin else 1.0
-    else:
-        error = found.sd / math.sqrt(found.n)
-        p = float(stats.t.sf((margin - abs(found.mean)) / error, found.n - 1))
-    return Equivalence(found.mean, found.low, found.high, p, p < alpha)
+    room = margin - abs(mean)
+    p = float(stats.t.sf(room / (sd / math.sqrt(n)), n - 1)) if sd else float(room <= 0)
+    return Equivalence(mean, low, high, p, p < alpha)

@@ -50,7 +50,7 @@ def test_no_name_of_an_evaluation_leaves_the_results_folder(tmp_path, attack, su
         patch.setenv("FSR_ROOT", str(tmp_path))
         try:
             evaluation = Evaluation(attack=attack, surrogate=surrogate, intervention=intervention)
-            path = store.eval_path(tiny_run(), evaluation)
+            path = store.record_path(tiny_run(), evaluation)
         except UsageError:
             return
         assert path.resolve().parent == files.run_dir(run_id(tiny_run())).resolve() / "evals"

@@ -1,19 +1,21 @@
 """The command line: one clear line and exit code 2 for wrong use, 0 when all is done."""
 
-import os
+import io
 import signal
-import subprocess
 import sys
 
+import numpy as np
 import pytest
+from rich.console import Console
 from tiny import BRISK, tiny_run
 
 from fsr import __main__ as cli
 from fsr import experiments, files, runs, store
 from fsr.audit import BUDGETS
+from fsr.cli import options
 from fsr.config import Analysis, Evaluation, Run, run_id
 from fsr.files import MissingData
-from fsr.runs import local
+from fsr.runs import Task, local
 from fsr.train import loop as train
 
 FIRST = experiments.SETS["ci"]["whitebox"][0]
@@ -28,67 +30,65 @@ def fsr(monkeypatch, capsys, root):
 
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["fsr", *arguments])
-        code = 0
-        try:
+        with pytest.raises(SystemExit) as done:
             cli.main()
-        except SystemExit as done:
-            code = done.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
+        return done.value.code or 0, *capsys.readouterr()
 
     return call
 
 
-# --- wrong use -----------------------------------------------------------------------------------------------
+WRONG = """
+run-all --profile dem | did you mean 'demo'
+report --profile dem | did you mean 'demo'
+run-all -p ci --only 99 | 05-whitebox
+run-all -p ci --only 05-whitebx | did you mean '05-whitebox'
+run-all -p ci --limit-minutes -3 | limit-minutes
+train whitebx -p ci | did you mean 'whitebox'
+train whitebox -p ci --device tpu | --device cpu
+trian whitebox | 'train'
+evaluate nothing -p ci | whitebox
+evaluate digits-resnet18-at-s0 --attack fgsm | did you mean 'digits-resnet18-at-s0-
+evaluate whitebox -p ci --attack mi-fgms | did you mean 'mi-fgsm'
+evaluate whitebox -p ci --attack transfer | needs surrogate
+evaluate whitebox -p ci --attack fgsm --checkpoint first | last, best, ema
+evaluate whitebox -p ci --executor ray --device gpu | give cpu or cuda
+evaluate whitebox -p ci --images 5 | --attack
+evaluate whitebox -p ci --checkpoint best | --attack
+evaluate whitebox -p ci --attack pgd20 --images 99999 | 64 test images
+evaluate whitebox -p ci --attack pgd20-joint | auxiliary heads
+evaluate RESIDUAL -p ci --attack pgd20-joint | auxiliary heads
+audit no-such-run | status
+audit ../../secrets | status
+audit PLAINx | did you mean 'PLAIN'
+audit PLAIN --budget huge | quick
+audit PLAIN --images 65 | 64 test images
+audit PLAIN --checkpoint beste | last, best, ema
+data fetch | 'check', 'path'
+status --profle ci | --profile
+status --root ~nobody-of-that-name/x | --root
+status --root LONG | --root
+status --root ROOT/nowhere | no folder
+report --root ROOT/nowhere | no folder
+status --root ROOT/file | it is a file
+data path --data ROOT/file | it is a file
+-q -v status | exclude each other
+-q status -p dem | demo
+frobnicate | frobnicate
+import-official missing.pth --backbone resnet18 --dataset cifar10 | missing.pth
+compare ROOT/nowhere | make retrain
+train whitebox -p mini --data ROOT/nowhere | nowhere
+"""
 
-WRONG = [
-    ("run-all --profile dem", "did you mean 'demo'"),
-    ("run-all -p ci --only 99", "05-whitebox"),
-    ("run-all -p ci --only 05-whitebx", "did you mean '05-whitebox'"),
-    ("run-all -p ci --limit-minutes -3", "limit-minutes"),
-    ("train whitebx -p ci", "did you mean 'whitebox'"),
-    ("train whitebox -p ci --device tpu", "--device cpu"),
-    ("trian whitebox", "'train'"),
-    ("evaluate nothing -p ci", "whitebox"),
-    ("evaluate digits-resnet18-at-s0 --attack fgsm", "did you mean 'digits-resnet18-at-s0-"),
-    ("evaluate whitebox -p ci --attack mi-fgms", "did you mean 'mi-fgsm'"),
-    ("evaluate whitebox -p ci --attack transfer", "needs surrogate"),
-    ("evaluate whitebox -p ci --attack fgsm --checkpoint first", "last, best, ema"),
-    ("evaluate whitebox -p ci --executor ray --device gpu", "give cpu or cuda"),
-    ("evaluate whitebox -p ci --images 5", "--attack"),
-    ("evaluate whitebox -p ci --checkpoint best", "--attack"),
-    ("evaluate whitebox -p ci --attack pgd20 --images 99999", "64 test images"),
-    ("evaluate whitebox -p ci --attack pgd20-joint", "auxiliary heads"),
-    (f"evaluate {RESIDUAL} -p ci --attack pgd20-joint", "auxiliary heads"),
-    ("audit no-such-run", "status"),
-    ("audit ../../secrets", "status"),
-    (f"audit {PLAIN[:-1]}x", f"did you mean '{PLAIN}'"),
-    (f"audit {PLAIN} --budget huge", "quick"),
-    (f"audit {PLAIN} --images 65", "64 test images"),
-    (f"audit {PLAIN} --checkpoint beste", "last, best, ema"),
-    ("data fetch", "data check"),
-    ("data chek", "did you mean 'check'"),
-    ("status --profle ci", "--profile"),
-    ("status --root ~nobody-of-that-name/x", "--root"),
-    (f"status --root {'x' * 5000}", "--root"),
-    ("status --root {root}/nowhere", "no folder"),
-    ("report --root {root}/nowhere", "no folder"),
-    ("status --root {root}/file", "is a file; give a folder"),
-    ("data path --data {root}/file", "is a file; give a folder"),
-    ("-q -v status", "exclude each other"),
-    ("-q status -p dem", "demo"),
-    ("frobnicate", "frobnicate"),
-    ("import-official missing.pth --backbone resnet18 --dataset cifar10", "missing.pth"),
-    ("train whitebox -p mini --data /nowhere", "/nowhere"),
-]
 
-
-@pytest.mark.parametrize("words, says", WRONG, ids=lambda text: text[:60])
-def test_wrong_use_is_one_line_that_says_what_to_type(fsr, root, monkeypatch, words, says):
+@pytest.mark.parametrize("line", WRONG.strip().splitlines(), ids=lambda line: line[:60])
+def test_wrong_use_is_one_line_that_says_what_to_type(fsr, root, monkeypatch, line):
     (root / "file").write_text("x")
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    code, out, err = fsr(*words.format(root=root).split())
+    for word, meant in {"ROOT": str(root), "PLAIN": PLAIN, "RESIDUAL": RESIDUAL, "LONG": "x" * 5000}.items():
+        line = line.replace(word, meant)
+    words, says = line.split(" | ")
+    code, out, err = fsr(*words.split())
     assert code == 2 and says in err and len(err.strip().splitlines()) == 1, err
     assert not out and not list((root / "results").glob("runs/*"))
 
@@ -101,7 +101,7 @@ def test_what_is_not_there_is_refused_before_anything_is_computed(fsr, root, mon
     assert fsr("train", "whitebox", "-p", "mini")[::2] == (2, "cifar10 is not here\n")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert "no CUDA" in fsr("train", "whitebox", "-p", "ci", "--device", "cuda")[2]
-    monkeypatch.setattr("fsr.cli.options.find_spec", lambda name: None)
+    monkeypatch.setattr(options, "find_spec", lambda name: None)
     assert "pip install -e '.[tensorboard]'" in fsr("train", "whitebox", "-p", "ci", "--tensorboard")[2]
     (root / "results").rmdir()
     (root / "results").write_text("in the way")
@@ -113,9 +113,6 @@ def test_a_systems_error_is_one_line(fsr, root):
     (root / "results" / "report" / "ci.html").mkdir(parents=True)
     code, _, said = fsr("report", "-p", "ci")
     assert code == 1 and "ci.html" in said.splitlines()[-1] and "Traceback" not in said
-
-
-# --- exit codes and output -----------------------------------------------------------------------------------
 
 
 def test_the_exit_code_says_whether_all_is_done(fsr, monkeypatch):
@@ -138,6 +135,7 @@ def test_a_dry_run_says_what_would_be_computed_and_computes_nothing(fsr, root):
     assert code == 0 and f"{run_id(experiments.SETS['ci']['all'][0])}: train" in out and not list(root.iterdir())
     out = fsr("evaluate", "whitebox", "-p", "headline", "--attack", "nattack", "--dry-run", "--device", "cpu")[1]
     assert "last nattack-n1000" in out  # 20,000 queries an image: of 10,000 images no more unless they are asked for
+    assert f"{PLAIN}: train, last audit" in fsr("audit", PLAIN, "--images", "8", "--dry-run")[1]
     run = Run(dataset="folder:pets-12345678", eps=0.1, alpha=0.02, width=4, blocks=(1, 1, 1, 1))
     store.save_config(run)
     out = fsr("evaluate", run_id(run), "--dry-run")[1]
@@ -147,15 +145,15 @@ def test_a_dry_run_says_what_would_be_computed_and_computes_nothing(fsr, root):
 def test_a_dry_run_says_what_is_trained_again_for_its_weights(fsr, root):
     runs.ensure_trained(FIRST, runs.Options(device="cpu"))
     call = ["evaluate", PLAIN, "-p", "ci", "--attack", "fgsm", "--dry-run", "--device", "cpu"]
-    assert "no training;" in fsr(*call)[1]
+    assert ": 0 trainings" in fsr(*call)[1]
     runs.weights_path(FIRST, "last").unlink()
     out = fsr(*call)[1]
-    assert "train" not in out.splitlines()[0] and "1 training (1 of them again" in out
+    assert f"{PLAIN}: train again, last fgsm" in out and ": 1 trainings" in out
 
 
 def test_missing_trainings_take_the_seconds_per_epoch_of_those_alike(fsr, root):
     call = ("train", "whitebox", "-p", "ci", "--dry-run", "--device", "cpu")
-    assert "8 trainings, 8 of unknown length" in fsr(*call)[1]
+    assert "8 trainings, those like finished ones (0)" in fsr(*call)[1]
     done, begun, *left = experiments.SETS["ci"]["whitebox"]
     for run, epochs in ((done, done.epochs), (begun, 1)):
         store.save_config(run)
@@ -164,7 +162,7 @@ def test_missing_trainings_take_the_seconds_per_epoch_of_those_alike(fsr, root):
             record = {"run_id": run_id(done), "hardware": {"device": "cpu"}, "history_sha256": files.sha256(data)}
             files.save_json(files.run_dir(run_id(done)) / "env.json", record)
     epochs = begun.epochs - 1 + sum(run.epochs for run in left)
-    assert f"7 trainings, about {files.duration(600 * epochs)} in all" in fsr(*call)[1]
+    assert f"7 trainings, those like finished ones (7) about {files.duration(600 * epochs)} in all" in fsr(*call)[1]
     lines = fsr("status", "-p", "ci", "--device", "cpu")[1].splitlines()
     line = next(line for line in lines if run_id(begun) in line)
     assert files.duration(600 * (begun.epochs - 1)) in line and line.split()[:3] == ["AT", "+", "FSR,"]
@@ -174,7 +172,7 @@ def test_status_names_every_run_once_in_the_words_of_its_table(fsr):
     code, out, _ = fsr("status", "-p", "demo")
     ids = [run_id(run) for run in experiments.SETS["demo"]["all"]]
     assert code == 0 and all(out.count(name) == 1 for name in ids)
-    assert f"0 done, 0 partial, {len(ids)} missing of {len(ids)} runs" in out
+    assert f"0 done, 0 partial, {len(ids)} missing, 0 damaged of {len(ids)} runs" in out
     assert "T5 tau = 0.05 " in out and "AT + FSR, seed 1 " in out and "AT + FSR, vgg16, seed 0 " in out
 
 
@@ -190,14 +188,12 @@ def test_an_audit_prints_every_group_and_the_worst_case(fsr, root, monkeypatch):
     monkeypatch.setitem(BUDGETS, "quick", BRISK)
     run = tiny_run(epochs=1)
     runs.ensure_trained(run, runs.Options(device="cpu"))
-    code, out, err = fsr("audit", run_id(run), "--images", "8", "--device", "cpu")
+    code, out, err = fsr("audit", run_id(run), "--images", "8", "--device", "cpu", "--executor", "inline")
     lines = out.splitlines()
-    assert code == 0, err
-    assert lines[0].startswith("authors' protocol")
+    assert code == 0 and lines[0].startswith("authors' protocol"), err
     record, _ = store.load_analysis(run, Analysis(kind="audit", images=8, budget="quick"))
-    assert {"autoattack", "latent", "queries", "restarts"} <= set(record["groups"]) and len(lines) >= len(
-        record["groups"]
-    ) + 2
+    assert {"autoattack", "latent", "queries", "restarts"} <= set(record["groups"])
+    assert len(lines) >= len(record["groups"]) + 2
     assert f"{100 * record['worst_case'] / 8:.1f} [" in next(line for line in lines if line.startswith("worst case"))
 
 
@@ -205,12 +201,24 @@ def test_one_attack_on_one_run_is_recorded_and_printed_and_not_computed_twice(fs
     call = ["evaluate", PLAIN, *CPU, "--attack", "mi-fgsm", "--images", "16"]
     assert f"{PLAIN}: train, last mi-fgsm-n16" in fsr(*call, "--dry-run")[1]
     code, out, err = fsr(*call)
-    record = store.load_evaluation(FIRST, Evaluation(attack="mi-fgsm", images=16))
-    assert code == 0, err
-    assert out.startswith(f"{PLAIN}  last mi-fgsm-n16  {100 * record.accuracy:.1f} [")
+    accuracy = 100 * store.load_evaluation(FIRST, Evaluation(attack="mi-fgsm", images=16)).correct.mean()
+    assert code == 0 and out.startswith(f"{PLAIN}  last mi-fgsm-n16  {accuracy:.1f} ["), err
     assert out.strip().endswith("] % of 16")
     again = fsr(*call)
     assert again[:2] == (0, out) and "[1/1]" not in again[2]
+
+
+def test_another_root_is_compared_in_points_where_both_have_a_value(fsr, root):
+    for where, outcomes in {"again": {"clean": 4, "fgsm": 1}, ".": {"cw": 4, "fgsm": 2, "clean": 4}}.items():
+        files.use(root=root / where)
+        store.save_config(FIRST)
+        for attack, right in outcomes.items():
+            store.save_evaluation(FIRST, Evaluation(attack=attack), np.arange(4), np.arange(4) < right, seconds=1.0)
+    code, out, _ = fsr("compare", str(root / "again"), "-p", "ci")
+    rows = {line.split()[2]: line.split()[-1] for line in out.splitlines()[1:-1]}
+    assert code == 0 and rows == {"clean": "0.0000", "fgsm": "-25.0000"}
+    assert "2 values: 1 equal; differences: median 12.50, 95 % within 23.75, largest 25.00 points" in out
+    assert files.root() == root.resolve()
 
 
 def test_every_command_has_help_with_an_example(fsr):
@@ -222,24 +230,8 @@ def test_every_command_has_help_with_an_example(fsr):
 def test_verbose_shows_where_a_failure_comes_from(fsr, capsys):
     for loud in ((), ("-v",)):
         fsr(*loud, "data", "path")
-        try:
-            {}["lost"]
-        except KeyError as error:
-            line = local.describe_error(error)
-        assert line == "KeyError: 'lost' (-v shows where)"
-        assert ("Traceback" in capsys.readouterr().err) == bool(loud)
-
-
-WORDS = [("fsr ru", 1, "run-all"), ("fsr train whi", 2, "whitebox"), ("fsr status -p mi", 3, "mini")]
-WORDS += [(f"fsr audit {PLAIN[:-4]}", 2, PLAIN), ("fsr evaluate all --attack mi-", 4, "mi-fgsm")]
-
-
-@pytest.mark.parametrize("line, word, offered", WORDS)
-def test_the_shell_completes_commands_sets_and_profiles(root, line, word, offered):
-    environment = {**os.environ, "_FSR_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(word)}
-    code = "import sys; sys.argv = ['fsr']; from fsr.__main__ import main; main()"
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert offered in done.stdout.split(), done.stderr
+        assert local.describe_error(KeyError("lost")) == "KeyError: 'lost' (-v shows where)"
+        assert ("a task failed" in capsys.readouterr().err) == bool(loud)
 
 
 def test_tensorboard_files_hold_the_history(fsr, root):
@@ -251,3 +243,19 @@ def test_tensorboard_files_hold_the_history(fsr, root):
     for column, tag in (("train_total", "train/total"), ("held_robust_acc", "held/robust_acc"), ("lr", "lr")):
         assert [e.value for e in board.Scalars(tag)] == pytest.approx(history[column].tolist(), rel=1e-4)
         assert [e.step for e in board.Scalars(tag)] == history["epoch"].tolist()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_counts_runs_that_are_done_and_says_what_is_under_way(monkeypatch, capsys, terminal):
+    screen = io.StringIO()
+    monkeypatch.setattr(options, "Console", lambda **_: Console(file=screen, force_terminal=terminal, width=150))
+    first, second = (Task(run=tiny_run(seed=seed)) for seed in (0, 1))
+    with options.progress_of([first, second, first]) as report:
+        for name, what in ((first.name, "epoch 1/2"), (first.name, "epoch 2/2"), (second.name, "last clean")):
+            report(name, what, 1, 4)
+        report(first.name, "done", 1, 1)
+        report(first.name, "last clean", 4, 4)  # a late report of a worker
+    last = screen.getvalue().rpartition("\x1b[2K")[2]
+    lines = [f"[1/2] {first.name}: epoch 1/2 1/4", f"[2/2] {second.name}: last clean 1/4"]
+    assert capsys.readouterr().err.splitlines() == ([] if terminal else lines)
+    assert ("1/2" in last and second.name[-44:] in last and first.name[-44:] not in last) == terminal

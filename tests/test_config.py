@@ -1,27 +1,13 @@
 """What a run is: typed, checked, and named by its content alone."""
 
 import json
+from dataclasses import fields
 
 import numpy as np
 import pytest
 
-from fsr import files
-from fsr.config import (
-    DATASETS,
-    Analysis,
-    Evaluation,
-    FSRSpec,
-    PeerSpec,
-    Run,
-    analysis_id,
-    content_id,
-    diff,
-    for_dataset,
-    replace,
-    run_from_dict,
-    run_id,
-    to_dict,
-)
+from fsr import config, files
+from fsr.config import Analysis, Evaluation, FSRSpec, PeerSpec, Run, diff, replace, run_from_dict, run_id, to_dict
 from fsr.files import UsageError
 
 
@@ -42,7 +28,7 @@ def test_every_committed_record_lies_under_the_id_of_its_config():
             assert f"{evaluation.checkpoint}-{evaluation.attack_id}" == path.stem
         for path in folder.glob("analyses/*.json"):
             analysis = Analysis(**json.loads(path.read_text())["analysis"])
-            assert f"{analysis.checkpoint}-{analysis_id(analysis)}" == path.stem
+            assert f"{analysis.checkpoint}-{config.analysis_id(analysis)}" == path.stem
 
 
 def test_one_folder_of_images_gives_one_run_id(tmp_path, monkeypatch):
@@ -67,48 +53,47 @@ def test_the_difference_of_two_configs_is_by_field():
     assert diff(base, base) == {}
     assert diff(base, replace(base, seed=2, module=FSRSpec(tau=0.5))) == {"seed": (0, 2), "module.tau": (0.1, 0.5)}
     assert diff(Run(), base) == {"module": (None, FSRSpec())}
-    assert diff(Evaluation(attack="cw"), Evaluation(attack="cw", images=9)) == {"images": (None, 9)}
 
 
 def test_every_field_changes_the_id():
-    base = Run()
-    others = [
-        Run(dataset="svhn"), Run(train_size=5), Run(test_size=5), Run(holdout=0), Run(backbone="vgg16"), Run(width=8),
-        Run(blocks=(1, 1, 1, 1)), Run(method="trades"), Run(module=FSRSpec()), Run(module=FSRSpec(tau=0.5)),
-        Run(module=PeerSpec(name="cas")), Run(beta=6.0), Run(awp=0.01), Run(eps=0.1), Run(alpha=0.1), Run(steps=7),
-        Run(epochs=3), Run(batch=64), Run(lr=0.2), Run(momentum=0.8), Run(weight_decay=0.0), Run(ema_decay=0.9),
-        Run(precision="float32"), Run(sync_bn=True), Run(seed=1), Run(imported="ab"), Run(image_size=64),
-    ]  # fmt: skip
-    ids = {content_id(run) for run in (base, *others)}
-    assert len(ids) == 1 + len(others)
+    changed = {"dataset": "svhn", "backbone": "vgg16", "method": "trades", "precision": "float32", "sync_bn": True}
+    changed |= {"blocks": (1, 1), "module": FSRSpec(), "beta": 6.0, "imported": "ab"}
+    runs = [Run(), *(Run(module=module) for module in (FSRSpec(tau=0.5), PeerSpec(name="cas")))]
+    for f in fields(Run):
+        other = changed[f.name] if f.name in changed else abs((f.default or 0) - (0.5 if f.type is float else 7))
+        runs.append(Run(**{f.name: other}))
+    assert len(set(map(config.content_id, runs))) == len(runs)
 
 
 @pytest.mark.parametrize("module", [None, FSRSpec(at=("layer2", "layer3"), mask="hard"), PeerSpec(name="cifs")])
 def test_a_config_survives_json(module):
-    run = for_dataset("digits", module=module, blocks=(1, 1, 1, 1), seed=2)
+    run = config.for_dataset("digits", module=module, blocks=(1, 1, 1, 1), seed=2)
     assert run_from_dict(json.loads(json.dumps(to_dict(run)))) == run
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"dataset": "cifar11"}, {"backbone": "resnet"}, {"method": "pgd"}, {"epochs": 0}, {"lr": -1.0},
-        {"eps": float("nan")}, {"precision": "fp16"}, {"blocks": [1, 1]}, {"seed": -1}, {"eps": 8.0}, {"alpha": 2.0},
-        {"width": 0}, {"blocks": (1, 0)}, {"blocks": ()}, {"train_size": 0}, {"test_size": -5}, {"beta": -1.0},
-        {"momentum": 1.5}, {"ema_decay": 2.0}, {"lr": 1}, {"steps": True},  # 1 and 1.0 would hash differently
-    ],
-)  # fmt: skip
-def test_wrong_fields_are_named_in_one_line(wrong):
-    with pytest.raises(UsageError, match=f"^[^\n]*({next(iter(wrong))}|data set)[^\n]*$"):
-        Run(**wrong)
-    with pytest.raises(UsageError, match="not the config of a run"):
-        run_from_dict(to_dict(Run()) | {"surprise": 1})
+WRONG = [("dataset", "cifar11"), ("backbone", "resnet"), ("method", "pgd"), ("precision", "fp16"), ("epochs", 0)]
+WRONG += [("eps", float("nan")), ("eps", 8.0), ("alpha", 2.0), ("momentum", 1.5), ("ema_decay", 2.0), ("beta", -1.0)]
+WRONG += [("seed", -1), ("width", 0), ("train_size", 0), ("test_size", -5), ("lr", -1.0), ("lr", float("inf"))]
+WRONG += [("blocks", [1, 1]), ("blocks", (1, 0)), ("blocks", ())]
+WRONG += [("lr", 1), ("steps", True)]  # 1 and 1.0 would hash differently
 
 
-@pytest.mark.parametrize("wrong", [{"eps": 8.0}, {"eps": -0.1}, {"steps": 0}, {"images": 0}])
-def test_an_evaluation_that_means_nothing_is_refused(wrong):
-    with pytest.raises(UsageError, match=f"Evaluation.{next(iter(wrong))}"):
-        Evaluation(attack="pgd20", **wrong)
+@pytest.mark.parametrize("name, value", WRONG)
+def test_wrong_fields_are_named_in_one_line(name, value):
+    with pytest.raises(UsageError, match=f"^[^\n]*({name}|data set)[^\n]*$"):
+        Run(**{name: value})
+
+
+def test_what_is_no_run_or_evaluation_is_refused():
+    for wrong in (to_dict(Run()) | {"surprise": 1}, to_dict(Run()) | {"module": {"type": "Other"}}, [], None):
+        with pytest.raises(UsageError, match="not the config of a run"):
+            run_from_dict(wrong)
+    for wrong in ({"eps": 8.0}, {"eps": -0.1}, {"steps": 0}, {"images": 0}, {"checkpoint": "first"}):
+        with pytest.raises(UsageError, match=f"Evaluation.{next(iter(wrong))}"):
+            Evaluation(attack="pgd20", **wrong)
+    for wrong in ({"kind": "../x"}, {"kind": "masks", "checkpoint": "../last"}, {"kind": "masks", "images": "all"}):
+        with pytest.raises(UsageError, match="Analysis"):
+            Analysis(**wrong)
 
 
 def test_attack_ids_name_what_differs_from_the_default_and_are_file_names():
@@ -118,10 +103,10 @@ def test_attack_ids_name_what_differs_from_the_default_and_are_file_names():
 
 
 def test_threat_models_are_those_of_the_specification():
-    assert DATASETS["cifar10"].eps == 8 / 255 and DATASETS["cifar10"].alpha == 2 / 255
-    assert DATASETS["svhn"].lr == 0.01 and DATASETS["svhn"].alpha == 1 / 255 and DATASETS["svhn"].pad == 0
-    assert DATASETS["digits"].eps == 0.15 and DATASETS["digits"].alpha == DATASETS["digits"].eps / 4
-    assert DATASETS["tinyimagenet"].pad == 8 and DATASETS["tinyimagenet"].classes == 200
+    digits, cifar10, svhn, tiny = config.DATASETS.values()
+    assert (cifar10.eps, cifar10.alpha, cifar10.lr, cifar10.pad, cifar10.flip) == (8 / 255, 2 / 255, 0.1, 4, True)
+    assert (svhn.eps, svhn.alpha, svhn.lr, svhn.pad, svhn.flip) == (8 / 255, 1 / 255, 0.01, 0, False)
+    assert (digits.eps, digits.alpha, digits.pad) == (0.15, 0.15 / 4, 0) and (tiny.pad, tiny.classes) == (8, 200)
 
 
 def test_labels_name_method_and_module():

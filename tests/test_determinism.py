@@ -87,13 +87,13 @@ def test_deterministic_is_wired_wherever_tasks_run(root, monkeypatch, as_before)
             room, "run_tasks", lambda *_, name=name, deterministic, **__: called.append((name, deterministic))
         )
     for executor in Executor:
-        Setting(executor=executor, deterministic=True).compute(TASKS, CPU)
+        Setting(device="cpu", executor=executor, deterministic=True).compute(TASKS)
     monkeypatch.setattr(distributed, "requested", lambda: True)
-    Setting(deterministic=True).compute([replace(TASKS[0], evaluations=(), analyses=())], CPU)
+    Setting(device="cpu", deterministic=True).compute([replace(TASKS[0], evaluations=(), analyses=())])
     monkeypatch.setattr(distributed, "requested", lambda: False)
     assert sorted(map(str, called)) == sorted(map(str, ["here", "here", ("local", True), ("ray", True)]))
     called.clear()
-    Setting(executor=Executor.inline).compute(TASKS, CPU)
+    Setting(device="cpu", executor=Executor.inline).compute(TASKS)
     assert called == []
 
 

@@ -378,7 +378,7 @@ def test_damaged_outcomes_so_far_are_named_kept_aside_and_not_used(root, caplog,
     runs.ensure_trained(RUN, CPU)
     runs.ensure_evaluated(RUN, FGSM, CPU)
     right = store.load_evaluation(RUN, FGSM).correct.tolist()
-    for path in store.eval_path(RUN, FGSM).parent.glob("last-fgsm.*"):
+    for path in store.record_path(RUN, FGSM).parent.glob("last-fgsm.*"):
         path.unlink()
     path = evaluating.partial_path(RUN, FGSM)
     progress = {"done": 20, "correct": [False] * 20}

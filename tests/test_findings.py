@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fsr import experiments, store
+from fsr import experiments, store, tables
 from fsr.files import UsageError
 from fsr.reference import epoch_log
-from fsr.report import answer, findings, wording
+from fsr.report import answer, findings
 
 room = importlib.import_module("fsr.report.findings")
 LOWER, HIGHER, OPEN = (-0.03, -0.04, -0.02), (0.03, 0.02, 0.04), (0.01, -0.01, 0.03)
@@ -22,14 +22,14 @@ FRAMES: dict[str, list[dict]] = {}
 def frames(monkeypatch, root):
     """Tables are what a test puts into FRAMES; there are no records."""
     FRAMES.clear()
-    monkeypatch.setattr(room, "frame", lambda profile, name: pd.DataFrame(FRAMES[name]))
+    monkeypatch.setattr(tables, "table", lambda profile, name: pd.DataFrame(FRAMES[name]))
     return FRAMES
 
 
 def ours(row: str, value: float, metric: str = "autoattack", **fields) -> dict:
     """An accuracy of the main network with last weights."""
     keys = {"dataset": "digits", "network": "N", "checkpoint": "last", "kind": "ours", "flags": None}
-    known = {"low": value - 0.01, "high": value + 0.01, "n": 500, "seeds": 1}
+    known = {"low": value - 0.01, "high": value + 0.01, "n": 500, "seeds": 1, "seeds_low": np.nan, "seeds_high": np.nan}
     return keys | known | {"row": row, "metric": metric, "value": value} | fields
 
 
@@ -188,8 +188,8 @@ def test_a_full_size_history_is_compared_with_the_authors_log():
 
 
 def test_numbers_keep_their_sign_and_unknown_names_are_refused():
-    assert [wording.number(v, True) for v in (-0.0003, 0.0, -0.012, 0.0004)] == ["−0.03", "+0.0", "−1.2", "+0.04"]
-    assert wording.number(0.4457) == "44.6" and wording.seeds([1, 3, 2]) == "one to three seeds"
+    assert [room.number(v, True) for v in (-0.0003, 0.0, -0.012, 0.0004)] == ["−0.03", "+0.0", "−1.2", "+0.04"]
+    assert room.number(0.4457) == "44.6" and room.seeds([1, 3, 2]) == "one to three seeds"
     with pytest.raises(UsageError, match="no findings for 'T99'"):
         findings("demo", "T99")
     with pytest.raises(UsageError, match="unknown profile"):

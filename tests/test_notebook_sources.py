@@ -8,7 +8,9 @@ import pytest
 
 from fsr import experiments, files, notebooks, plots, tables
 
-BOOKS = {path.stem: nbformat.read(path, as_version=4) for path in sorted(files.sources().glob("*.ipynb"))}
+BOOKS = {
+    path.stem: nbformat.read(path, as_version=4) for path in sorted((files.repository() / "notebooks").glob("*.ipynb"))
+}
 LINES = 14
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from fsr import experiments, files, store
 from fsr.files import UsageError, save_json
-from fsr.report import readme
+from fsr.report import pages as readme
 
 README = files.repository() / "README.md"
 PAGES = [README, *sorted((files.repository() / "docs").glob("*.md"))]

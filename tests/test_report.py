@@ -7,7 +7,7 @@ import pytest
 from synthetic_records import made_up_root, write_all
 
 from fsr import files, plots, report, tables
-from fsr.report.page import QUESTIONS, page
+from fsr.report.pages import QUESTIONS, page
 
 PROFILE = "ci"
 VOID = {"meta", "img", "br"}

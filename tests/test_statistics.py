@@ -27,73 +27,39 @@ def test_wilson_inverts_the_score_test(correct):
         assert abs(z) == pytest.approx(stats.norm.ppf(0.975), abs=1e-6)
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.integers(1, 500), st.data())
-def test_wilson_holds_its_fraction_and_grows_with_the_level(n, data):
-    correct = data.draw(st.integers(0, n))
-    low, high = s.wilson(correct, n)
-    wide = s.wilson(correct, n, level=0.99)
-    assert 0 <= wide[0] <= low <= correct / n + 1e-12 and correct / n - 1e-12 <= high <= wide[1] <= 1
-
-
-def outcomes(both, only_a, only_b, neither):
-    """Paired outcomes with these four counts."""
-    a = [1] * both + [1] * only_a + [0] * only_b + [0] * neither
-    b = [1] * both + [0] * only_a + [1] * only_b + [0] * neither
-    return np.array(a, dtype=bool), np.array(b, dtype=bool)
-
-
 @pytest.mark.parametrize("only_a, only_b", [(0, 0), (3, 0), (1, 6), (5, 5), (2, 9), (7, 1)])
 def test_mcnemar_is_the_exact_binomial_by_enumeration(only_a, only_b):
     n = only_a + only_b
     observed = abs(only_a - n / 2)
     extreme = sum(abs(sum(signs) - n / 2) >= observed for signs in itertools.product((0, 1), repeat=n))
-    a, b = outcomes(20, only_a, only_b, 9)
+    a, b = np.repeat([[1, 1, 0, 0], [1, 0, 1, 0]], [20, only_a, only_b, 9], axis=1).astype(bool)
     assert s.mcnemar_exact(a, b) == s.mcnemar_exact(b, a) == pytest.approx(extreme / 2**n)
 
 
-def test_bootstrap_equals_drawing_indices():
+def test_bootstrap_equals_drawing_indices_and_has_its_sign_and_seed():
     rng = np.random.default_rng(3)
     a, b = rng.random(300) < 0.5, rng.random(300) < 0.6
     d = b.astype(float) - a
     slow = d[rng.integers(0, 300, size=(20_000, 300))].mean(axis=1)
-    expected = np.quantile(slow, [0.025, 0.975])
-    assert s.paired_bootstrap(a, b, draws=20_000) == pytest.approx(expected, abs=0.005)
-    assert s.paired_bootstrap([0, 0], [0, 1]) == (0.0, 1.0)
-
-
-def test_bootstrap_sign_seed_and_level():
-    a, b = outcomes(50, 5, 30, 15)
-    low, high = s.paired_bootstrap(a, b)
-    assert 0 < low < 0.25 < high, "b is better: the difference is b - a"
+    low, high = s.paired_bootstrap(a, b, draws=20_000)
+    assert (low, high) == pytest.approx(np.quantile(slow, [0.025, 0.975]), abs=0.005)
     assert s.paired_bootstrap(b, a)[0] == pytest.approx(-high, abs=0.02)
-    assert s.paired_bootstrap(a, b) == (low, high)
-    assert s.paired_bootstrap(a, b, seed=1, draws=200) != s.paired_bootstrap(a, b, seed=2, draws=200)
-    narrow = s.paired_bootstrap(a, b, level=0.5)
-    assert low < narrow[0] < narrow[1] < high
+    assert s.paired_bootstrap(a, b, draws=20_000) == (low, high) != s.paired_bootstrap(a, b, seed=1, draws=20_000)
+    assert s.paired_bootstrap([0, 0], [0, 1]) == (0.0, 1.0)
 
 
 def test_crossed_bootstrap_equals_drawing_seeds_and_images():
     rng = np.random.default_rng(5)
     before = rng.random((3, 120)) < 0.5
     after = rng.random((3, 120)) < np.array([[0.5], [0.6], [0.7]])
-    change, means = after.astype(float) - before, []
-    for _ in range(20_000):
-        means.append(change[np.ix_(rng.integers(0, 3, 3), rng.integers(0, 120, 120))].mean())
-    expected = np.quantile(means, [0.025, 0.975])
+    change = after.astype(float) - before
+    draws = [np.ix_(rng.integers(0, 3, 3), rng.integers(0, 120, 120)) for _ in range(20_000)]
+    expected = np.quantile([change[draw].mean() for draw in draws], [0.025, 0.975])
     assert s.crossed_bootstrap(before, after) == pytest.approx(expected, abs=0.01)
-    assert s.crossed_bootstrap(before, after) == s.crossed_bootstrap(before, after)
-
-
-def test_crossed_bootstrap_is_wider_than_images_alone_and_equals_it_where_seeds_agree():
-    rng = np.random.default_rng(6)
-    before, gains = rng.random((1, 400)) < 0.5, [[0.0], [0.1], [0.2]]
-    after = before | (rng.random((3, 400)) < gains)
-    low, high = s.crossed_bootstrap(np.repeat(before, 3, axis=0), after)
-    images = s.paired_bootstrap(before[0], after.mean(axis=0))
-    assert low < images[0] < images[1] < high
-    same = [np.repeat(flags, 3, axis=0) for flags in (before, after[1:2])]
-    assert s.crossed_bootstrap(*same) == pytest.approx(s.paired_bootstrap(before[0], after[1]), abs=0.004)
+    images = s.paired_bootstrap(before.mean(axis=0), after.mean(axis=0))
+    assert expected[0] < images[0] < images[1] < expected[1]  # seeds differ
+    same = [np.repeat(flags[1:2], 3, axis=0) for flags in (before, after)]
+    assert s.crossed_bootstrap(*same) == pytest.approx(s.paired_bootstrap(before[1], after[1]), abs=0.005)
 
 
 def test_seed_summary_by_hand():
@@ -109,7 +75,7 @@ def test_values_that_differ_by_rounding_alone_are_equal(values):
     assert np.std(values, ddof=1) > 0  # numpy sees a difference
     found = s.seed_summary(values)
     assert found.sd == 0.0 and found.low == found.mean == found.high
-    assert s.tost(values, 10.0).p == 0.0
+    assert s.tost(values, 10.0).p == 0.0 and s.tost(values, 0.001).p == 1.0
 
 
 def test_tost_is_two_one_sided_t_tests():
@@ -125,14 +91,8 @@ def test_tost_is_two_one_sided_t_tests():
 @given(st.lists(st.floats(-0.05, 0.05), min_size=2, max_size=8), st.floats(0.001, 0.05))
 def test_tost_agrees_with_its_interval(differences, margin):
     found = s.tost(differences, margin)
-    inside = -margin < found.low and found.high < margin
     near = min(abs(found.low + margin), abs(found.high - margin)) < 1e-9
-    assert near or found.equivalent == inside
-
-
-def test_no_spread():
-    assert s.tost([0.001, 0.001], 0.01) == (0.001, 0.001, 0.001, 0.0, True)
-    assert s.tost([0.02, 0.02], 0.01).p == 1.0
+    assert near or found.equivalent == (-margin < found.low and found.high < margin)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +102,7 @@ def test_no_spread():
         ("one run each", s.mcnemar_exact, [([0.5, 1], [0, 1])]),
         ("must be", s.mcnemar_exact, [([[1]], [[0]])]),
         ("must be", s.paired_bootstrap, [([], []), ([1], [1, 0])]),
-        ("seeds", s.crossed_bootstrap, [(np.zeros(shape), np.zeros(shape)) for shape in ((1, 5), (5,), (2, 0))]),
+        ("must be|two seeds", s.crossed_bootstrap, [(np.zeros(at), np.zeros(at)) for at in ((1, 5), (5,), (2, 0))]),
         ("finite", s.seed_summary, [([],), ([[1.0]],), ([float("nan")],)]),
         ("two", s.tost, [([0.1], 0.2)]),
         ("margin", s.tost, [([0.1, 0.1], margin) for margin in (0, -1, float("nan"))]),

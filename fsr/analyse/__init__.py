@@ -1,30 +1,227 @@
-"""What a trained network does inside, by the kind that records, tables and figures use."""
+"""What a trained network does inside, by the kind that records, tables and figures use: F1, F2, F8, T7 and T8.
+
+N images, C channels, h and w positions, K classes; f is the map (N, C, h, w) that the last inserted module was given.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
-from fsr.analyse.arrays import features, maps, masks, streams
-from fsr.analyse.inspection import Inspection, exact
 from fsr.analyse.overhead import cost
+from fsr.attacks import attack_named
 from fsr.config import Analysis, Run
-from fsr.data import Data
+from fsr.data import Data, as_float, batches, part_of_test
 from fsr.files import UsageError
-from fsr.models import Classifier
-from fsr.models.modes import eval_mode
+from fsr.hardware import exact_float32
+from fsr.models import BACKBONES, FSR, Classifier, Inserted
+from fsr.models.modes import eval_mode, hooked
+
+ATTACK, BATCH = "pgd20", 250  # of every analysis
+STREAMS = ("robust", "nonrobust", "recalibrated")
+BINS = 40  # 0.05 and 0.95 are edges
+SATURATED = 0.05  # below it, or above 1 minus it, the mask's slope m (1 - m) / tau is at most a fifth of its largest
+PERPLEXITY, SEED = 30, 0  # of t-SNE
+TEMPERATURE = 0.07  # of the neighbours' weights exp(similarity / temperature)
+KEPT_BYTES = 2**18  # pooled features are kept beside their t-SNE up to this size
+_latest: dict[tuple, list[Tensor]] = {}  # attacked images of one network, on the CPU: T7, F2 and F8 share them
+
+
+@contextmanager
+def module_inputs(model: Classifier, stage: str | None = None) -> Iterator[list[Tensor]]:
+    """f of every inserted module, in running order; of the stage, or the network, where nothing was inserted."""
+    parts = [place.submodule for place in model.inserted()] or [model.net.get_submodule(stage or "")]
+    seen: list[Tensor] = []
+    with hooked(parts, lambda module, _, f: seen.append(f)):
+        yield seen
+
+
+def pooled(features: Tensor) -> Tensor:
+    """Mean over positions: (N, C, h, w) to (N, C) float32."""
+    return features.float().mean((2, 3))
+
+
+class Seen(NamedTuple):
+    """One batch at the last inserted module."""
+
+    logits: Tensor  # (N, K) of the network
+    maps: dict[str, Tensor]  # f, output, and the streams that exist: each (N, C, h, w)
+    mask: Any  # (N, C, h, w) in [0, 1], or None
+
+
+class Inspection:
+    """A network in eval mode, the test images to look at, and the module that runs last."""
+
+    def __init__(self, model: Classifier, run: Run, analysis: Analysis, data: Data, device, weights: str | None):
+        self.model, self.run, self.data, self.device = model, run, data, torch.device(device)
+        wanted = None if analysis.images is None else min(analysis.images, len(data.test_y))
+        self.x, self.y, self.index = part_of_test(data, wanted)  # x: uint8
+        self.key = None if weights is None else (weights, run, analysis.images, self.device)
+        self.place = BACKBONES[run.backbone].fsr_stage  # in the bare network; where FSR would sit
+        self.module: Any = None
+        places = {part: name for name, part in model.named_modules() if isinstance(part, Inserted)}
+        order: list[Any] = []
+        with torch.no_grad(), hooked(places, lambda part, _, f: order.append(part)):
+            model(self.images(data.test_x[:1]))
+        if order:
+            self.place = places[order[-1]].removeprefix("net.").replace(".submodule", "")
+            self.module = order[-1].module
+
+    def images(self, x: Tensor) -> Tensor:
+        """x, uint8 on any device, as float32 in [0, 1] on the network's."""
+        return as_float(x.to(self.device))
+
+    def see(self, x: Tensor) -> Seen:
+        """The network on x (N, 3, H, W) in [0, 1]; no gradients."""
+        with torch.no_grad(), module_inputs(self.model, self.place) as inputs:
+            logits, streams = self.model.trace(x)
+        last: Any = streams[-1] if streams else None
+        maps, mask = {"f": inputs[-1]} | ({"output": last.features} if streams else {}), getattr(last, "mask", None)
+        if mask is not None:  # neither peers nor the residual and the heads alone
+            maps |= {name: f for name in STREAMS if (f := getattr(last, name)) is not None}
+        return Seen(logits, maps, mask)
+
+    def pairs(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Seen, Seen]]:
+        """Batches of (x, x_adv under PGD-20, y, what is seen of x, of x_adv): float32 in [0, 1], labels (N,).
+
+        Attacking costs most of an analysis, so what was crafted last in this process serves again on equal weights.
+        """
+        known, crafted, attack = _latest.get(self.key, []) if self.key else [], [], attack_named(ATTACK)
+        for i, rows in enumerate(batches(len(self.y), BATCH)):
+            x, y = self.images(self.x[rows.to(self.x.device)]), self.y[rows.to(self.y.device)].to(self.device)
+            x_adv = known[i] if known else attack(self.model, x, y, eps=self.run.eps, indices=self.index[rows])
+            crafted.append(x_adv.cpu())
+            yield x, x_adv.to(self.device), y, self.see(x), self.see(x_adv.to(self.device))
+        if self.key:  # only when complete
+            _latest.clear()
+            _latest[self.key] = crafted
+
+
+def histogram(values: Tensor, bins: int = BINS) -> Tensor:
+    """Counts of values in [0, 1], any shape, in equal bins, (bins,) int64; 1 belongs to the last bin."""
+    return torch.bincount((values.flatten().double() * bins).long().clamp_(0, bins - 1), minlength=bins)
+
+
+def masks(job: Inspection) -> tuple[dict, dict]:
+    """F2: histograms of the mask on clean and adversarial images, and the shares of entries beyond 0.05 and 0.95.
+
+    flipped: share of entries that the attack moves across one half. Every mask counts once per entry of f.
+    """
+    hist, count = {name: torch.zeros(BINS, dtype=torch.int64) for name in ("hist_clean", "hist_adv")}, Counter[str]()
+    for *_, clean, adv in job.pairs():
+        for name, mask in (("clean", clean.mask), ("adv", adv.mask)):
+            hist[f"hist_{name}"] += histogram(mask).cpu()
+            count[f"saturated_{name}"] += int(((mask < SATURATED) | (mask > 1 - SATURATED)).sum())
+        count["flipped"] += int(((clean.mask > 0.5) ^ (adv.mask > 0.5)).sum())
+    total = int(hist["hist_clean"].sum())
+    record = {"tau": job.module.tau, "entries": total} | {name: n / total for name, n in count.items()}
+    return record, {"edges": np.linspace(0, 1, BINS + 1)} | {name: counts.numpy() for name, counts in hist.items()}
+
+
+def _gathered(job: Inspection, of: Callable[[Tensor, Tensor, Seen, Seen], dict[str, Tensor]]) -> dict[str, np.ndarray]:
+    """labels, index, and what `of` makes of (x, x_adv, clean, adv), joined over the batches."""
+    parts = [{"labels": y} | of(x, x_adv, clean, adv) for x, x_adv, y, clean, adv in job.pairs()]
+    joined = {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
+    return joined | {"index": job.index.numpy()}
+
+
+def maps(job: Inspection) -> tuple[dict, dict]:
+    """F1: images (uint8), answers, and under attack every stream's mean over channels of |f|, (N, h, w) float16."""
+
+    def of(x: Tensor, x_adv: Tensor, clean: Seen, adv: Seen) -> dict[str, Tensor]:
+        images = {name: (v * 255).round().to(torch.uint8) for name, v in (("natural", x), ("adversarial", x_adv))}
+        shown = {"features" if name == "output" else name: f.abs().mean(1).half() for name, f in adv.maps.items()}
+        answers = {"pred_clean": clean.logits.argmax(1), "pred_adv": adv.logits.argmax(1)}
+        return images | answers | {f"map_{name}": f for name, f in shown.items()}
+
+    return {}, _gathered(job, of)
+
+
+def embedded(points: np.ndarray, perplexity: float) -> np.ndarray:
+    """t-SNE of points (n, C) with a fixed seed: (n, 2) float16."""
+    from sklearn.manifold import TSNE
+
+    start = "pca" if len(points) > 1 and np.ptp(points, axis=0).any() else "random"  # equal points have no axes
+    tsne = TSNE(perplexity=perplexity, init=start, random_state=SEED)
+    return tsne.fit_transform(points.astype(np.float32)).astype(np.float16)
+
+
+def features(job: Inspection) -> tuple[dict, dict]:
+    """F8: t-SNE, (n, 2), of pooled f- and recalibrated f- under attack; of narrow networks the features too."""
+    perplexity = min(PERPLEXITY, max(1.0, (len(job.y) - 1) / 3))  # t-SNE refuses more than a third of the neighbours
+    arrays = _gathered(job, lambda x, x_adv, clean, adv: {name: pooled(adv.maps[name]) for name in STREAMS[1:]})
+    for name in STREAMS[1:]:
+        points = arrays.pop(name)
+        arrays[f"tsne_{name}"] = embedded(points, perplexity)
+        if points.nbytes <= KEPT_BYTES:
+            arrays[name] = points.astype(np.float16)
+    return {"perplexity": perplexity, "seed": SEED}, arrays
+
+
+def knn(bank: Tensor, bank_y: Tensor, queries: Tensor, *, k: int, classes: int) -> Tensor:
+    """Classes of the queries, (N,) int64, by cosine nearest neighbours with weights exp(similarity / 0.07).
+
+    bank: (M, C); bank_y: (M,) int64; queries: (N, C); k at most M. The weighted vote of Wu et al. (2018), section 3.4.
+    """
+    similarity, where = (F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T).topk(k, dim=1)  # (N, k)
+    weight = (similarity / TEMPERATURE).exp()
+    votes = F.one_hot(bank_y[where], classes).to(weight.dtype)  # a product, not scatter_add: repeatable on a GPU
+    return torch.bmm(weight[:, None], votes).squeeze(1).argmax(1)
+
+
+def streams(job: Inspection) -> tuple[dict, dict]:
+    """T7: accuracy of every stream under PGD-20 (`rows`) and without attack (`rows_clean`), by head and neighbours.
+
+    Streams: f, robust, nonrobust, recalibrated, output. The auxiliary head was trained on the middle three alone.
+    Networks without FSR have the neighbours' rows of what they have.
+    """
+    bank_x, bank_y, head = job.data.train_x, job.data.train_y.to(job.device), getattr(job.module, "aux", None)
+    k = min(10 if job.run.dataset == "digits" else 200, len(bank_y))
+    parts = defaultdict[str, list[Tensor]](list)  # pooled clean training features of every stream
+    for rows in batches(len(bank_y), BATCH):
+        for name, f in job.see(job.images(bank_x[rows.to(bank_x.device)])).maps.items():
+            parts[name].append(pooled(f))
+    bank = {name: torch.cat(features) for name, features in parts.items()}
+    right = {attack: Counter[tuple[str, str]]() for attack in (ATTACK, "clean")}
+    network = Counter[str]()
+    for _, _, y, clean, adv in job.pairs():
+        for attack, seen in (("clean", clean), (ATTACK, adv)):
+            network[attack] += int((seen.logits.argmax(1) == y).sum())
+            for name, f in seen.maps.items():
+                answers = {} if head is None else {"aux": head(pooled(f)).argmax(1)}
+                answers["knn"] = knn(bank[name], bank_y, pooled(f), k=k, classes=job.data.classes)
+                right[attack].update({(name, probe): int((found == y).sum()) for probe, found in answers.items()})
+    record: dict = {"k": k, "temperature": TEMPERATURE, "bank": len(bank_y)}
+    record |= {"network_clean": network["clean"], "network_adv": network[ATTACK]}
+    for key, (attack, counts) in zip(("rows", "rows_clean"), right.items()):
+        same = {"attack": attack, "n": len(job.y)}
+        record[key] = [{"stream": name, "probe": probe, **same, "correct": c} for (name, probe), c in counts.items()]
+    return record, {}
+
 
 ANALYSES = {"streams": streams, "masks": masks, "maps": maps, "features": features, "cost": cost}
 
 
+@contextmanager
+def exact() -> Iterator[None]:
+    """Full float32 and repeatable convolutions on a GPU, whose default is TF32; afterwards as before."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    try:
+        cudnn.deterministic, cudnn.benchmark = True, False
+        with exact_float32():
+            yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
+
+
 def analyse(
-    model: Classifier,
-    run: Run,
-    analysis: Analysis,
-    data: Data,
-    *,
-    device: torch.device | str = "cpu",
-    seconds_per_epoch: float | None = None,
-    batch: int = 250,
-    weights: str | None = None,
+    model: Classifier, run: Run, analysis: Analysis, data: Data, *, device="cpu", seconds_per_epoch=None, weights=None
 ) -> tuple[dict, dict[str, np.ndarray]]:
     """(record, arrays) of one analysis of a run's network, in float32 and eval mode; model is left as it was.
 
@@ -32,8 +229,17 @@ def analyse(
     next analysis of the same images does not attack them again. Deterministic but for cost's times. A kind that needs
     what the network does not have gives {"not_applicable": why}; an unknown kind raises UsageError.
     """
-    if analysis.kind not in ANALYSES:
-        raise UsageError(f"no analysis {analysis.kind!r} here; choose one of {', '.join(ANALYSES)}")
-    job = Inspection(model, run, analysis, data, torch.device(device), batch, seconds_per_epoch, weights)
+    kind = analysis.kind
+    if kind not in ANALYSES:
+        raise UsageError(f"no analysis {kind!r} here; choose one of {', '.join(ANALYSES)}")
     with eval_mode(model), exact():
-        return ANALYSES[analysis.kind](job)
+        job = Inspection(model, run, analysis, data, device, weights)
+        if kind == "cost":
+            return cost(job) | {"train_seconds_per_epoch": seconds_per_epoch}, {}
+        if kind != "streams" and not (isinstance(job.module, FSR) and job.module.has_mask):
+            return {"not_applicable": f"{run.label} has no FSR mask, so its features are not split into streams"}, {}
+        if kind in ("maps", "features") and job.module.correct is None:
+            return {"not_applicable": f"{run.label} has no recalibration"}, {}
+        record, arrays = ANALYSES[kind](job)
+    record |= {"n": len(job.y), "attack": ATTACK, "eps": run.eps, "place": job.place}
+    return record | {"classes": data.classes, "class_names": list(data.class_names)}, arrays

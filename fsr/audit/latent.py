@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from fsr.attacks.losses import cross_entropy
 from fsr.audit.ascent import Objective, scale_free
 from fsr.audit.network import reading
-from fsr.models.insert import Inserted, Recorder
+from fsr.models.insert import Classifier
 
 WithHeads = Callable[[Tensor], tuple[Tensor, list[Tensor]]]  # images to the final logits and those of other heads
 
@@ -30,15 +30,8 @@ def joint(network: WithHeads, weight: float) -> Objective:
 
 def with_auxiliary(net: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Logits (N, K), and the auxiliary logits of FSR's heads or of CAS's and CIFS's probes; [] where there are none."""
-    recorder, places = Recorder(None), [part for part in net.modules() if isinstance(part, Inserted)]
-    for place in places:
-        place.recorder = recorder
-    try:
-        logits = net(x)
-    finally:
-        for place in places:
-            place.recorder = None
-    return logits, [z for streams in recorder.streams for z in streams.aux.values()]
+    logits, streams = Classifier(net).trace(x)
+    return logits, [z for one in streams for z in one.aux.values()]
 
 
 @torch.no_grad()

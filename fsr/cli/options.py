@@ -1,117 +1,71 @@
-"""What all commands share: the app itself, how loud it is, and the options that mean the same everywhere."""
+"""The options that commands share, and what they mean: where to compute, by which executor, and progress on stderr."""
 
 import functools
 import inspect
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fsr import files
-from fsr.cli.progress import show
+from fsr.cli import choose
 from fsr.files import UsageError
 
-log = logging.getLogger("fsr")
-EPILOG = "Examples:  python -m fsr run-all    python -m fsr status --profile mini    python -m fsr -v train whitebox"
+LOG_SECONDS = 20.0  # a log file gets a line per run at most this often
 TORCHRUN = "torchrun is for `python -m fsr train`; type the other commands without it"
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, epilog=EPILOG)
-
-
-@app.callback()
-def everywhere(
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Warnings, failures and results only.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also where failures come from.")] = False,
-) -> None:
-    """Feature Separation and Recalibration (CVPR 2023), replicated: train, evaluate, audit and report."""
-    if quiet and verbose:
-        raise UsageError("--quiet and --verbose exclude each other; give one of them")
-    log.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
-
-
-def log_to_stderr() -> None:
-    """Our own messages only: what libraries log is their business."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    log.handlers[:] = [old for old in log.handlers if not isinstance(old, logging.StreamHandler)] + [handler]
-    log.setLevel(logging.INFO)
-    log.propagate = False
-
-
-def say(line: str) -> None:
-    """One line about what was done; nothing with --quiet."""
-    if log.level <= logging.INFO:
-        typer.echo(line)
-
-
-def recorded_runs() -> list[str]:
-    """Ids of the runs recorded in these results."""
-    return sorted(path.parent.name for path in (files.results() / "runs").glob("*/config.json"))
-
-
-def _names(kind: str) -> Iterable[str]:
-    """What a word may be: a profile, a run id, a set or run id, or an attack."""
-    from fsr import experiments
-    from fsr.config import run_id
-
-    if kind == "profile":
-        return experiments.PROFILES
-    if kind == "attack":
-        from fsr.attacks import ATTACKS
-
-        return ATTACKS
-    planned = {run_id(run) for sets in experiments.SETS.values() for run in sets["all"]}
-    return [*(experiments.SETS["demo"] if kind == "set" else ()), *sorted(planned.union(recorded_runs()))]
-
-
-def _typed(kind: str, *names: str, **more) -> Any:
-    """An option of these names, or an argument without any, that the shell completes by names of this kind."""
-    more["autocompletion"] = lambda incomplete: [name for name in _names(kind) if name.startswith(incomplete)]
-    return typer.Option(*names, **more) if names else typer.Argument(**more)
-
-
-Profile = Annotated[str, _typed("profile", "--profile", "-p", help="demo, mini, headline ...; see README.")]
-Which = Annotated[str, _typed("set", metavar="SET", help="A set (whitebox ...) or a run id.")]
-RunId = Annotated[str, _typed("run", metavar="RUN", help="A run id; `status` lists them.")]
-Attack = Annotated[
-    str | None, _typed("attack", "--attack", help="Only this of fsr.attacks.ATTACKS; prints accuracies.")
-]
-Checkpoint = Annotated[str, typer.Option(help="last, best or ema; of evaluate with --attack.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; by default a GPU when there is one.")]
-Root = Annotated[Path | None, typer.Option(help="Results and figures lie below it; default: this repository.")]
 DataDir = Annotated[Path | None, typer.Option("--data", help="Folder of the data sets; default: data/ below the root.")]
-Minutes = Annotated[float | None, typer.Option(help="Stop cleanly after so many minutes; run it again to go on.")]
-
-
-def known_profile(name: str) -> str:
-    """The name, or UsageError with the one that was probably meant."""
-    from fsr import experiments
-
-    return experiments.profile_of(name).name
-
-
-def writable_root() -> None:
-    """Fail at once, not after hours, when results cannot be written."""
-    files.writable(files.results(), "--root")
-
-
+Root = Annotated[Path | None, typer.Option(help="Results and figures lie below it; default: this repository.")]
 Executor = StrEnum("Executor", ["local", "inline", "ray"])
 
 
-@dataclass(frozen=True, kw_only=True)
+@contextmanager
+def progress_of(tasks: Iterable) -> Iterator[Callable[[str, str, int, int], None]]:
+    """A `report(name, what, done, of)` for executors; what is "done" when all of a run is. Nothing with --quiet.
+
+    On a terminal a bar counts the runs that are done, and one shows each under way; a log file gets lines now and then.
+    """
+    console, total = Console(stderr=True), len({task.name for task in tasks})
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    quiet, bars = logging.getLogger("fsr").level > logging.INFO, console.is_terminal
+    rows: dict = {}  # of a run: its bar, or when it was last said
+    finished: set[str] = set()
+
+    def report(name: str, what: str, done: int, of: int) -> None:
+        if what == "done":
+            finished.add(name)
+            progress.update(overall, completed=len(finished))
+        if bars:
+            rows[name] = rows[name] if name in rows else progress.add_task(name)
+            progress.update(rows[name], completed=done, total=of, description=f"{name[-44:]}  {what}")
+            progress.update(rows[name], visible=name not in finished)
+        elif what != "done" and time.monotonic() - rows.get(name, float("-inf")) >= LOG_SECONDS:
+            rows[name] = time.monotonic()
+            print(f"[{1 + list(rows).index(name)}/{total}] {name}: {what} {done}/{of}", file=sys.stderr, flush=True)
+
+    with Progress(*columns, console=console, disable=quiet or not bars) as progress:
+        overall = progress.add_task("runs", total=total)
+        yield (lambda *_: None) if quiet else report
+
+
+@dataclass(kw_only=True)
 class Setting:
-    """The common options of run-all, train and evaluate: where and how they compute."""
+    """The common options of run-all, train, evaluate and audit; --root and --data hold from here on."""
 
     device: Device = None
     data: DataDir = None
     root: Root = None
-    limit_minutes: Minutes = None
+    limit_minutes: Annotated[float | None, typer.Option(min=0, help="Stop cleanly then; run it again to go on.")] = None
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be computed, and how long.")] = False
     workers: Annotated[int | None, typer.Option(min=1, help="Processes side by side; default: what fits.")] = None
     executor: Annotated[Executor, typer.Option(help="Worker processes, this process alone, or Ray.")] = Executor.local
@@ -119,24 +73,29 @@ class Setting:
     deterministic: Annotated[bool, typer.Option("--deterministic", help="Bit-identical where torch can.")] = False
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard event files.")] = False
 
-    def options(self):
-        """runs.Options of what was typed; --root and --data hold from here on, and a missing device is refused."""
-        from fsr import hardware
-        from fsr.runs import Options
+    def __post_init__(self):
+        from fsr import hardware, runs
 
         files.use(root=self.root, data=self.data)
-        if self.limit_minutes is not None and not self.limit_minutes > 0:
-            raise UsageError(f"--limit-minutes must be positive, not {self.limit_minutes:g}")
         if self.tensorboard and find_spec("tensorboard") is None:
             raise UsageError("--tensorboard needs a package that is not here: pip install -e '.[tensorboard]'")
         if self.executor is not Executor.ray:
             hardware.device_named(self.device)
         elif self.device not in (None, "cpu", "cuda"):  # Ray chooses which, and the driver needs no GPU
             raise UsageError(f"--device {self.device}: with --executor ray give cpu or cuda, or leave it out")
-        deadline = time.monotonic() + 60 * self.limit_minutes if self.limit_minutes else None
-        return Options(device=self.device, deadline=deadline, tensorboard=self.tensorboard)
+        deadline = None if self.limit_minutes is None else time.monotonic() + 60 * self.limit_minutes
+        self.options = runs.Options(device=self.device, deadline=deadline, tensorboard=self.tensorboard)
 
-    def compute(self, tasks: list, options):
+    def do(self, todo: list) -> None:
+        """Compute these tasks, or only say what they are; Exit with 1 or 130 when not all is done."""
+        from fsr.train import distributed
+
+        if self.dry_run or not (todo or distributed.requested()):  # rank 0's list holds for all processes
+            choose.show_plan(todo, self.options)
+        else:
+            conclude(self.compute(todo))
+
+    def compute(self, tasks: list):
         """Hand the tasks to the executor; returns its Summary. Under torchrun all processes train together."""
         from fsr import hardware
         from fsr.runs import local
@@ -145,15 +104,15 @@ class Setting:
         together = distributed.requested()
         if together and any(task.evaluations or task.analyses for task in tasks):
             raise UsageError(TORCHRUN)
-        writable_root()
+        files.writable(files.results(), "--root")  # or fail at once, not after hours
         if self.deterministic and (together or self.executor is Executor.inline):
             hardware.make_deterministic()
         if together:
-            return local.run_together(tasks, options, show)
+            return local.run_together(tasks, self.options, progress_of)
         if self.executor is not Executor.ray:
             local.need_data(tasks)
-        with show(tasks) as report:
-            options = replace(options, report=report)
+        with progress_of(tasks) as report:
+            options = replace(self.options, report=report)
             if self.executor is Executor.inline:
                 return local.run_inline(tasks, options)
             if self.executor is Executor.ray:
@@ -163,15 +122,24 @@ class Setting:
             return local.run_tasks(tasks, options, workers=self.workers, deterministic=self.deterministic)
 
 
+def conclude(summary) -> None:
+    """Print failures; exit code 1 for those and the time limit, 130 for a signal."""
+    for line in summary.failed:
+        typer.echo(f"failed: {line}", err=True)
+    if summary.stopped:
+        typer.echo("stopped early; everything done is kept, the same command goes on from here", err=True)
+    if summary.failed or summary.stopped:
+        raise typer.Exit(130 if summary.stopped == "signal" else 1)
+
+
 def with_setting(command: Callable) -> Callable:
-    """The command with the options of `Setting` in place of its parameter `setting`."""
-    own = [p for p in inspect.signature(command).parameters.values() if p.name != "setting"]
-    shared = list(inspect.signature(Setting).parameters.values())
+    """The command with the options of `Setting` in place of its first parameter."""
+    shared, (_, *own) = (inspect.signature(part).parameters.values() for part in (Setting, command))
 
     @functools.wraps(command)
     def typed(**given):
-        return command(setting=Setting(**{f.name: given.pop(f.name) for f in fields(Setting)}), **given)
+        return command(Setting(**{p.name: given.pop(p.name) for p in shared}), **given)
 
-    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own + shared]
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*own, *shared)]
     vars(typed)["__signature__"] = inspect.Signature(parameters)  # what typer reads
     return typed

@@ -102,7 +102,5 @@ def load(run: Run, device="cpu") -> Data:
         raise UsageError(f"{run.dataset} has {len(order)} training images: {run.holdout} held out + {size} do not fit")
     held, train = order[: run.holdout], order[run.holdout : run.holdout + size].sort().values
     data = Data(train_x[train], train_y[train], train_x[held], train_y[held], test_x, test_y, names)
-    if run.test_size is not None:
-        test_x, test_y, _ = part_of_test(data, run.test_size)
-        data = replace(data, test_x=test_x, test_y=test_y)
-    return data.to(device)
+    test_x, test_y, _ = part_of_test(data, run.test_size)
+    return replace(data, test_x=test_x, test_y=test_y).to(device)

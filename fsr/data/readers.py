@@ -1,39 +1,35 @@
-"""Data sets as they lie on disk: one reader each, and whether its files are there and whole."""
+"""Data sets as they lie on disk: one reader each, every image with all of its grey levels, or refused by name."""
 
 import contextlib
 import importlib.util
+import io
 import logging
+import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, cast
 
 import numpy as np
 import torch
 from filelock import FileLock
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from fsr import files
 from fsr.config import DATASETS, Run
-from fsr.data.images import decode_all
-from fsr.files import MissingData
+from fsr.files import FSRError, MissingData
 
 log = logging.getLogger("fsr")
-
-TINY_TRAIN, TINY_TEST = 100_000, DATASETS["tinyimagenet"].test  # images of Tiny ImageNet
+Images = tuple[Tensor, Tensor, Tensor, Tensor, tuple[str, ...]]  # to train (N, 3, H, W), (N,); to test; classes' names
+TINY = (100_000, DATASETS["tinyimagenet"].test)  # images to train and test
 FOLDER_SIZE = 32  # pixels of folder: images where the run names no image_size
-
-
-class Images(NamedTuple):
-    """A whole data set: x (N, 3, H, W) uint8, y (N,) int64, the classes' names in the order of y."""
-
-    train_x: Tensor
-    train_y: Tensor
-    test_x: Tensor
-    test_y: Tensor
-    names: tuple[str, ...]
+SOURCES = {  # torchvision's class, its argument for train and test, its labels, its files
+    "cifar10": ("CIFAR10", "train", (True, False), "targets", "cifar-10-batches-py/"),
+    "svhn": ("SVHN", "split", ("train", "test"), "labels", "train_32x32.mat, test_32x32.mat"),
+}
 
 
 def stratified_order(y: Tensor) -> Tensor:
@@ -52,174 +48,140 @@ def stratified_order(y: Tensor) -> Tensor:
     return place.argsort(stable=True)
 
 
-def _scans() -> tuple[np.ndarray, np.ndarray]:
-    """(images (1797, 8, 8) from 0 to 16, labels) of sklearn.datasets.load_digits, whose import takes long."""
-    found = importlib.util.find_spec("sklearn")
-    file = Path((found.origin if found else None) or "").parent / "datasets/data/digits.csv.gz"
-    if file.is_file():
-        table = np.loadtxt(file, delimiter=",")
-        return table[:, :-1].reshape(-1, 8, 8), table[:, -1]
-    from sklearn.datasets import load_digits
+def _rgb(image: Image.Image) -> Image.Image:
+    """Any image in RGB, upright, transparent parts on white; ValueError for a mode without a known range of values."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        grey = np.asarray(image).astype(np.float64) / 257  # 65535 is white; Pillow would clip 16 bits to 8
+        return Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its mode {image.mode!r} (32-bit) has no fixed range of values; save it with 8 or 16 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
-    return load_digits(return_X_y=True)[0].reshape(-1, 8, 8), load_digits().target
+
+def _decoded(sources: Iterable[tuple[str, Callable[[], bytes]]], size: int) -> Tensor:
+    """Images by (name, function that reads the bytes) as (N, 3, size, size) uint8, resized bilinearly where needed."""
+    images, failed = [], []
+    for name, read in sources:
+        try:
+            with warnings.catch_warnings(), Image.open(io.BytesIO(read())) as file:
+                warnings.simplefilter("ignore", UserWarning)  # of damaged metadata, which is not used
+                file.load()
+                image = _rgb(file)
+            image = image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BILINEAR)
+            images.append(torch.from_numpy(np.array(image)).permute(2, 0, 1))
+        except FSRError:  # a signal asked to stop
+            raise
+        except Exception as error:  # foreign bytes lead Pillow into any exception: bombs, wrong headers, bad checksums
+            reason = " ".join(str(error).split()) or type(error).__name__
+            failed.append(f"{name} ({reason.replace(repr(name), 'it')[:150]})")
+    if failed:
+        more = f" and {len(failed) - 5} more" if len(failed) > 5 else ""
+        raise MissingData(f"images that cannot be read: {', '.join(failed[:5])}{more}; replace or remove them")
+    return torch.stack(images)
 
 
-def _digits(_folder: Path, _run: Run) -> Images:
-    """scikit-learn's 1,797 digits, 8x8 scans in three equal channels: 1,297 to train and hold out, 500 to test."""
-    images, target = _scans()
-    x = torch.from_numpy((images * (255 / 16)).round().astype(np.uint8))[:, None].repeat(1, 3, 1, 1)
-    y = torch.from_numpy(target.astype(np.int64))
+def _digits(_folder: Path, _look: bool) -> Images:
+    """scikit-learn's 1,797 digits, 8x8 scans from 0 to 16: 1,297 to train and hold out, 500 to test."""
+    package = Path(cast(Any, importlib.util.find_spec("sklearn")).origin).parent  # whose import takes seconds
+    table = np.loadtxt(package / "datasets/data/digits.csv.gz", delimiter=",")
+    x = torch.from_numpy((table[:, :-1] * (255 / 16)).round().astype(np.uint8)).reshape(-1, 1, 8, 8).repeat(1, 3, 1, 1)
+    y = torch.from_numpy(table[:, -1].astype(np.int64))
     order, held = stratified_order(y), DATASETS["digits"].test
     test, train = order[:held].sort().values, order[held:].sort().values
-    return Images(x[train], y[train], x[test], y[test], tuple("0123456789"))
+    return x[train], y[train], x[test], y[test], tuple("0123456789")
 
 
-SOURCES: dict[str, tuple[str, str, tuple, str]] = {  # torchvision's class, its argument for train and test, its files
-    "cifar10": ("CIFAR10", "train", (True, False), "cifar-10-batches-py/"),
-    "svhn": ("SVHN", "split", ("train", "test"), "train_32x32.mat, test_32x32.mat"),
-}
-
-
-def _parts(name: str, folder: Path, download: bool = False) -> list:
-    """Both parts as torchvision's objects; RuntimeError or OSError when files are missing or damaged (by md5)."""
+def _torchvision(name: str, folder: Path, look: bool) -> Images:
+    """A data set of torchvision, checked by md5, downloaded where it is not whole; look: download nothing."""
     import torchvision
 
-    kind, argument, values, _ = SOURCES[name]
-    return [getattr(torchvision.datasets, kind)(folder, **{argument: v}, download=download) for v in values]
+    kind, argument, values, labels, contents = SOURCES[name]
+    for fetching in (False,) if look else (False, True):
+        try:  # several workers may find it missing at once
+            with FileLock(folder / f".{name}.lock") if fetching else contextlib.nullcontext():
+                made = partial(getattr(torchvision.datasets, kind), folder, download=fetching)
+                parts = [made(**{argument: value}) for value in values]
+            arrays = [part.data.transpose(0, 3, 1, 2) if name == "cifar10" else part.data for part in parts]
+            x = [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
+            y = [torch.from_numpy(np.asarray(getattr(part, labels), np.int64)) for part in parts]
+            return x[0], y[0], x[1], y[1], tuple(getattr(parts[0], "classes", "0123456789"))
+        except (RuntimeError, OSError, ImportError) as error:
+            reason = str(error).split(". ")[0][:80]  # without torchvision's advice to its callers
+    where = f"{contents} belongs in {folder} (or --data DIR), or is downloaded at first use"
+    raise MissingData(f"{kind} is not there or not whole: {where} ({reason})")
 
 
-def _why(error: Exception) -> str:
-    """What torchvision says is wrong, without its advice to callers of torchvision."""
-    return str(error).split(". ")[0][:60]
-
-
-def _torchvision(name: str, folder: Path) -> list:
-    """Both parts, downloaded where they are not there."""
-    try:
-        return _parts(name, folder)
-    except (RuntimeError, OSError) as error:
-        missing = error
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f".{name}.lock"):  # several workers may find it missing at once
-            with contextlib.suppress(RuntimeError, OSError):
-                return _parts(name, folder)
-            return _parts(name, folder, download=True)
-    except (OSError, RuntimeError, ImportError) as error:
-        raise MissingData(
-            f"{SOURCES[name][0]} is not (or not whole) in {folder} ({_why(missing)}) and could not be downloaded "
-            f"({str(error)[:80]}); put its official files there or give --data DIR (see `python -m fsr data check`)"
-        ) from None
-
-
-def _cifar10(folder: Path, _run: Run) -> Images:
-    train, test = _torchvision("cifar10", folder)
-    x = [torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in (train, test)]
-    return Images(x[0], torch.tensor(train.targets), x[1], torch.tensor(test.targets), tuple(train.classes))
-
-
-def _svhn(folder: Path, _run: Run) -> Images:
-    parts = _torchvision("svhn", folder)
-    x = [torch.from_numpy(np.ascontiguousarray(part.data)) for part in parts]
-    y = [torch.from_numpy(part.labels.astype(np.int64)) for part in parts]
-    return Images(x[0], y[0], x[1], y[1], tuple("0123456789"))
-
-
-@contextlib.contextmanager
-def _tiny_files(folder: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
-    """(sorted names, function that reads one) of the official folder or zip; MissingData when it is not whole."""
-    base = folder / "tiny-imagenet-200"
-    archive = base.with_suffix(".zip")
-    try:
-        if base.is_dir():
-            names = sorted(p.relative_to(base).as_posix() for p in base.rglob("*") if p.is_file())
-            yield names, lambda name: (base / name).read_bytes()
-        elif archive.is_file():
-            with zipfile.ZipFile(archive) as file:
-                names = [n.removeprefix(f"{base.name}/") for n in file.namelist() if not n.endswith("/")]
-                yield sorted(names), lambda name: file.read(f"{base.name}/{name}")
-        else:
-            raise MissingData(f"Tiny ImageNet belongs in {base} or {archive}; get its zip from Stanford CS231N")
-    except (KeyError, FileNotFoundError) as error:
-        raise MissingData(f"Tiny ImageNet is not whole in {base}: {error}") from None
-    except (zipfile.BadZipFile, zlib.error) as error:
-        raise MissingData(f"{archive} is damaged ({error}); get it again") from None
-
-
-def _tiny_listing(names: list[str], read: Callable[[str], bytes]) -> tuple[list[str], list[list[str]], list[str]]:
-    """(training images, lines of the validation list, sorted classes); MissingData unless all are there."""
-    lines = [line.split("\t") for line in read("val/val_annotations.txt").decode().splitlines()]
-    images = [name for name in names if name.endswith(".JPEG")]
-    train, held = ([n for n in images if n.startswith(part)] for part in ("train/", "val/images/"))
-    if len(train) != TINY_TRAIN or min(len(lines), len(held)) != TINY_TEST:
-        there = f"{len(train)} training and {len(held)} validation images ({len(lines)} listed)"
-        raise MissingData(f"Tiny ImageNet is not whole: {there}")
-    return train, lines, sorted(read("wnids.txt").decode().split())
-
-
-def _tinyimagenet(folder: Path, _run: Run) -> Images:
+def _tinyimagenet(folder: Path, look: bool) -> Images | None:
     """The official folder or zip: train/<wnid>/images; test = the official validation images."""
-    with _tiny_files(folder) as (names, read):
-        train, lines, classes = _tiny_listing(names, read)
-        test = [f"val/images/{line[0]}" for line in lines]
-        x = [decode_all(((name, partial(read, name)) for name in part), 64) for part in (train, test)]
-    labels = {wnid: i for i, wnid in enumerate(classes)}
-    train_y = torch.tensor([labels[name.split("/")[1]] for name in train])
-    return Images(x[0], train_y, x[1], torch.tensor([labels[line[1]] for line in lines]), tuple(classes))
+    base = folder / "tiny-imagenet-200"
+    try:
+        with contextlib.nullcontext() if base.is_dir() else zipfile.ZipFile(base.with_suffix(".zip")) as archive:
+            read = archive.read if archive else lambda name: (folder / name).read_bytes()
+            names = archive.namelist() if archive else [str(p.relative_to(folder)) for p in base.rglob("*.JPEG")]
+            lines = [s.split("\t") for s in read(f"{base.name}/val/val_annotations.txt").decode().splitlines()]
+            labels = {wnid: i for i, wnid in enumerate(sorted(read(f"{base.name}/wnids.txt").decode().split()))}
+            images = sorted(name for name in names if name.endswith(".JPEG"))
+            train, held = ([n for n in images if n.startswith(f"{base.name}/{part}/")] for part in ("train", "val"))
+            if (len(train), min(len(lines), len(held))) != TINY:
+                raise KeyError(f"{len(train)} training and {len(held)} validation images, {len(lines)} listed")
+            if look:
+                return None
+            test = [f"{base.name}/val/images/{line[0]}" for line in lines]
+            x = [_decoded(((name, partial(read, name)) for name in part), 64) for part in (train, test)]
+            y = [[labels[n.split("/")[2]] for n in train], [labels[line[1]] for line in lines]]
+    except (KeyError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        where = f"{base} or {base}.zip"
+        raise MissingData(f"Tiny ImageNet belongs whole in {where}; get it from Stanford CS231N ({error})") from None
+    return x[0], torch.tensor(y[0]), x[1], torch.tensor(y[1]), tuple(labels)
 
 
-def _folder(_base: Path, run: Run) -> Images:
+def _folder(run: Run) -> Images:
     """torchvision's ImageFolder layout: train/<class>/*, and test/ or val/."""
     import torchvision
 
-    where = Path(run.dataset.removeprefix("folder:"))
-    held = where / ("test" if (where / "test").is_dir() else "val")
-    if not (where / "train").is_dir() or not held.is_dir():
-        raise MissingData(f"{where} needs train/<class>/ and test/<class>/ (or val/<class>/) with images")
+    where, size = Path(run.dataset.removeprefix("folder:")), run.image_size or FOLDER_SIZE
+    held = "test" if (where / "test").is_dir() else "val"
     try:
-        parts = [torchvision.datasets.ImageFolder(str(p)) for p in (where / "train", held)]
+        parts = [torchvision.datasets.ImageFolder(str(where / part)) for part in ("train", held)]
+        classes = parts[0].classes
+        if classes != parts[1].classes or len(classes) < 2:
+            raise FileNotFoundError(f"its parts hold {', '.join(classes)} and {', '.join(parts[1].classes)}")
     except OSError as error:
-        raise MissingData(f"{where}: {str(error)[:160]}") from None
-    classes = parts[0].classes
-    if classes != parts[1].classes:
-        raise MissingData(f"{where}: train/ and {held.name}/ do not hold the same classes")
-    if len(classes) < 2:
-        raise MissingData(f"{where} holds one class only ({classes[0]!r}); a classifier needs two or more")
-    size = run.image_size or FOLDER_SIZE
+        needed = "train/<class>/ and test/<class>/ (or val/<class>/), the same two or more classes"
+        raise MissingData(f"{where} needs {needed}: {str(error)[:160]}") from None
     if run.image_size is None:
         log.warning("%s: no image_size given, so images are resized to %d x %d pixels", run.dataset, size, size)
-    x = [decode_all(((p, Path(p).read_bytes) for p, _ in part.samples), size) for part in parts]
+    x = [_decoded(((p, Path(p).read_bytes) for p, _ in part.samples), size) for part in parts]
     y = [torch.tensor(part.targets) for part in parts]
-    return Images(x[0], y[0], x[1], y[1], tuple(classes))
+    return x[0], y[0], x[1], y[1], tuple(classes)
 
 
-READERS = {"digits": _digits, "cifar10": _cifar10, "svhn": _svhn, "tinyimagenet": _tinyimagenet}
+READERS: dict[str, Callable] = {"digits": _digits, **{name: partial(_torchvision, name) for name in SOURCES}}
+READERS["tinyimagenet"] = _tinyimagenet
 
 
 def read(run: Run) -> Images:
     """The whole data set of a run; MissingData says what is missing and where it belongs."""
-    return READERS.get(run.dataset, _folder)(files.data(), run)
+    return READERS[run.dataset](files.data(), False) if run.dataset in READERS else _folder(run)
 
 
 def fetch(name: str) -> None:
     """Download a data set of torchvision's where it is not here; MissingData says where it belongs."""
     if name in SOURCES:
-        _torchvision(name, files.data())
+        READERS[name](files.data(), False)
 
 
 def check() -> list[tuple[str, bool, str]]:
     """(name, there and whole, where or what to do) of every known data set, without downloading anything."""
-    base, rows = files.data(), [("digits", True, "embedded in scikit-learn")]
-    for name, (_, _, _, contents) in SOURCES.items():
+    rows = []
+    for name, reader in READERS.items():
         try:
-            _parts(name, base)
-            rows.append((name, True, str(base)))
-        except (RuntimeError, OSError) as error:
-            rows.append((name, False, f"{contents} belongs in {base}, or is downloaded at first use ({_why(error)})"))
-    try:
-        with _tiny_files(base) as (names, read):
-            _tiny_listing(names, read)
-        rows.append(("tinyimagenet", True, str(base)))
-    except MissingData as error:
-        rows.append(("tinyimagenet", False, str(error)))
+            reader(files.data(), True)
+            rows.append((name, True, "embedded in scikit-learn" if name == "digits" else str(files.data())))
+        except MissingData as error:
+            rows.append((name, False, str(error)))
     return rows

@@ -1,59 +1,19 @@
 """Which runs, evaluations and analyses every table and figure needs, per profile."""
 
-from itertools import zip_longest
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
 
-from fsr.config import Analysis, Evaluation, Run
-from fsr.experiments import measurements, plan
-from fsr.experiments.measurements import CHECKPOINTS, COLUMNS, EPS_FACTORS, STEPS, has_heads
-from fsr.experiments.plan import INTERVENTIONS, Row
-from fsr.experiments.profiles import CONTROLS, PROFILES, Profile
+from fsr.config import Analysis, Evaluation, Run, run_id
+from fsr.experiments.plan import ROWS, SETS, Row, sources
+from fsr.experiments.profiles import CONTROLS, INTERVENTIONS, PROFILES, Profile
 from fsr.files import UsageError, did_you_mean
 
-ROWS: dict[str, dict[str, tuple[Row, ...]]] = {name: plan.rows_of(profile) for name, profile in PROFILES.items()}
-
-
-def _unique(runs) -> tuple[Run, ...]:
-    return tuple(dict.fromkeys(run for run in runs if run is not None))
-
-
-def _by_seed(some: tuple[Row, ...]) -> tuple[Run, ...]:
-    """First every row's first seed, then every row's second: twins finish together."""
-    return _unique(run for seed in zip_longest(*(row.runs for row in some)) for run in seed)
-
-
-def _trainings(some: tuple[Row, ...]) -> tuple[Run, ...]:
-    """Runs of rows that have an AT of their own, AT first, seed by seed."""
-    return _unique(run for row in some if row.checkpoints for pair in zip(row.baseline, row.runs) for run in pair)
-
-
-def _all(profile: Profile) -> tuple[Run, ...]:
-    """Required first: the main pair seed by seed, T4's controls, TRADES and MART, the rest of T4, peers, sweeps."""
-    of = ROWS[profile.name]
-    controls = tuple(row for row in of["components"] if row.name in CONTROLS)
-    main_net = [row for row in of["whitebox"] if row.runs[0].backbone == profile.base.backbone]
-    here = tuple(row for row in main_net if row.runs[0].dataset == profile.base.dataset)
-    sweeps = tuple(row for row in of["settings"] if not row.checkpoints)
-    order = [plan.main_rows(profile), controls, here, of["components"], of["deactivation"]]
-    runs = [run for some in order for run in _by_seed(some)]
-    rest = [run for some in (sweeps, of["placement"], of["whitebox"], of["blackbox"]) for run in _by_seed(some)]
-    return _unique([*runs, *_natural(profile), *rest, *_trainings(of["settings"])])
-
-
-def _natural(profile: Profile) -> tuple[Run, ...]:
-    """T3's sources, where the profile has a T3."""
-    return tuple(plan.surrogates(profile).values()) if ROWS[profile.name]["blackbox"] else ()
-
-
-def _sets(profile: Profile) -> dict[str, tuple[Run, ...]]:
-    of = ROWS[profile.name]
-    sets = {kind: _by_seed(some) for kind, some in of.items()}
-    sets["settings"] = _unique([*sets["settings"], *_trainings(of["settings"])])
-    sets["blackbox"] = _unique([*sets["blackbox"], *_natural(profile)])
-    sets["audit"] = _unique([*_natural(profile)[:1], *sets["audit"]])  # what AT is attacked from
-    return {**sets, "all": _all(profile)}
-
-
-SETS: dict[str, dict[str, tuple[Run, ...]]] = {name: _sets(profile) for name, profile in PROFILES.items()}
+COLUMNS = ("clean", "fgsm", "pgd20", "pgd100", "cw")  # the authors' protocol; `ensemble` is computed from them
+CHECKPOINTS = ("last", "best", "ema")
+# F6: multiples of the data set's eps (down to about no accuracy: `mini` keeps 0.2 to 1.4 %), and steps at its own eps
+EPS_FACTORS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+STEPS = (1, 2, 5, 10, 20, 50, 100, 200)
 NEEDS: dict[str, tuple[str, ...]] = {
     "00-setup": (),
     "01-method": (),
@@ -84,39 +44,113 @@ def profile_of(name: str) -> Profile:
     return PROFILES[name]
 
 
-def _collect(profile: str, kind: str, run: Run, makers: dict) -> tuple:
-    sets = SETS[profile_of(profile).name]
-    if kind not in sets:
-        raise UsageError(f"unknown set {kind!r}; choose one of {', '.join(sets)}")
-    kinds = list(makers) if kind == "all" else [kind]
-    some = [makers[name](PROFILES[profile], run) for name in kinds if name in makers and run in sets[name]]
-    return tuple(dict.fromkeys(item for items in some for item in items))
-
-
-def evaluations(profile: str, kind: str, run: Run) -> tuple[Evaluation, ...]:
-    """What the set `kind` (or `all`) evaluates on this run, in order, each once; () for a run outside the set."""
-    return _collect(profile, kind, run, measurements.EVALUATIONS)
-
-
-def analyses(profile: str, kind: str, run: Run) -> tuple[Analysis, ...]:
-    """What the set `kind` (or `all`) analyses on this run, each once; () for a run outside the set."""
-    return _collect(profile, kind, run, measurements.ANALYSES)
+def has_heads(run: Run) -> bool:
+    """Has the network auxiliary logits, which an attack can use as well?"""
+    return run.peer.name in ("cas", "cifs") if run.peer else run.fsr is not None and run.fsr.kind != "residual"
 
 
 def columns(profile: str, kind: str) -> dict[str, Evaluation]:
     """The columns of a set's table in order: metric -> the evaluation of the reported weights that fills it."""
-    return measurements.columns_of(profile_of(profile), kind)
+    chosen = profile_of(profile)
+    attacked = partial(Evaluation, checkpoint=chosen.report_checkpoint, images=chosen.images)
+    if kind == "blackbox":  # the source of a transfer attack is part of the column
+        twin, natural = map(run_id, sources(chosen).values())
+        out = {"clean": attacked(attack="clean"), "transfer-twin": attacked(attack="transfer", surrogate=twin)}
+        out["transfer-natural"] = attacked(attack="transfer", surrogate=natural)
+        out |= {name: attacked(attack=name, surrogate=twin) for name in ("di-fgsm", "ti-fgsm")}
+        return out | {name: attacked(attack=name, images=chosen.limit("queries")) for name in ("nattack", "square")}
+    joint = ("pgd20-joint",) if kind == "deactivation" else ()
+    out = {name: attacked(attack=name) for name in (*COLUMNS, "ensemble", *joint)}
+    if kind in ("whitebox", "deactivation", "study") or chosen.autoattack_everywhere:
+        out[chosen.autoattack] = attacked(attack=chosen.autoattack, images=chosen.limit("autoattack"))
+    return out
+
+
+def _has(rows: Iterable[Row], run: Run) -> bool:
+    return any(run in row.runs for row in rows)
+
+
+def _autoattack_at(profile: Profile, run: Run) -> tuple[str, ...]:
+    """The weights that AutoAttack sees: of the main pair all three, of other rows on the main backbone `last`."""
+    is_main = _has(ROWS[profile.name]["components"][:2], run)
+    elsewhere = run.backbone != profile.base.backbone and profile.name != "paper"
+    if elsewhere or (profile.scope == "smoke" and run.method != "at") or (profile.scope == "study" and not is_main):
+        return ()
+    seeds = profile.seeds if profile.autoattack_seeds is None else profile.autoattack_seeds
+    return CHECKPOINTS if is_main and run.seed in seeds else ("last",)
+
+
+def _evaluations(profile: Profile, kind: str, run: Run) -> list[Evaluation]:
+    rows, reported, smoke = ROWS[profile.name], profile.report_checkpoint, profile.scope == "smoke"
+    natural = kind == "blackbox" and run.method == "natural"  # T3's source
+    planned = columns(profile.name, "whitebox" if natural else kind)
+    if kind in ("streams", "audit"):
+        return []
+    if kind == "blackbox" and not natural:
+        return list(planned.values()) if _has(rows[kind], run) else []  # the AT twin only crafts
+    if kind == "strength":
+        factors, steps = (EPS_FACTORS[1::3], STEPS[:5:2]) if smoke else (EPS_FACTORS, STEPS)
+        swept = partial(Evaluation, attack="pgd20", checkpoint=reported, images=profile.limit("sweep"))
+        strengths = [swept(eps=round(factor * run.eps, 6)) for factor in factors]
+        return [swept(attack="clean"), *strengths, *(swept(steps=count) for count in steps)]
+    kept = ("last",) if natural or (smoke and run not in main_pair(profile.name)) else CHECKPOINTS
+    strong = _autoattack_at(profile, run) if profile.autoattack in planned and not natural else ()
+    if kind == "placement" or (kind == "settings" and _has((r for r in rows[kind] if not r.checkpoints), run)):
+        kept, strong = (reported,), tuple(name for name in strong if name == reported)
+    out = [replace(planned[attack], checkpoint=name) for name in kept for attack in COLUMNS]
+    out += [replace(planned[profile.autoattack], checkpoint=name) for name in strong]
+    if kind == "deactivation" and has_heads(run):
+        out.append(planned["pgd20-joint"])
+    if kind == "components" and _has(rows[kind][1:2], run) and not (smoke and run.seed):
+        here = [evaluation for evaluation in out if evaluation.checkpoint == reported]
+        out += [replace(e, intervention=row.intervention) for row in rows[kind] if row.intervention for e in here]
+    return out
+
+
+def _analyses(profile: Profile, kind: str, run: Run) -> list[Analysis]:
+    rows, reported, images = ROWS[profile.name][kind], profile.report_checkpoint, profile.limit("streams")
+    masks = Analysis(kind="masks", checkpoint="ema", images=images)
+    if kind == "whitebox" and run.seed == 0 and run.method == "at" and not run.peer and profile.scope != "study":
+        return [Analysis(kind="cost", checkpoint=reported)]
+    if kind == "settings" and _has((row for row in rows if row.axis == "tau"), run):
+        return [masks]  # F2 shows the masks of each tau
+    if kind == "audit" and _has(rows, run):  # and not what AT is attacked from
+        return [Analysis(kind=kind, checkpoint=reported, images=profile.limit("audit"), budget=profile.audit_budget)]
+    if kind != "streams":
+        return []
+    out = [Analysis(kind=kind, checkpoint=name, images=images) for name in dict.fromkeys((reported, "ema"))]
+    shown = {"maps": 8, "features": min(images or 2000, 2000)} if run.seed == 0 else {}  # F1, F2, F8: seed 0 alone
+    more = [Analysis(kind=name, checkpoint="ema", images=count) for name, count in shown.items()]
+    return out + [masks] * bool(shown) + more
+
+
+def _collect(profile: str, kind: str, run: Run, make) -> tuple:
+    sets = SETS[profile_of(profile).name]
+    if kind not in sets:
+        raise UsageError(f"unknown set {kind!r}; choose one of {', '.join(sets)}")
+    kinds = [name for name in (ROWS[profile] if kind == "all" else [kind]) if run in sets[name]]
+    return tuple(dict.fromkeys(item for name in kinds for item in make(PROFILES[profile], name, run)))
+
+
+def evaluations(profile: str, kind: str, run: Run) -> tuple[Evaluation, ...]:
+    """What the set `kind` (or `all`) evaluates on this run, in order, each once; () for a run outside the set."""
+    return _collect(profile, kind, run, _evaluations)
+
+
+def analyses(profile: str, kind: str, run: Run) -> tuple[Analysis, ...]:
+    """What the set `kind` (or `all`) analyses on this run, each once; () for a run outside the set."""
+    return _collect(profile, kind, run, _analyses)
 
 
 def main_pair(profile: str) -> tuple[Run, Run]:
     """AT and AT + FSR on the main backbone, seed 0."""
-    plain, both = plan.main_rows(profile_of(profile))
+    plain, both = ROWS[profile_of(profile).name]["components"][:2]
     return plain.runs[0], both.runs[0]
 
 
 def surrogates(profile: str) -> dict[str, Run]:
     """T3's sources: an AT network that shares no seed with the targets, and a naturally trained one."""
-    return plan.surrogates(profile_of(profile))
+    return sources(profile_of(profile))
 
 
 def named(profile: str) -> dict[str, Run]:

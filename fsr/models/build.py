@@ -1,59 +1,48 @@
-"""The networks that runs train: a backbone, with or without FSR or a peer."""
+"""FSR or a peer in the networks that runs train, and FSR in any other network that can take it."""
+
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fsr.config import BACKBONES, DATASETS, PEERS, Backbone, FSRSpec, PeerSpec, Run
+from fsr.config import BACKBONES, DATASETS, PEERS, FSRSpec, PeerSpec, Run
 from fsr.files import UsageError
-from fsr.models.fsr import FSR, hidden_channels
-from fsr.models.insert import Classifier, features_at, first_accepted, insert_all
-
-
-def backbone_named(name: str) -> Backbone:
-    """The backbone of that name; UsageError lists the names."""
-    if name not in BACKBONES:
-        raise UsageError(f"unknown backbone {name!r}; choose one of {', '.join(BACKBONES)}")
-    return BACKBONES[name]
+from fsr.models.fsr import FSR
+from fsr.models.insert import Classifier, dry_run, features_at, insert_all
 
 
 def build_model(
-    backbone: str,
-    num_classes: int = 10,
-    fsr: FSRSpec | None = None,
-    peer: PeerSpec | None = None,
-    width: int | None = None,
-    blocks: tuple[int, ...] | None = None,
+    backbone: str, num_classes=10, fsr: FSRSpec | None = None, peer: PeerSpec | None = None, width=None, blocks=None
 ) -> Classifier:
     """A backbone with or without FSR or a peer, initialised by the backbone's rule, in training mode.
 
     width: channels of the first stage (WRN: the widening factor); blocks: per stage; None: the backbone's own. With
     the same random state, networks that differ in what is inserted start from the same backbone weights.
     """
-    chosen = backbone_named(backbone)
+    if backbone not in BACKBONES:
+        raise UsageError(f"unknown backbone {backbone!r}; choose one of {', '.join(BACKBONES)}")
     if fsr is not None and peer is not None:
         raise UsageError("a network takes an FSRSpec or a PeerSpec, not both")
-    blocks = chosen.blocks if blocks is None else tuple(blocks)
-    if len(blocks) != len(chosen.stages) or min(blocks) < 1:
-        raise UsageError(f"{backbone} needs {len(chosen.stages)} positive numbers of blocks, not {blocks}")
-    if width is not None and width < 1:
-        raise UsageError(f"width must be positive, not {width}")
-    net = chosen.network(num_classes, chosen.width if width is None else width, blocks)
+    chosen = BACKBONES[backbone]
+    blocks, width = chosen.blocks if blocks is None else tuple(blocks), chosen.width if width is None else width
+    if len(blocks) != len(chosen.stages) or min(*blocks, width) < 1:
+        counts = f"a width and {len(chosen.stages)} numbers of blocks"
+        raise UsageError(f"{backbone} needs {counts} above 0, not {width} and {blocks}")
+    net = chosen.network(num_classes, width, blocks)
     chosen.initialise(net)
-
-    def channels(path: str) -> int:
-        x = first_accepted(net, [torch.zeros(1, 3, size, size) for size in (8, 32, 64)])[0]
-        return features_at(net, path, x).shape[1]
-
-    modules: dict[str, nn.Module] = {}
+    paths: tuple[str, ...] = ()
     if fsr is not None:
-        for path in fsr.at or (chosen.fsr_stage,):
-            count = channels(path)
-            hidden = fsr.hidden or hidden_channels(count, chosen.reference)
-            modules[path] = FSR(count, num_classes, fsr, hidden=hidden)
+        paths = fsr.at or (chosen.fsr_stage,)
     elif peer is not None:
-        kind = PEERS[peer.name]
-        paths = peer.at or (chosen.stages if kind.every_stage else chosen.places(chosen.stages[-1], blocks[-1])[-2:])
-        modules = {path: kind.build(channels(path), num_classes, path == paths[-1]) for path in paths}
+        last_two = chosen.places(chosen.stages[-1], blocks[-1])[-2:]
+        paths = peer.at or (chosen.stages if PEERS[peer.name].every_stage else tuple(last_two))
+    images = [torch.zeros(1, 3, size, size) for size in (8, 32, 64)]
+    modules: dict[str, nn.Module] = {}
+    for path, f in features_at(net, paths, images)[2].items() if paths else ():
+        if peer is None:
+            modules[path] = FSR(f.shape[1], num_classes, fsr, reference=chosen.reference)
+        else:
+            modules[path] = PEERS[peer.name].build(f.shape[1], num_classes, path == paths[-1])
     for module in modules.values():
         chosen.initialise(module)
     insert_all(net, modules)
@@ -67,3 +56,41 @@ def model_of(run: Run, num_classes: int | None = None) -> Classifier:
             raise UsageError(f"how many classes {run.dataset!r} has is known once it is read: give num_classes")
         num_classes = DATASETS[run.dataset].classes
     return build_model(run.backbone, num_classes, run.fsr, run.peer, run.width, run.blocks)
+
+
+def _check_outputs(model: nn.Module, x: Tensor, logits: Any, num_classes: int) -> None:
+    """UsageError unless a network gives logits (N, K) and nothing else, in both modes."""
+    batches = (torch.cat([x, x]), x, x.new_zeros(2, 3, 299, 299))  # Inception's auxiliary outputs need 299 pixels
+    given = (dry_run(model, batch, training=True)[0] for batch in batches)
+    trained = next((output for output in given if not isinstance(output, Exception)), logits)
+    for output, mode in ((logits, "evaluation"), (trained, "training")):
+        what = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        if not isinstance(output, Tensor) or tuple(output.shape[1:]) != (num_classes,):
+            should = f"not logits (N, {num_classes}) alone; num_classes must be that of its own head"
+            raise UsageError(f"the network gives {what} in {mode} mode, {should}, auxiliary outputs off or wrapped")
+
+
+def attach_fsr(
+    model: nn.Module, at: str | tuple[str, ...], num_classes: int, spec: FSRSpec | None = None, *, example=None
+) -> Classifier:
+    """FSR in any network: changes model, which then runs FSR after each place in `at`, and returns it as a Classifier.
+
+    at: module paths as in `named_modules()`, whose output is one map (N, C, H, W); num_classes: K of the network's own
+    head; example: a batch for the dry run that finds C, else black images. UsageError leaves model as it was. Train it
+    through `trace` and `fsr.train.objectives`; under DDP wrap an Objective, which runs the auxiliary head.
+    """
+    paths = (at,) if isinstance(at, str) else tuple(at)
+    if not paths or len(set(paths)) < len(paths):
+        raise UsageError(f"at must name at least one place, each once, not {at!r}")
+    net = model.net if isinstance(model, Classifier) else model
+    types = [p.dtype for p in net.parameters() if p.is_floating_point()]
+    like = next((p for p in net.parameters() if p.is_floating_point()), torch.zeros(()))
+    black = [like.new_zeros(1, 3, size, size) for size in (32, 64, 224)]
+    x, logits, features = features_at(net, paths, black if example is None else [example])
+    _check_outputs(net, x, logits, num_classes)
+    modules: dict[str, nn.Module] = {}
+    for path, f in features.items():
+        dtype = f.dtype if f.dtype in types or not types else types[0]  # autocast's is no weight's
+        modules[path] = FSR(f.shape[1], num_classes, spec).to(f.device, dtype)
+    insert_all(net, modules)
+    return Classifier(net)

@@ -3,16 +3,17 @@
 N images, C channels, H and W positions, K classes; f is the feature map (N, C, H, W) after one stage.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fsr.config import FSRSpec
-from fsr.models.interventions import Intervention
-from fsr.models.resnet import conv3x3
-
-HIDDEN = 64  # of the authors, at 512 channels (ResNet, VGG) and at 640 (WRN)
+from fsr.files import UsageError
+from fsr.models.nets import conv3x3
 
 
 def hidden_channels(channels: int, reference: int = 512) -> int:
@@ -20,50 +21,35 @@ def hidden_channels(channels: int, reference: int = 512) -> int:
 
     A constant 64 would add 126 % of the parameters at width 8 and confound every narrow result.
     """
-    return min(HIDDEN, max(8, round(HIDDEN * channels / reference)))
+    return min(64, max(8, round(64 * channels / reference)))
 
 
-def _uniform(score: Tensor, part: tuple[int, int] | None) -> Tensor:
-    """Uniform draws like score; part (start, N): its rows of what a whole batch of N images would have drawn."""
-    if part is None:
-        return torch.rand_like(score)
-    start, n = part
-    whole = torch.empty_strided((n, *score.shape[1:]), score.stride(), dtype=score.dtype, device=score.device)
-    return whole.uniform_()[start : start + len(score)]
-
-
-def _noise(score: Tensor, u: tuple[Tensor, Tensor] | None, stable_eps: float, part: tuple[int, int] | None) -> Tensor:
+def _noise(score: Tensor, u, stable_eps: float, part: tuple[int, int] | None) -> Tensor:
     """Difference of two Gumbel draws, like score: from two uniform draws, or as the one Logistic draw that it is."""
     if u is None:
-        v = _uniform(score, part).clamp(1e-8, 1 - 2**-24)
+        v, (start, n) = score, part or (0, len(score))
+        if part is not None:  # our rows of what the whole batch would have drawn
+            v = torch.empty_strided((n, *v.shape[1:]), v.stride(), dtype=v.dtype, device=v.device)
+        v = torch.rand_like(v)[start : start + len(score)].clamp(1e-8, 1 - 2**-24)
         return torch.log(v) - torch.log1p(-v)
     first, second = (v.reshape(score.shape) for v in u)
     if not stable_eps:
-        tiny = torch.finfo(score.dtype).tiny
-        first, second = (v.clamp(tiny, 1 - torch.finfo(score.dtype).eps) for v in (first, second))
-    gumbel = [-torch.log(-torch.log(v + stable_eps) + stable_eps) for v in (first, second)]
-    return gumbel[0] - gumbel[1]
+        info = torch.finfo(score.dtype)
+        first, second = (v.clamp(info.tiny, 1 - info.eps) for v in (first, second))
+    first, second = (-torch.log(-torch.log(v + stable_eps) + stable_eps) for v in (first, second))
+    return first - second
 
 
 def gumbel_mask(
-    score: Tensor,
-    tau: float,
-    *,
-    noisy: bool,
-    u: tuple[Tensor, Tensor] | None = None,
-    hard: bool = False,
-    stable_eps: float = 0.0,
-    backward_tau: float | None = None,
-    part: tuple[int, int] | None = None,
+    score: Tensor, tau: float, *, noisy: bool, u=None, hard=False, stable_eps=0.0, backward_tau=None, part=None
 ) -> Tensor:
-    """Soft two-way choice per activation: towards 1 keeps it as robust, towards 0 as non-robust.
+    """Soft two-way choice per activation, like score, in [0, 1]: towards 1 keeps it as robust, towards 0 as non-robust.
 
-    score: any shape, real; returns the same shape, in [0, 1]. The difference of two Gumbel draws is one Logistic
-    draw, so the two-class Gumbel softmax of (log p, log(1 - p)), p = sigmoid(score), is one sigmoid (Jang et al. 2017).
-    noisy=False uses no noise; u: two uniform draws with score's number of values, in place of fresh ones; hard: 0 or 1
-    forward, soft backward (straight through); stable_eps: what the authors' code adds inside each logarithm and to tau
-    (1e-8; 0 is the clean formula); backward_tau: the gradient as if tau had this value (BPDA, Athalye et al. 2018);
-    part: (start, N) when score is the rows from start of a batch of N that several processes share: the draws too.
+    The difference of two Gumbel draws is one Logistic draw, so the two-class Gumbel softmax of (log p, log(1 - p)),
+    p = sigmoid(score), is one sigmoid (Jang et al. 2017). u: two uniform draws with score's number of values, in place
+    of fresh ones; hard: 0 or 1 forward, soft backward (straight through); stable_eps: what the authors' code adds
+    inside each logarithm and to tau (1e-8); backward_tau: the gradient as if tau had this value (BPDA, Athalye et al.
+    2018); part: (start, N) where score is the rows from start of a batch of N that several processes share.
     """
     if stable_eps:
         p = torch.sigmoid(score)
@@ -89,6 +75,13 @@ class Streams(NamedTuple):
     aux: dict[str, Tensor]  # stream's name to the auxiliary head's logits (N, K)
 
 
+class Intervention(NamedTuple):
+    """mask: maps the module's own mask (N, C, H, W) to the one it uses, None keeps it; recalibrate=False sets R = 0."""
+
+    mask: Callable[[Tensor], Tensor] | None = None
+    recalibrate: bool = True
+
+
 def _network(channels: int, hidden: int) -> nn.Sequential:
     """The shape that S and R share: (N, C, H, W) to (N, C, H, W), real."""
     first = [conv3x3(channels, hidden), nn.BatchNorm2d(hidden), nn.ReLU()]
@@ -99,16 +92,16 @@ def _network(channels: int, hidden: int) -> nn.Sequential:
 class FSR(nn.Module):
     """Splits features by a learned robustness mask and corrects the non-robust part: (N, C, H, W) to the same shape.
 
-    spec.kind chooses the method or a control: separation has no R and passes the robust part on; residual
-    has S and R as two plain residual branches one after the other, no mask, no auxiliary head; aux has the head alone,
-    trained on f with the weight that FSR gives to the label's two terms.
-    Noise follows `training` unless `noise` is True or False; `backward_tau`, `stable_eps`, `part`: see `gumbel_mask`.
+    spec.kind chooses the method or a control: separation has no R and passes the robust part on; residual has S and R
+    as two plain residual branches one after the other, no mask, no auxiliary head; aux has the head alone, trained on f
+    with the weight that FSR gives to the label's two terms. Noise follows `training` unless `noise` is True or False;
+    `backward_tau`, `stable_eps`, `part`: see `gumbel_mask`.
     """
 
-    def __init__(self, channels: int, num_classes: int, spec: FSRSpec | None = None, *, hidden: int | None = None):
+    def __init__(self, channels: int, num_classes: int, spec: FSRSpec | None = None, *, reference: int = 512):
         super().__init__()
         self.spec = spec = FSRSpec() if spec is None else spec
-        hidden = hidden or spec.hidden or hidden_channels(channels)
+        hidden = spec.hidden or hidden_channels(channels, reference)
         self.tau = spec.tau
         self.noise: bool | None = None
         self.backward_tau: float | None = None
@@ -130,20 +123,11 @@ class FSR(nn.Module):
         score = score if score.dtype == torch.float64 else score.float()
         if self.spec.granularity != "element":
             score = score.mean((2, 3) if self.spec.granularity == "channel" else 1, keepdim=True)
-        noisy = self.training if self.noise is None else self.noise
-        mask = gumbel_mask(
-            score,
-            self.tau,
-            noisy=noisy and self.spec.mask != "soft",
-            u=u,
-            hard=self.spec.mask == "hard",
-            stable_eps=self.stable_eps,
-            backward_tau=self.backward_tau,
-            part=self.part,
-        ).expand(f.shape)
-        if self.intervention is not None and self.intervention.mask is not None:
-            mask = self.intervention.mask(mask)
-        return mask
+        noisy = self.spec.mask != "soft" and (self.training if self.noise is None else self.noise)
+        how: dict[str, Any] = {"stable_eps": self.stable_eps, "backward_tau": self.backward_tau, "part": self.part}
+        mask = gumbel_mask(score, self.tau, noisy=noisy, u=u, hard=self.spec.mask == "hard", **how).expand(f.shape)
+        change = None if self.intervention is None else self.intervention.mask
+        return mask if change is None else change(mask)
 
     def _split(self, f: Tensor, u: tuple[Tensor, Tensor] | None) -> Streams:
         """The streams without the auxiliary logits."""
@@ -174,3 +158,50 @@ class FSR(nn.Module):
         head = self.aux
         aux = {name: head(s.mean((2, 3)).to(head.weight.dtype)) for name, s in named.items() if s is not None}
         return split._replace(aux=aux)
+
+
+def _drawn(draw: Callable, size, seed: int) -> Tensor:
+    return draw(size, generator=torch.Generator().manual_seed(seed))
+
+
+INTERVENTIONS: dict[str, Callable[..., Tensor] | None] = {  # what each makes of a mask; None: R = 0
+    "mask_one": lambda mask, seed: torch.ones_like(mask),  # everything is robust: the module is bypassed
+    "no_recalibration": None,
+    # One mask for all images, uniform in [0, 1): fixed by the seed, so that attacks meet no randomness.
+    "mask_random": lambda mask, seed: _drawn(torch.rand, mask.shape[1:], seed).to(mask).expand(mask.shape),
+    # The mean of each image's own mask: the same share kept, without any choice.
+    "mask_constant": lambda mask, seed: mask.mean((1, 2, 3), keepdim=True).expand(mask.shape),
+    # Each image's own mask with its entries moved by one fixed permutation: the same values in the wrong places.
+    "mask_shuffled": lambda mask, seed: mask.flatten(1)[:, _drawn(torch.randperm, mask[0].numel(), seed)].view_as(mask),
+}
+
+
+def masked(model: nn.Module) -> list[FSR]:
+    """The FSR modules of a model that have a mask, in the order of `modules()`."""
+    return [part for part in model.modules() if isinstance(part, FSR) and part.has_mask]
+
+
+@contextmanager
+def switched(model: nn.Module, **switches) -> Iterator[None]:
+    """FSR's test-time attributes (backward_tau, noise, intervention) set inside; a list gives each module its own."""
+    before = [{name: getattr(module, name) for name in switches} for module in masked(model)]
+    try:
+        for i, module in enumerate(masked(model)):
+            for name, value in switches.items():
+                setattr(module, name, value[i] if isinstance(value, list) else value)
+        yield
+    finally:
+        for module, values in zip(masked(model), before, strict=True):
+            vars(module).update(values)
+
+
+@contextmanager
+def intervene(model: nn.Module, name: str, seed: int = 0) -> Iterator[nn.Module]:
+    """Every FSR module of model acts under the named intervention inside the block; UsageError where none can."""
+    if name not in INTERVENTIONS:
+        raise UsageError(f"unknown intervention {name!r}; choose one of {', '.join(INTERVENTIONS)}")
+    if not masked(model):
+        raise UsageError(f"intervention {name!r} needs a model with an FSR mask; this one has none")
+    change = INTERVENTIONS[name]
+    with switched(model, intervention=Intervention(change and partial(change, seed=seed), change is not None)):
+        yield model

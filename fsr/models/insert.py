@@ -1,24 +1,15 @@
 """The one way a module gets into a network, and the one way its streams come out.
 
-N images, K classes.
+N images, C channels, H and W positions, K classes.
 """
 
-from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fsr.files import UsageError
-from fsr.models.modes import eval_mode
-
-
-class Recorder:
-    """What one `trace` collects: the labels it was given and the streams of each inserted module, in running order."""
-
-    def __init__(self, y: Tensor | None):
-        self.y = y
-        self.streams: list[Any] = []
+from fsr.models.modes import eval_mode, hooked
 
 
 class Inserted(nn.Module):
@@ -28,7 +19,7 @@ class Inserted(nn.Module):
     is the same features.
     """
 
-    recorder: Recorder | None = None  # only inside `trace`: copies, pickles and compiled graphs never carry one
+    recorder: tuple[Tensor | None, list[Any]] | None = None  # only inside `trace`: no copy or pickle carries one
 
     def __init__(self, submodule: nn.Module, module: nn.Module):
         super().__init__()
@@ -39,8 +30,8 @@ class Inserted(nn.Module):
         f = self.submodule(*args, **kwargs)
         if self.recorder is None:
             return self.module(f)
-        streams = self.module.streams(f, self.recorder.y)
-        self.recorder.streams.append(streams)
+        streams = self.module.streams(f, self.recorder[0])
+        self.recorder[1].append(streams)
         return streams.features.clone()  # a network may go on in place (DenseNet), and the recorded ones stay
 
 
@@ -63,87 +54,78 @@ class Classifier(nn.Module):
 
         y: (N,) int64, read only in training mode and only by modules that need labels there (CAS, CIFS).
         """
-        recorder, places = Recorder(y), self.inserted()
+        streams: list[Any] = []
+        places = self.inserted()
         for place in places:
-            place.recorder = recorder
+            place.recorder = y, streams
         try:
             logits = self.net(x)
         finally:
             for place in places:
                 place.recorder = None
-        return logits, recorder.streams
-
-
-def submodule_at(net: nn.Module, path: str) -> nn.Module:
-    """The submodule at a path as in `named_modules()`; an unknown path raises UsageError with the ones nearby."""
-    names = [name for name, _ in net.named_modules(remove_duplicate=False) if name]
-    if path not in names:
-        parent = path.rpartition(".")[0]
-        near = [n for n in names if n.rpartition(".")[0] == parent] or [n for n in names if "." not in n]
-        raise UsageError(f"no module {path!r} in this network; choose one of {', '.join(near[:20])}")
-    return net.get_submodule(path)
+        return logits, streams
 
 
 def insert_all(net: nn.Module, modules: dict[str, nn.Module]) -> None:
     """Put every module after the submodule at its path, changing net, under every name that the submodule has there."""
     for path in sorted(modules, key=lambda path: -path.count(".")):  # an insertion moves what lies below it
-        submodule = submodule_at(net, path)
-        inserted = Inserted(submodule, modules[path])
+        submodule = net.get_submodule(path)
+        place = Inserted(submodule, modules[path])
         for parent in list(net.modules()):
             for name, child in list(parent._modules.items()):  # named_children() leaves second names out
                 if child is submodule:
-                    setattr(parent, name, inserted)
+                    setattr(parent, name, place)
 
 
-def first_accepted(net: nn.Module, batches: list[Tensor]) -> tuple[Tensor, Any]:
-    """(The first batch that net takes, what it gives) in eval mode; UsageError with the reason when it takes none."""
-    reason = ""
-    for x in batches:
-        try:
-            with eval_mode(net), torch.no_grad():
-                return x, net(x.clone())
-        except Exception as error:  # a foreign network may refuse an input by any exception
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:150]
-    sizes = ", ".join(str(tuple(x.shape)) for x in batches)
-    raise UsageError(f"a dry run on images {sizes} failed ({reason}); give example=, a batch that the network takes")
+def dry_run(net: nn.Module, x: Tensor, paths=(), *, training: bool = False) -> tuple[Any, dict[str, list[Any]]]:
+    """What net gives for x, or the exception that it raises, and all outputs at each path; net is left as it was."""
+    parts = {net.get_submodule(path): path for path in paths}
+    outputs: dict[str, list[Any]] = {path: [] for path in paths}
+    buffers = {name: value.clone() for name, value in net.named_buffers()} if training else {}
+    with eval_mode(net), hooked(parts, lambda part, _, y: outputs[parts[part]].append(y)), torch.no_grad():
+        net.train(training)
+        with torch.random.fork_rng([x.device] * x.is_cuda):
+            try:
+                given = net(x.clone())
+            except Exception as error:  # a foreign network may refuse an input by any exception
+                given = error
+        for name, value in buffers.items():
+            net.get_buffer(name).copy_(value)
+    return given, outputs
 
 
-def _outputs(net: nn.Module, path: str, x: Tensor) -> list[Any]:
-    """What the submodule at path gives when net runs on x in eval mode, also where a later layer fails."""
-    outputs: list[Any] = []
-    handle = submodule_at(net, path).register_forward_hook(lambda module, args, output: outputs.append(output))
-    with eval_mode(net), torch.no_grad(), suppress(Exception):  # a network may take one size only
-        net(x)
-    handle.remove()
-    return outputs
+def _wrong(f: Any, larger: list[Any], x: Tensor) -> str:
+    """Why an output is no map (N, C, H, W), or ''; larger: the outputs on twice the image, where net takes it."""
+    if not isinstance(f, Tensor) or f.ndim != 4:
+        tokens = ", tokens (N, T, C)" if isinstance(f, Tensor) and f.ndim == 3 else ""
+        return f"a {type(f).__name__} {tuple(getattr(f, 'shape', ()))}{tokens}"
+    if larger:  # of maps with their channels last the second size grows with the image
+        last = larger[0].shape[1] != f.shape[1]
+    else:  # H / W is that of the image
+        first, last = (abs(h * x.shape[3] - w * x.shape[2]) for h, w in (f.shape[2:], f.shape[1:3]))
+        last = last < first
+    return f"{tuple(f.shape)}, maps (N, H, W, C)" if last else ""
 
 
-def _has_channels_last(f: Tensor, net: nn.Module, path: str, x: Tensor) -> bool:
-    """Are these maps (N, H, W, C)?  Their second size grows with the image; of one-size networks, H / W is x's."""
-    if larger := _outputs(net, path, x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)):
-        return larger[0].shape[1] != f.shape[1]
-    h, w = x.shape[-2:]
-    first, last = (abs(a * w - b * h) for a, b in (f.shape[2:], f.shape[1:3]))  # 0 where a / b is h / w
-    return last < first
+def features_at(net: nn.Module, paths: tuple[str, ...], batches: list[Tensor]) -> tuple[Tensor, Any, dict[str, Tensor]]:
+    """(The first batch that net takes, what it gives, the map (N, C, H, W) after the submodule at each path).
 
-
-def features_at(net: nn.Module, path: str, x: Tensor) -> Tensor:
-    """Features (N, C, H, W) after the submodule at path, by a dry run on x that changes nothing.
-
-    Raises UsageError when the submodule does not run exactly once, or gives anything but such a map.
+    By dry runs in eval mode. UsageError where no batch is taken, or a place does not give one such map.
     """
-    outputs = _outputs(net, path, x.clone())
-    if len(outputs) != 1:
-        raise UsageError(f"{path!r} runs {len(outputs)} times in a forward pass; choose a module that runs once")
-    f = outputs[0]
-    if not isinstance(f, Tensor):
-        wrong = f"a {type(f).__name__}, not one feature map"
-    elif f.ndim == 3:
-        wrong = f"tokens (N, T, C) = {tuple(f.shape)}, where 3x3 convolutions mean nothing, not maps (N, C, H, W)"
-    elif f.ndim != 4:
-        wrong = f"{tuple(f.shape)}, not a feature map (N, C, H, W)"
-    elif _has_channels_last(f, net, path, x):
-        wrong = f"{tuple(f.shape)}, maps (N, H, W, C), not (N, C, H, W) with their channels first"
+    names = [name for name, _ in net.named_modules(remove_duplicate=False) if name]
+    for path in set(paths) - set(names):
+        near = [name for name in names if name.rpartition(".")[0] == path.rpartition(".")[0]] or names
+        raise UsageError(f"no module {path!r} in this network; choose one of {', '.join(near[:20])}")
+    for x in batches:
+        logits, outputs = dry_run(net, x, paths)
+        if not isinstance(logits, Exception):
+            break
     else:
-        return f
-    raise UsageError(f"{path!r} gives {wrong}; choose another module, such as a convolutional stage")
+        why = " ".join(str(logits).split())[:150] or type(logits).__name__
+        raise UsageError(f"a dry run on images {tuple(x.shape)} failed ({why}); give example=, a batch that it takes")
+    larger = dry_run(net, x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3), paths)[1]
+    for path, seen in outputs.items():
+        wrong = f"{len(seen)} outputs" if len(seen) != 1 else _wrong(seen[0], larger[path], x)
+        if wrong:
+            raise UsageError(f"{path!r} gives {wrong} in a pass, not one map (N, C, H, W); choose another module")
+    return x, logits, {path: seen[0] for path, seen in outputs.items()}

@@ -1,9 +1,11 @@
-"""Evaluation mode that is put back exactly as it was, and copies of any network."""
+"""Evaluation mode and hooks that are put back exactly as they were, copies, and what any network costs."""
 
 import copy
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -21,7 +23,35 @@ def eval_mode(model):
             module.training = was_training
 
 
+@contextmanager
+def hooked(parts: Iterable[nn.Module], after: Callable, before: Callable = lambda *_: None) -> Iterator[None]:
+    """Inside, each of these modules that runs calls before(module, inputs) and after(module, inputs, output)."""
+    with ExitStack() as stack:
+        for part in parts:
+            stack.callback(part.register_forward_pre_hook(before).remove)
+            stack.callback(part.register_forward_hook(after).remove)
+        yield
+
+
 def copied(model: Network) -> Network:
     """A deep copy, also of a network that holds tensors derived from its parameters, as the older weight norm does."""
     derived = [v for part in model.modules() for v in vars(part).values() if isinstance(v, Tensor) and not v.is_leaf]
     return copy.deepcopy(model, {id(value): value.detach().clone() for value in derived})
+
+
+def count_params(model: nn.Module) -> int:
+    """Trainable numbers of model; BatchNorm's running statistics are not among them."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def count_macs(model: nn.Module, x: Tensor) -> int:
+    """Multiply-accumulates of convolutions and linear layers, per image of an eval-mode pass on x (N, C, H, W)."""
+    macs: list[int] = []
+    layers = [part for part in model.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
+    with (
+        eval_mode(model),
+        torch.no_grad(),
+        hooked(layers, lambda m, _, y: macs.append(y.numel() * m.weight[0].numel())),
+    ):
+        model(x)
+    return sum(macs) // len(x)

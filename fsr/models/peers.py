@@ -23,8 +23,8 @@ class PeerStreams(NamedTuple):
 class FeatureDenoising(nn.Module):
     """Residual non-local mean with dot-product weights and a 1x1 convolution (Xie et al. 2019, section 4.2, eq. 2).
 
-    (N, C, H, W) to the same shape. As in their code the convolution has a BatchNorm whose scale starts at zero: the
-    dot products grow with the cube of the features, so the block must start as the identity.
+    As in their code the convolution has a BatchNorm whose scale starts at zero: the dot products grow with the cube
+    of the features, so the block must start as the identity.
     """
 
     def __init__(self, channels: int, num_classes: int = 0, is_last: bool = False):
@@ -35,10 +35,8 @@ class FeatureDenoising(nn.Module):
 
     def forward(self, f: Tensor) -> Tensor:
         flat = f.flatten(2)  # (N, C, HW)
-        if flat.shape[1] < flat.shape[2]:  # the cheaper of the two orders of the same product
-            mean = (flat @ flat.transpose(1, 2)) @ flat
-        else:
-            mean = flat @ (flat.transpose(1, 2) @ flat)
+        narrow = flat.shape[1] < flat.shape[2]  # the cheaper of the two orders of the same product
+        mean = (flat @ flat.mT) @ flat if narrow else flat @ (flat.mT @ flat)
         return f + self.bn(self.conv((mean / flat.shape[2]).view_as(f)))
 
     def streams(self, f: Tensor, y: Tensor | None = None) -> PeerStreams:
@@ -47,15 +45,15 @@ class FeatureDenoising(nn.Module):
 
 
 class _Probed(nn.Module):
-    """Shared by CAS and CIFS: needs the labels in training, its own predictions otherwise."""
+    """Scales channels by a gate made of the labels in training, of the probe's own predictions otherwise."""
 
-    gate: Callable[..., tuple[Tensor, Tensor]]
+    gate: Callable[..., tuple[Tensor, Tensor]]  # (f, labels or None) to a weight per channel (N, C) and logits (N, K)
 
     def forward(self, f: Tensor) -> Tensor:
         return self.streams(f).features
 
     def streams(self, f: Tensor, y: Tensor | None = None) -> PeerStreams:
-        """Features, and the probe's logits; y: (N,) int64, read in training mode only, where UsageError asks for it."""
+        """Features and the probe's logits; y: (N,) int64, read in training mode only, where UsageError asks for it."""
         if self.training and y is None:
             raise UsageError(f"{type(self).__name__} in training mode needs the labels: call trace(x, y)")
         gate, logits = self.gate(f, y if self.training else None)
@@ -73,7 +71,6 @@ class CAS(_Probed):
         self.probe = nn.Linear(channels, num_classes)
 
     def gate(self, f: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Weight per channel (N, C), and the probe's logits (N, K)."""
         logits = self.probe(f.mean((2, 3)))
         return self.probe.weight[logits.argmax(1) if y is None else y], logits
 
@@ -92,7 +89,6 @@ class CIFS(_Probed):
         self.probe = nn.Linear(channels if is_last else 128, num_classes)
 
     def gate(self, f: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Weight per channel (N, C), in (0, 1) with sum 1, and the probe's logits (N, K)."""
         pooled = f.mean((2, 3))
         hidden = pooled if self.bottleneck is None else F.softplus(self.bottleneck(pooled), beta=5)
         logits = self.probe(hidden)

@@ -1,30 +1,24 @@
-"""F1, F2 and F3: attention maps, the mask and what each stream knows about the class."""
+"""F1, F2, F3 and F8: attention maps, the mask, what each stream knows about the class, features as t-SNE."""
 
 from contextlib import suppress
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
+from scipy.linalg import orthogonal_procrustes
 
 from fsr import experiments, statistics
 from fsr.config import DATASETS
 from fsr.files import MissingRecord
-from fsr.plots import records, style
+from fsr.plots import style
 
 MAX_ROWS, OPACITY = 6, 0.72  # images of F1; of a map over its image
-PROBES = {"aux": "auxiliary head (trained with the network)", "knn": "k nearest neighbours (never trained)"}
-COLOURS = {"clean": style.GREY, "adv": style.BROWN}
-
-
-def _picture(ax: Axes, image: np.ndarray, answer: int, truth: int, classes: list[str]) -> None:
-    """An image (3, H, W) with the network's answer below it."""
-    ax.imshow(np.moveaxis(image, 0, -1), interpolation="none")
-    text, colour = ("right", style.GREEN) if answer == truth else ("wrong", style.VERMILION)
-    options: dict[str, Any] = {"transform": ax.transAxes, "ha": "center", "va": "top", "fontsize": 6.5}
-    ax.text(0.5, -0.04, f"{text}: {classes[answer]}", color=colour, **options)
+NEAR = 15  # neighbours of its own class that say how dense a cluster is at a point
+IMAGES = {"clean": ("clean images", style.GREY, "-"), "adv": ("adversarial images", style.BROWN, (0, (3, 1.5)))}
+PROBES: dict[str, dict] = {"aux": {"facecolor": "white", "hatch": "///"}, "knn": {"facecolor": style.VERMILION}}
+PROBES["aux"] |= {"label": "auxiliary head (trained with the network)"}
+PROBES["knn"] |= {"label": "k nearest neighbours (never trained)"}
 
 
 def fooled_first(arrays: dict[str, np.ndarray]) -> np.ndarray:
@@ -36,15 +30,19 @@ def fooled_first(arrays: dict[str, np.ndarray]) -> np.ndarray:
 
 def attention_maps(profile: str) -> Figure:
     """F1: images that the attack fools, with the attention maps of f, f+, f-, recalibrated f- and the output."""
-    record, arrays = records.analysis(profile, experiments.main_pair(profile)[1], "maps")
+    record, arrays = style.analysis(profile, experiments.main_pair(profile)[1], "maps")
     shown, classes = fooled_first(arrays)[:MAX_ROWS], record["class_names"]
     figure, grid = style.panels(len(shown), 2 + len(style.STREAMS), 1.1 * len(shown) + 0.65)
+    small: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 6.5}
     for axes, i in zip(grid, shown):
         truth, attacked = arrays["labels"][i], arrays["adversarial"][i]
-        _picture(axes[0], arrays["natural"][i], arrays["pred_clean"][i], truth, classes)
-        _picture(axes[1], attacked, arrays["pred_adv"][i], truth, classes)
-        options: dict[str, Any] = {"transform": axes[0].transAxes, "rotation": 90, "ha": "right", "va": "center"}
-        axes[0].text(-0.05, 0.5, classes[truth], fontsize=7, **options)
+        pictures = ((arrays["natural"][i], arrays["pred_clean"][i]), (attacked, arrays["pred_adv"][i]))
+        for ax, (image, answer) in zip(axes, pictures):
+            ax.imshow(np.moveaxis(image, 0, -1), interpolation="none")
+            text, colour = ("right", style.GREEN) if answer == truth else ("wrong", style.VERMILION)
+            ax.text(0.5, -0.04, f"{text}: {classes[answer]}", color=colour, transform=ax.transAxes, **small)
+        look: dict[str, Any] = {"transform": axes[0].transAxes, "rotation": 90, "ha": "right", "va": "center"}
+        axes[0].text(-0.05, 0.5, classes[truth], fontsize=7, **look)
         for ax, name in zip(axes[2:], style.STREAMS):
             heat = arrays["map_features" if name == "output" else f"map_{name}"][i].astype(float)
             ax.imshow(attacked.mean(0), cmap="gray", vmin=0, vmax=255, extent=(0, 1, 0, 1))
@@ -54,83 +52,103 @@ def attention_maps(profile: str) -> Figure:
     titles = ["natural", "adversarial", *(text.replace(" ", "\n", 1) for text in style.STREAMS.values())]
     for ax, title in zip(grid[0], titles):
         ax.set_title(title, loc="center", fontsize=7.5)
-    note = f"AT + FSR, {records.setting(profile, 'ema')}, PGD-20; {len(shown)} of the first {record['n']} test images\n"
+    note = f"AT + FSR, {style.setting(profile, 'ema')}, PGD-20; {len(shown)} of the first {record['n']} test images\n"
     maps = "maps: mean over channels of |feature| on the adversarial image, each stretched to its own range"
     return style.finish(figure, note + maps)
 
 
 def mask_histograms(profile: str) -> Figure:
     """F2: the distribution of the mask on clean and adversarial images, and its saturated share, per temperature."""
-    rows: list[Any] = [row for row in experiments.ROWS[profile]["settings"] if row.axis == "tau"]
     found = []
-    for row in sorted(rows, key=lambda row: row.value):
+    for row in experiments.ROWS[profile]["settings"]:
         with suppress(MissingRecord):
-            found.append(records.analysis(profile, row.runs[0], "masks"))
+            found += [style.analysis(profile, row.runs[0], "masks")] if row.axis == "tau" else []
     if not found:
-        raise records.nothing(profile, "masks")
-    width = min(style.WIDTH, 3.2 + 1.4 * len(found))
-    figure, (axes,) = style.panels(1, len(found), 2.6, width, sharey=True)
-    for ax, (record, arrays) in zip(axes, found):
-        for (key, colour), dash in zip(COLOURS.items(), ("-", (0, (3, 1.5)))):
+        raise style.nothing(profile, "masks")
+    figure, (axes,) = style.panels(1, len(found), 2.6, min(style.WIDTH, 3.2 + 1.4 * len(found)), sharey=True)
+    for ax, (record, arrays) in zip(axes, sorted(found, key=lambda pair: pair[0]["tau"])):
+        for key, (label, colour, dash) in IMAGES.items():
             share = arrays[f"hist_{key}"] / arrays[f"hist_{key}"].sum()
-            ax.stairs(share, arrays["edges"], color=colour, linewidth=1.6, linestyle=dash)
+            ax.stairs(share, arrays["edges"], color=colour, linewidth=1.6, linestyle=dash, label=label)
         ax.set(xlim=(0, 1), xlabel="mask value $m$", yscale="log", xticks=[0, 0.5, 1])
-        clean, attacked = (f"{100 * record[f'saturated_{key}']:.1f} %" for key in COLOURS)
+        clean, attacked = (f"{100 * record[f'saturated_{key}']:.1f} %" for key in IMAGES)
         title = f"$\\tau$ = {record['tau']:g}\nsaturated: clean {clean},\nadversarial {attacked}"
         ax.set_title(title, fontsize=7.5)
     axes[0].set_ylabel("share of activations")
-    words = ("clean images", "adversarial images")
-    handles = [Patch(color=colour, label=text) for colour, text in zip(COLOURS.values(), words)]
-    note = f"AT + FSR, {records.setting(profile, 'ema')}, seed 0, no noise;\nsaturated: m below 0.05 or above 0.95"
-    return style.finish(figure, note, handles)
-
-
-def stream_shares(profile: str) -> tuple[pd.DataFrame, str]:
-    """T7 under PGD-20 of the first recorded weights: value, low, high, n, seeds per stream and probe; the checkpoint.
-
-    The interval is Wilson's at the mean over seeds and the images of one seed.
-    """
-    frame = records.frame(profile, "T7", attack="pgd20")
-    if frame.empty:
-        raise records.nothing(profile, "streams")
-    checkpoint = next(name for name in ("last", "ema") if name in set(frame["checkpoint"]))
-    frame = frame[frame["checkpoint"] == checkpoint]
-    cells = frame.groupby(["stream", "probe"]).agg(value=("accuracy", "mean"), n=("n", "min"), seeds=("seed", "count"))
-    limits = [statistics.wilson(row.value * row.n, int(row.n)) for row in cells.itertuples()]
-    return cells.assign(low=[low for low, _ in limits], high=[high for _, high in limits]), checkpoint
-
-
-def _step_text(profile: str, checkpoint: str) -> str:
-    """What the nearest neighbours find more in the recalibrated than in the non-robust stream, seed by seed."""
-    frame = records.frame(profile, "T7", attack="pgd20", checkpoint=checkpoint, probe="knn")
-    wide = frame.pivot(index="seed", columns="stream", values="accuracy")
-    steps = statistics.seed_summary(100 * (wide["recalibrated"] - wide["nonrobust"]))
-    interval = f" [{steps.low:+.2f}, {steps.high:+.2f}] over {steps.n} seeds" if steps.n > 2 else ""
-    numbers = f"{steps.mean:+.2f} points{interval}".replace("-", "−")
-    return f"recalibrated minus non-robust, by neighbours: {numbers}" + ("" if steps.n > 1 else ", one seed")
+    note = f"AT + FSR, {style.setting(profile, 'ema')}, seed 0, no noise;\nsaturated: m below 0.05 or above 0.95"
+    return style.finish(figure, note)
 
 
 def stream_bars(profile: str) -> Figure:
-    """F3: accuracy of every stream under PGD-20 by two probes, and the step from non-robust to recalibrated."""
-    cells, checkpoint = stream_shares(profile)
+    """F3: accuracy of every stream under PGD-20 by two probes, and the step from non-robust to recalibrated.
+
+    Mean over seeds; the interval is Wilson's of the images of one seed.
+    """
+    frame = style.cells(profile, "T7", attack="pgd20")
+    if frame.empty:
+        raise style.nothing(profile, "streams")
+    checkpoint = next(name for name in ("last", "ema") if name in set(frame["checkpoint"]))
+    frame = frame[frame["checkpoint"] == checkpoint]
+    means = frame.pivot_table(index="stream", columns="probe", values="accuracy").loc[list(style.STREAMS)]
+    n, seeds, top = int(frame["n"].min()), frame["seed"].nunique(), 0.0
     figure, ((ax,),) = style.panels(1, 1, 2.9)
-    colour = style.METHODS["AT + FSR"]
-    options: dict[str, Any] = {"aux": {"facecolor": "white", "hatch": "///"}, "knn": {"facecolor": colour}}
-    for (stream, probe), row in cells.iterrows():
-        x = list(style.STREAMS).index(stream) + (-0.2 if probe == "aux" else 0.2)
-        bars = [[row["value"] - row["low"]], [row["high"] - row["value"]]]
-        ax.bar(x, row["value"], 0.37, edgecolor=colour, **options[probe])
-        ax.errorbar(x, row["value"], bars, color="black", linewidth=0.9, capsize=2)
-        ax.text(x, row["high"] + 0.01, f"{100 * row['value']:.1f}", ha="center", va="bottom", fontsize=7)
+    for shift, (probe, look) in zip((-0.2, 0.2), PROBES.items()):
+        at, values = np.arange(len(means)) + shift, means[probe].to_numpy()
+        low, high = np.array([statistics.wilson(value * n, n) for value in values]).T
+        ax.bar(at, values, 0.37, edgecolor=style.VERMILION, **look)
+        ax.errorbar(at, values, (values - low, high - values), color="black", linestyle="", linewidth=0.9, capsize=2)
+        for x, value, end in zip(at, values, high):
+            ax.text(x, end + 0.01, f"{100 * value:.1f}", ha="center", va="bottom", fontsize=7)
+        top = max(top, *high)
     chance = 1 / DATASETS[experiments.profile_of(profile).base.dataset].classes
     ax.axhline(chance, color=style.GREY, linestyle=":")
     ax.text(1.005, chance, "chance", transform=ax.get_yaxis_transform(), va="center", fontsize=7, color=style.GREY)
-    ax.set_xticks(range(len(style.STREAMS)), list(style.STREAMS.values()))
-    ax.set(ylim=(0, 1.2 * cells["high"].max()), ylabel="accuracy under PGD-20")
-    ax.set_title(_step_text(profile, checkpoint))
+    ax.set_xticks(range(len(means)), list(style.STREAMS.values()))
+    ax.set(ylim=(0, 1.2 * top), ylabel="accuracy under PGD-20")
+    by_seed = frame[frame["probe"] == "knn"].pivot(index="seed", columns="stream", values="accuracy")
+    step = statistics.seed_summary(100 * (by_seed["recalibrated"] - by_seed["nonrobust"]))
+    interval = f" [{step.low:+.2f}, {step.high:+.2f}] over {step.n} seeds" if step.n > 2 else ""
+    step_text = f"{step.mean:+.2f} points{interval}".replace("-", "−") + ("" if step.n > 1 else ", one seed")
+    ax.set_title(f"recalibrated minus non-robust, by neighbours: {step_text}")
     ax.grid(axis="x", visible=False)
     style.percent_axis(ax)
-    handles = [Patch(edgecolor=colour, label=text, **options[probe]) for probe, text in PROBES.items()]
-    seeds = f"mean of {int(cells['seeds'].max())} seeds" if cells["seeds"].max() > 1 else "one seed"
-    note = f"AT + FSR, {records.setting(profile, checkpoint)}, {seeds}"
-    return style.finish(figure, f"{note}; bars: 95 % intervals over {int(cells['n'].min()):,} images", handles)
+    note = f"AT + FSR, {style.setting(profile, checkpoint)}, {f'mean of {seeds} seeds' if seeds > 1 else 'one seed'}"
+    return style.finish(figure, f"{note}; bars: 95 % intervals over {n:,} images")
+
+
+def aligned(points: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """points (n, 2) moved, turned or mirrored to lie as near as possible to target (n, 2): Procrustes without scale."""
+    points, target = points.astype(float), target.astype(float)
+    centred, middle = points - points.mean(axis=0), target.mean(axis=0)
+    return centred @ orthogonal_procrustes(centred, target - middle)[0] + middle
+
+
+def densest(points: np.ndarray, taken: list[np.ndarray], apart: np.ndarray) -> np.ndarray:
+    """The point (2,) where points (n, 2) lie densest, outside boxes `apart` (2,) around the taken places if any is."""
+    distances = np.linalg.norm(points[:, None] - points[None], axis=2)
+    order = np.sort(distances, axis=1)[:, : NEAR + 1].mean(axis=1).argsort(kind="stable")
+    free = [i for i in order if all((np.abs(points[i] - other) >= apart).any() for other in taken)]
+    return points[(free or list(order))[0]]
+
+
+def feature_space(profile: str) -> Figure:
+    """F8: t-SNE of pooled f- and recalibrated f- of adversarial images, the second turned onto the first."""
+    record, arrays = style.analysis(profile, experiments.main_pair(profile)[1], "features")
+    shares = style.cells(profile, "T7", attack="pgd20", checkpoint="ema", probe="knn", seed=0).set_index("stream")
+    figure, (axes,) = style.panels(1, 2, 3.9)
+    for ax, stream in zip(axes, ("nonrobust", "recalibrated")):
+        points, taken = aligned(arrays[f"tsne_{stream}"], arrays["tsne_nonrobust"]), []
+        for label in np.unique(arrays["labels"])[: len(style.CLASSES)]:
+            part, colour = points[arrays["labels"] == label], style.CLASSES[label]
+            ax.scatter(*part.T, s=4, color=colour, linewidths=0, alpha=0.65, rasterized=True)
+            taken.append(densest(part, taken, np.ptp(points, axis=0) * (0.2, 0.06)))
+            name = {"ha": "center", "va": "center", "fontsize": 7.5, "zorder": 5, "fontweight": "bold"}
+            outline = [withStroke(linewidth=2.5, foreground="white")]
+            ax.text(*taken[-1], record["class_names"][label], color=colour, path_effects=outline, **name)
+        ax.set(xticks=[], yticks=[])
+        ax.margins(0.09)
+        ax.spines[:].set_visible(True)
+        share = shares["accuracy"].get(stream)
+        ax.set_title(style.STREAMS[stream] + ("" if share is None else f": {100 * share:.1f} % by nearest neighbours"))
+    note = f"AT + FSR, {style.setting(profile, 'ema')}, seed 0, {len(arrays['labels']):,} images under PGD-20;\n"
+    return style.finish(figure, note + "t-SNE keeps neighbourhoods: distances between groups mean nothing")

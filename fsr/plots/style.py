@@ -1,33 +1,30 @@
-"""One look for every figure: a colour per method, sizes for print, shared drawing helpers."""
+"""One look for every figure, and what figures read from records."""
 
-import functools
 import textwrap
-from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import PercentFormatter
+
+from fsr import experiments, store, tables
+from fsr.config import Run
+from fsr.files import MissingRecord
+from fsr.tables import labels
 
 # Okabe and Ito 2008: eight colours that stay apart for the common kinds of colour blindness.
 BLUE, VERMILION, SKY, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#56B4E9", "#E69F00", "#009E73", "#CC79A7"
 GREY, BROWN, OLIVE, BLACK = "#7F7F7F", "#8C5A2B", "#B8A900", "#000000"
-METHODS = {"AT": BLUE, "AT + FSR": VERMILION, "TRADES": SKY, "TRADES + FSR": ORANGE, "MART": GREEN}
-METHODS |= {"MART + FSR": PURPLE}
+NAMES = ("AT", "AT + FSR", "TRADES", "TRADES + FSR", "MART", "MART + FSR", "authors' code")
+METHODS = dict(zip(NAMES, (BLUE, VERMILION, SKY, ORANGE, GREEN, PURPLE, BLACK)))
 ATTACKS = {"clean": GREY, "pgd20": OLIVE, "ensemble": BROWN, "autoattack": BLACK}
 CLASSES = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, BROWN, SKY, GREY, OLIVE, BLACK)
-STREAMS = {
-    "f": "input $f$",
-    "robust": "robust $f^{+}$",
-    "nonrobust": "non-robust $f^{-}$",
-    "recalibrated": "recalibrated $\\tilde{f}^{\\,-}$",
-    "output": "output $\\tilde{f}$",
-}
+STREAMS = {"f": "input $f$", "robust": "robust $f^{+}$", "nonrobust": "non-robust $f^{-}$"}
+STREAMS |= {"recalibrated": "recalibrated $\\tilde{f}^{\\,-}$", "output": "output $\\tilde{f}$"}
+KEYS = ("x", "axis", "setting", "own", "network", "epochs", "checkpoint")
 WIDTH = 7.2  # inches: two columns of a paper
 # DejaVu Sans ships with matplotlib: the same bytes on every machine; fonttype 42: text stays text
 STYLE: dict[Any, Any] = sns.axes_style("ticks") | {"font.family": "DejaVu Sans", "font.size": 8, "pdf.fonttype": 42}
@@ -38,19 +35,6 @@ STYLE |= dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize")
 STYLE |= {"savefig.dpi": 150, "figure.dpi": 120}
 
 
-def styled(draw: Callable[[str], Figure]) -> Callable[[str], Figure]:
-    """Draw with STYLE, leave the caller's settings alone and keep no figure open."""
-
-    @functools.wraps(draw)
-    def wrapped(profile: str) -> Figure:
-        with mpl.rc_context(STYLE):
-            figure = draw(profile)
-            plt.close(figure)
-            return figure
-
-    return wrapped
-
-
 def panels(rows: int, cols: int, height: float, width: float = WIDTH, **kwargs) -> tuple[Figure, list[list[Axes]]]:
     """A figure with a grid of axes, a list of rows; sizes in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -59,43 +43,93 @@ def panels(rows: int, cols: int, height: float, width: float = WIDTH, **kwargs) 
 
 def percent_axis(ax: Axes) -> None:
     """Fractions stay fractions in the data; the axis shows percent."""
-    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+    ax.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f} %")
 
 
-def points(ax: Axes, frame: pd.DataFrame, at, color: str, *, horizontal: bool = False, linestyle: str = "") -> None:
+def log_axis(ax: Axes, values: pd.Series) -> None:
+    """A logarithmic x axis with a tick at every value and none between."""
+    ax.set_xscale("log")
+    ax.set_xticks(sorted(set(values)), [f"{value:g}" for value in sorted(set(values))])
+    ax.minorticks_off()
+
+
+def points(ax: Axes, frame: pd.DataFrame, at, color: str, label: str = "", *, horizontal=False, linestyle="") -> None:
     """`value` (fractions, drawn in points) at the places `at`, its intervals: over images thick, over seeds thin."""
     for low, high, width in (("low", "high", 2.0), ("seeds_low", "seeds_high", 0.7)):
-        if low in frame and frame[low].notna().any():
-            ends = 100 * frame[low], 100 * frame[high]
-            (ax.hlines if horizontal else ax.vlines)(at, *ends, color=color, linewidth=width)
-    values = 100 * frame["value"]
-    ax.plot(*(values, at) if horizontal else (at, values), marker="o", color=color, linestyle=linestyle)
+        if low in frame:
+            (ax.hlines if horizontal else ax.vlines)(at, 100 * frame[low], 100 * frame[high], color, linewidth=width)
+    places = (100 * frame["value"], at) if horizontal else (at, 100 * frame["value"])
+    ax.plot(*places, marker="o", color=color, linestyle=linestyle, label=label)
 
 
-def series(ax: Axes, frame: pd.DataFrame, column: str, order: list, hue: str, colours: dict, **options) -> None:
-    """Points of every value of `hue` side by side, at the place in `order` of what `column` holds."""
-    shown = [name for name in colours if name in set(frame[hue])]
+def series(ax: Axes, frame: pd.DataFrame, column: str, order: list[str], colours: dict, *, horizontal=False) -> None:
+    """Points of every name in `hue` side by side, at the place in `order` of what `column` holds."""
+    shown = [name for name in colours if name in set(frame["hue"])]
     for i, name in enumerate(shown):
-        rows = frame[frame[hue] == name]
-        at = [order.index(value) + 0.2 * (i - (len(shown) - 1) / 2) for value in rows[column]]
-        points(ax, rows, at, colours[name], **options)
+        rows = frame[frame["hue"] == name]
+        at = rows[column].map(order.index) + 0.2 * (i - (len(shown) - 1) / 2)
+        points(ax, rows, at, colours[name], name, horizontal=horizontal)
+    (ax.set_yticks if horizontal else ax.set_xticks)(range(len(order)), order)
 
 
-def key(label: str, color: str = "black", **options) -> Line2D:
-    """An entry of a legend."""
-    return Line2D([], [], color=color, label=label, **options)
-
-
-def dots(labels: dict[str, str]) -> list[Line2D]:
-    """Entries of a legend of points: label to colour."""
-    return [key(label, color, marker="o", linestyle="") for label, color in labels.items()]
-
-
-def finish(figure: Figure, note: str, handles=()) -> Figure:
-    """Note below the panels, legend above them when it has at least two entries."""
+def finish(figure: Figure, note: str) -> Figure:
+    """Note below the panels, above them a legend of everything labelled when it has at least two entries."""
     figure.set_layout_engine("constrained", h_pad=0.06, rect=(0, 0, 1, 0.985))
     lines = [textwrap.fill(line, int(17.5 * figure.get_figwidth())) for line in note.splitlines()]
     figure.supxlabel("\n".join(lines), fontsize=7, color="#555555", x=0.01, ha="left")
-    if len(handles) > 1:
-        figure.legend(handles=list(handles), loc="outside upper center", ncols=min(4, len(handles)))
+    found = [ax.get_legend_handles_labels() for ax in figure.axes]
+    known = {label: handle for handles, names in found for handle, label in zip(handles, names)}
+    if len(known) > 1:
+        figure.legend(known.values(), known, loc="outside upper center", ncols=min(4, len(known)))
     return figure
+
+
+def nothing(profile: str, what: str) -> MissingRecord:
+    """The error of a figure that has nothing to draw."""
+    return MissingRecord(f"no {what} recorded in {profile}; `python -m fsr run-all --profile {profile}` makes them")
+
+
+def need(found, profile: str, what: str) -> None:
+    """MissingRecord where a figure has nothing to draw."""
+    if len(found) == 0:
+        raise nothing(profile, what)
+
+
+def recorded(cells: list[dict]) -> pd.DataFrame:
+    """The cells that have a value, as a frame."""
+    known = [cell for cell in cells if "value" in cell]
+    return pd.DataFrame(known, columns=None if known else ["value", *KEYS])
+
+
+def setting(profile: str, checkpoint: str | None = None, *, network: bool = True) -> str:
+    """`CIFAR-10, ResNet-18, 40 epochs, EMA weights`: data set, network, epochs and weights (the reported) in words."""
+    chosen = experiments.profile_of(profile)
+    parts = [labels.dataset(chosen.base.dataset), labels.network(chosen.base)][: 2 if network else 1]
+    return ", ".join([*parts, f"{chosen.base.epochs} epochs", labels.WEIGHTS[checkpoint or chosen.report_checkpoint]])
+
+
+def cells(profile: str, name: str, **equal) -> pd.DataFrame:
+    """The recorded cells of a table whose columns equal the given values."""
+    frame = tables.table(profile, name)
+    for column, value in equal.items():
+        frame = frame[frame[column] == value]
+    return frame[frame["accuracy" if name == "T7" else "value"].notna()]
+
+
+def analysis(profile: str, run: Run, kind: str) -> tuple[dict, dict[str, np.ndarray]]:
+    """Record and arrays of the planned analysis of the EMA weights; MissingRecord when there is none."""
+    for planned in experiments.analyses(profile, "all", run):
+        if planned.kind == kind and planned.checkpoint == "ema" and store.has_analysis(run, planned):
+            record, arrays = store.load_analysis(run, planned)
+            if "not_applicable" not in record:
+                return record, arrays
+    raise nothing(profile, f"{kind} of {run.label}")
+
+
+def histories(runs) -> pd.DataFrame:
+    """Histories of the trained runs, one row per epoch, with the run's method in words and its seed; may be empty."""
+    collected = [pd.DataFrame()]
+    for run in runs:
+        with suppress(MissingRecord):
+            collected.append(store.history(run).assign(method=labels.method(run.label), seed=run.seed))
+    return pd.concat(collected, ignore_index=True)

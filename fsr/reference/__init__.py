@@ -1,4 +1,127 @@
-"""What others report, and the verdict's claims."""
+"""What others report, the paper's own cells that a person may add, and the verdict's claims."""
 
-from fsr.reference.claims import CLAIMS, MIN_SEEDS, Claim
-from fsr.reference.known import COLUMNS, epoch_log, known_results, paper_file, paper_values
+import csv
+import io
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fsr import files
+from fsr.config import DATASETS
+from fsr.files import UsageError
+
+DATA = Path(__file__).resolve().parent / "data"
+COLUMNS = ("table", "dataset", "backbone", "row", "metric", "value", "unit", "note")
+TABLES = ("T1", "T2", "T3", "T4", "T5", "T6", "T7", "T8", "T10")  # nobody has published T9's audit
+# unit -> smallest and largest value that can be meant; an accuracy typed as a fraction stays visible as 0.5 %
+UNITS = {"percent": (0.0, 100.0), "points": (-100.0, 100.0), "count": (0.0, 1e12)}
+UNITS |= dict.fromkeys(("seconds", "milliseconds", "megabytes"), (0.0, 1e9))
+MIN_SEEDS = 3  # fewer only point somewhere
+
+
+def known_results() -> pd.DataFrame:
+    """The packaged numbers of others: kind (paper, rerun, anchor, computed), source, setting, metric, value, unit.
+
+    Percent stays percent here; only rows of kind `paper` may be called the paper's.
+    """
+    return pd.read_csv(DATA / "known_results.csv", keep_default_na=False)
+
+
+def epoch_log() -> pd.DataFrame:
+    """A full run of the authors' code (100 epochs): losses, training and PGD-10 and clean test accuracy in percent."""
+    return pd.read_csv(DATA / "official_code_epoch_log.csv")
+
+
+def paper_file() -> Path:
+    """results/paper_values.csv of the root, else the repository's (a fresh --root has none)."""
+    here = files.results() / "paper_values.csv"
+    return here if here.exists() else files.repository() / "results" / "paper_values.csv"
+
+
+def paper_values(path: Path | None = None) -> pd.DataFrame:
+    """The paper's cells as a person typed them: COLUMNS and their line; empty without a file.
+
+    row: a row's name as our table prints it; metric: a column's (clean, pgd20, autoattack, gain ...). UsageError names
+    file and line of an unknown name, a value out of its unit's range, or a cell that is there twice.
+    """
+    try:
+        path = path or paper_file()
+        text = path.read_text(encoding="utf-8-sig")
+    except (FileNotFoundError, UsageError):
+        return pd.DataFrame(columns=[*COLUMNS, "line"])
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not UTF-8 text; save it as CSV, UTF-8") from None
+    reader = csv.reader(io.StringIO(text))
+    header = [name.strip() for name in next(reader, [])]
+    if sorted(header) != sorted(COLUMNS):
+        raise UsageError(f"{path}, line 1: the columns must be {','.join(COLUMNS)}, not {','.join(header)}")
+    rows: dict[tuple, dict] = {}
+    for cells in reader:
+        if any(cell.strip() for cell in cells):
+            row = _checked(dict(zip(header, map(str.strip, cells))), f"{path}, line {reader.line_num}", len(cells))
+            first = rows.setdefault(tuple(row[name] for name in COLUMNS[:5]), row | {"line": reader.line_num})
+            if first["line"] != reader.line_num:
+                raise UsageError(f"{path}, line {reader.line_num}: the same cell is already in line {first['line']}")
+    return pd.DataFrame(rows.values(), columns=[*COLUMNS, "line"])
+
+
+def _checked(row: dict, where: str, count: int) -> dict:
+    if count != len(COLUMNS):
+        raise UsageError(f"{where}: {count} fields instead of {len(COLUMNS)}; put quotes around text with commas")
+    for name, known in (("table", TABLES), ("dataset", ("", *DATASETS)), ("unit", tuple(UNITS))):
+        if row[name] not in known:
+            raise UsageError(f"{where}: unknown {name} {row[name]!r}; choose one of {', '.join(filter(None, known))}")
+    (low, high), value = UNITS[row["unit"]], pd.to_numeric(row["value"], errors="coerce")
+    if not (row["metric"] and low <= value <= high):  # also refuses nan
+        raise UsageError(
+            f"{where}: {row['value']!r} of {row['metric']!r} is no number of {row['unit']} between {low:g} and "
+            f"{high:g} of a column of the table, for instance pgd20"
+        )
+    return row | {"value": float(value)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """One claim and how it is decided.
+
+    kind: paper, rerun, own or prediction; rule: its name, and the key of tables.verdict.RULES unless leads decide it;
+    leads: (row, baseline), or (row, baseline, weights of each) in the set `rows`, of which each must lead, or trail
+    where `below`; stated: the claimed value in `unit`, None where only words are stated; tolerance: in the same unit;
+    checkpoint: the weights it is about, None for those that a profile reports; profiles: whose setting can decide it;
+    needs: what it needs instead of one; earlier: the test before it was changed after the runs.
+    """
+
+    id: str
+    text: str
+    kind: str
+    source: str
+    rule: str
+    leads: list[list[str]] = field(default_factory=list)
+    rows: str = "whitebox"
+    below: bool = False
+    stated: float | Any = None
+    unit: str = "points"
+    tolerance: float = 0.0
+    metric: str = ""
+    checkpoint: str | None = None
+    test: str
+    earlier: str = ""
+    profiles: tuple[str, ...] = ("headline", "paper")
+    needs: str = ""
+    min_seeds: int = MIN_SEEDS
+
+
+def _claims() -> tuple[Claim, ...]:
+    values = known_results().groupby(["kind", "metric"])["value"].first()
+    claims = tomllib.loads((DATA / "claims.toml").read_text(encoding="utf-8"))["claim"]
+    for claim in claims:
+        claim["profiles"] = tuple(claim.get("profiles", Claim.profiles))
+        if "stated" in claim:  # numbers of others stand in known_results.csv alone
+            claim["stated"] = float(values[claim["kind"], claim["stated"]])
+    return tuple(Claim(**claim) for claim in claims)
+
+
+CLAIMS = _claims()

@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,10 @@ from fsr.analyse import analyse
 from fsr.config import AUDIT_VERSION, Analysis, Evaluation, Run, replace, run_id
 from fsr.data import as_float, part_of_test
 from fsr.evaluate import Progress, batch_size, evaluate_attack, images_sha256
-from fsr.files import provenance, save_json
+from fsr.files import CorruptFile, load_json, provenance, save_json
 from fsr.models import Classifier
-from fsr.runs.options import Options, data_of, load_partial, locked, memory_explained
-from fsr.runs.training import ensure_weights, load_model, weights_path
+from fsr.runs.options import Options, data_of, once
+from fsr.runs.training import load_model, weights_path
 from fsr.store.weights import digest_of
 
 log = logging.getLogger("fsr")
@@ -27,59 +26,56 @@ SAVE_SECONDS = 5.0  # outcomes so far are written at most this often
 
 def partial_path(run: Run, part: Evaluation | Analysis) -> Path:
     """Where an evaluation's outcomes, or an audit's finished groups, are kept until the record is there."""
-    name = part.attack_id if isinstance(part, Evaluation) else f"audit-{part.budget or 'quick'}"
+    name = part.attack_id if isinstance(part, Evaluation) else f"{part.kind}-{part.budget or 'quick'}"
     return files.checkpoint_dir(run_id(run)) / f"partial-{part.checkpoint}-{name}.json"
 
 
-def _once(run: Run, part: Any, path: Path, options: Options | None, compute: Callable) -> None:
-    options = options or Options()
+def _load_partial(path: Path, identity: dict) -> dict:
+    """What an interrupted call wrote, {} where it belongs to something else than identity; damaged, it is renamed."""
     if not path.exists():
-        with locked(run, options, path.stem):
-            if not path.exists():
-                with memory_explained(run):
-                    compute(run, part, options)
+        return {}
+    try:
+        record = load_json(path)
+    except CorruptFile as error:
+        aside = path.replace(path.with_name(path.name + ".damaged"))
+        log.warning("%s; this part starts again, the file is kept as %s", str(error).split(";")[0], aside.name)
+        return {}
+    return record if all(record.get(name) == value for name, value in identity.items()) else {}
 
 
-def ensure_evaluated(run: Run, evaluation: Evaluation, options: Options | None = None) -> None:
-    """Evaluate unless the record is there; continues after the last chunk of an interrupted call."""
-    _once(run, evaluation, store.eval_path(run, evaluation), options, _evaluate)
-    partial_path(run, evaluation).unlink(missing_ok=True)
+def ensure_recorded(run: Run, part: Evaluation | Analysis, options: Options | None = None) -> None:
+    """Evaluate, analyse or audit unless the record is there; an interrupted call goes on after its last part."""
+    chosen, path = options or Options(), store.record_path(run, part)
+
+    def compute() -> None:
+        provenance()  # of the code as it was loaded, not as it lies there when all is done
+        store.save_config(run)  # a damaged one is named before anything is added to this run
+        model = load_model(run, part.checkpoint, chosen)
+        # Training makes cudnn try every convolution on each new batch size, of which attacks have hundreds.
+        torch.backends.cudnn.benchmark = False
+        if isinstance(part, Evaluation):
+            _evaluate(run, part, model, chosen)
+        else:
+            _analyse(run, part, model, chosen)
+
+    once(run, chosen, path.exists, compute, path.stem)
+    partial_path(run, part).unlink(missing_ok=True)
 
 
-def ensure_analysed(run: Run, analysis: Analysis, options: Options | None = None) -> None:
-    """Analyse, or audit, unless the record is there; an interrupted audit continues after its last group."""
-    _once(run, analysis, store.analysis_path(run, analysis), options, _analyse)
+ensure_evaluated = ensure_analysed = ensure_recorded
 
 
-def _weights(run: Run, checkpoint: str, options: Options) -> str:
-    """Digest of the checkpoint, trained first if need be."""
-    provenance()  # of the code as it was loaded, not as it lies there when all is done
-    store.save_config(run)  # a damaged one is named before anything is added to this run
-    with locked(run, options):
-        digest = ensure_weights(run, checkpoint, options)
-    options.check()
-    # Training makes cudnn try every convolution on each new batch size, of which attacks have hundreds.
-    torch.backends.cudnn.benchmark = False
-    return digest
-
-
-def _transfer_source(name: str, options: Options) -> tuple[Classifier, str]:
-    """(network whose gradients a transfer attack uses, its digest): `last` of that run, trained first if need be."""
-    planned = {run_id(run): run for sets in experiments.SETS.values() for run in sets["all"]}
-    source = planned.get(name) or store.config_of(name)
-    return load_model(source, "last", options), digest_of(weights_path(source, "last"))
-
-
-def _evaluate(run: Run, evaluation: Evaluation, options: Options) -> None:
+def _evaluate(run: Run, evaluation: Evaluation, model: Classifier, options: Options) -> None:
     device, path, saved, surrogate = options.torch_device, partial_path(run, evaluation), time.monotonic(), None
-    identity = {"weights": _weights(run, evaluation.checkpoint, options)}
-    if evaluation.surrogate is not None:
-        surrogate, identity["surrogate_weights"] = _transfer_source(evaluation.surrogate, options)
-    data = data_of(run, device)
+    data, identity = data_of(run, device), {"weights": digest_of(weights_path(run, evaluation.checkpoint))}
+    if evaluation.surrogate is not None:  # `last` of that run, trained first if need be
+        planned = {run_id(one): one for sets in experiments.SETS.values() for one in sets["all"]}
+        other = planned.get(evaluation.surrogate) or store.config_of(evaluation.surrogate)
+        surrogate = load_model(other, "last", options)
+        identity["surrogate_weights"] = digest_of(weights_path(other, "last"))
     identity["images_sha256"] = images_sha256(data.test_x, data.test_y)
     # AutoAttack's state of one device, with its batch size, is of no use on another
     resumes = identity | {"batch": batch_size(device)}
-    model = load_model(run, evaluation.checkpoint, options)
     x, y, index = part_of_test(data, evaluation.images)
 
     def on_chunk(progress: Progress) -> None:
@@ -91,10 +87,8 @@ def _evaluate(run: Run, evaluation: Evaluation, options: Options) -> None:
                 saved = time.monotonic()
             options.check()
 
-    before = Progress(**load_partial(path, resumes).get("progress", {}))
-    switches = {name: on for name, on in options.switches if name != "update"}
-    setting: dict[str, Any] = {"surrogate": surrogate, "switches": switches, "progress": before}
-    setting |= {"on_chunk": on_chunk, "check": options.check}
+    before = Progress(**_load_partial(path, resumes).get("progress", {}))
+    setting: dict[str, Any] = {"surrogate": surrogate, "progress": before, "on_chunk": on_chunk, "check": options.check}
     progress = evaluate_attack(model, x, y, index, run=run, evaluation=evaluation, **setting)
     extra = identity | {"seconds": round(progress.seconds, 3), "flips": progress.flips, "crafting": progress.crafting}
     extra |= {"hardware": hardware.describe(device), "precision": run.precision}
@@ -102,22 +96,17 @@ def _evaluate(run: Run, evaluation: Evaluation, options: Options) -> None:
     store.save_evaluation(run, evaluation, index.numpy(), progress.correct, after=progress.after, **extra)
 
 
-def _analyse(run: Run, analysis: Analysis, options: Options) -> None:
-    digest, device = _weights(run, analysis.checkpoint, options), options.torch_device
-    what, audits = f"{analysis.checkpoint} {analysis.kind}", analysis.kind == "audit"
+def _analyse(run: Run, analysis: Analysis, model: Classifier, options: Options) -> None:
+    data, what = data_of(run, device := options.torch_device), f"{analysis.checkpoint} {analysis.kind}"
+    weights, started = digest_of(weights_path(run, analysis.checkpoint)), time.monotonic()
     options.report(run_id(run), what, 0, 1)
-    # The training of a surrogate is not part of the audit's time.
-    surrogate = load_surrogate(run, analysis.checkpoint, options) if audits else None
-    model, data, started = load_model(run, analysis.checkpoint, options), data_of(run, device), time.monotonic()
-    if surrogate:
-        record, arrays = _audit(run, analysis, model, surrogate, options)
+    if analysis.kind == "audit":
+        record, arrays = _audit(run, analysis, model, options)
     else:
         seconds = None if run.imported else float(store.history(run)["seconds"].median())
-        record, arrays = analyse(model, run, analysis, data, device=device, seconds_per_epoch=seconds, weights=digest)
-    record |= {"weights": digest, "seconds": round(time.monotonic() - started, 3)}
+        record, arrays = analyse(model, run, analysis, data, device=device, seconds_per_epoch=seconds, weights=weights)
+    record = {"seconds": round(time.monotonic() - started, 3), **record, "weights": weights}
     store.save_analysis(run, analysis, record | {"hardware": hardware.describe(device)}, **arrays)
-    if audits:
-        partial_path(run, analysis).unlink(missing_ok=True)  # not before: a kill in between would lose its groups
     options.report(run_id(run), what, 1, 1)
 
 
@@ -127,32 +116,22 @@ def surrogate_run(run: Run) -> Run:
     return replace(run, seed=run.seed + 1) if baseline == run else baseline
 
 
-def load_surrogate(run: Run, checkpoint: str, options: Options) -> tuple[str | None, str | None, Classifier | None]:
-    """(run id, digest, network) of the surrogate's same checkpoint, trained first where a profile plans both.
-
-    Nones, and a warning, for a run outside every plan whose surrogate is not trained: its record then says so.
-    """
-    other = surrogate_run(run)
-    planned = any({run, other} <= set(sets["all"]) for sets in experiments.SETS.values())
-    if not (planned or store.is_trained(other)):
-        text = "%s: the audit goes without transfer from %s, which is not trained; its record says 'surrogate': null"
-        log.warning(text, run_id(run), run_id(other))
-        return None, None, None
-    model = load_model(other, checkpoint, options)
-    return run_id(other), digest_of(weights_path(other, checkpoint)), model
-
-
-def _audit(run: Run, analysis: Analysis, model: Classifier, surrogate: tuple, options: Options) -> tuple[dict, dict]:
-    """(record, arrays) of an audit: n and correct of every group and of the worst case, and the outcomes themselves."""
+def _audit(run: Run, analysis: Analysis, model: Classifier, options: Options) -> tuple[dict, dict]:
+    """(record, arrays) of an audit; its surrogate is trained first where a profile plans both, else left out."""
     from fsr.audit import GROUPS, audit  # training and plain evaluation do without it
 
-    data, device = data_of(run, options.torch_device), options.torch_device
+    device, path, other = options.torch_device, partial_path(run, analysis), surrogate_run(run)
+    name, digest, network = None, None, None
+    if store.is_trained(other) or any({run, other} <= set(sets["all"]) for sets in experiments.SETS.values()):
+        name, network = run_id(other), load_model(other, analysis.checkpoint, options)
+        digest = digest_of(weights_path(other, analysis.checkpoint))
+    else:
+        log.warning("%s: the audit's record says 'surrogate': null, as %s is not trained", run_id(run), run_id(other))
+    started, data = time.monotonic(), data_of(run, device)
     x, y, index = part_of_test(data, analysis.images)
-    other, other_digest, network = surrogate
     identity = {"weights": digest_of(weights_path(run, analysis.checkpoint)), "images": len(y)}
-    identity |= {"twin": other, "twin_weights": other_digest, "version": AUDIT_VERSION}
-    path, budget = partial_path(run, analysis), analysis.budget or "quick"
-    done = load_partial(path, identity).get("done", {})
+    identity |= {"twin": name, "twin_weights": digest, "version": AUDIT_VERSION}
+    done = _load_partial(path, identity).get("done", {})
 
     def on_group(group: str, result: dict) -> None:
         done[group] = result
@@ -160,22 +139,27 @@ def _audit(run: Run, analysis: Analysis, model: Classifier, surrogate: tuple, op
         options.report(run_id(run), f"{analysis.checkpoint} audit", len(done), len(GROUPS))
         options.check()
 
-    train = (as_float(data.held_x), data.held_y) if len(data.held_y) else None
-    setting: dict[str, Any] = {"surrogate": network, "train": train, "on_group": on_group, "done": dict(done)}
+    setting: dict[str, Any] = {"surrogate": network, "on_group": on_group, "done": dict(done)}
+    setting["train"] = (as_float(data.held_x), data.held_y) if len(data.held_y) else None
+    budget = analysis.budget or "quick"
     hook = model.register_forward_pre_hook(lambda *_: options.check())  # a group takes minutes; copies keep the hook
     try:
         result = audit(model, as_float(x), y, eps=run.eps, budget=budget, **setting)
     finally:
         hook.remove()
+    record: dict = {"surrogate": name, "twin_weights": digest, "budget": budget, "version": AUDIT_VERSION, "n": len(y)}
+    record |= {"crafting": "tf32" if device.type == "cuda" else "float32", "group_seconds": result.seconds}
+    record["seconds"] = round(time.monotonic() - started, 3)  # without the surrogate's training
+    arrays = {f"group_{key}": correct.numpy() for key, correct in result.groups.items()}
+    arrays |= {key: getattr(result, key).numpy() for key in ("worst_case", "authors_protocol")}
+    return record | _counts(result), arrays | {"index": index.numpy().astype(np.int32)}
+
+
+def _counts(result) -> dict:
+    """What an audit's record says of its result: n and correct of every group, attack and column, and the rest."""
     same = ("not_applicable", "indicators", "flags", "checks", "binarization", "details", "randomised")
     record = {name: getattr(result, name) for name in same}
     for name in ("groups", "attacks", "columns"):
         outcomes = getattr(result, name)
         record[name] = {key: {"n": len(correct), "correct": int(correct.sum())} for key, correct in outcomes.items()}
-    record |= {name: int(getattr(result, name).sum()) for name in ("clean", "authors_protocol", "worst_case")}
-    record |= {"n": len(y), "group_seconds": result.seconds, "surrogate": other, "twin_weights": other_digest}
-    crafting = "tf32" if device.type == "cuda" else "float32"
-    record |= {"budget": budget, "version": AUDIT_VERSION, "crafting": crafting}
-    arrays = {f"group_{name}": correct.numpy() for name, correct in result.groups.items()}
-    arrays |= {name: getattr(result, name).numpy() for name in ("worst_case", "authors_protocol")}
-    return record, arrays | {"index": index.numpy().astype(np.int32)}
+    return record | {name: int(getattr(result, name).sum()) for name in ("clean", "authors_protocol", "worst_case")}

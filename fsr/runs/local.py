@@ -13,6 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ import torch
 from fsr import hardware
 from fsr.data.readers import fetch
 from fsr.files import FSRError, Interrupted, MissingData, TimeUp
-from fsr.runs.options import Options, ignore
+from fsr.runs.options import Options
 from fsr.runs.tasks import Task, perform
 from fsr.train import distributed
 
@@ -82,10 +83,10 @@ def shape(tasks: Iterable[Task], device: torch.device, workers: int | None = Non
     another process); wider ones take all cores. One process per GPU unless `workers` says more.
     """
     cores, tasks = hardware.cores(), list(tasks)
-    small = all(t.run.precision == "float32" and (t.run.width or 64) < 16 for t in tasks)
-    cuda = device.type == "cuda"
-    count = max(1, min(workers or (cores if small and not cuda else 1), len(tasks), len(tasks) if cuda else cores))
-    return count, 1 if small and not cuda else hardware.threads(cores // count)
+    small = device.type == "cpu" and all(t.run.precision == "float32" and (t.run.width or 64) < 16 for t in tasks)
+    most = min(len(tasks), cores) if device.type == "cpu" else len(tasks)
+    count = max(1, min(workers or (cores if small else 1), most))
+    return count, 1 if small else hardware.threads(cores // count)
 
 
 def describe_error(error: BaseException) -> str:
@@ -95,8 +96,7 @@ def describe_error(error: BaseException) -> str:
     if isinstance(error, BrokenProcessPool):
         return "a worker process died (killed, or out of memory); the same command goes on from its last checkpoint"
     log.debug("a task failed", exc_info=error)
-    last = (str(error).strip().splitlines() or [""])[-1]
-    return f"{type(error).__name__}: {last} (-v shows where)"
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]} (-v shows where)"
 
 
 def attempt(task: Task, options: Options) -> Summary:
@@ -111,14 +111,13 @@ def attempt(task: Task, options: Options) -> Summary:
 
 def run_inline(tasks: Iterable[Task], options: Options) -> Summary:
     """One task after the other in this process."""
-    tasks, total = list(tasks), Summary()
-    torch.set_num_threads(shape(tasks, options.torch_device, 1)[1])
+    left, total = list(tasks), Summary()
+    torch.set_num_threads(shape(left, options.torch_device, 1)[1])
     with stoppable() as flag:
         options = replace(options, interrupted=flag.is_set)
-        for number, task in enumerate(tasks, 1):
-            total.add(attempt(task, options), task, tasks[number:], options.report)
-            if total.stopped:
-                break
+        while left and not total.stopped:
+            task = left.pop(0)
+            total.add(attempt(task, options), task, left, options.report)
     return total
 
 
@@ -128,22 +127,20 @@ def run_together(tasks: Iterable[Task], options: Options, show: Callable) -> Sum
     show: a context manager of the tasks that gives `report`. A task that fails ends them all: torchrun stops the
     other processes, wherever they are.
     """
-    total = Summary()
     try:
         with stoppable() as flag, distributed.group(options.device) as device:
             tasks = distributed.decide(list(tasks))
             options = replace(options, device=device, interrupted=flag.is_set)
-            with show(tasks) if distributed.rank() == 0 else nullcontext(ignore) as report:
+            with nullcontext(options.report) if distributed.rank() else show(tasks) as report:
                 for task in tasks:
                     if failed := perform(task, replace(options, report=report)):
                         raise FSRError("; ".join(failed))
                     report(task.name, "done", 1, 1)
     except FSRError as error:
         if isinstance(error, (TimeUp, Interrupted)) and not isinstance(error, distributed.Lost):
-            total.stopped = "time" if isinstance(error, TimeUp) else "signal"
-        else:
-            total.failed.append(f"process {os.environ.get('RANK', '0')}: {error}")
-    return total
+            return Summary(stopped="time" if isinstance(error, TimeUp) else "signal")
+        return Summary([f"process {os.environ.get('RANK', '0')}: {error}"])
+    return Summary()
 
 
 _WORKER: dict[str, Any] = {}  # of a worker process: where it reports, the stop flag, its parent
@@ -158,86 +155,58 @@ def _start_worker(reports, stop, parent: int, threads: int, deterministic: bool)
     torch.set_num_threads(threads)
     if deterministic:
         hardware.make_deterministic()
-    _WORKER.update(reports=reports, stop=stop, parent=parent, last=0.0)
+    _WORKER.update(reports=reports, stop=stop, parent=parent, next=0.0)
     _stopped()
 
 
 def _stopped() -> bool:
-    """Did the parent ask to stop?  Without a parent the process ends here."""
     if os.getppid() != _WORKER["parent"]:
         os._exit(1)
     return bool(_WORKER["stop"].value)
 
 
-def _report(name: str, what: str, done: int, of: int) -> None:
-    now = time.monotonic()
-    if done >= of or now - _WORKER["last"] > 0.2:
-        _WORKER["last"] = now
-        _WORKER["reports"].put((name, what, done, of))
-
-
-class _Worker:
-    """A pool of one process: one that is killed breaks this pool and no other, and the next task starts a new one."""
-
-    def __init__(self, stop, threads: int, deterministic: bool):
-        self.stop, self.setting = stop, (threads, deterministic)
-        self.pool: ProcessPoolExecutor | None = None
-
-    def submit(self, task: Task, options: Options) -> Future:
-        if self.pool is None:
-            context = multiprocessing.get_context("spawn")
-            self.reports = context.SimpleQueue()
-            arguments = (self.reports, self.stop, os.getpid(), *self.setting)
-            self.pool = ProcessPoolExecutor(1, context, _start_worker, arguments)
-        return self.pool.submit(attempt, task, replace(options, interrupted=_stopped, report=_report))
-
-    def summary(self, future: Future, task: Task) -> Summary:
-        if (error := future.exception()) is None:
-            return future.result()
-        self.close()
-        return Summary([f"{task.name}: {describe_error(error)}"])
-
-    def hear(self, report: Callable) -> None:
-        while self.pool is not None and not self.reports.empty():
-            report(*self.reports.get())
-
-    def close(self) -> None:
-        if self.pool is not None:
-            self.pool.shutdown()
-            self.pool = None
+def _report(*event) -> None:
+    if event[2] >= event[3] or time.monotonic() > _WORKER["next"]:
+        _WORKER["next"] = time.monotonic() + 0.2
+        _WORKER["reports"].send(event)  # whole or not at all: a pipe takes so few bytes at once
 
 
 def run_tasks(
     tasks: Iterable[Task], options: Options, *, workers: int | None = None, deterministic: bool = False
 ) -> Summary:
     """In worker processes on this machine; one that is killed costs its own task, and the others go on."""
-    todo, total = list(tasks), Summary()
+    todo, total, busy = list(tasks), Summary(), dict[Future, tuple[ProcessPoolExecutor, Task]]()
     if not todo:
         return total
     count, threads = shape(todo, options.torch_device, workers)
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    stop = multiprocessing.get_context("spawn").RawValue("b", 0)  # no lock that a killed process could hold
-    idle = [_Worker(stop, threads, deterministic) for _ in range(count)]
-    everyone = tuple(idle)
-    busy: dict[Future, tuple[_Worker, Task]] = {}
+    context = multiprocessing.get_context("spawn")
+    stop = context.RawValue("b", 0)  # no lock that a killed process could hold
+    events, reports = context.Pipe(duplex=False)
+    # a pool of one process for each worker: one that is killed breaks its own pool
+    new = partial(ProcessPoolExecutor, 1, context, _start_worker, (reports, stop, os.getpid(), threads, deterministic))
+    pools: list[ProcessPoolExecutor | None] = [None] * count  # without a task; None is started when there is one
+    sent = replace(options, interrupted=_stopped, report=_report)
     try:
         with stoppable() as flag:
             while busy or (todo and not total.stopped):
-                while idle and todo and not total.stopped:
-                    worker, task = idle.pop(), todo.pop(0)
-                    busy[worker.submit(task, options)] = worker, task
+                while pools and todo and not total.stopped:
+                    pool, task = pools.pop() or new(), todo.pop(0)
+                    busy[pool.submit(attempt, task, sent)] = pool, task
                 done, _ = wait(busy, timeout=0.2, return_when=FIRST_COMPLETED)
-                for worker in everyone:
-                    worker.hear(options.report)
+                while events.poll():
+                    options.report(*events.recv())
                 for future in done:
-                    worker, task = busy.pop(future)
-                    idle.append(worker)
-                    left = [other for _, other in busy.values()] + todo
-                    total.add(worker.summary(future, task), task, left, options.report)
+                    pool, task = busy.pop(future)
+                    error = future.exception()
+                    pools.append(None if error else pool)
+                    summary = Summary([f"{task.name}: {describe_error(error)}"]) if error else future.result()
+                    total.add(summary, task, [*(other for _, other in busy.values()), *todo], options.report)
                 if flag.is_set():
                     stop.value, total.stopped = 1, "signal"
     finally:
         stop.value = 1
-        for worker in everyone:
-            worker.close()
+        for left in (*pools, *(pool for pool, _ in busy.values())):
+            if left:
+                left.shutdown()
     return total

@@ -1,48 +1,37 @@
 """How to compute (never what), one process at a time per run, and data read once."""
 
-import contextlib
 import functools
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
 
 from fsr import data, files, hardware
 from fsr.config import Run, run_id
-from fsr.files import Busy, CorruptFile, FSRError, Interrupted, TimeUp, UsageError, load_json, write_bytes
+from fsr.files import FSRError, Interrupted, TimeUp, UsageError
 from fsr.train import distributed
 
 log = logging.getLogger("fsr")
-
-
-def never() -> bool:
-    """False: nothing interrupts."""
-    return False
-
-
-def ignore(*_) -> None:
-    """Report to nobody."""
+LOCK_SECONDS = 24 * 3600.0  # that another process is waited for
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """How to compute, never what: none of it is part of a run's id.
 
-    switches: as for Trainer; deadline: time.monotonic() to stop at; interrupted: polled between batches; report:
-    called with (run id, what, done, of), and by executors with (run id, "done", 1, 1) when a run needs nothing more.
+    deadline: time.monotonic() to stop at; interrupted: polled between batches; report: called with (run id, what,
+    done, of), and by executors with (run id, "done", 1, 1) when a run needs nothing more.
     """
 
     device: str | None = None
-    switches: tuple[tuple[str, bool], ...] = ()
     deadline: float | None = None
-    interrupted: Callable[[], bool] = never
-    report: Callable[[str, str, int, int], None] = ignore
+    interrupted: Callable[[], bool] = lambda: False
+    report: Callable[[str, str, int, int], None] = lambda *_: None
     tensorboard: bool = False
-    lock_seconds: float = 24 * 3600.0
 
     @property
     def torch_device(self) -> torch.device:
@@ -61,7 +50,7 @@ class Options:
             raise TimeUp("the time limit is reached; the same command goes on from here")
 
 
-@contextlib.contextmanager
+@contextmanager
 def locked(run: Run, options: Options, part: str = "") -> Iterator[None]:
     """Only one process at a time trains a run, or computes the same part of it; another one waits, and says so.
 
@@ -71,64 +60,36 @@ def locked(run: Run, options: Options, part: str = "") -> Iterator[None]:
     if distributed.rank():
         yield
         return
-    folder = files.results() / ".locks"
+    folder, name, began = files.results() / ".locks", f"{run_id(run)}{part and '.'}{part}", time.monotonic()
     if not (folder / ".gitignore").exists():
-        write_bytes(folder / ".gitignore", b"*\n")
-    lock = FileLock(folder / f"{run_id(run)}{part and '.'}{part}.lock")
-    try:
-        _acquire(lock, options)
-    except OSError as error:
-        raise UsageError(f"cannot write to {folder} ({error.strerror}); give another --root DIR") from None
+        files.write_bytes(folder / ".gitignore", b"*\n")
+    lock, waited = FileLock(folder / f"{name}.lock"), 0.0
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=min(waited, 1), poll_interval=0.25)
+        except Timeout:
+            if not waited:
+                log.warning("%s is being computed by another process: waiting", name)
+            options.check()
+            waited = time.monotonic() - began + 0.1
+            if waited > LOCK_SECONDS:
+                raise FSRError(f"{name} is still being computed by another process; try again later") from None
+        except OSError as error:
+            raise UsageError(f"cannot write to {folder} ({error.strerror}); give another --root DIR") from None
     try:
         yield
     finally:
         lock.release()
 
 
-def _acquire(lock: FileLock, options: Options) -> None:
-    name, until = Path(lock.lock_file).stem, time.monotonic() + options.lock_seconds
-    with contextlib.suppress(Timeout):
-        lock.acquire(timeout=0)
-        return
-    log.warning("%s is being computed by another process: waiting", name)
-    while time.monotonic() < until:
-        options.check()
-        with contextlib.suppress(Timeout):
-            lock.acquire(timeout=1.0, poll_interval=0.25)
-            return
-    raise Busy(f"{name} is still being computed by another process; try again later")
-
-
-@contextlib.contextmanager
-def memory_explained(run: Run) -> Iterator[None]:
-    """Turn running out of memory, on a GPU or not, into one line that says what to change."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        text = str(error)
-        if type(error) is RuntimeError and "can't allocate memory" not in text and "out of memory" not in text:
-            raise
-        advice = "precision bf16, " if run.precision == "float32" else ""
-        raise FSRError(
-            f"out of memory at batch {run.batch}, {run.precision}: try a smaller batch, {advice}a narrower width or "
-            f"fewer --workers ({text.strip()[:80]})"
-        ) from None
-
-
-def load_partial(path: Path, identity: dict) -> dict:
-    """What an interrupted call wrote, {} when there is nothing or it belongs to something else than `identity`.
-
-    identity: fields and values that the file must hold, such as the weights' digest. A damaged file is renamed.
-    """
-    if not path.exists():
-        return {}
-    try:
-        record = load_json(path)
-    except CorruptFile as error:
-        aside = path.replace(path.with_name(path.name + ".damaged"))
-        log.warning("%s; this part starts again, the file is kept as %s", str(error).split(";")[0], aside.name)
-        return {}
-    return record if all(record.get(name) == value for name, value in identity.items()) else {}
+def once(run: Run, options: Options, done: Callable[[], bool], compute: Callable[[], object], part: str = "") -> None:
+    """Compute under the lock unless it is done, or is done by the time the lock is free; rank 0 decides for a group."""
+    if not distributed.decide(done()):
+        with locked(run, options, part):
+            if not distributed.decide(done()):
+                if not distributed.together():  # in a group all stop at the same batch
+                    options.check()
+                compute()
 
 
 @functools.lru_cache(maxsize=2)

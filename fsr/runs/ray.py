@@ -1,12 +1,12 @@
 """The same tasks on a Ray cluster, which places, queues and retries them; its nodes share the results folder."""
 
-import contextlib
 import logging
 import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import fsr
 from fsr import files, hardware
 from fsr.files import UsageError
 from fsr.runs.local import Summary, attempt, stoppable
-from fsr.runs.options import Options, ignore, never
+from fsr.runs.options import Options
 from fsr.runs.tasks import Task
 
 log = logging.getLogger("fsr")
@@ -33,15 +33,10 @@ def resources(task: Task, *, gpus: bool, cpus: int) -> dict:
     cpus: of the smallest node, without GPUs for one network unless it is so narrow that two threads slow it.
     """
     width = 64 if task.run.backbone == "wideresnet34" else task.run.width or 64
-    share = 1 if width > 16 else 0.25 if width == 16 else 0.125
-    if gpus:
-        return {"num_gpus": 1 if any(a.kind == "cost" for a in task.analyses) else share, "num_cpus": 1}
-    return {"num_gpus": 0, "num_cpus": 1 if width < 16 else max(1, cpus)}
-
-
-def _mark(token: str, what: str) -> Path:
-    """A file in the results folder: `shared` while the driver runs, `stop` once its tasks must stop."""
-    return files.results() / ".locks" / f"{token}.{what}"
+    if not gpus:
+        return {"num_gpus": 0, "num_cpus": 1 if width < 16 else max(1, cpus)}
+    share = 1 if width > 16 or any(a.kind == "cost" for a in task.analyses) else 0.25 if width == 16 else 0.125
+    return {"num_gpus": share, "num_cpus": 1}
 
 
 class Reports:
@@ -60,7 +55,7 @@ class Reports:
         return events
 
 
-def _work(task: Task, options: Options, reports, token: str, threads: int, deterministic: bool) -> Summary:
+def _work(task: Task, options: Options, reports, mark: Path, threads: int, deterministic: bool) -> Summary:
     """In a worker: do one task; other runs' weights are waited for at their locks, or trained."""
     last = 0.0
 
@@ -70,14 +65,13 @@ def _work(task: Task, options: Options, reports, token: str, threads: int, deter
             last = time.monotonic()
             reports.tell.remote(event)  # without ray.get: a task that waits in it lends its core to another
 
-    if not _mark(token, "shared").exists():
-        node, folder = socket.gethostname(), files.results()
-        line = f"node {node} does not see the driver's {folder}: give a --root DIR that every node mounts there"
-        return Summary([f"{task.name}: {line}"])
+    if not mark.exists():
+        line = f"does not see the driver's {files.results()}: give a --root DIR that every node mounts there"
+        return Summary([f"{task.name}: node {socket.gethostname()} {line}"])
     torch.set_num_threads(threads)
     if deterministic:
         hardware.make_deterministic()
-    summary = attempt(task, replace(options, report=report, interrupted=_mark(token, "stop").exists))
+    summary = attempt(task, replace(options, report=report, interrupted=lambda: mark.stat().st_size > 0))
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()  # other processes share the device
     return summary
@@ -93,10 +87,17 @@ def run_tasks(
     tasks = list(tasks)
     if not tasks:
         return Summary()
-    with _connected(address) as ray, _marked() as token, stoppable() as flag:
-        reports = ray.remote(Reports).options(num_cpus=0, max_restarts=-1).remote()
-        refs = _submit(ray, tasks, options, (reports, token), deterministic)
-        return _wait_for(ray, dict(zip(refs, tasks)), options, reports, flag.is_set, _mark(token, "stop"))
+    # a file that is there while the driver runs, by which workers know its folder, and not empty once they must stop
+    mark = files.results() / ".locks" / f"{secrets.token_hex(8)}.shared"
+    with _connected(address) as ray, stoppable() as flag:
+        files.write_bytes(mark.with_name(".gitignore"), b"*\n")
+        files.write_bytes(mark, b"")
+        try:
+            reports = ray.remote(Reports).options(num_cpus=0, max_restarts=-1).remote()
+            refs = _submit(ray, tasks, options, (reports, mark), deterministic)
+            return _wait_for(ray, dict(zip(refs, tasks)), options, reports, flag.is_set, mark)
+        finally:
+            mark.unlink(missing_ok=True)
 
 
 def _submit(ray, tasks: list[Task], options: Options, where: tuple, deterministic: bool) -> list:
@@ -104,62 +105,41 @@ def _submit(ray, tasks: list[Task], options: Options, where: tuple, deterministi
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = any(node.get("GPU", 0) for node in nodes) if options.device is None else options.device != "cpu"
     cpus = int(min((node["CPU"] for node in nodes if node.get("CPU", 0) >= 1), default=1))
-    options, refs = replace(options, report=ignore, interrupted=never, deadline=None), []  # one clock: the driver's
+    sent, refs = Options(device=options.device, tensorboard=options.tensorboard), []  # one clock: the driver's
     for task in tasks:
         need = resources(task, gpus=gpus, cpus=cpus)
         more = {"name": task.name, "max_retries": RETRIES, "retry_exceptions": False}
         more |= {"max_calls": 50} if gpus else {}  # of a GPU process; Ray's default, 1, imports torch for each task
         remote = ray.remote(_work).options(**need, **more).remote
-        refs.append(remote(task, options, *where, need["num_cpus"], deterministic))
+        refs.append(remote(task, sent, *where, need["num_cpus"], deterministic))
     return refs
 
 
-def _wait_for(ray, pending: dict, options: Options, reports, interrupted: Callable[[], bool], stop: Path) -> Summary:
+def _wait_for(ray, pending: dict, options: Options, reports, interrupted: Callable[[], bool], mark: Path) -> Summary:
     """Until everything is back; a signal or the deadline stops what runs and what has not begun."""
-    total, warn, end = Summary(), time.monotonic() + 60, float("inf")
+    total, end = Summary(), float("inf")
     while pending and time.monotonic() < end:
         done, _ = ray.wait(list(pending), num_returns=len(pending), timeout=0.3, fetch_local=False)
-        events: list[tuple] = []
-        with contextlib.suppress(ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):  # it is restarted
-            events = ray.get(reports.take.remote(), timeout=20)
-        for event in events:
-            options.report(*event)
+        with suppress(ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):  # it is restarted
+            for event in ray.get(reports.take.remote(), timeout=20):
+                options.report(*event)
         for ref in done:
             task = pending.pop(ref)
-            total.add(_summary(ray, ref, task), task, list(pending.values()), options.report)
-        if time.monotonic() > (warn := float("inf") if events or done else warn):
-            log.warning("nothing has begun yet: waiting for a node with free cores or GPUs, as `ray status` shows")
-            warn = float("inf")
+            try:
+                summary = ray.get(ref)
+            except ray.exceptions.RayError as error:  # a line, so that it cannot end a night's work
+                why = (
+                    f"its worker was lost more than {RETRIES} times ({type(error).__name__}: killed, or out of memory)"
+                )
+                summary = Summary([f"{task.name}: {why}; the same command goes on from the last checkpoint"])
+            total.add(summary, task, list(pending.values()), options.report)
         if end == float("inf") and (interrupted() or options.late()):
             total.stopped, end = "signal" if interrupted() else "time", time.monotonic() + STOP_SECONDS
-            files.write_bytes(stop, b"")
+            files.write_bytes(mark, b"stop")
     return total
 
 
-def _summary(ray, ref, task: Task) -> Summary:
-    """What came of a task that is back; a lost worker is a line, so that it cannot end a night's work."""
-    try:
-        return ray.get(ref)
-    except ray.exceptions.RayError as error:
-        log.debug("%s", error)
-        why = f"its worker was lost more than {RETRIES} times ({type(error).__name__}: killed, or out of memory)"
-        return Summary([f"{task.name}: {why}; the same command goes on from the last checkpoint"])
-
-
-@contextlib.contextmanager
-def _marked() -> Iterator[str]:
-    """A token whose mark lies in the results folder, by which every worker knows that it sees the same folder."""
-    token = secrets.token_hex(8)
-    files.write_bytes(_mark(token, "shared").parent / ".gitignore", b"*\n")
-    files.write_bytes(_mark(token, "shared"), b"")
-    try:
-        yield token
-    finally:
-        for what in ("shared", "stop"):
-            _mark(token, what).unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
+@contextmanager
 def _connected(address: str):
     """Ray, connected; workers run this very package, in this root, whatever is installed on their node."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -173,8 +153,6 @@ def _connected(address: str):
     variables |= {} if origin["dirty"] is None else {"FSR_DIRTY": str(int(origin["dirty"]))}
     environment = {"env_vars": variables, "py_modules": [str(Path(fsr.__file__).parent)]}
     more = {"include_dashboard": False} if address == "local" else {}
-    if "://" in address:
-        raise UsageError(f"--address {address}: type the command on a machine of the cluster, with HOST:PORT or auto")
     host, _, port = address.rpartition(":")
     try:
         if port.isdigit():  # fail at once where Ray itself would wait for a minute

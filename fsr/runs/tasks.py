@@ -4,12 +4,13 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from fsr import experiments, hardware, store
 from fsr.config import Analysis, Evaluation, Run, run_id
 from fsr.files import FSRError, Interrupted, MissingRecord, TimeUp, UsageError
-from fsr.runs.evaluating import ensure_analysed, ensure_evaluated
+from fsr.runs.evaluating import ensure_recorded
 from fsr.runs.options import Options
 from fsr.runs.training import ensure_trained, has_weights, state_path
 
@@ -32,8 +33,8 @@ class Task:
 
     def left(self) -> list[Evaluation | Analysis]:
         """The evaluations and analyses that are not recorded yet."""
-        evaluations = [e for e in self.evaluations if not store.has_evaluation(self.run, e)]
-        return evaluations + [a for a in self.analyses if not store.has_analysis(self.run, a)]
+        parts: list[Evaluation | Analysis] = [*self.evaluations, *self.analyses]
+        return [part for part in parts if not store.has_record(self.run, part)]
 
     def missing(self) -> list[str]:
         """What is not recorded yet: `train`, `<checkpoint> <attack id>`, `<checkpoint> <kind>`."""
@@ -53,23 +54,18 @@ def tasks(profile: str, sets: Iterable[str] = ("all",), *, train_only: bool = Fa
 
     Both need another run's weights, so they are tasks of their own behind all trainings.
     """
-    sets = tuple(sets)
     experiments.profile_of(profile)
-    chosen = {run: None for name in sets for run in experiments.SETS[profile][name]}
-    order = {run: None for run in experiments.SETS[profile]["all"] if run in chosen} | chosen
-    if train_only:
-        return [Task(run=run) for run in order]
-    first, second = [], []
-    for run in order:
+    sets, rounds = tuple(sets), (list[Task](), list[Task]())
+    chosen = dict.fromkeys(run for name in sets for run in experiments.SETS[profile][name])
+    for run in dict.fromkeys([*(run for run in experiments.SETS[profile]["all"] if run in chosen), *chosen]):
         evaluations = dict.fromkeys(e for name in sets for e in experiments.evaluations(profile, name, run))
         analyses = dict.fromkeys(a for name in sets for a in experiments.analyses(profile, name, run))
-        transfers = tuple(e for e in evaluations if e.surrogate is not None)
-        audits = tuple(a for a in analyses if a.kind == "audit")
-        own = tuple(e for e in evaluations if e.surrogate is None)
-        first.append(Task(run=run, evaluations=own, analyses=tuple(a for a in analyses if a.kind != "audit")))
-        if transfers or audits:
-            second.append(Task(run=run, evaluations=transfers, analyses=audits))
-    return first + second
+        for later, out in enumerate(rounds):
+            own = tuple(e for e in evaluations if (e.surrogate is not None) == later and not train_only)
+            kinds = tuple(a for a in analyses if (a.kind == "audit") == later and not train_only)
+            if own or kinds or not later:
+                out.append(Task(run=run, evaluations=own, analyses=kinds))
+    return rounds[0] + rounds[1]
 
 
 def missing(profile: str, sets: Iterable[str] = ("all",), *, train_only: bool = False) -> list[Task]:
@@ -82,19 +78,24 @@ def perform(task: Task, options: Options) -> list[str]:
 
     TimeUp and Interrupted end it at once: what is done is recorded, the rest resumes.
     """
-    failed: list[str] = []
+    failed, run = [], task.run
     for part in (None, *task.evaluations, *task.analyses):
         try:
             if part is None:
-                ensure_trained(task.run, options)
-            elif isinstance(part, Evaluation):
-                ensure_evaluated(task.run, part, options)
+                ensure_trained(run, options)
             else:
-                ensure_analysed(task.run, part, options)
+                ensure_recorded(run, part, options)
         except (TimeUp, Interrupted):
             raise
-        except FSRError as error:
-            failed.append(f"{task.name}: {error}")
+        except (FSRError, MemoryError, RuntimeError) as error:
+            text = str(error).strip()
+            if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+                advice = "precision bf16, " if run.precision == "float32" else ""
+                text = f"try a smaller batch, {advice}a narrower width or fewer --workers ({text[:80]})"
+                text = f"out of memory at batch {run.batch}, {run.precision}: {text}"
+            elif isinstance(error, RuntimeError):
+                raise
+            failed.append(f"{task.name}: {text}")
             if part is None:
                 break
     return failed
@@ -107,9 +108,6 @@ def ensure(profile: str, notebook: str, options: Options | None = None) -> None:
     for task in missing(profile, experiments.NEEDS[notebook]):
         if failed := perform(task, options or Options()):
             raise FSRError("; ".join(failed))
-
-
-# --- how far a profile is -----------------------------------------------------------------------------------
 
 
 def label(profile: str, run: Run) -> str:
@@ -136,14 +134,12 @@ def seconds_left(run: Run, measured: list[tuple[Run, float]], *, epochs: int | N
     measured: from `seconds_per_epoch`; epochs: those left, by default those that are not in the run's history.
     """
     alike = [(other, s) for other, s in measured if all(getattr(run, f) == getattr(other, f) for f in COST)]
-    same = [(other, s) for other, s in alike if other.label == run.label]
-    if not alike:
-        return None
     if epochs is None:
         epochs = run.epochs
         with suppress(MissingRecord):
             epochs -= len(store.history(run))
-    return epochs * float(pd.Series([seconds for _, seconds in same or alike]).median())
+    seconds = [s for other, s in alike if other.label == run.label] or [s for _, s in alike]
+    return epochs * float(np.median(seconds)) if seconds else None
 
 
 def status(profile: str, sets: Iterable[str] = ("all",), *, device: str | None = None) -> pd.DataFrame:
@@ -154,14 +150,13 @@ def status(profile: str, sets: Iterable[str] = ("all",), *, device: str | None =
     """
     measured, rows, everything = seconds_per_epoch(hardware.device_named(device).type), [], tasks(profile, sets)
     for run in dict.fromkeys(task.run for task in everything):
-        evaluations = tuple(e for task in everything if task.run == run for e in task.evaluations)
-        analyses = tuple(a for task in everything if task.run == run for a in task.analyses)
-        task = Task(run=run, evaluations=evaluations, analyses=analyses)
-        left, total = task.missing(), 1 + len(evaluations) + len(analyses)
+        own = [task for task in everything if task.run == run]
         trained, damage = store.is_trained(run), store.damage(run)
+        left = ["train"] * (not trained) + [what for task in own for what in task.missing() if what != "train"]
+        total = 1 + sum(len(task.evaluations) + len(task.analyses) for task in own)
         state = "done" if not left else "partial" if trained or state_path(run).exists() else "missing"
         seconds = 0.0 if trained or damage else seconds_left(run, measured)
         recorded, then = f"{total - len(left)}/{total}", damage or (left or [""])[0]
-        rows.append([label(profile, run), task.name, "damaged" if damage else state, recorded, seconds, then])
+        rows.append([label(profile, run), run_id(run), "damaged" if damage else state, recorded, seconds, then])
     columns = ["run", "id", "state", "recorded", "seconds", "next"]
     return pd.DataFrame(rows, columns=columns).astype({"seconds": float})

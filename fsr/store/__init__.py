@@ -4,7 +4,6 @@ results/runs/<id>/ holds config.json, history.csv and env.json of the training, 
 once, whole or not at all, and carries the hash of its content. N is the number of test images of an evaluation.
 """
 
-import functools
 import io
 from collections.abc import Iterable
 from contextlib import suppress
@@ -15,26 +14,20 @@ import numpy as np
 import pandas as pd
 
 from fsr import files
-from fsr.config import Analysis, Evaluation, Run, analysis_id, run_id
-from fsr.files import MissingRecord, UsageError, load_npz, save_json, save_npz, sha256
-from fsr.store.trained import (
-    config_of,
-    damage,
-    environment,
-    finished,
-    folder_of,
-    history,
-    id_of,
-    is_trained,
-    own,
-    retrained_path,
-    runs,
-    save_config,
-    save_history,
+from fsr.config import Analysis, Evaluation, Run, analysis_id, run_from_dict, run_id, to_dict
+from fsr.files import (
+    CorruptFile,
+    FSRError,
+    MissingRecord,
+    UsageError,
+    load_json,
+    load_npz,
+    npz_bytes,
+    save_json,
+    sha256,
 )
 
 ENSEMBLE = ("clean", "fgsm", "pgd20", "pgd100", "cw")  # right on clean and all four
-RUN_COLUMNS = ("dataset", "backbone", "width", "seed", "epochs", "train_size")
 COLUMNS = "run_id dataset backbone width method seed epochs train_size checkpoint attack attack_id images eps steps"
 COLUMNS += " surrogate intervention n correct accuracy seconds commit"
 
@@ -47,28 +40,118 @@ class Outcome:
     correct: np.ndarray
     record: dict
 
-    @property
-    def accuracy(self) -> float:
-        """Fraction still classified correctly."""
-        return float(self.correct.mean())
+
+def id_of(run: Run | str) -> str:
+    """A run's id, from the run or from itself."""
+    return run if isinstance(run, str) else run_id(run)
 
 
-def eval_path(run: Run | str, evaluation: Evaluation) -> Path:
-    """results/runs/<id>/evals/<checkpoint>-<attack id>.json; UsageError for names that are no file names."""
-    name = f"{evaluation.checkpoint}-{evaluation.attack_id}.json"
+def _own(run: Run | str, path: Path) -> dict:
+    """The record at path, if it is there and this run's."""
+    if not path.exists():
+        raise MissingRecord(f"no {path.stem} of {id_of(run)}; `python -m fsr run-all` makes what is missing")
+    record = load_json(path)
+    if record.get("run_id") != id_of(run):
+        raise CorruptFile(f"{path} is a record of {record.get('run_id')}; move it away to compute this run's own")
+    return record
+
+
+def save_config(run: Run) -> None:
+    """config.json of a run, once; CorruptFile for a damaged one."""
+    path = files.run_dir(run_id(run)) / "config.json"
+    if not path.exists():
+        save_json(path, {"run": to_dict(run), "run_id": run_id(run)})
+    config_of(run_id(run))
+
+
+def config_of(name: str) -> Run:
+    """The Run that a run id names; UsageError when there is none, CorruptFile when its record is not its own."""
+    path = files.run_dir(name) / "config.json"
+    if not path.exists():
+        raise UsageError(f"no run {name!r} in {path.parent.parent}; `python -m fsr status` lists them")
+    return run_from_dict(_own(name, path)["run"])
+
+
+def runs() -> list[Run]:
+    """Every run with a config.json, sorted by id."""
+    return [config_of(p.parent.name) for p in sorted((files.results() / "runs").glob("*/config.json"))]
+
+
+def is_trained(run: Run | str) -> bool:
+    """Did the training finish?  The weights may be gone: a record is valid without them."""
+    return (files.run_dir(id_of(run)) / "env.json").exists()
+
+
+def environment(run: Run | str) -> dict:
+    """env.json: commit, versions, hardware, start, seconds, checkpoint hashes."""
+    return _own(run, files.run_dir(id_of(run)) / "env.json")
+
+
+def damage(run: Run | str) -> str:
+    """What is wrong with a run's config.json, env.json or history.csv, in one line; "" when nothing is."""
+    name = id_of(run)
+    try:
+        if (files.run_dir(name) / "config.json").exists():
+            config_of(name)
+        if is_trained(name) and environment(name).get("history_sha256"):
+            history(name)
+    except FSRError as error:
+        return str(error)
+    return ""
+
+
+def finished() -> list[tuple[Run, dict]]:
+    """Every finished run and its env.json, sorted by id; damaged ones are left out (`status` names them)."""
+    names = [p.parent.name for p in sorted((files.results() / "runs").glob("*/env.json"))]
+    return [(config_of(name), environment(name)) for name in names if not damage(name)]
+
+
+def save_history(run: Run, rows: list[dict]) -> bytes:
+    """history.csv, one row per epoch; returns its bytes.  The columns' order is fixed: a resumed run's is the same."""
+    groups = ("epoch", "seconds", "lr", "train_", "held_", "ema_", "")
+    names = sorted(rows[0], key=lambda name: ([name.startswith(group) for group in groups].index(True), name))
+    text = pd.DataFrame(rows)[names].to_csv(index=False, float_format="%.6g", na_rep="nan", lineterminator="\n")
+    files.write_bytes(files.run_dir(run_id(run)) / "history.csv", text.encode())
+    return text.encode()
+
+
+def history(run: Run | str) -> pd.DataFrame:
+    """history.csv as a frame; of a finished run it must match the hash in env.json."""
+    path = files.run_dir(id_of(run)) / "history.csv"
+    if not path.exists():
+        raise MissingRecord(f"{id_of(run)} has no history.csv; `python -m fsr run-all` trains what is missing")
+    data = files.read_bytes(path)
+    if is_trained(run) and environment(run)["history_sha256"] != sha256(data):
+        raise CorruptFile(f"{path} is damaged (its bytes do not match env.json)")
+    return pd.read_csv(io.BytesIO(data))
+
+
+def record_path(run: Run | str, part: Evaluation | Analysis) -> Path:
+    """<run's folder>/evals/<checkpoint>-<attack id>.json, or analyses/<checkpoint>-<kind>-<id>.json; UsageError."""
+    folder, name = ("evals", part.attack_id) if isinstance(part, Evaluation) else ("analyses", analysis_id(part))
+    name = f"{part.checkpoint}-{name}.json"
     if len(name) > 200 or any(c in name for c in "/\\\0"):
         raise UsageError(f"{name!r} cannot name a record; give an attack of fsr.attacks.ATTACKS")
-    return folder_of(run) / "evals" / name
+    return files.run_dir(id_of(run)) / folder / name
 
 
-def has_evaluation(run: Run | str, evaluation: Evaluation) -> bool:
-    """Is this evaluation recorded?"""
-    return eval_path(run, evaluation).exists()
+def has_record(run: Run | str, part: Evaluation | Analysis) -> bool:
+    """Is this evaluation or analysis recorded?"""
+    return record_path(run, part).exists()
 
 
-def evaluations(run: Run | str) -> list[Evaluation]:
-    """Every evaluation of a run that is recorded, in the order of their names."""
-    return [Evaluation(**own(path, run)["evaluation"]) for path in sorted((folder_of(run) / "evals").glob("*.json"))]
+has_evaluation = has_analysis = has_record
+
+
+def evaluations(run: Run | str) -> dict[Evaluation, dict]:
+    """Every recorded evaluation of a run and its record, in the order of their names."""
+    paths = sorted((files.run_dir(id_of(run)) / "evals").glob("*.json"))
+    return {Evaluation(**record["evaluation"]): record for record in (_own(run, path) for path in paths)}
+
+
+def _save_arrays(path: Path, **arrays) -> str:
+    files.write_bytes(path.with_suffix(".npz"), data := npz_bytes(**arrays))
+    return sha256(data)
 
 
 def save_evaluation(run: Run, evaluation: Evaluation, index, correct, *, after: dict | None = None, **extra) -> Path:
@@ -78,44 +161,41 @@ def save_evaluation(run: Run, evaluation: Evaluation, index, correct, *, after: 
     of a run's records on these images share; correct: (N,) bool; after: name of a part of the attack to the outcomes
     after it; extra: JSON-able fields (weights, images_sha256, seconds, hardware, flags ...).
     """
-    path = eval_path(run, evaluation)
+    path = record_path(run, evaluation)
     if path.exists():
         return path
     index, correct = np.asarray(index, dtype=np.int32), np.asarray(correct, dtype=bool)
     parts = {f"after_{name}": np.packbits(np.asarray(flags, dtype=bool)) for name, flags in (after or {}).items()}
-    record = {"run_id": run_id(run), "evaluation": asdict(evaluation), "n": len(correct), "correct": int(correct.sum())}
-    record["outcomes_sha256"] = save_npz(path.with_suffix(".npz"), correct=np.packbits(correct), **parts)
+    record: dict = {
+        "run_id": run_id(run),
+        "evaluation": asdict(evaluation),
+        "n": len(correct),
+        "correct": int(correct.sum()),
+    }
+    record["outcomes_sha256"] = _save_arrays(path, correct=np.packbits(correct), **parts)
     record["eps"] = run.eps if evaluation.eps is None else evaluation.eps
-    if not np.array_equal(index, np.arange(len(index))):
-        record["index_sha256"] = _save_index(path.parent, index)
+    if not np.array_equal(index, np.arange(len(index))):  # they would be nine tenths of each outcome's bytes
+        buffer = io.BytesIO()
+        np.save(buffer, index.astype(np.min_scalar_type(int(index.max()))), allow_pickle=False)
+        record["index_sha256"] = sha256(buffer.getvalue())
+        places = path.with_name(f"index-{record['index_sha256'][:12]}.npy")
+        if not places.exists():
+            files.write_bytes(places, buffer.getvalue())
     if after:
         record["after"] = {name: int(np.sum(flags)) for name, flags in after.items()}
     save_json(path, record | files.provenance() | extra)
     return path
 
 
-def _save_index(folder: Path, index: np.ndarray) -> str:
-    """Store (N,) positions once; returns the file's digest. They would be nine tenths of each outcome's bytes."""
-    buffer = io.BytesIO()
-    np.save(buffer, index.astype(np.min_scalar_type(int(index.max()))), allow_pickle=False)
-    digest = sha256(buffer.getvalue())
-    if not (path := folder / f"index-{digest[:12]}.npy").exists():
-        files.write_bytes(path, buffer.getvalue())
-    return digest
-
-
 def load_evaluation(run: Run | str, evaluation: Evaluation) -> Outcome:
     """Outcomes of one evaluation; MissingRecord when it was not run, UsageError for another eps of the same name."""
-    path = eval_path(run, evaluation)
-    if not path.exists():
-        raise MissingRecord(f"{path.stem} of {id_of(run)} was not run; `python -m fsr run-all` completes it")
-    record = own(path, run)
-    held = Evaluation(**record["evaluation"])
-    if held != evaluation:
+    path = record_path(run, evaluation)
+    record = _own(run, path)
+    if (held := Evaluation(**record["evaluation"])) != evaluation:
         raise UsageError(f"{path} holds {held}, and {evaluation} was asked for, whose file has the same name")
     arrays = load_npz(path.with_suffix(".npz"), record["outcomes_sha256"])
     if digest := record.get("index_sha256"):
-        index = load_npz(path.parent / f"index-{digest[:12]}.npy", digest)["array"].astype(np.int32)
+        index = load_npz(path.with_name(f"index-{digest[:12]}.npy"), digest)["array"].astype(np.int32)
     else:  # older records hold their positions themselves
         index = arrays.get("index", np.arange(record["n"], dtype=np.int32))
     return Outcome(index, np.unpackbits(arrays["correct"], count=record["n"]).astype(bool), record)
@@ -128,73 +208,44 @@ def ensemble(run: Run | str, checkpoint: str, images: int | None = None, interve
     """
     clean = Evaluation(attack="clean", checkpoint=checkpoint, images=images, intervention=intervention)
     parts = [load_evaluation(run, replace(clean, attack=attack)) for attack in ENSEMBLE]
-    weights = {part.record.get("weights") for part in parts}
-    sets = {part.record.get("images_sha256") for part in parts} - {None}  # older records name no images
-    if len(weights) > 1 or len(sets) > 1:
-        what = f"clean and the four attacks are of different {'weights' if len(weights) > 1 else 'test images'}"
-        advice = "move the older records away, then `python -m fsr run-all` makes them again"
-        raise MissingRecord(f"{id_of(run)}, {checkpoint}: {what}; {advice}")
-    index = functools.reduce(np.intersect1d, [p.index for p in parts])
-    orders = [np.argsort(part.index) for part in parts]
-    flags = [p.correct[order][np.searchsorted(p.index[order], index)] for p, order in zip(parts, orders)]
+    for name, what in (("weights", "weights"), ("images_sha256", "test images")):
+        if len({part.record.get(name) for part in parts if name == "weights" or part.record.get(name)}) > 1:
+            text = f"{id_of(run)}, {checkpoint}: clean and the four attacks are of different {what}"
+            raise MissingRecord(f"{text}; move the older records away, then type `python -m fsr run-all`")
+    every = pd.concat([pd.Series(part.correct, index=part.index) for part in parts], axis=1, join="inner").sort_index()
     record = {name: parts[0].record.get(name) for name in ("commit", "eps", "weights", "images_sha256")}
-    return Outcome(index, np.logical_and.reduce(flags), record | {"n": len(index)})
+    return Outcome(every.index.to_numpy(), every.all(axis=1).to_numpy(), record | {"n": len(every)})
 
 
-def _row(run: Run, evaluation: Evaluation, record: dict) -> dict:
-    row = asdict(evaluation) | {name: getattr(run, name) for name in RUN_COLUMNS}
-    row |= {"run_id": run_id(run), "method": run.label, "attack_id": evaluation.attack_id}
-    row |= {name: record.get(name) for name in ("eps", "n", "correct", "seconds", "commit")}
-    return row | {"accuracy": record["correct"] / record["n"]}
-
-
-def _rows(run: Run) -> list[dict]:
-    """A row per recorded evaluation of a run, and per checkpoint one of Ensemble where its five parts are there."""
-    recorded = {e: own(eval_path(run, e), run) for e in evaluations(run)}
-    rows = [_row(run, evaluation, record) for evaluation, record in recorded.items()]
-    groups = {(e.checkpoint, e.images, e.intervention) for e in recorded if e.attack == "clean"}
-    for checkpoint, images, intervention in sorted(groups, key=str):
-        with suppress(MissingRecord):
-            outcome = ensemble(run, checkpoint, images, intervention)
-            part = Evaluation(attack="ensemble", checkpoint=checkpoint, images=images, intervention=intervention)
-            rows.append(_row(run, part, outcome.record | {"correct": int(outcome.correct.sum())}))
-    return rows
-
-
-def metrics(chosen: Iterable[Run] | None = None, checkpoint: str | None = None) -> pd.DataFrame:
+def metrics(chosen: Iterable[Run] | None = None) -> pd.DataFrame:
     """One tidy frame, a row per (run, checkpoint, attack), `ensemble` computed from outcomes; None: every run."""
-    rows = [row for run in dict.fromkeys(runs() if chosen is None else chosen) for row in _rows(run)]
+    rows = []
+    for run in dict.fromkeys(runs() if chosen is None else chosen):
+        recorded = evaluations(run)
+        for one in [e for e in recorded if e.attack == "clean"]:
+            with suppress(MissingRecord):
+                both = ensemble(run, one.checkpoint, one.images, one.intervention)
+                recorded[replace(one, attack="ensemble")] = both.record | {"correct": int(both.correct.sum())}
+        for one, record in recorded.items():
+            row = vars(run) | asdict(one) | {name: record.get(name) for name in ("eps", "seconds", "commit")}
+            row |= {"run_id": run_id(run), "method": run.label, "attack_id": one.attack_id}
+            rows.append(row | {"n": record["n"], "correct": record["correct"]})
     frame = pd.DataFrame(rows, columns=COLUMNS.split())
-    return frame if checkpoint is None else frame[frame["checkpoint"] == checkpoint].reset_index(drop=True)
-
-
-def analysis_path(run: Run | str, analysis: Analysis) -> Path:
-    """results/runs/<id>/analyses/<checkpoint>-<kind>-<id>.json."""
-    return folder_of(run) / "analyses" / f"{analysis.checkpoint}-{analysis_id(analysis)}.json"
-
-
-def has_analysis(run: Run | str, analysis: Analysis) -> bool:
-    """Is this analysis recorded?"""
-    return analysis_path(run, analysis).exists()
+    return frame.assign(accuracy=frame["correct"] / frame["n"])
 
 
 def save_analysis(run: Run, analysis: Analysis, record: dict, **arrays) -> Path:
     """Store an analysis: a JSON record, and arrays beside it when there are any; an existing one is kept."""
-    path = analysis_path(run, analysis)
-    if path.exists():
-        return path
-    record = {"run_id": run_id(run), "analysis": asdict(analysis), **record, **files.provenance()}
-    if arrays:
-        record["arrays_sha256"] = save_npz(path.with_suffix(".npz"), **arrays)
-    save_json(path, record)
+    path = record_path(run, analysis)
+    if not path.exists():
+        digest = {"arrays_sha256": _save_arrays(path, **arrays)} if arrays else {}
+        save_json(path, {"run_id": run_id(run), "analysis": asdict(analysis), **record, **files.provenance(), **digest})
     return path
 
 
 def load_analysis(run: Run | str, analysis: Analysis) -> tuple[dict, dict[str, np.ndarray]]:
     """Record and arrays ({} when there are none) of one analysis; MissingRecord when it was not run."""
-    path = analysis_path(run, analysis)
-    if not path.exists():
-        raise MissingRecord(f"{path.stem} of {id_of(run)} was not run; `python -m fsr run-all` completes it")
-    record = own(path, run)
+    path = record_path(run, analysis)
+    record = _own(run, path)
     digest = record.get("arrays_sha256")
     return record, load_npz(path.with_suffix(".npz"), digest) if digest else {}

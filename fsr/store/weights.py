@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
-from fsr.files import CorruptFile, MissingRecord, UsageError, write_bytes
+from fsr.files import CorruptFile, MissingRecord, write_bytes
 
 
 def digest(tensors: dict[str, Tensor], meta: str = "") -> str:
@@ -37,64 +36,38 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict | None = Non
     return mark
 
 
-def _info(file: Any, path: Path) -> tuple[str, str, dict]:
-    """(digest, meta as text, meta) of an open checkpoint; CorruptFile for one that this version did not write."""
-    text = (file.metadata() or {}).get("fsr")
-    if text is None:
-        advice = "read it with the version that wrote it, or move it away to train again"
-        raise CorruptFile(f"{path} was not written by this version of the package (no `fsr` in its metadata); {advice}")
-    try:
-        info = json.loads(text)
-        mark, text = info["digest"], info["meta"]
-        meta = json.loads(text)
-        if isinstance(mark, str) and isinstance(meta, dict):
-            return mark, text, meta
-    except (KeyError, TypeError):
-        pass
-    raise ValueError("its header is damaged")
-
-
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """A checkpoint's file; MissingRecord when there is none, CorruptFile when it cannot be read."""
+def _opened(path: Path) -> Iterator[tuple[Any, str, str]]:
+    """(the open file, its digest, its meta as text); MissingRecord when there is none, CorruptFile for another's."""
     if not path.exists():
         raise MissingRecord(f"no such checkpoint: {path}")
     try:
         with safe_open(str(path), framework="pt") as file:
-            yield file
-    except (SafetensorError, OSError, ValueError) as error:
-        if not os.access(path, os.R_OK):
-            raise CorruptFile(f"{path} cannot be read: permission denied; give yourself access") from None
+            if (text := (file.metadata() or {}).get("fsr")) is None:
+                why = "was not written by this version of the package (no `fsr` in its metadata)"
+                raise CorruptFile(f"{path} {why}; read it with the version that wrote it, or move it away")
+            info = json.loads(text)
+            yield file, info["digest"], info["meta"]
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise CorruptFile(f"{path} cannot be read ({error}); move it away to train again") from None
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
     """(tensors on the CPU, meta); MissingRecord when there is none, CorruptFile when it is not what was saved."""
-    with _opened(path) as file:
-        mark, text, meta = _info(file, path)
+    with _opened(path) as (file, mark, meta):
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    if mark != digest(tensors, text):
-        raise CorruptFile(f"{path} is damaged (its content does not match its digest); move it away to train again")
-    return tensors, meta
-
-
-def load_into(model: nn.Module, path: Path) -> dict:
-    """Fill a model from a checkpoint, strictly; returns the meta.  UsageError says what does not fit."""
-    tensors, meta = load_tensors(path)
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise UsageError(f"{path} does not fit this model: {str(error).splitlines()[1].strip()[:160]}") from None
-    return meta
+        if mark != digest(tensors, meta):
+            raise CorruptFile(f"{path} is damaged (its content does not match its digest); move it away to train again")
+        return tensors, json.loads(meta)
 
 
 def digest_of(path: Path) -> str:
     """The digest stored in a checkpoint, without reading its tensors."""
-    with _opened(path) as file:
-        return _info(file, path)[0]
+    with _opened(path) as (_, mark, _):
+        return mark
 
 
 def meta_of(path: Path) -> dict:
     """The meta stored in a checkpoint, without reading its tensors."""
-    with _opened(path) as file:
-        return _info(file, path)[2]
+    with _opened(path) as (_, _, meta):
+        return json.loads(meta)

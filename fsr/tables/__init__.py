@@ -5,13 +5,12 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from fsr import experiments, files
+from fsr import experiments, files, store
 from fsr.config import AUDIT_VERSION, run_id
 from fsr.files import UsageError
-from fsr.tables import audits, output, overhead, robustness, streams, verdict
-from fsr.tables.audits import audit_lines
+from fsr.tables import display, inside, outcomes, robustness, verdict
 from fsr.tables.display import show, wide
-from fsr.tables.provenance import provenance
+from fsr.tables.inside import audit_lines, provenance
 
 
 class TableInfo(NamedTuple):
@@ -34,7 +33,7 @@ TABLES: dict[str, TableInfo] = {
     "T10": TableInfo("T10-verdict", "Verdict"),
     "T11": TableInfo("T11-overfit", "Where adversarial training overfits"),
 }
-OTHERS = {"T7": streams.frame, "T8": overhead.frame, "T9": audits.frame, "T10": verdict.frame}
+OTHERS = {"T7": inside.streams, "T8": inside.overhead, "T9": inside.audits, "T10": verdict.frame}
 LEGEND = (
     "Percent; in brackets the 95 % interval over images (Wilson; of a gain: paired bootstrap), "
     "± the standard deviation over seeds."
@@ -57,36 +56,40 @@ def table(profile: str, name: str) -> pd.DataFrame:
 def notes(profile: str, name: str, frame: pd.DataFrame | None = None) -> list[str]:
     """At most two sentences that a reader of this table needs; frame: the table, when it is at hand."""
     frame = table(profile, name) if frame is None else frame
-    told = []
-    for row, run in robustness.mixed(profile, name, frame) if name in robustness.KINDS else ():
-        told.append(
-            f"{row}: left out, being of other weights than the training on record; move "
-            f"results/runs/{run_id(run)} away, then `python -m fsr run-all -p {profile}` makes the run again."
-        )
-    if "flags" in frame and (frame["flags"].notna() & (frame["flags"] != "none")).any():
+    told = verdict.notes(profile) if name == "T10" else []
+    mixed = "status" in frame and frame["status"].eq(robustness.OTHER_WEIGHTS).any()
+    for row in experiments.ROWS[profile][robustness.KINDS[name]] if mixed else ():
+        for run in row.runs:
+            if any(outcomes.of_other_weights(run, evaluation) for evaluation in store.evaluations(run)):
+                told.append(
+                    f"{row.name}: what is left out is of other weights than the training on record; move results/runs/"
+                    f"{run_id(run)} away, then `python -m fsr run-all -p {profile}` makes the run again."
+                )
+    if "flags" in frame and frame["flags"].fillna("none").ne("none").any():
         told.append("† AutoAttack is in doubt: its own warning, or another attack breaks what it leaves (csv: flags).")
     if name == "T9" and (frame["version"] < AUDIT_VERSION).any():
         told.append("Audits of an earlier version: do not compare them with newer ones.")
-    if name == "T10":
-        told += verdict.notes(profile)
     return told[:2]
+
+
+def _write(path: Path, text: str) -> Path:
+    """Write a text; a file whose content is the same is left alone."""
+    if not path.exists() or path.read_bytes() != text.encode():
+        files.write_bytes(path, text.encode())
+    return path
 
 
 def save(profile: str, name: str) -> list[Path]:
     """Write a table's csv, md and tex; a file whose content is the same is left alone."""
-    frame, info = table(profile, name), TABLES[name]
-    title, told = f"{name}. {info.title} ({profile})", notes(profile, name, frame)
-    legend = [LEGEND] if name in robustness.KINDS else []
-    written = {
-        "csv": output.csv_text(frame),
-        "md": output.markdown(frame, title, legend + told),
-        "tex": output.latex(frame, title, info.stem, legend + told),
-    }
-    folder = files.tables(profile)
-    return [output.write(folder / f"{info.stem}.{suffix}", text) for suffix, text in written.items()]
+    frame, (stem, title) = table(profile, name), TABLES[name]
+    title, told = f"{name}. {title} ({profile})", notes(profile, name, frame)
+    told = [LEGEND, *told] if name in robustness.KINDS else told
+    texts = {"csv": display.csv_text(frame), "md": display.markdown(frame, title, told)}
+    texts["tex"] = display.latex(frame, title, stem, told)
+    return [_write(files.tables(profile) / f"{stem}.{suffix}", text) for suffix, text in texts.items()]
 
 
 def save_all(profile: str) -> list[Path]:
     """Write every table of a profile, and provenance.csv."""
-    path = output.write(files.tables(profile) / "provenance.csv", output.csv_text(provenance(profile)))
+    path = _write(files.tables(profile) / "provenance.csv", display.csv_text(provenance(profile)))
     return [*(path for name in of_profile(profile) for path in save(profile, name)), path]

@@ -1,4 +1,4 @@
-"""Tables as a reader sees them: text cells, and a Styler with the data set, network and weights as headings."""
+"""Tables as a reader sees them: text cells on screen, in Markdown and in LaTeX, and csv of the numbers."""
 
 import hashlib
 from collections.abc import Callable
@@ -6,27 +6,29 @@ from collections.abc import Callable
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from fsr import statistics
-from fsr.tables import audits, labels, overhead
-from fsr.tables.formatting import NOT_RUN, missing, number, percent, quantity, span
+from fsr.tables import inside, labels, outcomes
+from fsr.tables.labels import MINUS, NOT_RUN, measured, missing, number, span
 
 GROUP = ["data", "network", "weights"]  # said once, above the rows that share them
 ROW = ["dataset", "network", "checkpoint", "row", "kind", "source"]
 LONG = 60  # characters; a column with longer texts wraps
 STREAM_NAMES = {"f": "f", "robust": "f⁺", "nonrobust": "f⁻", "recalibrated": "f̃⁻", "output": "f̃"}
 PROBE_NAMES = {"aux": "auxiliary head", "knn": "k-nearest neighbours"}
-COST_NAMES = ("parameters", "MACs", "seconds per epoch", "latency of a batch, ms", "peak memory, MiB")
-CSS = [
-    {"selector": "", "props": "border-collapse: collapse"},
-    {"selector": "th, td", "props": "font-size: 12px; padding: 2px 7px; text-align: right; vertical-align: top"},
-    {"selector": "td", "props": "white-space: pre"},
-    {"selector": ".col0", "props": "text-align: left; white-space: normal; min-width: 12em"},
-    {"selector": "td.best", "props": "font-weight: bold"},
-    {"selector": "td.group", "props": "font-weight: bold; border-top: 1px solid; padding-top: 8px"},
-    {"selector": "td.long", "props": "white-space: normal; text-align: left; max-width: 26em"},
-    {"selector": "td.empty", "props": "color: #767676"},
-    {"selector": "caption", "props": "text-align: left; caption-side: bottom; font-size: 12px"},
-]
+COSTS = {"params": ("parameters", 0), "macs": ("MACs", 0), inside.SECONDS: ("seconds per epoch", 2)}
+COSTS |= {inside.LATENCY: ("latency of a batch, ms", 3), "peak_memory_mb": ("peak memory, MiB", 1)}
+LATEX = {"±": r"$\pm$", "×": r"$\times$", "≤": r"$\leq$", "≥": r"$\geq$", MINUS: "$-$", "†": r"$\dagger$"}
+LATEX |= {"f̃": r"$\tilde f$", "⁺": r"$^{+}$", "⁻": r"$^{-}$"}
+CSS = {
+    "": "border-collapse: collapse",
+    "th, td": "font-size: 12px; padding: 2px 7px; text-align: right; vertical-align: top",
+    "td": "white-space: pre",
+    ".col0": "text-align: left; white-space: normal; min-width: 12em",
+    "td.best": "font-weight: bold",
+    "td.group": "font-weight: bold; border-top: 1px solid; padding-top: 8px",
+    "td.long": "white-space: normal; text-align: left; max-width: 26em",
+    "td.empty": "color: #767676",
+    "caption": "text-align: left; caption-side: bottom; font-size: 12px",
+}
 
 
 def wide(frame: pd.DataFrame) -> pd.DataFrame:
@@ -34,97 +36,44 @@ def wide(frame: pd.DataFrame) -> pd.DataFrame:
     return next(make for column, make in VIEWS.items() if column in frame.columns)(frame)
 
 
-def texts(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(text cells with a heading row above every group, class of each cell: group, best, empty or "")."""
-    text = wide(frame)
-    if text.empty:
-        text = pd.DataFrame({"table": ["this profile plans no such rows"]})
-    classes = text.map(lambda cell: "empty" if cell in (NOT_RUN, "not applicable") else "")
-    if "metric" in frame and len(frame):
-        best = _robustness(frame.assign(best=_best(frame)), lambda cell, usual: cell.best)
-        classes = classes.mask(best.eq(True), "best")
-    keys = [name for name in GROUP if name in text]
-    if not keys:
-        return text, classes
-    rest, parts = text.columns.drop(keys), []
-    for values, part in text.groupby(keys, sort=False):
-        named = dict(zip(keys, values))
-        named = {key: labels.WEIGHTS.get(value, value) if key == "weights" else value for key, value in named.items()}
-        heading = pd.DataFrame([[", ".join(filter(None, named.values())), *[""] * (len(rest) - 1)]], columns=rest)
-        group = pd.DataFrame([["group"] * len(rest)], columns=rest)
-        parts.append((pd.concat([heading, part[rest]]), pd.concat([group, classes.loc[part.index, rest]])))
-    return tuple(pd.concat(some, ignore_index=True) for some in zip(*parts))  # type: ignore[return-value]
+def _pivot(cells: pd.DataFrame, keys: list[str], value: str, empty="") -> pd.DataFrame:
+    """A row per combination of keys and a column per cells["column"], both in their order."""
+    if cells.empty:
+        return pd.DataFrame(columns=keys)
+    table = cells.pivot_table(value, keys, "column", aggfunc="first", sort=False)
+    table = table[cells["column"].unique()].astype(object).fillna(empty)
+    return cells[keys].drop_duplicates().merge(table.reset_index(), on=keys)
 
 
-def show(frame: pd.DataFrame) -> Styler:
-    """A table of `tables.table` for the screen: groups under headings, intervals on a line of their own, best in bold.
-
-    Rows that have not been run are counted below it; the csv has them one by one.
-    """
-    text, classes = texts(frame)
-    values = classes.iloc[:, 1:]
-    empty = ((values == "empty") | (text.iloc[:, 1:] == "")).all(axis=1) & (values == "empty").any(axis=1)
-    rows = int((classes.iloc[:, 0] != "group").sum())
-    left_out = int(empty.sum()) if empty.sum() < rows else 0
-    if left_out:
-        text, classes = _without(text, classes, empty)
-    for column in text.columns[1:]:
-        if text[column].str.len().max() > LONG:
-            classes[column] = classes[column].where(classes[column] != "", "long")
-    broken = text.map(lambda cell: cell.replace(" [", "\n[") if len(cell) <= LONG else cell)
-    styler = Styler(broken, uuid=hashlib.sha256(text.to_csv().encode()).hexdigest()[:8], cell_ids=False)
-    styler.hide(axis="index").format(escape="html").format_index(escape="html", axis=1)
-    styler.set_td_classes(classes).set_table_styles(CSS)
-    return styler.set_caption(f"{left_out} rows have not been run; the csv file lists them.") if left_out else styler
+def _robustness(frame: pd.DataFrame, value: str = "text") -> pd.DataFrame:
+    """T1 to T6: a row per method and checkpoint, a column per attack; n, seeds: of the first column that was run."""
+    names, known = [labels.metric(name) for name in frame["metric"].unique()], list(labels.WEIGHTS)
+    keys, run = [frame[name] for name in ROW], frame["n"].notna()
+    counts = frame[["n", "seeds", "planned"]].where(run).groupby(keys, sort=False).transform("first")
+    place = pd.factorize(frame["dataset"] + " " + frame["network"])[0]
+    frame = frame.assign(usual=counts["n"], most=counts["seeds"], of=counts["planned"], place=place, best=_best(frame))
+    frame = frame.assign(rank=frame["checkpoint"].map(known.index)).sort_values(["place", "rank"], kind="stable")
+    others = frame["kind"].isin(["rerun", "anchor"])
+    method = frame["row"].mask(others, frame["row"] + " (" + frame["kind"] + ": " + frame["source"] + ")")
+    cells = pd.DataFrame({"data": frame["dataset"].map(labels.dataset), "network": frame["network"]})
+    cells = cells.assign(weights=frame["checkpoint"], method=method, column=frame["metric"].map(labels.metric))
+    rows = list(frame.itertuples())
+    some = [f" of {row.of:.0f}" if row.most < row.of else "" for row in rows]
+    cells["seeds"] = ["" if missing(row.most) else f"{row.most:.0f}{few}" for row, few in zip(rows, some)]
+    cells["n"] = ["" if missing(row.usual) else f"{row.usual:,.0f}" for row in rows]
+    cells["text"], cells["best"] = [_measured(row) for row in rows], frame["best"]
+    return _pivot(cells, [*GROUP, "method", "seeds", "n"], value)[[*GROUP, "method", *names, "seeds", "n"]]
 
 
-def _without(text: pd.DataFrame, classes: pd.DataFrame, empty: pd.Series) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Without empty rows, and without the headings that have no row left."""
-    heading = classes.loc[~empty].iloc[:, 0] == "group"
-    kept = heading.index[~(heading & heading.shift(-1, fill_value=True))]
-    return text.loc[kept].reset_index(drop=True), classes.loc[kept].reset_index(drop=True)
-
-
-def measured(cell, usual) -> str:
-    """One cell of T1 to T6: `74.2 ± 0.8 [70.2, 77.9]`, then what is unusual in its row: n, seeds, † for doubt."""
+def _measured(cell) -> str:
+    """`74.2 ± 0.8 [70.2, 77.9]`, then what is unusual in its row: n, seeds, † for doubt."""
     if missing(cell.value):
         return NOT_RUN if missing(cell.status) else cell.status
     sign, stated = cell.kind in ("gain", "difference"), cell.kind in ("paper", "rerun", "anchor", "difference")
-    digits = 2 if stated or cell.n >= 5000 else 1
-    text = number(100 * cell.value, digits=digits, sign=sign)
-    text += "†" if isinstance(cell.flags, str) and cell.flags != "none" else ""
-    text += "" if missing(cell.sd) else f" ± {100 * cell.sd:.{digits}f}"
-    text += "" if missing(cell.low) else " " + span(100 * cell.low, 100 * cell.high, digits=digits, sign=sign)
-    text += "" if missing(cell.n) or cell.n == usual.n else f" n={cell.n:.0f}"
-    return text if missing(cell.n) or cell.seeds == usual.seeds else f"{text} (seeds: {cell.seeds:.0f})"
-
-
-def _robustness(frame: pd.DataFrame, shown: Callable = measured) -> pd.DataFrame:
-    """A row per method and checkpoint, a column per attack; n and seeds are those of the first column that was run."""
-    metrics = list(dict.fromkeys(frame["metric"]))
-    usual = frame.dropna(subset="n").groupby(ROW, sort=False)[["n", "seeds", "planned"]].first()
-    rows = {key: part for key, part in frame.groupby(ROW, sort=False)}
-    places, kinds = list(dict.fromkeys(key[:2] for key in rows)), list(labels.WEIGHTS)
-    order = sorted(rows, key=lambda k: (places.index(k[:2]), kinds.index(k[2]) if k[2] in kinds else len(kinds)))
-    text = []
-    for key in order:
-        first = usual.loc[key] if key in usual.index else pd.Series({"n": None, "seeds": None, "planned": None})
-        cells = {cell.metric: shown(cell, first) for cell in rows[key].itertuples()}
-        text.append(_left(key) | {labels.metric(m): cells.get(m, "") for m in metrics} | _counts(first))
-    return pd.DataFrame(text)
-
-
-def _left(key: tuple) -> dict[str, str]:
-    dataset, network, weights, row, kind, source = key
-    name = f"{row} ({kind}: {source})" if kind in ("rerun", "anchor") else row
-    return {"data": labels.dataset(dataset), "network": network, "weights": weights, "method": name}
-
-
-def _counts(usual) -> dict[str, str]:
-    if missing(usual["n"]):
-        return {"seeds": "", "n": ""}
-    seeds = f"{usual['seeds']:.0f}" + (f" of {usual['planned']:.0f}" if usual["seeds"] < usual["planned"] else "")
-    return {"seeds": seeds, "n": f"{usual['n']:,.0f}"}
+    digits, doubt = 2 if stated or cell.n >= 5000 else 1, isinstance(cell.flags, str) and cell.flags != "none"
+    text = measured(cell.value, cell.low, cell.high, cell.sd, mark="†" * doubt, digits=digits, sign=sign)
+    text += "" if missing(cell.n) or cell.n == cell.usual else f" n={cell.n:.0f}"
+    return text if missing(cell.n) or cell.seeds == cell.most else f"{text} (seeds: {cell.seeds:.0f})"
 
 
 def _best(frame: pd.DataFrame) -> pd.Series:
@@ -132,9 +81,8 @@ def _best(frame: pd.DataFrame) -> pd.Series:
 
     There must be two that differ. A network for which AutoAttack is in doubt wins with none of its weights.
     """
-    network = [name for name in ROW if name != "checkpoint"]
-    doubt = frame["flags"].notna() & (frame["flags"] != "none")
-    doubted = frame.assign(doubt=doubt).groupby(network, sort=False)["doubt"].transform("any")
+    network = [frame[name] for name in ROW if name != "checkpoint"]
+    doubted = frame["flags"].fillna("none").ne("none").groupby(network, sort=False).transform("any")
     ours = frame[(frame["kind"] == "ours") & frame["value"].notna() & ~doubted]
     column = ["dataset", "network", "checkpoint", "metric"]
     ours = ours[ours["seeds"] == ours.groupby(column)["seeds"].transform("max")]
@@ -144,83 +92,70 @@ def _best(frame: pd.DataFrame) -> pd.Series:
 
 
 def _streams(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row per checkpoint and stream, a column per probe and attack."""
-    rows = []
-    for (row, checkpoint, stream), part in frame.groupby(["row", "checkpoint", "stream"], sort=False):
-        name = f"{STREAM_NAMES[stream]} ({stream})"
-        out = {"weights": checkpoint, "stream": name if row != "paper" else f"{name}: paper"}
-        for probe, title in PROBE_NAMES.items():
-            for attack, words in (("pgd20", "PGD-20"), ("clean", "no attack")):
-                cell = part[(part["probe"] == probe) & (part["attack"] == attack)]
-                out[f"{title}, {words}"] = _over_seeds(cell) if len(cell) else ""
-        rows.append(out | {"n": "" if row == "paper" else quantity(part["n"].max(), digits=0)})
-    return pd.DataFrame(rows)
-
-
-def _over_seeds(part: pd.DataFrame) -> str:
-    """Mean over seeds with Wilson's interval at one seed's n, and the standard deviation over seeds."""
-    done = part.dropna(subset="accuracy")
-    if done.empty or done["n"].isna().all():
-        return percent(done["accuracy"].mean())
-    mean, n = float(done["accuracy"].mean()), int(done["n"].min())
-    low, high = statistics.wilson(min(mean * n, n), n)
-    spread = f" ± {number(100 * float(done['accuracy'].std(ddof=1)))}" if len(done) > 1 else ""
-    seeds = "" if len(done) == len(part) else f" ({len(done)} of {len(part)} seeds)"
-    return f"{number(100 * mean)}{spread} {span(100 * low, 100 * high)}{seeds}"
+    """T7: a row per checkpoint and stream, a column per probe and attack, means over seeds."""
+    cells, keys = [], ["row", "checkpoint", "stream"]
+    frame = frame.assign(most=frame.groupby(keys, sort=False)["n"].transform("max"))
+    for (row, weights, stream, probe, attack), part in frame.groupby([*keys, "probe", "attack"], sort=False):
+        done, most, name = part.dropna(subset="accuracy"), part["most"].iloc[0], f"{STREAM_NAMES[stream]} ({stream})"
+        text = measured(done["accuracy"].mean())
+        if row != "paper" and len(done):
+            mean = outcomes.mean_of(list(done["accuracy"]), int(done["n"].min()))
+            text = measured(mean["value"], mean["low"], mean["high"], mean["sd"])
+            text += "" if len(done) == len(part) else f" ({len(done)} of {len(part)} seeds)"
+        cell = {"weights": weights, "stream": name if row != "paper" else f"{name}: paper", "text": text}
+        cell["n"] = "" if row == "paper" else NOT_RUN if missing(most) else f"{most:,.0f}"
+        column = f"{PROBE_NAMES[probe]}, {'PGD-20' if attack == 'pgd20' else 'no attack'}"
+        cells.append(cell | {"column": column})
+    table = _pivot(pd.DataFrame(cells), ["weights", "stream", "n"], "text")
+    return table[[*table.columns.drop("n"), "n"]]
 
 
 def _overhead(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row per network without and with FSR, and what FSR adds in percent."""
+    """T8: a row per network without and with FSR, and what FSR adds in percent."""
+
+    def text(value: float, digits: int, empty: str = NOT_RUN) -> str:
+        return empty if missing(value) else f"{value:,.0f}" if digits == 0 else number(value, digits=digits)
+
     rows = []
     for (dataset, network), part in frame.groupby(["dataset", "network"], sort=False):
         keys = {"data": labels.dataset(dataset), "network": network}
         for cell in part.to_dict("records"):
-            theirs = missing(cell["fsr"])
-            values = [quantity(cell[k], digits=d) for k, d in zip(overhead.COST, (0, 0, 2, 3, 1))]
-            cells = ["" if theirs and value == NOT_RUN else value for value in values]
-            rows.append(keys | {"method": cell["row"]} | dict(zip(COST_NAMES, cells)))
-        both = {bool(cell["fsr"]): cell for cell in part.dropna(subset="fsr").to_dict("records")}
-        if len(both) == 2:
-            added = [_added(both[False], both[True], name) for name in overhead.COST]
-            rows.append(keys | {"method": "added by FSR"} | dict(zip(COST_NAMES, added)))
+            empty = "" if missing(cell["fsr"]) else NOT_RUN
+            costs = {title: text(cell[name], digits, empty) for name, (title, digits) in COSTS.items()}
+            rows.append(keys | {"method": cell["row"]} | costs)
+        if len(pair := part.dropna(subset="fsr")) == 2:
+            more, timed = inside.added(pair)
+            signed = {
+                name: NOT_RUN if missing(v) else f"{number(v, digits=2, sign=True)} %" for name, v in more.items()
+            }
+            if not timed and signed[inside.SECONDS] != NOT_RUN:
+                signed[inside.SECONDS] = "not comparable"
+            rows.append(keys | {"method": "added by FSR"} | {COSTS[name][0]: text for name, text in signed.items()})
     return pd.DataFrame(rows)
-
-
-def _added(without: dict, with_fsr: dict, name: str) -> str:
-    """What FSR adds, in percent; seconds only of trainings that had one kind of device to themselves."""
-    if missing(without[name]) or missing(with_fsr[name]):
-        return NOT_RUN
-    same = without["timed"] and with_fsr["timed"] and without["trained_on"] == with_fsr["trained_on"]
-    if name == "train_seconds_per_epoch" and not same:
-        return "not comparable"
-    return f"{number(100 * (with_fsr[name] / without[name] - 1), digits=2, sign=True)} %"
 
 
 def _audits(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row per attack group, a column per network."""
-    columns = list(dict.fromkeys(zip(frame["row"], frame["checkpoint"])))
-    known = {(cell.row, cell.checkpoint, cell.item): cell for cell in frame.itertuples()}
-    rows = [
-        {"attack group": audits.title(item)}
-        | {f"{row}, {weights}": audits.text(known.get((row, weights, item))) for row, weights in columns}
-        for item in audits.items(frame)
-    ]
-    return pd.DataFrame(rows)
+    """T9: a row per attack group, a column per network."""
+    columns = (frame["row"] + ", " + frame["checkpoint"]).unique()
+    cells = inside.shown(frame)
+    cells = cells.assign(column=cells["row"] + ", " + cells["checkpoint"])
+    table = _pivot(cells, ["title"], "shown", NOT_RUN).rename(columns={"title": "attack group"})
+    return table[["attack group", *columns]]
 
 
 def _verdict(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row per claim."""
+    """T10: a row per claim."""
 
-    def value(number_, unit: str) -> str:
-        return "" if missing(number_) else f"{number(number_, digits=2, sign=unit == 'points')} {unit}"
+    def value(amount: float, unit: str) -> str:
+        return "" if missing(amount) else f"{number(amount, digits=2, sign=unit == 'points')} {unit}"
 
     rows = []
     for cell in frame.itertuples():
         ours = value(cell.ours, cell.unit) or NOT_RUN
         ours += "" if missing(cell.low) else " " + span(cell.low, cell.high, digits=2, sign=cell.unit == "points")
-        stated = value(cell.stated, cell.unit) or "words only"
-        row = {"claim": f"{cell.id}. {cell.claim}", "by": cell.kind, "stated": stated, "ours": ours}
-        rows.append(row | {"seeds": str(cell.seeds), "verdict": cell.verdict, "why": cell.reason})
+        row = {"claim": f"{cell.id}. {cell.claim}", "by": cell.kind}
+        row |= {"stated": value(cell.stated, cell.unit) or "words only", "ours": ours, "seeds": str(cell.seeds)}
+        rows.append(row | {"verdict": cell.verdict, "why": cell.reason})
     return pd.DataFrame(rows)
 
 
@@ -231,3 +166,79 @@ VIEWS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "item": _audits,
     "verdict": _verdict,
 }
+
+
+def texts(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(text cells with a heading row above every group, class of each cell: group, best, empty or "")."""
+    text = wide(frame)
+    if text.empty:
+        text = pd.DataFrame({"table": ["this profile plans no such rows"]})
+    classes = text.map(lambda cell: "empty" if cell in (NOT_RUN, "not applicable") else "")
+    if "metric" in frame and len(frame):
+        classes = classes.mask(_robustness(frame, "best").eq(True), "best")
+    keys = [name for name in GROUP if name in text]
+    if not keys:
+        return text, classes
+    rest, parts = text.columns.drop(keys), []
+    for values, part in text.groupby(keys, sort=False):
+        heading = ", ".join(filter(None, (labels.WEIGHTS.get(value, value) for value in values)))
+        top = pd.DataFrame([[heading, *[""] * (len(rest) - 1)]], columns=rest)
+        group = pd.DataFrame([["group"] * len(rest)], columns=rest)
+        parts.append((pd.concat([top, part[rest]]), pd.concat([group, classes.loc[part.index, rest]])))
+    return tuple(pd.concat(some, ignore_index=True) for some in zip(*parts))  # type: ignore[return-value]
+
+
+def show(frame: pd.DataFrame) -> Styler:
+    """A table of `tables.table` for the screen: groups under headings, intervals on a line of their own, best in bold.
+
+    Rows that have not been run are counted below it; the csv has them one by one.
+    """
+    text, classes = texts(frame)
+    values, heading = classes.iloc[:, 1:], classes.iloc[:, 0] == "group"
+    empty = ((values == "empty") | (text.iloc[:, 1:] == "")).all(axis=1) & (values == "empty").any(axis=1)
+    left_out = int(empty.sum()) if empty.sum() < (~heading).sum() else 0
+    if left_out:  # and the headings that have no row left
+        heading, kept = heading[~empty], ~empty
+        kept[heading.index[heading & heading.shift(-1, fill_value=True)]] = False
+        text, classes = (part[kept].reset_index(drop=True) for part in (text, classes))
+    for column in text.columns[1:]:
+        if text[column].str.len().max() > LONG:
+            classes[column] = classes[column].where(classes[column] != "", "long")
+    broken = text.map(lambda cell: cell.replace(" [", "\n[") if len(cell) <= LONG else cell)
+    styler = Styler(broken, uuid=hashlib.sha256(text.to_csv().encode()).hexdigest()[:8], cell_ids=False)
+    styler.hide(axis="index").format(escape="html").format_index(escape="html", axis=1)
+    styler.set_td_classes(classes).set_table_styles([{"selector": name, "props": css} for name, css in CSS.items()])
+    return styler.set_caption(f"{left_out} rows have not been run; the csv file lists them.") if left_out else styler
+
+
+def csv_text(frame: pd.DataFrame) -> str:
+    """Counts whole, other numbers with six significant digits; empty where nothing was run."""
+
+    def digits(value):
+        if not isinstance(value, float) or missing(value):
+            return value
+        return f"{value:.0f}" if value.is_integer() else f"{value:.6g}"
+
+    return frame.astype(object).map(digits).to_csv(index=False, lineterminator="\n")
+
+
+def markdown(frame: pd.DataFrame, title: str, notes: list[str]) -> str:
+    """Title, table with best cells and headings in bold, notes."""
+    text, classes = texts(frame)
+    marked = text.map(lambda cell: cell.replace("|", "\\|"))
+    marked = marked.where(~classes.isin(["best", "group"]) | (marked == ""), "**" + marked + "**")
+    return "\n\n".join([f"# {title}", marked.to_markdown(index=False, disable_numparse=True), *notes]) + "\n"
+
+
+def latex(frame: pd.DataFrame, title: str, label: str, notes: list[str]) -> str:
+    """A booktabs table, shrunk to the line; needs the packages booktabs and graphicx."""
+    text, classes = texts(frame)
+    bold = (classes.isin(["best", "group"]) & (text != "")).replace({True: "textbf:--rwrap;", False: ""})
+    styler = text.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
+    sizes = "".join("p{5cm}" if len(text) and text[column].str.len().max() > LONG else "l" for column in text)
+    tabular = styler.apply(lambda _: bold, axis=None).to_latex(hrules=True, column_format=sizes).rstrip()
+    for symbol, command in LATEX.items():
+        tabular = tabular.replace(symbol, command)
+    lines = [f"% needs \\usepackage{{booktabs,graphicx}}\n\\begin{{table}}\n\\centering\n\\caption{{{title}.}}"]
+    lines += [rf"\label{{tab:{label}}}", r"\resizebox{\linewidth}{!}{%", tabular + "}", r"\end{table}"]
+    return "\n".join([*lines, *(f"% {note}" for note in notes)]) + "\n"

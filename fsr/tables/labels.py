@@ -1,43 +1,31 @@
-"""How tables write data sets, networks and attacks."""
+"""How tables write data sets, networks, attacks and numbers."""
+
+import math
+
+import pandas as pd
 
 from fsr import experiments
 from fsr.config import Run
 
 DATASETS = {"digits": "digits", "cifar10": "CIFAR-10", "svhn": "SVHN", "tinyimagenet": "Tiny ImageNet"}
-METRICS = {
-    "clean": "no attack",
-    "fgsm": "FGSM",
-    "pgd20": "PGD-20",
-    "pgd100": "PGD-100",
-    "cw": "C&W",
-    "ensemble": "Ensemble",
-    "autoattack": "AutoAttack",
-    "autoattack-ci": "AutoAttack (capped)",
-    "pgd20-joint": "PGD-20, joint loss",
-    "transfer-twin": "transfer (AT twin)",
-    "transfer-natural": "transfer (natural)",
-    "di-fgsm": "DI-FGSM",
-    "ti-fgsm": "TI-FGSM",
-    "nattack": "N-Attack",
-    "square": "Square",
-}
-METHODS = {"natural": "natural", "at": "AT", "trades": "TRADES", "mart": "MART", "fsr": "FSR", "awp": "AWP"}
-METHODS |= {name: name.upper() for name in ("fd", "cas", "cifs")}
+METRICS = {"clean": "no attack", "fgsm": "FGSM", "pgd20": "PGD-20", "pgd100": "PGD-100", "cw": "C&W"}
+METRICS |= {"ensemble": "Ensemble", "autoattack": "AutoAttack", "autoattack-ci": "AutoAttack (capped)"}
+METRICS |= {"transfer-twin": "transfer (AT twin)", "transfer-natural": "transfer (natural)", "nattack": "N-Attack"}
+METRICS |= {"pgd20-joint": "PGD-20, joint loss", "di-fgsm": "DI-FGSM", "ti-fgsm": "TI-FGSM", "square": "Square"}
 WEIGHTS = {"last": "last weights", "best": "best weights", "ema": "EMA weights", "unknown": "weights not stated"}
+NOT_RUN, MINUS = "not run", "\N{MINUS SIGN}"
 
 
 def network(run: Run) -> str:
     """The network as it was really built: ResNet-18, ResNet-10 (width 8), WRN-10-1."""
-    blocks, width = run.blocks, run.width
+    blocks, width = sum(run.blocks or ()), run.width
     if run.backbone == "wideresnet34":
-        depth = 34 if blocks is None else 4 + 2 * sum(blocks)
-        return f"WRN-{depth}-{10 if width is None else width}"
-    if run.backbone == "vgg16":
-        name = f"VGG-{16 if blocks is None else sum(blocks) + 3}-BN"
-    elif run.backbone == "resnet18":
-        name = f"ResNet-{18 if blocks is None else 2 + 2 * sum(blocks)}"
-    else:
-        name = run.backbone  # one that somebody added
+        return f"WRN-{4 + 2 * blocks if blocks else 34}-{10 if width is None else width}"
+    names = {
+        "vgg16": f"VGG-{blocks + 3 if blocks else 16}-BN",
+        "resnet18": f"ResNet-{2 + 2 * blocks if blocks else 18}",
+    }
+    name = names.get(run.backbone, run.backbone)  # or one that somebody added
     return name if width is None else f"{name} (width {width})"
 
 
@@ -48,7 +36,8 @@ def dataset(name: str) -> str:
 
 def method(label: str) -> str:
     """`at+fsr` as rows are named: AT + FSR."""
-    return " + ".join(METHODS.get(part, part) for part in label.split("+"))
+    usual = ("at", "trades", "mart", "fsr", "awp", "fd", "cas", "cifs")
+    return " + ".join(part.upper() if part in usual else part for part in label.split("+"))
 
 
 def metric(name: str) -> str:
@@ -65,3 +54,30 @@ def run(profile: str, run: Run) -> str:
                 place = "" if run.backbone == experiments.profile_of(profile).base.backbone else f", {network(run)}"
                 return f"{prefix}{row.name}{place}, seed {run.seed}"
     return f"{method(run.label)}, seed {run.seed}"
+
+
+def missing(value) -> bool:
+    """None or NaN."""
+    return bool(pd.isna(value))
+
+
+def number(value: float, *, digits: int = 1, sign: bool = False) -> str:
+    """Fixed digits, half away from zero, a true minus, never -0.0: 1.5, −0.3, with sign also +0.2."""
+    value += math.copysign(1e-9, value)  # a tie, 5.45, is stored a little below or above itself
+    if float(f"{value:.{digits}f}") == 0:
+        value = 0.0
+    return (f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}").replace("-", MINUS)
+
+
+def span(low: float, high: float, *, digits: int = 1, sign: bool = False) -> str:
+    """An interval in brackets."""
+    return f"[{number(low, digits=digits, sign=sign)}, {number(high, digits=digits, sign=sign)}]"
+
+
+def measured(value, low=None, high=None, sd=None, *, mark: str = "", digits: int = 1, sign: bool = False) -> str:
+    """Fractions in percent: `74.2 ± 0.8 [70.2, 77.9]`, with what is there of it; `not run` without a value."""
+    if missing(value):
+        return NOT_RUN
+    text = number(100 * value, digits=digits, sign=sign) + mark
+    text += "" if missing(sd) else f" ± {100 * sd:.{digits}f}"
+    return text if missing(low) else f"{text} {span(100 * low, 100 * high, digits=digits, sign=sign)}"

@@ -10,10 +10,10 @@ import pandas as pd
 
 from fsr import files, statistics, store
 from fsr.config import Evaluation, Run
+from fsr.reference import MIN_SEEDS
 from fsr.tables import labels
 
 SPARED = 0.01  # share of its images that another attack may break and AutoAttack not: starting points differ
-ENOUGH_SEEDS = 3  # from here on a gain has an interval over seeds and images
 
 
 @lru_cache(maxsize=4096)
@@ -57,45 +57,44 @@ def accuracy(runs: tuple[Run, ...], evaluation: Evaluation) -> dict:
     cell: dict = {"planned": len(runs), "seeds": len(found)}
     if not found:
         return cell
-    values, n = [float(o.mean()) for o in found.values()], min(map(len, found.values()))
+    cell["flags"] = warnings(list(found), evaluation)
+    return cell | mean_of([float(o.mean()) for o in found.values()], min(map(len, found.values())))
+
+
+def mean_of(values: list[float], n: int) -> dict:
+    """Mean of one accuracy per seed, each of the same n images, Wilson's interval at n, and the standard deviation."""
     mean = float(np.mean(values))
     low, high = statistics.wilson(min(mean * n, n), n)
     sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    flags = warnings(list(found), evaluation)
-    return cell | {"value": mean, "low": low, "high": high, "n": n, "sd": sd, "flags": flags}
-
-
-def pairs(
-    runs: tuple[Run, ...], baseline: tuple[Run, ...], evaluation: Evaluation, base_evaluation: Evaluation
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(before, after) outcomes (n,) bool of every seed that both have, on the images that both have."""
-    bases = {run.seed: outcome(run, base_evaluation) for run in baseline}
-    both = [(bases.get(run.seed), outcome(run, evaluation)) for run in runs]
-    joined = [pd.concat(pair, axis=1, join="inner") for pair in both if all(o is not None for o in pair)]
-    return [(part[0].to_numpy(), part[1].to_numpy()) for part in joined]
+    return {"value": mean, "low": low, "high": high, "n": n, "sd": sd}
 
 
 def gain(
     runs: tuple[Run, ...], baseline: tuple[Run, ...], evaluation: Evaluation, base_evaluation: Evaluation | None = None
 ) -> dict:
-    """Accuracy of `runs` minus `baseline` as a fraction, on the same images and seeds.
+    """Accuracy of `runs` minus `baseline` as a fraction, on the images that both have, seed by seed.
 
     low, high: paired bootstrap over images; seeds_low, seeds_high: crossed bootstrap over seeds and images, from three
     seeds on; p_first_seed: McNemar's exact test of one pair of networks.
     """
-    found = pairs(runs, baseline, evaluation, base_evaluation or evaluation)
-    cell: dict = {"planned": len(runs), "seeds": len(found)}
-    if not found:
+    bases = {run.seed: outcome(run, base_evaluation or evaluation) for run in baseline}
+    both = [(bases.get(run.seed), outcome(run, evaluation)) for run in runs]
+    joined = [pd.concat(pair, axis=1, join="inner") for pair in both if all(o is not None for o in pair)]
+    cell: dict = {"planned": len(runs), "seeds": len(joined)}
+    if not joined:
         return cell
-    before, after = ([pair[i].astype(float) for pair in found] for i in (0, 1))
+    before, after = ([pair[i].to_numpy(float) for pair in joined] for i in (0, 1))
     deltas = [float(np.mean(a) - np.mean(b)) for b, a in zip(before, after)]
-    low, high = statistics.paired_bootstrap(np.mean(before, axis=0), np.mean(after, axis=0))
-    if len(found) >= ENOUGH_SEEDS:
+    cell["low"], cell["high"] = statistics.paired_bootstrap(np.mean(before, axis=0), np.mean(after, axis=0))
+    if len(joined) >= MIN_SEEDS:
         ends = statistics.crossed_bootstrap(np.stack(before), np.stack(after))
-        cell |= {"seeds_low": ends[0], "seeds_high": ends[1]}
-    sd = float(np.std(deltas, ddof=1)) if len(deltas) > 1 else None
-    cell |= {"value": float(np.mean(deltas)), "low": low, "high": high, "n": len(after[0]), "sd": sd}
-    return cell | {"p_first_seed": statistics.mcnemar_exact(*found[0])}
+        cell["seeds_low"], cell["seeds_high"] = ends
+    cell |= {
+        "value": float(np.mean(deltas)),
+        "n": len(after[0]),
+        "p_first_seed": statistics.mcnemar_exact(before[0], after[0]),
+    }
+    return cell | {"sd": float(np.std(deltas, ddof=1)) if len(deltas) > 1 else None}
 
 
 def broken_only(run: Run, evaluation: Evaluation, strong: pd.Series) -> tuple[int, int] | None:
@@ -107,31 +106,24 @@ def broken_only(run: Run, evaluation: Evaluation, strong: pd.Series) -> tuple[in
     return int((both[:, 0] & ~both[:, 1]).sum()), int(both[:, 0].sum())
 
 
-def _outdone(run: Run, evaluation: Evaluation) -> tuple[int, int, str] | None:
-    """Of the recorded attacks of the same strength the one that breaks most of what AutoAttack leaves, if that is much.
-
-    (images broken, images that AutoAttack leaves right, attack).
-    """
-    strong = outcome(run, evaluation)
-    if strong is None:
-        return None
-    changes: dict[str, Any] = {"attack": "", "images": None, "steps": None, "surrogate": None}
-    same = replace(evaluation, **changes)
-    others = [e for e in store.evaluations(run) if e.attack != evaluation.attack and replace(e, **changes) == same]
-    counts = [(*both, e.attack) for e in others if (both := broken_only(run, e, strong))]
-    return max((c for c in counts if c[0] > SPARED * len(strong)), default=None, key=lambda count: count[0])
-
-
 def warnings(runs: list[Run], evaluation: Evaluation) -> str | None:
     """What puts an AutoAttack result in doubt: its own flags, and attacks that beat it; `none` without any."""
-    records = [_read(files.results(), run, evaluation)[1] for run in runs if evaluation.attack != "ensemble"]
-    flags = [record["flags"] for record in records if record.get("flags") is not None]
-    if not flags:
+    if not evaluation.attack.startswith("autoattack"):
         return None
-    raised = sorted({name for record in flags for name, on in record.items() if on is True})
-    beaten = [found for run in runs if (found := _outdone(run, evaluation))]
+    flags = [_read(files.results(), run, evaluation)[1].get("flags") for run in runs]
+    if all(record is None for record in flags):
+        return None
+    raised = sorted({name for record in flags for name, on in (record or {}).items() if on is True})
     doubts = [", ".join(raised).replace("_", " ")] if raised else []
-    if beaten and evaluation.attack.startswith("autoattack"):
+    beaten: list[tuple[int, int, str]] = []
+    strength: dict[str, Any] = {"attack": "", "images": None, "steps": None, "surrogate": None}
+    for run in runs:
+        strong = _read(files.results(), run, evaluation)[0]
+        for other in store.evaluations(run):
+            same = replace(other, **strength) == replace(evaluation, **strength)
+            if same and other.attack != evaluation.attack and (found := broken_only(run, other, strong)):
+                beaten += [(*found, other.attack)] if found[0] > SPARED * len(strong) else []
+    if beaten:
         broken, left, attack = max(beaten, key=lambda found: found[0])
         doubts.append(f"{labels.metric(attack)} breaks {broken} of the {left} that it leaves")
     return "; ".join(doubts) or "none"

@@ -1,29 +1,256 @@
 """T10: the claims that a profile can decide, ours beside them, and what follows."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
-from fsr import experiments
-from fsr.reference import CLAIMS, Claim
-from fsr.tables import labels, paper_cells
-from fsr.tables.rules import RULES, Finding
-from fsr.tables.study_rules import STUDY_RULES
+from fsr import experiments, reference, statistics, store
+from fsr.config import Evaluation
+from fsr.experiments import Row
+from fsr.reference import CLAIMS, MIN_SEEDS, Claim
+from fsr.tables import inside, labels, outcomes, robustness
+from fsr.tables.labels import missing, number, span
 
 STATES = {True: "reproduced", False: "contradicted", None: "undecided"}
 OWN_STATES = {True: "supported", False: "not supported", None: "undecided"}
 FEW_SEEDS = {True: "points towards", False: "points against", None: "undecided"}
-UNTESTED = "not tested"
-COLUMNS = [
-    "id", "claim", "kind", "source", "stated", "unit", "ours", "low", "high", "seeds", "tolerance", "verdict",
-    "reason", "test", "checkpoint", "changed_after_the_runs",
-]  # fmt: skip
+COLUMNS = ["id", "claim", "kind", "source", "stated", "unit", "ours", "low", "high", "seeds", "tolerance", "verdict"]
+COLUMNS += ["reason", "test", "checkpoint", "changed_after_the_runs"]
+EPOCHS = range(5, 30)  # of the comparison with the authors' log: one learning rate, the first ripples over
+BESIDE = {  # loss: our column in history.csv, the column in the log
+    "classification": ("train_cls", "train_adv_loss"),
+    "separation": ("train_sep", "train_sep_loss"),
+    "recalibration": ("train_rec", "train_rec_loss"),
+}
+
+
+class Finding(NamedTuple):
+    """Ours for one claim in its unit; holds: None while undecided; without a value nothing was measured."""
+
+    value: float | Any = None
+    low: float | Any = None
+    high: float | Any = None
+    seeds: int = 0
+    holds: bool | None = None
+    why: str = ""
+
+
+NOTHING = Finding(why="not run")
+
+
+def row_of(profile: str, name: str, kind: str = "whitebox") -> Row:
+    """A set's row on the main network, which comes first."""
+    return next(row for row in experiments.ROWS[profile][kind] if row.name == name)
+
+
+def column(profile: str, metric: str, checkpoint: str, kind: str = "whitebox") -> Evaluation:
+    """A column's evaluation; `autoattack` is the profile's own AutoAttack."""
+    name = experiments.profile_of(profile).autoattack if metric == "autoattack" else metric
+    return replace(experiments.columns(profile, kind)[name], checkpoint=checkpoint)
+
+
+def lead(profile: str, claim: Claim, checkpoint: str, row: str, base: str, *weights: str) -> tuple[str, Finding]:
+    """A row minus another in points, with its name; the interval is over seeds and images, below three seeds of images.
+
+    It holds above minus the tolerance and fails below zero; where the claim says `below`, with opposite signs.
+    """
+    ours, theirs = (row_of(profile, name, claim.rows) for name in (row, base))
+    after, before = (column(profile, claim.metric, name, claim.rows) for name in weights or (checkpoint, checkpoint))
+    cell = outcomes.gain(ours.runs, theirs.runs, after, before)
+    doubt = outcomes.accuracy(theirs.runs, before).get("flags") not in (None, "none")
+    name = weights[0] if weights else f"over {base}" + "†" * doubt
+    if "value" not in cell:
+        return name, NOTHING
+    low, high = (100 * cell.get(f"seeds_{end}", cell[end]) for end in ("low", "high"))
+    least, most = (-high, -low) if claim.below else (low, high)
+    holds = False if most < 0 else True if least > -claim.tolerance else None
+    few = "" if cell["seeds"] >= MIN_SEEDS else "interval over images alone"
+    return name, Finding(100 * cell["value"], low, high, cell["seeds"], holds, few)
+
+
+def all_of(found: dict[str, Finding], below: bool = False) -> Finding:
+    """Of several leads the least certain one; one that fails decides, one that is open leaves it open."""
+    if lacking := [name for name, each in found.items() if each.value is None]:
+        return Finding(why="not run" if len(found) == 1 else f"not run: {', '.join(lacking)}")
+    least = max(found.values(), key=lambda each: each.high) if below else min(found.values(), key=lambda each: each.low)
+    if len(found) == 1:
+        return least
+    states, seeds = [each.holds for each in found.values()], min(each.seeds for each in found.values())
+    signed = [(n, number(f.value, sign=True), span(f.low, f.high, sign=True)) for n, f in found.items()]
+    why = "; ".join(" ".join(parts) for parts in signed)
+    return least._replace(holds=False if False in states else None if None in states else True, seeds=seeds, why=why)
+
+
+def leads(profile: str, claim: Claim, checkpoint: str) -> Finding:
+    """The claim's leads, of which each must hold."""
+    return all_of(dict(lead(profile, claim, checkpoint, *each) for each in claim.leads), claim.below)
+
+
+def hundred_epochs(profile: str, claim: Claim, checkpoint: str) -> Finding:
+    """The gains of AT + FSR over AT at `last`, `best` and EMA: slow start, overfitting, or neither of them."""
+    found = dict(lead(profile, claim, "", "AT + FSR", "AT", name, name) for name in experiments.CHECKPOINTS)
+    whole = all_of(found)
+    if whole.value is None:
+        return whole
+    early, rise = (found["best"], found["ema"]), found["last"].value - max(found["best"].value, found["ema"].value)
+    far = max(early, key=lambda each: abs(each.value))
+    slow, overfits = abs(far.value) <= claim.tolerance, rise >= claim.tolerance
+    if claim.rule == "overfitting":
+        return Finding(rise, seeds=whole.seeds, holds=overfits, why=whole.why)
+    if claim.rule == "slow_start":
+        return far._replace(holds=slow, why=all_of({"best": early[0], "ema": early[1]}).why)
+    return early[1]._replace(holds=not slow and not overfits and early[1].value < -claim.tolerance)
+
+
+def largest_gain(profile: str, claim: Claim, checkpoint: str) -> Finding:
+    """The largest gain among T1's robust cells; every cell must have been run; a larger one than stated is fine."""
+    frame = robustness.frame("T1", profile)
+    gains = frame[(frame["kind"] == "gain") & (frame["checkpoint"] == checkpoint) & (frame["metric"] != "clean")]
+    done = gains.dropna(subset="value")
+    if done.empty:
+        return NOTHING
+    top = done.loc[done["value"].idxmax()]
+    why = f"{top['network']}, {top['row'].split(':')[0]}, {top['metric']}; {len(done)} of {len(gains)} cells run"
+    value = float(100 * top["value"])
+    holds = value >= claim.stated - claim.tolerance if len(done) == len(gains) else None
+    return Finding(value, seeds=int(done["seeds"].min()), holds=holds, why=why)
+
+
+def overhead(profile: str, claim: Claim, checkpoint: str) -> Finding:
+    """Added MACs and added seconds per epoch on the main network, the larger of them, in percent."""
+    pair = inside.overhead(profile).dropna(subset="fsr").head(2)
+    if len(pair) < 2 or pair["macs"].isna().any():
+        return NOTHING
+    more, timed = inside.added(pair)
+    added = {"MACs": more["macs"]}
+    if timed and not missing(more[inside.SECONDS]):
+        added["seconds per epoch"] = more[inside.SECONDS]
+    why = "; ".join(f"{name} {number(value, sign=True)} %" for name, value in added.items())
+    why += "" if timed else "; seconds per epoch cannot be compared: a device was shared, or another one"
+    worst = max(added.values())
+    return Finding(worst, seeds=1, holds=False if worst > claim.tolerance else True if timed else None, why=why)
+
+
+def cues(profile: str, claim: Claim, checkpoint: str) -> Finding:
+    """Accuracy of the recalibrated minus the non-robust stream under PGD-20, in points, by nearest neighbours.
+
+    Student's t over seeds from three on; below, Newcombe's interval of a difference of two Wilson intervals.
+    """
+    frame = inside.streams(profile)
+    here = frame[(frame["attack"] == "pgd20") & (frame["checkpoint"] == checkpoint) & (frame["row"] != "paper")]
+    table = here.pivot_table(index="seed", columns=["probe", "stream"], values="accuracy")
+    keys = [(claim.metric, "nonrobust"), (claim.metric, "recalibrated")]
+    if not set(keys) <= set(table.columns):
+        return NOTHING
+    steps = (table[keys[1]] - table[keys[0]]).dropna()
+    learnt = (table["aux", "recalibrated"] - table["aux", "nonrobust"]).mean() > 0
+    why = "" if learnt else "the head that was trained for this step does not show it: separation was not learnt"
+    if len(steps) >= MIN_SEEDS:
+        low, high = statistics.seed_summary(steps)[2:4]
+    else:
+        p, n = [float(table[key].mean()) for key in keys], int(here["n"].min())
+        (l0, h0), (l1, h1) = (statistics.wilson(share * n, n) for share in p)
+        low = p[1] - p[0] - float(np.hypot(p[1] - l1, h0 - p[0]))
+        high = p[1] - p[0] + float(np.hypot(h1 - p[1], p[0] - l0))
+    holds = True if low > 0 else False if high < 0 else None
+    return Finding(100 * steps.mean(), 100 * low, 100 * high, len(steps), holds, why)
+
+
+def accuracy(profile: str, claim: Claim, checkpoint: str) -> Finding:
+    """AT + FSR's accuracy in percent: equivalent to the stated value by two one-sided t tests.
+
+    low, high: the 90 % t interval, which decides; below three seeds Wilson's interval over images.
+    """
+    row, evaluation = row_of(profile, "AT + FSR"), column(profile, claim.metric, checkpoint)
+    cell = outcomes.accuracy(row.runs, evaluation)
+    if "value" not in cell:
+        return NOTHING
+    low, high = (100 * cell[end] - claim.stated for end in ("low", "high"))
+    inside_margin = -claim.tolerance < low and high < claim.tolerance
+    if cell["seeds"] >= MIN_SEEDS:
+        found = [outcomes.outcome(run, evaluation) for run in row.runs]
+        values = [100 * o.mean() - claim.stated for o in found if o is not None]
+        _, low, high, _, inside_margin = statistics.tost(values, claim.tolerance)
+    outside = low > claim.tolerance or high < -claim.tolerance
+    holds = True if inside_margin else False if outside else None
+    return Finding(100 * cell["value"], low + claim.stated, high + claim.stated, cell["seeds"], holds)
+
+
+def seconds(profile: str, claim: Claim, checkpoint: str) -> Finding:
+    """Median seconds per epoch of AT + FSR, seed 0, on the device that the stated value names; sharing only slows."""
+    run = experiments.main_pair(profile)[1]
+    if not store.is_trained(run):
+        return NOTHING
+    value, record = float(store.history(run)["seconds"].median()), store.environment(run)
+    device, gpu = claim.source.rsplit(" ", 1)[-1].strip(")"), record.get("hardware", {}).get("gpu") or ""
+    if device not in gpu or (record.get("processes") or 1) > 1:
+        return Finding(value, seeds=1, why=f"not on one {device}")
+    fast, shared = value <= claim.stated + claim.tolerance, record.get("sharing", 1) > 1
+    told = "although another training shared the device" if shared else ""
+    return Finding(value, seeds=1, holds=True if fast else None if shared else False, why=told)
+
+
+def unseen(profile: str, claim: Claim, checkpoint: str) -> Finding:
+    """Of AT + FSR's survivors of Ensemble the share that a query attack breaks, in percent; the larger of the two."""
+    run, told = experiments.main_pair(profile)[1], {}
+    white = outcomes.outcome(run, column(profile, "ensemble", checkpoint))
+    for name in ("nattack", "square"):
+        evaluation = column(profile, name, checkpoint, "blackbox")
+        broken, seen = (None if white is None else outcomes.broken_only(run, evaluation, white)) or (0, 0)
+        if not seen:
+            return NOTHING
+        told[f"{labels.metric(name)}: {broken} of {seen} images"] = 100 * broken / seen
+    value = max(told.values())
+    return Finding(value, seeds=1, holds=value <= claim.tolerance, why="; ".join(told))
+
+
+def training(profile: str, claim: Claim, checkpoint: str) -> Finding:
+    """The largest difference over epochs of the mean training accuracy under attack, AT + FSR minus AT, in points."""
+    runs = zip(*(row_of(profile, name, "study").runs for name in ("AT", "AT + FSR")))
+    pairs = [[store.history(run)[claim.metric] for run in pair] for pair in runs if all(map(store.is_trained, pair))]
+    if not pairs:
+        return NOTHING
+    apart = 100 * pd.concat([both - plain for plain, both in pairs], axis=1).mean(axis=1)
+    why = f"below at {(apart < 0).sum()} of {len(apart)} epochs"
+    return Finding(float(apart.max()), seeds=len(pairs), holds=bool((apart < 0).all()), why=why)
+
+
+def log_gaps(ours: pd.DataFrame) -> tuple[dict[str, float], float]:
+    """Mean absolute differences of a history (index: epoch) to the log of the authors' code.
+
+    Of each loss, and of the training accuracy under attack in points.
+    """
+    log = reference.epoch_log().set_index("epoch").loc[ours.index]
+    apart = {name: float((ours[a] - log[b]).abs().mean()) for name, (a, b) in BESIDE.items()}
+    return apart, float((100 * ours["train_adv_acc"] - log["train_adv_acc"]).abs().mean())
+
+
+def same_curves(profile: str, claim: Claim, checkpoint: str) -> Finding:
+    """Largest mean absolute difference in a loss between our history of AT + FSR and the authors' code's log."""
+    run = experiments.main_pair(profile)[1]
+    ours = store.history(run).set_index("epoch").reindex(EPOCHS) if store.is_trained(run) else pd.DataFrame()
+    needed = ["train_adv_acc", *(pair[0] for pair in BESIDE.values())]
+    if not set(needed) <= set(ours) or ours["train_adv_acc"].isna().any():
+        return NOTHING
+    apart, points = log_gaps(ours)
+    why = "; ".join(f"{name} loss {value:.3f}" for name, value in apart.items())
+    why += f"; training accuracy under attack {number(points)} points"
+    holds = max(apart.values()) <= claim.tolerance and points <= 1
+    return Finding(max(apart.values()), seeds=1, holds=holds, why=f"mean absolute differences: {why}")
+
+
+MEASURED = (largest_gain, overhead, cues, accuracy, seconds, unseen, same_curves)
+RULES: dict[str, Callable[[str, Claim, str], Finding]] = {rule.__name__: rule for rule in MEASURED}
+RULES |= dict.fromkeys(("slow_start", "overfitting", "real_deficit"), hundred_epochs) | {"study_training": training}
 
 
 def state(claim: Claim, found: Finding) -> str:
     """What a measurement means for a claim; with fewer seeds than it needs it only points somewhere."""
     if found.value is None:
-        return UNTESTED
+        return "not tested"
     if found.seeds < claim.min_seeds:
         return FEW_SEEDS[found.holds]
     return (OWN_STATES if claim.kind in ("own", "prediction") else STATES)[found.holds]
@@ -34,29 +261,21 @@ def frame(profile: str) -> pd.DataFrame:
 
     low, high: over seeds and images from three seeds on, over images below; of C5 and C6 to C11 over seeds.
     """
-    reported = experiments.profile_of(profile).report_checkpoint
-    records = []
-    for claim in _claims():
-        if profile in claim.profiles:
-            checkpoint = claim.checkpoint or reported
-            found = (RULES | STUDY_RULES)[claim.rule](profile, claim, checkpoint)
-            records.append({
-                "id": claim.id, "claim": claim.text, "kind": claim.kind, "source": claim.source,
-                "stated": claim.stated, "unit": claim.unit, "ours": found.value, "low": found.low, "high": found.high,
-                "seeds": found.seeds, "tolerance": claim.tolerance, "verdict": state(claim, found),
-                "reason": found.why, "test": claim.test, "checkpoint": checkpoint,
-                "changed_after_the_runs": claim.earlier and f"changed after the runs; before: {claim.earlier}",
-            })  # fmt: skip
-    values = ["stated", "ours", "low", "high", "tolerance"]
-    return pd.DataFrame(records, columns=COLUMNS).astype(dict.fromkeys(values, float))
-
-
-def _claims() -> list[Claim]:
-    """The claims; the largest gain is the one in results/paper_values.csv, where a person may have corrected it."""
-    units = {"max_robust_gain_points": "points"}
-    rows = ("+FSR over the same method without it",)
-    typed = [cell.value for cell in paper_cells.cells("T10", rows=rows, units=units)]
-    return [replace(c, stated=typed[-1]) if typed and c.rule == "largest_gain" else c for c in CLAIMS]
+    reported, records = experiments.profile_of(profile).report_checkpoint, []
+    units, rows = {"max_robust_gain_points": "points"}, ("+FSR over the same method without it",)
+    typed = [cell.value for cell in robustness.paper_cells("T10", rows=rows, units=units)]  # a person may correct it
+    for claim in (claim for claim in CLAIMS if profile in claim.profiles):
+        claim = replace(claim, stated=typed[-1]) if typed and claim.rule == "largest_gain" else claim
+        checkpoint = claim.checkpoint or reported
+        found = RULES.get(claim.rule, leads)(profile, claim, checkpoint)
+        row = {name: getattr(claim, name) for name in ("id", "kind", "source", "stated", "unit", "tolerance", "test")}
+        row |= {"claim": claim.text, "ours": found.value, "low": found.low, "high": found.high, "seeds": found.seeds}
+        row |= {"verdict": state(claim, found), "reason": found.why, "checkpoint": checkpoint}
+        changed = claim.earlier and f"changed after the runs; before: {claim.earlier}"
+        records.append(row | {"changed_after_the_runs": changed})
+    return pd.DataFrame(records, columns=COLUMNS).astype(
+        dict.fromkeys(["stated", "ours", "low", "high", "tolerance"], float)
+    )
 
 
 def notes(profile: str) -> list[str]:

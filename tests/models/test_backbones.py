@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fsr.analyse.inspection import module_inputs
+from fsr.analyse import module_inputs
 from fsr.config import BACKBONES, FSRSpec, PeerSpec, Run
 from fsr.files import UsageError
 from fsr.models import FSR, Classifier, build_model, count_macs, count_params, model_of
@@ -26,7 +26,7 @@ def test_parameters_macs_and_feature_shape_are_those_of_the_spec(backbone):
     plain = chosen.network(10, chosen.width, chosen.blocks)  # the rule's draws are not needed here
     with torch.device("meta"):  # full size without memory: build_model's own dry run needs real numbers
         net = chosen.network(10, chosen.width, chosen.blocks)
-        insert_all(net, {chosen.fsr_stage: FSR(chosen.reference, 10, FSRSpec(), hidden=64)})
+        insert_all(net, {chosen.fsr_stage: FSR(chosen.reference, 10, FSRSpec(), reference=chosen.reference)})
         model = Classifier(net)
     assert count_params(model) - count_params(plain) == added
     assert round(100 * added / count_params(plain), 2) == percent

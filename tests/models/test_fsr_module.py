@@ -7,8 +7,7 @@ from torch.nn import functional as F
 
 from fsr.config import FSRSpec
 from fsr.files import UsageError
-from fsr.models.fsr import FSR, gumbel_mask, hidden_channels
-from fsr.models.interventions import INTERVENTIONS, Intervention, intervene
+from fsr.models.fsr import FSR, INTERVENTIONS, Intervention, gumbel_mask, hidden_channels, intervene
 from fsr.train.objectives import fsr_terms, runner_up
 
 PARITY = Path(__file__).parent.parent / "parity"

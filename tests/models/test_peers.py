@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from fsr.analyse.inspection import module_inputs
+from fsr.analyse import module_inputs
 from fsr.config import PeerSpec
 from fsr.files import UsageError
 from fsr.models import BACKBONES, CAS, CIFS, FeatureDenoising, Inserted, build_model

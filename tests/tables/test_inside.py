@@ -121,7 +121,7 @@ def test_an_audit_of_an_earlier_version_is_told(records, version):
 
 def test_every_group_of_the_audit_has_a_title():
     from fsr import audit
-    from fsr.tables.audits import GROUPS
+    from fsr.tables.inside import GROUPS
 
     assert set(audit.GROUPS) - {"protocol", "indicators", "binarization"} <= set(GROUPS)
 

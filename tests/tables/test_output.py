@@ -7,8 +7,7 @@ import pandas as pd
 import pytest
 
 from fsr import experiments, tables
-from fsr.tables.formatting import number, quantity
-from fsr.tables.output import latex_text
+from fsr.tables.labels import number
 
 
 @pytest.fixture
@@ -20,7 +19,6 @@ def filled(records):
 def test_numbers_are_rounded_once_with_a_true_minus_and_no_negative_zero():
     assert number(-0.04) == "0.0" and number(-0.04, sign=True) == "+0.0" and number(-0.06) == "\N{MINUS SIGN}0.1"
     assert number(8.565, digits=1, sign=True) == "+8.6" and number(5.45) == "5.5"
-    assert quantity(1259018, digits=0) == "1,259,018" and quantity(float("nan")) == "not run"
 
 
 def test_three_files_are_written_once_and_again_when_records_change(filled, root, records):
@@ -43,7 +41,7 @@ def test_csv_holds_fractions_counts_and_nothing_where_nothing_was_run(filled):
     cell = next(r for r in rows if (r["row"], r["metric"], r["checkpoint"]) == ("AT", "fgsm", "last"))
     assert cell["value"] == "0.8" and cell["n"] == "500"
     assert next(r for r in rows if r["metric"] == "autoattack")["value"] == ""
-    text = tables.output.csv_text(pd.DataFrame({"setting": [1.0, "soft", None], "n": [12432981.0, 1, 2]}))
+    text = tables.display.csv_text(pd.DataFrame({"setting": [1.0, "soft", None], "n": [12432981.0, 1, 2]}))
     assert text == "setting,n\n1,12432981\nsoft,1\n,2\n"
 
 
@@ -54,7 +52,6 @@ def test_markdown_has_a_title_headings_bold_and_equal_columns_and_latex_is_bookt
     assert len({line.count("|") for line in rows}) == 1 and "**84.0" in text
     assert "**digits, ResNet-10 (width 8), last weights**" in text
     assert all(part in latex for part in (r"\toprule", r"\midrule", r"\bottomrule", r"\textbf{84.0", r"C\&W"))
-    assert latex_text("a_b 5 % & {x} f̃⁻ − ~ ±") == r"a\_b 5 \% \& \{x\} $\tilde f$$^{-}$ $-$ \textasciitilde{} $\pm$"
 
 
 @pytest.mark.parametrize("profile", experiments.PROFILES)

@@ -209,4 +209,4 @@ def test_outcomes_of_other_weights_than_the_trainings_are_left_out_and_named(roo
     row = shown("AT")
     assert (row["C&W"], row["Ensemble"]) == ("other weights", "other weights") and row["PGD-20"].startswith("100.0")
     (note,) = tables.notes("demo", "T1")
-    assert note.startswith("AT, last, C&W, Ensemble: left out") and run_id(AT) in note and "run-all -p demo" in note
+    assert note.startswith("AT: what is left out") and run_id(AT) in note and "run-all -p demo" in note

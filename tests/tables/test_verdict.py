@@ -5,9 +5,8 @@ import pytest
 
 from fsr import experiments, reference, store, tables
 from fsr.config import Evaluation
-from fsr.tables import rules, study_rules
-from fsr.tables.rules import Finding
-from fsr.tables.verdict import state
+from fsr.tables import verdict as rules
+from fsr.tables.verdict import Finding, state
 
 CLAIMS = {claim.id: claim for claim in reference.CLAIMS}
 
@@ -221,8 +220,8 @@ def test_training_accuracy_stays_below_at_every_epoch(records, crossing, told):
 )
 def test_the_predictions_about_a_hundred_epochs(monkeypatch, gains, holds):
     found = {name: Finding(value, value - 1, value + 1, 1) for name, value in gains.items()}
-    monkeypatch.setattr(study_rules, "_study_gain", lambda profile, claim, name: found[name])
+    monkeypatch.setattr(rules, "lead", lambda profile, claim, checkpoint, row, base, name, same: (name, found[name]))
     names = ("slow_start", "overfitting", "real_deficit")
     claims = [next(c for c in CLAIMS.values() if c.rule == name) for name in names]
-    told = [study_rules.STUDY_RULES[claim.rule]("headline", claim, "last").holds for claim in claims]
+    told = [rules.RULES[claim.rule]("headline", claim, "last").holds for claim in claims]
     assert tuple(told) == holds

@@ -1,0 +1,95 @@
+"""What a command is to compute: a set of the plan, one run, or one attack on either."""
+
+import typer
+
+from fsr import experiments, files
+from fsr.config import DATASETS, Evaluation, Run, replace, run_id
+from fsr.files import UsageError, did_you_mean, duration
+
+
+def known_runs() -> dict[str, Run | None]:
+    """Every planned run by its id, and None for those that only these results hold."""
+    recorded = dict.fromkeys(sorted(path.parent.name for path in files.results().glob("runs/*/config.json")))
+    return recorded | {run_id(run): run for sets in experiments.SETS.values() for run in sets["all"]}
+
+
+def runs_of(which: str, profile: str | None = None) -> tuple[Run, ...]:
+    """The runs of a profile's set, or the one run with this id; UsageError names what may have been meant."""
+    from fsr import store
+
+    sets = experiments.SETS[experiments.profile_of(profile).name] if profile else {}
+    if which in sets:
+        return sets[which]
+    if which in (known := known_runs()):
+        return (known[which] or store.config_of(which),)
+    choices, meant = f"; choose one of {', '.join(sets)}" if sets else "", did_you_mean(which, [*sets, *known])
+    raise UsageError(f"no set or run {which!r}{meant}{choices}; `python -m fsr status` lists runs")
+
+
+def planned(profile: str, which: str, *, train_only: bool = False) -> list:
+    """Missing tasks of a set or of one run; a run outside the plan gets the columns of T1 on its last weights."""
+    from fsr import runs
+
+    (run, *_), sets = runs_of(which, profile), experiments.SETS[profile]
+    if which in sets:
+        return runs.missing(profile, (which,), train_only=train_only)
+    if run in sets["all"]:
+        return [task for task in runs.missing(profile, train_only=train_only) if task.name == which]
+    columns = [
+        e for e in experiments.columns(profile, "whitebox").values() if e.attack != "ensemble" and not train_only
+    ]
+    whole = _test_images(run) is None  # a folder of any size
+    some = tuple(replace(e, checkpoint="last", images=None if whole else e.images) for e in columns)
+    task = runs.Task(run=run, evaluations=some)
+    return [task] if task.missing() else []
+
+
+def attacked(profile: str, which: str, attack: str, checkpoint: str, images: int | None) -> list:
+    """One attack of fsr.attacks.ATTACKS on every run of a set, or on one run: its tasks, done or not."""
+    from fsr import runs
+    from fsr.attacks import ATTACKS
+
+    alone = [name for name, known in ATTACKS.items() if not known.needs]
+    if attack not in alone:
+        why = f" needs {', '.join(ATTACKS[attack].needs)}" if attack in ATTACKS else " is unknown"
+        raise UsageError(f"attack {attack!r}{why}{did_you_mean(attack, alone)}; choose one of {', '.join(alone)}")
+    tasks, usual = [], ATTACKS[attack].images
+    for run in runs_of(which, profile):
+        fewer = usual if usual and usual < (_test_images(run) or 0) else None
+        evaluation = Evaluation(attack=attack, checkpoint=checkpoint, images=images or fewer)
+        check_fits(run, evaluation)
+        tasks.append(runs.Task(run=run, evaluations=(evaluation,)))
+    return tasks
+
+
+def _test_images(run: Run) -> int | None:
+    """How many test images a run has; None where only its folder says."""
+    return DATASETS[run.dataset].test if run.test_size is None and run.dataset in DATASETS else run.test_size
+
+
+def check_fits(run: Run, evaluation: Evaluation) -> None:
+    """Refuse now what would fail only once the run is trained."""
+    there, kinds = _test_images(run), ["last", "ema", *(["best"] if run.holdout else [])][: 1 if run.imported else None]
+    if there is not None and (evaluation.images or 0) > there:
+        raise UsageError(f"{run_id(run)} has {there:,} test images; give --images of at most {there}")
+    if evaluation.checkpoint not in kinds:
+        raise UsageError(f"{run_id(run)} has no `{evaluation.checkpoint}`; give --checkpoint {' or '.join(kinds)}")
+    if evaluation.attack == "pgd20-joint" and not experiments.has_heads(run):
+        raise UsageError(f"pgd20-joint needs auxiliary heads, and {run_id(run)} has none")
+
+
+def show_plan(todo: list, options) -> None:
+    """Print what would be computed, and how long its trainings take by those finished here on such a device."""
+    from fsr import runs
+
+    trained = {}
+    for task in todo:
+        again = task.trains() == "again"  # its record is here, its weights are gone
+        typer.echo(f"{task.name}: {', '.join(['train again'] * again + task.missing())}")
+        if again or task.trains():
+            trained[task.run] = task.run.epochs if again else None
+    measured = runs.seconds_per_epoch(options.torch_device.type)
+    times = [runs.seconds_left(run, measured, epochs=epochs) for run, epochs in trained.items()]
+    known = [seconds for seconds in times if seconds is not None]
+    text = f"{len(times)} trainings, those like finished ones ({len(known)}) about {duration(sum(known))} in all"
+    typer.echo(f"{len(todo)} tasks to do: {text}; evaluations and analyses on top" if todo else "nothing to do")

@@ -1,0 +1,167 @@
+"""The three backbones, for images (N, 3, H, W) of any size, to logits (N, K); each stage is a submodule by name."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
+    """Without bias: a BatchNorm follows it nearly everywhere."""
+    return nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False)
+
+
+class _Staged(nn.Module):
+    stages: tuple[str, ...]
+
+    def _add(self, block: Callable, channels: int, width: int, blocks: tuple[int, ...]) -> int:
+        for i, (name, count) in enumerate(zip(self.stages, blocks, strict=True)):
+            stage = nn.Sequential()
+            for j in range(count):
+                stage.append(block(channels, width * 2**i, 2 if i and not j else 1))
+                channels = width * 2**i
+            self.add_module(name, stage)
+        return channels
+
+    def _run(self, x: Tensor) -> Tensor:
+        for name in self.stages:
+            x = getattr(self, name)(x)
+        return x
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut: (N, C_in, H, W) to (N, C_out, H / stride, W / stride), at least 0."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int):
+        super().__init__()
+        self.conv1 = conv3x3(channels_in, channels_out, stride)
+        self.bn1 = nn.BatchNorm2d(channels_out)
+        self.conv2 = conv3x3(channels_out, channels_out)
+        self.bn2 = nn.BatchNorm2d(channels_out)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or channels_in != channels_out:
+            self.shortcut.append(nn.Conv2d(channels_in, channels_out, 1, stride, bias=False))
+            self.shortcut.append(nn.BatchNorm2d(channels_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+
+
+class ResNet(_Staged):
+    """ResNet-18 without max-pool (He et al. 2016); layer1..layer4 hold width x (1, 2, 4, 8) channels."""
+
+    stages = ("layer1", "layer2", "layer3", "layer4")
+
+    def __init__(self, num_classes: int = 10, width: int = 64, blocks: tuple[int, ...] = (2, 2, 2, 2)):
+        super().__init__()
+        self.conv1 = conv3x3(3, width)
+        self.bn1 = nn.BatchNorm2d(width)
+        channels = self._add(BasicBlock, width, width, blocks)
+        self.linear = nn.Linear(channels, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self._run(F.relu(self.bn1(self.conv1(x))))
+        return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+class PreActBlock(nn.Module):
+    """BN, ReLU, convolution, twice: (N, C_in, H, W) to (N, C_out, H / stride, W / stride).
+
+    Where the width changes, the shortcut's 1x1 convolution starts from the activated input; else the input is added.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int):
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(channels_in)
+        self.conv1 = conv3x3(channels_in, channels_out, stride)
+        self.bn2 = nn.BatchNorm2d(channels_out)
+        self.conv2 = conv3x3(channels_out, channels_out)
+        self.shortcut = None
+        if channels_in != channels_out:
+            self.shortcut = nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = F.relu(self.bn1(x))
+        out = self.conv2(F.relu(self.bn2(self.conv1(active))))
+        return out + (x if self.shortcut is None else self.shortcut(active))
+
+
+class WideResNet(_Staged):
+    """WRN-34-10 as TRADES and the authors train it (Zagoruyko & Komodakis 2016).
+
+    block1..block3 hold 16 x width x (1, 2, 4) channels. The last BatchNorm and ReLU close block3, so that a module
+    after it sees activated features.
+    """
+
+    stages = ("block1", "block2", "block3")
+
+    def __init__(self, num_classes: int = 10, width: int = 10, blocks: tuple[int, ...] = (5, 5, 5)):
+        super().__init__()
+        self.conv1 = conv3x3(3, 16)
+        channels = self._add(PreActBlock, 16, 16 * width, blocks)
+        last: Any = self.block3
+        last.add_module("bn", nn.BatchNorm2d(channels))
+        last.add_module("relu", nn.ReLU())
+        self.fc = nn.Linear(channels, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self._run(self.conv1(x))
+        return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))  # the authors' fixed 8x8 window breaks at 64x64
+
+    @staticmethod
+    @torch.no_grad()
+    def initialise(module: nn.Module) -> None:
+        """Convolutions N(0, sqrt(2 / (k k out))), biases of linears zero, in every part of module."""
+        for part in module.modules():
+            if isinstance(part, nn.Conv2d):
+                fan_out = part.kernel_size[0] * part.kernel_size[1] * part.out_channels
+                part.weight.normal_(0, math.sqrt(2 / fan_out))
+            elif isinstance(part, nn.Linear):
+                part.bias.zero_()
+
+
+class VGG(_Staged):
+    """VGG-16 with BatchNorm (Simonyan & Zisserman 2015) and a 512-512-K head.
+
+    block1..block5 hold width x (1, 2, 4, 8, 8) channels. Each max-pool opens the next stage: a module after block4 sits
+    between conv4_3 + BN + ReLU and its max-pool.
+    """
+
+    stages = ("block1", "block2", "block3", "block4", "block5")
+
+    def __init__(self, num_classes: int = 10, width: int = 64, blocks: tuple[int, ...] = (2, 2, 3, 3, 3)):
+        super().__init__()
+        channels = 3
+        for i, (name, count) in enumerate(zip(self.stages, blocks, strict=True)):
+            out = width * min(2**i, 8)
+            layers: list[nn.Module] = [nn.MaxPool2d(2, ceil_mode=True)] if i else []  # 1x1 maps stay, at 8 pixels
+            for _ in range(count):
+                layers += [nn.Conv2d(channels, out, 3, padding=1), nn.BatchNorm2d(out), nn.ReLU()]
+                channels = out
+            self.add_module(name, nn.Sequential(*layers))
+        self.pool = nn.MaxPool2d(2, ceil_mode=True)
+        hidden = [nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, channels), nn.ReLU()]
+        self.classifier = nn.Sequential(*hidden, nn.Linear(channels, num_classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(F.adaptive_avg_pool2d(self.pool(self._run(x)), 1).flatten(1))
+
+    @staticmethod
+    @torch.no_grad()
+    def initialise(module: nn.Module) -> None:
+        """Convolutions kaiming-normal fan_out, linears N(0, 0.01), biases zero, in every part of module.
+
+        Linears of fewer than the authors' 512 inputs are kaiming-normal fan_in: with 0.01 a narrow VGG never leaves
+        chance under AT (width 8, 60 epochs), and only the auxiliary losses would free it, which is no robustness.
+        """
+        for part in module.modules():
+            if isinstance(part, nn.Conv2d):
+                nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(part, nn.Linear):
+                part.weight.normal_(0, 0.01 if part.in_features >= 512 else (2 / part.in_features) ** 0.5)
+            if isinstance(part, nn.Conv2d | nn.Linear) and part.bias is not None:
+                part.bias.zero_()

@@ -1,0 +1,206 @@
+"""One HTML page per profile, and the generated parts of README.md and docs/speed.md."""
+
+import base64
+from pathlib import Path
+
+import jinja2
+import pandas as pd
+
+from fsr import experiments, files, plots, tables
+from fsr.files import MissingRecord, UsageError, load_json, write_bytes
+from fsr.report.findings import (
+    FINDERS,
+    HYPOTHESIS,
+    MAIN,
+    answer,
+    cell,
+    change,
+    findings,
+    main_gain,
+    reasons,
+    reported,
+    seeds,
+    share,
+    side,
+)
+from fsr.tables import labels
+
+QUESTIONS = (  # question, notebook, figures and tables in their order
+    ("Does FSR make adversarially trained networks more robust?", "05-whitebox", "T1"),
+    ("Is repairing features better than switching them off?", "06-deactivation", "T2"),
+    ("Does it hold without gradients?", "07-blackbox", "T3"),
+    ("Which part matters, and would something simpler do?", "08-components", "T4"),
+    ("Do settings and place matter?", "09-settings", "F4 T5 T6"),
+    ("What does it cost?", "09-settings", "T8"),
+    ("Do recalibrated features regain cues?", "10-streams", "F3 T7 F2 F8"),
+    ("Where on the image does each stream look?", "11-attention-maps", "F1"),
+    ("How do the networks learn, and does longer training help?", "12-training-curves", "F5 F10 T11"),
+    ("Do the attacks work?", "13-attack-strength", "F6"),
+    ("Is the robustness real?", "14-audit", "T9"),
+    ("Which claims hold?", "15-verdict", "T10"),
+)
+OURS = ["ours", "gain", "difference"]
+LARGEST_FIRST = ("paper", "headline", "headline40", "overfit", "mini", "demo")
+FULL_SIZE = ("w16 at+fsr", "w64 at+fsr", "w10 at+fsr", "PGD-20", "AutoAttack", "epoch", "2048")
+
+
+def build(profile: str) -> Path:
+    """Write results/report/<profile>.html with its tables and figures; a file that would not change is left alone."""
+    path = files.report(experiments.profile_of(profile).name)
+    _write(path, page(profile))
+    return path
+
+
+def _write(path: Path, text: str) -> list[Path]:
+    if path.exists() and path.read_bytes() == text.encode():
+        return []
+    write_bytes(path, text.encode())
+    return [path]
+
+
+def page(profile: str) -> str:
+    """The whole report as HTML; the same records always give the same text."""
+    tables.save_all(profile)
+    sections, left_out, first = [], [], [answer(profile), *reasons(profile)]
+    for question, notebook, items in QUESTIONS:
+        parts, sentences = [], []
+        for name in items.split():
+            part = _figure(profile, name) if name in plots.FIGURES else _table(profile, name)
+            parts += [part] if part else []
+            left_out += [] if part or name not in (*plots.FIGURES, *tables.of_profile(profile)) else [name]
+            known = first if name == "T10" else (first[0], HYPOTHESIS)
+            said = findings(profile, name) if part and name in (*FINDERS, "F5") else ()
+            sentences += [sentence for sentence in said if sentence not in known]
+        if parts:
+            sections.append({"question": question, "notebook": notebook, "findings": sentences, "parts": parts})
+    numbers = reported(profile, "T1")
+    gain = main_gain(numbers, profile)
+    others = pd.concat([tables.table(profile, name) for name in ("T1", "T2")])
+    others = others[~others["kind"].isin(OURS)].drop_duplicates()
+    source = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=source, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.globals |= {"share": share, "change": change, "seeds": seeds}
+    return environment.get_template("page.html").render(
+        profile=profile,
+        first=first,
+        numbers=numbers,
+        gain=gain,
+        attack=labels.metric(gain["metric"]) if gain else "",
+        clean=cell(numbers, MAIN, "clean"),
+        gains=_figure(profile, "F7"),
+        module=_figure(profile, "F9"),
+        sections=sections,
+        left_out=left_out,
+        others=tables.show(others).to_html() if len(others) else "",
+        provenance=tables.provenance(profile).to_html(index=False, border=0, na_rep=""),
+    )
+
+
+def _figure(profile: str, name: str) -> dict | None:
+    try:
+        png, pdf = plots.save(profile, name)
+    except MissingRecord:
+        return None
+    title, source = plots.TITLES[name], base64.b64encode(png.read_bytes()).decode()
+    return {"name": name, "title": title, "png": source, "file": f"../../figures/{pdf.parent.name}/{pdf.name}"}
+
+
+def _table(profile: str, name: str) -> dict | None:
+    """The rows of the weights that the profile reports; None without findings or where most was not run."""
+    if name not in tables.of_profile(profile) or not findings(profile, name):
+        return None
+    frame = shown = tables.table(profile, name)
+    if "metric" in frame or "stream" in frame:
+        shown = shown[shown["checkpoint"] == experiments.profile_of(profile).report_checkpoint]
+    if "metric" in frame:
+        kinds = ["ours"] if name in ("T5", "T6") else OURS  # F4 shows their differences
+        shown = shown[shown["kind"].isin(kinds)].assign(planned=shown["seeds"])  # the sentences say how many
+    value = next((column for column in ("value", "accuracy", "macs") if column in shown and name != "T9"), "")
+    if shown.empty or (value and shown[value].isna().mean() > 0.5):
+        return None
+    info, html, notes = tables.TABLES[name], tables.show(shown).to_html(), tables.notes(profile, name, frame)
+    return {"name": name, "title": info.title, "html": html, "notes": notes, "file": f"../tables/{profile}/{info.stem}"}
+
+
+def _recorded() -> dict[str, dict]:
+    """The gain of FSR per profile whose main pair has been evaluated, the largest profile first."""
+    gains = {name: main_gain(reported(name, "T1"), name) for name in LARGEST_FIRST}
+    return {name: gain for name, gain in gains.items() if gain}
+
+
+def answers() -> str:
+    """One sentence over all CIFAR-10 settings, then one per profile with what may explain it."""
+    gains, openings, lines = _recorded(), set(), []
+    ways = {side(gain) for name, gain in gains.items() if name != "demo"}
+    what = {1: "raised", -1: "lowered", 0: "did not clearly change"}.get(sum(ways))
+    headline = f"FSR {what} robustness at every CIFAR-10 setting that was run."
+    headline = (
+        headline if len(ways) == 1 else "The settings that were run do not agree on whether FSR raises robustness."
+    )
+    rest = "" if {"paper", "headline"} & set(gains) else " The authors' 100 epochs were not run yet."
+    for name in gains:
+        told = [] if name == "demo" else reasons(name)
+        new = [f"  - {one}" for one in told if " ".join(one.split()[:4]) not in openings]
+        openings |= {" ".join(one.split()[:4]) for one in told}
+        lines += [f"- {answer(name)}", *new]
+    return "\n".join([f"**{headline}**{rest}", "", *lines])
+
+
+def results() -> str:
+    """The main pair of the largest recorded profile, last and EMA weights: accuracy and gain per attack."""
+    profile, lines = next(iter(_recorded())), []
+    for weights in ("last", "ema"):
+        part = reported(profile, "T1", weights)
+        for row in ("AT", "AT + FSR", MAIN):
+            line = {"weights": labels.WEIGHTS[weights], "row": row}
+            for metric in ("clean", "pgd20", "ensemble", experiments.profile_of(profile).autoattack):
+                found = cell(part, row, metric)
+                line[labels.metric(metric)] = change(found, "", row == MAIN) if found else "not run"
+            lines.append(line)
+    return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)
+
+
+def profiles() -> str:
+    """What every profile trains."""
+    rows = []
+    for profile in experiments.PROFILES.values():
+        runs, base = experiments.SETS[profile.name]["all"], profile.base
+        data = ", ".join(dict.fromkeys(labels.dataset(run.dataset) for run in runs))
+        row = {"profile": f"`{profile.name}`", "data": data, "network": labels.network(base)}
+        rows.append(row | {"epochs": base.epochs, "trainings": len(runs)})
+    return pd.DataFrame(rows).to_markdown(index=False)
+
+
+def speed() -> str:
+    """How many times longer the plain loop takes, per recorded benchmark: median and range of rounds."""
+    lines = []
+    for path in sorted((files.results() / "benchmarks").glob("*.json")):
+        record = load_json(path)
+        machine = record["machine"]
+        where = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} thread"
+        where += "" if machine.get("bf16_units", True) else ", no bf16 units"
+        for row in record["rows"]:
+            if "ratio" in row and any(part in row["case"] for part in FULL_SIZE):
+                times = "{median:.1f} ({low:.1f} to {high:.1f})".format(**row["ratio"])
+                lines.append({"benchmark": path.stem.split("-")[0], "case": row["case"], "times": times, "on": where})
+    return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)
+
+
+PARTS = {"README.md": (answers, results, profiles), "docs/speed.md": (speed,)}
+
+
+def rewrite(text: str, parts) -> str:
+    """The text with what stands between `<!-- name -->` and `<!-- /name -->` made anew; UsageError without marks."""
+    for part in parts:
+        begin, end = f"<!-- {part.__name__} -->\n", f"<!-- /{part.__name__} -->"
+        if begin not in text or end not in text:
+            raise UsageError(f"the marks {begin.strip()} and {end} are missing")
+        before, rest = text.split(begin, 1)
+        text = f"{before}{begin}{part()}\n{end}{rest.split(end, 1)[1]}"
+    return text
+
+
+def update_readme() -> list[Path]:
+    """Bring the generated parts of README.md and docs/speed.md up to date; the files that changed."""
+    paths = {files.repository() / name: parts for name, parts in PARTS.items()}
+    return [changed for path, parts in paths.items() for changed in _write(path, rewrite(path.read_text(), parts))]

@@ -1,0 +1,232 @@
+"""What figures draw is what the records say, as the same bytes every time."""
+
+import subprocess
+import sys
+
+import matplotlib.pyplot as plt
+import matplotlib.text
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import same_color
+from matplotlib.figure import Figure
+from synthetic_records import made_up_root, write_all, write_history
+
+from fsr import experiments, plots, store, tables
+from fsr.files import MissingRecord, UsageError
+from fsr.plots import curves, inside, style
+from fsr.tables import outcomes
+
+PROFILE = "ci"
+PLAIN, BOTH = experiments.main_pair(PROFILE)
+RECORDED = [name for name in plots.FIGURES if name != "F10"]  # ci has one training length
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """A root that holds every record of `ci`, made up; for the whole module."""
+    with made_up_root(tmp_path_factory.mktemp("recorded")) as root:
+        write_all(PROFILE)
+        yield root
+
+
+def draw(name: str, profile: str = PROFILE) -> Figure:
+    """A figure as it is saved."""
+    with plt.rc_context(style.STYLE):
+        return plots.FIGURES[name](profile)
+
+
+def texts(figure: Figure) -> str:
+    """All words of a figure."""
+    return "\n".join(t.get_text() for t in figure.findobj(matplotlib.text.Text))
+
+
+def drawn(ax, axis: str = "y") -> list[float]:
+    """The places of the points in a panel."""
+    lines = [line for line in ax.get_lines() if line.get_marker() == "o"]
+    return [float(v) for line in lines for v in (line.get_ydata() if axis == "y" else line.get_xdata())]
+
+
+def test_a_second_save_leaves_the_files_alone_and_damage_is_mended(recorded):
+    png, pdf = plots.save(PROFILE, "F7")
+    assert (png.name, pdf.name, png.parent) == ("F7-gains.png", "F7-gains.pdf", recorded / "figures" / PROFILE)
+    before = [(path.stat().st_mtime_ns, path.read_bytes()) for path in (png, pdf)]
+    assert b"CreationDate" not in before[1][1]
+    plots.save(PROFILE, "F7")
+    assert [(path.stat().st_mtime_ns, path.read_bytes()) for path in (png, pdf)] == before
+    png.write_bytes(before[0][1][:100])
+    pdf.unlink()
+    assert plots.show(PROFILE, "F7").data == before[0][1] and pdf.read_bytes() == before[1][1]
+    assert "F10 is left out" in plots.show(PROFILE, "F10").data
+
+
+@pytest.mark.slow
+def test_bytes_are_the_same_in_another_process(recorded):
+    code = "from fsr import plots; [plots.save('ci', name) for name in ('F2', 'F5', 'F7')]"
+    found = []
+    for seed in ("1", "2"):
+        for path in (recorded / "figures").rglob("F*"):
+            path.unlink()
+        environment = {"FSR_ROOT": str(recorded), "PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)}
+        subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+        found.append({path.name: path.read_bytes() for path in (recorded / "figures").rglob("F*")})
+    assert len(found[0]) == 6 and found[0] == found[1]
+
+
+@pytest.mark.parametrize("profile", ["ci", "overfit", "headline40"])
+def test_a_figure_without_records_raises_and_the_module_is_one_file(root, profile):
+    for name in set(plots.FIGURES) - {"F9"}:
+        with pytest.raises(MissingRecord, match=f"run-all --profile {profile}"):
+            plots.FIGURES[name](profile)
+    with pytest.raises(UsageError, match="unknown figure 'F11'"):
+        plots.save(profile, "F11")
+    assert "training only" in texts(plots.FIGURES["F9"](profile))  # drawn from no record
+    assert plots.save(profile, "F9")[0] == root / "figures" / "demo" / "F9-module.png"
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_a_figure_names_its_setting_and_leaves_matplotlib_alone(recorded, monkeypatch, name):
+    before, opened, kept = dict(plt.rcParams), plt.get_fignums(), []
+    made = plots.FIGURES[name]
+    monkeypatch.setitem(plots.FIGURES, name, lambda profile: kept.append(made(profile)) or kept[0])
+    plots.save(PROFILE, name)
+    assert dict(plt.rcParams) == before and plt.get_fignums() == opened
+    assert all(len(legend.get_texts()) > 1 for legend in kept[0].legends)
+    note = kept[0].get_supxlabel()
+    assert name == "F9" or ("digits" in note and "2 epochs" in note)
+    assert name in ("F5", "F9") or "weights" in note
+
+
+def test_gains_are_those_of_the_table_in_the_method_s_colour(recorded):
+    cells = tables.table(PROFILE, "T1")
+    cells = cells[(cells["kind"] == "gain") & (cells["checkpoint"] == "last") & cells["value"].notna()]
+    ax = draw("F7").axes[0]
+    assert sorted(drawn(ax, "x")) == pytest.approx(sorted(100 * cells["value"]))
+    for line in ax.get_lines():
+        if line.get_label() in ("AT + FSR − AT", "TRADES + FSR − TRADES", "MART + FSR − MART"):
+            method, base = line.get_label().split(" − ")
+            assert list(line.get_xdata()) == pytest.approx(
+                list(100 * cells.loc[cells["row"] == f"{method}: gain over {base}", "value"])
+            )
+            assert same_color(line.get_color(), style.METHODS[method])
+    assert "PGD-20" in texts(ax.figure)
+
+
+def test_sweeps_are_differences_to_the_default(recorded):
+    panels = {ax.get_title("left"): ax for ax in draw("F4").axes}
+    assert set(panels) == {curves.AXES["tau"], curves.AXES["place"]}  # what ci varies; the others are not drawn
+    ax = panels[curves.AXES["tau"]]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["0.1\n(default)", "1"]
+    rows = [row for row in experiments.ROWS[PROFILE]["settings"] if row.axis == "tau"]
+    expected = outcomes.gain(rows[1].runs, (BOTH,), experiments.columns(PROFILE, "settings")["pgd20"])["value"]
+    assert 100 * expected in [pytest.approx(value) for value in drawn(ax)]
+
+
+def test_attack_strength_starts_at_the_clean_accuracy_and_shows_the_paired_difference(recorded):
+    top, _, below, _ = draw("F6").axes
+    clean = next(e for e in experiments.evaluations(PROFILE, "strength", PLAIN) if e.attack == "clean")
+    (line,) = [line for line in top.get_lines() if line.get_label() == "AT"]
+    assert line.get_ydata()[0] == store.load_evaluation(PLAIN, clean).correct.mean()
+    assert line.get_xdata()[0] == 0 and (np.diff(line.get_xdata()) > 0).all()
+    assert drawn(below)[0] == pytest.approx(100 * outcomes.gain((BOTH,), (PLAIN,), clean)["value"])
+
+
+def test_clean_accuracy_alone_is_no_curve(root):
+    clean = next(e for e in experiments.evaluations(PROFILE, "strength", PLAIN) if e.attack == "clean")
+    store.save_evaluation(PLAIN, clean, range(4), [True] * 4)
+    with pytest.raises(MissingRecord):
+        draw("F6")
+
+
+def test_best_is_the_first_of_equal_epochs():
+    values = [0.1, 0.5, 0.5, 0.4]
+    frame = pd.DataFrame({"epoch": [1, 2, 3, 4], "held_robust_acc": values, "ema_held_robust_acc": values})
+    ax = Figure().add_subplot()
+    curves.marks(ax, frame.assign(method="AT", seed=0))
+    marked = {line.get_marker(): (line.get_xdata()[0], line.get_ydata()[0]) for line in ax.get_lines()}
+    assert marked == {"o": (4, 0.4), "*": (2, 0.5), "D": (4, 0.4)}
+
+
+def test_trades_is_shown_under_pgd_and_not_under_its_own_attack(recorded):
+    figure = draw("F5")
+    rows = [figure.axes[i : i + 3] for i in range(0, len(figure.axes), 3)]
+    held = next(axes[2] for axes in rows if axes[0].get_title("left").startswith("TRADES"))
+    run = next(row.runs[0] for row in experiments.ROWS[PROFILE]["whitebox"] if row.name == "TRADES")
+    own = store.history(run)["held_robust_acc"]
+    lines = [line.get_ydata() for line in held.get_lines() if len(line.get_ydata()) == len(own)]
+    assert lines and not any(np.allclose(line, own) for line in lines)
+    cells = style.cells(PROFILE, "T1", kind="ours", metric="pgd20", row="TRADES", checkpoint="last")
+    assert cells["value"].item() in drawn(held)
+
+
+def test_the_authors_log_stands_beside_the_authors_setting_only():
+    log = curves.official(experiments.main_pair("headline40")[0])
+    assert len(log) == 40 and 0.3 < log["train_adv_acc"].iloc[-1] < 0.6
+    assert all(curves.official(experiments.main_pair(profile)[0]).empty for profile in ("mini", "demo"))
+
+
+def test_a_half_finished_training_is_drawn(root):
+    store.save_config(PLAIN)
+    write_history(PLAIN, epochs=1)
+    assert len(draw("F5").axes) == 3
+
+
+def test_stream_bars_are_means_over_seeds_at_the_images_of_one(recorded):
+    frame = tables.table(PROFILE, "T7").query("checkpoint == 'last' and attack == 'pgd20'")
+    means = frame.groupby(["stream", "probe"])["accuracy"].mean()
+    figure = draw("F3")
+    ax = figure.axes[0]
+    assert sorted(bar.get_height() for bar in ax.patches) == pytest.approx(sorted(means))
+    assert f"over {frame['n'].max():,.0f} images" in figure.get_supxlabel()  # three seeds are not 600 images
+    wide = frame[frame["probe"] == "knn"].pivot(index="seed", columns="stream", values="accuracy")
+    step = 100 * (wide["recalibrated"] - wide["nonrobust"]).mean()
+    assert f"{step:+.2f} points".replace("-", "−") in texts(figure)
+
+
+def test_masks_are_shares_that_sum_to_one_and_no_panel_is_empty(recorded):
+    figure = draw("F2")
+    assert len(figure.axes) == 2
+    for ax in figure.axes:
+        assert [patch.get_data().values.sum() for patch in ax.patches] == pytest.approx([1, 1])
+
+
+def test_maps_show_images_that_the_attack_fools(recorded):
+    labels = np.arange(4)
+    arrays = {"labels": labels, "pred_clean": np.array([0, 1, 0, 3]), "pred_adv": np.array([0, 2, 1, 0])}
+    assert inside.fooled_first(arrays).tolist() == [1, 3]
+    assert inside.fooled_first(arrays | {"pred_adv": labels}).tolist() == [0, 1, 2, 3]
+    shown = texts(draw("F1"))
+    assert "right: 1" in shown and "wrong: 2" in shown and "right: 0" not in shown
+
+
+def test_features_are_turned_onto_each_other_and_named_where_they_lie_densest(recorded):
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(50, 2))
+    assert inside.aligned(points[:, ::-1] * [1, -1] + 7, points) == pytest.approx(points)  # mirrored, turned, moved
+    cluster = np.concatenate([rng.normal(5, 0.01, size=(40, 2)), rng.normal(0, 3, size=(20, 2))])
+    assert inside.densest(cluster, [], np.ones(2)) == pytest.approx([5, 5], abs=0.05)
+    assert np.abs(inside.densest(cluster, [np.array([5, 5])], np.ones(2)) - 5).max() >= 1.0
+    for ax, stream in zip(draw("F8").axes, ("nonrobust", "recalibrated")):
+        assert {t.get_text() for t in ax.texts} == {str(i) for i in range(10)}
+        cells = style.cells(PROFILE, "T7", attack="pgd20", checkpoint="ema", probe="knn", stream=stream, seed=0)
+        assert f"{100 * cells['accuracy'].item():.1f} % by nearest" in ax.get_title("left")
+
+
+def test_training_length_draws_each_length_and_checkpoint(recorded, monkeypatch):
+    frame = pd.DataFrame({"network": "ResNet-18", "epochs": [5, 10, 10], "checkpoint": ["last", "last", "ema"]})
+    frame = frame.assign(own=True, seeds=1, value=[-0.01, -0.02, 0.01], low=-0.03, high=0.02)
+    assert curves.by_length(PROFILE)["epochs"].unique().tolist() == [BOTH.epochs]
+    with pytest.raises(MissingRecord, match="several lengths"):  # one length is no curve
+        draw("F10")
+    monkeypatch.setattr(curves, "by_length", lambda profile: frame)
+    assert [drawn(ax) for ax in draw("F10").axes] == [[-1, -2], [], [1]]
+
+
+def test_a_study_shows_training_and_held_out_accuracy(root):
+    plain = experiments.main_pair("overfit")[0]
+    for run in experiments.main_pair("overfit"):
+        store.save_config(run)
+        write_history(run)
+    training, held = draw("F10", "overfit").axes
+    for ax, column in ((training, "train_adv_acc"), (held, "held_robust_acc")):
+        assert any(np.array_equal(line.get_ydata(), store.history(plain)[column]) for line in ax.get_lines())

@@ -5,8 +5,8 @@ import importlib.metadata
 import io
 import os
 import platform
-from dataclasses import dataclass
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
@@ -15,9 +15,8 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
 
-from fsr import experiments, hardware, runs, store
+from fsr import experiments, files, hardware, runs, store
 from fsr.analyse import module_inputs
 from fsr.attacks import attack_named
 from fsr.config import BACKBONES, Run, diff
@@ -26,7 +25,6 @@ from fsr.files import FSRError, MissingRecord, UsageError
 from fsr.models.modes import eval_mode
 from fsr.tables import labels
 
-PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-learn", "matplotlib", "seaborn", "pyautoattack")
 ATTACKS = ("clean", "fgsm", "pgd20", "pgd100", "cw")  # quick enough to wait for
 STREAMS = {"f": "f", "robust": "f⁺", "nonrobust": "f⁻", "recalibrated": "f̃⁻", "features": "f̃"}
 
@@ -34,7 +32,7 @@ STREAMS = {"f": "f", "robust": "f⁺", "nonrobust": "f⁻", "recalibrated": "f̃
 def versions() -> pd.DataFrame:
     """Python, the packages that decide results, and the device that would be used."""
     parts = hardware.describe(hardware.device_named(None))
-    rows = {"Python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+    rows = {"Python": platform.python_version()} | {name: importlib.metadata.version(name) for name in files.PACKAGES}
     rows |= {"device": parts.get("gpu", parts["device"]), "processor": f"{parts['cpu']}, {parts['cores']} cores"}
     return pd.DataFrame({"version": rows})
 
@@ -54,8 +52,7 @@ def data_summary(run: Run) -> pd.DataFrame:
     for name, part in {"train": "train", "held out": "held", "test": "test"}.items():
         x, y = getattr(data, f"{part}_x"), getattr(data, f"{part}_y")
         counts = torch.bincount(y, minlength=data.classes)
-        size = " x ".join(map(str, x.shape[1:]))
-        rows[name] = {"images": len(y), "channels x height x width": size}
+        rows[name] = {"images": len(y), "channels x height x width": " x ".join(map(str, x.shape[1:]))}
         rows[name] |= {"smallest class": int(counts.min()), "largest class": int(counts.max())}
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -68,8 +65,8 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def show_image(ax: Axes, image: np.ndarray, title: str) -> None:
-    """One picture (3, H, W) in [0, 1] without axes."""
-    ax.imshow(np.moveaxis(image, 0, -1).clip(0, 1), interpolation="nearest")
+    """One picture, (3, H, W) in [0, 1] or one map (h, w), without axes."""
+    ax.imshow(np.moveaxis(image, 0, -1).clip(0, 1) if image.ndim == 3 else image, interpolation="nearest")
     ax.set_title(title, fontsize=8)
     ax.axis("off")
 
@@ -78,10 +75,8 @@ def sample_grid(run: Run, *, noise: bool = False, images: int = 20) -> Figure:
     """The first test images of the fixed order; noise adds plus or minus eps at random to every pixel."""
     data = runs.data_of(run)
     x, y, _ = part_of_test(data, images)
-    x = as_float(x)
-    if noise:
-        x += run.eps * torch.sign(torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) - 0.5)
-    figure = new_figure(10, 1.1 * -(-images // 10))
+    signs = torch.sign(torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) - 0.5)
+    x, figure = as_float(x) + run.eps * signs * noise, new_figure(10, 1.1 * -(-images // 10))
     for ax, image, label in zip(figure.subplots(-(-images // 10), 10).flat, x.numpy(), y.tolist()):
         show_image(ax, image, data.class_names[label])
     return figure
@@ -100,23 +95,20 @@ def trained(profile: str, *, modules: bool) -> pd.DataFrame:
     """A row per planned run, without or with an inserted module: how it differs from plain AT, and how it went."""
     base, rows = experiments.main_pair(profile)[0], []
     for run in experiments.SETS[profile]["all"]:
-        if (run.module is not None) == modules:
-            shown = {"method", "seed", "module"}
-            changed = [f"{name} = {new}" for name, (_, new) in diff(base, run).items() if name not in shown]
-            row = {"method": labels.method(run.label), "seed": run.seed, "network": labels.network(run)}
-            rows.append(row | {"differs in": ", ".join(changed)} | _progress(run))
+        if (run.module is not None) != modules:
+            continue
+        changed = {name: new for name, (_, new) in diff(base, run).items() if name not in ("method", "seed", "module")}
+        row = {"method": labels.method(run.label), "seed": run.seed, "network": labels.network(run)}
+        row["differs in"] = ", ".join(f"{name} = {new}" for name, new in changed.items())
+        try:
+            history = store.history(run).set_index("epoch")
+            row["epochs"] = f"{len(history)}/{run.epochs}"
+            row["clean"], row["robust"] = history[["held_clean_acc", "held_robust_acc"]].iloc[-1].round(3)
+            row["best epoch"] = history["held_robust_acc"].fillna(-1).idxmax() if run.holdout else None
+        except MissingRecord:
+            row["epochs"] = "not run"
+        rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _progress(run: Run) -> dict:
-    """Epochs done, held-out accuracies at the end, and the epoch with the highest robust one."""
-    try:
-        history = store.history(run).set_index("epoch")
-    except MissingRecord:
-        return {"epochs": "not run"}
-    clean, robust = history[["held_clean_acc", "held_robust_acc"]].iloc[-1].round(3)
-    best = history["held_robust_acc"].fillna(-1).idxmax() if run.holdout else None
-    return {"epochs": f"{len(history)}/{run.epochs}", "clean": clean, "robust": robust, "best epoch": best}
 
 
 def differences(before: Run, after: Run) -> pd.DataFrame:
@@ -126,114 +118,76 @@ def differences(before: Run, after: Run) -> pd.DataFrame:
 
 def curves(run: Run) -> Figure:
     """Loss terms and held-out accuracies of a run, epoch by epoch."""
-    history = store.history(run).set_index("epoch")
-    figure = new_figure(9, 3)
+    history, figure = store.history(run).set_index("epoch"), new_figure(9, 3)
     left, right = figure.subplots(1, 2)
     history.filter(regex="^train_(?!adv_acc)").plot(ax=left, title=f"{labels.method(run.label)}: loss terms")
     history.filter(like="held_").plot(ax=right, title="accuracy on held-out images", ylim=(0, 1))
     return figure
 
 
-def _kept(run: Run) -> list[str]:
-    return [kind for kind in ("ema", "last", "best") if runs.has_weights(run, kind)]
-
-
 def networks(profile: str) -> pd.DataFrame:
     """The profile's networks whose weights are on this machine: method, seed and weights in words, run, checkpoint."""
-    planned = experiments.SETS[profile]["all"]
-    rows = [(f"{labels.method(r.label)}, seed {r.seed}, {kind}", r, kind) for r in planned for kind in _kept(r)]
+    kept = [(r, kind) for r in experiments.SETS[profile]["all"] for kind in ("ema", "last", "best")]
+    rows = [(f"{labels.method(r.label)}, seed {r.seed}, {k}", r, k) for r, k in kept if runs.has_weights(r, k)]
     return pd.DataFrame(rows, columns=["name", "run", "checkpoint"])
 
 
 def example(profile: str, label: str) -> tuple[Run, str]:
     """(run, checkpoint) of seed 0 with this label whose weights are here; else demo's, which trains in seconds."""
-    run = experiments.named(profile)[label]
-    here = _kept(run)
-    return (run, here[0]) if here else (experiments.named("demo")[label], "ema")
+    run, other = (experiments.named(name)[label] for name in (profile, "demo"))
+    here = [kind for kind in ("ema", "last", "best") if runs.has_weights(run, kind)]
+    return (run, here[0]) if here else (other, "ema")
 
 
-@dataclass(frozen=True)
-class Inspection:
-    """One image in one network, clean and attacked.
+def inspect(run: Run, checkpoint: str = "ema", *, attack: str = "pgd20", image: int = 0) -> SimpleNamespace:
+    """Attack one test image, by its place in the fixed order, on the CPU, and keep all that there is to see.
 
-    images: clean and attacked (2, 3, H, W) in [0, 1]; probabilities: (2, K); maps: stream -> mean |feature| (h, w);
-    heads: stream -> class that the auxiliary head sees; mask: values in [0, 1], None without a mask.
+    images: clean and attacked (2, 3, H, W) in [0, 1]; probabilities: (2, K). Of the attacked one at the last FSR module
+    or where the plan puts it: maps: stream -> mean |feature| (h, w); heads: stream -> class; mask: values or None.
     """
-
-    title: str
-    eps: float
-    label: int
-    class_names: tuple[str, ...]
-    images: np.ndarray
-    probabilities: np.ndarray
-    maps: dict[str, np.ndarray]
-    heads: dict[str, str]
-    mask: np.ndarray | None
-
-
-def _place(run: Run) -> str:
-    """Where the plan puts FSR into this network on this data set."""
-    planned = (other for sets in experiments.SETS.values() for other in sets["all"])
-    alike = (other.fsr for other in planned if (other.dataset, other.backbone) == (run.dataset, run.backbone))
-    return next((spec.at[-1] for spec in alike if spec and spec.at), BACKBONES[run.backbone].fsr_stage)
-
-
-@torch.no_grad()
-def _inside(model, place: str, x: Tensor, class_names: tuple[str, ...]) -> dict:
-    """Maps, heads and mask of one image (1, 3, H, W) at the last FSR module, else of f after `place`."""
-    with module_inputs(model, place) as inputs:
-        streams = model.trace(x)[1]
-    maps, heads, mask = {"f": inputs[-1]}, {}, None
-    last: Any = streams[-1] if streams else None
-    if getattr(last, "nonrobust", None) is not None:
-        maps |= {name: f for name in STREAMS if (f := getattr(last, name, None)) is not None}
-        heads = {name: class_names[int(logits.argmax(1))] for name, logits in last.aux.items()}
-        mask = None if last.mask is None else last.mask[0].flatten().numpy()
-    return {"maps": {name: f[0].abs().mean(0).numpy() for name, f in maps.items()}, "heads": heads, "mask": mask}
-
-
-def inspect(run: Run, checkpoint: str = "ema", *, attack: str = "pgd20", image: int = 0) -> Inspection:
-    """Attack one test image, by its place in the fixed order, and keep all that there is to see; on the CPU."""
-    if attack not in ATTACKS:
-        raise UsageError(f"unknown attack {attack!r}; choose one of {', '.join(ATTACKS)}")
     data = runs.data_of(run)
-    if not 0 <= image < len(data.test_y):
-        raise UsageError(f"image must lie in 0..{len(data.test_y) - 1}, not {image}")
+    if attack not in ATTACKS or not 0 <= image < len(data.test_y):
+        choices = f"choose one of {', '.join(ATTACKS)}, and an image in 0..{len(data.test_y) - 1}"
+        raise UsageError(f"no attack {attack!r} on image {image}: {choices}")
     x, y, index = (part[image : image + 1] for part in part_of_test(data, len(data.test_y)))
     x, model = as_float(x), runs.load_model(run, checkpoint, runs.Options(device="cpu"))
+    planned = (other for sets in experiments.SETS.values() for other in sets["all"])
+    alike = (other.fsr for other in planned if (other.dataset, other.backbone) == (run.dataset, run.backbone))
+    place = next((spec.at[-1] for spec in alike if spec and spec.at), BACKBONES[run.backbone].fsr_stage)
     with eval_mode(model):
-        x_adv = attack_named(attack)(model, x, y, eps=run.eps, seed=0, indices=index)
-        with torch.no_grad():
-            probabilities = model(torch.cat([x, x_adv])).softmax(1).numpy()
-        inside = _inside(model, _place(run), x_adv, data.class_names)
+        x = torch.cat([x, attack_named(attack)(model, x, y, eps=run.eps, seed=0, indices=index)])
+        with torch.no_grad(), module_inputs(model, place) as inputs:
+            logits, streams = model.trace(x)
+    maps, heads, mask, last = {"f": inputs[-1]}, {}, None, cast(Any, streams[-1] if streams else None)
+    if getattr(last, "nonrobust", None) is not None:
+        maps |= {name: f for name in STREAMS if (f := getattr(last, name, None)) is not None}
+        heads = {name: data.class_names[int(aux[1].argmax())] for name, aux in last.aux.items()}
+        mask = None if last.mask is None else last.mask[1].flatten().numpy()
     method = f"{labels.method(run.label)}, seed {run.seed}, {checkpoint}"
-    title, images = f"{method}: test image {int(index)} under {labels.metric(attack)}", torch.cat([x, x_adv]).numpy()
-    return Inspection(title, run.eps, int(y), data.class_names, images, probabilities, **inside)
+    title = f"{method}: test image {int(index)} under {labels.metric(attack)}"
+    seen = {"title": title, "eps": run.eps, "label": int(y), "class_names": data.class_names, "images": x.numpy()}
+    seen |= {"maps": {name: f[1].abs().mean(0).numpy() for name, f in maps.items()}, "heads": heads, "mask": mask}
+    return SimpleNamespace(**seen, probabilities=logits.softmax(1).numpy())
 
 
-def _draw(figure, seen: Inspection) -> None:
+def _draw(figure, seen: SimpleNamespace) -> None:
     """Images on top, confidences and mask below them, and the maps of the streams at the bottom."""
-    grid, truth = figure.add_gridspec(3, 5), seen.class_names[seen.label]
+    grid, truth, (x, x_adv) = figure.add_gridspec(3, 5), seen.class_names[seen.label], seen.images
     clean, attacked = (seen.class_names[int(answer.argmax())] for answer in seen.probabilities)
-    noise = 0.5 + (seen.images[1] - seen.images[0]) / (2 * seen.eps)
-    titles = (f"natural: {clean}", "perturbation", f"attacked: {attacked}")
-    for place, (image, title) in enumerate(zip((seen.images[0], noise, seen.images[1]), titles)):
-        show_image(figure.add_subplot(grid[0, place]), image, title)
+    top = {f"natural: {clean}": x, "perturbation": 0.5 + (x_adv - x) / (2 * seen.eps), f"attacked: {attacked}": x_adv}
+    maps = {f"{STREAMS[name]}  {seen.heads.get(name, '')}": seen.maps[name] for name in STREAMS if name in seen.maps}
+    for row, pictures in ((0, top), (2, maps)):
+        for place, (title, picture) in enumerate(pictures.items()):
+            show_image(figure.add_subplot(grid[row, place]), picture, title)
     frame = pd.DataFrame(seen.probabilities.T, index=seen.class_names, columns=["natural", "attacked"])
     frame = frame.loc[frame.max(axis=1).nlargest(10).index].sort_index()
     frame.plot.barh(ax=figure.add_subplot(grid[1, :3]), xlim=(0, 1), title=f"confidence (true class: {truth})")
     if seen.mask is not None:
-        ax = figure.add_subplot(grid[1, 3:], title="mask m")
-        ax.hist(seen.mask, bins=20, range=(0, 1), color="grey")
-    for place, name in enumerate(name for name in STREAMS if name in seen.maps):
-        ax = figure.add_subplot(grid[2, place])
-        ax.imshow(seen.maps[name], cmap="viridis")
-        ax.set_title(f"{STREAMS[name]}  {seen.heads.get(name, '')}", fontsize=8)
-        ax.axis("off")
+        figure.add_subplot(grid[1, 3:], title="mask m").hist(seen.mask, bins=20, range=(0, 1), color="grey")
     figure.suptitle(seen.title, fontsize=9)
 
 
-def draw(*seen: Inspection) -> Figure:
+def draw(*seen: SimpleNamespace) -> Figure:
     """One inspection, or several side by side."""
     figure = new_figure(6.5 * len(seen), 5.2)
     for part, each in zip(figure.subfigures(1, len(seen), squeeze=False)[0], seen):
@@ -246,10 +200,9 @@ def app(profile: str) -> widgets.Widget:
     known = networks(profile)
     if known.empty:
         return widgets.HTML(f"No weights are here; type <code>python -m fsr train --profile {profile}</code>.")
-    menu = list(zip(known["name"], known.index))
-    beside, attacks = [("(none)", None), *menu], [(labels.metric(name), name) for name in ATTACKS]
+    menu, attacks = list(zip(known["name"], known.index)), [(labels.metric(name), name) for name in ATTACKS]
     controls = [widgets.Dropdown(options=menu, description="network")]
-    controls += [widgets.Dropdown(options=beside, description="beside it")]
+    controls += [widgets.Dropdown(options=[("(none)", None), *menu], description="beside it")]
     controls += [widgets.Dropdown(options=attacks, value="pgd20", description="attack")]
     controls += [widgets.BoundedIntText(value=0, min=0, max=10**6, description="image")]
     picture, message = widgets.Image(format="png"), widgets.HTML()  # an Output widget can block papermill's kernel

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir, contextmanager
 from importlib import metadata
@@ -28,14 +28,12 @@ LIBRARIES = ("torch", "numpy", "pandas", "matplotlib", "seaborn", "scikit-learn"
 def numbered(only: str | None = None) -> list[str]:
     """Notebook names in order; only: comma-separated numbers or names (05,09-settings), unknown ones refused."""
     known = list(experiments.NOTEBOOKS)
-    parts = known if only is None else [part.strip() for part in only.split(",") if part.strip()]
-    chosen = {part: [n for n in known if n == part or n.split("-")[0] == part.zfill(2)] for part in parts}
-    for part, found in chosen.items():
-        if not found:
-            raise UsageError(f"unknown notebook {part!r}{did_you_mean(part, known)}; choose from {', '.join(known)}")
-    if not chosen:
-        raise UsageError("--only names no notebook; for example --only 05,09")
-    return [name for name in known if any(name in found for found in chosen.values())]
+    parts = known if only is None else [part.strip() for part in only.split(",") if part.strip()] or [only]
+    found = {part: [n for n in known if n == part or n.split("-")[0] in (part, f"0{part}")] for part in parts}
+    if wrong := [part for part, names in found.items() if not names]:
+        choices = f"{did_you_mean(wrong[0], known)}; choose from {', '.join(known)}"
+        raise UsageError(f"unknown notebook {wrong[0]!r}{choices}")
+    return [name for name in known if any(name in names for names in found.values())]
 
 
 def source(name: str) -> Path:
@@ -64,26 +62,16 @@ def is_current(name: str, profile: str) -> bool:
     """Was this notebook executed with exactly this source, package, libraries and records?"""
     try:
         book = json.loads((files.executed(profile) / f"{name}.ipynb").read_bytes())
-        return book["metadata"].get("fsr", {}).get("key") == key(name, profile)
+        return book["metadata"]["fsr"]["key"] == key(name, profile)
     except (OSError, ValueError, KeyError):
         return False
 
 
 def parameters_of(book: nbformat.NotebookNode) -> list[str]:
     """Names that the cell tagged `parameters` assigns; papermill's own parser misses `x: int | None = None`."""
-    cells = [cell.source for cell in book.cells if "parameters" in cell.metadata.get("tags", [])]
-    nodes = [node for cell in cells for node in ast.parse(cell).body]
-    targets = [target for node in nodes if isinstance(node, ast.Assign) for target in node.targets]
-    targets += [node.target for node in nodes if isinstance(node, ast.AnnAssign)]
-    return [target.id for target in targets if isinstance(target, ast.Name)]
-
-
-def check_parameters(name: str, parameters: dict) -> None:
-    """papermill only warns about an unknown parameter; here it is refused."""
-    known = parameters_of(nbformat.read(source(name), as_version=4))
-    unknown = sorted(parameters.keys() - set(known))
-    if unknown:
-        raise UsageError(f"{name} has no parameter {', '.join(unknown)}; it has {', '.join(known)}")
+    cells = [ast.parse(cell.source) for cell in book.cells if "parameters" in cell.metadata.get("tags", [])]
+    names = [node for cell in cells for node in ast.walk(cell) if isinstance(node, ast.Name)]
+    return [node.id for node in names if isinstance(node.ctx, ast.Store)]
 
 
 @contextmanager
@@ -103,16 +91,18 @@ def _environment(compute: bool) -> Iterator[None]:
 def run_notebook(name: str, profile: str, **parameters) -> Path:
     """Execute one notebook into results/notebooks/<profile>; FSRError names it and its last error when it fails.
 
-    A failed execution is kept under results/.failed and never replaces a good one. Leaving by SystemExit is a failure.
+    A failed execution is kept under results/.failed and never replaces a good one. sys.exit is a failure; an unknown
+    parameter, about which papermill only warns, is refused.
     """
-    check_parameters(name, parameters)
-    scratch = files.results() / ".failed" / profile / f"{name}.ipynb"
-    scratch.parent.mkdir(parents=True, exist_ok=True)
+    known = parameters_of(nbformat.read(source(name), as_version=4))
+    if unknown := sorted(parameters.keys() - set(known)):
+        raise UsageError(f"{name} has no parameter {', '.join(unknown)}; it has {', '.join(known)}")
+    mark, scratch = key(name, profile), files.results() / ".failed" / profile / f"{name}.ipynb"
     write_bytes(scratch.parent.parent / ".gitignore", b"*\n")
-    options: dict = {"progress_bar": False, "kernel_name": "python3", "execution_timeout": CELL_SECONDS}
-    options |= {"cwd": str(files.repository() / "notebooks"), "extra_arguments": ["--IPKernelApp.log_level=50"]}
-    mark = key(name, profile)
+    scratch.parent.mkdir(exist_ok=True)
     paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (source(name), scratch)]  # it fills {names}
+    options: dict = {"progress_bar": False, "kernel_name": "python3", "execution_timeout": CELL_SECONDS}
+    options |= {"cwd": str(source(name).parent), "extra_arguments": ["--IPKernelApp.log_level=50"]}
     try:
         papermill.execute_notebook(*paths, {"profile": profile, **parameters}, **options)
     except PapermillExecutionError as error:
@@ -122,7 +112,7 @@ def run_notebook(name: str, profile: str, **parameters) -> Path:
         raise FSRError(f"{name}: a cell called sys.exit; the cells behind it were not executed (see {scratch})")
     book.metadata["fsr"] = {"key": mark}
     for field in ("input_path", "output_path", "environment_variables"):  # paths of this machine say nothing elsewhere
-        book.metadata.get("papermill", {}).pop(field, None)
+        book.metadata["papermill"].pop(field, None)
     target = files.executed(profile) / f"{name}.ipynb"
     write_bytes(target, nbformat.writes(book).encode())
     scratch.unlink()
@@ -130,14 +120,7 @@ def run_notebook(name: str, profile: str, **parameters) -> Path:
 
 
 def execute(
-    names: list[str],
-    profile: str,
-    *,
-    force: bool = False,
-    compute: bool = True,
-    workers: int = 1,
-    report: Callable[[str], object] = print,
-    interrupted: Callable[[], bool] = lambda: False,
+    names: list[str], profile: str, *, force=False, compute=True, workers=1, report=print, interrupted=lambda: False
 ) -> list[str]:
     """Execute the notebooks that are not current, `workers` at once; returns a line per failure, the others still run.
 
@@ -151,9 +134,9 @@ def execute(
             return f"{name}: left out", True
         try:
             run_notebook(name, profile)
+            return f"{name}: executed", True
         except (FSRError, nbformat.ValidationError, OSError, RuntimeError, ValueError, KeyError) as error:
             return f"{name}: {str(error).removeprefix(f'{name}: ')}", False
-        return f"{name}: executed", True
 
     failed: list[str] = []
     # in the sources' folder: papermill changes this process's folder and back, which threads would mix up

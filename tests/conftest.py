@@ -1,7 +1,9 @@
 """Every test starts from the same seed, in an empty root of its own, on one thread."""
 
 import os
+import random
 import sys
+from unittest import mock
 
 import pytest
 from hypothesis import settings
@@ -12,43 +14,22 @@ settings.load_profile("fixed")
 
 
 @pytest.fixture(autouse=True)
-def seeded():
-    """Same random numbers for every test, whatever ran before it."""
-    import random
+def alike(request, monkeypatch):
+    """One seed at the start; the environment (--root, --data) and what measures coverage end as they began.
 
+    No waiting for the disk, which thousands of small records would do, but in tests of files and faults.
+    """
     import numpy as np
     import torch
 
-    random.seed(0)
-    np.random.seed(0)
-    torch.manual_seed(0)
-
-
-@pytest.fixture(autouse=True)
-def unsynced(request, monkeypatch):
-    """No waiting for the disk, which thousands of small records would do, but in tests of files and faults."""
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(0)
     if request.module.__name__ not in ("test_faults", "test_files", "test_store"):
         monkeypatch.setattr("fsr.files.os.fsync", lambda handle: None)
-
-
-@pytest.fixture(autouse=True)
-def traced():
-    """What measures coverage goes on after a library has switched tracing off."""
     trace = sys.gettrace()
-    yield
+    with mock.patch.dict(os.environ):
+        yield
     sys.settrace(trace)
-
-
-@pytest.fixture(autouse=True)
-def places():
-    """A command's --root and --data, which it hands on as variables, end with the test that gave them."""
-    before = {name: os.environ.get(name) for name in ("FSR_ROOT", "FSR_DATA")}
-    yield
-    for name, value in before.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
 
 
 @pytest.fixture

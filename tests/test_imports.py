@@ -26,27 +26,23 @@ FLOORS = (
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS, 1) for room in rooms.split()}
 WITHOUT_TORCH = ("files", "config", "statistics", "reference", "experiments", "store", "tables", "plots", "report")
-FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
+TREES = {p: ast.parse(p.read_text()) for p in sorted(PACKAGE.rglob("*.py")) if p != PACKAGE / "__init__.py"}
 
 
-def _imported(path: Path) -> set[str]:
-    """Rooms of fsr that a file imports at its top level."""
-    found = set()
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("fsr.")}
-        elif isinstance(node, ast.ImportFrom) and node.module == "fsr":
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fsr."):
-            found.add(node.module.split(".")[1])
-    return found
+def _modules(node: ast.AST) -> list[str]:
+    """What an import statement names, as fsr.room or package.module."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom) and node.module:
+        return [f"fsr.{alias.name}" for alias in node.names] if node.module == "fsr" else [node.module]
+    return []
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", TREES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_point_down(path):
     room = path.relative_to(PACKAGE).with_suffix("").parts[0]
-    room = "audit" if path.name == "adaptive.py" else room  # only the audit uses it
-    wrong = {other for other in _imported(path) - {room} if FLOOR[other] >= FLOOR[room]}
+    names = [name.split(".") for node in TREES[path].body for name in _modules(node)]
+    wrong = {name[1] for name in names if name[0] == "fsr" and name[1:] and FLOOR[name[1]] >= FLOOR[room]} - {room}
     assert not wrong, f"{path.name} (floor {FLOOR[room]}) imports {wrong}"
 
 
@@ -63,24 +59,14 @@ def test_no_torch_is_needed_to_rebuild_a_table():
     assert done.returncode == 0, done.stderr
 
 
-def test_no_star_imports_bare_excepts_or_eval():
-    for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text())):
-            assert not (isinstance(node, ast.ImportFrom) and node.names[0].name == "*"), path
-            assert not (isinstance(node, ast.ExceptHandler) and node.type is None), path
-            called = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id
-            assert called not in ("eval", "exec"), path
-
-
-def test_everything_imported_is_declared():
-    """By name, wherever in a file it is imported; Ray alone is an extra."""
+def test_nothing_is_imported_that_is_not_declared_and_nothing_hides_what_it_does():
+    """Imports by name, wherever in a file; Ray alone is an extra. No star imports, bare excepts or eval."""
     project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
-    lines = project["dependencies"] + project["optional-dependencies"]["cluster"]
+    lines, provided = project["dependencies"] + project["optional-dependencies"]["cluster"], packages_distributions()
     declared = {re.match(r"[A-Za-z0-9._-]+", line)[0].lower() for line in lines}
-    provided = packages_distributions()
-    for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
-            for name in {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"fsr"}:
-                assert declared & {one.lower() for one in provided.get(name, [name])}, f"{path} imports {name}"
+    for path, node in ((path, node) for path, tree in TREES.items() for node in ast.walk(tree)):
+        for name in {name.split(".")[0] for name in _modules(node)} - sys.stdlib_module_names - {"fsr"}:
+            assert declared & {one.lower() for one in provided.get(name, [name])}, f"{path} imports {name}"
+        assert not (isinstance(node, ast.ImportFrom) and node.names[0].name == "*"), path
+        assert not (isinstance(node, ast.ExceptHandler) and node.type is None), path
+        assert getattr(getattr(node, "func", None), "id", None) not in ("eval", "exec"), path

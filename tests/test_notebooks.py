@@ -35,50 +35,52 @@ def sources(root, tmp_path, monkeypatch):
     return folder
 
 
+def execute(*names: str, **options) -> tuple[list[str], list[str]]:
+    """(Lines of failures, lines that were said)."""
+    said: list[str] = []
+    return notebooks.execute(list(names), "ci", report=said.append, **options), said
+
+
+def executed(name: str) -> bytes:
+    """An executed notebook."""
+    return (files.executed("ci") / f"{name}.ipynb").read_bytes()
+
+
 def test_a_failing_notebook_is_named_with_its_last_error_and_the_others_run(sources):
     before = {p.name: p.read_bytes() for p in sources.iterdir()}
-    failed = notebooks.execute(["00-setup", "01-broken", "02-fine"], "ci", report=lambda _: None)
+    failed, _ = execute("00-setup", "01-broken", "02-fine")
     assert len(failed) == 1 and failed[0].startswith("01-broken: ValueError: the reason")
     assert sorted(p.name for p in files.executed("ci").iterdir()) == ["00-setup.ipynb", "02-fine.ipynb"]
     assert {p.name: p.read_bytes() for p in sources.iterdir()} == before
-    book = json.loads((files.executed("ci") / "00-setup.ipynb").read_text())
-    assert "'ci'" in str(book["cells"][-1]["outputs"])
-    assert str(sources) not in json.dumps(book)
+    book, good = json.loads(executed("00-setup")), executed("02-fine")
+    assert "'ci'" in str(book["cells"][-1]["outputs"]) and str(sources) not in json.dumps(book)
+    for code, says in (("1 / 0", "02-fine: ZeroDivisionError"), ("import sys\nsys.exit(0)", "called sys.exit")):
+        write(sources, "02-fine", code)
+        with pytest.raises(FSRError, match=says):
+            notebooks.run_notebook("02-fine", "ci")
+        assert executed("02-fine") == good  # a failure never replaces a good execution
+    (sources / "00-setup.ipynb").write_text("<<<<<<< ours\n{}")
+    write(sources, "02-fine", "1 + 1")
+    failed, said = execute("00-setup", "02-fine")
+    assert len(failed) == 1 and failed[0].startswith("00-setup: ") and said[1] == "02-fine: executed"
 
 
-def test_a_source_that_is_no_notebook_is_named_and_the_others_run(sources):
-    (sources / "01-broken.ipynb").write_text("<<<<<<< ours\n{}")
-    failed = notebooks.execute(["01-broken", "02-fine"], "ci", report=lambda _: None)
-    assert len(failed) == 1 and failed[0].startswith("01-broken: ")
-    assert [p.name for p in files.executed("ci").iterdir()] == ["02-fine.ipynb"]
+def test_an_unchanged_notebook_is_not_executed_again_unless_forced(sources, root, monkeypatch):
+    said = execute("02-fine")[1] + execute("02-fine")[1]
+    write(sources, "02-fine", "1 + 2")
+    said += execute("02-fine")[1] + execute("02-fine", force=True)[1]
+    assert said == [f"02-fine: {state}" for state in ("executed", "unchanged", "executed", "executed")]
+    keys = [notebooks.key("02-fine", "ci")]
+    (root / "results" / "paper_values.csv").write_text("table,dataset,backbone,row,metric,value,unit,note\n")
+    keys.append(notebooks.key("02-fine", "ci"))
+    monkeypatch.setattr(notebooks.metadata, "version", lambda name: "99.0")
+    assert len({*keys, notebooks.key("02-fine", "ci")}) == 3  # the paper's cells and libraries count as well
 
 
 def test_after_a_signal_no_other_notebook_begins(sources):
-    said, signals = [], iter([False])  # none when the first notebook begins, one ever after
-    more = {"interrupted": lambda: next(signals, True), "report": said.append, "force": True}
-    assert notebooks.execute(["00-setup", "02-fine"], "ci", **more) == []
-    assert said == ["00-setup: executed", "02-fine: left out"]
-    assert [p.name for p in files.executed("ci").iterdir()] == ["00-setup.ipynb"]
-
-
-def test_kernels_look_for_data_where_the_command_does(sources, monkeypatch):
-    """A relative folder means another one in the sources' folder, where kernels run."""
-    monkeypatch.setenv("FSR_DATA", "sets")
-    write(sources, "02-fine", "from fsr import files\nprint(files.data())")
-    monkeypatch.chdir(sources.parent)
-    here = files.data()
-    assert notebooks.execute(["02-fine"], "ci", report=lambda _: None) == []
-    assert str(here) in (files.executed("ci") / "02-fine.ipynb").read_text() and here.parent == sources.parent
-
-
-def test_an_unchanged_notebook_is_not_executed_again_unless_forced(sources):
-    said = []
-    notebooks.execute(["02-fine"], "ci", report=said.append)
-    notebooks.execute(["02-fine"], "ci", report=said.append)
-    write(sources, "02-fine", "1 + 2")
-    notebooks.execute(["02-fine"], "ci", report=said.append)
-    notebooks.execute(["02-fine"], "ci", report=said.append, force=True)
-    assert said == ["02-fine: executed", "02-fine: unchanged", "02-fine: executed", "02-fine: executed"]
+    signals = iter([False])  # none when the first notebook begins, one ever after
+    failed, said = execute("00-setup", "02-fine", interrupted=lambda: next(signals, True))
+    assert failed == [] and said == ["00-setup: executed", "02-fine: left out"]
 
 
 def test_two_at_once_run_side_by_side_each_in_the_sources_folder(sources, tmp_path, monkeypatch):
@@ -94,74 +96,44 @@ while not other.exists():
 os.getcwd()"""
     write(sources, "00-setup", code.format(here=str(tmp_path), mine="a", other="b"))
     write(sources, "02-fine", code.format(here=str(tmp_path), mine="b", other="a"))
-    below = sources.parent / "below"
-    below.mkdir()
-    monkeypatch.chdir(below)
-    said = []
-    assert notebooks.execute(["00-setup", "02-fine"], "ci", workers=2, report=said.append) == []
-    assert said == ["00-setup: executed", "02-fine: executed"] and Path.cwd() == below
-    for name in ("00-setup", "02-fine"):
-        assert repr(str(sources)) in (files.executed("ci") / f"{name}.ipynb").read_text()
+    (sources.parent / "below").mkdir()
+    monkeypatch.chdir(sources.parent / "below")
+    failed, said = execute("00-setup", "02-fine", workers=2)
+    assert failed == [] and said == ["00-setup: executed", "02-fine: executed"]
+    assert Path.cwd() == sources.parent / "below"
+    assert all(repr(str(sources)) in executed(name).decode() for name in ("00-setup", "02-fine"))
 
 
-def test_an_executed_notebook_depends_on_the_papers_cells(root):
-    before = notebooks.key("05-whitebox", "demo")
-    path = root / "results" / "paper_values.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("table,dataset,backbone,row,metric,value,unit,note\n")
-    assert notebooks.key("05-whitebox", "demo") != before
-
-
-def test_an_annotated_parameter_is_passed_on(sources):
-    write(sources, "02-fine", "seeds")
-    book = nbformat.read(notebooks.run_notebook("02-fine", "ci", seeds=[3, 4]), as_version=4)
-    assert book.cells[-1].outputs[0]["data"]["text/plain"] == "[3, 4]"
-
-
-def test_leaving_by_sys_exit_is_a_failure(sources):
-    write(sources, "02-fine", "import sys\nsys.exit(0)")
-    with pytest.raises(FSRError, match="called sys"):
-        notebooks.run_notebook("02-fine", "ci")
-
-
-def test_kernels_keep_pythonpath_and_run_this_interpreter_whatever_kernels_the_site_has(sources, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["{x}", "out-{profile}"])
+def test_kernels_are_this_interpreter_and_find_what_the_command_finds(sources, tmp_path, monkeypatch, name):
+    """Whatever kernels the site has, with PYTHONPATH kept, a relative FSR_DATA, and braces that are no placeholders."""
     spec = {"argv": ["/bin/false", "{connection_file}"], "display_name": "site", "language": "python"}
     (tmp_path / "site/kernels/python3").mkdir(parents=True)
     (tmp_path / "site/kernels/python3/kernel.json").write_text(json.dumps(spec))
     (tmp_path / "library").mkdir()
     (tmp_path / "library/only_here.py").write_text("")
-    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "site"))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "library"))
-    write(sources, "02-fine", "import only_here, sys\nprint(sys.executable)")
-    assert notebooks.execute(["02-fine"], "ci", report=lambda _: None) == []
-    assert sys.executable in (files.executed("ci") / "02-fine.ipynb").read_text()
-
-
-@pytest.mark.parametrize("name", ["{x}", "out-{profile}"])
-def test_braces_in_a_root_are_no_placeholders(sources, tmp_path, monkeypatch, name):
-    monkeypatch.setenv("FSR_ROOT", str(tmp_path / name))
-    assert notebooks.execute(["02-fine"], "ci", report=lambda _: None) == []
+    changes = {"JUPYTER_PATH": tmp_path / "site", "PYTHONPATH": tmp_path / "library", "FSR_ROOT": tmp_path / name}
+    for variable, value in {**changes, "FSR_DATA": "sets"}.items():
+        monkeypatch.setenv(variable, str(value))
+    write(sources, "02-fine", "import only_here, sys\nfrom fsr import files\nprint(sys.executable, files.data())")
+    monkeypatch.chdir(sources.parent)
+    assert execute("02-fine")[0] == []
+    assert f"{sys.executable} {sources.parent / 'sets'}" in executed("02-fine").decode()
     assert (tmp_path / name / "results/notebooks/ci/02-fine.ipynb").exists()
 
 
-def test_other_library_versions_execute_again(sources, monkeypatch):
-    before = notebooks.key("02-fine", "ci")
-    monkeypatch.setattr(notebooks.metadata, "version", lambda name: "99.0")
-    assert notebooks.key("02-fine", "ci") != before
+def test_parameters_are_passed_on_annotated_ones_too_and_unknown_ones_refused(sources):
+    write(sources, "02-fine", "seeds")
+    book = nbformat.read(notebooks.run_notebook("02-fine", "ci", seeds=[3, 4]), as_version=4)
+    assert book.cells[-1].outputs[0]["data"]["text/plain"] == "[3, 4]"
+    with pytest.raises(UsageError, match="no parameter seed; it has profile, seeds"):
+        notebooks.run_notebook("02-fine", "ci", seed=3)
 
 
 def test_an_unknown_notebook_is_refused_with_the_choices(sources):
-    with pytest.raises(UsageError, match="02-fine"):
-        notebooks.numbered("99")
+    for wrong in ("99", "", " , ", "02-fin"):
+        with pytest.raises(UsageError, match=r"choose from .*02-fine"):
+            notebooks.numbered(wrong)
     with pytest.raises(UsageError, match="no notebook"):
         notebooks.source("07-missing")
     assert notebooks.numbered("2,00-setup") == ["00-setup", "02-fine"]
-
-
-def test_a_failure_never_replaces_a_good_execution(sources):
-    notebooks.execute(["02-fine"], "ci", report=lambda _: None)
-    good = (files.executed("ci") / "02-fine.ipynb").read_bytes()
-    write(sources, "02-fine", "1 / 0")
-    with pytest.raises(FSRError, match="ZeroDivisionError"):
-        notebooks.run_notebook("02-fine", "ci")
-    assert (files.executed("ci") / "02-fine.ipynb").read_bytes() == good

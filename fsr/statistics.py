@@ -5,33 +5,17 @@ where outcomes were averaged over seeds. What makes no sense raises ValueError. 
 """
 
 import math
-from typing import Any, NamedTuple
+from collections import namedtuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
 LEVEL = 0.95
-
-
-class Summary(NamedTuple):
-    """Values over seeds: mean, sample standard deviation and t interval; the last three are None for one seed."""
-
-    mean: float
-    sd: float | None
-    low: float | Any
-    high: float | Any
-    n: int
-
-
-class Equivalence(NamedTuple):
-    """Two one-sided tests: mean difference, its 1 - 2 * alpha interval, p, and whether it lies within the margin."""
-
-    mean: float
-    low: float
-    high: float
-    p: float
-    equivalent: bool
+# of values over seeds: the sample standard deviation and the t interval are None for one seed
+Summary = namedtuple("Summary", "mean sd low high n")
+# of two one-sided tests: mean difference, its 1 - 2 * alpha interval, p, and whether it lies within the margin
+Equivalence = namedtuple("Equivalence", "mean low high p equivalent")
 
 
 def wilson(correct: float, n: int, level: float = LEVEL) -> tuple[float, float]:
@@ -56,8 +40,8 @@ def mcnemar_exact(a: ArrayLike, b: ArrayLike) -> float:
     a, b = _pair(a, b)
     if not (np.isin(a, (0, 1)).all() and np.isin(b, (0, 1)).all()):
         raise ValueError("McNemar's test needs outcomes of one run each, not means over seeds")
-    only_a, only_b = int((a > b).sum()), int((b > a).sum())
-    return float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    differ = int((a != b).sum())
+    return float(stats.binomtest(int((a > b).sum()), differ).pvalue) if differ else 1.0
 
 
 def paired_bootstrap(a: ArrayLike, b: ArrayLike, seed: int = 0, draws: int = 10_000) -> tuple[float, float]:

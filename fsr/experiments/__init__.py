@@ -5,9 +5,9 @@ from dataclasses import replace
 from functools import partial
 
 from fsr.config import Analysis, Evaluation, Run, run_id
-from fsr.experiments.plan import ROWS, SETS, Row, sources
-from fsr.experiments.profiles import CONTROLS, INTERVENTIONS, PROFILES, Profile
-from fsr.files import UsageError, did_you_mean
+from fsr.experiments.plan import ROWS, SETS, Row, surrogates
+from fsr.experiments.profiles import CONTROLS, PROFILES, Profile, profile_of
+from fsr.files import UsageError
 
 COLUMNS = ("clean", "fgsm", "pgd20", "pgd100", "cw")  # the authors' protocol; `ensemble` is computed from them
 CHECKPOINTS = ("last", "best", "ema")
@@ -36,14 +36,6 @@ NEEDS: dict[str, tuple[str, ...]] = {
 NOTEBOOKS: tuple[str, ...] = tuple(NEEDS)
 
 
-def profile_of(name: str) -> Profile:
-    """The profile of this name; an unknown one raises UsageError with the choices."""
-    if name not in PROFILES:
-        meant = did_you_mean(name, PROFILES)
-        raise UsageError(f"unknown profile {name!r}{meant}; choose one of {', '.join(PROFILES)}")
-    return PROFILES[name]
-
-
 def has_heads(run: Run) -> bool:
     """Has the network auxiliary logits, which an attack can use as well?"""
     return run.peer.name in ("cas", "cifs") if run.peer else run.fsr is not None and run.fsr.kind != "residual"
@@ -54,7 +46,7 @@ def columns(profile: str, kind: str) -> dict[str, Evaluation]:
     chosen = profile_of(profile)
     attacked = partial(Evaluation, checkpoint=chosen.report_checkpoint, images=chosen.images)
     if kind == "blackbox":  # the source of a transfer attack is part of the column
-        twin, natural = map(run_id, sources(chosen).values())
+        twin, natural = map(run_id, surrogates(profile).values())
         out = {"clean": attacked(attack="clean"), "transfer-twin": attacked(attack="transfer", surrogate=twin)}
         out["transfer-natural"] = attacked(attack="transfer", surrogate=natural)
         out |= {name: attacked(attack=name, surrogate=twin) for name in ("di-fgsm", "ti-fgsm")}
@@ -148,19 +140,11 @@ def main_pair(profile: str) -> tuple[Run, Run]:
     return plain.runs[0], both.runs[0]
 
 
-def surrogates(profile: str) -> dict[str, Run]:
-    """T3's sources: an AT network that shares no seed with the targets, and a naturally trained one."""
-    return sources(profile_of(profile))
-
-
 def named(profile: str) -> dict[str, Run]:
     """Seed 0's runs on the main data set and backbone by label: natural, at, at+fsr, trades, ..., at+residual.
 
     Only runs with default settings: sweeps share the label of the run they vary and are left out.
     """
-    base = profile_of(profile).base
-    runs: dict[str, Run] = {}
-    for run in SETS[profile]["all"]:
-        if (run.dataset, run.backbone, run.seed) == (base.dataset, base.backbone, 0):
-            runs.setdefault(run.label, run)
-    return runs
+    base, runs = profile_of(profile).base, reversed(SETS[profile]["all"])
+    own = (base.dataset, base.backbone, base.seed)
+    return {run.label: run for run in runs if (run.dataset, run.backbone, run.seed) == own}

@@ -6,7 +6,7 @@ from functools import partial
 from itertools import zip_longest
 
 from fsr.config import FSRSpec, PeerSpec, Run
-from fsr.experiments.profiles import CONTROLS, INTERVENTIONS, PROFILES, SCOPES, VARIANTS, Profile
+from fsr.experiments.profiles import CONTROLS, INTERVENTIONS, PROFILES, SCOPES, SWEEPS, VARIANTS, Profile, profile_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ def _pair(run: Run, place: tuple[str, ...], seeds: Iterable[int]) -> Rows:
 def _sweeps(profile: Profile, main: Rows) -> Rows:
     """T5: one setting at a time with seed 0, then other trainings, each against AT trained the same way."""
     rows, base = [], profile.base
-    for axis in SCOPES["full"].sweeps:
+    for axis in SWEEPS:
         usual = getattr(FSRSpec(), axis)
         for value in (usual, *SCOPES[profile.scope].sweeps.get(axis, ())):
             run = replace(base, module=FSRSpec(at=profile.place, **{axis: value}))
@@ -81,10 +81,11 @@ def _rows(profile: Profile) -> dict[str, Rows]:
     trained = [varied(name=name, runs=runs(spec, seeds[name])) for name, spec in variants.items()]
     tests = INTERVENTIONS if profile.scope != "study" else {}
     controls = [replace(both, name=text, baseline=both.runs, intervention=name) for name, text in tests.items()]
-    own, more = profile.place or ("layer4",), profile.placements if profile.scope != "pair" else ()
+    more = profile.placements if profile.scope != "pair" else ()
     spots = {" + ".join(place): runs(FSRSpec(at=place), (0,)) for place in more}
-    spots[" + ".join(own)] = both.runs[:1]
-    order = sorted(spots, key=lambda name: (name.count("+"), name))
+    spots[" + ".join(profile.place or ("layer4",))] = both.runs[:1]
+    placed = partial(Row, baseline=plain.runs[:1], axis="place")
+    placement = [placed(name=name, value=name, runs=spots[name]) for name in spots]
     first = [replace(row, runs=row.runs[:1], baseline=row.baseline[:1]) for row in whitebox]
     rows: dict[str, Rows] = {
         "whitebox": whitebox,
@@ -92,9 +93,7 @@ def _rows(profile: Profile) -> dict[str, Rows]:
         "blackbox": tuple(first[: 2 * len(every)]),
         "components": (plain, both, *trained, *controls),
         "settings": _sweeps(profile, main),
-        "placement": tuple(
-            Row(name=name, runs=spots[name], baseline=plain.runs[:1], axis="place", value=name) for name in order
-        ),
+        "placement": tuple(sorted(placement, key=lambda row: (row.name.count("+"), row.name))),
         "streams": (both,),
         "strength": tuple(first[:2]),
         "audit": tuple(first[:2]),
@@ -106,10 +105,11 @@ def _rows(profile: Profile) -> dict[str, Rows]:
 ROWS: dict[str, dict[str, Rows]] = {name: _rows(profile) for name, profile in PROFILES.items()}
 
 
-def sources(profile: Profile) -> dict[str, Run]:
+def surrogates(profile: str) -> dict[str, Run]:
     """T3's sources: an AT network that shares no seed with the targets, and a naturally trained one."""
-    twin = replace(profile.base, seed=next(seed for seed in profile.seeds if seed != 0))
-    return {"AT twin": twin, "natural": _short(profile, replace(profile.base, method="natural"))}
+    chosen = profile_of(profile)
+    twin = replace(chosen.base, seed=next(seed for seed in chosen.seeds if seed != 0))
+    return {"AT twin": twin, "natural": _short(chosen, replace(chosen.base, method="natural"))}
 
 
 def _unique(runs: Iterable[Run | None]) -> tuple[Run, ...]:
@@ -124,10 +124,8 @@ def _by_seed(rows: Iterable[Row]) -> tuple[Run, ...]:
 def _sets(profile: Profile) -> dict[str, tuple[Run, ...]]:
     """Every set's runs; `all`: the main pair seed by seed, T4's controls, TRADES and MART, the rest of T4, peers."""
     of = ROWS[profile.name]
-    trainings = [pair for row in of["settings"] if row.checkpoints for pair in zip(row.baseline, row.runs)]
-    trained, natural = [run for pair in trainings for run in pair], []
-    if of["blackbox"]:
-        natural = list(sources(profile).values())
+    trained = [run for r in of["settings"] if r.checkpoints for pair in zip(r.baseline, r.runs) for run in pair]
+    natural = list(surrogates(profile.name).values()) if of["blackbox"] else []
     sets = {kind: _by_seed(rows) for kind, rows in of.items()}
     sets["settings"] = _unique([*sets["settings"], *trained])
     sets["blackbox"] = _unique([*sets["blackbox"], *natural])

@@ -1,10 +1,11 @@
 """The profiles: what is trained, how large, and how much of the test set each kind of attack sees."""
 
+from collections import namedtuple
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 from fsr.config import Run, for_dataset
+from fsr.files import UsageError, did_you_mean
 
 CONTROLS = ("same-capacity residual, no mask", "auxiliary heads only")  # is it the mask, or only more network?
 VARIANTS: dict[str, dict] = {  # T4: row name -> the fields of FSRSpec that differ
@@ -26,18 +27,9 @@ INTERVENTIONS = {  # T4's controls that act at test time
 SWEEPS: dict[str, tuple] = {"tau": (0.05, 0.5, 1.0), "lambda_sep": (0.5, 2.0), "lambda_rec": (0.5, 2.0)}
 SWEEPS |= {"mask": ("soft", "hard"), "granularity": ("channel", "spatial")}
 METHODS, PEERS = ("at", "trades", "mart"), ("fd", "cas", "cifs")
-
-
-class Scope(NamedTuple):
-    """How much a profile plans: T1's methods, T2's peers, T4's variants, T5's values, and whether all sets or T11's."""
-
-    methods: tuple[str, ...] = ("at",)
-    peers: tuple[str, ...] = ()
-    variants: tuple[str, ...] = ()
-    sweeps: Mapping[str, tuple] = {}
-    sets: str = "whitebox deactivation blackbox components settings placement streams strength audit"
-
-
+EVERY = "whitebox deactivation blackbox components settings placement streams strength audit"
+# T1's methods, T2's peers, T4's variants, T5's values, and the sets that are planned
+Scope = namedtuple("Scope", "methods peers variants sweeps sets", defaults=(("at",), (), (), {}, EVERY))
 SCOPES = {
     "full": Scope(METHODS, PEERS, tuple(VARIANTS), SWEEPS),
     "smoke": Scope(METHODS, PEERS, ("separation only", CONTROLS[0]), {"tau": (1.0,)}),  # one of each kind
@@ -158,3 +150,11 @@ ALL = (
     ),
 )
 PROFILES = {profile.name: profile for profile in ALL}
+
+
+def profile_of(name: str) -> Profile:
+    """The profile of this name; an unknown one raises UsageError with the choices."""
+    if name not in PROFILES:
+        meant = did_you_mean(name, PROFILES)
+        raise UsageError(f"unknown profile {name!r}{meant}; choose one of {', '.join(PROFILES)}")
+    return PROFILES[name]

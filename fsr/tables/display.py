@@ -1,13 +1,12 @@
 """Tables as a reader sees them: text cells on screen, in Markdown and in LaTeX, and csv of the numbers."""
 
 import hashlib
-from collections.abc import Callable
 
 import pandas as pd
 from pandas.io.formats.style import Styler
 
 from fsr.tables import inside, labels, outcomes
-from fsr.tables.labels import MINUS, NOT_RUN, measured, missing, number, span
+from fsr.tables.labels import MINUS, NOT_RUN, measured, number, span
 
 GROUP = ["data", "network", "weights"]  # said once, above the rows that share them
 ROW = ["dataset", "network", "checkpoint", "row", "kind", "source"]
@@ -53,27 +52,31 @@ def _robustness(frame: pd.DataFrame, value: str = "text") -> pd.DataFrame:
     place = pd.factorize(frame["dataset"] + " " + frame["network"])[0]
     frame = frame.assign(usual=counts["n"], most=counts["seeds"], of=counts["planned"], place=place, best=_best(frame))
     frame = frame.assign(rank=frame["checkpoint"].map(known.index)).sort_values(["place", "rank"], kind="stable")
-    others = frame["kind"].isin(["rerun", "anchor"])
-    method = frame["row"].mask(others, frame["row"] + " (" + frame["kind"] + ": " + frame["source"] + ")")
-    cells = pd.DataFrame({"data": frame["dataset"].map(labels.dataset), "network": frame["network"]})
-    cells = cells.assign(weights=frame["checkpoint"], method=method, column=frame["metric"].map(labels.metric))
-    rows = list(frame.itertuples())
-    some = [f" of {row.of:.0f}" if row.most < row.of else "" for row in rows]
-    cells["seeds"] = ["" if missing(row.most) else f"{row.most:.0f}{few}" for row, few in zip(rows, some)]
-    cells["n"] = ["" if missing(row.usual) else f"{row.usual:,.0f}" for row in rows]
-    cells["text"], cells["best"] = [_measured(row) for row in rows], frame["best"]
-    return _pivot(cells, [*GROUP, "method", "seeds", "n"], value)[[*GROUP, "method", *names, "seeds", "n"]]
+    cells = []
+    for row in frame.itertuples():
+        method = f"{row.row} ({row.kind}: {row.source})" if row.kind in ("rerun", "anchor") else row.row
+        cell = {
+            "data": labels.dataset(row.dataset),
+            "network": row.network,
+            "weights": row.checkpoint,
+            "method": method,
+        }
+        cell["seeds"] = "" if pd.isna(row.most) else f"{row.most:.0f}" + f" of {row.of:.0f}" * (row.most < row.of)
+        cell["n"] = "" if pd.isna(row.usual) else f"{row.usual:,.0f}"
+        cells.append(cell | {"column": labels.metric(row.metric), "text": _measured(row), "best": row.best})
+    table = _pivot(pd.DataFrame(cells), [*GROUP, "method", "seeds", "n"], value)
+    return table[[*GROUP, "method", *names, "seeds", "n"]]
 
 
 def _measured(cell) -> str:
     """`74.2 ± 0.8 [70.2, 77.9]`, then what is unusual in its row: n, seeds, † for doubt."""
-    if missing(cell.value):
-        return NOT_RUN if missing(cell.status) else cell.status
+    if pd.isna(cell.value):
+        return NOT_RUN if pd.isna(cell.status) else cell.status
     sign, stated = cell.kind in ("gain", "difference"), cell.kind in ("paper", "rerun", "anchor", "difference")
     digits, doubt = 2 if stated or cell.n >= 5000 else 1, isinstance(cell.flags, str) and cell.flags != "none"
     text = measured(cell.value, cell.low, cell.high, cell.sd, mark="†" * doubt, digits=digits, sign=sign)
-    text += "" if missing(cell.n) or cell.n == cell.usual else f" n={cell.n:.0f}"
-    return text if missing(cell.n) or cell.seeds == cell.most else f"{text} (seeds: {cell.seeds:.0f})"
+    text += "" if pd.isna(cell.n) or cell.n == cell.usual else f" n={cell.n:.0f}"
+    return text if pd.isna(cell.n) or cell.seeds == cell.most else f"{text} (seeds: {cell.seeds:.0f})"
 
 
 def _best(frame: pd.DataFrame) -> pd.Series:
@@ -103,7 +106,7 @@ def _streams(frame: pd.DataFrame) -> pd.DataFrame:
             text = measured(mean["value"], mean["low"], mean["high"], mean["sd"])
             text += "" if len(done) == len(part) else f" ({len(done)} of {len(part)} seeds)"
         cell = {"weights": weights, "stream": name if row != "paper" else f"{name}: paper", "text": text}
-        cell["n"] = "" if row == "paper" else NOT_RUN if missing(most) else f"{most:,.0f}"
+        cell["n"] = "" if row == "paper" else NOT_RUN if pd.isna(most) else f"{most:,.0f}"
         column = f"{PROBE_NAMES[probe]}, {'PGD-20' if attack == 'pgd20' else 'no attack'}"
         cells.append(cell | {"column": column})
     table = _pivot(pd.DataFrame(cells), ["weights", "stream", "n"], "text")
@@ -114,19 +117,19 @@ def _overhead(frame: pd.DataFrame) -> pd.DataFrame:
     """T8: a row per network without and with FSR, and what FSR adds in percent."""
 
     def text(value: float, digits: int, empty: str = NOT_RUN) -> str:
-        return empty if missing(value) else f"{value:,.0f}" if digits == 0 else number(value, digits=digits)
+        return empty if pd.isna(value) else f"{value:,.0f}" if digits == 0 else number(value, digits=digits)
 
     rows = []
     for (dataset, network), part in frame.groupby(["dataset", "network"], sort=False):
         keys = {"data": labels.dataset(dataset), "network": network}
         for cell in part.to_dict("records"):
-            empty = "" if missing(cell["fsr"]) else NOT_RUN
+            empty = "" if pd.isna(cell["fsr"]) else NOT_RUN
             costs = {title: text(cell[name], digits, empty) for name, (title, digits) in COSTS.items()}
             rows.append(keys | {"method": cell["row"]} | costs)
         if len(pair := part.dropna(subset="fsr")) == 2:
             more, timed = inside.added(pair)
             signed = {
-                name: NOT_RUN if missing(v) else f"{number(v, digits=2, sign=True)} %" for name, v in more.items()
+                name: NOT_RUN if pd.isna(v) else f"{number(v, digits=2, sign=True)} %" for name, v in more.items()
             }
             if not timed and signed[inside.SECONDS] != NOT_RUN:
                 signed[inside.SECONDS] = "not comparable"
@@ -147,25 +150,19 @@ def _verdict(frame: pd.DataFrame) -> pd.DataFrame:
     """T10: a row per claim."""
 
     def value(amount: float, unit: str) -> str:
-        return "" if missing(amount) else f"{number(amount, digits=2, sign=unit == 'points')} {unit}"
+        return "" if pd.isna(amount) else f"{number(amount, digits=2, sign=unit == 'points')} {unit}"
 
     rows = []
     for cell in frame.itertuples():
         ours = value(cell.ours, cell.unit) or NOT_RUN
-        ours += "" if missing(cell.low) else " " + span(cell.low, cell.high, digits=2, sign=cell.unit == "points")
+        ours += "" if pd.isna(cell.low) else " " + span(cell.low, cell.high, digits=2, sign=cell.unit == "points")
         row = {"claim": f"{cell.id}. {cell.claim}", "by": cell.kind}
         row |= {"stated": value(cell.stated, cell.unit) or "words only", "ours": ours, "seeds": str(cell.seeds)}
         rows.append(row | {"verdict": cell.verdict, "why": cell.reason})
     return pd.DataFrame(rows)
 
 
-VIEWS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
-    "metric": _robustness,
-    "stream": _streams,
-    "macs": _overhead,
-    "item": _audits,
-    "verdict": _verdict,
-}
+VIEWS = {"metric": _robustness, "stream": _streams, "macs": _overhead, "item": _audits, "verdict": _verdict}
 
 
 def texts(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -215,7 +212,7 @@ def csv_text(frame: pd.DataFrame) -> str:
     """Counts whole, other numbers with six significant digits; empty where nothing was run."""
 
     def digits(value):
-        if not isinstance(value, float) or missing(value):
+        if not isinstance(value, float) or pd.isna(value):
             return value
         return f"{value:.0f}" if value.is_integer() else f"{value:.6g}"
 

@@ -8,7 +8,7 @@ import pandas as pd
 from fsr import experiments, reference, statistics, store
 from fsr.config import Analysis, Run, run_id
 from fsr.tables import labels
-from fsr.tables.labels import NOT_RUN, measured, missing
+from fsr.tables.labels import NOT_RUN, measured
 from fsr.tables.robustness import paper_cells
 
 STREAMS = ("f", "robust", "nonrobust", "recalibrated", "output")
@@ -174,9 +174,9 @@ def _text(cell) -> str:
     """One cell: percent with its Wilson interval, a value, or why it does not apply."""
     if isinstance(cell.text, str):
         return cell.text if cell.item in (FLAGS, CHECKS) else f"not applicable: {cell.text}"
-    if not missing(cell.value):
+    if not pd.isna(cell.value):
         return f"{cell.value:.2f}"
-    if missing(cell.correct) or missing(cell.n):
+    if pd.isna(cell.correct) or pd.isna(cell.n):
         return NOT_RUN
     return measured(cell.correct / cell.n, *statistics.wilson(cell.correct, int(cell.n)))
 

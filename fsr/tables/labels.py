@@ -2,7 +2,7 @@
 
 import math
 
-import pandas as pd
+from pandas import isna
 
 from fsr import experiments
 from fsr.config import Run
@@ -20,9 +20,9 @@ def network(run: Run) -> str:
     """The network as it was really built: ResNet-18, ResNet-10 (width 8), WRN-10-1."""
     blocks, width = sum(run.blocks or ()), run.width
     if run.backbone == "wideresnet34":
-        return f"WRN-{4 + 2 * blocks if blocks else 34}-{10 if width is None else width}"
+        return f"WRN-{4 + 2 * (blocks or 15)}-{10 if width is None else width}"
     names = {
-        "vgg16": f"VGG-{blocks + 3 if blocks else 16}-BN",
+        "vgg16": f"VGG-{(blocks or 13) + 3}-BN",
         "resnet18": f"ResNet-{2 + 2 * blocks if blocks else 18}",
     }
     name = names.get(run.backbone, run.backbone)  # or one that somebody added
@@ -56,11 +56,6 @@ def run(profile: str, run: Run) -> str:
     return f"{method(run.label)}, seed {run.seed}"
 
 
-def missing(value) -> bool:
-    """None or NaN."""
-    return bool(pd.isna(value))
-
-
 def number(value: float, *, digits: int = 1, sign: bool = False) -> str:
     """Fixed digits, half away from zero, a true minus, never -0.0: 1.5, −0.3, with sign also +0.2."""
     value += math.copysign(1e-9, value)  # a tie, 5.45, is stored a little below or above itself
@@ -76,8 +71,8 @@ def span(low: float, high: float, *, digits: int = 1, sign: bool = False) -> str
 
 def measured(value, low=None, high=None, sd=None, *, mark: str = "", digits: int = 1, sign: bool = False) -> str:
     """Fractions in percent: `74.2 ± 0.8 [70.2, 77.9]`, with what is there of it; `not run` without a value."""
-    if missing(value):
+    if isna(value):
         return NOT_RUN
     text = number(100 * value, digits=digits, sign=sign) + mark
-    text += "" if missing(sd) else f" ± {100 * sd:.{digits}f}"
-    return text if missing(low) else f"{text} {span(100 * low, 100 * high, digits=digits, sign=sign)}"
+    text += "" if isna(sd) else f" ± {100 * sd:.{digits}f}"
+    return text if isna(low) else f"{text} {span(100 * low, 100 * high, digits=digits, sign=sign)}"

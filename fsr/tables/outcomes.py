@@ -48,10 +48,9 @@ def outcome(run: Run, evaluation: Evaluation) -> pd.Series | None:
 
 
 def accuracy(runs: tuple[Run, ...], evaluation: Evaluation) -> dict:
-    """Mean over seeds as a fraction, its 95 % Wilson interval and the standard deviation over seeds.
+    """Mean over seeds as a fraction; value is missing when no seed was run.
 
-    The interval is of the images: Wilson's at the mean accuracy and the n of one seed, since all seeds see the same
-    images. value is missing when no seed was run.
+    low, high: Wilson's 95 % interval at the mean and the n of one seed, since all seeds see the same images.
     """
     found = {run: o for run in runs if (o := outcome(run, evaluation)) is not None}
     cell: dict = {"planned": len(runs), "seeds": len(found)}
@@ -63,9 +62,8 @@ def accuracy(runs: tuple[Run, ...], evaluation: Evaluation) -> dict:
 
 def mean_of(values: list[float], n: int) -> dict:
     """Mean of one accuracy per seed, each of the same n images, Wilson's interval at n, and the standard deviation."""
-    mean = float(np.mean(values))
+    mean, sd, *_ = statistics.seed_summary(values)
     low, high = statistics.wilson(min(mean * n, n), n)
-    sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return {"value": mean, "low": low, "high": high, "n": n, "sd": sd}
 
 
@@ -84,17 +82,17 @@ def gain(
     if not joined:
         return cell
     before, after = ([pair[i].to_numpy(float) for pair in joined] for i in (0, 1))
-    deltas = [float(np.mean(a) - np.mean(b)) for b, a in zip(before, after)]
-    cell["low"], cell["high"] = statistics.paired_bootstrap(np.mean(before, axis=0), np.mean(after, axis=0))
-    if len(joined) >= MIN_SEEDS:
-        ends = statistics.crossed_bootstrap(np.stack(before), np.stack(after))
-        cell["seeds_low"], cell["seeds_high"] = ends
+    value, sd, *_ = statistics.seed_summary([float(a.mean() - b.mean()) for b, a in zip(before, after)])
     cell |= {
-        "value": float(np.mean(deltas)),
+        "value": value,
+        "sd": sd,
         "n": len(after[0]),
         "p_first_seed": statistics.mcnemar_exact(before[0], after[0]),
     }
-    return cell | {"sd": float(np.std(deltas, ddof=1)) if len(deltas) > 1 else None}
+    cell["low"], cell["high"] = statistics.paired_bootstrap(np.mean(before, axis=0), np.mean(after, axis=0))
+    if len(joined) >= MIN_SEEDS:
+        cell["seeds_low"], cell["seeds_high"] = statistics.crossed_bootstrap(np.stack(before), np.stack(after))
+    return cell
 
 
 def broken_only(run: Run, evaluation: Evaluation, strong: pd.Series) -> tuple[int, int] | None:
@@ -110,15 +108,15 @@ def warnings(runs: list[Run], evaluation: Evaluation) -> str | None:
     """What puts an AutoAttack result in doubt: its own flags, and attacks that beat it; `none` without any."""
     if not evaluation.attack.startswith("autoattack"):
         return None
-    flags = [_read(files.results(), run, evaluation)[1].get("flags") for run in runs]
-    if all(record is None for record in flags):
+    parts = [_read(files.results(), run, evaluation) for run in runs]
+    flags = [record["flags"] for _, record in parts if record.get("flags") is not None]
+    if not flags:
         return None
-    raised = sorted({name for record in flags for name, on in (record or {}).items() if on is True})
+    raised = sorted({name for record in flags for name, on in record.items() if on is True})
     doubts = [", ".join(raised).replace("_", " ")] if raised else []
     beaten: list[tuple[int, int, str]] = []
     strength: dict[str, Any] = {"attack": "", "images": None, "steps": None, "surrogate": None}
-    for run in runs:
-        strong = _read(files.results(), run, evaluation)[0]
+    for run, (strong, _) in zip(runs, parts):
         for other in store.evaluations(run):
             same = replace(other, **strength) == replace(evaluation, **strength)
             if same and other.attack != evaluation.attack and (found := broken_only(run, other, strong)):

@@ -38,8 +38,8 @@ def _ours(profile: str, kind: str) -> Iterator[dict]:
         kept = row.checkpoints or {e.checkpoint for e in planned if e.intervention == row.intervention}
         for checkpoint in [name for name in experiments.CHECKPOINTS if name in kept] or ["last"]:
             keys: dict = {"dataset": run.dataset, "backbone": run.backbone, "network": labels.network(run)}
-            keys |= {"checkpoint": checkpoint, "source": "this project", "full_size": full_size(run)}
-            keys |= {"axis": row.axis, "setting": row.value}
+            keys |= {"checkpoint": checkpoint, "source": "this project", "axis": row.axis, "setting": row.value}
+            keys["full_size"] = (run.width, run.blocks, run.train_size, run.epochs) == (None, None, None, 100)
             for shown in ("ours", "gain") if row.baseline else ("ours",):
                 for metric, evaluation in experiments.columns(profile, kind).items():
                     yield keys | _cell(row, shown, metric, replace(evaluation, checkpoint=checkpoint))
@@ -58,11 +58,6 @@ def _cell(row: Row, kind: str, metric: str, evaluation: Evaluation) -> dict:
     elif "value" not in cell:
         status = OTHER_WEIGHTS if any(outcomes.of_other_weights(run, tested) for run in row.runs) else NOT_RUN
     return {"row": name, "kind": kind, "metric": metric, "status": status, **cell}
-
-
-def full_size(run: Run) -> bool:
-    """Is this the setting of the paper: whole network, whole training set, 100 epochs?"""
-    return run.width is None and run.blocks is None and run.train_size is None and run.epochs == 100
 
 
 def _others(table: str, ours: list[dict]) -> Iterator[dict]:

@@ -1,8 +1,7 @@
 """T10: the claims that a profile can decide, ours beside them, and what follows."""
 
-from collections.abc import Callable
+from collections import namedtuple
 from dataclasses import replace
-from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,11 +11,11 @@ from fsr.config import Evaluation
 from fsr.experiments import Row
 from fsr.reference import CLAIMS, MIN_SEEDS, Claim
 from fsr.tables import inside, labels, outcomes, robustness
-from fsr.tables.labels import missing, number, span
+from fsr.tables.labels import number, span
 
-STATES = {True: "reproduced", False: "contradicted", None: "undecided"}
-OWN_STATES = {True: "supported", False: "not supported", None: "undecided"}
-FEW_SEEDS = {True: "points towards", False: "points against", None: "undecided"}
+STATES = {True: "reproduced", False: "contradicted"}
+OWN_STATES = {True: "supported", False: "not supported"}
+FEW_SEEDS = {True: "points towards", False: "points against"}
 COLUMNS = ["id", "claim", "kind", "source", "stated", "unit", "ours", "low", "high", "seeds", "tolerance", "verdict"]
 COLUMNS += ["reason", "test", "checkpoint", "changed_after_the_runs"]
 EPOCHS = range(5, 30)  # of the comparison with the authors' log: one learning rate, the first ripples over
@@ -27,29 +26,18 @@ BESIDE = {  # loss: our column in history.csv, the column in the log
 }
 
 
-class Finding(NamedTuple):
-    """Ours for one claim in its unit; holds: None while undecided; without a value nothing was measured."""
-
-    value: float | Any = None
-    low: float | Any = None
-    high: float | Any = None
-    seeds: int = 0
-    holds: bool | None = None
-    why: str = ""
-
-
+# Ours for one claim in its unit; holds: None while undecided; without a value nothing was measured
+Finding = namedtuple("Finding", "value low high seeds holds why", defaults=(None, None, None, 0, None, ""))
 NOTHING = Finding(why="not run")
 
 
-def row_of(profile: str, name: str, kind: str = "whitebox") -> Row:
+def _row(profile: str, name: str, kind: str = "whitebox") -> Row:
     """A set's row on the main network, which comes first."""
     return next(row for row in experiments.ROWS[profile][kind] if row.name == name)
 
 
-def column(profile: str, metric: str, checkpoint: str, kind: str = "whitebox") -> Evaluation:
-    """A column's evaluation; `autoattack` is the profile's own AutoAttack."""
-    name = experiments.profile_of(profile).autoattack if metric == "autoattack" else metric
-    return replace(experiments.columns(profile, kind)[name], checkpoint=checkpoint)
+def _column(profile: str, metric: str, checkpoint: str, kind: str = "whitebox") -> Evaluation:
+    return replace(experiments.columns(profile, kind)[metric], checkpoint=checkpoint)
 
 
 def lead(profile: str, claim: Claim, checkpoint: str, row: str, base: str, *weights: str) -> tuple[str, Finding]:
@@ -57,8 +45,8 @@ def lead(profile: str, claim: Claim, checkpoint: str, row: str, base: str, *weig
 
     It holds above minus the tolerance and fails below zero; where the claim says `below`, with opposite signs.
     """
-    ours, theirs = (row_of(profile, name, claim.rows) for name in (row, base))
-    after, before = (column(profile, claim.metric, name, claim.rows) for name in weights or (checkpoint, checkpoint))
+    ours, theirs = (_row(profile, name, claim.rows) for name in (row, base))
+    after, before = (_column(profile, claim.metric, name, claim.rows) for name in weights or (checkpoint, checkpoint))
     cell = outcomes.gain(ours.runs, theirs.runs, after, before)
     doubt = outcomes.accuracy(theirs.runs, before).get("flags") not in (None, "none")
     name = weights[0] if weights else f"over {base}" + "†" * doubt
@@ -74,14 +62,14 @@ def lead(profile: str, claim: Claim, checkpoint: str, row: str, base: str, *weig
 def all_of(found: dict[str, Finding], below: bool = False) -> Finding:
     """Of several leads the least certain one; one that fails decides, one that is open leaves it open."""
     if lacking := [name for name, each in found.items() if each.value is None]:
-        return Finding(why="not run" if len(found) == 1 else f"not run: {', '.join(lacking)}")
+        return NOTHING if len(found) == 1 else Finding(why=f"not run: {', '.join(lacking)}")
     least = max(found.values(), key=lambda each: each.high) if below else min(found.values(), key=lambda each: each.low)
     if len(found) == 1:
         return least
-    states, seeds = [each.holds for each in found.values()], min(each.seeds for each in found.values())
-    signed = [(n, number(f.value, sign=True), span(f.low, f.high, sign=True)) for n, f in found.items()]
-    why = "; ".join(" ".join(parts) for parts in signed)
-    return least._replace(holds=False if False in states else None if None in states else True, seeds=seeds, why=why)
+    states, seeds = {each.holds for each in found.values()}, min(each.seeds for each in found.values())
+    told = [f"{n} {number(f.value, sign=True)} {span(f.low, f.high, sign=True)}" for n, f in found.items()]
+    holds = False if False in states else None if None in states else True
+    return least._replace(holds=holds, seeds=seeds, why="; ".join(told))
 
 
 def leads(profile: str, claim: Claim, checkpoint: str) -> Finding:
@@ -126,7 +114,7 @@ def overhead(profile: str, claim: Claim, checkpoint: str) -> Finding:
         return NOTHING
     more, timed = inside.added(pair)
     added = {"MACs": more["macs"]}
-    if timed and not missing(more[inside.SECONDS]):
+    if timed and not pd.isna(more[inside.SECONDS]):
         added["seconds per epoch"] = more[inside.SECONDS]
     why = "; ".join(f"{name} {number(value, sign=True)} %" for name, value in added.items())
     why += "" if timed else "; seconds per epoch cannot be compared: a device was shared, or another one"
@@ -139,9 +127,8 @@ def cues(profile: str, claim: Claim, checkpoint: str) -> Finding:
 
     Student's t over seeds from three on; below, Newcombe's interval of a difference of two Wilson intervals.
     """
-    frame = inside.streams(profile)
-    here = frame[(frame["attack"] == "pgd20") & (frame["checkpoint"] == checkpoint) & (frame["row"] != "paper")]
-    table = here.pivot_table(index="seed", columns=["probe", "stream"], values="accuracy")
+    here = inside.streams(profile).query("attack == 'pgd20' and row != 'paper' and checkpoint == @checkpoint")
+    table = here.pivot_table("accuracy", "seed", ["probe", "stream"])
     keys = [(claim.metric, "nonrobust"), (claim.metric, "recalibrated")]
     if not set(keys) <= set(table.columns):
         return NOTHING
@@ -164,7 +151,7 @@ def accuracy(profile: str, claim: Claim, checkpoint: str) -> Finding:
 
     low, high: the 90 % t interval, which decides; below three seeds Wilson's interval over images.
     """
-    row, evaluation = row_of(profile, "AT + FSR"), column(profile, claim.metric, checkpoint)
+    row, evaluation = _row(profile, "AT + FSR"), _column(profile, claim.metric, checkpoint)
     cell = outcomes.accuracy(row.runs, evaluation)
     if "value" not in cell:
         return NOTHING
@@ -196,9 +183,9 @@ def seconds(profile: str, claim: Claim, checkpoint: str) -> Finding:
 def unseen(profile: str, claim: Claim, checkpoint: str) -> Finding:
     """Of AT + FSR's survivors of Ensemble the share that a query attack breaks, in percent; the larger of the two."""
     run, told = experiments.main_pair(profile)[1], {}
-    white = outcomes.outcome(run, column(profile, "ensemble", checkpoint))
+    white = outcomes.outcome(run, _column(profile, "ensemble", checkpoint))
     for name in ("nattack", "square"):
-        evaluation = column(profile, name, checkpoint, "blackbox")
+        evaluation = _column(profile, name, checkpoint, "blackbox")
         broken, seen = (None if white is None else outcomes.broken_only(run, evaluation, white)) or (0, 0)
         if not seen:
             return NOTHING
@@ -209,7 +196,7 @@ def unseen(profile: str, claim: Claim, checkpoint: str) -> Finding:
 
 def training(profile: str, claim: Claim, checkpoint: str) -> Finding:
     """The largest difference over epochs of the mean training accuracy under attack, AT + FSR minus AT, in points."""
-    runs = zip(*(row_of(profile, name, "study").runs for name in ("AT", "AT + FSR")))
+    runs = zip(*(_row(profile, name, "study").runs for name in ("AT", "AT + FSR")))
     pairs = [[store.history(run)[claim.metric] for run in pair] for pair in runs if all(map(store.is_trained, pair))]
     if not pairs:
         return NOTHING
@@ -243,7 +230,7 @@ def same_curves(profile: str, claim: Claim, checkpoint: str) -> Finding:
 
 
 MEASURED = (largest_gain, overhead, cues, accuracy, seconds, unseen, same_curves)
-RULES: dict[str, Callable[[str, Claim, str], Finding]] = {rule.__name__: rule for rule in MEASURED}
+RULES = {rule.__name__: rule for rule in MEASURED}
 RULES |= dict.fromkeys(("slow_start", "overfitting", "real_deficit"), hundred_epochs) | {"study_training": training}
 
 
@@ -251,9 +238,8 @@ def state(claim: Claim, found: Finding) -> str:
     """What a measurement means for a claim; with fewer seeds than it needs it only points somewhere."""
     if found.value is None:
         return "not tested"
-    if found.seeds < claim.min_seeds:
-        return FEW_SEEDS[found.holds]
-    return (OWN_STATES if claim.kind in ("own", "prediction") else STATES)[found.holds]
+    states = OWN_STATES if claim.kind in ("own", "prediction") else STATES
+    return (FEW_SEEDS if found.seeds < claim.min_seeds else states).get(found.holds, "undecided")
 
 
 def frame(profile: str) -> pd.DataFrame:
@@ -268,11 +254,10 @@ def frame(profile: str) -> pd.DataFrame:
         claim = replace(claim, stated=typed[-1]) if typed and claim.rule == "largest_gain" else claim
         checkpoint = claim.checkpoint or reported
         found = RULES.get(claim.rule, leads)(profile, claim, checkpoint)
-        row = {name: getattr(claim, name) for name in ("id", "kind", "source", "stated", "unit", "tolerance", "test")}
-        row |= {"claim": claim.text, "ours": found.value, "low": found.low, "high": found.high, "seeds": found.seeds}
-        row |= {"verdict": state(claim, found), "reason": found.why, "checkpoint": checkpoint}
+        row = vars(claim) | found._asdict() | {"claim": claim.text, "ours": found.value, "reason": found.why}
         changed = claim.earlier and f"changed after the runs; before: {claim.earlier}"
-        records.append(row | {"changed_after_the_runs": changed})
+        row |= {"verdict": state(claim, found), "checkpoint": checkpoint, "changed_after_the_runs": changed}
+        records.append(row)
     return pd.DataFrame(records, columns=COLUMNS).astype(
         dict.fromkeys(["stated", "ours", "low", "high", "tolerance"], float)
     )

@@ -1,6 +1,6 @@
 """The authors' three networks rebuilt from their description, under their weights' names: a second opinion for tests.
 
-Written for checking only: fixed 8x8 window, two explicit Gumbel variables, 1e-8 inside each logarithm and added to tau.
+Fixed 8x8 window, two explicit Gumbel variables, 1e-8 inside each logarithm and added to tau.
 """
 
 import torch
@@ -10,15 +10,13 @@ from torch.nn import functional as F
 SMALL = 1e-8
 
 
-def conv(channels_in, channels_out, stride=1):
-    return nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False)
+def conv(channels_in, channels_out, stride=1, size=3):
+    return nn.Conv2d(channels_in, channels_out, size, stride, size // 2, bias=False)
 
 
-def three_convolutions(channels, hidden):
-    """Conv, BN, ReLU, conv, BN, ReLU, conv."""
-    layers = [conv(channels, hidden), nn.BatchNorm2d(hidden), nn.ReLU()]
-    layers += [conv(hidden, hidden), nn.BatchNorm2d(hidden), nn.ReLU()]
-    return nn.Sequential(*layers, conv(hidden, channels))
+def three_convolutions(c, hidden):
+    first, second = ([conv(n, hidden), nn.BatchNorm2d(hidden), nn.ReLU()] for n in (c, hidden))
+    return nn.Sequential(*first, *second, conv(hidden, c))
 
 
 class Holder(nn.Module):
@@ -50,28 +48,22 @@ class OfficialFSR(nn.Module):
         return robust + recalibrated, aux
 
 
-def residual_block(channels_in, channels_out, stride):
-    """The parts of a basic block."""
-    norms = {"bn1": nn.BatchNorm2d(channels_out), "bn2": nn.BatchNorm2d(channels_out)}
-    shortcut = []
-    if stride != 1 or channels_in != channels_out:
-        shortcut = [nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out)]
-    convs = {"conv1": conv(channels_in, channels_out, stride), "conv2": conv(channels_out, channels_out)}
-    return Holder(**convs, **norms, shortcut=nn.Sequential(*shortcut))
-
-
 class OfficialResNet(OfficialFSR):
     def __init__(self, classes=10, width=64, hidden=64, tau=0.1):
         super().__init__()
         self.conv1, self.bn1 = conv(3, width), nn.BatchNorm2d(width)
-        before = width
+        c = width
         for i in range(4):
-            out = width * 2**i
-            blocks = [residual_block(before, out, 2 if i else 1), residual_block(out, out, 1)]
+            out, blocks = width * 2**i, []
+            for stride in (2 if i else 1, 1):
+                convs = {"conv1": conv(c, out, stride), "conv2": conv(out, out)}
+                norms = {"bn1": nn.BatchNorm2d(out), "bn2": nn.BatchNorm2d(out)}
+                shortcut = [] if c == out else [conv(c, out, stride, 1), nn.BatchNorm2d(out)]
+                blocks.append(Holder(**convs, **norms, shortcut=nn.Sequential(*shortcut)))
+                c = out
             setattr(self, f"layer{i + 1}", nn.Sequential(*blocks))
-            before = out
-        self.add_fsr(out, hidden, classes, tau)
-        self.linear = nn.Linear(out, classes)
+        self.add_fsr(c, hidden, classes, tau)
+        self.linear = nn.Linear(c, classes)
 
     def forward(self, x):
         x = F.relu(self.bn1(self.conv1(x)))
@@ -85,16 +77,16 @@ class OfficialResNet(OfficialFSR):
 class OfficialVGG(OfficialFSR):
     def __init__(self, classes=10, width=64, hidden=64, tau=0.1):
         super().__init__()
-        before = 3
+        c = 3
         for i, count in enumerate((2, 2, 3, 3, 3)):
             out, layers = width * (1, 2, 4, 8, 8)[i], []
             for _ in range(count):
-                layers += [nn.Conv2d(before, out, 3, 1, 1), nn.BatchNorm2d(out), nn.ReLU()]
-                before = out
+                layers += [nn.Conv2d(c, out, 3, 1, 1), nn.BatchNorm2d(out), nn.ReLU()]
+                c = out
             setattr(self, f"block{i}", nn.Sequential(*layers))
-        hidden_layers = [nn.Linear(out, out), nn.ReLU(), nn.Linear(out, out), nn.ReLU()]
-        self.classifier = nn.Sequential(*hidden_layers, nn.Linear(out, classes))
-        self.add_fsr(out, hidden, classes, tau)
+        hidden_layers = [nn.Linear(c, c), nn.ReLU(), nn.Linear(c, c), nn.ReLU()]
+        self.classifier = nn.Sequential(*hidden_layers, nn.Linear(c, classes))
+        self.add_fsr(c, hidden, classes, tau)
 
     def forward(self, x):
         for block in (self.block0, self.block1, self.block2):
@@ -104,33 +96,27 @@ class OfficialVGG(OfficialFSR):
         return self.classifier(x.mean((2, 3))), aux
 
 
-def wide_block(channels_in, channels_out, stride):
-    """The parts of a pre-activation block."""
-    norms = {"bn1": nn.BatchNorm2d(channels_in), "bn2": nn.BatchNorm2d(channels_out)}
-    block = Holder(**norms, conv1=conv(channels_in, channels_out, stride), conv2=conv(channels_out, channels_out))
-    if channels_in != channels_out:
-        block.convShortcut = nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)
-    return block
-
-
-def wide_stage(channels_in, channels_out, stride, count):
-    """Blocks under the name `layer`."""
-    first = wide_block(channels_in, channels_out, stride)
-    return Holder(layer=nn.Sequential(first, *(wide_block(channels_out, channels_out, 1) for _ in range(count - 1))))
+def wide_stage(c, out, stride):
+    """Five pre-activation blocks under the name `layer`."""
+    blocks = []
+    for i in range(5):
+        convs = {"conv1": conv(c, out, 1 if i else stride), "conv2": conv(out, out)}
+        blocks.append(Holder(bn1=nn.BatchNorm2d(c), bn2=nn.BatchNorm2d(out), **convs))
+        if c != out:
+            blocks[-1].convShortcut = conv(c, out, stride, 1)
+        c = out
+    return Holder(layer=nn.Sequential(*blocks))
 
 
 class OfficialWideResNet(OfficialFSR):
-    def __init__(self, classes=10, width=10, hidden=64, tau=0.1, count=5):
+    def __init__(self, classes=10, width=10, hidden=64, tau=0.1):
         super().__init__()
-        widths = [16, 16 * width, 32 * width, 64 * width]
+        c = 64 * width
         self.conv1 = conv(3, 16)
-        self.block1 = wide_stage(widths[0], widths[1], 1, count)
-        self.sub_block1 = wide_stage(widths[0], widths[1], 1, count)  # never run
-        self.block2 = wide_stage(widths[1], widths[2], 2, count)
-        self.block3 = wide_stage(widths[2], widths[3], 2, count)
-        self.bn1 = nn.BatchNorm2d(widths[3])
-        self.fc = nn.Linear(widths[3], classes)
-        self.add_fsr(widths[3], hidden, classes, tau)
+        self.block1, self.sub_block1 = (wide_stage(16, 16 * width, 1) for _ in range(2))  # the second never runs
+        self.block2, self.block3 = wide_stage(16 * width, 32 * width, 2), wide_stage(32 * width, c, 2)
+        self.bn1, self.fc = nn.BatchNorm2d(c), nn.Linear(c, classes)
+        self.add_fsr(c, hidden, classes, tau)
 
     def forward(self, x):
         x = self.conv1(x)
@@ -149,8 +135,8 @@ def randomised(net):
     """Weights and running statistics that are away from their defaults, so that a swapped or skipped one shows."""
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.6, 1.4)
-            nn.init.normal_(module.bias, 0, 0.2)
-            module.running_mean.normal_(0, 0.2)
-            module.running_var.uniform_(0.6, 1.4)
+            for value in (module.weight, module.running_var):
+                nn.init.uniform_(value, 0.6, 1.4)
+            for value in (module.bias, module.running_mean):
+                nn.init.normal_(value, 0, 0.2)
     return net.eval()

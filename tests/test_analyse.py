@@ -20,8 +20,8 @@ from fsr.config import replace as changed
 from fsr.files import UsageError
 from fsr.models import count_params, model_of
 
-RUN = for_dataset("digits", train_size=160, test_size=48, holdout=16, width=4, blocks=(1, 1, 1, 1),
-                  module=FSRSpec(at=("layer2", "layer3")))  # fmt: skip
+SPEC, SIZES = FSRSpec(at=("layer2", "layer3")), {"train_size": 160, "test_size": 48, "holdout": 16}
+RUN = for_dataset("digits", **SIZES, width=4, blocks=(1, 1, 1, 1), module=SPEC)
 STREAMS = ("f", "robust", "nonrobust", "recalibrated", "output")
 
 
@@ -47,17 +47,15 @@ def model(data):
     return model.eval()
 
 
-def images(data, n):
+def images(model, data, n):
+    """Chosen images, PGD-20's, labels and places in the test set."""
     x, y, index = data_room.part_of_test(data, n)
-    return data_room.as_float(x), y, index
-
-
-def attacked(model, x, y):
-    return pgd(model, x, y, eps=0.15, alpha=0.015, steps=20, random_start=False)
+    x = data_room.as_float(x)
+    return x, pgd(model, x, y, eps=0.15, alpha=0.015, steps=20, random_start=False), y, index
 
 
 def traced(model, x):
-    """The last module's streams by the names of T7, each (N, C, h, w)."""
+    """The last module's streams by the names of T7, each (N, C, h, w), the mask and the auxiliary logits."""
     given = []
     hook = model.inserted()[-1].submodule.register_forward_hook(lambda _m, _x, f: given.append(f))
     with torch.no_grad():
@@ -67,49 +65,46 @@ def traced(model, x):
     return {"f": given[-1], "output": last.features, **maps}, last
 
 
-def look(model, kind, data, run=RUN, **given):
-    fields = {name: given.pop(name) for name in ("images",) if name in given}
-    return analyse(model, run, Analysis(kind=kind, **fields), data, **given)
+def look(model, kind, data, run=RUN, images=None, **given):
+    return analyse(model, run, Analysis(kind=kind, images=images), data, **given)
 
 
 def counts(rows, probe):
     return {row["stream"]: row["correct"] for row in rows if row["probe"] == probe}
 
 
+def neighbours(bank, labels, queries, k):
+    slow = KNeighborsClassifier(k, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
+    return slow.fit(bank, labels).predict(queries)
+
+
 def test_knn_agrees_with_scikit_learn():
     rng = np.random.default_rng(0)
     bank, queries, labels = rng.normal(size=(80, 6)), rng.normal(size=(33, 6)), rng.integers(0, 5, 80)
-    slow = KNeighborsClassifier(15, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
-    expected = slow.fit(bank, labels).predict(queries)
-    assert (expected != KNeighborsClassifier(15, metric="cosine").fit(bank, labels).predict(queries)).any()
+    expected = neighbours(bank, labels, queries, 15)
+    plain = KNeighborsClassifier(15, metric="cosine").fit(bank, labels).predict(queries)
     found = knn(*(torch.from_numpy(a) for a in (bank, labels, queries)), k=15, classes=5)
-    assert found.tolist() == expected.tolist()
+    assert found.tolist() == expected.tolist() != plain.tolist()
 
 
-@pytest.mark.parametrize("key,under_attack", [("rows", True), ("rows_clean", False)])
+@pytest.mark.parametrize("key, under_attack", [("rows", True), ("rows_clean", False)])
 def test_stream_accuracies_are_those_of_a_slow_count(model, data, key, under_attack):
     record, arrays = look(model, "streams", data)
-    x, y, _ = images(data, None)
-    x = attacked(model, x, y) if under_attack else x
+    clean, adv, y, _ = images(model, data, None)
+    x = adv if under_attack else clean
     maps, last = traced(model, x)
     bank, _ = traced(model, data_room.as_float(data.train_x))
-    head = model.net.layer3.module.aux
-    aux, near = {}, {}
+    head, aux, near = model.net.layer3.module.aux, {}, {}
     for name, features in maps.items():
         flat = features.mean((2, 3))
         logits = last.aux[name] if name in last.aux else flat @ head.weight.T + head.bias
         aux[name] = int((logits.argmax(1) == y).sum())
-        slow = KNeighborsClassifier(10, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07))
-        slow.fit(bank[name].mean((2, 3)).numpy(), data.train_y.numpy())
-        near[name] = int((slow.predict(flat.detach().numpy()) == y.numpy()).sum())
-    assert set(aux) == set(STREAMS)
-    assert counts(record[key], "aux") == aux
-    assert counts(record[key], "knn") == near
+        near[name] = int((neighbours(bank[name].mean((2, 3)), data.train_y, flat.detach(), 10) == y.numpy()).sum())
+    assert (counts(record[key], "aux"), counts(record[key], "knn")) == (aux, near) and set(aux) == set(STREAMS)
     assert len(set(near.values()) | set(aux.values())) > 2  # else the streams could be swapped unseen
     assert {row["n"] for row in record[key]} == {48}
     assert (record["place"], record["k"], record["bank"], record["eps"]) == ("layer3", 10, 160, 0.15)
-    with torch.no_grad():
-        right = int((model(x).argmax(1) == y).sum())
+    right = int((model(x).argmax(1) == y).sum())
     assert record["network_adv" if under_attack else "network_clean"] == right
     assert json.dumps(record) and arrays == {}
 
@@ -124,17 +119,16 @@ def test_k_is_200_elsewhere_and_never_more_than_the_bank(model, data):
 def test_histogram_counts_as_numpy_does():
     values = torch.rand(4, 5, 7, 7) ** 3
     assert histogram(values).tolist() == np.histogram(values.numpy(), 40, (0, 1))[0].tolist()
-    ends = torch.tensor([0.0, 0.04, 0.05, 0.5, 0.94, 0.96, 1.0])
-    assert {i: int(n) for i, n in enumerate(histogram(ends)) if n} == {0: 1, 1: 1, 2: 1, 20: 1, 37: 1, 38: 1, 39: 1}
-    assert histogram(torch.full((2, 3), 0.5))[20] == 6
+    ends = histogram(torch.tensor([0.0, 0.04, 0.05, 0.5, 0.94, 0.96, 1.0]))
+    assert {i: int(n) for i, n in enumerate(ends) if n} == {0: 1, 1: 1, 2: 1, 20: 1, 37: 1, 38: 1, 39: 1}
 
 
 @pytest.mark.parametrize("batch", [250, 11])
 def test_masks_are_those_of_the_last_module(model, data, batch, monkeypatch):
     monkeypatch.setattr(room, "BATCH", batch)
     record, arrays = look(model, "masks", data, images=30)
-    x, y, _ = images(data, 30)
-    clean, adv = (traced(model, v)[1].mask.numpy() for v in (x, attacked(model, x, y)))
+    x, x_adv, _, _ = images(model, data, 30)
+    clean, adv = (traced(model, v)[1].mask.numpy() for v in (x, x_adv))
     for name, mask in (("clean", clean), ("adv", adv)):
         expected = np.histogram(mask, arrays["edges"])[0]
         assert np.abs(arrays[f"hist_{name}"] - expected).sum() <= 4  # another batch size, another last bit
@@ -153,56 +147,45 @@ def test_masks_of_every_granularity_count_per_entry(data, granularity):
 
 def test_maps_show_the_attacked_images_and_their_streams(model, data):
     record, arrays = look(model, "maps", data, images=8)
-    x, y, index = images(data, 8)
-    x_adv = attacked(model, x, y)
-    maps, _ = traced(model, x_adv)
-    assert np.array_equal(arrays["index"], index.numpy()) and np.array_equal(arrays["labels"], y.numpy())
-    assert np.array_equal(arrays["natural"], data.test_x[index].numpy())
+    x, x_adv, y, index = images(model, data, 8)
+    assert np.array_equal(arrays["index"], index) and np.array_equal(arrays["labels"], y)
+    assert np.array_equal(arrays["natural"], data.test_x[index])
     change = np.abs(arrays["adversarial"].astype(int) - arrays["natural"].astype(int)).max()
     assert 1 < change <= round(0.15 * 255) and arrays["adversarial"].dtype == np.uint8
-    with torch.no_grad():
-        assert arrays["pred_clean"].tolist() == model(x).argmax(1).tolist()
-        assert arrays["pred_adv"].tolist() == model(x_adv).argmax(1).tolist()
-    for name, features in maps.items():
+    answers = (arrays["pred_clean"].tolist(), arrays["pred_adv"].tolist())
+    assert answers == tuple(model(v).argmax(1).tolist() for v in (x, x_adv))
+    for name, features in traced(model, x_adv)[0].items():
         found = arrays["map_features" if name == "output" else f"map_{name}"]
         np.testing.assert_allclose(found, features.abs().mean(1).numpy(), rtol=2e-3, atol=1e-5)
     assert record["class_names"] == [str(d) for d in range(10)]
 
 
-def test_features_are_pooled_and_embedded_alike_twice(model, data):
+def test_features_are_pooled_and_embedded_alike_twice_and_dropped_where_they_are_many(model, data, monkeypatch):
     record, arrays = look(model, "features", data, images=2000)  # more than there are: all of them
-    x, y, index = images(data, 48)
-    _, order = index.sort()
-    maps, _ = traced(model, attacked(model, x, y)[order])
+    _, x_adv, _, _ = images(model, data, 48)
+    maps, _ = traced(model, x_adv)
     assert record["n"] == 48 and arrays["labels"].shape == (48,)
-    by_place = np.argsort(arrays["index"])
     for name in ("nonrobust", "recalibrated"):
-        np.testing.assert_allclose(arrays[name][by_place], maps[name].mean((2, 3)).numpy(), rtol=2e-3, atol=1e-4)
+        np.testing.assert_allclose(arrays[name], maps[name].mean((2, 3)).numpy(), rtol=2e-3, atol=1e-4)
         points = arrays[f"tsne_{name}"]
         assert points.shape == (48, 2) and points.dtype == np.float16 and np.isfinite(points).all()
+    monkeypatch.setattr(room, "KEPT_BYTES", 2 * arrays["nonrobust"].nbytes - 1)
     again = look(model, "features", data, images=2000)[1]
-    assert all(np.array_equal(arrays[key], again[key]) for key in arrays)
+    assert set(arrays) - set(again) == {"nonrobust", "recalibrated"}
+    assert all(np.array_equal(again[key], arrays[key]) for key in again)
 
 
 def test_images_are_attacked_once_for_several_analyses_of_equal_weights(model, data, monkeypatch):
     crafted, attack = [], room.attack_named("pgd20")
     monkeypatch.setattr(room, "_latest", {})
     monkeypatch.setattr(room, "attack_named", lambda name: lambda *a, **k: crafted.append(name) or attack(*a, **k))
-    plain = [look(model, kind, data, images=8) for kind in ("streams", "masks")]
-    assert len(crafted) == 2
-    again = [look(model, kind, data, images=8, weights="a") for kind in ("streams", "masks")]
+    plain, again = (
+        [look(model, kind, data, images=8, weights=w) for kind in ("streams", "masks")] for w in (None, "a")
+    )
     assert len(crafted) == 3 and again[0][0] == plain[0][0] and again[1][0] == plain[1][0]
-    for other in ({"images": 9, "weights": "a"}, {"images": 9, "weights": "b"}):
-        look(model, "masks", data, **other)
+    for weights in ("a", "b"):
+        look(model, "masks", data, images=9, weights=weights)
     assert len(crafted) == 5 and len(room._latest) == 1
-
-
-def test_features_of_wide_networks_are_kept_as_their_picture_alone(model, data, monkeypatch):
-    whole = look(model, "features", data, images=8)[1]
-    monkeypatch.setattr(room, "KEPT_BYTES", 2 * whole["nonrobust"].nbytes - 1)
-    small = look(model, "features", data, images=8)[1]
-    assert set(whole) - set(small) == {"nonrobust", "recalibrated"}
-    assert all(np.array_equal(small[name], whole[name]) for name in small)
 
 
 @pytest.mark.parametrize("n", [2, 5, 40])
@@ -222,15 +205,13 @@ def test_live_memory_is_the_sum_of_what_is_alive():
     assert live.now == 0
 
 
-def test_peak_memory_grows_with_the_batch_and_leaves_the_model(model):
-    state = copy.deepcopy(model.state_dict())
+def test_peak_memory_grows_with_the_batch(model):
     y = torch.arange(64) % 10
     small, large = (peak_memory(model, torch.rand(n, 3, 8, 8), y[:n]) for n in (16, 64))
-    weights = sum(t.numel() * t.element_size() for t in state.values()) / 2**20
+    weights = sum(t.numel() * t.element_size() for t in model.state_dict().values()) / 2**20
     assert small > 2 * weights  # weights and their gradients
     assert large - 2 * weights > 3 * (small - 2 * weights) > 0
     assert peak_memory(model, torch.rand(16, 3, 8, 8), y[:16]) == small
-    assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
 
 
 def test_latency_is_the_median_over_turns(monkeypatch):
@@ -258,9 +239,8 @@ def test_cost_sets_the_network_beside_itself_without_its_modules(model, data):
 def test_the_network_is_left_as_it_was(model, data, kind):
     subject = copy.deepcopy(model).train()
     subject.net.bn1.eval()  # frozen on purpose
-    state = copy.deepcopy(subject.state_dict())
+    state, random = copy.deepcopy(subject.state_dict()), torch.get_rng_state()
     modes = [part.training for part in subject.modules()]
-    random = torch.get_rng_state()
     look(subject, kind, data, images=6)
     assert [part.training for part in subject.modules()] == modes
     assert all(torch.equal(state[key], value) for key, value in subject.state_dict().items())
@@ -269,50 +249,51 @@ def test_the_network_is_left_as_it_was(model, data, kind):
     assert torch.equal(torch.get_rng_state(), random)
 
 
-@pytest.mark.parametrize("module", [None, PeerSpec(name="cas"), FSRSpec(kind="residual"), FSRSpec(kind="aux")])
-def test_networks_without_a_mask_say_so(data, module):
+ALL_BUT_ONE = set(STREAMS) - {"recalibrated"}
+LACKING = {  # the module, its streams by neighbours, those by a head
+    "none": (None, {"f"}, set()),
+    "peer": (PeerSpec(name="cas"), {"f", "output"}, set()),
+    "residual": (FSRSpec(kind="residual"), {"f", "output"}, set()),
+    "aux": (FSRSpec(kind="aux"), {"f", "output"}, {"f", "output"}),
+    "separation": (FSRSpec(at=("layer3",), kind="separation"), ALL_BUT_ONE, ALL_BUT_ONE),
+}
+
+
+@pytest.mark.parametrize("module, near, head", LACKING.values(), ids=LACKING)
+def test_networks_that_lack_a_mask_or_recalibration_say_so(data, module, near, head):
     run = changed(RUN, module=module)
     network = model_of(run)
+    has_mask = near == ALL_BUT_ONE
     for kind in ("masks", "maps", "features"):
         record, arrays = look(network, kind, data, run, images=4)
-        assert record["not_applicable"].startswith(run.label) and arrays == {}
+        if kind == "masks" and has_mask:
+            assert record["entries"] == 4 * 16 * 4
+        else:
+            assert record["not_applicable"].startswith(run.label) and arrays == {}
+            assert ("no recalibration" in record["not_applicable"]) == has_mask
     record, _ = look(network, "streams", data, run, images=4)
-    assert set(counts(record["rows"], "knn")) == ({"f"} if module is None else {"f", "output"})
-    has_head = isinstance(module, FSRSpec) and module.kind == "aux"
-    assert set(counts(record["rows"], "aux")) == ({"f", "output"} if has_head else set())
-
-
-def test_separation_has_masks_but_nothing_recalibrated(data):
-    run = changed(RUN, module=FSRSpec(at=("layer3",), kind="separation"))
-    network = model_of(run)
-    assert look(network, "masks", data, run, images=4)[0]["entries"] == 4 * 16 * 4
-    assert "no recalibration" in look(network, "maps", data, run, images=4)[0]["not_applicable"]
-    rows = look(network, "streams", data, run, images=4)[0]["rows"]
-    assert set(counts(rows, "aux")) == {"f", "robust", "nonrobust", "output"}
+    assert (set(counts(record["rows"], "knn")), set(counts(record["rows"], "aux"))) == (near, head)
 
 
 def test_a_plain_network_is_looked_at_where_the_authors_put_fsr(data):
     run = changed(RUN, module=None)
     network = model_of(run).eval()
     record, _ = look(network, "streams", data, run)
-    x, y, _ = images(data, None)
+    _, x_adv, y, _ = images(network, data, None)
     net = network.net
 
     def f(x):  # (N, C) after layer4
         with torch.no_grad():
-            x = F.relu(net.bn1(net.conv1(x)))
-            return net.layer4(net.layer3(net.layer2(net.layer1(x)))).mean((2, 3))
+            return net.layer4(net.layer3(net.layer2(net.layer1(F.relu(net.bn1(net.conv1(x))))))).mean((2, 3))
 
-    bank = f(data_room.as_float(data.train_x))
-    found = knn(bank, data.train_y, f(attacked(network, x, y)), k=10, classes=10)
+    found = knn(f(data_room.as_float(data.train_x)), data.train_y, f(x_adv), k=10, classes=10)
     assert counts(record["rows"], "knn") == {"f": int((found == y).sum())} and record["place"] == "layer4"
 
 
 def test_float32_is_exact_inside_and_as_before_afterwards():
     def now():
-        backends = torch.backends
-        precisions = backends.cudnn.conv.fp32_precision, backends.cuda.matmul.fp32_precision
-        return *precisions, backends.cudnn.deterministic, backends.cudnn.benchmark
+        cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+        return cudnn.conv.fp32_precision, matmul.fp32_precision, cudnn.deterministic, cudnn.benchmark
 
     before = now()
     with pytest.raises(KeyError), exact():

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from fsr.attacks import VARIANTS, attack_named, autoattack
+from fsr.attacks.gradient import is_wrong
 from fsr.attacks.inputs import check_images
-from fsr.attacks.losses import is_wrong
 from fsr.config import Evaluation, Run
 from fsr.data import as_float
 from fsr.files import UsageError, npz_bytes

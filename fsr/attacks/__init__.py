@@ -7,16 +7,14 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from fsr.attacks import transfer
-from fsr.attacks.auto import autoattack
-from fsr.attacks.components import single
-from fsr.attacks.gradient import cw, fgsm, joint, multi_targeted, pgd, pgd_restarts, random_noise
-from fsr.attacks.inputs import Network, check_counts, check_eps, check_images
+from fsr.attacks.auto import autoattack, single
+from fsr.attacks.gradient import fgsm, joint, margin, multi_targeted, pgd, pgd_restarts, random_noise
+from fsr.attacks.inputs import Network, check_eps, check_images
 from fsr.attacks.query import nattack, square
 from fsr.files import UsageError
 
@@ -31,7 +29,6 @@ class Attack:
     needs: tuple[str, ...] = ()  # options that must be given: steps, queries, surrogate (a net to craft on)
     takes: tuple[str, ...] = ()  # and those that may
     images: int | None = None  # how many test images it runs on by default, None for all
-    per_sample: bool = True  # an outcome does not depend on the batch; else only a fixed order and batch size repeat it
 
     @torch.inference_mode(False)
     def __call__(self, model, x: Tensor, y: Tensor, *, eps: float, seed: int = 0, indices=None, **options) -> Tensor:
@@ -46,8 +43,8 @@ class Attack:
         if unknown := given.keys() - {*self.needs, *self.takes}:
             raise UsageError(f"this attack takes no {unknown.pop()}=: {self.description}")
         check_images(x, y, empty=True)
-        check_counts(steps=given.get("steps"), queries=given.get("queries"))
-        eps, x, y = check_eps(eps), x.detach().clone(), y.detach().clone()
+        eps = check_eps(eps, steps=given.get("steps"), queries=given.get("queries"))
+        x, y = x.detach().clone(), y.detach().clone()
         if len(x) == 0 or 0 in (eps, given.get("steps"), given.get("queries")):
             return x
         network = Network(given.pop("surrogate", model), x, y)
@@ -63,12 +60,8 @@ class Attack:
         return x_adv
 
 
-def _clean(model, x: Tensor, y: Tensor, *, eps: float) -> Tensor:
-    return x
-
-
 def _autoattack(model, x: Tensor, y: Tensor, *, eps: float, seed: int, **variant) -> Tensor:
-    return cast(Tensor, autoattack(model, x, y, eps=eps, seed=seed, batch=len(x), **variant).x_adv)
+    return autoattack(model, x, y, eps=eps, seed=seed, batch=len(x), **variant).x_adv
 
 
 # AutoAttack's variants by name, and the options that make them: attacks of several parts, each of which sees only what
@@ -83,45 +76,32 @@ _walk = partial(pgd, random_start=False)
 _walks = partial(Attack, takes=("steps",))
 _transfers = partial(Attack, takes=("surrogate", "steps"))
 _any_break = partial(Attack, survivors_ok=True)
-_of_batch = partial(_any_break, per_sample=False)
-
-
-def _variant(name: str, description: str) -> Attack:
-    return _of_batch(partial(_autoattack, **VARIANTS[name]), description)
-
-
+_worst, _asks = partial(_any_break, takes=("steps",)), partial(_any_break, takes=("queries",))
+_auto = {name: partial(_autoattack, **options) for name, options in VARIANTS.items()}
 # To add an attack: a function (model, x, y, *, eps, ...) -> x_adv in a file of this folder, and an entry
 # "name": Attack(function, "what it does") here. Its name is then a column, a value of --attack and a tested case.
 ATTACKS: dict[str, Attack] = {
-    "clean": Attack(_clean, "no attack"),
+    "clean": Attack(lambda model, x, y, *, eps: x, "no attack"),
     "random-noise": Attack(random_noise, "control: every pixel moved by eps up or down at random"),
     "fgsm": Attack(fgsm, "one step of eps on cross-entropy, no random start"),
     "pgd10": _walks(partial(_walk, steps=10), "10 steps of 0.1 eps on cross-entropy, no random start, last iterate"),
     "pgd20": _walks(_walk, "20 steps of 0.1 eps on cross-entropy, no random start, last iterate"),
     "pgd100": _walks(partial(_walk, steps=100), "100 steps of 0.1 eps on cross-entropy, no random start, last iterate"),
-    "cw": _walks(cw, "30 steps of 0.1 eps on the C&W margin (kappa 50), no random start, last iterate"),
+    "cw": _walks(partial(_walk, steps=30, loss=margin), "30 steps of 0.1 eps on the C&W margin (kappa 50), else alike"),
     "pgd20-joint": _walks(joint, "pgd20 on final plus 2 x mean auxiliary cross-entropy (CAS, CIFS authors)"),
-    "pgd100-restarts": _any_break(
-        pgd_restarts, "10 random starts of PGD-100, steps of 0.25, 0.1 and 0.025 eps, worst", takes=("steps",)
-    ),
-    "pgd-mt": _any_break(
-        multi_targeted, "PGD-50 on the margin to each of 9 wrong classes, random starts, worst", takes=("steps",)
-    ),
+    "pgd100-restarts": _worst(pgd_restarts, "10 random starts of PGD-100, steps of 0.25, 0.1 and 0.025 eps, worst"),
+    "pgd-mt": _worst(multi_targeted, "PGD-50 on the margin to each of 9 wrong classes, random starts, worst"),
     "transfer": _walks(_walk, "pgd20 crafted on another net", needs=("surrogate",)),
     "di-fgsm": _transfers(transfer.di_fgsm, "pgd20 with input diversity (probability 0.5, resize 0.9)"),
     "ti-fgsm": _transfers(transfer.ti_fgsm, "pgd20 along the Gaussian-smoothed gradient (7x7; 3x3 at 8 pixels)"),
     "mi-fgsm": _transfers(transfer.mi_fgsm, "pgd20 with momentum 1"),
-    "nattack": _any_break(
-        nattack, "N-Attack: scores only, population 300, 20,000 queries", takes=("queries",), images=1000
-    ),
-    "square": _of_batch(square, "Square Attack: scores only, 5,000 queries", takes=("queries",)),
-    "apgd-ce": _of_batch(partial(single, name="apgd-ce"), "APGD, 100 steps, cross-entropy"),
-    "apgd-dlr": _of_batch(partial(single, name="apgd-dlr"), "APGD, 100 steps, difference of logits ratio"),
-    "autoattack": _variant("autoattack", "AutoAttack standard: APGD-CE, APGD-T, FAB-T, Square"),
-    "autoattack-rand": _variant("autoattack-rand", "AutoAttack rand: APGD-CE, APGD-DLR, 20 draws per gradient"),
-    "autoattack-ci": _variant(
-        "autoattack-ci", "AutoAttack standard cut to 5 steps and 50 queries: tests plumbing only"
-    ),
+    "nattack": _asks(nattack, "N-Attack: scores only, population 300, 20,000 queries", images=1000),
+    "square": _asks(square, "Square Attack: scores only, 5,000 queries"),
+    "apgd-ce": _any_break(partial(single, name="apgd-ce"), "APGD, 100 steps, cross-entropy"),
+    "apgd-dlr": _any_break(partial(single, name="apgd-dlr"), "APGD, 100 steps, difference of logits ratio"),
+    "autoattack": _any_break(_auto["autoattack"], "AutoAttack standard: APGD-CE, APGD-T, FAB-T, Square"),
+    "autoattack-rand": _any_break(_auto["autoattack-rand"], "AutoAttack rand: APGD-CE, APGD-DLR, 20 draws a gradient"),
+    "autoattack-ci": _any_break(_auto["autoattack-ci"], "AutoAttack standard cut to 5 steps and 50 queries: a test"),
 }
 
 
@@ -129,6 +109,4 @@ def attack_named(name: str) -> Attack:
     """The attack of that name; an unknown one raises UsageError that lists them."""
     if name not in ATTACKS:
         raise UsageError(f"unknown attack {name!r}; choose one of {', '.join(ATTACKS)}")
-    if not isinstance(ATTACKS[name], Attack):
-        raise UsageError(f"ATTACKS[{name!r}] must be Attack(function, description)")
     return ATTACKS[name]

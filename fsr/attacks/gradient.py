@@ -1,9 +1,8 @@
-"""White-box attacks: FGSM, PGD, PGD with restarts, multi-targeted PGD, PGD on a joint loss, and a noise control.
+"""Losses, and white-box attacks: PGD, FGSM, restarts, multi-targeted PGD, PGD on a joint loss; a noise control.
 
 N images, C channels, H and W pixels, K classes. An attack is (model, x, y, *, eps, ...) -> x_adv: x (N, C, H, W) in
 [0, 1], y (N,) int64, eps and alpha the L-inf radius and step in pixels of [0, 1]; x_adv is like x, within eps of it and
-in [0, 1]. alpha None is 0.1 * eps. The caller chooses the model's mode. Losses are summed over the batch, so that no
-image's step depends on its neighbours.
+in [0, 1]. The caller chooses the model's mode. Losses are summed over the batch: no image's step depends on another.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,13 +11,42 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from fsr.attacks.losses import Loss, Net, cross_entropy, is_wrong, margin, targeted_margin
 from fsr.files import UsageError
 
+Net = Callable[[Tensor], Tensor]
+Loss = Callable[[Tensor, Tensor], Tensor]
+cross_entropy = partial(F.cross_entropy, reduction="none")  # of logits (N, K) and labels (N,), per image
 Indices = Iterable[int] | None  # the images' places in the data set, 0..N-1 if None
 RESTARTS, STEP_SIZES, TARGETS = 10, (0.25, 0.1, 0.025), 9  # of `pgd_restarts` and `multi_targeted`
-Attempt = Callable[[Tensor], Tensor]  # the places (M,) of images in the batch to x_adv (M, C, H, W)
+
+
+def is_wrong(logits: Tensor, y: Tensor) -> Tensor:
+    """Where argmax is not y, (N,) bool; a row whose largest logit is not finite is wrong too."""
+    return (logits.argmax(dim=1) != y) | ~torch.isfinite(logits.amax(dim=1))
+
+
+def logit_margin(logits: Tensor, y: Tensor) -> Tensor:
+    """max_{j != y} z_j - z_y, (N,): positive where the network is wrong."""
+    true = logits.gather(1, y[:, None]).squeeze(1)
+    return logits.scatter(1, y[:, None], float("-inf")).amax(dim=1) - true
+
+
+def margin(logits: Tensor, y: Tensor, kappa: float = 50.0) -> Tensor:
+    """C&W margin min(logit_margin - kappa, 0), (N,); flat beyond kappa (Carlini & Wagner 2017, eq. 6)."""
+    return -(kappa - logit_margin(logits, y)).clamp_min(0)
+
+
+def targeted_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """z_target - z_y, (N,); target: (N,) int64 wrong classes (Gowal et al. 2019)."""
+    return (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
+
+
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """Difference of logits ratio, (N,), K >= 3: scaling the logits does not change it (Croce & Hein 2020, eq. 6)."""
+    top = logits.topk(3, dim=1).values
+    return logit_margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
 
 
 def project_linf(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
@@ -26,15 +54,15 @@ def project_linf(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
     return torch.clamp(torch.minimum(torch.maximum(x_adv, x - eps), x + eps), 0, 1)
 
 
-def noise_for(x: Tensor, *, seed: int, indices: Indices = None, stream: int = 0, kind: str = "uniform") -> Tensor:
-    """Each image's own random numbers, like x: uniform in [0, 1) or standard normal.
+def noise_for(x: Tensor, *, seed: int, indices: Indices = None, stream: int = 0, kind: str = "random") -> Tensor:
+    """Each image's own random numbers, like x: uniform in [0, 1), or of another `kind` of numpy's Generator.
 
     They depend on place in the data set, seed and stream (a restart), never on the batch: Philox (Salmon et al. 2011).
     """
     rows = []
     for index in range(len(x)) if indices is None else indices:
         rng = np.random.Generator(np.random.Philox(key=[seed, int(index)], counter=[0, 0, 0, stream]))
-        rows.append(rng.random(x.shape[1:]) if kind == "uniform" else rng.standard_normal(x.shape[1:]))
+        rows.append(getattr(rng, kind)(x.shape[1:]))
     return torch.from_numpy(np.stack(rows)).to(device=x.device, dtype=x.dtype)
 
 
@@ -44,10 +72,7 @@ def uniform_start(x: Tensor, *, eps: float, seed: int, indices: Indices = None, 
 
 
 def input_gradient(model: Net, x: Tensor, y: Tensor, loss: Loss) -> Tensor:
-    """Gradient of the summed loss at x, like x; only x is differentiated, also inside no_grad; the model gets a copy.
-
-    Zero where the model cuts the graph. UsageError inside inference_mode.
-    """
+    """Gradient of the summed loss at x, like x; zero where the model cuts the graph, UsageError in inference_mode."""
     if torch.is_inference_mode_enabled():
         raise UsageError("an attack needs gradients: call it outside torch.inference_mode()")
     leaf = x.detach().requires_grad_()
@@ -69,11 +94,12 @@ def pgd(
     loss: Loss = cross_entropy,
     random_start: bool = True,
     start: Tensor | None = None,
-    direction: Callable[[Tensor], Tensor] | None = None,
+    direction: Callable[[Tensor], Tensor] = lambda gradient: gradient,
 ) -> Tensor:
     """L-inf projected gradient ascent on `loss`, last iterate (Madry et al. 2018, section 2.1).
 
-    start: the first perturbation, like x; else uniform in the ball, or none. direction: replaces the gradient.
+    alpha: 0.1 * eps if None. start: the first perturbation, like x; else uniform in the ball, or none. direction:
+    changes the gradient.
     """
     x, alpha = x.detach(), 0.1 * eps if alpha is None else alpha
     low, high = (x - eps).clamp_min(0), (x + eps).clamp_max(1)
@@ -81,41 +107,31 @@ def pgd(
         start = eps * (2 * torch.rand(x.shape, device=x.device, dtype=x.dtype) - 1)
     x_adv = x if start is None else torch.clamp(x + start, low, high)
     for _ in range(steps):
-        gradient = input_gradient(model, x_adv, y, loss)
-        gradient = gradient if direction is None else direction(gradient)
+        gradient = direction(input_gradient(model, x_adv, y, loss))
         x_adv = torch.clamp(x_adv + alpha * gradient.sign(), low, high)
     return x_adv.detach()
 
 
-def fgsm(model: Net, x: Tensor, y: Tensor, *, eps: float, loss: Loss = cross_entropy) -> Tensor:
+def fgsm(model: Net, x: Tensor, y: Tensor, *, eps: float) -> Tensor:
     """Fast gradient sign method: one step of eps, no random start (Goodfellow et al. 2015)."""
-    return pgd(model, x, y, eps=eps, alpha=eps, steps=1, loss=loss, random_start=False)
+    return pgd(model, x, y, eps=eps, alpha=eps, steps=1, random_start=False)
 
 
-def cw(model: Net, x: Tensor, y: Tensor, *, eps: float, steps: int = 30) -> Tensor:
-    """PGD on the C&W margin, see `losses.margin`."""
-    return pgd(model, x, y, eps=eps, steps=steps, loss=margin, random_start=False)
-
-
-def strongest(model: Net, x: Tensor, y: Tensor, attempts: Iterable[Attempt]) -> Tensor:
+def strongest(model: Net, x: Tensor, y: Tensor, attempts: int, craft: Callable[[int, Tensor], Tensor]) -> Tensor:
     """For each image the first attempt that the model gets wrong, else the one of largest cross-entropy.
 
-    The clean image counts as an attempt; wrong images are not attacked again. The result is on no graph.
+    craft: (attempt, places (M,) of the images not yet wrong) to x_adv (M, C, H, W). The clean images come first.
     """
     x_adv, rows = x.detach().clone(), torch.arange(len(x), device=x.device)
     worst = torch.full((len(x),), float("-inf"), dtype=x.dtype, device=x.device)
-
-    def keep(images: Tensor, rows: Tensor) -> Tensor:
+    for attempt in range(-1, attempts):
+        images = x_adv if attempt < 0 else craft(attempt, rows)
         with torch.no_grad():
             logits = model(images.clone())
         height, wrong = cross_entropy(logits, y[rows]).to(worst.dtype), is_wrong(logits, y[rows])
         better = wrong | (height > worst[rows])
         x_adv[rows[better]], worst[rows[better]] = images[better], height[better]
-        return rows[~wrong]
-
-    rows = keep(x_adv, rows)
-    for attempt in attempts if len(rows) else ():
-        rows = keep(attempt(rows), rows)
+        rows = rows[~wrong]
         if len(rows) == 0:
             break
     return x_adv
@@ -124,12 +140,11 @@ def strongest(model: Net, x: Tensor, y: Tensor, attempts: Iterable[Attempt]) -> 
 def pgd_restarts(model: Net, x: Tensor, y: Tensor, *, eps, steps: int = 100, seed=0, indices: Indices = None) -> Tensor:
     """PGD from RESTARTS uniform starts, its step going round STEP_SIZES * eps; see `strongest`, `uniform_start`."""
 
-    def attempt(restart: int) -> Attempt:
-        start = uniform_start(x, eps=eps, seed=seed, indices=indices, stream=restart)
-        alpha = STEP_SIZES[restart % 3] * eps
-        return lambda rows: pgd(model, x[rows], y[rows], eps=eps, alpha=alpha, start=start[rows], steps=steps)
+    def craft(restart: int, rows: Tensor) -> Tensor:
+        start = uniform_start(x, eps=eps, seed=seed, indices=indices, stream=restart)[rows]
+        return pgd(model, x[rows], y[rows], eps=eps, alpha=STEP_SIZES[restart % 3] * eps, start=start, steps=steps)
 
-    return strongest(model, x, y, map(attempt, range(RESTARTS)))
+    return strongest(model, x, y, RESTARTS, craft)
 
 
 def multi_targeted(model: Net, x: Tensor, y: Tensor, *, eps, steps=50, seed=0, indices: Indices = None) -> Tensor:
@@ -138,16 +153,12 @@ def multi_targeted(model: Net, x: Tensor, y: Tensor, *, eps, steps=50, seed=0, i
         others = model(x.clone()).scatter(1, y[:, None], float("-inf"))
     aims = others.topk(min(TARGETS, others.shape[1] - 1), dim=1).indices
 
-    def attempt(rank: int) -> Attempt:
-        start, aim = uniform_start(x, eps=eps, seed=seed, indices=indices, stream=rank), aims[:, rank]
+    def craft(rank: int, rows: Tensor) -> Tensor:
+        start = uniform_start(x, eps=eps, seed=seed, indices=indices, stream=rank)[rows]
+        towards = partial(targeted_margin, target=aims[rows, rank])
+        return pgd(model, x[rows], y[rows], eps=eps, steps=steps, start=start, loss=towards)
 
-        def towards(rows: Tensor) -> Tensor:
-            loss = partial(targeted_margin, target=aim[rows])
-            return pgd(model, x[rows], y[rows], eps=eps, steps=steps, start=start[rows], loss=loss)
-
-        return towards
-
-    return strongest(model, x, y, map(attempt, range(aims.shape[1])))
+    return strongest(model, x, y, aims.shape[1], craft)
 
 
 def joint_loss(traced, y: Tensor, weight: float = 2.0) -> Tensor:

@@ -1,8 +1,12 @@
-"""What attacks may be given, and the network as they ask it."""
+"""What attacks may be given, the network as they ask it, and random numbers of their own."""
 
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,24 +20,25 @@ def check_images(x: Tensor, y: Tensor, classes: int | None = None, *, empty: boo
     """
     if x.ndim != 4 or not x.is_floating_point():
         raise UsageError(f"images must be (N, C, H, W) floating point in [0, 1], not {tuple(x.shape)} {x.dtype}")
-    if y.ndim != 1 or y.dtype != torch.int64 or len(y) != len(x):
+    if y.shape != x.shape[:1] or y.dtype != torch.int64:
         raise UsageError(f"labels must be ({len(x)},) int64, one per image, not {tuple(y.shape)} {y.dtype}")
     if len(x) == 0:
         if empty:
             return
         raise UsageError("there are no images: the batch is empty")
-    if not torch.isfinite(x).all():
-        raise UsageError("images hold NaN or infinite pixels")
-    if x.min() < 0 or x.max() > 1:
-        raise UsageError(f"pixels must lie in [0, 1], not from {x.min():g} to {x.max():g}; divide 0..255 by 255")
-    low, high = int(y.min()), int(y.max())
+    dark, bright, low, high = float(x.min()), float(x.max()), int(y.min()), int(y.max())  # NaN where a pixel is NaN
+    if not (dark >= 0 and bright <= 1):
+        raise UsageError(f"pixels must lie in [0, 1], not from {dark:g} to {bright:g}; divide 0..255 by 255")
     if low < 0 or (classes is not None and high >= classes):
         last = "K-1" if classes is None else classes - 1
         raise UsageError(f"labels must lie in 0..{last}, these reach from {low} to {high}")
 
 
-def check_eps(eps: float) -> float:
-    """The radius as a Python float; UsageError unless it is a number in [0, 1]."""
+def check_eps(eps: float, **counts: int | None) -> float:
+    """The radius as a Python float; UsageError unless it lies in [0, 1] and every count is a whole number or None."""
+    for name, count in counts.items():
+        if count is not None and (not isinstance(count, Integral) or count < 0):
+            raise UsageError(f"{name} must be a whole number from 0, not {count!r}")
     try:
         radius = float(eps)
     except (TypeError, ValueError):
@@ -43,15 +48,25 @@ def check_eps(eps: float) -> float:
     return radius
 
 
-def check_counts(**counts: int | None) -> None:
-    """UsageError unless steps and queries are whole numbers from 0, or None."""
-    for name, count in counts.items():
-        if count is not None and (not isinstance(count, Integral) or count < 0):
-            raise UsageError(f"{name} must be a whole number from 0, not {count!r}")
+@contextmanager
+def own_randomness(seed: int) -> Iterator[None]:
+    """Seeded torch, numpy and random, and float32 by default, inside; afterwards all are as they were before."""
+    python, arrays, dtype = random.getstate(), np.random.get_state(), torch.get_default_dtype()
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(arrays)
+            torch.set_default_dtype(dtype)
 
 
 class Network(nn.Module):
-    """A network as attacks ask it: every call gets its own copy of the images, in the precision of `x`.
+    """A network as attacks ask it: every call gets its own copy of the images, in the precision of x.
 
     x, y: the images and labels under attack. A network that takes batches of len(x) only gets smaller ones padded.
     UsageError unless it gives logits (N, K) with a class for every label.
@@ -61,44 +76,33 @@ class Network(nn.Module):
         super().__init__()
         self.model, self.size, self.dtype = model, len(x), x.dtype
         self.labels = int(y.max()) + 1 if len(y) else 0
-        self.training = getattr(model, "training", False)
         self.asked = self.fixed = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (M, C, H, W) to logits (M, K)."""
-        if self.fixed:
-            logits = self._padded(x)
-        else:
-            try:
-                logits = self.model(x.to(self.dtype, copy=True))
-            except (RuntimeError, ValueError, AssertionError):
-                if len(x) == self.size:
-                    raise
-                logits, self.fixed = self._padded(x), True
-        self._check(logits, len(x))
-        return logits
+        try:
+            if not self.fixed:
+                return self._checked(self.model(x.to(self.dtype, copy=True)), len(x))
+        except (RuntimeError, ValueError, AssertionError):
+            if len(x) == self.size:
+                raise
+            self.fixed = True
+        missing = -len(x) % self.size
+        parts = torch.cat([x, x[:1].expand(missing, *x.shape[1:])]).to(self.dtype).split(self.size)
+        return self._checked(torch.cat([self.model(part.clone()) for part in parts])[: len(x)], len(x))
 
     def trace(self, x: Tensor) -> tuple[Tensor, Any]:
         """Logits and streams, see `fsr.models.Classifier.trace`; UsageError for a network without."""
         if not hasattr(self.model, "trace"):
             raise UsageError("this attack needs a network with `trace`, from fsr.models.build_model")
         logits, streams = self.model.trace(x.to(self.dtype, copy=True))
-        self._check(logits, len(x))
-        return logits, streams
+        return self._checked(logits, len(x)), streams
 
-    def _padded(self, x: Tensor) -> Tensor:
-        """The logits of x, asked for in batches of `size`, the last filled up with its first image."""
-        logits = []
-        for part in x.split(self.size):
-            filled = torch.cat([part, part[:1].expand(self.size - len(part), *part.shape[1:])])
-            logits.append(self.model(filled.to(self.dtype, copy=True))[: len(part)])
-        return torch.cat(logits)
-
-    def _check(self, logits: Tensor, images: int) -> None:
-        if self.asked:
-            return
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != images or logits.shape[1] < 2:
-            raise UsageError("the network must give logits (N, K), K at least 2, and nothing else")
-        if logits.shape[1] < self.labels:
-            raise UsageError(f"labels must lie in 0..{logits.shape[1] - 1}, these reach to {self.labels - 1}")
-        self.asked = True
+    def _checked(self, logits: Any, images: int) -> Tensor:
+        if not self.asked:
+            if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != images or logits.shape[1] < 2:
+                raise UsageError("the network must give logits (N, K), K at least 2, and nothing else")
+            if logits.shape[1] < self.labels:
+                raise UsageError(f"labels must lie in 0..{logits.shape[1] - 1}, these reach to {self.labels - 1}")
+            self.asked = True
+        return logits

@@ -8,22 +8,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fsr.attacks.components import Budget, single
-from fsr.attacks.gradient import Indices, noise_for, project_linf
-from fsr.attacks.losses import Net, logit_margin
+from fsr.attacks.auto import single
+from fsr.attacks.gradient import Indices, Net, logit_margin, noise_for, project_linf
 
 SIGMA, STEP = 0.1, 0.02  # of N-Attack's Gaussian, and of its mean
 VALUES_PER_PASS = 6000 * 3 * 32 * 32  # pixel values that one forward pass may hold: bounds the memory
-
-
-def box(z: Tensor) -> Tensor:
-    """From all real numbers into [0, 1]: (tanh z + 1) / 2."""
-    return (torch.tanh(z) + 1) / 2
-
-
-def unbox(x: Tensor) -> Tensor:
-    """The inverse of `box`; 0 and 1 are drawn in by a millionth, as in the authors' code, to stay finite."""
-    return torch.atanh((2 * x - 1) * (1 - 1e-6))
 
 
 def _population(x: Tensor, members: int, seed: int, turn: int) -> Iterator[tuple[slice, Tensor]]:
@@ -36,18 +25,22 @@ def _population(x: Tensor, members: int, seed: int, turn: int) -> Iterator[tuple
     size = size if size in (1, members) else max(1, size // 16 * 16)
     for first in range(0, members, size):
         shape = (min(size, members - first), *x.shape[1:])
-        noise = torch.randn(shape, generator=generator, dtype=torch.float64).to(x)
-        yield slice(first, first + size), noise
+        yield slice(first, first + size), torch.randn(shape, generator=generator, dtype=torch.float64).to(x)
 
 
 def _search(model: Net, x: Tensor, y: Tensor, mean: Tensor, *, eps, population, queries, seed) -> Tensor:
     """Search for a few images at once, from their first means (N, C, H, W); see `nattack`."""
-    x_adv, z, rows = x.clone(), unbox(x), torch.arange(len(x), device=x.device)
+    x_adv, rows = x.clone(), torch.arange(len(x), device=x.device)
+    z = torch.atanh((2 * x - 1) * (1 - 1e-6))  # from [0, 1] into all real numbers, drawn in to stay finite
+
+    def images(rows: Tensor, moved: Tensor, *more) -> Tensor:
+        return project_linf((torch.tanh(moved) + 1) / 2, x[rows, *more], eps)
+
     for turn in range(queries // population):
         ahead = torch.empty(len(rows), population, dtype=x.dtype, device=x.device)
         won = torch.zeros(len(rows), dtype=torch.bool, device=x.device)
         for part, noise in _population(x, population, seed, turn):
-            members = project_linf(box(z[rows, None] + mean[rows, None] + SIGMA * noise), x[rows, None], eps)
+            members = images(rows, z[rows, None] + mean[rows, None] + SIGMA * noise, None)
             labels = y[rows, None].expand(-1, len(noise)).flatten()
             logits = model(members.flatten(0, 1))
             ahead[:, part] = -logit_margin(logits, labels).view(len(rows), -1).to(ahead)
@@ -60,7 +53,7 @@ def _search(model: Net, x: Tensor, y: Tensor, mean: Tensor, *, eps, population, 
         score = (reward - reward.mean(1, keepdim=True)) / (reward.std(1, correction=0, keepdim=True) + 1e-7)
         for part, noise in _population(x, population, seed, turn):
             mean[rows] += STEP / (population * SIGMA) * torch.einsum("np,pchw->nchw", score[:, part], noise)
-    x_adv[rows] = project_linf(box(z[rows] + mean[rows]), x[rows], eps)
+    x_adv[rows] = images(rows, z[rows] + mean[rows])
     return x_adv
 
 
@@ -73,9 +66,8 @@ def nattack(
     At most `queries` are asked per image, `population` per turn. Gives the first member that fools the model, else the
     projected mean. The first mean, N(0, 0.001^2), is each image's own, the members' noise is shared by all images.
     """
-    population = min(population, queries)
-    mean = 0.001 * noise_for(x, seed=seed, indices=indices, kind="normal")
-    x_adv, settings = x.detach().clone(), {"eps": eps, "population": population, "queries": queries, "seed": seed}
+    settings = {"eps": eps, "population": (population := min(population, queries)), "queries": queries, "seed": seed}
+    x_adv, mean = x.detach().clone(), 0.001 * noise_for(x, seed=seed, indices=indices, kind="standard_normal")
     rows = (model(x.clone()).argmax(dim=1) == y).nonzero().squeeze(1)
     for part in rows.split(max(1, VALUES_PER_PASS // x[0].numel() // population)) if len(rows) else ():
         x_adv[part] = _search(model, x[part], y[part], mean[part], **settings)
@@ -84,4 +76,4 @@ def nattack(
 
 def square(model: Net, x: Tensor, y: Tensor, *, eps: float, queries: int = 5000, seed: int = 0) -> Tensor:
     """Square Attack (Andriushchenko et al. 2020), margin loss, its schedule fitted to the queries as in that paper."""
-    return single(model, x, y, name="square", eps=eps, seed=seed, budget=Budget(queries=queries, rescale=True))
+    return single(model, x, y, name="square", eps=eps, seed=seed, queries=queries, rescale=True)

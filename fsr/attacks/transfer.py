@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fsr.attacks.gradient import pgd
-from fsr.attacks.losses import Net
+from fsr.attacks.gradient import Net, pgd
 
 
 def resize_and_pad(x: Tensor, size: int, top: int, left: int) -> Tensor:
@@ -43,38 +42,29 @@ def di_fgsm(model: Net, x: Tensor, y: Tensor, *, seed: int = 0, probability=0.5,
     return pgd(lambda image: model(transform(image)), x, y, random_start=False, **options)
 
 
-def smoothing(size: int) -> Callable[[Tensor], Tensor]:
-    """Convolve each channel of a gradient (N, C, H, W) with a Gaussian of odd `size` that ends at 3 sigma."""
+def ti_fgsm(model: Net, x: Tensor, y: Tensor, *, kernel: int | None = None, **options) -> Tensor:
+    """PGD along the gradient smoothed by a Gaussian that ends at 3 sigma (Dong et al. 2019, eq. 8).
+
+    kernel: its odd size; None: 7, and 3 up to 8 pixels.
+    """
+    size, channels = kernel or (3 if x.shape[-1] <= 8 else 7), x.shape[1]
     line = torch.exp(-(torch.linspace(-3, 3, size, dtype=torch.float64) ** 2) / 2)
-    kernel = torch.outer(line, line) / torch.outer(line, line).sum()
+    weight = (torch.outer(line, line) / torch.outer(line, line).sum()).to(x).expand(channels, 1, size, size)
 
     def smooth(gradient: Tensor) -> Tensor:
-        channels = gradient.shape[1]
-        weight = kernel.to(gradient).expand(channels, 1, size, size)
         return F.conv2d(gradient, weight, padding=size // 2, groups=channels)
 
-    return smooth
+    return pgd(model, x, y, random_start=False, direction=smooth, **options)
 
 
-def ti_fgsm(model: Net, x: Tensor, y: Tensor, *, kernel: int | None = None, **options) -> Tensor:
-    """PGD along the Gaussian-smoothed gradient (Dong et al. 2019, eq. 8); kernel None: 7, and 3 up to 8 pixels."""
-    kernel = kernel or (3 if x.shape[-1] <= 8 else 7)
-    return pgd(model, x, y, random_start=False, direction=smoothing(kernel), **options)
-
-
-def momentum(decay: float) -> Callable[[Tensor], Tensor]:
-    """Accumulate gradients (N, C, H, W), each divided by its own L1 norm: g <- decay * g + gradient / |gradient|_1."""
-    memory = None
+def mi_fgsm(model: Net, x: Tensor, y: Tensor, *, decay: float = 1.0, **options) -> Tensor:
+    """PGD along accumulated gradients, each divided by its L1 norm (Dong et al. 2018, eq. 6 and 7)."""
+    memory = torch.zeros_like(x)
 
     def accumulate(gradient: Tensor) -> Tensor:
         nonlocal memory
         size = gradient.abs().sum(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
-        memory = gradient / size if memory is None else decay * memory + gradient / size
+        memory = decay * memory + gradient / size
         return memory
 
-    return accumulate
-
-
-def mi_fgsm(model: Net, x: Tensor, y: Tensor, *, decay: float = 1.0, **options) -> Tensor:
-    """PGD along accumulated gradients (Dong et al. 2018, eq. 6 and 7)."""
-    return pgd(model, x, y, random_start=False, direction=momentum(decay), **options)
+    return pgd(model, x, y, random_start=False, direction=accumulate, **options)

@@ -8,78 +8,98 @@ import logging
 import time
 import zlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from fsr.attacks.components import own_randomness
-from fsr.attacks.inputs import check_images
-from fsr.audit import groups
+from fsr.attacks.inputs import check_eps, check_images, own_randomness
 from fsr.audit.binarization import binarization_test
-from fsr.audit.context import BUDGETS, Budget, Context, GroupResult
-from fsr.audit.indicators import cheap_checks, indicators
-from fsr.audit.network import Attackable, changed, fingerprint, private_copy
-from fsr.audit.result import Audit, assemble
+from fsr.audit.context import BUDGETS, Attackable, Context, private_copy, watched
+from fsr.audit.groups import GROUPS
+from fsr.audit.indicators import cheap_checks
 from fsr.files import UsageError
 from fsr.hardware import exact_float32
 from fsr.models.modes import eval_mode
 
 log = logging.getLogger("fsr")
 
-# a group: (network, context) to what each of its attacks left right; in the order and with the numbers of T9
-GROUPS: dict[str, Callable[[Attackable, Context], GroupResult]] = {
-    "protocol": groups.protocol,
-    "autoattack": groups.autoattack,
-    "bpda": groups.bpda,
-    "mask": groups.mask,
-    "latent": groups.latent,
-    "transfer": groups.transfer,
-    "restarts": groups.restarts,
-    "noise": groups.noise,
-    "queries": groups.queries,
-    "indicators": indicators,
-    "binarization": groups.binarization,
-}
+
+@dataclass(frozen=True)
+class Audit:
+    """Is the robustness real?  All tensors are (N,) bool on the CPU, in the order of the images: still right."""
+
+    clean: Tensor
+    authors_protocol: Tensor  # clean, FGSM, PGD-20, PGD-100 and C&W without restarts
+    worst_case: Tensor  # under everything
+    columns: dict[str, Tensor]  # the parts of the authors' protocol
+    groups: dict[str, Tensor]  # clean images included, as in `attacks`
+    attacks: dict[str, Tensor]  # by "group/attack"
+    not_applicable: dict[str, str]  # group or "group/attack" to why it was left out
+    indicators: dict[str, float]  # `indicators.NAMES` to shares
+    flags: dict  # AutoAttack's own
+    checks: dict  # see `_assemble`
+    binarization: dict[str, float]  # attack to the share of known adversarial images that it finds
+    details: dict[str, dict]
+    seconds: dict[str, float]
+    randomised: bool
+
+    def summary(self) -> dict[str, float]:
+        """Accuracies as fractions: clean, authors_protocol, each group, worst_case."""
+        rows = {"clean": self.clean, "authors_protocol": self.authors_protocol}
+        return {k: float(v.double().mean()) for k, v in {**rows, **self.groups, "worst_case": self.worst_case}.items()}
 
 
-def _check(model, x, y, eps, budget) -> None:
-    if not isinstance(model, nn.Module):
-        raise UsageError(f"audit takes an nn.Module that maps images to logits, not {type(model).__name__}")
-    check_images(x, y)
-    if not isinstance(eps, int | float) or not 0 < eps <= 1:
-        raise UsageError(f"eps must lie in (0, 1], in pixels of [0, 1] such as 8/255, not {eps!r}")
-    if budget not in BUDGETS:
-        raise UsageError(f"budget is {budget!r}; choose one of {', '.join(BUDGETS)}")
+def run_group(name: str, c: Context) -> dict:
+    """A group's JSON-able record, from its own seed, so that a resumed audit goes on as the first would have.
+
+    attacks: name to (N,) bools, right on clean images and under the attack; details, not_applicable, seconds.
+    """
+    began, changed = time.monotonic(), list[str]()
+    with watched(c.reference, name, changed), own_randomness(c.seed + zlib.crc32(name.encode())):
+        group = GROUPS[name](c)
+        attacks = {attack: kept.tolist() for attack, kept in c.run(group.crafts).items()}
+    details = {k: float(v.double().mean()) if isinstance(v, Tensor) else v for k, v in group.details.items()}
+    if changed:
+        details["changed"] = details.get("changed", []) + changed
+    seconds = time.monotonic() - began
+    log.info("audit: %s in %.1f s", name, seconds)
+    return {"attacks": attacks, "details": details, "not_applicable": group.missing, "seconds": seconds}
 
 
-def _check_logits(model: nn.Module, x: Tensor, y: Tensor) -> None:
-    with torch.no_grad():
-        logits = model(x[:2].clone())
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x[:2]) or logits.shape[1] < 2:
-        raise UsageError("the model must give logits (N, K), K at least 2, and nothing else")
-    check_images(x, y, logits.shape[1])
+def _assemble(c: Context, records: Mapping[str, dict], checks: dict) -> Audit:
+    """The report of all groups.
 
-
-def _done(records: Mapping[str, dict], images: int) -> dict[str, GroupResult]:
-    """The groups of an earlier call; those of another number of images are refused."""
-    results = {name: GroupResult(**record) for name, record in records.items() if name in GROUPS}
-    for result in results.values():
-        result.attacks = {name: torch.tensor(kept) for name, kept in result.attacks.items()}
-    if any(len(outcome) != images for result in results.values() for outcome in result.attacks.values()):
-        raise UsageError(f"the finished groups are not about {images} images; leave out done=")
-    return results
-
-
-def _run(name: str, net: Attackable, context: Context) -> GroupResult:
-    """One group, from its own seed, so that a resumed audit goes on as the first would have."""
-    began, before = time.monotonic(), fingerprint(net)
-    with own_randomness(context.seed + zlib.crc32(name.encode())):
-        result = GROUPS[name](net, context)
-    if left := changed(before, net):
-        result.details["changed"] = result.details.get("changed", []) + [f"{name}: {what}" for what in left]
-    result.seconds = time.monotonic() - began
-    log.info("audit: %s in %.1f s", name, result.seconds)
-    return result
+    checks, beside those given: `cw_above_pgd20` by more than 0.02 (logits of another scale), `pgd_above_autoattack` by
+    more than 0.08 (honest networks show 0.02 to 0.04), and `changed`, what an attack did not leave as it was.
+    """
+    clean, details = c.clean.cpu(), {name: record.get("details", {}) for name, record in records.items()}
+    kept = {k: {a: torch.tensor(v) for a, v in record["attacks"].items()} for k, record in records.items()}
+    right = {name: torch.stack([clean, *attacks.values()]).all(dim=0) for name, attacks in kept.items() if attacks}
+    accuracy = {k: float(v.double().mean()) for k, v in {**kept["protocol"], **right}.items()}
+    checks = {
+        "cw_above_pgd20": accuracy["cw"] - accuracy["pgd20"] > 0.02,
+        "pgd_above_autoattack": accuracy["pgd100"] - accuracy["autoattack"] > 0.08,
+        **checks,
+        "changed": [what for each in details.values() for what in each.get("changed", [])],
+    }
+    left_out = {k: record.get("not_applicable", {}) for k, record in records.items()}
+    return Audit(
+        clean=clean,
+        authors_protocol=right["protocol"],
+        worst_case=torch.stack([clean, *right.values()]).all(dim=0),
+        columns=kept["protocol"],
+        groups={name: correct for name, correct in right.items() if name != "protocol"},
+        attacks={f"{k}/{a}": v for k, attacks in kept.items() if k != "protocol" for a, v in attacks.items()},
+        not_applicable={f"{k}/{a}" if a else k: why for k, each in left_out.items() for a, why in each.items()},
+        indicators=details["indicators"],
+        flags=details["autoattack"],
+        checks=checks,
+        binarization=details["binarization"].get("shares", {}),
+        details={name: each for name, each in details.items() if each},
+        seconds={name: record.get("seconds", 0.0) for name, record in records.items()},
+        randomised=c.randomised,
+    )
 
 
 def audit(
@@ -92,8 +112,7 @@ def audit(
     *,
     surrogate: nn.Module | None = None,
     train: tuple[Tensor, Tensor] | None = None,
-    batch: int | None = None,
-    on_group: Callable[[str, dict], None] | None = None,
+    on_group: Callable[[str, dict], None] = lambda name, record: None,
     done: Mapping[str, dict] | None = None,
 ) -> Audit:
     """Attack a classifier in every way known here (GROUPS) and say which images still hold.
@@ -104,29 +123,37 @@ def audit(
     heads, by default the audited ones. on_group(name, record): called after each group with a plain dict; done: such
     records by name, not computed again. UsageError for what cannot be audited.
     """
-    _check(model, x, y, eps, budget)
-    results, copy = _done(done or {}, len(x)), private_copy(model)
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"audit takes an nn.Module that maps images to logits, not {type(model).__name__}")
+    if check_eps(eps) == 0 or budget not in BUDGETS:
+        raise UsageError(f"eps is {eps}, above 0, and budget one of {', '.join(BUDGETS)}, not {budget!r}")
+    check_images(x, y)
+    records = {name: record for name, record in (done or {}).items() if name in GROUPS}
+    if any(len(kept) != len(x) for record in records.values() for kept in record["attacks"].values()):
+        raise UsageError(f"the finished groups are not about {len(x)} images; leave out done=")
+    copy = private_copy(model)
     device = next((t.device for t in [*copy.parameters(), *copy.buffers()]), x.device)
     x, y = x.detach().float().contiguous().to(device), y.to(device)
-    other = None if surrogate is None else private_copy(surrogate).to(device).eval()
     with eval_mode(copy), own_randomness(seed), exact_float32():
-        _check_logits(copy, x, y)
+        with torch.no_grad():
+            logits = copy(x[:2].clone())
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x[:2]) or logits.shape[1] < 2:
+            raise UsageError("the model must give logits (N, K), K at least 2, and nothing else")
+        check_images(x, y, logits.shape[1])
         context = Context(
-            reference=Attackable(copy, x[:1]),
+            model=copy,
             x=x,
             y=y,
             eps=float(eps),
             seed=seed,
             budget=BUDGETS[budget],
-            batch=batch or (1000 if device.type == "cuda" else 250),
-            surrogate=None if other is None else Attackable(other, x[:1]),
+            batch=1000 if device.type == "cuda" else 250,
+            surrogate=None if surrogate is None else Attackable(private_copy(surrogate).to(device).eval(), x),
             train=None if train is None else (train[0].float().to(device), train[1].to(device)),
         )
-        net = Attackable(copy, x[:1], draws=8) if context.randomised else context.reference
         for name in GROUPS:
-            if name not in results:
-                results[name] = _run(name, net, context)
-                if on_group is not None:
-                    on_group(name, results[name].plain())
-        seen = cheap_checks(model, context)
-    return assemble(context, results, seen, budget)
+            if name not in records:
+                records[name] = run_group(name, context)
+                on_group(name, records[name])
+        checks = cheap_checks(model, context)
+    return _assemble(context, records, checks)

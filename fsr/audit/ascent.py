@@ -1,20 +1,22 @@
-"""Gradient ascent for the audit's own attacks, and two gradient oracles for it: backpropagation and finite differences.
+"""Gradient ascent for the audit's own attacks, what it climbs, and two gradient oracles for it.
 
-An objective maps images and labels to (values (N,), logits (N, K)). An oracle maps them to (values (N,), gradient like
-the images, wrong (N,) bool).
+N images, D features, K classes. An objective maps images and labels to (values (N,), logits (N, K)). An oracle maps
+them to (values (N,), gradient like the images, wrong (N,) bool).
 """
 
 import itertools
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from fsr.attacks.gradient import project_linf
-from fsr.attacks.losses import Loss, Net, is_wrong
+from fsr.attacks.gradient import Loss, Net, cross_entropy, is_wrong, project_linf
+from fsr.models.modes import hooked
 
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Oracle = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+WithHeads = Callable[[Tensor], tuple[Tensor, list[Tensor]]]  # images to the final logits and those of other heads
 STAGES = 6  # between two of them the step is halved
 
 
@@ -24,14 +26,9 @@ def scale_free(logits: Tensor) -> Tensor:
     return 4 * centred / centred.detach().abs().amax(dim=1, keepdim=True).clamp_min(1e-30)
 
 
-def of(net: Net, loss: Loss) -> Objective:
-    """The objective that is `loss` on the logits of `net`."""
-
-    def objective(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        logits = net(x)
-        return loss(logits, y), logits
-
-    return objective
+def scaled_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy of scale-free logits, (N,)."""
+    return cross_entropy(scale_free(logits), y)
 
 
 def backward(objective: Objective, draws: int = 1) -> Oracle:
@@ -51,6 +48,11 @@ def backward(objective: Objective, draws: int = 1) -> Oracle:
     return oracle
 
 
+def slope(net: Net, loss: Loss, draws: int = 1) -> Oracle:
+    """`backward` of a loss on the logits of a network."""
+    return backward(lambda x, y: (loss(logits := net(x), y), logits), draws)
+
+
 def differences(net: Net, loss: Loss, *, sigma: float, pairs: int, seed: int, momentum: float = 0.75) -> Oracle:
     """Gradients by antithetic Gaussian differences of width sigma in pixels (NES, Ilyas et al. 2018, algorithm 1).
 
@@ -66,8 +68,8 @@ def differences(net: Net, loss: Loss, *, sigma: float, pairs: int, seed: int, mo
         for i in range(pairs):
             shape = x.shape if i % 2 else (len(x), 1, *x.shape[2:])
             direction = sigma * torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype)
-            slope = loss(net(x + direction), y) - loss(net(x - direction), y)
-            memory = memory + slope.view(-1, 1, 1, 1) * direction
+            rise = loss(net(x + direction), y) - loss(net(x - direction), y)
+            memory = memory + rise.view(-1, 1, 1, 1) * direction
         return loss(logits, y), memory, is_wrong(logits, y)
 
     return oracle
@@ -98,3 +100,68 @@ def ascend(
         moved = x_adv + 0.75 * (moved - x_adv) + 0.25 * (x_adv - previous) if step else moved
         previous, x_adv = x_adv, project_linf(moved, x, eps)
     return best
+
+
+def joint(network: WithHeads, weight: float) -> Objective:
+    """Cross-entropy of the final logits plus `weight` times its mean over the other heads, all logits scale-free."""
+
+    def objective(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        logits, others = network(x)
+        losses = [scaled_cross_entropy(z, y) for z in others]
+        return scaled_cross_entropy(logits, y) + weight * sum(losses) / len(losses), logits
+
+    return objective
+
+
+@torch.no_grad()
+def _stages(net: nn.Module, x: Tensor, most: int = 4) -> list[nn.Module]:
+    """For each size of features above the logits', the last module to give it; the `most` last, in running order."""
+    last, classes = dict[torch.Size, nn.Module](), net(x).shape[1]
+
+    def note(module: nn.Module, _, out: Tensor) -> None:
+        if isinstance(out, Tensor) and out.is_floating_point() and out.ndim > 1 and out[0].numel() > classes:
+            last.pop(out.shape, None)
+            last[out.shape] = module
+
+    with hooked([module.register_forward_hook(note) for module in net.modules()]):
+        net(x)
+    return list(dict.fromkeys(last.values()))[-most:]
+
+
+def _pooled(features: Tensor) -> Tensor:
+    """(N, D): 2x2 averages of a map (N, C, H, W), the mean over tokens (N, T, D), anything else flattened."""
+    if features.ndim == 4 and min(features.shape[2:]) > 2:
+        features = F.adaptive_avg_pool2d(features, 2)
+    return (features.mean(dim=1) if features.ndim == 3 else features).flatten(1)
+
+
+def _fit(features: Tensor, y: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Weight (K, D) and bias (K,) of ridge regression from standardised features (N, D) to one-hot labels."""
+    mean, spread = features.mean(dim=0), features.std(dim=0, correction=0) + 1e-5
+    inputs, targets = (features - mean) / spread, F.one_hot(y, classes).to(features.dtype) - 1 / classes
+    gram = inputs.T @ inputs / len(y)
+    gram.diagonal().add_(0.1)
+    weight = torch.linalg.solve(gram, inputs.T @ targets / len(y)).T / spread
+    return weight, -weight @ mean
+
+
+@torch.no_grad()
+def with_latent_heads(net: nn.Module, x: Tensor, y: Tensor, *, classes: int, batch: int) -> tuple[WithHeads, int]:
+    """The network with a head fitted to each stage from images x (N, C, H, W) and labels y (N,); how many there are."""
+    stages = _stages(net, x[:2])
+
+    def features(images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        seen: dict[nn.Module, Tensor] = {}
+        keep = [stage.register_forward_hook(lambda module, _, out: seen.update({module: out})) for stage in stages]
+        with hooked(keep):
+            logits = net(images)
+        return logits, [_pooled(seen[stage]) for stage in stages]
+
+    parts = [features(images)[1] for images in x.split(batch)]
+    heads = [_fit(torch.cat(part), y, classes) for part in zip(*parts)]
+
+    def with_heads(images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        logits, pooled = features(images)
+        return logits, [F.linear(f, *head) for f, head in zip(pooled, heads, strict=True)]
+
+    return with_heads, len(stages)

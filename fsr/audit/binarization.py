@@ -9,11 +9,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fsr.attacks.components import own_randomness
 from fsr.attacks.gradient import project_linf
-from fsr.attacks.inputs import check_images
-from fsr.audit.network import Attackable, private_copy, reading
+from fsr.attacks.inputs import check_images, own_randomness
+from fsr.audit.context import Attackable, private_copy
 from fsr.files import UsageError
+from fsr.models.modes import hooked
 
 INNER = 200  # points inside each ball
 GAP = 10.0  # logits between these points' mean and the corner
@@ -24,7 +24,8 @@ def last_layer(model: nn.Module, x: Tensor) -> nn.Linear:
     """The last linear layer of a network that gives as many values as there are logits; UsageError without one."""
     called: list[nn.Linear] = []
     linear = [part for part in model.modules() if isinstance(part, nn.Linear)]
-    with torch.no_grad(), reading(linear, lambda layer, _, out: called.append(layer)):
+    hooks = [part.register_forward_hook(lambda layer, *_: called.append(layer)) for part in linear]
+    with torch.no_grad(), hooked(hooks):
         classes = model(x[:1].clone()).shape[1]
     found = [layer for layer in called if layer.out_features == classes]
     if not found:
@@ -58,7 +59,8 @@ class BinaryNetwork(nn.Module):
             noise = 2 * torch.rand((INNER + 2, *image.shape), generator=generator).to(x) - 1
             noise[0], noise[1] = noise[0].sign(), 0
             near = (image + eps * noise).clamp(0, 1)
-            with torch.no_grad(), reading([layer], lambda _, given, out: points.append(given[0].double().flatten(1))):
+            hook = layer.register_forward_hook(lambda _, given, out: points.append(given[0].double().flatten(1)))
+            with torch.no_grad(), hooked([hook]):
                 self.model(near.clone())
             heads.append(_head(points.pop(), closeness))
             corners.append(near[0])
@@ -78,7 +80,7 @@ class BinaryNetwork(nn.Module):
 
 def binary_problem(
     model: nn.Module, x: Tensor, eps: float, *, seed: int, closeness: float
-) -> tuple[Attackable, Tensor, Tensor]:
+) -> tuple[nn.Module, Tensor, Tensor]:
     """(network, images (M, C, H, W), labels (M,)) of those images that have a problem; UsageError where none has."""
     if not len(x):
         raise UsageError("the binarization test needs an image")
@@ -87,7 +89,7 @@ def binary_problem(
     x = x[binary.solvable]
     if not len(x):
         raise UsageError("no image has a corner that the network's features tell from the points inside its ball")
-    return Attackable(binary, x), x, torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    return binary, x, torch.zeros(len(x), dtype=torch.int64, device=x.device)
 
 
 def binarization_test(
@@ -100,7 +102,8 @@ def binarization_test(
     attacks that only read scores need 0.5. UsageError without such a layer, or where no corner is told from the rest.
     """
     check_images(x, torch.zeros(len(x), dtype=torch.int64))
-    net, x, y = binary_problem(model, x.detach().float(), eps, seed=seed, closeness=closeness)
+    binary, x, y = binary_problem(model, x.detach().float(), eps, seed=seed, closeness=closeness)
+    net = Attackable(binary, x)
     x_adv = project_linf(attack(net, x, y, eps=eps).detach(), x, eps)
     with torch.no_grad():
         return float((net(x_adv).argmax(dim=1) == 1).double().mean())

@@ -1,93 +1,162 @@
-"""What every group of the audit is given beside the network: images, a budget, verdicts and a way to attack."""
+"""The audited network as attacks see it, and what every group of attacks is given: images, a budget, verdicts.
 
-import logging
-from collections.abc import Callable
+N images, K classes.
+"""
+
+import random
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fsr.attacks import ATTACKS
-from fsr.attacks.components import own_randomness
-from fsr.attacks.gradient import project_linf, uniform_start
-from fsr.attacks.losses import is_wrong
+from fsr.attacks.gradient import Net, is_wrong, project_linf, uniform_start
+from fsr.attacks.inputs import own_randomness
 from fsr.audit.ascent import Oracle, ascend
-from fsr.audit.network import Attackable, differs, switched
 from fsr.hardware import exact_float32, quick_float32
-
-log = logging.getLogger("fsr")
+from fsr.models.fsr import FSR
+from fsr.models.modes import copied
 
 Craft = Callable[[Tensor, Tensor, Tensor], Tensor]  # images, labels, their numbers (M,) -> x_adv
 
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """What each group may spend; steps, passes and queries per image. The defaults are the full audit."""
-
-    steps: int = 100  # of the audit's own ascents
-    pgd_steps: int = 100  # of each of PGD's ten restarts
-    targeted_steps: int = 50
-    noisy_steps: int = 50  # of the attacks through noise
-    draws: int = 20  # of a randomised network, per verdict, and per gradient of the attacks through noise
-    queries: int = 20_000  # of Square
-    pairs: int = 64  # finite differences per step
-    estimated_steps: int = 40
-    autoattack: dict = field(default_factory=dict)  # options that cut it short; none: standard
-    rand: dict = field(default_factory=dict)  # likewise for its version `rand`
-    binary: int = 50  # images of the binarization test
-    untested: tuple[str, ...] = ()  # attacks that are too slow for that test
-
-
-_SHORT: dict[str, Any] = {"steps": 40, "pgd_steps": 40, "targeted_steps": 20, "noisy_steps": 12, "estimated_steps": 20}
-_CUT: dict[str, Any] = {"autoattack": {"steps": 20, "queries": 300}, "rand": {"steps": 8}, "queries": 1000, "pairs": 24}
-BUDGETS = {
-    "quick": Budget(**_SHORT, **_CUT, binary=8, untested=("autoattack", "autoattack-ci", "autoattack-rand", "nattack")),
-    "full": Budget(),
+# What groups may spend; steps, passes and queries per image: `steps` of the audit's own ascents, `pgd_steps` of each
+# of PGD's ten restarts, `noisy_steps` of attacks through noise; `draws` of a randomised network, per verdict, and per
+# gradient of the attacks through noise; `queries` of Square; `pairs` of finite differences per step; options that cut
+# AutoAttack and its version `rand` short; images of the binarization test, and attacks that are too slow for it.
+BUDGETS: dict[str, dict[str, Any]] = {
+    "full": {"steps": 100, "pgd_steps": 100, "targeted_steps": 50, "noisy_steps": 50, "draws": 20, "queries": 20_000}
+    | {"pairs": 64, "estimated_steps": 40, "autoattack": {}, "rand": {}, "binary": 50, "untested": ()},
+}
+BUDGETS["quick"] = BUDGETS["full"] | {
+    **{"steps": 40, "pgd_steps": 40, "targeted_steps": 20, "noisy_steps": 12, "queries": 1000, "pairs": 24},
+    **{"estimated_steps": 20, "autoattack": {"steps": 20, "queries": 300}, "rand": {"steps": 8}, "binary": 8},
+    "untested": ("autoattack", "autoattack-ci", "autoattack-rand", "nattack"),
 }
 
 
 @dataclass
-class GroupResult:
-    """One group's outcome."""
+class Group:
+    """One group: its attacks by name, JSON-able facts, and why an attack ("" for all) is left out."""
 
-    attacks: dict[str, Tensor] = field(default_factory=dict)  # (N,) bool, right on clean images and under the attack
-    details: dict = field(default_factory=dict)  # JSON-able facts
-    not_applicable: dict[str, str] = field(default_factory=dict)  # attack, or "" for all, to why it was left out
-    seconds: float = 0.0
+    crafts: dict[str, Craft] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def correct(self) -> Tensor | None:
-        """(N,) bool, right under every attack of the group; None where it has none."""
-        return torch.stack(list(self.attacks.values())).all(dim=0) if self.attacks else None
 
-    def plain(self) -> dict:
-        """JSON-able."""
-        return {**vars(self), "attacks": {name: kept.tolist() for name, kept in self.attacks.items()}}
+def private_copy(model: nn.Module) -> nn.Module:
+    """The same network, not compiled, with float32 parameters that ask for no gradient; the caller's stays as it is."""
+    return copied(getattr(model, "_orig_mod", model)).float().requires_grad_(False)
+
+
+class Attackable(nn.Module):
+    """A model that any attack can be run on: images (N, C, H, W) to finite float32 logits (N, K) with a gradient.
+
+    The gradient is zero where the model has none. Logits of minus infinity become one below the row's lowest other.
+    draws: passes of a randomised model, whose mean softmax's logarithm, up to a constant, is given.
+    """
+
+    def __init__(self, model: nn.Module, probe: Tensor, draws: int = 1):
+        super().__init__()
+        self.model, self.draws, self.differentiable = model, draws, True
+        leaf = probe[:1].detach().clone().requires_grad_()
+        try:
+            with torch.enable_grad():
+                torch.autograd.grad(self._pass(leaf).sum(), leaf)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError, NotImplementedError):
+            self.differentiable = False
+
+    def _pass(self, x: Tensor) -> Tensor:
+        images = x.clone() if self.differentiable else x.detach().clone()
+        if images.requires_grad:
+            images.register_hook(lambda gradient: gradient.nan_to_num(0, 0, 0))
+        logits = self.model(images).float()
+        off = torch.isneginf(logits)
+        lowest = logits.detach().masked_fill(off, torch.inf).amin(dim=1, keepdim=True)
+        return torch.where(off, lowest - 1, logits) + 0 * x.flatten(1).sum(dim=1, keepdim=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.draws == 1:
+            return self._pass(x)
+        return torch.stack([self._pass(x).log_softmax(dim=1) for _ in range(self.draws)]).logsumexp(dim=0)
+
+
+def masked(model: nn.Module) -> list[FSR]:
+    """The FSR modules of a model that have a mask, in the order of `modules()`."""
+    return [part for part in model.modules() if isinstance(part, FSR) and part.has_mask]
+
+
+@contextmanager
+def switched(model: nn.Module, **switches) -> Iterator[None]:
+    """FSR's test-time attributes (backward_tau, noise, intervention) set inside; a list gives each module its own."""
+    places = [(module, name) for module in masked(model) for name in switches]
+    before = [getattr(*place) for place in places]
+    try:
+        for i, (module, name) in enumerate(places):
+            value = switches[name]
+            setattr(module, name, value[i // len(switches)] if isinstance(value, list) else value)
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            setattr(*place, value)
+
+
+@torch.no_grad()
+def differs(net: Net, other: Net, x: Tensor) -> bool:
+    """Do two networks' logits on x differ by more than 1e-4 of a row's largest?"""
+    first = net(x)
+    scale = first.abs().amax(dim=1, keepdim=True).clamp_min(1e-12)
+    return bool((((other(x) - first) / scale).abs() > 1e-4).any())
+
+
+@contextmanager
+def watched(model: nn.Module, name: str, changed: list[str]) -> Iterator[None]:
+    """Add to `changed` what is not as it was after the block: "name: hooks" and so on."""
+
+    def seen() -> dict[str, object]:
+        parts, tensors = list(model.modules()), [*model.parameters(), *model.buffers()]
+        return {
+            "train mode": [part.training for part in parts],
+            "weights and buffers": [zlib.crc32(t.detach().cpu().contiguous().numpy().tobytes()) for t in tensors],
+            "gradients": [(p.requires_grad, p.grad is None) for p in model.parameters()],
+            "hooks": [[*p._forward_hooks, *p._forward_pre_hooks, *p._backward_hooks] for p in parts],
+            "random state": (torch.get_rng_state().tolist(), repr(np.random.get_state()), random.getstate()),
+        }
+
+    before = seen()
+    yield
+    changed += [f"{name}: {what}" for what, value in seen().items() if value != before[what]]
 
 
 @dataclass(kw_only=True)
 class Context:
     """The images of an audit and what is known about the network on them before any attack.
 
-    reference: the network whose verdict counts, one pass at a time. x: (N, C, H, W) float32 in [0, 1]; y: (N,) int64.
+    x: (N, C, H, W) float32 in [0, 1]; y: (N,) int64; train: images and labels for latent heads.
     """
 
-    reference: Attackable
+    model: nn.Module
     x: Tensor
     y: Tensor
     eps: float
     seed: int
-    budget: Budget
-    batch: int
+    budget: dict[str, Any]
+    batch: int = 250
     surrogate: nn.Module | None = None
     train: tuple[Tensor, Tensor] | None = None
 
     def __post_init__(self):
-        probe = self.x[:64]
+        self.reference = Attackable(self.model, self.x)  # whose verdict counts, one pass at a time
         with own_randomness(self.seed), torch.no_grad():
-            self.classes = self.reference(probe[:1]).shape[1]
-            self.randomised = any(differs(self.reference, self.reference, probe) for _ in range(4))
+            self.classes = self.reference(self.x[:1]).shape[1]
+            self.randomised = any(differs(self.reference, self.reference, self.x[:64]) for _ in range(4))
+        self.net = Attackable(self.model, self.x, draws=8) if self.randomised else self.reference  # what attacks see
         rows = torch.arange(len(self.x), device=self.x.device)
         self.clean = torch.cat([self.correct(self.x[part], part) for part in rows.split(self.batch)])
 
@@ -97,7 +166,8 @@ class Context:
         with own_randomness(self.seed), exact_float32():
             if not (self.randomised if randomised is None else randomised):
                 return self.reference(x)
-            return sum(self.reference(x).softmax(dim=1) for _ in range(self.budget.draws)) / self.budget.draws
+            draws = self.budget["draws"]
+            return sum(self.reference(x).softmax(dim=1) for _ in range(draws)) / draws
 
     def correct(self, x_adv: Tensor, rows: Tensor, randomised: bool | None = None) -> Tensor:
         """Still right, (M,) bool; x_adv, of the images rows (M,), is first put into ball and [0, 1]."""
@@ -105,11 +175,11 @@ class Context:
         x_adv = torch.where(torch.isfinite(x_adv), x_adv, clean).to(clean.dtype)
         return ~is_wrong(self.scores(project_linf(x_adv, clean, self.eps), randomised), self.y[rows])
 
-    def named(self, net: nn.Module, name: str, **options) -> Craft:
-        """The attack of this name in ATTACKS on a network."""
+    def named(self, name: str, **options) -> Craft:
+        """The attack of this name in ATTACKS."""
 
         def craft(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-            return ATTACKS[name](net, x, y, eps=self.eps, seed=self.seed, indices=rows.tolist(), **options)
+            return ATTACKS[name](self.net, x, y, eps=self.eps, seed=self.seed, indices=rows.tolist(), **options)
 
         return craft
 
@@ -118,21 +188,22 @@ class Context:
 
         def craft(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
             first = uniform_start(x, eps=self.eps, seed=self.seed, indices=rows.tolist(), stream=stream)
-            count, first = steps or self.budget.steps, first if start is None else start
+            count, first = steps or self.budget["steps"], first if start is None else start
             with switched(self.reference, **switches):
                 return ascend(oracle, x, y, eps=self.eps, steps=count, start=first, stop=stop and not self.randomised)
 
         return craft
 
-    def run(self, attacks: dict[str, Craft]) -> dict[str, Tensor]:
+    def clean_rows(self) -> list[Tensor]:
+        """The numbers of the images that are right when clean, batch by batch."""
+        return [rows for rows in self.clean.nonzero().squeeze(1).split(self.batch) if len(rows)]
+
+    def run(self, crafts: dict[str, Craft]) -> dict[str, Tensor]:
         """Name to (N,) bool, right on clean images and under the attack; each attack gets what is right when clean."""
-        outcomes = {}
-        for name, craft in attacks.items():
-            correct = self.clean.clone()
-            for rows in correct.nonzero().squeeze(1).split(self.batch) if correct.any() else ():
-                correct[rows] = self._kept(craft, rows)
-            outcomes[name] = correct
-            log.debug("audit: %s leaves %d of %d", name, int(correct.sum()), len(correct))
+        outcomes = {name: self.clean.clone() for name in crafts}
+        for name, craft in crafts.items():
+            for rows in self.clean_rows():
+                outcomes[name][rows] = self._kept(craft, rows)
         return outcomes
 
     def _kept(self, craft: Craft, rows: Tensor) -> Tensor:

@@ -7,40 +7,32 @@ last iterate. Each is the share, of the images that are right when clean, that s
 import torch
 from torch import Tensor, nn
 
-from fsr.attacks.gradient import project_linf
-from fsr.attacks.losses import cross_entropy, is_wrong, logit_margin
-from fsr.audit.ascent import ascend, backward, of
-from fsr.audit.context import Context, GroupResult
-from fsr.audit.network import Attackable, differs
+from fsr.attacks.gradient import cross_entropy, is_wrong, logit_margin, project_linf
+from fsr.audit.ascent import ascend, slope
+from fsr.audit.context import Context, Group, differs
 from fsr.models.modes import eval_mode
 
-NAMES = (
-    "unavailable_gradients",
-    "unstable_predictions",
-    "silent_success",
-    "incomplete_optimisation",
-    "transfer_failure",
-    "unbounded_attack_fails",
-)
 UNSTABLE = 0.1  # mean change of 1 - p_y under noise of one step
 INCOMPLETE = 0.01  # gain of the last tenth of the steps, as a part of the whole path's
 STEPS, EVERY = 100, 10
+NAMES = ("unavailable_gradients", "unstable_predictions", "silent_success", "incomplete_optimisation")
+NAMES += ("transfer_failure", "unbounded_attack_fails")
 
 
 @torch.no_grad()
-def _change(context: Context, x: Tensor, y: Tensor, draws: int = 5) -> Tensor:
+def _change(c: Context, x: Tensor, y: Tensor, draws: int = 5) -> Tensor:
     """Mean change of 1 - p_y when every pixel moves by at most one step, (N,); a randomised one changes by itself."""
 
-    def doubt(images: Tensor) -> Tensor:
-        return 1 - context.reference(images).softmax(dim=1).gather(1, y[:, None]).squeeze(1)
+    def right(images: Tensor) -> Tensor:
+        return c.reference(images).softmax(dim=1).gather(1, y[:, None]).squeeze(1)
 
-    moves = [0.1 * context.eps * (2 * torch.rand_like(x) - 1) for _ in range(draws)]
-    return torch.stack([(doubt((x + move).clamp(0, 1)) - doubt(x)).abs() for move in moves]).mean(dim=0)
+    moves = [0.1 * c.eps * (2 * torch.rand_like(x) - 1) for _ in range(draws)]
+    return torch.stack([(right((x + move).clamp(0, 1)) - right(x)).abs() for move in moves]).mean(dim=0)
 
 
-def _observed(net: Attackable, context: Context, rows: Tensor) -> dict[str, Tensor]:
+def _observed(c: Context, rows: Tensor) -> dict[str, Tensor]:
     """The indicators of the images rows (M,), each (M,) bool; transfer_failure only with a surrogate."""
-    x, y, oracle = context.x[rows], context.y[rows], backward(of(net, cross_entropy))
+    x, y, oracle = c.x[rows], c.y[rows], slope(c.net, cross_entropy)
     x_adv, values = x, list[Tensor]()
     flat = ever_wrong = torch.zeros_like(y, dtype=torch.bool)
     change = torch.zeros_like(y, dtype=x.dtype)
@@ -49,34 +41,33 @@ def _observed(net: Attackable, context: Context, rows: Tensor) -> dict[str, Tens
         values.append(value)
         flat = flat | (~wrong & (gradient.flatten(1).abs().amax(dim=1) == 0))
         if step % EVERY == 0:
-            change += _change(context, x_adv, y) / (STEPS // EVERY + 1)
-            wrong = ~context.correct(x_adv, rows)
-        if not context.randomised or step % EVERY == 0:  # one draw of a randomised network is no error of it
+            change += _change(c, x_adv, y) / (STEPS // EVERY + 1)
+            wrong = ~c.correct(x_adv, rows)
+        if not c.randomised or step % EVERY == 0:  # one draw of a randomised network is no error of it
             ever_wrong = ever_wrong | wrong
         if step < STEPS:
-            x_adv = project_linf(x_adv + 0.1 * context.eps * gradient.sign(), x, context.eps)
-    held, tail, heights = context.correct(x_adv, rows), STEPS // 10, torch.stack(values)
+            x_adv = project_linf(x_adv + 0.1 * c.eps * gradient.sign(), x, c.eps)
+    held, tail, heights = c.correct(x_adv, rows), STEPS // 10, torch.stack(values)
     before, after = heights[:-tail].amax(dim=0), heights[-tail:].amax(dim=0)
     gain = (torch.maximum(before, after) - heights[0]).clamp_min(1e-12)
-    margin = backward(of(net, logit_margin))
-    free = ascend(margin, x, y, eps=1.0, steps=context.budget.steps, stop=not context.randomised)
+    steps = c.budget["steps"]
+    free = ascend(slope(c.net, logit_margin), x, y, eps=1.0, steps=steps, stop=not c.randomised)
     found = {
         "unavailable_gradients": flat,
         "unstable_predictions": change > UNSTABLE,
         "silent_success": ever_wrong & held,
         "incomplete_optimisation": held & ((after - before) / gain > INCOMPLETE),
-        "unbounded_attack_fails": ~is_wrong(context.scores(free), y),
+        "unbounded_attack_fails": ~is_wrong(c.scores(free), y),
     }
-    if context.surrogate is not None:
-        borrowed = backward(of(context.surrogate, logit_margin))
-        x_adv = ascend(borrowed, x, y, eps=context.eps, steps=context.budget.steps, stop=False)
+    if c.surrogate is not None:
+        x_adv = ascend(slope(c.surrogate, logit_margin), x, y, eps=c.eps, steps=steps, stop=False)
         with torch.no_grad():
-            fooled = is_wrong(context.surrogate(x_adv), y)
-        found["transfer_failure"] = fooled & context.correct(x_adv, rows)
+            fooled = is_wrong(c.surrogate(x_adv), y)
+        found["transfer_failure"] = fooled & c.correct(x_adv, rows)
     return found
 
 
-def indicators(net: Attackable, context: Context) -> GroupResult:
+def indicators(c: Context) -> Group:
     """The six numbers, None where there is nothing to measure.
 
     unavailable_gradients: the gradient was exactly zero, missing or not finite at an iterate that is still right.
@@ -85,19 +76,16 @@ def indicators(net: Attackable, context: Context) -> GroupResult:
     still brought more than 1 % of the whole gain, and the image held. transfer_failure: an image fools the surrogate
     and not the network. unbounded_attack_fails: not even eps = 1 breaks it.
     """
-    chunks = context.clean.nonzero().squeeze(1).split(context.batch)
-    parts = [_observed(net, context, rows) for rows in chunks if len(rows)]
-    found = {name: float(torch.cat([part[name] for part in parts]).double().mean()) for name in (parts or [{}])[0]}
-    return GroupResult(details={name: found.get(name) for name in NAMES})
+    parts = [_observed(c, rows) for rows in c.clean_rows()] or [{}]
+    return Group(details={n: torch.cat([p[n] for p in parts]) if n in parts[0] else None for n in NAMES})
 
 
-def cheap_checks(model: nn.Module, context: Context, images: int = 8) -> dict[str, bool]:
+def cheap_checks(model: nn.Module, c: Context) -> dict[str, bool]:
     """Does the network look at the whole batch, and does a compiled one differ from its eager form?"""
-    x, reference = context.x[:images], context.reference
-    found = {"batch_dependent": False, "compiled_differs": False}
-    if not context.randomised:
-        found["batch_dependent"] = differs(reference, lambda x: torch.cat([reference(one) for one in x.split(1)]), x)
+    found, x = {"batch_dependent": False, "compiled_differs": False}, c.x[:8]
+    if not c.randomised:
+        found["batch_dependent"] = differs(c.reference, lambda x: torch.cat([*map(c.reference, x.split(1))]), x)
         if hasattr(model, "_orig_mod"):
             with eval_mode(model):
-                found["compiled_differs"] = differs(reference, lambda x: model(x.clone()), x)
+                found["compiled_differs"] = differs(c.reference, lambda x: model(x.clone()), x)
     return found

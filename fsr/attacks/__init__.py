@@ -11,9 +11,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fsr.attacks import transfer
+from fsr.attacks import gradient as g
 from fsr.attacks.auto import autoattack, single
-from fsr.attacks.gradient import fgsm, joint, margin, multi_targeted, pgd, pgd_restarts, random_noise
 from fsr.attacks.inputs import Network, check_eps, check_images
 from fsr.attacks.query import nattack, square
 from fsr.files import UsageError
@@ -38,30 +37,23 @@ class Attack:
         for wrong inputs and for a missing or unknown option.
         """
         given = {name: value for name, value in options.items() if value is not None}
-        if missing := set(self.needs) - given.keys():
-            raise UsageError(f"this attack needs {missing.pop()}=: {self.description}")
-        if unknown := given.keys() - {*self.needs, *self.takes}:
-            raise UsageError(f"this attack takes no {unknown.pop()}=: {self.description}")
+        if wrong := {*self.needs} - {*given} or {*given} - {*self.needs, *self.takes}:
+            raise UsageError(f"this attack needs {self.needs}, may get {self.takes}, not {wrong}: {self.description}")
         check_images(x, y, empty=True)
         eps = check_eps(eps, steps=given.get("steps"), queries=given.get("queries"))
-        x, y = x.detach().clone(), y.detach().clone()
-        if len(x) == 0 or 0 in (eps, given.get("steps"), given.get("queries")):
-            return x
-        network = Network(given.pop("surrogate", model), x, y)
         places = range(len(x)) if indices is None else [int(i) for i in indices]
         if len(places) != len(x):
             raise UsageError(f"{len(places)} places in the data set do not fit {len(x)} images")
-        accepted = inspect.signature(self.function).parameters
+        x, y = x.detach().clone(), y.detach().clone()
+        if len(x) == 0 or 0 in (eps, given.get("steps"), given.get("queries")):
+            return x
+        network, accepted = Network(given.pop("surrogate", model), x, y), inspect.signature(self.function).parameters
         given |= {name: v for name, v in (("seed", seed), ("indices", places)) if name in accepted}
         x_adv = self.function(network, x, y, eps=eps, **given)
         if not network.asked:  # by a control: the labels are checked all the same
             with torch.no_grad():
                 network(x)
         return x_adv
-
-
-def _autoattack(model, x: Tensor, y: Tensor, *, eps: float, seed: int, **variant) -> Tensor:
-    return autoattack(model, x, y, eps=eps, seed=seed, batch=len(x), **variant).x_adv
 
 
 # AutoAttack's variants by name, and the options that make them: attacks of several parts, each of which sees only what
@@ -72,36 +64,49 @@ VARIANTS: dict[str, dict] = {
     "autoattack-ci": {"steps": 5, "queries": 50},
 }
 
-_walk = partial(pgd, random_start=False)
-_walks = partial(Attack, takes=("steps",))
-_transfers = partial(Attack, takes=("surrogate", "steps"))
+
+def _auto(name: str, description: str) -> Attack:
+    def craft(model, x: Tensor, y: Tensor, *, seed: int, **options) -> Tensor:
+        return autoattack(model, x, y, seed=seed, batch=len(x), **VARIANTS[name], **options).x_adv
+
+    return _any_break(craft, description)
+
+
 _any_break = partial(Attack, survivors_ok=True)
+_walks, _transfers = partial(Attack, takes=("steps",)), partial(Attack, takes=("surrogate", "steps"))
 _worst, _asks = partial(_any_break, takes=("steps",)), partial(_any_break, takes=("queries",))
-_auto = {name: partial(_autoattack, **options) for name, options in VARIANTS.items()}
+
 # To add an attack: a function (model, x, y, *, eps, ...) -> x_adv in a file of this folder, and an entry
 # "name": Attack(function, "what it does") here. Its name is then a column, a value of --attack and a tested case.
 ATTACKS: dict[str, Attack] = {
     "clean": Attack(lambda model, x, y, *, eps: x, "no attack"),
-    "random-noise": Attack(random_noise, "control: every pixel moved by eps up or down at random"),
-    "fgsm": Attack(fgsm, "one step of eps on cross-entropy, no random start"),
-    "pgd10": _walks(partial(_walk, steps=10), "10 steps of 0.1 eps on cross-entropy, no random start, last iterate"),
-    "pgd20": _walks(_walk, "20 steps of 0.1 eps on cross-entropy, no random start, last iterate"),
-    "pgd100": _walks(partial(_walk, steps=100), "100 steps of 0.1 eps on cross-entropy, no random start, last iterate"),
-    "cw": _walks(partial(_walk, steps=30, loss=margin), "30 steps of 0.1 eps on the C&W margin (kappa 50), else alike"),
-    "pgd20-joint": _walks(joint, "pgd20 on final plus 2 x mean auxiliary cross-entropy (CAS, CIFS authors)"),
-    "pgd100-restarts": _worst(pgd_restarts, "10 random starts of PGD-100, steps of 0.25, 0.1 and 0.025 eps, worst"),
-    "pgd-mt": _worst(multi_targeted, "PGD-50 on the margin to each of 9 wrong classes, random starts, worst"),
-    "transfer": _walks(_walk, "pgd20 crafted on another net", needs=("surrogate",)),
-    "di-fgsm": _transfers(transfer.di_fgsm, "pgd20 with input diversity (probability 0.5, resize 0.9)"),
-    "ti-fgsm": _transfers(transfer.ti_fgsm, "pgd20 along the Gaussian-smoothed gradient (7x7; 3x3 at 8 pixels)"),
-    "mi-fgsm": _transfers(transfer.mi_fgsm, "pgd20 with momentum 1"),
+    "random-noise": Attack(g.random_noise, "control: every pixel moved by eps up or down at random"),
+    "fgsm": Attack(lambda *a, eps: g.walk(*a, eps=eps, alpha=eps, steps=1), "one step of eps on cross-entropy"),
+    "pgd10": _walks(partial(g.walk, steps=10), "10 steps of 0.1 eps on cross-entropy, no random start, last iterate"),
+    "pgd20": _walks(g.walk, "20 steps of 0.1 eps on cross-entropy, no random start, last iterate"),
+    "pgd100": _walks(
+        partial(g.walk, steps=100), "100 steps of 0.1 eps on cross-entropy, no random start, last iterate"
+    ),
+    "cw": _walks(
+        partial(g.walk, steps=30, loss=g.margin), "30 steps of 0.1 eps on the C&W margin (kappa 50), no start"
+    ),
+    "pgd20-joint": _walks(
+        lambda model, x, y, **how: g.walk(model.trace, x, y, loss=g.joint_loss, **how),
+        "pgd20 on final plus 2 x mean auxiliary cross-entropy (CAS, CIFS authors)",
+    ),
+    "pgd100-restarts": _worst(g.pgd_restarts, "10 random starts of PGD-100, steps of 0.25, 0.1 and 0.025 eps, worst"),
+    "pgd-mt": _worst(g.multi_targeted, "PGD-50 on the margin to each of 9 wrong classes, random starts, worst"),
+    "transfer": _walks(g.walk, "pgd20 crafted on another net", needs=("surrogate",)),
+    "di-fgsm": _transfers(g.di_fgsm, "pgd20 with input diversity (probability 0.5, resize 0.9)"),
+    "ti-fgsm": _transfers(g.ti_fgsm, "pgd20 along the Gaussian-smoothed gradient (7x7; 3x3 at 8 pixels)"),
+    "mi-fgsm": _transfers(g.mi_fgsm, "pgd20 with momentum 1"),
     "nattack": _asks(nattack, "N-Attack: scores only, population 300, 20,000 queries", images=1000),
     "square": _asks(square, "Square Attack: scores only, 5,000 queries"),
     "apgd-ce": _any_break(partial(single, name="apgd-ce"), "APGD, 100 steps, cross-entropy"),
     "apgd-dlr": _any_break(partial(single, name="apgd-dlr"), "APGD, 100 steps, difference of logits ratio"),
-    "autoattack": _any_break(_auto["autoattack"], "AutoAttack standard: APGD-CE, APGD-T, FAB-T, Square"),
-    "autoattack-rand": _any_break(_auto["autoattack-rand"], "AutoAttack rand: APGD-CE, APGD-DLR, 20 draws a gradient"),
-    "autoattack-ci": _any_break(_auto["autoattack-ci"], "AutoAttack standard cut to 5 steps and 50 queries: a test"),
+    "autoattack": _auto("autoattack", "AutoAttack standard: APGD-CE, APGD-T, FAB-T, Square"),
+    "autoattack-rand": _auto("autoattack-rand", "AutoAttack rand: APGD-CE, APGD-DLR, 20 draws per gradient"),
+    "autoattack-ci": _auto("autoattack-ci", "AutoAttack standard cut to 5 steps and 50 queries: tests plumbing only"),
 }
 
 

@@ -21,7 +21,7 @@ from pyautoattack.fab_pt import FABAttack_PT
 from pyautoattack.square import SquareAttack
 from torch import Tensor
 
-from fsr.attacks.gradient import Net, is_wrong, project_linf
+from fsr.attacks.gradient import Net, is_wrong, project_linf, targeted_margin
 from fsr.attacks.inputs import Network, check_eps, check_images, own_randomness
 from fsr.files import UsageError
 
@@ -41,10 +41,8 @@ State = dict[str, np.ndarray]
 class Log:
     """Stands in for the package's logger: a warning becomes a flag with its first message, in `record`."""
 
-    def __init__(self, record: dict):
-        self.record = record
-        record.setdefault("messages", {})
-        record.setdefault("zero_gradient_points", 0)
+    def __init__(self, record: dict | None = None):
+        self.record: dict = {"messages": {}, "zero_gradient_points": 0} if record is None else record
 
     def warning(self, message: str) -> None:
         """Keep the flag that this warning raises; an unknown warning keeps itself."""
@@ -69,17 +67,14 @@ def connected(model: Net) -> Net:
 
 def _fab_gradient(net: Net, x: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """FAB's difference of logits and its gradient; the package's own `backward()` would fill the parameters' too."""
-    rows, leaf = torch.arange(len(x), device=x.device), x.clone().requires_grad_()
+    leaf = x.clone().requires_grad_()
     with torch.enable_grad():
-        logits = net(leaf)
-        gap = logits[rows, target] - logits[rows, y]
+        gap = targeted_margin(net(leaf), y, target)
         (gradient,) = torch.autograd.grad(gap.sum(), leaf)
     return gap.detach()[:, None], gradient[:, None]
 
 
-def component(
-    name: str, model: Net, *, eps, seed, device, log, steps=100, queries=5000, draws=1, targets=9, rescale=False
-):
+def component(name, model, *, eps, seed, device, log, steps=100, queries=5000, draws=1, targets=9, rescale=False):
     """One attack of the package by its name in NAMES, whose `perturb(x, y)` gives x_adv; x where it does not succeed.
 
     The defaults are AutoAttack's own. draws: gradients averaged per APGD step (EOT); targets: wrong classes that the
@@ -99,15 +94,15 @@ def component(
     return APGDAttack(net, loss=name.removeprefix("apgd-"), **ascent)
 
 
-def craft(name: str, model: Net, x: Tensor, y: Tensor, *, eps: float, log: Log, perturb: dict | None = None, **how):
+def craft(name: str, model: Net, x: Tensor, y: Tensor, *, eps: float, perturb: dict | None = None, **how) -> Tensor:
     """What a component makes of x, in the ball and [0, 1]; an image with a non-finite pixel becomes its clean one.
 
     Nothing changes at eps 0, without steps and for Square without queries.
     """
     if eps == 0 or how.get("queries" if name == "square" else "steps") == 0:
         return x.clone()
-    x_adv = component(name, model, eps=eps, log=log, device=x.device, **how).perturb(x, y, **(perturb or {}))
-    x_adv = x_adv.detach().float()
+    attack = component(name, model, eps=eps, device=x.device, **how)
+    x_adv = attack.perturb(x, y, **(perturb or {})).detach().float()
     finite = torch.isfinite(x_adv).flatten(1).all(dim=1).view(-1, 1, 1, 1)
     return project_linf(torch.where(finite, x_adv, x), x, eps)
 
@@ -119,7 +114,7 @@ def single(model: Net, x: Tensor, y: Tensor, *, name: str, eps: float, seed: int
         images = x.detach().float().contiguous()  # the package takes views
         if name == "apgd-dlr" and (classes := model(images[:1]).shape[1]) < 3:
             raise UsageError(f"apgd-dlr needs three classes, the network has {classes}")
-        return craft(name, model, images, y, eps=eps, seed=seed, log=Log({}), **budget).to(x.dtype)
+        return craft(name, model, images, y, eps=eps, seed=seed, log=Log(), **budget).to(x.dtype)
 
 
 def check_model(model: Net, x: Tensor, y: Tensor, attacks: list[str], randomised_ok: bool, log: Log) -> int:
@@ -156,79 +151,66 @@ class AutoAttackResult:
     flips: dict[str, int]  # per attack, images that the model got wrong and the judge right
 
 
-@dataclass
-class _Evaluation:
-    model: Network
-    judge: Network
-    x: Tensor
-    y: Tensor
-    state: State  # `record`, JSON, and arrays that grow attack by attack
-    identity: dict
+def _opened(state: State, identity: dict, x: Tensor) -> dict[str, Any]:
+    """The state's record, begun where there is none; UsageError where it is another evaluation's."""
+    record = {"identity": identity, "classes": 0, "done": {}, "flips": {}, **Log().record}
+    if "record" in state:
+        record = json.loads(str(state["record"]))
+        if other := [name for name, value in identity.items() if record["identity"].get(name) != value]:
+            raise UsageError(f"this AutoAttack state is another evaluation's: it differs in {', '.join(other)}")
+    else:  # -2: not yet judged, -1: still correct, 0: wrong without an attack, i + 1: broken by the i-th attack
+        state["broken_by"] = np.full(len(x), -2, dtype=np.int8)
+        if identity["keep_images"]:
+            state["x_adv"] = x.cpu().numpy().copy()
+    return record
 
-    def __post_init__(self):
-        self.record: dict[str, Any] = {"identity": self.identity, "classes": 0, "done": {}, "flips": {}}
-        if "record" in self.state:
-            self.record = json.loads(str(self.state["record"]))
-            if other := [k for k, value in self.identity.items() if self.record["identity"].get(k) != value]:
-                raise UsageError(f"this AutoAttack state is another evaluation's: it differs in {', '.join(other)}")
-        else:  # -2: not yet judged, -1: still correct, 0: wrong without an attack, i + 1: broken by attack i
-            self.state["broken_by"] = np.full(len(self.x), -2, dtype=np.int8)
-            if self.identity["keep_images"]:
-                self.state["x_adv"] = self.x.cpu().numpy().copy()
-        self.log, self.seed = Log(self.record), self.identity["seed"]
 
-    def run(self, on_chunk: Callable[[State], None]) -> None:
-        def save() -> None:
-            self.state["record"] = np.array(json.dumps(self.record))
-            on_chunk(self.state)
+def _attacked(name: str, model: Network, judge: Network, x: Tensor, y: Tensor, record: dict) -> tuple[Tensor, Tensor]:
+    """(which images the judge gets wrong under the attack, x_adv).
 
-        names, batch = self.identity["attacks"], self.identity["batch"]
-        if (self.state["broken_by"] == -2).any():
-            with own_randomness(self.seed):
-                start, rand = (self.x[:batch], self.y[:batch]), self.identity["randomised_ok"]
-                self.record["classes"] = check_model(self.judge, *start, names, rand, self.log)
-                right = [is_wrong(self.judge(x), y) for x, y in zip(self.x.split(batch), self.y.split(batch))]
-            self.state["broken_by"][:] = torch.cat(right).cpu().numpy() - 1
+    Where only the model is wrong, the judge itself is attacked (a randomised one gets the image of highest loss).
+    """
+    given = record["identity"]
+    how = {name: given[name] for name in ("eps", "seed", "steps", "queries", "draws", "rescale")}
+    how |= {"log": Log(record), "targets": min(given["targets"], record["classes"] - 1)}
+    x_adv = craft(name, model, x, y, **how)
+    wrong = is_wrong(judge(x_adv), y)
+    if judge is not model:
+        flipped = is_wrong(model(x_adv), y) & ~wrong
+        record["flips"][name] = record["flips"].get(name, 0) + int(flipped.sum())
+        if flipped.any():
+            net, how["perturb"] = (model, {"best_loss": True}) if given["randomised_ok"] else (judge, {})
+            x_adv[flipped] = craft(name, net, x[flipped], y[flipped], **how)
+            wrong = is_wrong(judge(x_adv), y)
+    return wrong, x_adv
+
+
+def _run(model: Network, judge: Network, x: Tensor, y: Tensor, state: State, record: dict, on_chunk) -> None:
+    """From wherever the state stands to the end."""
+    names, batch, seed, rand = (record["identity"][key] for key in ("attacks", "batch", "seed", "randomised_ok"))
+    by = state["broken_by"]
+
+    def save() -> None:
+        state["record"] = np.array(json.dumps(record))
+        on_chunk(state)
+
+    if (by == -2).any():
+        with own_randomness(seed):
+            record["classes"] = check_model(judge, x[:batch], y[:batch], names, rand, Log(record))
+            by[:] = torch.cat([is_wrong(judge(a), b) for a, b in zip(x.split(batch), y.split(batch))]).int().cpu() - 1
+        save()
+    for number, name in enumerate(names, 1):
+        survivors = state.setdefault(f"start.{name}", np.flatnonzero(by == -1))
+        for at in range(record["done"].get(name, 0), len(survivors), batch):
+            rows = torch.from_numpy(places := survivors[at : at + batch]).to(x.device)
+            with own_randomness(seed):
+                wrong, x_adv = _attacked(name, model, judge, x[rows], y[rows], record)
+            broken = places[wrong.cpu().numpy()]
+            by[broken] = number
+            if "x_adv" in state:
+                state["x_adv"][broken] = x_adv[wrong].cpu().numpy()
+            record["done"][name] = at + batch
             save()
-        for number, name in enumerate(names, 1):
-            survivors = self.state.setdefault(f"start.{name}", np.flatnonzero(self.state["broken_by"] == -1))
-            for at in range(self.record["done"].get(name, 0), len(survivors), batch):
-                places = survivors[at : at + batch]
-                wrong, x_adv = self.attack(name, torch.from_numpy(places).to(self.x.device))
-                self.state["broken_by"][places[wrong]] = number
-                if "x_adv" in self.state:
-                    self.state["x_adv"][places[wrong]] = x_adv[wrong]
-                self.record["done"][name] = at + batch
-                save()
-
-    def attack(self, name: str, rows: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """(which of these images the judge gets wrong under the attack, x_adv).
-
-        Where only the model is wrong, the judge itself is attacked (a randomised one gets the image of highest loss).
-        """
-        how = {k: self.identity[k] for k in ("eps", "seed", "steps", "queries", "draws", "rescale")} | {"log": self.log}
-        how["targets"] = min(self.identity["targets"], self.record["classes"] - 1)
-        with own_randomness(self.seed):
-            x, y = self.x[rows], self.y[rows]
-            x_adv = craft(name, self.model, x, y, **how)
-            wrong = is_wrong(self.judge(x_adv), y)
-            if self.judge is not self.model:
-                flipped, rand = is_wrong(self.model(x_adv), y) & ~wrong, self.identity["randomised_ok"]
-                self.record["flips"][name] = self.record["flips"].get(name, 0) + int(flipped.sum())
-                if flipped.any():
-                    net, how["perturb"] = (self.model, {"best_loss": True}) if rand else (self.judge, {})
-                    x_adv[flipped] = craft(name, net, x[flipped], y[flipped], **how)
-                    wrong = is_wrong(self.judge(x_adv), y)
-        return wrong.cpu().numpy(), x_adv.cpu().numpy()
-
-    def result(self) -> AutoAttackResult:
-        by, kept = torch.from_numpy(self.state["broken_by"].copy()), self.state.get("x_adv")
-        after = {"clean": by != 0} | {k: (by == -1) | (by > i) for i, k in enumerate(self.identity["attacks"], 1)}
-        checks.check_square_sr({name: float(right.double().mean()) for name, right in after.items()}, logger=self.log)
-        flags = {flag: flag in self.record["messages"] for flag in FLAGS}
-        flags |= {name: self.record[name] for name in ("zero_gradient_points", "messages")}
-        x_adv = None if kept is None else torch.from_numpy(kept).to(self.x.device, self.model.dtype)
-        return AutoAttackResult(after.pop("clean"), by == -1, after, x_adv, flags, self.record["flips"])
 
 
 @torch.inference_mode(False)
@@ -258,19 +240,22 @@ def autoattack(
     (which may raise); a call with such a state goes on there. UsageError for another evaluation's and wrong inputs.
     """
     check_images(x, y, empty=True)
-    eps, rand = check_eps(eps, steps=steps, queries=queries), version == "rand"
-    if (version != "custom" or not attacks) if attacks is not None else version not in VERSIONS:
-        raise UsageError('version is "standard" or "rand" (which choose the attacks), or "custom" with attacks=(...)')
-    names = list(attacks or VERSIONS[version])
-    if unknown := [name for name in names if name not in NAMES]:
-        raise UsageError(f"unknown attack {unknown[0]!r}; choose one of {', '.join(NAMES)}")
-    network = Network(model, x[:batch], y)
+    names, rand, state = list(attacks or VERSIONS.get(version, ())), version == "rand", {} if state is None else state
+    if not names or (attacks is not None) != (version == "custom") or not {*names} <= {*NAMES}:
+        raise UsageError(f'version is "standard" or "rand", or "custom" with attacks=(...) of {", ".join(NAMES)}')
+    identity = {"attacks": names, "eps": check_eps(eps, steps=steps, queries=queries), "seed": seed, "batch": batch}
+    identity |= {"n": len(x), "keep_images": keep_images, "judged": judge is not None, "randomised_ok": rand}
+    identity |= {"steps": steps, "queries": queries, "draws": 20 if rand else 1, "targets": 9, "rescale": False}
+    network, dtype = Network(model, x[:batch], y), x.dtype
     judging = network if judge is None else Network(judge, x[:batch], y)
     x, y = x.detach().float().contiguous().clone(), y.detach().contiguous().clone()
-    identity = {"attacks": names, "eps": eps, "seed": seed, "batch": batch, "n": len(x), "keep_images": keep_images}
-    identity |= {"judged": judge is not None, "randomised_ok": rand, "steps": steps, "queries": queries}
-    identity |= {"draws": 20 if rand else 1, "targets": 9, "rescale": False}
     identity["images"] = zlib.crc32(y.cpu().numpy().data, zlib.crc32(x.cpu().numpy().data))
-    evaluation = _Evaluation(network, judging, x, y, {} if state is None else state, identity)
-    evaluation.run(on_chunk)
-    return evaluation.result()
+    record = _opened(state, identity, x)
+    _run(network, judging, x, y, state, record, on_chunk)
+    by, kept = torch.from_numpy(state["broken_by"].copy()), state.get("x_adv")
+    after = {"clean": by != 0} | {name: (by == -1) | (by > i) for i, name in enumerate(names, 1)}
+    checks.check_square_sr({name: float(v.double().mean()) for name, v in after.items()}, logger=Log(record))
+    flags = {flag: flag in record["messages"] for flag in FLAGS}
+    flags |= {name: record[name] for name in ("zero_gradient_points", "messages")}
+    x_adv = None if kept is None else torch.from_numpy(kept).to(x.device, dtype)
+    return AutoAttackResult(after.pop("clean"), by == -1, after, x_adv, flags, record["flips"])

@@ -1,8 +1,8 @@
-"""Losses, and white-box attacks: PGD, FGSM, restarts, multi-targeted PGD, PGD on a joint loss; a noise control.
+"""Losses, and the white-box and transfer attacks, all of which are PGD (Madry et al. 2018).
 
-N images, C channels, H and W pixels, K classes. An attack is (model, x, y, *, eps, ...) -> x_adv: x (N, C, H, W) in
-[0, 1], y (N,) int64, eps and alpha the L-inf radius and step in pixels of [0, 1]; x_adv is like x, within eps of it and
-in [0, 1]. The caller chooses the model's mode. Losses are summed over the batch: no image's step depends on another.
+N images, K classes. An attack is (model, x, y, *, eps, ...) -> x_adv: x (N, C, H, W) in [0, 1], y (N,) int64, eps and
+alpha the L-inf radius and step in pixels of [0, 1]; x_adv is like x, within eps of it and in [0, 1]. The caller chooses
+the model's mode. Losses map logits (N, K) and labels to (N,) and are summed: no image's step depends on another.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,9 +17,10 @@ from fsr.files import UsageError
 
 Net = Callable[[Tensor], Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
-cross_entropy = partial(F.cross_entropy, reduction="none")  # of logits (N, K) and labels (N,), per image
 Indices = Iterable[int] | None  # the images' places in the data set, 0..N-1 if None
 RESTARTS, STEP_SIZES, TARGETS = 10, (0.25, 0.1, 0.025), 9  # of `pgd_restarts` and `multi_targeted`
+
+cross_entropy = partial(F.cross_entropy, reduction="none")
 
 
 def is_wrong(logits: Tensor, y: Tensor) -> Tensor:
@@ -28,25 +29,33 @@ def is_wrong(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def logit_margin(logits: Tensor, y: Tensor) -> Tensor:
-    """max_{j != y} z_j - z_y, (N,): positive where the network is wrong."""
-    true = logits.gather(1, y[:, None]).squeeze(1)
-    return logits.scatter(1, y[:, None], float("-inf")).amax(dim=1) - true
+    """max_{j != y} z_j - z_y: positive where the network is wrong."""
+    return logits.scatter(1, y[:, None], float("-inf")).amax(dim=1) - logits.gather(1, y[:, None]).squeeze(1)
 
 
 def margin(logits: Tensor, y: Tensor, kappa: float = 50.0) -> Tensor:
-    """C&W margin min(logit_margin - kappa, 0), (N,); flat beyond kappa (Carlini & Wagner 2017, eq. 6)."""
+    """C&W margin min(logit_margin - kappa, 0); flat beyond kappa (Carlini & Wagner 2017, eq. 6)."""
     return -(kappa - logit_margin(logits, y)).clamp_min(0)
 
 
 def targeted_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """z_target - z_y, (N,); target: (N,) int64 wrong classes (Gowal et al. 2019)."""
+    """z_target - z_y; target: (N,) int64 wrong classes (Gowal et al. 2019)."""
     return (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
-    """Difference of logits ratio, (N,), K >= 3: scaling the logits does not change it (Croce & Hein 2020, eq. 6)."""
+    """Difference of logits ratio, K >= 3: scaling the logits does not change it (Croce & Hein 2020, eq. 6)."""
     top = logits.topk(3, dim=1).values
     return logit_margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+def joint_loss(traced, y: Tensor, weight: float = 2.0) -> Tensor:
+    """CE of the logits + weight * mean CE of auxiliary logits (Bai 2021, Yan 2021); traced: of `Classifier.trace`."""
+    logits, streams = traced
+    heads = [head for stream in streams for head in stream.aux.values()]
+    if not heads:
+        raise UsageError("pgd20-joint needs a model whose modules have auxiliary classifiers: cas, cifs or fsr")
+    return cross_entropy(logits, y) + weight * sum(cross_entropy(z.to(logits.dtype), y) for z in heads) / len(heads)
 
 
 def project_linf(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
@@ -59,62 +68,52 @@ def noise_for(x: Tensor, *, seed: int, indices: Indices = None, stream: int = 0,
 
     They depend on place in the data set, seed and stream (a restart), never on the batch: Philox (Salmon et al. 2011).
     """
-    rows = []
-    for index in range(len(x)) if indices is None else indices:
-        rng = np.random.Generator(np.random.Philox(key=[seed, int(index)], counter=[0, 0, 0, stream]))
-        rows.append(getattr(rng, kind)(x.shape[1:]))
-    return torch.from_numpy(np.stack(rows)).to(device=x.device, dtype=x.dtype)
+    keys = [[seed, int(index)] for index in (range(len(x)) if indices is None else indices)]
+    made = [np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, stream])) for key in keys]
+    return torch.from_numpy(np.stack([getattr(rng, kind)(x.shape[1:]) for rng in made])).to(x.device, x.dtype)
 
 
-def uniform_start(x: Tensor, *, eps: float, seed: int, indices: Indices = None, stream: int = 0) -> Tensor:
-    """A perturbation uniform in [-eps, eps] for each image, like x (see `noise_for`)."""
-    return eps * (2 * noise_for(x, seed=seed, indices=indices, stream=stream) - 1)
-
-
-def input_gradient(model: Net, x: Tensor, y: Tensor, loss: Loss) -> Tensor:
-    """Gradient of the summed loss at x, like x; zero where the model cuts the graph, UsageError in inference_mode."""
-    if torch.is_inference_mode_enabled():
-        raise UsageError("an attack needs gradients: call it outside torch.inference_mode()")
-    leaf = x.detach().requires_grad_()
-    with torch.enable_grad():
-        objective = loss(model(leaf.clone()), y).sum()
-    if not objective.requires_grad:
-        return torch.zeros_like(x)
-    return torch.autograd.grad(objective, leaf, allow_unused=True, materialize_grads=True)[0]
+def uniform_start(x: Tensor, *, eps: float, **own) -> Tensor:
+    """A perturbation uniform in [-eps, eps] for each image, like x; own: see `noise_for`."""
+    return eps * (2 * noise_for(x, **own) - 1)
 
 
 def pgd(
-    model: Net,
-    x: Tensor,
-    y: Tensor,
+    model,
+    x,
+    y,
     *,
     eps: float,
-    alpha: float | None = None,
-    steps: int = 20,
+    alpha=None,
+    steps=20,
     loss: Loss = cross_entropy,
-    random_start: bool = True,
-    start: Tensor | None = None,
-    direction: Callable[[Tensor], Tensor] = lambda gradient: gradient,
+    random_start=True,
+    start=None,
+    turn=None,
 ) -> Tensor:
-    """L-inf projected gradient ascent on `loss`, last iterate (Madry et al. 2018, section 2.1).
+    """Projected gradient ascent on `loss`, last iterate (Madry et al. 2018, section 2.1); alpha: 0.1 * eps if None.
 
-    alpha: 0.1 * eps if None. start: the first perturbation, like x; else uniform in the ball, or none. direction:
-    changes the gradient.
+    start: the first perturbation, like x; else uniform in the ball, or none. turn: maps a gradient to the direction of
+    the step. A model that cuts the graph gives no step. UsageError in inference_mode.
     """
+    if torch.is_inference_mode_enabled():
+        raise UsageError("an attack needs gradients: call it outside torch.inference_mode()")
     x, alpha = x.detach(), 0.1 * eps if alpha is None else alpha
     low, high = (x - eps).clamp_min(0), (x + eps).clamp_max(1)
     if start is None and random_start:
         start = eps * (2 * torch.rand(x.shape, device=x.device, dtype=x.dtype) - 1)
     x_adv = x if start is None else torch.clamp(x + start, low, high)
     for _ in range(steps):
-        gradient = direction(input_gradient(model, x_adv, y, loss))
-        x_adv = torch.clamp(x_adv + alpha * gradient.sign(), low, high)
+        leaf, gradient = x_adv.detach().requires_grad_(), torch.zeros_like(x)
+        with torch.enable_grad():
+            objective = loss(model(leaf.clone()), y).sum()
+        if objective.requires_grad:
+            (gradient,) = torch.autograd.grad(objective, leaf, allow_unused=True, materialize_grads=True)
+        x_adv = torch.clamp(x_adv + alpha * (turn(gradient) if turn else gradient).sign(), low, high)
     return x_adv.detach()
 
 
-def fgsm(model: Net, x: Tensor, y: Tensor, *, eps: float) -> Tensor:
-    """Fast gradient sign method: one step of eps, no random start (Goodfellow et al. 2015)."""
-    return pgd(model, x, y, eps=eps, alpha=eps, steps=1, random_start=False)
+walk = partial(pgd, random_start=False)  # the evaluation's PGD: no random start
 
 
 def strongest(model: Net, x: Tensor, y: Tensor, attempts: int, craft: Callable[[int, Tensor], Tensor]) -> Tensor:
@@ -161,24 +160,55 @@ def multi_targeted(model: Net, x: Tensor, y: Tensor, *, eps, steps=50, seed=0, i
     return strongest(model, x, y, aims.shape[1], craft)
 
 
-def joint_loss(traced, y: Tensor, weight: float = 2.0) -> Tensor:
-    """CE of the final logits + weight * mean CE of the modules' auxiliary logits, (N,) (Bai 2021, Yan 2021).
-
-    traced: what `Classifier.trace` returns. UsageError without auxiliary logits.
-    """
-    logits, streams = traced
-    heads = [head for stream in streams for head in stream.aux.values()]
-    if not heads:
-        raise UsageError("pgd20-joint needs a model whose modules have auxiliary classifiers: cas, cifs or fsr")
-    auxiliary = sum(cross_entropy(head.to(logits.dtype), y) for head in heads) / len(heads)
-    return cross_entropy(logits, y) + weight * auxiliary
-
-
-def joint(model, x: Tensor, y: Tensor, *, eps: float, steps: int = 20) -> Tensor:
-    """PGD on `joint_loss`, of a model with `trace`."""
-    return pgd(model.trace, x, y, eps=eps, steps=steps, loss=joint_loss, random_start=False)
-
-
 def random_noise(model, x: Tensor, y: Tensor, *, eps: float, seed: int = 0, indices: Indices = None) -> Tensor:
     """The control that asks no model: every pixel moved by eps up or down at random, clipped to [0, 1]."""
     return project_linf(x + eps * uniform_start(x, eps=1.0, seed=seed, indices=indices).sign(), x, eps)
+
+
+def resize_and_pad(x: Tensor, size: int, top: int, left: int) -> Tensor:
+    """x (N, C, H, W) shrunk to size x size pixels (nearest) and put at (top, left) on zeros of x's own size."""
+    height, width = x.shape[-2:]
+    small = F.interpolate(x, size=(size, size), mode="nearest")
+    return F.pad(small, (left, width - size - left, top, height - size - top))
+
+
+def diversity(seed: int, *, probability: float = 0.5, resize: float = 0.9) -> Callable[[Tensor], Tensor]:
+    """A transform that, at each call with `probability`, shrinks x and moves it at random (Xie et al. 2019).
+
+    The size is uniform in [int(resize * H), H); one draw serves the batch, as in the authors' code. Square images.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def transform(x: Tensor) -> Tensor:
+        full = x.shape[-1]
+        chosen = float(torch.rand((), generator=generator, dtype=torch.float32)) < probability
+        size = int(torch.randint(min(int(resize * full), full - 1), full, (), generator=generator))
+        top, left = (int(torch.randint(0, full - size + 1, (), generator=generator)) for _ in range(2))
+        return resize_and_pad(x, size, top, left) if chosen else x
+
+    return transform
+
+
+def di_fgsm(model: Net, x: Tensor, y: Tensor, *, seed: int = 0, probability=0.5, resize=0.9, **options) -> Tensor:
+    """PGD whose every gradient is taken at a randomly shrunk and moved copy (Xie et al. 2019, section 3.2)."""
+    transform = diversity(seed, probability=probability, resize=resize)
+    return walk(lambda image: model(transform(image)), x, y, **options)
+
+
+def ti_fgsm(model: Net, x: Tensor, y: Tensor, *, kernel: int | None = None, **options) -> Tensor:
+    """PGD along the gradient smoothed by a Gaussian to 3 sigma (Dong et al. 2019, eq. 8); kernel: its odd size."""
+    size, channels = kernel or (3 if x.shape[-1] <= 8 else 7), x.shape[1]
+    line = torch.exp(-(torch.linspace(-3, 3, size, dtype=torch.float64) ** 2) / 2)
+    weight = (torch.outer(line, line) / torch.outer(line, line).sum()).to(x).expand(channels, 1, size, size)
+    return walk(model, x, y, turn=lambda g: F.conv2d(g, weight, padding=size // 2, groups=channels), **options)
+
+
+def mi_fgsm(model: Net, x: Tensor, y: Tensor, *, decay: float = 1.0, **options) -> Tensor:
+    """PGD along accumulated gradients, each divided by its L1 norm (Dong et al. 2018, eq. 6 and 7)."""
+    memory = torch.zeros_like(x)
+
+    def accumulate(gradient: Tensor) -> Tensor:
+        size = gradient.abs().sum(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
+        return memory.mul_(decay).add_(gradient / size)
+
+    return walk(model, x, y, turn=accumulate, **options)

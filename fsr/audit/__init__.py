@@ -7,13 +7,13 @@ under each group, under everything. A defence that hides its gradients looks rob
 import logging
 import time
 import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
 
-from fsr.attacks.inputs import check_eps, check_images, own_randomness
+from fsr.attacks.inputs import Network, check_eps, check_images, own_randomness
 from fsr.audit.binarization import binarization_test
 from fsr.audit.context import BUDGETS, Attackable, Context, private_copy, watched
 from fsr.audit.groups import GROUPS
@@ -23,31 +23,6 @@ from fsr.hardware import exact_float32
 from fsr.models.modes import eval_mode
 
 log = logging.getLogger("fsr")
-
-
-@dataclass(frozen=True)
-class Audit:
-    """Is the robustness real?  All tensors are (N,) bool on the CPU, in the order of the images: still right."""
-
-    clean: Tensor
-    authors_protocol: Tensor  # clean, FGSM, PGD-20, PGD-100 and C&W without restarts
-    worst_case: Tensor  # under everything
-    columns: dict[str, Tensor]  # the parts of the authors' protocol
-    groups: dict[str, Tensor]  # clean images included, as in `attacks`
-    attacks: dict[str, Tensor]  # by "group/attack"
-    not_applicable: dict[str, str]  # group or "group/attack" to why it was left out
-    indicators: dict[str, float]  # `indicators.NAMES` to shares
-    flags: dict  # AutoAttack's own
-    checks: dict  # see `_assemble`
-    binarization: dict[str, float]  # attack to the share of known adversarial images that it finds
-    details: dict[str, dict]
-    seconds: dict[str, float]
-    randomised: bool
-
-    def summary(self) -> dict[str, float]:
-        """Accuracies as fractions: clean, authors_protocol, each group, worst_case."""
-        rows = {"clean": self.clean, "authors_protocol": self.authors_protocol}
-        return {k: float(v.double().mean()) for k, v in {**rows, **self.groups, "worst_case": self.worst_case}.items()}
 
 
 def run_group(name: str, c: Context) -> dict:
@@ -67,8 +42,8 @@ def run_group(name: str, c: Context) -> dict:
     return {"attacks": attacks, "details": details, "not_applicable": group.missing, "seconds": seconds}
 
 
-def _assemble(c: Context, records: Mapping[str, dict], checks: dict) -> Audit:
-    """The report of all groups.
+def assemble(c: Context, records: Mapping[str, dict], checks: dict) -> SimpleNamespace:
+    """The report of all groups; tensors are (N,) bool on the CPU, in the order of the images: still right.
 
     checks, beside those given: `cw_above_pgd20` by more than 0.02 (logits of another scale), `pgd_above_autoattack` by
     more than 0.08 (honest networks show 0.02 to 0.04), and `changed`, what an attack did not leave as it was.
@@ -84,18 +59,18 @@ def _assemble(c: Context, records: Mapping[str, dict], checks: dict) -> Audit:
         "changed": [what for each in details.values() for what in each.get("changed", [])],
     }
     left_out = {k: record.get("not_applicable", {}) for k, record in records.items()}
-    return Audit(
+    return SimpleNamespace(
         clean=clean,
-        authors_protocol=right["protocol"],
-        worst_case=torch.stack([clean, *right.values()]).all(dim=0),
-        columns=kept["protocol"],
-        groups={name: correct for name, correct in right.items() if name != "protocol"},
+        columns=kept["protocol"],  # the parts of the authors' protocol
+        authors_protocol=right.pop("protocol"),  # clean, FGSM, PGD-20, PGD-100 and C&W without restarts
+        groups=right,  # clean images included, as in `attacks`
+        worst_case=torch.stack([clean, *kept["protocol"].values(), *right.values()]).all(dim=0),  # under everything
         attacks={f"{k}/{a}": v for k, attacks in kept.items() if k != "protocol" for a, v in attacks.items()},
         not_applicable={f"{k}/{a}" if a else k: why for k, each in left_out.items() for a, why in each.items()},
-        indicators=details["indicators"],
-        flags=details["autoattack"],
+        indicators=details["indicators"],  # `indicators.NAMES` to shares
+        flags=details["autoattack"],  # AutoAttack's own
         checks=checks,
-        binarization=details["binarization"].get("shares", {}),
+        binarization=details["binarization"].get("shares", {}),  # attack to the share of known images that it finds
         details={name: each for name, each in details.items() if each},
         seconds={name: record.get("seconds", 0.0) for name, record in records.items()},
         randomised=c.randomised,
@@ -103,19 +78,9 @@ def _assemble(c: Context, records: Mapping[str, dict], checks: dict) -> Audit:
 
 
 def audit(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    eps: float = 8 / 255,
-    budget: str = "quick",
-    seed: int = 0,
-    *,
-    surrogate: nn.Module | None = None,
-    train: tuple[Tensor, Tensor] | None = None,
-    on_group: Callable[[str, dict], None] = lambda name, record: None,
-    done: Mapping[str, dict] | None = None,
-) -> Audit:
-    """Attack a classifier in every way known here (GROUPS) and say which images still hold.
+    model, x, y, eps=8 / 255, budget="quick", seed=0, *, surrogate=None, train=None, on_group=None, done=None
+) -> SimpleNamespace:
+    """Attack a classifier in every way known here (GROUPS) and say which images still hold; see `assemble`.
 
     model: any nn.Module from images to logits (N, K), of which a copy in eval mode and float32 is attacked.
     x: (N, C, H, W) in [0, 1]; y: (N,) int64; eps: L-inf radius in pixels of [0, 1]. budget: quick (a minute for 100
@@ -136,24 +101,14 @@ def audit(
     x, y = x.detach().float().contiguous().to(device), y.to(device)
     with eval_mode(copy), own_randomness(seed), exact_float32():
         with torch.no_grad():
-            logits = copy(x[:2].clone())
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x[:2]) or logits.shape[1] < 2:
-            raise UsageError("the model must give logits (N, K), K at least 2, and nothing else")
-        check_images(x, y, logits.shape[1])
-        context = Context(
-            model=copy,
-            x=x,
-            y=y,
-            eps=float(eps),
-            seed=seed,
-            budget=BUDGETS[budget],
-            batch=1000 if device.type == "cuda" else 250,
-            surrogate=None if surrogate is None else Attackable(private_copy(surrogate).to(device).eval(), x),
-            train=None if train is None else (train[0].float().to(device), train[1].to(device)),
-        )
+            Network(copy, x[:2], y)(x[:2])  # UsageError unless it gives logits with a class for every label
+        given = {"eps": float(eps), "seed": seed, "budget": BUDGETS[budget], "batch": 1000 if x.is_cuda else 250}
+        given["train"] = None if train is None else (train[0].float().to(device), train[1].to(device))
+        other = None if surrogate is None else Attackable(private_copy(surrogate).to(device).eval(), x)
+        context = Context(model=copy, x=x, y=y, surrogate=other, **given)
         for name in GROUPS:
             if name not in records:
                 records[name] = run_group(name, context)
-                on_group(name, records[name])
-        checks = cheap_checks(model, context)
-    return _assemble(context, records, checks)
+                if on_group is not None:
+                    on_group(name, records[name])
+        return assemble(context, records, cheap_checks(model, context))

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from fsr.attacks.gradient import Loss, Net, cross_entropy, is_wrong, project_linf
 from fsr.models.modes import hooked
 
-Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-Oracle = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+Answer = tuple[Tensor, Tensor, Tensor]
+Oracle = Callable[[Tensor, Tensor], Answer]
 WithHeads = Callable[[Tensor], tuple[Tensor, list[Tensor]]]  # images to the final logits and those of other heads
 STAGES = 6  # between two of them the step is halved
 
@@ -31,10 +31,10 @@ def scaled_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     return cross_entropy(scale_free(logits), y)
 
 
-def backward(objective: Objective, draws: int = 1) -> Oracle:
+def backward(objective: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], draws: int = 1) -> Oracle:
     """Gradients by backpropagation, the mean over `draws` passes (EOT, Athalye et al. 2018)."""
 
-    def oracle(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def oracle(x: Tensor, y: Tensor) -> Answer:
         value, gradient, scores = torch.zeros_like(x[:, 0, 0, 0]), torch.zeros_like(x), x.new_zeros(())
         for _ in range(draws):
             leaf = x.detach().requires_grad_()
@@ -61,7 +61,7 @@ def differences(net: Net, loss: Loss, *, sigma: float, pairs: int, seed: int, mo
     calls, memory = itertools.count(), torch.zeros(())
 
     @torch.no_grad()
-    def oracle(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def oracle(x: Tensor, y: Tensor) -> Answer:
         nonlocal memory
         generator = torch.Generator(device=x.device).manual_seed(seed * 1_000_003 + next(calls))
         memory, logits = momentum * memory.to(x), net(x)
@@ -75,9 +75,7 @@ def differences(net: Net, loss: Loss, *, sigma: float, pairs: int, seed: int, mo
     return oracle
 
 
-def ascend(
-    oracle: Oracle, x: Tensor, y: Tensor, *, eps: float, steps: int, start: Tensor | None = None, stop: bool = True
-) -> Tensor:
+def ascend(oracle: Oracle, x: Tensor, y: Tensor, *, eps: float, steps: int, start=None, stop: bool = True) -> Tensor:
     """Sign ascent with APGD's momentum; the step is halved from 2 * eps on, each time from the best image so far.
 
     x: (N, C, H, W) in [0, 1]; y: (N,); start: a first perturbation. Returns each sample's first wrong image, else (with
@@ -102,18 +100,17 @@ def ascend(
     return best
 
 
-def joint(network: WithHeads, weight: float) -> Objective:
-    """Cross-entropy of the final logits plus `weight` times its mean over the other heads, all logits scale-free."""
+def joint(network: WithHeads, weight: float) -> Oracle:
+    """Up the CE of the final logits plus `weight` times its mean over the other heads, all logits scale-free."""
 
     def objective(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         logits, others = network(x)
         losses = [scaled_cross_entropy(z, y) for z in others]
         return scaled_cross_entropy(logits, y) + weight * sum(losses) / len(losses), logits
 
-    return objective
+    return backward(objective)
 
 
-@torch.no_grad()
 def _stages(net: nn.Module, x: Tensor, most: int = 4) -> list[nn.Module]:
     """For each size of features above the logits', the last module to give it; the `most` last, in running order."""
     last, classes = dict[torch.Size, nn.Module](), net(x).shape[1]
@@ -148,20 +145,14 @@ def _fit(features: Tensor, y: Tensor, classes: int) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def with_latent_heads(net: nn.Module, x: Tensor, y: Tensor, *, classes: int, batch: int) -> tuple[WithHeads, int]:
     """The network with a head fitted to each stage from images x (N, C, H, W) and labels y (N,); how many there are."""
-    stages = _stages(net, x[:2])
+    stages, heads = _stages(net, x[:2]), list[tuple]()
 
-    def features(images: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def network(images: Tensor) -> tuple[Tensor, list[Tensor]]:
         seen: dict[nn.Module, Tensor] = {}
-        keep = [stage.register_forward_hook(lambda module, _, out: seen.update({module: out})) for stage in stages]
-        with hooked(keep):
-            logits = net(images)
-        return logits, [_pooled(seen[stage]) for stage in stages]
+        with hooked([s.register_forward_hook(lambda module, _, out: seen.update({module: out})) for s in stages]):
+            logits, pooled = net(images), [_pooled(seen[stage]) for stage in stages]
+        return logits, [F.linear(f, *head) for f, head in zip(pooled, heads)] if heads else pooled
 
-    parts = [features(images)[1] for images in x.split(batch)]
-    heads = [_fit(torch.cat(part), y, classes) for part in zip(*parts)]
-
-    def with_heads(images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        logits, pooled = features(images)
-        return logits, [F.linear(f, *head) for f, head in zip(pooled, heads, strict=True)]
-
-    return with_heads, len(stages)
+    parts = [network(images)[1] for images in x.split(batch)]
+    heads += [_fit(torch.cat(part), y, classes) for part in zip(*parts)]
+    return network, len(stages)

@@ -20,17 +20,14 @@ GAP = 10.0  # logits between these points' mean and the corner
 OFF = -100.0  # logit of the classes beyond the two
 
 
-def last_layer(model: nn.Module, x: Tensor) -> nn.Linear:
-    """The last linear layer of a network that gives as many values as there are logits; UsageError without one."""
+def _last_layer(model: nn.Module, x: Tensor) -> nn.Linear:
     called: list[nn.Linear] = []
     linear = [part for part in model.modules() if isinstance(part, nn.Linear)]
-    hooks = [part.register_forward_hook(lambda layer, *_: called.append(layer)) for part in linear]
-    with torch.no_grad(), hooked(hooks):
+    with hooked([part.register_forward_hook(lambda layer, *_: called.append(layer)) for part in linear]):
         classes = model(x[:1].clone()).shape[1]
-    found = [layer for layer in called if layer.out_features == classes]
-    if not found:
-        raise UsageError("the binarization test replaces a last nn.Linear, and this network has none")
-    return found[-1]
+    if found := [layer for layer in called if layer.out_features == classes]:
+        return found[-1]
+    raise UsageError("the binarization test replaces a last nn.Linear, and this network has none")
 
 
 def _head(points: Tensor, closeness: float) -> tuple[Tensor, Tensor]:
@@ -44,52 +41,40 @@ def _head(points: Tensor, closeness: float) -> tuple[Tensor, Tensor]:
     return weight, -(highest + closeness * (corner @ weight - highest))
 
 
-class BinaryNetwork(nn.Module):
-    """A copy of a network whose last layer tells class 0, near an image, from class 1, towards that image's corner.
+@torch.no_grad()
+def binary_problem(model, x: Tensor, eps: float, *, seed: int, closeness: float) -> tuple[nn.Module, Tensor, Tensor]:
+    """(network, images (M, C, H, W), labels (M,)) of those images that have a problem; UsageError where none has.
 
-    Which image is meant is read off the input: the nearest. solvable: (N,) bool, both are classified so.
+    A copy of the network whose last layer tells class 0, near an image, from class 1, towards that image's corner.
+    Which image is meant is read off the input: the nearest.
     """
+    net, generator, problems = private_copy(model).eval(), torch.Generator().manual_seed(seed), []
+    points, rows = list[Tensor](), list[Tensor]()  # what the hooks last saw
 
-    def __init__(self, model: nn.Module, x: Tensor, *, eps: float, seed: int, closeness: float):
-        super().__init__()
-        self.model, self.x = private_copy(model).eval(), x
-        layer, generator = last_layer(self.model, x), torch.Generator().manual_seed(seed)
-        heads, corners, points = [], [], list[Tensor]()
+    def replaced(layer: nn.Module, given: tuple, out: Tensor) -> Tensor:
+        value = (given[0] * weight[rows[-1]]).sum(dim=1, keepdim=True) + bias[rows[-1], None]
+        return torch.cat([-value / 2, value / 2, torch.full_like(out[:, 2:], OFF)], dim=1)
+
+    def find_rows(_, given: tuple) -> None:
+        rows[:] = [torch.cdist(given[0].detach().flatten(1), x.flatten(1), p=torch.inf).argmin(dim=1)]
+
+    with own_randomness(seed):
+        layer = _last_layer(net, x) if len(x) else None
         for image in x:
             noise = 2 * torch.rand((INNER + 2, *image.shape), generator=generator).to(x) - 1
             noise[0], noise[1] = noise[0].sign(), 0
             near = (image + eps * noise).clamp(0, 1)
-            hook = layer.register_forward_hook(lambda _, given, out: points.append(given[0].double().flatten(1)))
-            with torch.no_grad(), hooked([hook]):
-                self.model(near.clone())
-            heads.append(_head(points.pop(), closeness))
-            corners.append(near[0])
-        self.weight, self.bias = (torch.stack(part).to(x) for part in zip(*heads))
-        layer.register_forward_hook(self._replaced)
-        with torch.no_grad():
-            self.solvable = (self(x).argmax(dim=1) == 0) & (self(torch.stack(corners)).argmax(dim=1) == 1)
-
-    def _replaced(self, layer: nn.Module, given: tuple, out: Tensor) -> Tensor:
-        value = (given[0] * self.weight[self.rows]).sum(dim=1, keepdim=True) + self.bias[self.rows, None]
-        return torch.cat([-value / 2, value / 2, torch.full_like(out[:, 2:], OFF)], dim=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.rows = torch.cdist(x.detach().flatten(1), self.x.flatten(1), p=torch.inf).argmin(dim=1)
-        return self.model(x)
-
-
-def binary_problem(
-    model: nn.Module, x: Tensor, eps: float, *, seed: int, closeness: float
-) -> tuple[nn.Module, Tensor, Tensor]:
-    """(network, images (M, C, H, W), labels (M,)) of those images that have a problem; UsageError where none has."""
-    if not len(x):
-        raise UsageError("the binarization test needs an image")
-    with own_randomness(seed):
-        binary = BinaryNetwork(model, x, eps=eps, seed=seed, closeness=closeness)
-    x = x[binary.solvable]
-    if not len(x):
-        raise UsageError("no image has a corner that the network's features tell from the points inside its ball")
-    return binary, x, torch.zeros(len(x), dtype=torch.int64, device=x.device)
+            with hooked([layer.register_forward_hook(lambda _, given, out: points.append(given[0].double()))]):
+                net(near.clone())
+            problems.append((*_head(points.pop().flatten(1), closeness), near[0]))
+        if layer is not None:
+            weight, bias, corners = (torch.stack(part).to(x) for part in zip(*problems))
+            layer.register_forward_hook(replaced)
+            net.register_forward_pre_hook(find_rows, prepend=True)
+            solvable = (net(x.clone()).argmax(dim=1) == 0) & (net(corners).argmax(dim=1) == 1)
+            if solvable.any():
+                return net, x[solvable], torch.zeros(int(solvable.sum()), dtype=torch.int64, device=x.device)
+    raise UsageError("no image has a corner that the network's features tell from the points inside its ball")
 
 
 def binarization_test(

@@ -28,20 +28,20 @@ Craft = Callable[[Tensor, Tensor, Tensor], Tensor]  # images, labels, their numb
 # of PGD's ten restarts, `noisy_steps` of attacks through noise; `draws` of a randomised network, per verdict, and per
 # gradient of the attacks through noise; `queries` of Square; `pairs` of finite differences per step; options that cut
 # AutoAttack and its version `rand` short; images of the binarization test, and attacks that are too slow for it.
+FULL = {"steps": 100, "pgd_steps": 100, "targeted_steps": 50, "noisy_steps": 50, "estimated_steps": 40, "draws": 20}
+FULL |= {"queries": 20_000, "pairs": 64, "binary": 50}
+SHORT = {"steps": 40, "pgd_steps": 40, "targeted_steps": 20, "noisy_steps": 12, "estimated_steps": 20, "draws": 20}
+SHORT |= {"queries": 1000, "pairs": 24, "binary": 8}
+SLOW = ("autoattack", "autoattack-ci", "autoattack-rand", "nattack")
 BUDGETS: dict[str, dict[str, Any]] = {
-    "full": {"steps": 100, "pgd_steps": 100, "targeted_steps": 50, "noisy_steps": 50, "draws": 20, "queries": 20_000}
-    | {"pairs": 64, "estimated_steps": 40, "autoattack": {}, "rand": {}, "binary": 50, "untested": ()},
-}
-BUDGETS["quick"] = BUDGETS["full"] | {
-    **{"steps": 40, "pgd_steps": 40, "targeted_steps": 20, "noisy_steps": 12, "queries": 1000, "pairs": 24},
-    **{"estimated_steps": 20, "autoattack": {"steps": 20, "queries": 300}, "rand": {"steps": 8}, "binary": 8},
-    "untested": ("autoattack", "autoattack-ci", "autoattack-rand", "nattack"),
+    "quick": {**SHORT, "autoattack": {"steps": 20, "queries": 300}, "rand": {"steps": 8}, "untested": SLOW},
+    "full": {**FULL, "autoattack": {}, "rand": {}, "untested": ()},
 }
 
 
 @dataclass
 class Group:
-    """One group: its attacks by name, JSON-able facts, and why an attack ("" for all) is left out."""
+    """One group: its attacks by name, JSON-able facts (a (N,) bool: its share), why an attack ("": all) is left out."""
 
     crafts: dict[str, Craft] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
@@ -177,20 +177,17 @@ class Context:
 
     def named(self, name: str, **options) -> Craft:
         """The attack of this name in ATTACKS."""
-
-        def craft(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-            return ATTACKS[name](self.net, x, y, eps=self.eps, seed=self.seed, indices=rows.tolist(), **options)
-
-        return craft
+        how = {"eps": self.eps, "seed": self.seed, **options}
+        return lambda x, y, rows: ATTACKS[name](self.net, x, y, indices=rows.tolist(), **how)
 
     def climb(self, oracle: Oracle, stream: int, *, steps=None, stop=True, start=None, **switches) -> Craft:
         """The audit's own ascent, from a random start or the one given, while FSR's switches are set."""
+        how = {"eps": self.eps, "steps": steps or self.budget["steps"], "stop": stop and not self.randomised}
 
         def craft(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
             first = uniform_start(x, eps=self.eps, seed=self.seed, indices=rows.tolist(), stream=stream)
-            count, first = steps or self.budget["steps"], first if start is None else start
             with switched(self.reference, **switches):
-                return ascend(oracle, x, y, eps=self.eps, steps=count, start=first, stop=stop and not self.randomised)
+                return ascend(oracle, x, y, start=first if start is None else start, **how)
 
         return craft
 
@@ -199,24 +196,21 @@ class Context:
         return [rows for rows in self.clean.nonzero().squeeze(1).split(self.batch) if len(rows)]
 
     def run(self, crafts: dict[str, Craft]) -> dict[str, Tensor]:
-        """Name to (N,) bool, right on clean images and under the attack; each attack gets what is right when clean."""
+        """Name to (N,) bool, right on clean images and under the attack; each attack gets what is right when clean.
+
+        Crafted in TensorFloat-32 where a GPU has it and judged without: where only the coarse network errs the attack
+        may have stopped there, and goes on without TensorFloat-32.
+        """
         outcomes = {name: self.clean.clone() for name in crafts}
         for name, craft in crafts.items():
             for rows in self.clean_rows():
-                outcomes[name][rows] = self._kept(craft, rows)
+                x, y = self.x[rows], self.y[rows]
+                with quick_float32(), torch.no_grad():
+                    x_adv = craft(x, y, rows)
+                    fooled = is_wrong(self.reference(x_adv), y)
+                kept = self.correct(x_adv, rows)
+                again = kept & fooled
+                if again.any() and not self.randomised:
+                    kept[again] = self.correct(craft(x[again], y[again], rows[again]), rows[again])
+                outcomes[name][rows] = kept
         return outcomes
-
-    def _kept(self, craft: Craft, rows: Tensor) -> Tensor:
-        """Which images are right after an attack, crafted in TensorFloat-32 where a GPU has it and judged without.
-
-        An attack may have stopped where only the coarse network errs: there it goes on without TensorFloat-32.
-        """
-        x, y = self.x[rows], self.y[rows]
-        with quick_float32(), torch.no_grad():
-            x_adv = craft(x, y, rows)
-            fooled = is_wrong(self.reference(x_adv), y)
-        kept = self.correct(x_adv, rows)
-        again = kept & fooled
-        if again.any() and not self.randomised:
-            kept[again] = self.correct(craft(x[again], y[again], rows[again]), rows[again])
-        return kept

@@ -83,13 +83,13 @@ def latent(c: Context) -> Group:
         return logits, [z for one in streams for z in one.aux.values()]
 
     if with_auxiliary(c.x[:1])[1]:
-        crafts["joint"] = c.climb(backward(joint(with_auxiliary, 1.0)), 50, backward_tau=1.0)
+        crafts["joint"] = c.climb(joint(with_auxiliary, 1.0), 50, backward_tau=1.0)
     else:
         missing["joint"] = "this model has no auxiliary logits"
     heads, stages = with_latent_heads(c.net, *(c.train or (c.x, c.y)), classes=c.classes, batch=c.batch)
     if stages:
         for name, weight in {"heads": 1.0, "heads-strong": 10.0}.items():
-            crafts[name] = c.climb(backward(joint(heads, weight)), 51)
+            crafts[name] = c.climb(joint(heads, weight), 51)
     else:
         missing["heads"] = "this model has no stages below its logits"
     return Group(crafts, {"stages": stages}, missing)

@@ -120,7 +120,7 @@ def _stages(net: nn.Module, x: Tensor, most: int = 4) -> list[nn.Module]:
             last.pop(out.shape, None)
             last[out.shape] = module
 
-    with hooked([module.register_forward_hook(note) for module in net.modules()]):
+    with hooked(net.modules(), note):
         net(x)
     return list(dict.fromkeys(last.values()))[-most:]
 
@@ -149,7 +149,7 @@ def with_latent_heads(net: nn.Module, x: Tensor, y: Tensor, *, classes: int, bat
 
     def network(images: Tensor) -> tuple[Tensor, list[Tensor]]:
         seen: dict[nn.Module, Tensor] = {}
-        with hooked([s.register_forward_hook(lambda module, _, out: seen.update({module: out})) for s in stages]):
+        with hooked(stages, lambda module, _, out: seen.update({module: out})):
             logits, pooled = net(images), [_pooled(seen[stage]) for stage in stages]
         return logits, [F.linear(f, *head) for f, head in zip(pooled, heads)] if heads else pooled
 

@@ -23,7 +23,7 @@ OFF = -100.0  # logit of the classes beyond the two
 def _last_layer(model: nn.Module, x: Tensor) -> nn.Linear:
     called: list[nn.Linear] = []
     linear = [part for part in model.modules() if isinstance(part, nn.Linear)]
-    with hooked([part.register_forward_hook(lambda layer, *_: called.append(layer)) for part in linear]):
+    with hooked(linear, lambda layer, *_: called.append(layer)):
         classes = model(x[:1].clone()).shape[1]
     if found := [layer for layer in called if layer.out_features == classes]:
         return found[-1]
@@ -64,7 +64,7 @@ def binary_problem(model, x: Tensor, eps: float, *, seed: int, closeness: float)
             noise = 2 * torch.rand((INNER + 2, *image.shape), generator=generator).to(x) - 1
             noise[0], noise[1] = noise[0].sign(), 0
             near = (image + eps * noise).clamp(0, 1)
-            with hooked([layer.register_forward_hook(lambda _, given, out: points.append(given[0].double()))]):
+            with hooked([layer], lambda _, given, out: points.append(given[0].double())):
                 net(near.clone())
             problems.append((*_head(points.pop().flatten(1), closeness), near[0]))
         if layer is not None:

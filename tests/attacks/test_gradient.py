@@ -1,4 +1,4 @@
-"""FGSM and PGD against closed forms, invariants and a stored parity fixture."""
+"""Losses, FGSM and PGD against closed forms, invariants and a stored parity fixture."""
 
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from networks import Linear, Net
 from torch import nn
 
-from fsr.attacks import ATTACKS, losses
+from fsr.attacks import ATTACKS
 from fsr.attacks import gradient as g
 from fsr.config import PeerSpec
 from fsr.files import UsageError
@@ -60,7 +60,7 @@ def linear_optimum(model, x, y, eps):
 
 
 @pytest.mark.parametrize("n", [1, 3, 8])
-@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.margin, partial(losses.margin, kappa=1e6)])
+@pytest.mark.parametrize("loss", [g.cross_entropy, g.margin, partial(g.margin, kappa=1e6)])
 def test_pgd_reaches_the_closed_form_optimum_of_a_linear_model(n, loss):
     model, (x, y) = Linear(), batch(n, classes=2, dtype=torch.float64)
     x_adv = g.pgd(model, x, y, eps=0.1, alpha=0.02, steps=12, loss=loss, start=g.uniform_start(x, eps=0.1, seed=0))
@@ -87,7 +87,7 @@ def test_joint_loss_adds_twice_the_mean_of_the_probes():
     y = torch.tensor([1, 0])
     heads = [torch.randn(2, 3, dtype=torch.float64) for _ in range(3)]
     streams = [SimpleNamespace(aux=aux) for aux in ({"probe": heads[1]}, {}, {"probe": heads[2]})]
-    expected = losses.cross_entropy(heads[0], y) + losses.cross_entropy(heads[1], y) + losses.cross_entropy(heads[2], y)
+    expected = g.cross_entropy(heads[0], y) + g.cross_entropy(heads[1], y) + g.cross_entropy(heads[2], y)
     torch.testing.assert_close(g.joint_loss((heads[0], streams), y), expected)
     with pytest.raises(UsageError, match="auxiliary"):
         g.joint_loss((heads[0], []), y)
@@ -107,12 +107,12 @@ def test_joint_attack_climbs_the_peers_joint_loss(peer):
 
 def test_a_cut_graph_gives_no_step_and_inference_mode_is_refused():
     model, (x, y) = Linear(classes=5), batch(dtype=torch.float64)
-    assert torch.equal(g.fgsm(lambda x: model(x.detach()), x, y, eps=0.1), x)
-    assert torch.equal(g.fgsm(lambda x: model((x * 255).round() / 255), x, y, eps=0.1), x)
+    assert torch.equal(ATTACKS["fgsm"](lambda x: model(x.detach()), x, y, eps=0.1), x)
+    assert torch.equal(ATTACKS["fgsm"](lambda x: model((x * 255).round() / 255), x, y, eps=0.1), x)
     with torch.no_grad():
-        assert not torch.equal(g.fgsm(model, x, y, eps=0.1), x)
+        assert not torch.equal(ATTACKS["fgsm"](model, x, y, eps=0.1), x)
     with torch.inference_mode(), pytest.raises(UsageError, match="inference_mode"):
-        g.fgsm(model, x, y, eps=0.1)
+        g.pgd(model, x, y, eps=0.1)
 
 
 def test_random_starts_are_uniform_reproducible_and_their_own():
@@ -124,7 +124,7 @@ def test_random_starts_are_uniform_reproducible_and_their_own():
     assert start.abs().max() <= 0.3
     assert start.mean().abs() < 0.02 and abs(start.std() - 0.3 / 3**0.5) < 0.01
     assert torch.equal(g.uniform_start(x[[5, 2]], eps=0.3, seed=1, indices=[5, 2]), start[[5, 2]])
-    normal = g.noise_for(torch.zeros(50, 3, 8, 8), seed=0, kind="normal")
+    normal = g.noise_for(torch.zeros(50, 3, 8, 8), seed=0, kind="standard_normal")
     assert abs(normal.mean()) < 0.05 and abs(normal.std() - 1) < 0.05
 
 
@@ -159,14 +159,11 @@ def test_strongest_keeps_the_first_break_else_the_largest_loss():
     y = torch.zeros(3, dtype=torch.long)
     seen = []
 
-    def move(by):
-        def attempt(rows):
-            seen.append(rows.tolist())
-            return x[rows] + by
+    def craft(attempt, rows):
+        seen.append(rows.tolist())
+        return x[rows] + (-0.05, -0.2, 0.1)[attempt]
 
-        return attempt
-
-    x_adv = g.strongest(model, x, y, [move(-0.05), move(-0.2), move(0.1)])
+    x_adv = g.strongest(model, x, y, 3, craft)
     assert seen == [[0, 1], [0, 1], [0]]
     torch.testing.assert_close(x_adv.flatten(), torch.tensor([0.3, -0.1, -0.4], dtype=torch.float64))
 
@@ -178,7 +175,7 @@ def test_multi_targeted_breaks_what_any_single_target_breaks():
     y, broken = order[:, 0], torch.zeros(40, dtype=torch.bool)
     for i in range(4):
         start = g.uniform_start(x, eps=0.05, seed=0, stream=i)
-        loss = partial(losses.targeted_margin, target=order[:, i + 1])
+        loss = partial(g.targeted_margin, target=order[:, i + 1])
         broken |= model(g.pgd(model, x, y, start=start, loss=loss, eps=0.05, steps=9)).argmax(1) != y
     assert torch.equal(model(g.multi_targeted(model, x, y, eps=0.05, steps=9)).argmax(1) != y, broken)
     assert 0 < broken.sum() < 40
@@ -197,3 +194,26 @@ def test_no_setting_leaves_the_ball_or_the_image_range(eps, alpha, steps, seed):
     x, y = batch(3, seed=seed)
     x_adv = g.pgd(Net(5), x, y, eps=eps, alpha=alpha, steps=steps, start=g.uniform_start(x, eps=eps, seed=seed))
     assert (x_adv - x).abs().max() <= eps + 1e-6 and x_adv.min() >= 0 and x_adv.max() <= 1
+
+
+def test_losses_by_hand():
+    logits = torch.tensor([[3.0, 1.0, 0.5, -1.0], [0.0, 4.0, 2.0, 1.0]], dtype=torch.float64)
+    y, target = torch.tensor([0, 2]), torch.tensor([2, 3])
+    assert g.margin(logits, y, kappa=50).tolist() == [-52.0, -48.0]
+    assert g.margin(logits, y, kappa=0).tolist() == [-2.0, 0.0]
+    assert g.dlr(logits, y).tolist() == pytest.approx([-2 / 2.5, 2 / 3], abs=1e-9)
+    assert g.logit_margin(logits, y).tolist() == [-2.0, 2.0]
+    assert g.targeted_margin(logits, y, target).tolist() == [-2.5, -1.0]
+
+
+def test_dlr_ignores_the_scale_of_the_logits_and_cross_entropy_does_not():
+    generator = torch.Generator().manual_seed(0)
+    logits, y = torch.randn(64, 5, generator=generator, dtype=torch.float64), torch.arange(64) % 5
+    for scale in (1e-3, 1e3):
+        torch.testing.assert_close(g.dlr(scale * logits, y), g.dlr(logits, y), atol=1e-6, rtol=1e-6)
+        assert not torch.allclose(g.cross_entropy(scale * logits, y), g.cross_entropy(logits, y))
+
+
+def test_minus_infinity_is_judged_by_argmax_and_no_number_is_never_right():
+    logits = torch.tensor([[1.0, -torch.inf], [-torch.inf, 1.0], [torch.nan, 1.0], [torch.inf, 1.0], [-torch.inf] * 2])
+    assert g.is_wrong(logits, torch.tensor([0, 0, 0, 0, 0])).tolist() == [False, True, True, True, True]

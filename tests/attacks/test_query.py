@@ -51,7 +51,7 @@ def test_equals_a_slow_rederivation(bias, breaks):
     x, y, population, turns = images(3), torch.zeros(3, dtype=torch.long), 20, 6
     model = Linear(16, bias)
     x_adv = nattack(model, x, y, eps=0.05, queries=population * turns + 7, population=population, seed=4)
-    first = 0.001 * query.noise_for(x, seed=4, kind="normal")
+    first = 0.001 * query.noise_for(x, seed=4, kind="standard_normal")
     noises = [next(query._population(x, population, 4, turn))[1].numpy() for turn in range(turns)]
     broken = model(x_adv).argmax(1) != 0
     assert broken.any().item() is breaks

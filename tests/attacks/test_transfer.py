@@ -10,9 +10,8 @@ from networks import Net
 from parity import make_attack_libraries as libraries
 
 from fsr.attacks import ATTACKS
-from fsr.attacks import transfer as t
-from fsr.attacks.gradient import pgd
-from fsr.attacks.losses import cross_entropy, dlr, margin
+from fsr.attacks import gradient as t
+from fsr.attacks.gradient import cross_entropy, dlr, margin, pgd
 
 SETTINGS = {"eps": 8 / 255, "alpha": 0.8 / 255, "steps": 6}
 

@@ -86,7 +86,7 @@ def component(name, model, *, eps, seed, device, log, steps=100, queries=5000, d
     if name == "square":
         return SquareAttack(net, p_init=0.8, n_queries=queries, resc_schedule=rescale, **common)
     if name == "fab-t":
-        fab: Any = FABAttack_PT(net, n_iter=steps, targeted=True, n_target_classes=targets, **common)
+        fab = FABAttack_PT(net, n_iter=steps, targeted=True, n_target_classes=targets, **common)
         fab.get_diff_logits_grads_batch_targeted = partial(_fab_gradient, net)
         return fab
     if name == "apgd-t":

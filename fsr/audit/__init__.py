@@ -9,6 +9,7 @@ import time
 import zlib
 from collections.abc import Mapping
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,9 @@ def run_group(name: str, c: Context) -> dict:
     with watched(c.reference, name, changed), own_randomness(c.seed + zlib.crc32(name.encode())):
         group = GROUPS[name](c)
         attacks = {attack: kept.tolist() for attack, kept in c.run(group.crafts).items()}
-    details = {k: float(v.double().mean()) if isinstance(v, Tensor) else v for k, v in group.details.items()}
+    details: dict[str, Any] = {
+        k: float(v.double().mean()) if isinstance(v, Tensor) else v for k, v in group.details.items()
+    }
     if changed:
         details["changed"] = details.get("changed", []) + changed
     seconds = time.monotonic() - began

@@ -5,6 +5,7 @@ tells one random corner of the ball from many points inside. N images, D feature
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +60,7 @@ def binary_problem(model, x: Tensor, eps: float, *, seed: int, closeness: float)
         rows[:] = [torch.cdist(given[0].detach().flatten(1), x.flatten(1), p=torch.inf).argmin(dim=1)]
 
     with own_randomness(seed):
-        layer = _last_layer(net, x) if len(x) else None
+        layer: Any = _last_layer(net, x) if len(x) else None
         for image in x:
             noise = 2 * torch.rand((INNER + 2, *image.shape), generator=generator).to(x) - 1
             noise[0], noise[1] = noise[0].sign(), 0

@@ -43,7 +43,7 @@ BUDGETS: dict[str, dict[str, Any]] = {
 class Group:
     """One group: its attacks by name, JSON-able facts (a (N,) bool: its share), why an attack ("": all) is left out."""
 
-    crafts: dict[str, Craft] = field(default_factory=dict)
+    crafts: dict[str, Any] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 

@@ -15,7 +15,7 @@ from fsr.models.modes import eval_mode
 UNSTABLE = 0.1  # mean change of 1 - p_y under noise of one step
 INCOMPLETE = 0.01  # gain of the last tenth of the steps, as a part of the whole path's
 STEPS, EVERY = 100, 10
-NAMES = ("unavailable_gradients", "unstable_predictions", "silent_success", "incomplete_optimisation")
+NAMES: tuple[str, ...] = ("unavailable_gradients", "unstable_predictions", "silent_success", "incomplete_optimisation")
 NAMES += ("transfer_failure", "unbounded_attack_fails")
 
 

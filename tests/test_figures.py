@@ -213,13 +213,13 @@ def test_features_are_turned_onto_each_other_and_named_where_they_lie_densest(re
 
 
 def test_training_length_draws_each_length_and_checkpoint(recorded, monkeypatch):
-    frame = pd.DataFrame({"network": "ResNet-18", "epochs": [5, 10, 10], "checkpoint": ["last", "last", "ema"]})
+    frame = pd.DataFrame({"hue": "ResNet-18", "epochs": [5, 10, 10], "panel": ["last weights"] * 2 + ["EMA weights"]})
     frame = frame.assign(own=True, seeds=1, value=[-0.01, -0.02, 0.01], low=-0.03, high=0.02)
     assert curves.by_length(PROFILE)["epochs"].unique().tolist() == [BOTH.epochs]
     with pytest.raises(MissingRecord, match="several lengths"):  # one length is no curve
         draw("F10")
     monkeypatch.setattr(curves, "by_length", lambda profile: frame)
-    assert [drawn(ax) for ax in draw("F10").axes] == [[-1, -2], [], [1]]
+    assert [drawn(ax) for ax in draw("F10").axes] == [[-1, -2], [1]]
 
 
 def test_a_study_shows_training_and_held_out_accuracy(root):

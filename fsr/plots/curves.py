@@ -6,6 +6,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from fsr import experiments, reference
 from fsr.config import Evaluation, Run
@@ -13,12 +14,14 @@ from fsr.plots import style
 from fsr.plots.style import METHODS
 from fsr.tables import labels, outcomes
 
+VALUE = ["value", "low", "high", "seeds_low", "seeds_high", "n", "seeds"]
 DASHED, ROBUST = (4, 1.5), "held_robust_acc"
-LOSSES = {"train_cls": "", "train_robust": (4, 1, 1, 1), "train_sep": DASHED, "train_rec": (1, 1)}  # column: dashes
-PANELS: dict[str, dict[str, Any]] = {"loss terms": LOSSES, "training images, attacked": {"train_adv_acc": ""}}
-PANELS |= {"held-out images": {ROBUST: "", "held_clean_acc": DASHED}}
-WORDS = {"train_cls": "loss: classification", "train_robust": "loss: robust term", "train_sep": "loss: separation"}
-WORDS |= {"train_rec": "loss: recalibration", "held_clean_acc": "accuracy: clean"}
+# Panels of F5: column of a history, its words in the legend, its dashes.
+LOSSES = (("train_cls", "loss: classification", ""), ("train_robust", "loss: robust term", (4, 1, 1, 1)))
+LOSSES += (("train_sep", "loss: separation", DASHED), ("train_rec", "loss: recalibration", (1, 1)))
+HELD_OUT = ((ROBUST, "", ""), ("held_clean_acc", "accuracy: clean", DASHED))
+PANELS: dict[str, Any] = {"loss terms": LOSSES, "training images, attacked": (("train_adv_acc", "", ""),)}
+PANELS["held-out images"] = HELD_OUT
 LOG = {"train_adv_loss": "train_cls", "train_sep_loss": "train_sep", "train_rec_loss": "train_rec"}
 LOG |= {"train_adv_acc": "train_adv_acc", "test_pgd10_acc": ROBUST}  # the authors' log -> our histories
 EDGE = {"markeredgecolor": "black", "markeredgewidth": 0.5, "linestyle": ""}
@@ -40,17 +43,18 @@ def official(run: Run) -> pd.DataFrame:
 
 def _curves(ax: Axes, frame: pd.DataFrame, title: str) -> None:
     """A line per method and column, mean over seeds, its band from the lowest to the highest seed."""
-    long = frame.melt(["epoch", "method", "seed"], [name for name in PANELS[title] if name in frame]).dropna()
+    dashes = {column: dash for column, _, dash in PANELS[title] if column in frame}
+    long = frame.melt(["epoch", "method", "seed"], list(dashes)).dropna()
     if long.empty:
         text = "TRADES trains against\nits own KL attack:\nnot comparable"
         ax.text(0.5, 0.5, text, ha="center", va="center", transform=ax.transAxes, color="#666666")
         return ax.set_axis_off()
-    look: dict = {"hue": "method", "palette": METHODS, "style": "variable", "dashes": PANELS[title]}
-    sns.lineplot(long, x="epoch", y="value", errorbar=("pi", 100), legend=False, ax=ax, **look)
+    look: dict = {"hue": "method", "palette": METHODS, "style": "variable", "dashes": dashes, "errorbar": ("pi", 100)}
+    sns.lineplot(long, x="epoch", y="value", legend=False, ax=ax, **look)
     ax.locator_params("x", nbins=5, integer=True, min_n_ticks=1)
     if title != "loss terms":
         ax.set_ylim(-0.02, 1.02)
-        style.percent_axis(ax)
+        ax.yaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
 
 
 def marks(ax: Axes, frame: pd.DataFrame, tested: pd.DataFrame | None = None) -> None:
@@ -81,18 +85,17 @@ def training_curves(profile: str, titles: tuple[str, ...] = tuple(PANELS)) -> Fi
         shown = frame.drop(columns=["train_adv_acc", ROBUST]) if own else pd.concat([frame, log if i == 0 else None])
         for ax, title in zip(axes, titles):
             _curves(ax, shown, title)
-            own_title = f"{method}: {title}" if title == "loss terms" and len(frames) > 1 else title if i == 0 else ""
-            ax.set(title=own_title, xlabel="epoch" if i == len(grid) - 1 else "", ylabel="")
+            words = f"{method}: {title}" if title == "loss terms" and len(frames) > 1 else title if i == 0 else ""
+            ax.set(title=words, xlabel="epoch" if i == len(grid) - 1 else "", ylabel="")
         marks(axes[-1], first if own else frame, pgd if own else None)
-    everything, corner = pd.concat([*frames, log]), grid[0][0]
+    everything, corner, seeds = pd.concat([*frames, log]), grid[0][0], max(frame["seed"].nunique() for frame in frames)
     for method in everything["method"].unique():
         corner.plot([], [], color=METHODS[method], label=method)
-    for column, dash in (pair for title in titles for pair in PANELS[title].items()):
-        if column in WORDS and column in everything:
-            corner.plot([], [], color="black", linestyle=(0, dash) if dash else "-", label=WORDS[column])
+    for column, words, dash in (term for title in titles for term in PANELS[title]):
+        if words and column in everything:
+            corner.plot([], [], color="black", linestyle=(0, dash) if dash else "-", label=words)
     for mark, look in MARKS.items():
         corner.plot([], [], color="white", label=mark.replace("ema", "EMA"), **look)
-    seeds = max(frame["seed"].nunique() for frame in frames)
     images = f", {base.train_size:,} training images" if base.train_size else ""
     note = f"{labels.dataset(base.dataset)}, {labels.network(base)}, {base.epochs} epochs{images}; "
     note += f"lines: mean over seeds (up to {seeds}), bands: their range" if seeds > 1 else "one seed"
@@ -106,23 +109,18 @@ def training_curves(profile: str, titles: tuple[str, ...] = tuple(PANELS)) -> Fi
 def sweeps(profile: str) -> Figure:
     """F4: what each setting and place changes against the default of the same seed, paired by image."""
     default, columns = experiments.main_pair(profile)[1], experiments.columns(profile, "settings")
-    rows = experiments.ROWS[profile]["settings"] + experiments.ROWS[profile]["placement"]
-    cells, colours = [], {labels.metric(metric): colour for metric, colour in style.ATTACKS.items()}
-    for row in sorted(rows, key=lambda row: (str(row.value).count("+"), str(row.value))):
+    rows = [row for kind in ("settings", "placement") for row in experiments.ROWS[profile][kind] if row.axis in AXES]
+    cells, metrics = [], {name: labels.metric(name) for name in style.ATTACKS if name in columns}
+    for row in sorted(rows, key=lambda row: (list(AXES).index(row.axis), str(row.value).count("+"), str(row.value))):
         usual, text = row.runs[0] == default, VALUES.get(row.value, str(row.value)).removesuffix(".0")
         text = text.replace("layer", "").replace("block", "") + ("\n(default)" if usual else "")
-        for metric in [name for name in style.ATTACKS if name in columns] if row.axis in AXES else ():
+        for metric, words in metrics.items():
             cell = {"value": 0.0} if usual else outcomes.gain(row.runs, (default,), columns[metric])
-            cells.append({"axis": AXES[row.axis], "setting": text, "hue": labels.metric(metric)} | cell)
-    frame = style.recorded(cells).groupby("axis").filter(lambda part: part["setting"].nunique() > 1)
+            cells.append({"panel": AXES[row.axis], "setting": text, "hue": words} | cell)
+    frame = pd.DataFrame(cells, columns=["panel", "setting", "hue", *VALUE]).dropna(subset="value")
+    frame = frame[frame.groupby("panel")["setting"].transform("nunique") > 1]
     style.need(frame, profile, "varied settings")
-    varied = [axis for axis in AXES.values() if axis in set(frame["axis"])]
-    grid = sns.FacetGrid(frame, col="axis", col_order=varied, col_wrap=3, sharex=False, height=2.3)
-    grid.figure.set_size_inches(style.WIDTH, 2.3 * -(-len(varied) // 3) + 0.5)
-    for axis, ax in grid.axes_dict.items():
-        part = frame[frame["axis"] == axis]
-        style.series(ax, part, "setting", list(part["setting"].unique()), colours)
-    grid.refline(y=0, color="black", linestyle="-", linewidth=0.8).set_titles("{col_name}")
+    grid = style.facets(frame, "setting", {words: style.ATTACKS[name] for name, words in metrics.items()})
     grid.set(xlabel="").set_ylabels("against default, points")
     note = f"AT + FSR, {style.setting(profile)}, seed 0; bars: paired 95 % intervals over images"
     return style.finish(grid.figure, note)
@@ -130,34 +128,35 @@ def sweeps(profile: str) -> Figure:
 
 def attack_strength(profile: str) -> Figure:
     """F6: PGD accuracy against eps, which must fall to zero, and steps, which must not rise; below, FSR's gain."""
-    (plain, both), cells, base = experiments.main_pair(profile), [], experiments.profile_of(profile).base
-    scale, unit = (255, "/255") if base.eps < 0.1 else (1, "")
-    for evaluation in experiments.evaluations(profile, "strength", plain):
-        axis, x = ("eps", scale * (evaluation.eps or 0)) if evaluation.steps is None else ("steps", evaluation.steps)
-        made = {"AT": outcomes.accuracy((plain,), evaluation), "AT + FSR": outcomes.accuracy((both,), evaluation)}
-        made["AT + FSR − AT"] = outcomes.gain((both,), (plain,), evaluation)
+    (plain, both), cells, eps = experiments.main_pair(profile), [], experiments.profile_of(profile).base.eps
+    scale, unit = (255, "/255") if eps < 0.1 else (1, "")
+    for one in experiments.evaluations(profile, "strength", plain):
+        axis, x = ("eps", scale * (one.eps or 0)) if one.steps is None else ("steps", one.steps)
+        made = {"AT": outcomes.accuracy((plain,), one), "AT + FSR": outcomes.accuracy((both,), one)}
+        made["gain"] = outcomes.gain((both,), (plain,), one)
         cells += [{"axis": axis, "x": x, "method": method} | cell for method, cell in made.items()]
-    frame = style.recorded(cells).sort_values("x")
+    frame = pd.DataFrame(cells, columns=["axis", "x", "method", *VALUE]).dropna(subset="value").sort_values("x")
     style.need(frame[frame["x"] > 0], profile, "attacks of several strengths")
-    figure, ((left, right), (left_below, right_below)) = style.panels(2, 2, 4.4, sharex="col", height_ratios=[2, 1])
-    for (axis, method), rows in frame.groupby(["axis", "method"]):
-        top, below = (left, left_below) if axis == "eps" else (right, right_below)
-        if method not in METHODS:
-            style.points(below, rows, rows["x"], METHODS["AT + FSR"])
-            continue
-        top.fill_between(rows["x"], rows["low"], rows["high"], color=METHODS[method], alpha=0.15, linewidth=0)
-        top.plot(rows["x"], rows["value"], color=METHODS[method], marker="o", label=method)
-        style.percent_axis(top)
-    for ax in (left_below, right_below):
-        ax.axhline(0, color="black", linewidth=0.8)
-        ax.set_title("AT + FSR − AT")
+    figure, grid = style.panels(2, 2, 4.4, sharex="col", height_ratios=[2, 1])
+    for axis, top, below in zip(("eps", "steps"), *grid):
+        for method, rows in frame[frame["axis"] == axis].groupby("method"):
+            if method == "gain":
+                style.points(below, rows, rows["x"], METHODS["AT + FSR"])
+                continue
+            top.fill_between(rows["x"], rows["low"], rows["high"], color=METHODS[method], alpha=0.15, linewidth=0)
+            top.plot(rows["x"], rows["value"], color=METHODS[method], marker="o", label=method)
+        top.yaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
+        below.axhline(0, color="black", linewidth=0.8)
+        below.set_title("AT + FSR − AT")
+    (left, right), (left_below, right_below) = grid
     for ax in (left, left_below):
-        ax.axvline(scale * base.eps, color=style.GREY, linestyle=":", linewidth=1)
+        ax.axvline(scale * eps, color=style.GREY, linestyle=":", linewidth=1)
     left.set(title="radius, 20 steps", ylabel="accuracy", ylim=(-0.02, 1.02))
-    right.set(title=f"steps, eps {scale * base.eps:g}{unit}")
+    right.set(title=f"steps, eps {scale * eps:g}{unit}", xscale="log")
     left_below.set(xlabel="eps, in 1/255" if unit else "eps", ylabel="points")
-    right_below.set(xlabel="steps of PGD")
-    style.log_axis(right_below, frame.loc[frame["axis"] == "steps", "x"])
+    steps = sorted(set(frame.loc[frame["axis"] == "steps", "x"]))
+    right_below.set(xlabel="steps of PGD", xticks=steps, xticklabels=[f"{x:g}" for x in steps])
+    right_below.minorticks_off()
     note = f"{style.setting(profile)}, seed 0, {int(frame['n'].min()):,} images; step 0.1 eps, no random start; "
     return style.finish(figure, note + "95 % intervals; dotted: the usual eps")
 
@@ -167,45 +166,42 @@ def gains(profile: str) -> Figure:
     frame = style.cells(profile, "T1", kind="gain", checkpoint=experiments.profile_of(profile).report_checkpoint)
     style.need(frame, profile, "gains")
     data = frame["dataset"].map(labels.dataset) + ", " if frame["dataset"].nunique() > 1 else ""
-    frame = frame.assign(hue=frame["row"].str.replace(": gain over ", " − "), where=data + frame["network"])
-    frame["metric"] = frame["metric"].map(labels.metric)
-    attacks, count = list(frame["metric"].unique()), frame["where"].nunique()
-    colours = {name: METHODS[name.split(" − ")[0]] for name in frame["hue"].unique()}
-    grid = sns.FacetGrid(frame, col="where", col_wrap=min(3, count), height=2.9)
-    grid.figure.set_size_inches(style.WIDTH if count > 1 else 5.2, 2.9 * -(-count // 3))
-    for place, ax in grid.axes_dict.items():
-        part = frame[frame["where"] == place]
-        style.series(ax, part, "metric", attacks, colours, horizontal=True)
-        for metric in set(attacks) - set(part["metric"]):
-            ax.text(0, attacks.index(metric), " not run", va="center", fontsize=7, color="#666666")
-    grid.refline(x=0, color="black", linestyle="-", linewidth=0.8).set_titles("{col_name}")
+    hue, attack = frame["row"].str.replace(": gain over ", " − "), frame["metric"].map(labels.metric)
+    frame = frame.assign(hue=hue, panel=data + frame["network"], attack=attack)
+    colours = {name: METHODS[name.split(" − ")[0]] for name in hue.unique()}
+    grid = style.facets(frame, "attack", colours, horizontal=True)
+    attacks = list(attack.unique())
+    for panel, ax in grid.axes_dict.items():
+        for missing in set(attacks) - set(attack[frame["panel"] == panel]):
+            ax.text(0, attacks.index(missing), " not run", va="center", fontsize=7, color="#666666")
     grid.set(ylim=(len(attacks) - 0.5, -0.5), ylabel="")
     grid.set_xlabels("gain in points" if len(colours) > 1 else f"{next(iter(colours))}, points")
     most = int(frame["n"].max())
-    fewer = frame[frame["n"] < most].groupby("metric", sort=False)["n"].min()
-    note = f"{style.setting(profile, network=False)}, {most:,} test images"
-    note += "".join(f" ({name}: {int(n):,})" for name, n in fewer.items())
+    fewer = frame[frame["n"] < most].groupby("attack", sort=False)["n"].min()
+    images = f"{most:,} test images" + "".join(f" ({name}: {int(n):,})" for name, n in fewer.items())
     thin = "; thin: over seeds too" if frame["seeds_low"].notna().any() else ""
-    return style.finish(grid.figure, f"{note}; bars: paired 95 % over images{thin}")
+    note = f"{style.setting(profile, network=False)}, {images}; bars: paired 95 % over images{thin}"
+    return style.finish(grid.figure, note)
 
 
 def by_length(profile: str) -> pd.DataFrame:
     """Gain in Ensemble per training length and checkpoint: this profile's runs, then full-width pairs of the data."""
     base, cells = experiments.profile_of(profile).base, []
     for name, chosen in experiments.PROFILES.items():
-        if name == profile or (chosen.scope == "pair" and chosen.base.dataset == base.dataset):
-            rows = [row for row in experiments.ROWS[name]["whitebox"] if row.baseline and row.runs[0].method == "at"][
-                :1
-            ]
-            rows += [row for row in experiments.ROWS[name]["settings"] if row.axis == "epochs"]
-            for row, checkpoint in ((row, name) for row in rows for name in experiments.CHECKPOINTS):
-                evaluation, run = (
-                    Evaluation(attack="ensemble", checkpoint=checkpoint, images=chosen.images),
-                    row.runs[0],
-                )
-                cell = {"network": labels.network(run), "epochs": run.epochs, "checkpoint": checkpoint}
-                cells.append(cell | {"own": name == profile} | outcomes.gain(row.runs, row.baseline, evaluation))
-    return style.recorded(cells).drop_duplicates(["own", "network", "epochs", "checkpoint"], keep="last")
+        of = (
+            experiments.ROWS[name]
+            if name == profile or (chosen.scope, chosen.base.dataset) == ("pair", base.dataset)
+            else {}
+        )
+        pairs = [row for row in of.get("whitebox", ()) if row.baseline and row.runs[0].method == "at"][:1]
+        pairs += [row for row in of.get("settings", ()) if row.axis == "epochs"]
+        for row, checkpoint in ((row, checkpoint) for row in pairs for checkpoint in experiments.CHECKPOINTS):
+            evaluation = Evaluation(attack="ensemble", checkpoint=checkpoint, images=chosen.images)
+            cell = {"hue": labels.network(row.runs[0]), "epochs": row.runs[0].epochs, "own": name == profile}
+            cell |= {"panel": labels.WEIGHTS[checkpoint]}
+            cells.append(cell | outcomes.gain(row.runs, row.baseline, evaluation))
+    frame = pd.DataFrame(cells, columns=["panel", "hue", "epochs", "own", *VALUE]).dropna(subset="value")
+    return frame.drop_duplicates(["own", "hue", "epochs", "panel"], keep="last").sort_values("epochs", kind="stable")
 
 
 def training_length(profile: str) -> Figure:
@@ -213,16 +209,10 @@ def training_length(profile: str) -> Figure:
     if experiments.profile_of(profile).scope == "study":
         return training_curves(profile, tuple(PANELS)[1:])
     frame = by_length(profile)
-    style.need(range(frame.loc[frame["own"].eq(True), "epochs"].nunique() - 1), profile, "trainings of several lengths")
-    figure, (axes,) = style.panels(1, 3, 2.7, sharex=True, sharey=True)
-    colours = dict(zip(frame["network"].unique(), (style.VERMILION, style.BLACK, style.GREEN)))
-    for ax, checkpoint in zip(axes, experiments.CHECKPOINTS):
-        for network, rows in frame[frame["checkpoint"] == checkpoint].sort_values("epochs").groupby("network"):
-            style.points(ax, rows, rows["epochs"], colours[network], network, linestyle="-")
-        ax.axhline(0, color="black", linewidth=0.8)
-        ax.set(title=labels.WEIGHTS[checkpoint], xlabel="training epochs")
-        style.log_axis(ax, frame["epochs"])
-    axes[0].set_ylabel("AT + FSR − AT, points")
-    note = f"{labels.dataset(experiments.profile_of(profile).base.dataset)}, Ensemble, {frame['seeds'].min()} to "
-    note += f"{frame['seeds'].max()} seeds; bars: paired 95 % intervals over images; thin: over seeds too"
-    return style.finish(figure, note)
+    style.need(frame["epochs"][frame["own"]].unique()[1:], profile, "trainings of several lengths")
+    colours = dict(zip(frame["hue"].unique(), (style.VERMILION, style.BLACK, style.GREEN)))
+    grid = style.facets(frame, "epochs", colours)
+    grid.set(xlabel="training epochs").set_ylabels("AT + FSR − AT, points")
+    seeds = f"{frame['seeds'].min():.0f} to {frame['seeds'].max():.0f} seeds"
+    note = f"{labels.dataset(experiments.profile_of(profile).base.dataset)}, Ensemble, {seeds}; "
+    return style.finish(grid.figure, note + "bars: paired 95 % intervals over images; thin: over seeds too")

@@ -1,24 +1,23 @@
 """F1, F2, F3 and F8: attention maps, the mask, what each stream knows about the class, features as t-SNE."""
 
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import PercentFormatter
 from scipy.linalg import orthogonal_procrustes
 
-from fsr import experiments, statistics
+from fsr import experiments, statistics, store
 from fsr.config import DATASETS
-from fsr.files import MissingRecord
 from fsr.plots import style
 
 MAX_ROWS, OPACITY = 6, 0.72  # images of F1; of a map over its image
 NEAR = 15  # neighbours of its own class that say how dense a cluster is at a point
 IMAGES = {"clean": ("clean images", style.GREY, "-"), "adv": ("adversarial images", style.BROWN, (0, (3, 1.5)))}
-PROBES: dict[str, dict] = {"aux": {"facecolor": "white", "hatch": "///"}, "knn": {"facecolor": style.VERMILION}}
-PROBES["aux"] |= {"label": "auxiliary head (trained with the network)"}
-PROBES["knn"] |= {"label": "k nearest neighbours (never trained)"}
+HEAD, NEIGHBOURS = "auxiliary head (trained with the network)", "k nearest neighbours (never trained)"
+PROBES = {"aux": {"facecolor": "white", "hatch": "///", "label": HEAD}}
+PROBES["knn"] = {"facecolor": style.VERMILION, "label": NEIGHBOURS}
 
 
 def fooled_first(arrays: dict[str, np.ndarray]) -> np.ndarray:
@@ -33,25 +32,25 @@ def attention_maps(profile: str) -> Figure:
     record, arrays = style.analysis(profile, experiments.main_pair(profile)[1], "maps")
     shown, classes = fooled_first(arrays)[:MAX_ROWS], record["class_names"]
     figure, grid = style.panels(len(shown), 2 + len(style.STREAMS), 1.1 * len(shown) + 0.65)
-    small: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 6.5}
+    titles = ["natural", "adversarial", *(text.replace(" ", "\n", 1) for text in style.STREAMS.values())]
     for axes, i in zip(grid, shown):
         truth, attacked = arrays["labels"][i], arrays["adversarial"][i]
-        pictures = ((arrays["natural"][i], arrays["pred_clean"][i]), (attacked, arrays["pred_adv"][i]))
-        for ax, (image, answer) in zip(axes, pictures):
+        for ax, image, answer in zip(
+            axes, (arrays["natural"][i], attacked), (arrays["pred_clean"][i], arrays["pred_adv"][i])
+        ):
             ax.imshow(np.moveaxis(image, 0, -1), interpolation="none")
             text, colour = ("right", style.GREEN) if answer == truth else ("wrong", style.VERMILION)
-            ax.text(0.5, -0.04, f"{text}: {classes[answer]}", color=colour, transform=ax.transAxes, **small)
-        look: dict[str, Any] = {"transform": axes[0].transAxes, "rotation": 90, "ha": "right", "va": "center"}
-        axes[0].text(-0.05, 0.5, classes[truth], fontsize=7, **look)
+            below = {"transform": ax.transAxes, "ha": "center", "va": "top", "fontsize": 6.5}
+            ax.text(0.5, -0.04, f"{text}: {classes[answer]}", color=colour, **below)
+        left: dict[str, Any] = {"transform": axes[0].transAxes, "rotation": 90, "ha": "right", "va": "center"}
+        axes[0].text(-0.05, 0.5, classes[truth], fontsize=7, **left)
         for ax, name in zip(axes[2:], style.STREAMS):
             heat = arrays["map_features" if name == "output" else f"map_{name}"][i].astype(float)
             ax.imshow(attacked.mean(0), cmap="gray", vmin=0, vmax=255, extent=(0, 1, 0, 1))
             ax.imshow(heat, cmap="inferno", alpha=OPACITY, interpolation="bilinear", extent=(0, 1, 0, 1))
-        for ax in axes:
+        for ax, title in zip(axes, titles):
             ax.set_axis_off()
-    titles = ["natural", "adversarial", *(text.replace(" ", "\n", 1) for text in style.STREAMS.values())]
-    for ax, title in zip(grid[0], titles):
-        ax.set_title(title, loc="center", fontsize=7.5)
+            ax.set_title(title if axes is grid[0] else "", loc="center", fontsize=7.5)
     note = f"AT + FSR, {style.setting(profile, 'ema')}, PGD-20; {len(shown)} of the first {record['n']} test images\n"
     maps = "maps: mean over channels of |feature| on the adversarial image, each stretched to its own range"
     return style.finish(figure, note + maps)
@@ -59,12 +58,10 @@ def attention_maps(profile: str) -> Figure:
 
 def mask_histograms(profile: str) -> Figure:
     """F2: the distribution of the mask on clean and adversarial images, and its saturated share, per temperature."""
-    found = []
-    for row in experiments.ROWS[profile]["settings"]:
-        with suppress(MissingRecord):
-            found += [style.analysis(profile, row.runs[0], "masks")] if row.axis == "tau" else []
-    if not found:
-        raise style.nothing(profile, "masks")
+    runs = [row.runs[0] for row in experiments.ROWS[profile]["settings"] if row.axis == "tau"]
+    planned = [(run, one) for run in runs for one in experiments.analyses(profile, "all", run) if one.kind == "masks"]
+    found = [store.load_analysis(*pair) for pair in planned if store.has_analysis(*pair)]
+    style.need(found, profile, "masks")
     figure, (axes,) = style.panels(1, len(found), 2.6, min(style.WIDTH, 3.2 + 1.4 * len(found)), sharey=True)
     for ax, (record, arrays) in zip(axes, sorted(found, key=lambda pair: pair[0]["tau"])):
         for key, (label, colour, dash) in IMAGES.items():
@@ -72,8 +69,7 @@ def mask_histograms(profile: str) -> Figure:
             ax.stairs(share, arrays["edges"], color=colour, linewidth=1.6, linestyle=dash, label=label)
         ax.set(xlim=(0, 1), xlabel="mask value $m$", yscale="log", xticks=[0, 0.5, 1])
         clean, attacked = (f"{100 * record[f'saturated_{key}']:.1f} %" for key in IMAGES)
-        title = f"$\\tau$ = {record['tau']:g}\nsaturated: clean {clean},\nadversarial {attacked}"
-        ax.set_title(title, fontsize=7.5)
+        ax.set_title(f"$\\tau$ = {record['tau']:g}\nsaturated: clean {clean},\nadversarial {attacked}", fontsize=7.5)
     axes[0].set_ylabel("share of activations")
     note = f"AT + FSR, {style.setting(profile, 'ema')}, seed 0, no noise;\nsaturated: m below 0.05 or above 0.95"
     return style.finish(figure, note)
@@ -85,40 +81,37 @@ def stream_bars(profile: str) -> Figure:
     Mean over seeds; the interval is Wilson's of the images of one seed.
     """
     frame = style.cells(profile, "T7", attack="pgd20")
-    if frame.empty:
-        raise style.nothing(profile, "streams")
-    checkpoint = next(name for name in ("last", "ema") if name in set(frame["checkpoint"]))
+    style.need(frame, profile, "streams")
+    checkpoint = "last" if "last" in set(frame["checkpoint"]) else "ema"
     frame = frame[frame["checkpoint"] == checkpoint]
-    means = frame.pivot_table(index="stream", columns="probe", values="accuracy").loc[list(style.STREAMS)]
     n, seeds, top = int(frame["n"].min()), frame["seed"].nunique(), 0.0
     figure, ((ax,),) = style.panels(1, 1, 2.9)
     for shift, (probe, look) in zip((-0.2, 0.2), PROBES.items()):
-        at, values = np.arange(len(means)) + shift, means[probe].to_numpy()
+        values = frame[frame["probe"] == probe].groupby("stream")["accuracy"].mean()[list(style.STREAMS)].to_numpy()
         low, high = np.array([statistics.wilson(value * n, n) for value in values]).T
+        at, top = np.arange(len(values)) + shift, max(top, *high)
         ax.bar(at, values, 0.37, edgecolor=style.VERMILION, **look)
         ax.errorbar(at, values, (values - low, high - values), color="black", linestyle="", linewidth=0.9, capsize=2)
         for x, value, end in zip(at, values, high):
             ax.text(x, end + 0.01, f"{100 * value:.1f}", ha="center", va="bottom", fontsize=7)
-        top = max(top, *high)
     chance = 1 / DATASETS[experiments.profile_of(profile).base.dataset].classes
     ax.axhline(chance, color=style.GREY, linestyle=":")
     ax.text(1.005, chance, "chance", transform=ax.get_yaxis_transform(), va="center", fontsize=7, color=style.GREY)
-    ax.set_xticks(range(len(means)), list(style.STREAMS.values()))
+    ax.set_xticks(range(len(style.STREAMS)), list(style.STREAMS.values()))
     ax.set(ylim=(0, 1.2 * top), ylabel="accuracy under PGD-20")
     by_seed = frame[frame["probe"] == "knn"].pivot(index="seed", columns="stream", values="accuracy")
     step = statistics.seed_summary(100 * (by_seed["recalibrated"] - by_seed["nonrobust"]))
     interval = f" [{step.low:+.2f}, {step.high:+.2f}] over {step.n} seeds" if step.n > 2 else ""
-    step_text = f"{step.mean:+.2f} points{interval}".replace("-", "−") + ("" if step.n > 1 else ", one seed")
-    ax.set_title(f"recalibrated minus non-robust, by neighbours: {step_text}")
+    text = f"{step.mean:+.2f} points{interval}".replace("-", "−") + ("" if step.n > 1 else ", one seed")
+    ax.set_title(f"recalibrated minus non-robust, by neighbours: {text}")
     ax.grid(axis="x", visible=False)
-    style.percent_axis(ax)
+    ax.yaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
     note = f"AT + FSR, {style.setting(profile, checkpoint)}, {f'mean of {seeds} seeds' if seeds > 1 else 'one seed'}"
     return style.finish(figure, f"{note}; bars: 95 % intervals over {n:,} images")
 
 
 def aligned(points: np.ndarray, target: np.ndarray) -> np.ndarray:
     """points (n, 2) moved, turned or mirrored to lie as near as possible to target (n, 2): Procrustes without scale."""
-    points, target = points.astype(float), target.astype(float)
     centred, middle = points - points.mean(axis=0), target.mean(axis=0)
     return centred @ orthogonal_procrustes(centred, target - middle)[0] + middle
 
@@ -136,15 +129,16 @@ def feature_space(profile: str) -> Figure:
     record, arrays = style.analysis(profile, experiments.main_pair(profile)[1], "features")
     shares = style.cells(profile, "T7", attack="pgd20", checkpoint="ema", probe="knn", seed=0).set_index("stream")
     figure, (axes,) = style.panels(1, 2, 3.9)
+    name = {"ha": "center", "va": "center", "fontsize": 7.5, "zorder": 5, "fontweight": "bold"}
+    name["path_effects"] = [withStroke(linewidth=2.5, foreground="white")]
     for ax, stream in zip(axes, ("nonrobust", "recalibrated")):
-        points, taken = aligned(arrays[f"tsne_{stream}"], arrays["tsne_nonrobust"]), []
+        points = aligned(*(arrays[f"tsne_{key}"].astype(float) for key in (stream, "nonrobust")))
+        taken: list[np.ndarray] = []
         for label in np.unique(arrays["labels"])[: len(style.CLASSES)]:
             part, colour = points[arrays["labels"] == label], style.CLASSES[label]
             ax.scatter(*part.T, s=4, color=colour, linewidths=0, alpha=0.65, rasterized=True)
             taken.append(densest(part, taken, np.ptp(points, axis=0) * (0.2, 0.06)))
-            name = {"ha": "center", "va": "center", "fontsize": 7.5, "zorder": 5, "fontweight": "bold"}
-            outline = [withStroke(linewidth=2.5, foreground="white")]
-            ax.text(*taken[-1], record["class_names"][label], color=colour, path_effects=outline, **name)
+            ax.text(*taken[-1], record["class_names"][label], color=colour, **name)
         ax.set(xticks=[], yticks=[])
         ax.margins(0.09)
         ax.spines[:].set_visible(True)

@@ -24,7 +24,6 @@ ATTACKS = {"clean": GREY, "pgd20": OLIVE, "ensemble": BROWN, "autoattack": BLACK
 CLASSES = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, BROWN, SKY, GREY, OLIVE, BLACK)
 STREAMS = {"f": "input $f$", "robust": "robust $f^{+}$", "nonrobust": "non-robust $f^{-}$"}
 STREAMS |= {"recalibrated": "recalibrated $\\tilde{f}^{\\,-}$", "output": "output $\\tilde{f}$"}
-KEYS = ("x", "axis", "setting", "own", "network", "epochs", "checkpoint")
 WIDTH = 7.2  # inches: two columns of a paper
 # DejaVu Sans ships with matplotlib: the same bytes on every machine; fonttype 42: text stays text
 STYLE: dict[Any, Any] = sns.axes_style("ticks") | {"font.family": "DejaVu Sans", "font.size": 8, "pdf.fonttype": 42}
@@ -41,35 +40,31 @@ def panels(rows: int, cols: int, height: float, width: float = WIDTH, **kwargs) 
     return figure, figure.subplots(rows, cols, squeeze=False, **kwargs).tolist()
 
 
-def percent_axis(ax: Axes) -> None:
-    """Fractions stay fractions in the data; the axis shows percent."""
-    ax.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f} %")
-
-
-def log_axis(ax: Axes, values: pd.Series) -> None:
-    """A logarithmic x axis with a tick at every value and none between."""
-    ax.set_xscale("log")
-    ax.set_xticks(sorted(set(values)), [f"{value:g}" for value in sorted(set(values))])
-    ax.minorticks_off()
-
-
-def points(ax: Axes, frame: pd.DataFrame, at, color: str, label: str = "", *, horizontal=False, linestyle="") -> None:
+def points(ax: Axes, frame: pd.DataFrame, at, color: str, label: str = "", *, horizontal: bool = False) -> None:
     """`value` (fractions, drawn in points) at the places `at`, its intervals: over images thick, over seeds thin."""
     for low, high, width in (("low", "high", 2.0), ("seeds_low", "seeds_high", 0.7)):
         if low in frame:
             (ax.hlines if horizontal else ax.vlines)(at, 100 * frame[low], 100 * frame[high], color, linewidth=width)
     places = (100 * frame["value"], at) if horizontal else (at, 100 * frame["value"])
-    ax.plot(*places, marker="o", color=color, linestyle=linestyle, label=label)
+    ax.plot(*places, marker="o", color=color, linestyle="", label=label)
 
 
-def series(ax: Axes, frame: pd.DataFrame, column: str, order: list[str], colours: dict, *, horizontal=False) -> None:
-    """Points of every name in `hue` side by side, at the place in `order` of what `column` holds."""
-    shown = [name for name in colours if name in set(frame["hue"])]
-    for i, name in enumerate(shown):
-        rows = frame[frame["hue"] == name]
-        at = rows[column].map(order.index) + 0.2 * (i - (len(shown) - 1) / 2)
-        points(ax, rows, at, colours[name], name, horizontal=horizontal)
-    (ax.set_yticks if horizontal else ax.set_xticks)(range(len(order)), order)
+def facets(frame: pd.DataFrame, at: str, colours: dict[str, str], *, horizontal: bool = False) -> sns.FacetGrid:
+    """A panel per `panel`: points of every `hue` side by side at the places of `at`, and a line at zero."""
+    count, height = frame["panel"].nunique(), 2.9 if horizontal else 2.5
+    grid = sns.FacetGrid(frame, col="panel", col_wrap=min(3, count), sharex=horizontal, height=height)
+    grid.figure.set_size_inches(WIDTH if count > 1 else 5.2, height * -(-count // 3))
+    for panel, ax in grid.axes_dict.items():
+        part = frame[frame["panel"] == panel]
+        order = list((frame if horizontal else part)[at].unique())
+        shown = [hue for hue in colours if hue in set(part["hue"])]
+        for i, hue in enumerate(shown):
+            rows = part[part["hue"] == hue]
+            places = rows[at].map(order.index) + 0.2 * (i - (len(shown) - 1) / 2)
+            points(ax, rows, places, colours[hue], hue, horizontal=horizontal)
+        (ax.set_yticks if horizontal else ax.set_xticks)(range(len(order)), order)
+    zero = {"x" if horizontal else "y": 0}
+    return grid.refline(**zero, color="black", linestyle="-", linewidth=0.8).set_titles("{col_name}")
 
 
 def finish(figure: Figure, note: str) -> Figure:
@@ -84,21 +79,10 @@ def finish(figure: Figure, note: str) -> Figure:
     return figure
 
 
-def nothing(profile: str, what: str) -> MissingRecord:
-    """The error of a figure that has nothing to draw."""
-    return MissingRecord(f"no {what} recorded in {profile}; `python -m fsr run-all --profile {profile}` makes them")
-
-
-def need(found, profile: str, what: str) -> None:
+def need(found: Any, profile: str, what: str) -> None:
     """MissingRecord where a figure has nothing to draw."""
     if len(found) == 0:
-        raise nothing(profile, what)
-
-
-def recorded(cells: list[dict]) -> pd.DataFrame:
-    """The cells that have a value, as a frame."""
-    known = [cell for cell in cells if "value" in cell]
-    return pd.DataFrame(known, columns=None if known else ["value", *KEYS])
+        raise MissingRecord(f"no {what} recorded in {profile}; `python -m fsr run-all --profile {profile}` makes them")
 
 
 def setting(profile: str, checkpoint: str | None = None, *, network: bool = True) -> str:
@@ -111,19 +95,17 @@ def setting(profile: str, checkpoint: str | None = None, *, network: bool = True
 def cells(profile: str, name: str, **equal) -> pd.DataFrame:
     """The recorded cells of a table whose columns equal the given values."""
     frame = tables.table(profile, name)
-    for column, value in equal.items():
-        frame = frame[frame[column] == value]
-    return frame[frame["accuracy" if name == "T7" else "value"].notna()]
+    same = (frame[list(equal)] == pd.Series(equal)).all(axis=1)
+    return frame[same & frame["accuracy" if name == "T7" else "value"].notna()]
 
 
 def analysis(profile: str, run: Run, kind: str) -> tuple[dict, dict[str, np.ndarray]]:
     """Record and arrays of the planned analysis of the EMA weights; MissingRecord when there is none."""
-    for planned in experiments.analyses(profile, "all", run):
-        if planned.kind == kind and planned.checkpoint == "ema" and store.has_analysis(run, planned):
-            record, arrays = store.load_analysis(run, planned)
-            if "not_applicable" not in record:
-                return record, arrays
-    raise nothing(profile, f"{kind} of {run.label}")
+    planned = [a for a in experiments.analyses(profile, "all", run) if (a.kind, a.checkpoint) == (kind, "ema")]
+    found = [store.load_analysis(run, one) for one in planned if store.has_analysis(run, one)]
+    found = [(record, arrays) for record, arrays in found if "not_applicable" not in record]
+    need(found, profile, f"{kind} of {run.label}")
+    return found[0]
 
 
 def histories(runs) -> pd.DataFrame:

@@ -71,7 +71,7 @@ def cell(numbers: pd.DataFrame, row: str, metric: str) -> dict | None:
 
 def share(numbers: pd.DataFrame, row: str, metric: str) -> str:
     """An accuracy as 44.6 %."""
-    return f"{number((cell(numbers, row, metric) or {'value': np.nan})['value'])} %"
+    return f"{number(numbers[(numbers['row'] == row) & (numbers['metric'] == metric)]['value'].iloc[0])} %"
 
 
 def gains(numbers: pd.DataFrame, metric: str) -> list[dict]:
@@ -168,29 +168,20 @@ def _sweep(profile: str, numbers: pd.DataFrame) -> list[str]:
 def _streams(profile: str, numbers: pd.DataFrame) -> list[str]:
     numbers = numbers[numbers["checkpoint"] == experiments.profile_of(profile).report_checkpoint]
     numbers = numbers.query("attack == 'pgd20' and accuracy.notna()")
-    wide = numbers.pivot_table(index=["seed", "n"], columns=["probe", "stream"], values="accuracy")
-    if wide.empty:
+    if numbers.empty:
         return []
-    separation, step = (
-        _over_seeds(wide[probe, stream] - wide[probe, "nonrobust"])
-        for probe, stream in (("aux", "robust"), ("knn", "recalibrated"))
-    )
+    wide = numbers.pivot_table(index=["seed", "n"], columns=["probe", "stream"], values="accuracy")
+    changes = []
+    for probe, stream in (("aux", "robust"), ("knn", "recalibrated")):
+        mean, _, low, high, count = statistics.seed_summary(wide[probe, stream] - wide[probe, "nonrobust"])
+        half = 1.96 * np.sqrt(0.5 / numbers["n"].min())  # the widest interval that n images allow
+        ends = {"low": low, "high": high} if count >= MIN_SEEDS else {"low": mean - half, "high": mean + half}
+        changes.append({"value": mean} | ends)
+    learnt, cues = side(changes[0]) > 0, ("changes nothing that can be decided", "returns cues", "removes cues")
     robust, nonrobust = (number(wide["aux", stream].mean()) for stream in ("robust", "nonrobust"))
-    text = f"the auxiliary head is right on {robust} % from f⁺, {nonrobust} % from f⁻"
-    what = {1: "returns cues", -1: "removes cues", 0: "changes nothing that can be decided"}[side(step)]
-    return [
-        f"The separation is {'' if side(separation) > 0 else 'not '}learnt: {text} ({seeds([len(wide)])}).",
-        f"By nearest neighbours recalibration {what}: f̃⁻ minus f⁻ is {change(step)}.",
-    ]
-
-
-def _over_seeds(values: pd.Series) -> dict:
-    """Mean over seeds; Student's t interval from three seeds on, else the widest that n images allow."""
-    mean, _, low, high, count = statistics.seed_summary(values)
-    if count < MIN_SEEDS:
-        half = 1.96 * np.sqrt(0.5 / values.index.get_level_values("n").min())
-        low, high = mean - half, mean + half
-    return {"value": mean, "low": low, "high": high}
+    text = f"the auxiliary head is right on {robust} % from f⁺, {nonrobust} % from f⁻ ({seeds([len(wide)])})"
+    step = f"recalibration {cues[side(changes[1])]}: f̃⁻ minus f⁻ is {change(changes[1])}"
+    return [f"The separation is {'' if learnt else 'not '}learnt: {text}.", f"By nearest neighbours {step}."]
 
 
 def _overhead(profile: str, numbers: pd.DataFrame) -> list[str]:
@@ -224,7 +215,7 @@ def _verdict(profile: str, numbers: pd.DataFrame) -> list[str]:
     return [answer(profile), *reasons(profile), *(f"{name.capitalize()}: {ids}." for name, ids in states.items())]
 
 
-def _training(profile: str) -> list[str]:
+def _training(profile: str, _: pd.DataFrame) -> list[str]:
     pair = experiments.main_pair(profile)
     try:
         at, both = (store.history(run).set_index("epoch") for run in pair)
@@ -259,13 +250,13 @@ def reasons(profile: str) -> list[str]:
 
 
 FINDERS = {"T1": _whitebox, "T2": _deactivation, "T3": _blackbox, "T4": _components, "T5": _sweep, "T6": _sweep}
-FINDERS |= {"T7": _streams, "T8": _overhead, "T9": _audit, "T10": _verdict}
+FINDERS |= {"T7": _streams, "T8": _overhead, "T9": _audit, "T10": _verdict, "F5": _training}
 FINDERS["T11"] = lambda profile, numbers: _listed(numbers, "ensemble")
 
 
 def findings(profile: str, name: str) -> Findings:
     """What a table (T1 to T11) or the training curves (F5) say, in sentences; empty where nothing was run."""
-    if name not in (*FINDERS, "F5"):
-        raise UsageError(f"no findings for {name!r}; choose one of {', '.join(FINDERS)}, F5")
-    sentences = _training(profile) if name == "F5" else FINDERS[name](profile, reported(profile, name))
+    if name not in FINDERS:
+        raise UsageError(f"no findings for {name!r}; choose one of {', '.join(FINDERS)}")
+    sentences = FINDERS[name](profile, reported(profile, name) if name != "F5" else pd.DataFrame())
     return Findings([*sentences, HYPOTHESIS] if sentences and name in REMADE.get(profile, ()) else sentences)

@@ -26,10 +26,10 @@ from fsr.report.findings import (
 from fsr.tables import labels
 
 QUESTIONS = (  # question, notebook, figures and tables in their order
-    ("Does FSR make adversarially trained networks more robust?", "05-whitebox", "T1"),
+    ("Does FSR make adversarially trained networks more robust?", "05-whitebox", "F7 T1"),
     ("Is repairing features better than switching them off?", "06-deactivation", "T2"),
     ("Does it hold without gradients?", "07-blackbox", "T3"),
-    ("Which part matters, and would something simpler do?", "08-components", "T4"),
+    ("Which part matters, and would something simpler do?", "08-components", "F9 T4"),
     ("Do settings and place matter?", "09-settings", "F4 T5 T6"),
     ("What does it cost?", "09-settings", "T8"),
     ("Do recalibrated features regain cues?", "10-streams", "F3 T7 F2 F8"),
@@ -44,13 +44,6 @@ LARGEST_FIRST = ("paper", "headline", "headline40", "overfit", "mini", "demo")
 FULL_SIZE = ("w16 at+fsr", "w64 at+fsr", "w10 at+fsr", "PGD-20", "AutoAttack", "epoch", "2048")
 
 
-def build(profile: str) -> Path:
-    """Write results/report/<profile>.html with its tables and figures; a file that would not change is left alone."""
-    path = files.report(experiments.profile_of(profile).name)
-    _write(path, page(profile))
-    return path
-
-
 def _write(path: Path, text: str) -> list[Path]:
     if path.exists() and path.read_bytes() == text.encode():
         return []
@@ -58,37 +51,43 @@ def _write(path: Path, text: str) -> list[Path]:
     return [path]
 
 
+def build(profile: str) -> Path:
+    """Write results/report/<profile>.html with its tables and figures; a file that would not change is left alone."""
+    path = files.report(experiments.profile_of(profile).name)
+    _write(path, page(profile))
+    return path
+
+
 def page(profile: str) -> str:
     """The whole report as HTML; the same records always give the same text."""
     tables.save_all(profile)
     sections, left_out, first = [], [], [answer(profile), *reasons(profile)]
     for question, notebook, items in QUESTIONS:
-        parts, sentences = [], []
-        for name in items.split():
-            part = _figure(profile, name) if name in plots.FIGURES else _table(profile, name)
-            parts += [part] if part else []
-            left_out += [] if part or name not in (*plots.FIGURES, *tables.of_profile(profile)) else [name]
+        parts, said = [], []
+        for name in (name for name in items.split() if name in (*plots.FIGURES, *tables.of_profile(profile))):
+            told = findings(profile, name) if name in FINDERS else []
+            part = _figure(profile, name) if name in plots.FIGURES else _table(profile, name) if told else None
+            (parts if part else left_out).append(part or name)
             known = first if name == "T10" else (first[0], HYPOTHESIS)
-            said = findings(profile, name) if part and name in (*FINDERS, "F5") else ()
-            sentences += [sentence for sentence in said if sentence not in known]
+            said += [sentence for sentence in told if part and sentence not in known]
         if parts:
-            sections.append({"question": question, "notebook": notebook, "findings": sentences, "parts": parts})
+            sections.append({"question": question, "notebook": notebook, "findings": said, "parts": parts})
     numbers = reported(profile, "T1")
-    gain = main_gain(numbers, profile)
+    gain, clean = main_gain(numbers, profile), cell(numbers, MAIN, "clean")
+    four = []
+    if gain and clean:
+        attack, of = labels.metric(gain["metric"]), f"({gain['n']:,.0f} images, {seeds([gain['seeds']])})"
+        four = [(share(numbers, row, gain["metric"]), f"{row} under {attack}") for row in ("AT", "AT + FSR")]
+        four.append((change(gain), f"FSR's gain under {attack} {of}"))
+        four.append((change(clean), "FSR's gain without attack"))
     others = pd.concat([tables.table(profile, name) for name in ("T1", "T2")])
     others = others[~others["kind"].isin(OURS)].drop_duplicates()
     source = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=source, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.globals |= {"share": share, "change": change, "seeds": seeds}
     return environment.get_template("page.html").render(
         profile=profile,
         first=first,
-        numbers=numbers,
-        gain=gain,
-        attack=labels.metric(gain["metric"]) if gain else "",
-        clean=cell(numbers, MAIN, "clean"),
-        gains=_figure(profile, "F7"),
-        module=_figure(profile, "F9"),
+        numbers=four,
         sections=sections,
         left_out=left_out,
         others=tables.show(others).to_html() if len(others) else "",
@@ -106,17 +105,15 @@ def _figure(profile: str, name: str) -> dict | None:
 
 
 def _table(profile: str, name: str) -> dict | None:
-    """The rows of the weights that the profile reports; None without findings or where most was not run."""
-    if name not in tables.of_profile(profile) or not findings(profile, name):
-        return None
+    """The rows of the weights that the profile reports; None where most was not run."""
     frame = shown = tables.table(profile, name)
     if "metric" in frame or "stream" in frame:
         shown = shown[shown["checkpoint"] == experiments.profile_of(profile).report_checkpoint]
     if "metric" in frame:
         kinds = ["ours"] if name in ("T5", "T6") else OURS  # F4 shows their differences
         shown = shown[shown["kind"].isin(kinds)].assign(planned=shown["seeds"])  # the sentences say how many
-    value = next((column for column in ("value", "accuracy", "macs") if column in shown and name != "T9"), "")
-    if shown.empty or (value and shown[value].isna().mean() > 0.5):
+    value = next((column for column in ("value", "accuracy", "macs") if column in shown and name != "T9"), "row")
+    if shown.empty or (value in shown and shown[value].isna().mean() > 0.5):
         return None
     info, html, notes = tables.TABLES[name], tables.show(shown).to_html(), tables.notes(profile, name, frame)
     return {"name": name, "title": info.title, "html": html, "notes": notes, "file": f"../tables/{profile}/{info.stem}"}

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from fsr import analyse as room
 from fsr import data as data_room
-from fsr.analyse import ANALYSES, analyse, embedded, exact, histogram, knn
+from fsr.analyse import ANALYSES, analyse, embedded, exact, knn
 from fsr.analyse.overhead import LiveMemory, latencies, peak_memory
 from fsr.attacks.gradient import pgd
 from fsr.config import Analysis, FSRSpec, PeerSpec, for_dataset
@@ -114,13 +114,6 @@ def test_k_is_200_elsewhere_and_never_more_than_the_bank(model, data):
     assert look(model, "streams", data, run, images=4)[0]["k"] == 160
     more = replace(data, train_x=data.train_x.repeat(2, 1, 1, 1), train_y=data.train_y.repeat(2))
     assert look(model, "streams", more, run, images=4)[0]["k"] == 200
-
-
-def test_histogram_counts_as_numpy_does():
-    values = torch.rand(4, 5, 7, 7) ** 3
-    assert histogram(values).tolist() == np.histogram(values.numpy(), 40, (0, 1))[0].tolist()
-    ends = histogram(torch.tensor([0.0, 0.04, 0.05, 0.5, 0.94, 0.96, 1.0]))
-    assert {i: int(n) for i, n in enumerate(ends) if n} == {0: 1, 1: 1, 2: 1, 20: 1, 37: 1, 38: 1, 39: 1}
 
 
 @pytest.mark.parametrize("batch", [250, 11])

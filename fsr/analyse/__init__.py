@@ -57,24 +57,18 @@ class Seen(NamedTuple):
 class Inspection:
     """A network in eval mode, the test images to look at, and the module that runs last."""
 
-    def __init__(self, model: Classifier, run: Run, analysis: Analysis, data: Data, device, weights: str | None):
-        self.model, self.run, self.data, self.device = model, run, data, torch.device(device)
+    def __init__(self, model: Classifier, run: Run, analysis: Analysis, data: Data, weights: str | None):
+        self.model, self.run, self.data = model, run, data
         wanted = None if analysis.images is None else min(analysis.images, len(data.test_y))
         self.x, self.y, self.index = part_of_test(data, wanted)  # x: uint8
-        self.key = None if weights is None else (weights, run, analysis.images, self.device)
-        self.place = BACKBONES[run.backbone].fsr_stage  # in the bare network; where FSR would sit
-        self.module: Any = None
+        self.key = weights and (weights, run, analysis.images)
         places = {part: name for name, part in model.named_modules() if isinstance(part, Inserted)}
         order: list[Any] = []
         with torch.no_grad(), hooked(places, lambda part, _, f: order.append(part)):
-            model(self.images(data.test_x[:1]))
-        if order:
-            self.place = places[order[-1]].removeprefix("net.").replace(".submodule", "")
-            self.module = order[-1].module
-
-    def images(self, x: Tensor) -> Tensor:
-        """x, uint8 on any device, as float32 in [0, 1] on the network's."""
-        return as_float(x.to(self.device))
+            model(as_float(self.x[:1]))
+        path = places[order[-1]].removeprefix("net.").replace(".submodule", "") if order else ""
+        self.place = path or BACKBONES[run.backbone].fsr_stage  # in the bare network; where FSR would sit
+        self.module: Any = order[-1].module if order else None
 
     def see(self, x: Tensor) -> Seen:
         """The network on x (N, 3, H, W) in [0, 1]; no gradients."""
@@ -91,20 +85,18 @@ class Inspection:
 
         Attacking costs most of an analysis, so what was crafted last in this process serves again on equal weights.
         """
-        known, crafted, attack = _latest.get(self.key, []) if self.key else [], [], attack_named(ATTACK)
+        known, crafted = _latest.get(self.key, []) if self.key else [], []
         for i, rows in enumerate(batches(len(self.y), BATCH)):
-            x, y = self.images(self.x[rows.to(self.x.device)]), self.y[rows.to(self.y.device)].to(self.device)
-            x_adv = known[i] if known else attack(self.model, x, y, eps=self.run.eps, indices=self.index[rows])
+            x, y = as_float(self.x[rows]), self.y[rows]
+            if known:
+                x_adv = known[i].to(x.device)
+            else:
+                x_adv = attack_named(ATTACK)(self.model, x, y, eps=self.run.eps, indices=self.index[rows])
             crafted.append(x_adv.cpu())
-            yield x, x_adv.to(self.device), y, self.see(x), self.see(x_adv.to(self.device))
+            yield x, x_adv, y, self.see(x), self.see(x_adv)
         if self.key:  # only when complete
             _latest.clear()
             _latest[self.key] = crafted
-
-
-def histogram(values: Tensor, bins: int = BINS) -> Tensor:
-    """Counts of values in [0, 1], any shape, in equal bins, (bins,) int64; 1 belongs to the last bin."""
-    return torch.bincount((values.flatten().double() * bins).long().clamp_(0, bins - 1), minlength=bins)
 
 
 def masks(job: Inspection) -> tuple[dict, dict]:
@@ -115,7 +107,8 @@ def masks(job: Inspection) -> tuple[dict, dict]:
     hist, count = {name: torch.zeros(BINS, dtype=torch.int64) for name in ("hist_clean", "hist_adv")}, Counter[str]()
     for *_, clean, adv in job.pairs():
         for name, mask in (("clean", clean.mask), ("adv", adv.mask)):
-            hist[f"hist_{name}"] += histogram(mask).cpu()
+            bins = (mask.flatten().double() * BINS).long().clamp_(0, BINS - 1)  # 1 belongs to the last one
+            hist[f"hist_{name}"] += torch.bincount(bins, minlength=BINS).cpu()
             count[f"saturated_{name}"] += int(((mask < SATURATED) | (mask > 1 - SATURATED)).sum())
         count["flipped"] += int(((clean.mask > 0.5) ^ (adv.mask > 0.5)).sum())
     total = int(hist["hist_clean"].sum())
@@ -180,11 +173,11 @@ def streams(job: Inspection) -> tuple[dict, dict]:
     Streams: f, robust, nonrobust, recalibrated, output. The auxiliary head was trained on the middle three alone.
     Networks without FSR have the neighbours' rows of what they have.
     """
-    bank_x, bank_y, head = job.data.train_x, job.data.train_y.to(job.device), getattr(job.module, "aux", None)
+    bank_y, head = job.data.train_y, getattr(job.module, "aux", None)
     k = min(10 if job.run.dataset == "digits" else 200, len(bank_y))
     parts = defaultdict[str, list[Tensor]](list)  # pooled clean training features of every stream
     for rows in batches(len(bank_y), BATCH):
-        for name, f in job.see(job.images(bank_x[rows.to(bank_x.device)])).maps.items():
+        for name, f in job.see(as_float(job.data.train_x[rows])).maps.items():
             parts[name].append(pooled(f))
     bank = {name: torch.cat(features) for name, features in parts.items()}
     right = {attack: Counter[tuple[str, str]]() for attack in (ATTACK, "clean")}
@@ -221,19 +214,19 @@ def exact() -> Iterator[None]:
 
 
 def analyse(
-    model: Classifier, run: Run, analysis: Analysis, data: Data, *, device="cpu", seconds_per_epoch=None, weights=None
+    model: Classifier, run: Run, analysis: Analysis, data: Data, *, seconds_per_epoch=None, weights: str | None = None
 ) -> tuple[dict, dict[str, np.ndarray]]:
     """(record, arrays) of one analysis of a run's network, in float32 and eval mode; model is left as it was.
 
-    model: on device; seconds_per_epoch: from history.csv, for cost; weights: digest of model's weights, with which the
-    next analysis of the same images does not attack them again. Deterministic but for cost's times. A kind that needs
-    what the network does not have gives {"not_applicable": why}; an unknown kind raises UsageError.
+    data: on the model's device; seconds_per_epoch: from history.csv, for cost; weights: digest of model's weights, with
+    which the next analysis of the same images does not attack them again. Deterministic but for cost's times. A kind
+    that needs what the network does not have gives {"not_applicable": why}; an unknown kind raises UsageError.
     """
     kind = analysis.kind
     if kind not in ANALYSES:
         raise UsageError(f"no analysis {kind!r} here; choose one of {', '.join(ANALYSES)}")
     with eval_mode(model), exact():
-        job = Inspection(model, run, analysis, data, device, weights)
+        job = Inspection(model, run, analysis, data, weights)
         if kind == "cost":
             return cost(job) | {"train_seconds_per_epoch": seconds_per_epoch}, {}
         if kind != "streams" and not (isinstance(job.module, FSR) and job.module.has_mask):

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from fsr import hardware
 from fsr.config import replace
+from fsr.data import as_float
 from fsr.models import Classifier, count_macs, count_params, model_of
 
 BATCHES = (1, 128)  # of latency; peak memory at the last
@@ -87,10 +88,10 @@ def cost(job) -> dict:
     where no auxiliary head runs; parameters count it.
     """
     with torch.random.fork_rng([]):  # the plain network's weights, which cost nothing
-        bare = model_of(replace(job.run, module=None), job.data.classes).to(job.device).eval()
+        bare = model_of(replace(job.run, module=None), job.data.classes).to(job.data.test_x.device).eval()
     pair, data = [job.model, bare], job.data
-    rows = torch.arange(BATCHES[-1], device=data.test_x.device) % len(data.test_y)  # from the first again
-    x, y = job.images(data.test_x[rows]), data.test_y[rows].to(job.device)
+    rows = torch.arange(BATCHES[-1]) % len(data.test_y)  # from the first again
+    x, y = as_float(data.test_x[rows]), data.test_y[rows]
     params, macs = [count_params(model) for model in pair], [count_macs(model, x[:1]) for model in pair]
     record: dict = {"params": params[0], "params_added": params[0] - params[1]}
     record |= {"macs": macs[0], "macs_added": macs[0] - macs[1]}
@@ -99,4 +100,4 @@ def cost(job) -> dict:
         record[f"latency_ms{suffix}"] = {n: round(medians[i], 4) for n, medians in times.items()}
         record[f"peak_memory_mb{suffix}"] = round(peak_memory(pair[i], x, y), 3)
     record |= {"memory": "allocator" if x.is_cuda else "live tensors", "memory_batch": BATCHES[-1]}
-    return record | {"dtype": "float32", "repeats": REPEATS, "hardware": hardware.describe(job.device)}
+    return record | {"dtype": "float32", "repeats": REPEATS, "hardware": hardware.describe(x.device)}

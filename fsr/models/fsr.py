@@ -16,14 +16,6 @@ from fsr.files import UsageError
 from fsr.models.nets import conv3x3
 
 
-def hidden_channels(channels: int, reference: int = 512) -> int:
-    """Hidden channels of S and R: the authors' 64 from `reference` channels on, in proportion below, at least 8.
-
-    A constant 64 would add 126 % of the parameters at width 8 and confound every narrow result.
-    """
-    return min(64, max(8, round(64 * channels / reference)))
-
-
 def _noise(score: Tensor, u, stable_eps: float, part: tuple[int, int] | None) -> Tensor:
     """Difference of two Gumbel draws, like score: from two uniform draws, or as the one Logistic draw that it is."""
     if u is None:
@@ -101,7 +93,8 @@ class FSR(nn.Module):
     def __init__(self, channels: int, num_classes: int, spec: FSRSpec | None = None, *, reference: int = 512):
         super().__init__()
         self.spec = spec = FSRSpec() if spec is None else spec
-        hidden = spec.hidden or hidden_channels(channels, reference)
+        # The authors' 64 at `reference` channels: a constant 64 would add 126 % of the parameters at width 8.
+        hidden = spec.hidden or min(64, max(8, round(64 * channels / reference)))
         self.tau = spec.tau
         self.noise: bool | None = None
         self.backward_tau: float | None = None

@@ -3,6 +3,7 @@
 N images, C channels, H and W positions, K classes.
 """
 
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -114,8 +115,8 @@ def features_at(net: nn.Module, paths: tuple[str, ...], batches: list[Tensor]) -
     """
     names = [name for name, _ in net.named_modules(remove_duplicate=False) if name]
     for path in set(paths) - set(names):
-        near = [name for name in names if name.rpartition(".")[0] == path.rpartition(".")[0]] or names
-        raise UsageError(f"no module {path!r} in this network; choose one of {', '.join(near[:20])}")
+        near = get_close_matches(path, names, n=12, cutoff=0)
+        raise UsageError(f"no module {path!r} in this network; choose one of {', '.join(near)}")
     for x in batches:
         logits, outputs = dry_run(net, x, paths)
         if not isinstance(logits, Exception):

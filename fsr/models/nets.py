@@ -14,16 +14,26 @@ def conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False)
 
 
+@torch.no_grad()
+def _initialise(module: nn.Module, linear: Callable[[int], float] | None = None) -> None:
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            part.weight.normal_(0, math.sqrt(2 / (math.prod(part.kernel_size) * part.out_channels)))
+        elif isinstance(part, nn.Linear) and linear:
+            part.weight.normal_(0, linear(part.in_features))
+        if isinstance(part, nn.Conv2d | nn.Linear) and part.bias is not None:
+            part.bias.zero_()
+
+
 class _Staged(nn.Module):
     stages: tuple[str, ...]
 
     def _add(self, block: Callable, channels: int, width: int, blocks: tuple[int, ...]) -> int:
         for i, (name, count) in enumerate(zip(self.stages, blocks, strict=True)):
-            stage = nn.Sequential()
-            for j in range(count):
-                stage.append(block(channels, width * 2**i, 2 if i and not j else 1))
-                channels = width * 2**i
-            self.add_module(name, stage)
+            out = width * 2**i
+            first = block(channels, out, 2 if i else 1)
+            self.add_module(name, nn.Sequential(first, *(block(out, out, 1) for _ in range(count - 1))))
+            channels = out
         return channels
 
     def _run(self, x: Tensor) -> Tensor:
@@ -42,7 +52,7 @@ class BasicBlock(nn.Module):
         self.conv2 = conv3x3(channels_out, channels_out)
         self.bn2 = nn.BatchNorm2d(channels_out)
         self.shortcut = nn.Sequential()
-        if stride != 1 or channels_in != channels_out:
+        if channels_in != channels_out:
             self.shortcut.append(nn.Conv2d(channels_in, channels_out, 1, stride, bias=False))
             self.shortcut.append(nn.BatchNorm2d(channels_out))
 
@@ -113,15 +123,9 @@ class WideResNet(_Staged):
         return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))  # the authors' fixed 8x8 window breaks at 64x64
 
     @staticmethod
-    @torch.no_grad()
     def initialise(module: nn.Module) -> None:
-        """Convolutions N(0, sqrt(2 / (k k out))), biases of linears zero, in every part of module."""
-        for part in module.modules():
-            if isinstance(part, nn.Conv2d):
-                fan_out = part.kernel_size[0] * part.kernel_size[1] * part.out_channels
-                part.weight.normal_(0, math.sqrt(2 / fan_out))
-            elif isinstance(part, nn.Linear):
-                part.bias.zero_()
+        """Convolutions N(0, sqrt(2 / (k k out))), biases zero, in every part of module."""
+        _initialise(module)
 
 
 class VGG(_Staged):
@@ -151,17 +155,10 @@ class VGG(_Staged):
         return self.classifier(F.adaptive_avg_pool2d(self.pool(self._run(x)), 1).flatten(1))
 
     @staticmethod
-    @torch.no_grad()
     def initialise(module: nn.Module) -> None:
         """Convolutions kaiming-normal fan_out, linears N(0, 0.01), biases zero, in every part of module.
 
         Linears of fewer than the authors' 512 inputs are kaiming-normal fan_in: with 0.01 a narrow VGG never leaves
         chance under AT (width 8, 60 epochs), and only the auxiliary losses would free it, which is no robustness.
         """
-        for part in module.modules():
-            if isinstance(part, nn.Conv2d):
-                nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
-            elif isinstance(part, nn.Linear):
-                part.weight.normal_(0, 0.01 if part.in_features >= 512 else (2 / part.in_features) ** 0.5)
-            if isinstance(part, nn.Conv2d | nn.Linear) and part.bias is not None:
-                part.bias.zero_()
+        _initialise(module, lambda inputs: 0.01 if inputs >= 512 else math.sqrt(2 / inputs))

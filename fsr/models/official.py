@@ -19,18 +19,15 @@ NAMES: dict[str, dict[str, Any]] = {
     "vgg16": {r"^block(\d+)\.(\d+)": lambda found: f"block{int(found[1]) + 1}.{int(found[2]) + (found[1] != '0')}"},
     "wideresnet34": {r"^bn1\.": "block3.bn.", r"\.layer\.": ".", r"\.convShortcut\.": ".shortcut."},
 }
-HEADS = {"resnet18": "linear.weight", "vgg16": "classifier.4.weight", "wideresnet34": "fc.weight"}
-MODULE = {"separation.sep_net.": "score.", "recalibration.rec_net.": "correct.", "aux.0.": "aux."}
+MODULE = {r"^separation\.sep_net": "score", r"^recalibration\.rec_net": "correct", r"^aux\.0": "aux"}
 
 
 def our_name(name: str, backbone: str, stage: str) -> str:
     """The name in our Classifier of a weight in their network; stage: where FSR sits."""
-    for theirs, ours in MODULE.items():
-        if name.startswith(theirs):
-            return f"net.{stage}.module.{ours}{name.removeprefix(theirs)}"
-    for pattern, replacement in NAMES[backbone].items():
-        name = re.sub(pattern, replacement, name)
-    return "net." + re.sub(rf"^{stage}\.", f"{stage}.submodule.", name)
+    inside = {pattern: f"{stage}.module.{ours}" for pattern, ours in MODULE.items()}
+    for pattern, ours in (NAMES[backbone] | {rf"^{stage}\.": f"{stage}.submodule."} | inside).items():
+        name = re.sub(pattern, ours, name)
+    return f"net.{name}"
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -56,9 +53,9 @@ def official_state(path, backbone: str) -> tuple[dict[str, Tensor], int]:
     if backbone not in NAMES:
         raise UsageError(f"unknown backbone {backbone!r}; choose one of {', '.join(NAMES)}")
     state = _read(Path(path))
-    head = state.get(HEADS[backbone])
+    head = state.get("aux.0.weight")
     if head is None or head.ndim != 2:
-        raise UsageError(f"{path} is not the authors' {backbone}: it has no {HEADS[backbone]!r}")
+        raise UsageError(f"{path} is not the authors' {backbone} with FSR: it has no auxiliary head")
     kept = {name: value for name, value in state.items() if not name.startswith("sub_block1.")}
     return {our_name(name, backbone, BACKBONES[backbone].fsr_stage): v for name, v in kept.items()}, len(head)
 

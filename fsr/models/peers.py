@@ -23,8 +23,7 @@ class PeerStreams(NamedTuple):
 class FeatureDenoising(nn.Module):
     """Residual non-local mean with dot-product weights and a 1x1 convolution (Xie et al. 2019, section 4.2, eq. 2).
 
-    As in their code the convolution has a BatchNorm whose scale starts at zero: the dot products grow with the cube
-    of the features, so the block must start as the identity.
+    Starts as the identity, since the dot products grow with the cube of the features: their BatchNorm's scale is zero.
     """
 
     def __init__(self, channels: int, num_classes: int = 0, is_last: bool = False):
@@ -40,7 +39,7 @@ class FeatureDenoising(nn.Module):
         return f + self.bn(self.conv((mean / flat.shape[2]).view_as(f)))
 
     def streams(self, f: Tensor, y: Tensor | None = None) -> PeerStreams:
-        """Features alone: there is no probe, and y is not read."""
+        """Features alone: there is no probe."""
         return PeerStreams(self(f), {})
 
 
@@ -61,10 +60,7 @@ class _Probed(nn.Module):
 
 
 class CAS(_Probed):
-    """Channel-wise activation suppressing: features times one row of a linear probe (Bai et al. 2021, section 3.2).
-
-    The row is the label's in training and the probe's own prediction otherwise.
-    """
+    """Channel-wise activation suppressing: times the class's row of a linear probe (Bai et al. 2021, section 3.2)."""
 
     def __init__(self, channels: int, num_classes: int, is_last: bool = False):
         super().__init__()
@@ -79,8 +75,8 @@ class CIFS(_Probed):
     """Channel-wise importance-based feature selection (Yan et al. 2021, section 4).
 
     A channel's weight is the softmax of its relevance: the gradient, summed over positions, of two of the probe's
-    logits, the label's and the second largest in training, the two largest otherwise. Only the probe is differentiated
-    through it. The probe has 128 hidden channels, softplus(beta 5); the last is linear, as in their ResNet-18.
+    logits, the label's or largest and the second. Only the probe is differentiated through it. The probe has 128 hidden
+    channels, softplus(beta 5); the last is linear, as in their ResNet-18.
     """
 
     def __init__(self, channels: int, num_classes: int, is_last: bool = False):

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from fsr.config import FSRSpec
 from fsr.files import UsageError
-from fsr.models.fsr import FSR, INTERVENTIONS, Intervention, gumbel_mask, hidden_channels, intervene
+from fsr.models.fsr import FSR, INTERVENTIONS, Intervention, gumbel_mask, intervene
 from fsr.train.objectives import fsr_terms, runner_up
 
 NAMES = {"sep.sep_net.": "score.", "rec.rec_net.": "correct.", "aux.": "aux."}
@@ -155,10 +155,9 @@ def test_soft_mask_has_no_noise_and_hard_mask_is_binary_in_both_modes():
 
 
 def test_hidden_channels_follow_the_rule():
-    cases = {8: 8, 64: 8, 72: 9, 128: 16, 256: 32, 512: 64, 1024: 64}
-    assert {c: hidden_channels(c) for c in cases} == cases
-    assert hidden_channels(640, 640) == 64 and hidden_channels(64, 640) == 8 and hidden_channels(320, 640) == 32
-    assert FSR(128, 10).score[0].out_channels == 16 and FSR(128, 10, FSRSpec(hidden=5)).score[0].out_channels == 5
+    cases = {(8, 512): 8, (72, 512): 9, (512, 512): 64, (1024, 512): 64, (640, 640): 64, (64, 640): 8, (320, 640): 32}
+    assert {case: FSR(case[0], 10, reference=case[1]).score[0].out_channels for case in cases} == cases
+    assert FSR(128, 10, FSRSpec(hidden=5)).score[0].out_channels == 5
 
 
 def test_interventions_change_the_mask_as_their_names_say():

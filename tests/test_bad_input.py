@@ -1,8 +1,6 @@
 """Wrong input of every kind is one clear error, and never a number that means something else."""
 
 import contextlib
-import csv
-import io
 import json
 import os
 import sys
@@ -14,7 +12,7 @@ from hypothesis import strategies as st
 from tiny import FSR_HERE, tiny_run
 
 from fsr import __main__ as cli
-from fsr import evaluate, files, notebooks, reference, runs, store
+from fsr import evaluate, files, notebooks, runs, store
 from fsr.config import Evaluation, Run, run_from_dict, run_id, to_dict
 from fsr.files import FSRError, UsageError
 from fsr.models import model_of
@@ -80,26 +78,6 @@ def test_any_arguments_end_in_an_exit_code_and_never_in_a_traceback(capsys, argu
             cli.main()
     code, said = done.value.code or 0, capsys.readouterr().err
     assert code in (0, 1, 2) and "Traceback" not in said and bool(said.strip()) >= bool(code)
-
-
-CELL = text | st.sampled_from(["T1", "T9", "cifar10", "percent", "points", "clean", "1e400", "-1", "nan", "50.5", "at"])
-
-
-@few
-@given(st.lists(st.lists(CELL, min_size=7, max_size=9), max_size=3), st.booleans())
-def test_any_table_of_cells_is_read_whole_or_refused_by_line(place, rows, header):
-    file = io.StringIO()
-    writer = csv.writer(file)
-    writer.writerow(reference.COLUMNS if header else ["nothing"])
-    writer.writerows(rows)
-    path = place.with_name("paper_values.csv")
-    path.write_text(file.getvalue(), encoding="utf-8")
-    try:
-        frame = reference.paper_values(path)
-    except UsageError as error:
-        assert "paper_values.csv" in str(error)
-        return
-    assert header and frame["value"].between(-100, 1e12).all() and frame["unit"].ne("").all()
 
 
 class Bomb:

@@ -5,6 +5,7 @@ import torch
 
 from fsr import data
 from fsr.config import for_dataset
+from fsr.data import readers
 from fsr.files import UsageError
 
 DIGITS = for_dataset("digits", holdout=100)
@@ -16,11 +17,18 @@ def test_parts_are_the_same_for_every_run_seed_and_cover_the_classes():
     assert one.held_y.bincount().min() >= 9 and one.test_y.bincount().min() >= 45
 
 
+def test_every_prefix_of_the_stratified_order_is_nearly_balanced():
+    y = torch.randint(0, 4, (400,), generator=torch.Generator().manual_seed(3))
+    order = readers.stratified_order(y)
+    assert sorted(order.tolist()) == list(range(400))
+    for n in (10, 50, 200, 399):
+        assert ((y[order[:n]].bincount(minlength=4) - n * y.bincount() / 400).abs() <= 1.01).all()
+
+
 def test_a_part_of_the_test_set_is_a_prefix_of_a_larger_part():
     d = data.load(DIGITS)
     small, large = data.part_of_test(d, 50)[2], data.part_of_test(d, 200)[2]
-    assert (large[:50] == small).all()
-    assert (data.part_of_test(d, None)[2] == torch.arange(500)).all()
+    assert (large[:50] == small).all() and (data.part_of_test(d, None)[2] == torch.arange(500)).all()
     with pytest.raises(UsageError, match="500"):
         data.part_of_test(d, 501)
     with pytest.raises(UsageError, match="1297"):

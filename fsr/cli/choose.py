@@ -7,22 +7,16 @@ from fsr.config import DATASETS, Evaluation, Run, replace, run_id
 from fsr.files import UsageError, did_you_mean, duration
 
 
-def known_runs() -> dict[str, Run | None]:
-    """Every planned run by its id, and None for those that only these results hold."""
-    recorded = dict.fromkeys(sorted(path.parent.name for path in files.results().glob("runs/*/config.json")))
-    return recorded | {run_id(run): run for sets in experiments.SETS.values() for run in sets["all"]}
-
-
 def runs_of(which: str, profile: str | None = None) -> tuple[Run, ...]:
-    """The runs of a profile's set, or the one run with this id; UsageError names what may have been meant."""
+    """The runs of a profile's set, or the one run with this id, of any plan or recorded here; UsageError for others."""
     from fsr import store
 
     sets = experiments.SETS[experiments.profile_of(profile).name] if profile else {}
-    if which in sets:
-        return sets[which]
-    if which in (known := known_runs()):
-        return (known[which] or store.config_of(which),)
-    choices, meant = f"; choose one of {', '.join(sets)}" if sets else "", did_you_mean(which, [*sets, *known])
+    known = {run_id(run): (run,) for plan in experiments.SETS.values() for run in plan["all"]} | sets
+    recorded = [path.parent.name for path in sorted(files.results().glob("runs/*/config.json"))]
+    if which in known or which in recorded:
+        return known.get(which) or (store.config_of(which),)
+    choices, meant = f"; choose one of {', '.join(sets)}" if sets else "", did_you_mean(which, [*known, *recorded])
     raise UsageError(f"no set or run {which!r}{meant}{choices}; `python -m fsr status` lists runs")
 
 
@@ -57,7 +51,7 @@ def attacked(profile: str, which: str, attack: str, checkpoint: str, images: int
     for run in runs_of(which, profile):
         fewer = usual if usual and usual < (_test_images(run) or 0) else None
         evaluation = Evaluation(attack=attack, checkpoint=checkpoint, images=images or fewer)
-        check_fits(run, evaluation)
+        check_fits(run, attack, checkpoint, images)
         tasks.append(runs.Task(run=run, evaluations=(evaluation,)))
     return tasks
 
@@ -67,14 +61,14 @@ def _test_images(run: Run) -> int | None:
     return DATASETS[run.dataset].test if run.test_size is None and run.dataset in DATASETS else run.test_size
 
 
-def check_fits(run: Run, evaluation: Evaluation) -> None:
+def check_fits(run: Run, attack: str, checkpoint: str, images: int | None) -> None:
     """Refuse now what would fail only once the run is trained."""
-    there, kinds = _test_images(run), ["last", "ema", *(["best"] if run.holdout else [])][: 1 if run.imported else None]
-    if there is not None and (evaluation.images or 0) > there:
+    there, kinds = _test_images(run), ["last"] if run.imported else ["last", "ema"] + ["best"] * bool(run.holdout)
+    if there is not None and (images or 0) > there:
         raise UsageError(f"{run_id(run)} has {there:,} test images; give --images of at most {there}")
-    if evaluation.checkpoint not in kinds:
-        raise UsageError(f"{run_id(run)} has no `{evaluation.checkpoint}`; give --checkpoint {' or '.join(kinds)}")
-    if evaluation.attack == "pgd20-joint" and not experiments.has_heads(run):
+    if checkpoint not in kinds:
+        raise UsageError(f"{run_id(run)} has no {checkpoint!r} weights; give --checkpoint {' or '.join(kinds)}")
+    if attack == "pgd20-joint" and not experiments.has_heads(run):
         raise UsageError(f"pgd20-joint needs auxiliary heads, and {run_id(run)} has none")
 
 
@@ -82,14 +76,13 @@ def show_plan(todo: list, options) -> None:
     """Print what would be computed, and how long its trainings take by those finished here on such a device."""
     from fsr import runs
 
-    trained = {}
-    for task in todo:
-        again = task.trains() == "again"  # its record is here, its weights are gone
-        typer.echo(f"{task.name}: {', '.join(['train again'] * again + task.missing())}")
-        if again or task.trains():
-            trained[task.run] = task.run.epochs if again else None
+    trained = {task.run: trains for task in todo if (trains := task.trains())}
+    for task in todo:  # again: its record is here, its weights are gone
+        again = ["train again"] * (trained.get(task.run) == "again")
+        typer.echo(f"{task.name}: {', '.join(again + task.missing())}")
     measured = runs.seconds_per_epoch(options.torch_device.type)
-    times = [runs.seconds_left(run, measured, epochs=epochs) for run, epochs in trained.items()]
+    epochs = [(run, run.epochs if trains == "again" else None) for run, trains in trained.items()]
+    times = [runs.seconds_left(run, measured, epochs=left) for run, left in epochs]
     known = [seconds for seconds in times if seconds is not None]
     text = f"{len(times)} trainings, those like finished ones ({len(known)}) about {duration(sum(known))} in all"
     typer.echo(f"{len(todo)} tasks to do: {text}; evaluations and analyses on top" if todo else "nothing to do")

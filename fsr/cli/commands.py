@@ -11,6 +11,7 @@ import typer
 from fsr import experiments, files
 from fsr.cli import choose
 from fsr.cli.options import TORCHRUN, DataDir, Device, Executor, Root, Setting, conclude, with_setting
+from fsr.config import Analysis
 from fsr.files import UsageError, duration
 
 What = StrEnum("What", ["check", "path"])
@@ -122,12 +123,11 @@ def audit(
 ) -> None:
     """Attack a run by everything an informed attacker would try, and print what survives."""
     from fsr import runs, store
-    from fsr.config import Analysis, Evaluation
     from fsr.tables import audit_lines
 
     (chosen,) = choose.runs_of(run)
     analysis = Analysis(kind="audit", checkpoint=checkpoint, images=images, budget=budget)
-    choose.check_fits(chosen, Evaluation(attack="clean", checkpoint=checkpoint, images=images))
+    choose.check_fits(chosen, "audit", checkpoint, images)
     setting.do([runs.Task(run=chosen, analyses=(analysis,))])
     for line in () if setting.dry_run else audit_lines(store.load_analysis(chosen, analysis)[0]):
         typer.echo(line)

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from fsr import files
 from fsr.cli import choose
@@ -35,27 +35,27 @@ def progress_of(tasks: Iterable) -> Iterator[Callable[[str, str, int, int], None
 
     On a terminal a bar counts the runs that are done, and one shows each under way; a log file gets lines now and then.
     """
-    console, total = Console(stderr=True), len({task.name for task in tasks})
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    quiet, bars = logging.getLogger("fsr").level > logging.INFO, console.is_terminal
-    rows: dict = {}  # of a run: its bar, or when it was last said
-    finished: set[str] = set()
+    console, quiet = Console(stderr=True), logging.getLogger("fsr").level > logging.INFO
+    total, finished = len({task.name for task in tasks}), set[str]()
+    rows, said = dict[str, TaskID](), dict[str, float]()  # a run's bar, and when it was last in the log
 
     def report(name: str, what: str, done: int, of: int) -> None:
         if what == "done":
             finished.add(name)
-            progress.update(overall, completed=len(finished))
-        if bars:
-            rows[name] = rows[name] if name in rows else progress.add_task(name)
-            progress.update(rows[name], completed=done, total=of, description=f"{name[-44:]}  {what}")
-            progress.update(rows[name], visible=name not in finished)
-        elif what != "done" and time.monotonic() - rows.get(name, float("-inf")) >= LOG_SECONDS:
-            rows[name] = time.monotonic()
-            print(f"[{1 + list(rows).index(name)}/{total}] {name}: {what} {done}/{of}", file=sys.stderr, flush=True)
+        if name not in rows:
+            rows[name] = progress.add_task(name)
+        text, under_way = f"{name[-44:]}  {what}", name not in finished
+        progress.update(rows[name], completed=done, total=of, description=text, visible=under_way)
+        progress.update(overall, completed=len(finished))
+        late = time.monotonic() - said.get(name, -LOG_SECONDS) >= LOG_SECONDS
+        if late and under_way and not (quiet or console.is_terminal):
+            said[name] = time.monotonic()
+            print(f"[{rows[name]}/{total}] {name}: {what} {done}/{of}", file=sys.stderr, flush=True)
 
-    with Progress(*columns, console=console, disable=quiet or not bars) as progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
         overall = progress.add_task("runs", total=total)
-        yield (lambda *_: None) if quiet else report
+        yield report
 
 
 @dataclass(kw_only=True)
@@ -101,25 +101,26 @@ class Setting:
         from fsr.runs import local
         from fsr.train import distributed
 
-        together = distributed.requested()
+        together, inline = distributed.requested(), self.executor is Executor.inline
         if together and any(task.evaluations or task.analyses for task in tasks):
             raise UsageError(TORCHRUN)
         files.writable(files.results(), "--root")  # or fail at once, not after hours
-        if self.deterministic and (together or self.executor is Executor.inline):
+        if self.deterministic and (together or inline):
             hardware.make_deterministic()
         if together:
             return local.run_together(tasks, self.options, progress_of)
-        if self.executor is not Executor.ray:
-            local.need_data(tasks)
         with progress_of(tasks) as report:
-            options = replace(self.options, report=report)
-            if self.executor is Executor.inline:
-                return local.run_inline(tasks, options)
+            options, more = replace(self.options, report=report), {"deterministic": self.deterministic}
             if self.executor is Executor.ray:
                 from fsr.runs import ray
 
-                return ray.run_tasks(tasks, options, address=self.address, deterministic=self.deterministic)
-            return local.run_tasks(tasks, options, workers=self.workers, deterministic=self.deterministic)
+                return ray.run_tasks(tasks, options, address=self.address, **more)
+            local.need_data(tasks)
+            return (
+                local.run_inline(tasks, options)
+                if inline
+                else local.run_tasks(tasks, options, workers=self.workers, **more)
+            )
 
 
 def conclude(summary) -> None:

@@ -48,7 +48,7 @@ api: $(VENV)/.installed-docs
 	  warnings.filterwarnings('ignore', '.* for pandas[.]'); cli(['--no-show-source', '-o', 'build/api', 'fsr'])"
 
 lab: setup
-	cd notebooks && ../$(VENV)/bin/jupyter lab
+	cd notebooks && $(abspath $(VENV))/bin/jupyter lab
 
 test: setup-test lint pytest nbval
 

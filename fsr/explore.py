@@ -170,28 +170,24 @@ def inspect(run: Run, checkpoint: str = "ema", *, attack: str = "pgd20", image: 
     return SimpleNamespace(**seen, probabilities=logits.softmax(1).numpy())
 
 
-def _draw(figure, seen: SimpleNamespace) -> None:
-    """Images on top, confidences and mask below them, and the maps of the streams at the bottom."""
-    grid, truth, (x, x_adv) = figure.add_gridspec(3, 5), seen.class_names[seen.label], seen.images
-    clean, attacked = (seen.class_names[int(answer.argmax())] for answer in seen.probabilities)
-    top = {f"natural: {clean}": x, "perturbation": 0.5 + (x_adv - x) / (2 * seen.eps), f"attacked: {attacked}": x_adv}
-    maps = {f"{STREAMS[name]}  {seen.heads.get(name, '')}": seen.maps[name] for name in STREAMS if name in seen.maps}
-    for row, pictures in ((0, top), (2, maps)):
-        for place, (title, picture) in enumerate(pictures.items()):
-            show_image(figure.add_subplot(grid[row, place]), picture, title)
-    frame = pd.DataFrame(seen.probabilities.T, index=seen.class_names, columns=["natural", "attacked"])
-    frame = frame.loc[frame.max(axis=1).nlargest(10).index].sort_index()
-    frame.plot.barh(ax=figure.add_subplot(grid[1, :3]), xlim=(0, 1), title=f"confidence (true class: {truth})")
-    if seen.mask is not None:
-        figure.add_subplot(grid[1, 3:], title="mask m").hist(seen.mask, bins=20, range=(0, 1), color="grey")
-    figure.suptitle(seen.title, fontsize=9)
-
-
 def draw(*seen: SimpleNamespace) -> Figure:
-    """One inspection, or several side by side."""
+    """One inspection, or several side by side: images, then confidences and mask, then the maps of the streams."""
     figure = new_figure(6.5 * len(seen), 5.2)
-    for part, each in zip(figure.subfigures(1, len(seen), squeeze=False)[0], seen):
-        _draw(part, each)
+    for part, one in zip(figure.subfigures(1, len(seen), squeeze=False)[0], seen):
+        grid, truth, (x, x_adv) = part.add_gridspec(3, 5), one.class_names[one.label], one.images
+        clean, attacked = (one.class_names[int(answer.argmax())] for answer in one.probabilities)
+        noise = 0.5 + (x_adv - x) / (2 * one.eps)
+        top = {f"natural: {clean}": x, "perturbation": noise, f"attacked: {attacked}": x_adv}
+        maps = {f"{STREAMS[name]}  {one.heads.get(name, '')}": one.maps[name] for name in STREAMS if name in one.maps}
+        for row, pictures in ((0, top), (2, maps)):
+            for place, (title, picture) in enumerate(pictures.items()):
+                show_image(part.add_subplot(grid[row, place]), picture, title)
+        frame = pd.DataFrame(one.probabilities.T, index=one.class_names, columns=["natural", "attacked"])
+        frame = frame.loc[frame.max(axis=1).nlargest(10).index].sort_index()
+        frame.plot.barh(ax=part.add_subplot(grid[1, :3]), xlim=(0, 1), title=f"confidence (true class: {truth})")
+        if one.mask is not None:
+            part.add_subplot(grid[1, 3:], title="mask m").hist(one.mask, bins=20, range=(0, 1), color="grey")
+        part.suptitle(one.title, fontsize=9)
     return figure
 
 

@@ -129,7 +129,7 @@ X = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
 Y = torch.arange(4)
 
 
-STORED = [(X.float() / 255, Y, "uint8"), (X.int(), Y, "uint8"), (X[0], Y, "N, C, H, W"), (X[:0], Y[:0], "empty")]
+STORED = [(X.float() / 255, Y, "uint8"), (X.int(), Y, "uint8"), (X[0], Y, "do not fit"), (X[:0], Y[:0], "empty")]
 STORED += [(X, Y[:3], "do not fit"), (X, Y.float(), "labels"), (X, Y + 7, "in 0..9"), (X, Y - 1, "labels")]
 
 

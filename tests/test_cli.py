@@ -10,7 +10,7 @@ from rich.console import Console
 from tiny import BRISK, tiny_run
 
 from fsr import __main__ as cli
-from fsr import experiments, files, runs, store
+from fsr import experiments, files, notebooks, report, runs, store
 from fsr.audit import BUDGETS
 from fsr.cli import options
 from fsr.config import Analysis, Evaluation, Run, run_id
@@ -119,6 +119,19 @@ def test_the_exit_code_says_whether_all_is_done(fsr, monkeypatch):
     code, _, err = fsr(*call)
     assert code == 0 and "[1/1]" in err and "epoch 1/" in err and "\x1b" not in err and "\r" not in err
     assert fsr("-q", *call)[1:] == ("nothing to do\n", "")
+
+
+@pytest.mark.parametrize("failed", [[], ["05-whitebox: KeyError: 'x'"]])
+def test_run_all_executes_the_notebooks_and_builds_the_report(fsr, monkeypatch, failed):
+    begun = []
+    monkeypatch.setattr(runs, "missing", lambda profile, sets: [])
+    monkeypatch.setattr(
+        notebooks, "execute", lambda names, profile, **how: begun.extend([*names, how["workers"]]) or failed
+    )
+    monkeypatch.setattr(report, "build", lambda profile: f"{profile}.html")
+    code, out, err = fsr("run-all", "-p", "ci", "--workers", "1")
+    assert begun == [*experiments.NOTEBOOKS, 1] and out == "report: ci.html\n"
+    assert (code, err) == ((1, f"failed: {failed[0]}\n") if failed else (0, ""))
 
 
 def test_a_dry_run_says_what_would_be_computed_and_computes_nothing(fsr, root):
@@ -241,11 +254,11 @@ def test_progress_counts_runs_that_are_done_and_says_what_is_under_way(monkeypat
     screen = io.StringIO()
     monkeypatch.setattr(options, "Console", lambda **_: Console(file=screen, force_terminal=terminal, width=150))
     first, second = (Task(run=tiny_run(seed=seed)) for seed in (0, 1))
-    with options.progress_of([first, second, first]) as report:
+    with options.progress_of([first, second, first]) as tell:
         for name, what in ((first.name, "epoch 1/2"), (first.name, "epoch 2/2"), (second.name, "last clean")):
-            report(name, what, 1, 4)
-        report(first.name, "done", 1, 1)
-        report(first.name, "last clean", 4, 4)  # a late report of a worker
+            tell(name, what, 1, 4)
+        tell(first.name, "done", 1, 1)
+        tell(first.name, "last clean", 4, 4)  # a late report of a worker
     last = screen.getvalue().rpartition("\x1b[2K")[2]
     lines = [f"[1/2] {first.name}: epoch 1/2 1/4", f"[2/2] {second.name}: last clean 1/4"]
     assert capsys.readouterr().err.splitlines() == ([] if terminal else lines)

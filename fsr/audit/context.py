@@ -19,7 +19,7 @@ from fsr.attacks.gradient import Net, is_wrong, project_linf, uniform_start
 from fsr.attacks.inputs import own_randomness
 from fsr.audit.ascent import Oracle, ascend
 from fsr.hardware import exact_float32, quick_float32
-from fsr.models.fsr import FSR
+from fsr.models.fsr import switched
 from fsr.models.modes import copied
 
 Craft = Callable[[Tensor, Tensor, Tensor], Tensor]  # images, labels, their numbers (M,) -> x_adv
@@ -85,26 +85,6 @@ class Attackable(nn.Module):
         if self.draws == 1:
             return self._pass(x)
         return torch.stack([self._pass(x).log_softmax(dim=1) for _ in range(self.draws)]).logsumexp(dim=0)
-
-
-def masked(model: nn.Module) -> list[FSR]:
-    """The FSR modules of a model that have a mask, in the order of `modules()`."""
-    return [part for part in model.modules() if isinstance(part, FSR) and part.has_mask]
-
-
-@contextmanager
-def switched(model: nn.Module, **switches) -> Iterator[None]:
-    """FSR's test-time attributes (backward_tau, noise, intervention) set inside; a list gives each module its own."""
-    places = [(module, name) for module in masked(model) for name in switches]
-    before = [getattr(*place) for place in places]
-    try:
-        for i, (module, name) in enumerate(places):
-            value = switches[name]
-            setattr(module, name, value[i // len(switches)] if isinstance(value, list) else value)
-        yield
-    finally:
-        for place, value in zip(places, before, strict=True):
-            setattr(*place, value)
 
 
 @torch.no_grad()

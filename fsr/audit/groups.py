@@ -10,10 +10,11 @@ from fsr.attacks import ATTACKS, auto
 from fsr.attacks.gradient import Loss, cross_entropy, dlr, logit_margin
 from fsr.audit.ascent import backward, differences, joint, scale_free, scaled_cross_entropy, slope, with_latent_heads
 from fsr.audit.binarization import binary_problem
-from fsr.audit.context import Attackable, Context, Craft, Group, masked, switched, watched
+from fsr.audit.context import Attackable, Context, Craft, Group, watched
 from fsr.audit.indicators import indicators
 from fsr.files import UsageError
 from fsr.models import Classifier, Intervention
+from fsr.models.fsr import masked, switched
 
 NO_MASK = "this model has no FSR mask"
 PUSH = 400.0  # weight of the masks' distance: a mask's mean moves by hundredths and a margin by several units

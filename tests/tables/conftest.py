@@ -3,30 +3,29 @@
 import numpy as np
 import pytest
 
-from fsr import experiments, store
+from fsr import experiments, store, tables
 from fsr.config import Evaluation, Run
 from fsr.files import run_dir, save_json, sha256
 
 
 class Records:
-    """Writes records of planned runs below the test's own root."""
+    """Writes records of planned runs of a profile below the test's own root."""
 
     def __init__(self, profile: str):
         self.profile = profile
 
-    def evaluation(self, run: Run, metric: str, correct, *, kind="whitebox", checkpoint="last", **changes):
+    def evaluation(self, run: Run, metric: str, correct, *, kind="whitebox", checkpoint="last", flags=None, **changes):
         """Outcomes of one column: `correct` is the number of first images that are right, or the flags themselves."""
         planned = experiments.columns(self.profile, kind)[metric]
-        changed = {f: getattr(planned, f) for f in ("attack", "images", "surrogate")} | {"checkpoint": checkpoint}
-        flags = {k: changes.pop(k) for k in ("flags",) if k in changes}
+        changes |= {name: getattr(planned, name) for name in ("attack", "images", "surrogate")}
+        right = np.arange(planned.images or 500) < correct if isinstance(correct, int) else np.asarray(correct)
+        more = {} if flags is None else {"flags": flags}
         store.save_config(run)
-        n = planned.images or 500
-        right = np.arange(n) < correct if isinstance(correct, int) else np.asarray(correct)
-        store.save_evaluation(run, Evaluation(**changed, **changes), np.arange(len(right)), right, **flags)
+        store.save_evaluation(run, Evaluation(checkpoint=checkpoint, **changes), np.arange(len(right)), right, **more)
 
-    def columns(self, run: Run, correct: int, *, only=None, **where):
+    def columns(self, run: Run, correct: int, **where):
         """The five columns of the authors' protocol, all with the same outcome."""
-        for metric in only or experiments.COLUMNS:
+        for metric in experiments.COLUMNS:
             self.evaluation(run, metric, correct, **where)
 
     def analysis(self, run: Run, kind: str, record: dict, checkpoint: str | None = None):
@@ -40,8 +39,7 @@ class Records:
         """A finished training of two epochs, or with this history."""
         store.save_config(run)
         data = store.save_history(run, history or [{"epoch": i + 1, "seconds": per_epoch} for i in range(2)])
-        digest = sha256(data)
-        record = {"run_id": store.id_of(run), "history_sha256": digest, "hardware": hardware, **more}
+        record = {"run_id": store.id_of(run), "history_sha256": sha256(data), "hardware": hardware, **more}
         save_json(run_dir(store.id_of(run)) / "env.json", record)
 
 
@@ -49,3 +47,26 @@ class Records:
 def records(root):
     """Records of a profile: records("demo")."""
     return Records
+
+
+@pytest.fixture
+def shown(root):
+    """One row of a table as a reader sees it, by its method and weights."""
+
+    def row(method: str, name: str = "T1", profile: str = "demo", weights: str = "last"):
+        frame = tables.wide(tables.table(profile, name))
+        return frame[(frame["method"] == method) & (frame.get("weights", weights) == weights)].iloc[0]
+
+    return row
+
+
+@pytest.fixture
+def typed(root):
+    """Writes results/paper_values.csv with these lines."""
+
+    def write(*lines: str):
+        (root / "results").mkdir(exist_ok=True)
+        head = "table,dataset,backbone,row,metric,value,unit,note"
+        (root / "results" / "paper_values.csv").write_text("\n".join([head, *lines, ""]))
+
+    return write

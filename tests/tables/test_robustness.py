@@ -10,8 +10,9 @@ from fsr.files import UsageError, run_dir, save_json
 from fsr.store import ENSEMBLE, save_config, save_evaluation
 
 AT, BOTH = experiments.main_pair("demo")
-WHITEBOX = {row.name: row for row in experiments.ROWS["demo"]["whitebox"][:6]}
-ROWS = {kind: {row.name: row.runs for row in rows} for kind, rows in experiments.ROWS["demo"].items()}
+ROWS = {kind: {row.name: row.runs for row in reversed(rows)} for kind, rows in experiments.ROWS["demo"].items()}
+WHITEBOX = ROWS["whitebox"]
+GAIN = "AT + FSR: gain over AT"
 
 
 def pick(name="T1", profile="demo", **keys):
@@ -24,16 +25,10 @@ def pick(name="T1", profile="demo", **keys):
     return frame.iloc[0]
 
 
-def shown(method, name="T1", profile="demo", weights="last"):
-    frame = tables.wide(tables.table(profile, name))
-    return frame[(frame["method"] == method) & (frame["weights"] == weights)].iloc[0]
-
-
 @pytest.mark.parametrize("profile", experiments.PROFILES)
 def test_without_records_every_planned_row_is_there_and_says_not_run(root, profile):
-    for name in set(tables.of_profile(profile)) - {"T7", "T8", "T9", "T10"}:
-        frame = tables.table(profile, name)
-        ours = frame[frame["kind"] == "ours"]
+    for name in set(tables.of_profile(profile)) & set(tables.robustness.KINDS):
+        ours = tables.table(profile, name).query("kind == 'ours'")
         planned = {row.name for row in experiments.ROWS[profile][tables.robustness.KINDS[name]]}
         assert planned == set(ours["row"]) and ours["value"].isna().all()
         assert set(ours["status"]) <= {"not run", "not applicable"}
@@ -45,7 +40,7 @@ def test_a_profile_writes_t1_to_t10_and_only_the_study_t11(root):
         tables.table("demo", "T11")
 
 
-def test_accuracy_and_wilsons_interval_of_one_seed(records):
+def test_accuracy_and_wilsons_interval_of_one_seed_and_the_mean_over_three(records, shown):
     records("demo").columns(AT, 400)
     cell, exact = pick(row="AT"), binomtest(400, 500).proportion_ci(0.95, method="wilson")
     assert (cell["value"], cell["n"], cell["seeds"], cell["planned"]) == (0.8, 500, 1, 3)
@@ -53,46 +48,43 @@ def test_accuracy_and_wilsons_interval_of_one_seed(records):
     row = shown("AT")
     assert (row["PGD-20"], row["seeds"], row["n"]) == ("80.0 [76.3, 83.3]", "1 of 3", "500")
     assert row["AutoAttack"] == "not run" and shown("AT", weights="ema")["PGD-20"] == "not run"
-
-
-def test_mean_and_standard_deviation_over_seeds(records):
-    for run, right in zip(WHITEBOX["AT"].runs, (390, 400, 410)):
-        records("demo").columns(run, right)
+    for run, right in zip(WHITEBOX["AT"][1:], (390, 410)):
+        records("demo").columns(run, right)  # a new record is seen at once
     assert shown("AT")["no attack"] == "80.0 ± 2.0 [76.3, 83.3]"  # of 500 images: all seeds see the same
 
 
-@pytest.mark.parametrize("before, after", [(400, 420), (420, 400)])
-def test_gain_is_paired_by_image_and_has_its_sign(records, before, after):
+@pytest.mark.parametrize("before, after, sign", [(400, 420, "+"), (420, 400, "\N{MINUS SIGN}")])
+def test_gain_is_paired_by_image_and_has_its_sign(records, shown, before, after, sign):
     records("demo").columns(AT, before)
     records("demo").columns(BOTH, after)
-    cell, value = pick(kind="gain", row="AT + FSR: gain over AT"), (after - before) / 500
+    cell, value = pick(kind="gain", row=GAIN), (after - before) / 500
     assert cell["value"] == pytest.approx(value) and cell["p_first_seed"] == pytest.approx(2 * 0.5**20)
     spread = 1.96 * np.sqrt(0.04 * 0.96 / 500)
     assert (cell["low"], cell["high"]) == pytest.approx((value - spread, value + spread), abs=0.004)
-    sign = "+" if value > 0 else "\N{MINUS SIGN}"
-    assert shown("AT + FSR: gain over AT")["PGD-20"].startswith(f"{sign}4.0 [{sign}")
+    assert shown(GAIN)["PGD-20"].startswith(f"{sign}4.0 [{sign}")
 
 
 def test_an_interval_over_seeds_and_images_needs_three_seeds(records):
-    for i, (plain, both) in enumerate(zip(WHITEBOX["AT"].runs, WHITEBOX["AT + FSR"].runs)):
+    for i, (plain, both) in enumerate(zip(WHITEBOX["AT"], WHITEBOX["AT + FSR"])):
         records("demo").columns(plain, 400)
         records("demo").columns(both, 410 + 10 * i)
-        cell = pick(kind="gain", row="AT + FSR: gain over AT")
-        assert np.isfinite(cell["seeds_low"]) == (i == 2)  # a new record is seen at once
+        cell = pick(kind="gain", row=GAIN)
+        assert np.isfinite(cell["seeds_low"]) == (i == 2)
     assert cell["seeds_low"] < cell["low"] < cell["value"] < cell["high"] < cell["seeds_high"]
 
 
-def test_ensemble_is_taken_per_image_and_needs_all_five(records):
+def test_ensemble_is_taken_per_image_and_needs_all_five(records, shown):
     write = records("demo")
-    write.columns(WHITEBOX["AT + FSR"].runs[2], 400)
-    write.columns(AT, 400, only=("clean", "fgsm", "pgd20", "pgd100"))
-    assert shown("AT + FSR: gain over AT")["PGD-20"] == "not run"  # of another seed
+    write.columns(WHITEBOX["AT + FSR"][2], 400)
+    for metric in ("clean", "fgsm", "pgd20", "pgd100"):
+        write.evaluation(AT, metric, 400)
+    assert shown(GAIN)["PGD-20"] == "not run"  # of another seed
     assert shown("AT")["Ensemble"] == "not run"
     write.evaluation(AT, "cw", np.arange(500) >= 100)  # right where the others are wrong, and on 300 of theirs
     assert pick(row="AT", metric="ensemble")["value"] == 0.6
 
 
-def test_autoattack_shows_its_own_n_and_a_doubt_is_marked(records):
+def test_autoattack_shows_its_own_n_and_a_doubt_is_marked(records, shown):
     write = records("demo")
     write.columns(AT, 400)
     write.evaluation(AT, "autoattack", 70, flags={"zero_gradient": True, "dynamic": False, "zero_gradient_points": 3})
@@ -113,75 +105,59 @@ def test_another_attack_that_breaks_what_autoattack_leaves_puts_it_in_doubt(reco
     assert pick("T2", row="AT + CAS", metric="autoattack")["flags"] == doubt
 
 
-def bold(column="PGD-20"):
-    text, classes = tables.display.texts(tables.table("demo", "T1"))
-    return set(text["method"][classes[column] == "best"])
+def test_bold_is_the_best_row_of_most_seeds_without_doubt_or_a_tie(records):
+    """MART's only seed has 90 % and means nothing beside means of three."""
 
+    def bold():
+        text, classes = tables.display.texts(tables.table("demo", "T1"))
+        return set(text["method"][classes["PGD-20"] == "best"])
 
-def test_bold_is_the_best_row_with_the_most_seeds(records):
-    """MART's only seed has 83 % and means nothing beside means of three; AT + FSR's mean of 81 % is below AT's 82 %."""
     write = records("demo")
-    for run, right in zip(WHITEBOX["AT"].runs, (420, 410, 400)):
+    write.columns(AT, 405)
+    write.columns(BOTH, 405)
+    assert bold() == set()
+    write.columns(WHITEBOX["MART"][0], 450)
+    assert bold() == {"MART"}
+    for run, right in zip(WHITEBOX["AT"][1:], (410, 415)):
         write.columns(run, right)
-    write.columns(WHITEBOX["MART"].runs[0], 415)
     assert bold() == set()  # alone with three seeds
-    for run in WHITEBOX["AT + FSR"].runs:
+    for run in WHITEBOX["AT + FSR"][1:]:
         write.columns(run, 405)
     assert bold() == {"AT"}
+    write.evaluation(AT, "autoattack", 90, flags={"square_beats_whitebox": True})
+    assert bold() == set()  # a network in doubt wins nothing, and one row alone is no winner
 
 
-def test_a_doubted_row_is_never_bold_nor_is_a_tie(records):
-    write, mart = records("demo"), WHITEBOX["MART"].runs[0]
-    write.columns(AT, 400)
-    write.columns(BOTH, 400)
-    assert bold() == set()
-    write.columns(mart, 450)
-    assert bold() == {"MART"}
-    write.evaluation(mart, "autoattack", 90, flags={"square_beats_whitebox": True})
-    assert bold() == set()
-
-
-def test_interventions_are_other_rows_and_are_compared_with_the_same_network(records):
-    write = records("demo")
+def test_interventions_surrogates_and_sweeps_are_other_rows(records, shown):
+    write, name = records("demo"), "m = 1 at test (FSR bypassed)"
+    write.evaluation(AT, "transfer-twin", 300, kind="blackbox")
+    assert shown("AT", "T3")["transfer (AT twin)"].startswith("60.0")
+    assert shown("AT", "T3")["transfer (natural)"] == "not run"
+    write.columns(ROWS["settings"]["tau = 1.0"][0], 250, kind="settings")
+    assert shown("AT + FSR")["PGD-20"] == shown("tau = 0.1", "T5")["PGD-20"] == "not run"
+    assert shown("tau = 1.0", "T5")["PGD-20"].startswith("50.0")
     write.columns(BOTH, 400, kind="components")
     write.columns(BOTH, 300, kind="components", intervention="mask_one")
-    name = "m = 1 at test (FSR bypassed)"
     assert pick("T4", row="AT + FSR")["value"] == 0.8 and pick("T4", row=name)["value"] == 0.6
     assert pick("T4", row=f"{name}: gain over AT + FSR", kind="gain")["value"] == pytest.approx(-0.2)
-    frame = tables.table("demo", "T4")
-    assert set(frame.loc[frame["row"] == name, "checkpoint"]) == {"last"}
+    assert set(tables.table("demo", "T4").query("row == @name")["checkpoint"]) == {"last"}
 
 
-def test_surrogates_and_sweeps_do_not_mix_with_other_rows(records):
-    records("demo").evaluation(AT, "transfer-twin", 300, kind="blackbox")
-    row = shown("AT", "T3")
-    assert row["transfer (AT twin)"].startswith("60.0") and row["transfer (natural)"] == "not run"
-    records("demo").columns(ROWS["settings"]["tau = 1.0"][0], 250, kind="settings")
-    assert shown("AT + FSR")["PGD-20"] == "not run" and shown("tau = 0.1", "T5")["PGD-20"] == "not run"
-    assert shown("tau = 1.0", "T5")["PGD-20"].startswith("50.0")
-
-
-def test_joint_loss_is_of_the_networks_with_auxiliary_logits(records):
+def test_joint_loss_is_of_the_networks_with_auxiliary_logits(records, shown):
     records("demo").evaluation(ROWS["deactivation"]["AT + CAS"][0], "pgd20-joint", 200, kind="deactivation")
     told = {name: shown(name, "T2")["PGD-20, joint loss"].split(" [")[0] for name in ROWS["deactivation"]}
     expected = {"AT": "not applicable", "AT + FD": "not applicable", "AT + CAS": "40.0", "AT + CIFS": "not run"}
     assert told == expected | {"AT + FSR": "not run"}
 
 
-def test_known_results_stand_beside_ours_on_their_data_only(root):
+def test_known_results_stand_beside_ours_on_their_data_only(shown):
     assert set(tables.table("demo", "T1")["kind"]) == {"ours", "gain"}
     row = shown("AT + FSR (rerun: github S-creator31/FSR (2026-04, one seed, H200))", profile="mini")
     assert (row["no attack"], row["PGD-20"], row["AutoAttack"]) == ("82.86", "52.38", "")
 
 
-def paper_cells(root, *lines):
-    (root / "results").mkdir(exist_ok=True)
-    head = "table,dataset,backbone,row,metric,value,unit,note\n"
-    (root / "results" / "paper_values.csv").write_text(head + "\n".join(lines) + "\n")
-
-
-def test_the_papers_cells_and_differences_at_full_size_only(root, records):
-    paper_cells(root, "T1,cifar10,resnet18,AT + FSR,pgd20,50.5,percent,")
+def test_the_papers_cells_and_differences_at_full_size_only(records, shown, typed):
+    typed("T1,cifar10,resnet18,AT + FSR,pgd20,50.5,percent,")
     records("headline").columns(experiments.main_pair("headline")[1], 260)
     records("mini").columns(experiments.main_pair("mini")[1], 900)
     for profile, difference in (("headline", "+1.50"), ("mini", "not comparable")):
@@ -192,13 +168,13 @@ def test_the_papers_cells_and_differences_at_full_size_only(root, records):
 
 
 @pytest.mark.parametrize("table, row", [("T1", "AT + FRS,pgd20"), ("T1", "AT + FSR,pdg20"), ("T7", "f_plus,aux")])
-def test_a_misspelt_cell_names_its_line_instead_of_vanishing(root, table, row):
-    paper_cells(root, f"{table},cifar10,resnet18,{row},50,percent,")
+def test_a_misspelt_cell_names_its_line_instead_of_vanishing(typed, table, row):
+    typed(f"{table},cifar10,resnet18,{row},50,percent,")
     with pytest.raises(UsageError, match="line 2"):
         tables.table("headline", table)
 
 
-def test_outcomes_of_other_weights_than_the_trainings_are_left_out_and_named(root, records):
+def test_outcomes_of_other_weights_than_the_trainings_are_left_out_and_named(shown):
     """One column was taken from a later training of the same run: no row mixes the two."""
     save_config(AT)
     record = {"run_id": run_id(AT), "checkpoints": {"last": "first"}, "history_sha256": ""}

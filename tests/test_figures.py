@@ -1,7 +1,9 @@
-"""What figures draw is what the records say, as the same bytes every time."""
+"""What figures draw and the report says is what the records say, as the same bytes every time."""
 
+import re
 import subprocess
 import sys
+from html.parser import HTMLParser
 
 import matplotlib.pyplot as plt
 import matplotlib.text
@@ -12,9 +14,10 @@ from matplotlib.colors import same_color
 from matplotlib.figure import Figure
 from synthetic_records import made_up_root, write_all, write_history
 
-from fsr import experiments, plots, store, tables
+from fsr import experiments, files, plots, report, store, tables
 from fsr.files import MissingRecord, UsageError
 from fsr.plots import curves, inside, style
+from fsr.report.pages import QUESTIONS, page
 from fsr.tables import outcomes
 
 PROFILE = "ci"
@@ -75,6 +78,9 @@ def test_bytes_are_the_same_in_another_process(recorded):
 
 @pytest.mark.parametrize("profile", ["ci", "overfit", "headline40"])
 def test_a_figure_without_records_raises_and_the_module_is_one_file(root, profile):
+    plain = experiments.main_pair(profile)[0]
+    for clean in (e for e in experiments.evaluations(profile, "strength", plain) if e.attack == "clean"):
+        store.save_evaluation(plain, clean, range(4), [True] * 4)  # alone it is no curve of F6
     for name in set(plots.FIGURES) - {"F9"}:
         with pytest.raises(MissingRecord, match=f"run-all --profile {profile}"):
             plots.FIGURES[name](profile)
@@ -165,12 +171,6 @@ def test_the_authors_log_stands_beside_the_authors_setting_only():
     assert all(curves.official(experiments.main_pair(profile)[0]).empty for profile in ("mini", "demo"))
 
 
-def test_a_half_finished_training_is_drawn(root):
-    store.save_config(PLAIN)
-    write_history(PLAIN, epochs=1)
-    assert len(draw("F5").axes) == 3
-
-
 def test_stream_bars_are_means_over_seeds_at_the_images_of_one(recorded):
     frame = tables.table(PROFILE, "T7").query("checkpoint == 'last' and attack == 'pgd20'")
     means = frame.groupby(["stream", "probe"])["accuracy"].mean()
@@ -222,11 +222,67 @@ def test_training_length_draws_each_length_and_checkpoint(recorded, monkeypatch)
     assert [drawn(ax) for ax in draw("F10").axes] == [[-1, -2], [1]]
 
 
-def test_a_study_shows_training_and_held_out_accuracy(root):
-    plain = experiments.main_pair("overfit")[0]
-    for run in experiments.main_pair("overfit"):
-        store.save_config(run)
-        write_history(run)
-    training, held = draw("F10", "overfit").axes
+@pytest.mark.parametrize("profile, name, trained", [("overfit", "F10", 100), ("overfit", "F5", 1), (PROFILE, "F5", 1)])
+def test_training_and_held_out_accuracy_are_drawn_also_of_a_half_finished_training(root, profile, name, trained):
+    plain = experiments.main_pair(profile)[0]
+    store.save_config(plain)
+    write_history(plain, epochs=trained)
+    *_, training, held = draw(name, profile).axes
     for ax, column in ((training, "train_adv_acc"), (held, "held_robust_acc")):
         assert any(np.array_equal(line.get_ydata(), store.history(plain)[column]) for line in ax.get_lines())
+
+
+class Checker(HTMLParser):
+    """Every element is closed in order; collects ids and what the page refers to."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.links, self.ids = [], [], []
+        self.feed(text)
+        assert not self.open and len(self.ids) == len(set(self.ids))
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.links += [found[name] for name in ("href", "src") if name in found]
+        self.ids += [found["id"]] if "id" in found else []
+        assert tag != "img" or found["alt"]
+        self.open += [] if tag in ("meta", "img", "br") else [tag]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def text(recorded):
+    """The page as it is written."""
+    return report.build(PROFILE).read_text()
+
+
+def test_answer_first_then_each_question_with_its_figures_and_tables_and_the_verdict_last(text):
+    assert text.index(report.answer(PROFILE)) < text.index('id="F7"') < text.index('id="T1"')
+    asked = [name for _, _, items in QUESTIONS for name in items.split()]
+    assert asked[-1] == "T10" and sorted(asked) == sorted([*tables.TABLES, *plots.FIGURES])
+
+
+def test_it_needs_nothing_but_itself_and_its_links_lead_to_files(text):
+    checked, base = Checker(text), files.report(PROFILE).parent
+    for link in checked.links:
+        inside = link.startswith("data:image/png;base64,") or (link[0] == "#" and link[1:] in checked.ids)
+        assert inside or (base / link).resolve().is_file(), link
+    assert "<script" not in text and "url(" not in text and "@import" not in text
+
+
+def test_it_says_where_numbers_come_from_and_names_no_day(text):
+    assert "0123456789" in text and not re.search(r"20\d\d-\d\d-\d\d", text)
+
+
+def test_a_second_build_touches_nothing(text):
+    path = files.report(PROFILE)
+    before = path.stat().st_mtime_ns
+    assert report.build(PROFILE) == path and path.stat().st_mtime_ns == before and path.read_text() == text
+
+
+def test_without_any_record_it_stands_and_leaves_tables_out(root):
+    text = page(PROFILE)
+    Checker(text)
+    assert "not run yet" in text and 'id="T1"' not in text and "Left out because most of it was not run: " in text

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -131,13 +132,6 @@ def test_masks_are_those_of_the_last_module(model, data, batch, monkeypatch):
     assert (record["tau"], record["entries"], record["n"]) == (0.1, 30 * 16 * 4, 30)
 
 
-@pytest.mark.parametrize("granularity", ["channel", "spatial"])
-def test_masks_of_every_granularity_count_per_entry(data, granularity):
-    run = changed(RUN, module=FSRSpec(at=("layer3",), granularity=granularity, tau=0.5))
-    record, arrays = look(model_of(run), "masks", data, run, images=6)
-    assert record["tau"] == 0.5 and arrays["hist_clean"].sum() == record["entries"] == 6 * 16 * 4
-
-
 def test_maps_show_the_attacked_images_and_their_streams(model, data):
     record, arrays = look(model, "maps", data, images=8)
     x, x_adv, y, index = images(model, data, 8)
@@ -207,11 +201,13 @@ def test_peak_memory_grows_with_the_batch(model):
     assert peak_memory(model, torch.rand(16, 3, 8, 8), y[:16]) == small
 
 
-def test_latency_is_the_median_over_turns(monkeypatch):
-    clock = iter([0, 9, 0, 9, 0, 9, 0, 9] + [0, 1, 0, 5, 0, 2, 0, 6, 0, 70, 0, 7])  # warm-ups, then three turns of two
-    monkeypatch.setattr("fsr.analyse.overhead.time.perf_counter", lambda: next(clock))
-    identity = torch.nn.Identity()
-    assert latencies([identity, identity], torch.zeros(1), repeats=3) == [2000.0, 6000.0]
+def test_latency_is_milliseconds_of_each_model():
+    class Sleeps(torch.nn.Module):
+        def forward(self, x):
+            time.sleep(0.01)
+
+    identity, sleeps = latencies([torch.nn.Identity(), Sleeps()], torch.zeros(1))
+    assert 0 < identity < 10 <= sleeps
 
 
 def test_cost_sets_the_network_beside_itself_without_its_modules(model, data):

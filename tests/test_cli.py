@@ -139,6 +139,9 @@ def test_a_dry_run_says_what_would_be_computed_and_computes_nothing(fsr, root):
     assert code == 0 and f"{run_id(experiments.SETS['ci']['all'][0])}: train" in out and not list(root.iterdir())
     out = fsr("evaluate", "whitebox", "-p", "headline", "--attack", "nattack", "--dry-run", "--device", "cpu")[1]
     assert "last nattack-n1000" in out  # 20,000 queries an image: of 10,000 images no more unless they are asked for
+    for profile, sets in experiments.SETS.items():
+        for name in (name for name, planned in sets.items() if not planned):
+            assert fsr("evaluate", name, "-p", profile, "--dry-run")[:2] == (0, "nothing to do\n")
     assert f"{PLAIN}: train, last audit" in fsr("audit", PLAIN, "--images", "8", "--dry-run")[1]
     run = Run(dataset="folder:pets-12345678", eps=0.1, alpha=0.02, width=4, blocks=(1, 1, 1, 1))
     store.save_config(run)

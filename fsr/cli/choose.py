@@ -15,7 +15,7 @@ def runs_of(which: str, profile: str | None = None) -> tuple[Run, ...]:
     known = {run_id(run): (run,) for plan in experiments.SETS.values() for run in plan["all"]} | sets
     recorded = [path.parent.name for path in sorted(files.results().glob("runs/*/config.json"))]
     if which in known or which in recorded:
-        return known.get(which) or (store.config_of(which),)
+        return known[which] if which in known else (store.config_of(which),)
     choices, meant = f"; choose one of {', '.join(sets)}" if sets else "", did_you_mean(which, [*known, *recorded])
     raise UsageError(f"no set or run {which!r}{meant}{choices}; `python -m fsr status` lists runs")
 
@@ -24,17 +24,16 @@ def planned(profile: str, which: str, *, train_only: bool = False) -> list:
     """Missing tasks of a set or of one run; a run outside the plan gets the columns of T1 on its last weights."""
     from fsr import runs
 
-    (run, *_), sets = runs_of(which, profile), experiments.SETS[profile]
+    chosen, sets = runs_of(which, profile), experiments.SETS[profile]
     if which in sets:
         return runs.missing(profile, (which,), train_only=train_only)
-    if run in sets["all"]:
+    if chosen[0] in sets["all"]:
         return [task for task in runs.missing(profile, train_only=train_only) if task.name == which]
-    columns = [
-        e for e in experiments.columns(profile, "whitebox").values() if e.attack != "ensemble" and not train_only
-    ]
-    whole = _test_images(run) is None  # a folder of any size
-    some = tuple(replace(e, checkpoint="last", images=None if whole else e.images) for e in columns)
-    task = runs.Task(run=run, evaluations=some)
+    columns = [replace(e, checkpoint="last") for e in experiments.columns(profile, "whitebox").values()]
+    if _test_images(chosen[0]) is None:  # a folder of any size
+        columns = [replace(e, images=None) for e in columns]
+    some = () if train_only else tuple(e for e in columns if e.attack != "ensemble")
+    task = runs.Task(run=chosen[0], evaluations=some)
     return [task] if task.missing() else []
 
 

@@ -5,7 +5,7 @@ A copy is used only where it gives the live network's logits and input gradients
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -41,13 +41,14 @@ def laid_out(x: Tensor, channels_last: bool) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
-def attempt(failed: str, make: Callable[[], Any]) -> Any:
-    """make(), or None where it raises, with one line in the log that begins with `failed`."""
+@contextmanager
+def or_log(failed: str) -> Iterator[None]:
+    """What is raised inside, by a network or a compiler, ends the block with one line in the log that begins so."""
     try:
-        return make()
+        yield
     except FSRError:  # a hook that stops the computation
         raise
-    except Exception as error:  # a network or a compiler may raise anything
+    except Exception as error:
         log.warning("%s: %s", failed, (str(error).strip().splitlines() or [type(error).__name__])[0][:160])
 
 
@@ -108,6 +109,7 @@ class FoldedCopy:
     def __init__(self, model: nn.Module, pairs: dict[str, str], dtype: torch.dtype, channels_last: bool = False):
         self.pairs, self.dtype, made = pairs, dtype, set()
         self.net: Any = copied(model).eval().requires_grad_(False)
+        layer: Any
         for conv, bn in pairs.items():
             layer = self.net.get_submodule(conv)
             layer.weight = nn.Parameter(layer.weight.clone(), requires_grad=False)  # its own, where weights are tied
@@ -126,12 +128,13 @@ class FoldedCopy:
     @torch.no_grad()
     def refill(self, source: nn.Module) -> None:
         """Take the weights and statistics of source, of the same structure, in place: recorded graphs stay valid."""
+        conv: Any
+        live: Any
+        bn: Any
         for path, norm in self.pairs.items():
             conv, live, bn = self.net.get_submodule(path), source.get_submodule(path), source.get_submodule(norm)
-            scale = torch.rsqrt(bn.running_var + bn.eps)
-            scale = scale if bn.weight is None else scale * bn.weight
-            shift = -bn.running_mean * scale
-            shift = shift if bn.bias is None else shift + bn.bias
+            scale = torch.rsqrt(bn.running_var + bn.eps) * (1 if bn.weight is None else bn.weight)
+            shift = -bn.running_mean * scale + (0 if bn.bias is None else bn.bias)
             conv.weight.copy_(live.weight * scale.view(-1, 1, 1, 1))
             conv.bias.copy_(shift if live.bias is None else shift + live.bias * scale)
         if self._kept:
@@ -189,5 +192,6 @@ def folded_copy(model: nn.Module, x: Tensor, *, dtype=torch.float32, channels_la
         dtype = torch.promote_types(dtype, torch.float32)
     x = x[:2].detach().clone()
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-        failed = "attacks are crafted on the network itself, without its folded copy"
-        return attempt(failed, lambda: _checked(model, x, dtype, channels_last))
+        with or_log("attacks are crafted on the network itself, without its folded copy"):
+            return _checked(model, x, dtype, channels_last)
+    return None

@@ -63,7 +63,8 @@ class Trainer:
     def __init__(self, run: Run, data: Data, *, device="cpu", switches: dict | None = None):
         self.run, self.data, self.device = run, data, torch.device(device)
         self.cuda = [self.device] if self.device.type == "cuda" else []
-        self.progress, self.best, processes = TrainingProgress(), None, distributed.size()
+        self.progress, processes = TrainingProgress(), distributed.size()
+        self.best: dict[str, Tensor] | None = None
         smallest = min(len(part) for part in batches(len(data.train_y), run.batch))
         if processes > 1 and smallest < 2 * processes:
             few = f"the smallest batch has {smallest} images, fewer than two for each of {processes} processes"
@@ -88,7 +89,7 @@ class Trainer:
         """Everything a resumed training needs, by name: weights, averages, best, momentum and the epoch's sums."""
         states = {"model": self.model.state_dict(), "ema": self.ema.state_dict(), "best": self.best or {}}
         momenta = ((i, self.optimizer.state[p].get("momentum_buffer")) for i, p in enumerate(self.model.parameters()))
-        states |= {"momentum": {i: own for i, own in momenta if own is not None}, "sums": self.stepper.sums}
+        states |= {"momentum": {str(i): own for i, own in momenta if own is not None}, "sums": self.stepper.sums}
         return {f"{part}/{name}": tensor for part, state in states.items() for name, tensor in state.items()}
 
     def restore(self, tensors: dict[str, Tensor], progress: dict) -> None:
@@ -178,7 +179,7 @@ class Trainer:
     @torch.no_grad()
     def _held_out(self) -> dict[str, float]:
         """Accuracies on held-out images, clean and under the training attack with a fixed start, live and EMA."""
-        found, images, labels = {}, as_float(self.data.held_x), self.data.held_y
+        images, labels, found = as_float(self.data.held_x), self.data.held_y, dict[str, float]()
         for prefix, model in (("", self.model), ("ema_", self.ema)):
             counts = torch.zeros((2,), dtype=torch.int64, device=labels.device)
             self.generator.manual_seed(stream_seed("held-out"))

@@ -157,7 +157,7 @@ def perturbed_weights(objective: Objective, gamma: float, x: Tensor, x_adv: Tens
 
     objective: the bare Objective, whose running statistics stay. So do tensors with one dimension (biases, BatchNorm).
     """
-    weights = [p for p in objective.parameters() if p.requires_grad and p.ndim > 1]
+    weights: list[Tensor] = [p for p in objective.parameters() if p.requires_grad and p.ndim > 1]
     buffers = [(b, b.clone()) for b in objective.buffers()]
     total = objective.share * objective.total(objective(x, x_adv, y)[0])
     grads = torch.autograd.grad(total, weights, allow_unused=True, materialize_grads=True)
@@ -166,7 +166,7 @@ def perturbed_weights(objective: Objective, gamma: float, x: Tensor, x_adv: Tens
             buffer.copy_(before)
         if distributed.together():  # replicas must move alike
             grads = tuple(distributed.gathered(grad).sum(0) for grad in grads)
-        moves = [gamma * w.norm() * grad / (grad.norm() + 1e-20) for w, grad in zip(weights, grads)]
+        moves: list[Tensor] = [gamma * w.norm() * grad / (grad.norm() + 1e-20) for w, grad in zip(weights, grads)]
         torch._foreach_add_(weights, moves)
     try:
         yield

@@ -19,31 +19,18 @@ TINY = for_dataset("digits", module=FSRSpec(at=("layer3",)), precision="float32"
 GIVEN = SimpleNamespace(device=CPU, only="", rounds=1, quick=True)
 
 
-def test_plain_side_crafts_what_the_fast_side_crafts():
+def test_plain_side_crafts_what_the_fast_side_crafts_and_trains():
     model = model_of(TINY).train()
-    x, y = torch.rand(16, 3, 8, 8), torch.arange(16) % 10
+    x, y, before = torch.rand(16, 3, 8, 8), torch.arange(16) % 10, [p.detach().clone() for p in model.parameters()]
     torch.manual_seed(3)
     expected = plain.PlainTrainer(TINY, model).craft(x, y)
     torch.manual_seed(3)
     x_adv = Crafter(model, TINY).craft(x, y, noise=torch.rand_like(x))
     assert (~torch.isclose(x_adv, expected, rtol=0, atol=1e-6)).float().mean() <= 5e-3
     assert all(module.training for module in model.modules())
-
-
-def test_plain_step_trains_and_reports_its_losses():
-    model = model_of(TINY).train()
-    before = [p.detach().clone() for p in model.parameters()]
-    parts = plain.PlainTrainer(TINY, model).step(torch.rand(16, 3, 8, 8), torch.arange(16) % 10)
+    parts = plain.PlainTrainer(TINY, model).step(x, y)
     assert set(parts) == {"cls", "sep", "rec"} and all(isinstance(v, float) for v in parts.values())
     assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters()))
-
-
-def test_loader_gives_augmented_images_of_the_usual_kind():
-    run = replace(TINY, dataset="cifar10")
-    data = measure.random_data(run, 20)
-    x, y = next(iter(plain.loader(data.train_x, data.train_y, run)))
-    assert x.shape == (16, 3, 32, 32) and x.dtype == torch.float32 and x.min() >= 0 and x.max() <= 1
-    assert y.dtype == torch.int64
 
 
 def test_sides_take_turns_and_ratios_are_within_rounds(monkeypatch):
@@ -82,16 +69,12 @@ def test_one_case_of_each_makes_a_record_and_a_figure(root):
 def test_an_ablation_adds_one_part_after_the_other(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda graph, **_: graph)
     rows = gpu.ablation("tiny", TINY, 1, CPU)
+    assert all(train_step.cases(quick, CPU) and pipeline.cases(quick, CPU) and gpu.cases(quick) for quick in (0, 1))
     names = ["+ folding", "+ channels last", "+ compile", "+ update compiled", "bf16 for TF32"]
     assert [row["case"] for row in rows] == [f"tiny: {name}" for name in names]  # no CUDA graphs on a CPU
-    switches = [(row["switches"]["channels_last"], row["switches"]["compile"]) for row in rows]
-    assert switches == [(False, False), (True, False), (True, True), (True, True), (True, True)]
+    assert [row["switches"]["channels_last"] for row in rows] == [False, True, True, True, True]
+    assert [row["switches"]["compile"] for row in rows] == [False, False, True, True, True]
     assert rows[0]["gain"] == rows[0]["ratio"]
-
-
-def test_every_list_of_cases_holds_valid_runs():
-    for quick in (True, False):
-        assert train_step.cases(quick, CPU) and pipeline.cases(quick, CPU) and gpu.cases(quick)
 
 
 def test_evaluation_compares_sides_image_by_image():
@@ -100,11 +83,9 @@ def test_evaluation_compares_sides_image_by_image():
     assert row["robust_accuracy"] == pytest.approx({"plain": 2 / 3, "fast": 1 / 3}) and row["disagreeing_images"] == 1
 
 
-@pytest.mark.parametrize(
-    "wrong", [["--device", "foo"], ["--root", __file__], ["--device", "cpu", "--only", "resnet99"]]
-)
+@pytest.mark.parametrize("wrong", ["--device foo", f"--root {__file__}", "--device cpu --only resnet99"])
 def test_wrong_use_is_one_line_before_anything_is_measured(monkeypatch, capsys, root, wrong):
-    monkeypatch.setattr("sys.argv", ["train_step", "--quick", *wrong])
+    monkeypatch.setattr("sys.argv", ["train_step", "--quick", *wrong.split()])
     with pytest.raises(SystemExit, match="2"):
         train_step.main()
     assert capsys.readouterr().err.count("\n") == 1
@@ -121,7 +102,6 @@ def test_cases_that_work_are_kept_when_one_fails(root, monkeypatch, capsys):
     gpu.main()
     (path,) = (root / "results" / "benchmarks").glob("gpu-*.json")
     record = load_json(path)
-    assert record["failed"] == {"resnet18 w16": "no such kernel"} and [r["case"] for r in record["rows"]] == [
-        row["case"]
-    ]
+    assert record["failed"] == {"resnet18 w16": "no such kernel"}
+    assert [r["case"] for r in record["rows"]] == [row["case"]]
     assert "no such kernel" in capsys.readouterr().out

@@ -80,21 +80,16 @@ def as_before():
 def test_deterministic_is_wired_wherever_tasks_run(root, monkeypatch, as_before):
     called = []
     monkeypatch.setattr(hardware, "make_deterministic", lambda: called.append("here"))
+    for name, room in (("local", executors), ("ray", ray)):
+        monkeypatch.setattr(room, "run_tasks", lambda *_, name=name, **how: called.append((name, how["deterministic"])))
     monkeypatch.setattr(executors, "run_inline", lambda tasks, options: executors.Summary())
     monkeypatch.setattr(executors, "run_together", lambda *_: executors.Summary())
-    for name, room in (("local", executors), ("ray", ray)):
-        monkeypatch.setattr(
-            room, "run_tasks", lambda *_, name=name, deterministic, **__: called.append((name, deterministic))
-        )
     for executor in Executor:
         Setting(device="cpu", executor=executor, deterministic=True).compute(TASKS)
+    Setting(device="cpu", executor=Executor.inline).compute(TASKS)
     monkeypatch.setattr(distributed, "requested", lambda: True)
     Setting(device="cpu", deterministic=True).compute([replace(TASKS[0], evaluations=(), analyses=())])
-    monkeypatch.setattr(distributed, "requested", lambda: False)
     assert sorted(map(str, called)) == sorted(map(str, ["here", "here", ("local", True), ("ray", True)]))
-    called.clear()
-    Setting(device="cpu", executor=Executor.inline).compute(TASKS)
-    assert called == []
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")

@@ -1,4 +1,4 @@
-"""One training in two processes: what one process would have computed, up to rounding."""
+"""One training in two or three processes: what one process would have computed, up to rounding."""
 
 import logging
 import multiprocessing
@@ -27,11 +27,9 @@ from fsr.store.weights import load_tensors
 from fsr.train import Callbacks, Trainer, distributed, fit
 from fsr.train.distributed import CpuSyncBatchNorm
 
-# 49 images in batches of 32 and 17: the last one is shared 9 to 8; 15 held-out images are shared 8 to 7
-TINY = for_dataset(
-    "digits", train_size=49, test_size=20, holdout=15, width=4, blocks=(1, 1, 1, 1), batch=32, epochs=2, steps=3,
-    precision="float32", sync_bn=True, lr=0.05,
-)  # fmt: skip
+# 49 images in batches of 32 and 17: the last one is shared 8 to 9; 15 held-out images are shared 7 to 8
+SIZES = {"train_size": 49, "test_size": 20, "holdout": 15, "width": 4, "blocks": (1, 1, 1, 1), "batch": 32}
+TINY = for_dataset("digits", **SIZES, epochs=2, steps=3, precision="float32", sync_bn=True, lr=0.05)
 FSR = replace(TINY, module=FSRSpec(at=("layer3",)))
 # no steps: at the clean image KL has no slope, so rounding alone decides the signs of its first step
 AWP = replace(TINY, method="trades", awp=0.01, steps=0)
@@ -49,52 +47,51 @@ def free_port() -> str:
 
 
 def trained(run, resume=None, stop_after=None) -> dict:
-    """Tensors and progress of a training, from `resume` on, or up to a batch."""
+    """Tensors, progress and crafting precision of a training, from `resume` on, or up to a batch."""
     trainer, batches = Trainer(run, load(run)), []
     if resume is not None:
         trainer.restore(resume["tensors"], resume["progress"])
     watch = Callbacks(on_batch=lambda *_: batches.append(1), interrupted=lambda: len(batches) == stop_after)
     with suppress(Interrupted):
         fit(trainer, watch)
+    for row in trainer.progress.rows:
+        row.pop("seconds", None)  # a clock
     tensors = {k: v.clone() for k, v in trainer.tensors().items()}
-    return {"tensors": tensors, "progress": asdict(trainer.progress)}
+    return {"tensors": tensors, "progress": asdict(trainer.progress), "crafting": trainer.crafter.switches["crafting"]}
 
 
-def crafting_of(run) -> str:
-    """A training in this format, and what it crafted in."""
-    trainer = Trainer(run, load(run))
-    fit(trainer, Callbacks())
-    return trainer.crafter.switches["crafting"]
+def layer_outputs(layer: nn.Module) -> dict:
+    """Output, gradient and statistics for this process's shard of six maps."""
+    x = torch.randn(6, 3, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    part = x[distributed.shard(6)].requires_grad_()
+    y = layer.double()(part)
+    (y * torch.arange(6.0)[distributed.shard(6), None, None, None]).sum().backward()
+    return {"y": y.detach(), "grad": part.grad, "statistics": torch.stack([layer.running_mean, layer.running_var])}
 
 
 def scenarios() -> dict:
     out = {name: trained(run) for name, run in RUNS.items()}
-    only_last = 3 if distributed.rank() == 1 else None  # one process alone is asked to stop; both do
+    only_last = 3 if distributed.rank() == 1 else None  # one process alone is asked to stop; all do
     out["stopped"] = trained(FSR, stop_after=only_last)
     out["resumed"] = trained(FSR, resume=distributed.decide(out["stopped"]))
-    out["bf16"] = {"crafting": crafting_of(BF16)}
-    layer = CpuSyncBatchNorm(3).double()
-    x = torch.randn(6, 3, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    part = x[distributed.shard(6)].requires_grad_()
-    y = layer(part)
-    (y * torch.arange(6.0)[distributed.shard(6), None, None, None]).sum().backward()
-    out["layer"] = {"y": y.detach(), "grad": part.grad, "mean": layer.running_mean, "var": layer.running_var}
-    return out
+    out["bf16"] = trained(BF16)["crafting"]
+    return out | {"layer": layer_outputs(CpuSyncBatchNorm(3))}
 
 
-def process(rank: int, size: int, port: str, folder: str, what) -> None:
+def process(rank: int, size: int, port: str, folder: str) -> None:
     group = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in group.items()})
     torch.set_num_threads(1)
     with distributed.group("cpu"):
-        torch.save(what(), Path(folder) / f"{rank}.pt")
+        torch.save(scenarios(), Path(folder) / f"{rank}.pt")
 
 
-def in_a_group(size: int, folder: Path, what) -> list:
-    """What each of `size` processes returned from `what`."""
-    context, port = multiprocessing.get_context("spawn"), free_port()
-    places = (size, port, str(folder), what)
-    processes = [context.Process(target=process, args=(rank, *places)) for rank in range(size)]
+@pytest.fixture(scope="module", params=[2, 3])
+def group(request, tmp_path_factory):
+    """What each of two, or three, processes ended with."""
+    size, folder, port = request.param, tmp_path_factory.mktemp("group"), free_port()
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=process, args=(rank, size, port, str(folder))) for rank in range(size)]
     for one in processes:
         one.start()
     for one in processes:
@@ -103,86 +100,50 @@ def in_a_group(size: int, folder: Path, what) -> list:
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(size)]
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    """What each of two processes ended with."""
-    return in_a_group(2, tmp_path_factory.mktemp("pair"), scenarios)
-
-
-def rows(state: dict) -> list[dict]:
-    """The history without what a clock says."""
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in state["progress"]["rows"]]
+@pytest.mark.slow
+def test_processes_compute_what_one_computes_and_hold_the_same(group):
+    for name, run in RUNS.items():
+        alone, (first, *others) = trained(run), [one[name] for one in group]
+        for other in others:
+            assert first["progress"]["rows"] == other["progress"]["rows"]
+            torch.testing.assert_close(first["tensors"], other["tensors"], rtol=0, atol=0)
+        if name == "replicas":  # statistics per replica are another training
+            assert first["progress"]["rows"] != alone["progress"]["rows"]
+            continue
+        assert first["progress"]["best_epoch"] == alone["progress"]["best_epoch"]
+        for mine, theirs in zip(alone["progress"]["rows"], first["progress"]["rows"], strict=True):
+            assert theirs == pytest.approx(mine, rel=2e-4, abs=1e-6)
+        torch.testing.assert_close(first["tensors"], alone["tensors"], rtol=1e-3, atol=2e-4)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fsr", "awp"])
-def test_two_processes_compute_what_one_computes(pair, name):
-    alone, both = trained(RUNS[name]), pair[0][name]
-    for mine, theirs in zip(rows(alone), rows(both), strict=True):
-        assert mine.keys() == theirs.keys()
-        for key, value in mine.items():
-            assert theirs[key] == pytest.approx(value, rel=2e-4, abs=1e-6), key
-    assert both["progress"]["best_epoch"] == alone["progress"]["best_epoch"]
-    for key, value in alone["tensors"].items():
-        torch.testing.assert_close(both["tensors"][key], value, rtol=1e-3, atol=2e-4, msg=key)
+def test_one_process_asked_to_stop_stops_all_and_the_resumed_training_is_the_whole_one(group):
+    assert all(one["stopped"]["progress"]["step"] == 3 for one in group)
+    assert group[0]["stopped"]["tensors"]["sums/images"] == 32
+    resumed, whole = group[0]["resumed"], group[0]["fsr"]
+    for mine, theirs in zip(resumed["progress"]["rows"], whole["progress"]["rows"], strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-9)
+    torch.testing.assert_close(resumed["tensors"], whole["tensors"], rtol=1e-6, atol=1e-8)  # sums of three may round
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RUNS)
-def test_all_processes_hold_the_same_weights_averages_best_and_history(pair, name):
-    first, second = pair[0][name], pair[1][name]
-    assert rows(first) == rows(second)
-    assert first["progress"]["best_epoch"] == second["progress"]["best_epoch"]
-    assert first["tensors"].keys() == second["tensors"].keys()
-    for key, value in first["tensors"].items():
-        assert torch.equal(value, second["tensors"][key]), key
-
-
-@pytest.mark.slow
-def test_statistics_per_replica_are_another_training(pair):
-    assert rows(pair[0]["replicas"]) != rows(trained(REPLICAS))
-
-
-@pytest.mark.slow
-def test_one_process_asked_to_stop_stops_all_and_the_resumed_training_is_the_whole_one(pair):
-    for one in pair:
-        assert one["stopped"]["progress"]["step"] == 3
-    assert pair[0]["stopped"]["tensors"]["sums/images"] == 32
-    for mine, whole in zip(rows(pair[0]["resumed"]), rows(pair[0]["fsr"]), strict=True):
-        assert mine == pytest.approx(whole, rel=1e-9)
-    for key, value in pair[0]["fsr"]["tensors"].items():
-        assert torch.equal(pair[0]["resumed"]["tensors"][key], value), key
-
-
-@pytest.mark.slow
-def test_bf16_is_crafted_in_with_shared_statistics_too(pair):
-    assert [one["bf16"]["crafting"] for one in pair] == [crafting_of(replace(BF16, sync_bn=False))] * 2
+def test_synchronised_statistics_are_those_of_the_whole_batch_and_bf16_is_crafted_in(group):
+    expected = layer_outputs(nn.BatchNorm2d(3))
+    for part in ("y", "grad"):
+        torch.testing.assert_close(torch.cat([one["layer"][part] for one in group]), expected[part])
+    for one in group:
+        torch.testing.assert_close(one["layer"]["statistics"], expected["statistics"])
+        assert one["bf16"] == trained(replace(BF16, sync_bn=False))["crafting"]
 
 
 def test_shared_statistics_of_bf16_features_are_float32():
     """Alone, against torch's own layer: the features' format in and out, statistics in float32."""
-    torch.manual_seed(0)
     x = (3 + torch.randn(8, 4, 5, 5)).bfloat16()
-    plain, layer = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
-    layer.__class__ = CpuSyncBatchNorm
+    plain, layer = nn.BatchNorm2d(4), CpuSyncBatchNorm(4)
     y = layer(x)
     assert y.dtype == torch.bfloat16 and layer.running_var.dtype == torch.float32
     torch.testing.assert_close(y, plain(x), rtol=1e-2, atol=1e-2)
-    torch.testing.assert_close(layer.running_mean, plain.running_mean)
-    torch.testing.assert_close(layer.running_var, plain.running_var)
-
-
-@pytest.mark.slow
-def test_synchronised_statistics_are_those_of_the_whole_batch(pair):
-    x = torch.randn(6, 3, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64, requires_grad=True)
-    plain = nn.BatchNorm2d(3).double()
-    y = plain(x)
-    (y * torch.arange(6.0)[:, None, None, None]).sum().backward()
-    torch.testing.assert_close(torch.cat([one["layer"]["y"] for one in pair]), y.detach())
-    torch.testing.assert_close(torch.cat([one["layer"]["grad"] for one in pair]), x.grad)
-    for one in pair:
-        torch.testing.assert_close(one["layer"]["mean"], plain.running_mean)
-        torch.testing.assert_close(one["layer"]["var"], plain.running_var)
+    torch.testing.assert_close(layer.state_dict(), plain.state_dict())
 
 
 @pytest.mark.parametrize(("n", "size"), [(17, 2), (128, 3), (5, 8), (0, 2)])
@@ -196,7 +157,9 @@ def test_shards_are_a_partition_of_nearly_equal_parts(monkeypatch, n, size):
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def test_too_many_processes_for_a_batch_is_wrong_use(monkeypatch):
+def test_too_many_processes_for_a_batch_and_a_numbered_device_are_wrong_use(monkeypatch):
+    with pytest.raises(UsageError, match="under torchrun"), distributed.group("cuda:1"):
+        pass
     monkeypatch.setattr(distributed, "size", lambda: 9)
     with pytest.raises(UsageError, match="smallest batch has 17 images"):
         Trainer(TINY, load(TINY))
@@ -215,25 +178,18 @@ def torchrun(root: Path, *what: str, **variables: str) -> int:
 
 
 @pytest.mark.slow
-def test_a_lost_process_ends_the_run_and_the_same_command_goes_on(root):
-    assert torchrun(root, __file__, FSR_TEST_LOSE="3") != 0
-    assert not store.is_trained(LONG)
-    tensors, progress = load_tensors(state_path(LONG))  # whole: its digest is right
-    assert progress["epoch"] == 3
-    assert tensors["model/net.conv1.weight"].isfinite().all()
-    assert torchrun(root, __file__) == 0, (root / "log").read_text()
+@pytest.mark.parametrize("restarts", [(), ("--max-restarts=1",)], ids=["the same command", "torchrun itself"])
+def test_a_lost_process_ends_the_run_which_goes_on_by(root, restarts):
+    lost = torchrun(root, *restarts, __file__, FSR_TEST_LOSE="3")
+    assert (lost == 0) == bool(restarts), (root / "log").read_text()
+    if not restarts:
+        tensors, progress = load_tensors(state_path(LONG))  # whole: its digest is right
+        assert progress["epoch"] == 3 and tensors["model/net.conv1.weight"].isfinite().all()
+        assert not store.is_trained(LONG) and torchrun(root, __file__) == 0, (root / "log").read_text()
     assert "resumes in epoch 3" in (root / "log").read_text()
     assert list(store.history(LONG)["epoch"]) == list(range(1, LONG.epochs + 1))
     record = store.environment(LONG)
     assert record["processes"] == 2 and [part["processes"] for part in record["sittings"]] == [2, 2]
-
-
-@pytest.mark.slow
-def test_torchrun_starts_a_lost_group_again_which_goes_on(root):
-    again = ("--max-restarts=1", __file__)
-    assert torchrun(root, *again, FSR_TEST_LOSE="3") == 0, (root / "log").read_text()
-    assert "resumes in epoch 3" in (root / "log").read_text()
-    assert list(store.history(LONG)["epoch"]) == list(range(1, LONG.epochs + 1))
 
 
 @pytest.mark.slow
@@ -248,14 +204,14 @@ def test_the_command_line_shares_trainings_and_nothing_else(root):
 
 def fit_until_lost(trainer: Trainer, watch: Callbacks, **more) -> None:
     """As `fit`, but process 1 is killed in epoch $FSR_TEST_LOSE, once: the group that torchrun starts again lives."""
+
+    def lose(*_) -> None:
+        if trainer.progress.epoch == int(os.environ["FSR_TEST_LOSE"]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
     if distributed.rank() == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-        watch = replace(watch, on_batch=lambda *_: lose(trainer))
+        watch = replace(watch, on_batch=lose)
     fit(trainer, watch, **more)
-
-
-def lose(trainer: Trainer) -> None:
-    if trainer.progress.epoch == int(os.environ["FSR_TEST_LOSE"]):
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":  # under torchrun

@@ -1,48 +1,19 @@
 """The folded copy computes the live network's function, or is not used; the live network is left alone."""
 
-import copy
 from functools import partial
 
 import pytest
 import torch
+from test_fast import RUNS, network
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from torch.nn.utils import spectral_norm as old_spectral_norm
 from torch.nn.utils import weight_norm as old_weight_norm
 
-from fsr.config import FSRSpec, PeerSpec
-from fsr.models import FSR, build_model, intervene
+from fsr.models import FSR, intervene
 from fsr.train.fast import FastNet
 from fsr.train.fold import folded_copy, randomised_statistics
-
-MODULES = {
-    "plain": {},
-    **{kind: {"fsr": FSRSpec(kind=kind)} for kind in ("fsr", "separation", "residual", "aux")},
-    "hard channel": {"fsr": FSRSpec(mask="hard", granularity="channel")},
-    **{name: {"peer": PeerSpec(name=name)} for name in ("fd", "cas", "cifs")},
-}
-NETS = {
-    "resnet18": {"width": 8, "blocks": (1, 1, 1, 1)},
-    "vgg16": {"width": 4},
-    "wideresnet34": {"width": 2, "blocks": (1, 1, 1)},
-}
-
-
-def network(backbone="resnet18", module="plain", **sizes) -> nn.Module:
-    """A small network whose BatchNorms have statistics and weights of their own, in eval mode."""
-    model = build_model(backbone, 10, **MODULES[module], **(sizes or NETS[backbone]))
-    return randomised_statistics(model).eval()
-
-
-@pytest.mark.parametrize("module", MODULES)
-@pytest.mark.parametrize("backbone", NETS)
-def test_the_copy_equals_the_live_network_in_eval_mode(backbone, module):
-    model = network(backbone, module).double()
-    x = torch.rand(3, 3, 8, 8, dtype=torch.float64)
-    folded = folded_copy(model, x, dtype=torch.float64)
-    assert folded.pairs
-    torch.testing.assert_close(folded.net(x), model(x), rtol=1e-9, atol=1e-12)
 
 
 def test_folding_is_the_closed_form():
@@ -57,7 +28,7 @@ def test_folding_is_the_closed_form():
 
 
 def test_refill_takes_over_the_weights_of_any_source_in_place():
-    model, average, x = network("wideresnet34", "fsr"), network("wideresnet34", "fsr"), torch.rand(2, 3, 8, 8)
+    model, average, x = network(RUNS["wrn"]).eval(), network(RUNS["wrn"]).eval(), torch.rand(2, 3, 8, 8)
     folded = folded_copy(model, x)
     places, before = [t.data_ptr() for t in folded.net.state_dict().values()], folded.net(x)
     with torch.no_grad():
@@ -72,26 +43,16 @@ def test_refill_takes_over_the_weights_of_any_source_in_place():
     assert places == [t.data_ptr() for t in folded.net.state_dict().values()]
 
 
-def test_live_network_and_random_state_are_left_alone():
-    model, x = network("resnet18", "fsr").train(), torch.rand(2, 3, 8, 8)
-    before, state = copy.deepcopy(model.state_dict()), torch.random.get_rng_state()
-    folded_copy(model, x)
-    assert torch.equal(torch.random.get_rng_state(), state)
-    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values()))
-    assert all(p.requires_grad and p.grad is None for p in model.parameters())
-    assert all(m.training and not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
-
-
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("module", ["fsr", "hard channel", "cas", "cifs", "fd"])
-def test_a_bf16_copy_is_close_and_keeps_mask_and_logits_in_float32(module, channels_last):
-    model, x = network("resnet18", module), torch.rand(4, 3, 8, 8)
+@pytest.mark.parametrize("name", ["at+fsr", "at+fsr hard", "at+cas", "at+cifs", "at+fd"])
+def test_a_bf16_copy_is_close_and_keeps_mask_and_logits_in_float32(name, channels_last):
+    model, x = network(RUNS[name]).eval(), torch.rand(4, 3, 8, 8)
     net = folded_copy(model, x, dtype=torch.bfloat16, channels_last=channels_last).net
     logits = net(x)
     assert logits.dtype == torch.float32
     assert {m.weight.dtype for m in net.modules() if isinstance(m, nn.Conv2d)} == {torch.bfloat16}
     assert {m.weight.dtype for m in net.modules() if isinstance(m, nn.Linear)} == {torch.float32}
-    if module != "hard channel":  # a mask of 0 and 1 flips with its score's sign
+    if name != "at+fsr hard":  # a mask of 0 and 1 flips with its score's sign
         torch.testing.assert_close(logits, model(x), rtol=0.1, atol=0.1 * model(x).abs().max().item())
     for part in (m for m in net.modules() if isinstance(m, FSR)):
         assert part.mask(torch.rand(2, part.aux.in_features, 1, 1).bfloat16()).dtype == torch.float32
@@ -104,7 +65,7 @@ def test_unknown_parameters_keep_everything_in_float32():
 
 @pytest.mark.parametrize("name", ["mask_one", "no_recalibration", "mask_random", "mask_constant", "mask_shuffled"])
 def test_the_copy_acts_under_the_intervention_it_was_made_with(name):
-    model, x = network("resnet18", "fsr", width=8, blocks=(1, 1, 1, 1)), torch.rand(3, 3, 16, 16)
+    model, x = network(RUNS["at+fsr"]).eval(), torch.rand(3, 3, 16, 16)
     plain = model(x)
     with intervene(model, name, seed=3):
         net, expected = folded_copy(model, x).net, model(x)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fsr.files import FSRError
 from fsr.hardware import bf16_is_fast
-from fsr.models.modes import copied, eval_mode
+from fsr.models.modes import copied, eval_mode, hooked
 from fsr.train.distributed import CpuSyncBatchNorm
 
 log = logging.getLogger("fsr")
@@ -59,16 +59,6 @@ def compare(ours: Tensor, own: Tensor, limit: float) -> None:
         raise ValueError(f"its answers differ by {difference:.2g}")
 
 
-@contextmanager
-def reading(modules, read):
-    handles = [module.register_forward_hook(read) for module in modules]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 @torch.no_grad()
 def feeding_convolutions(net: nn.Module, x: Tensor) -> dict[str, str]:
     """Path of each convolution to that of the BatchNorm that gets its output, both called once; seen while net runs.
@@ -76,10 +66,10 @@ def feeding_convolutions(net: nn.Module, x: Tensor) -> dict[str, str]:
     Whether something else reads the convolution's output too is for the caller to check.
     """
     names = {module: name for name, module in net.named_modules() if type(module) in (nn.Conv2d, *BATCHNORMS)}
-    pairs: list[tuple[str, str]] = []
     calls: Counter[str] = Counter()
+    pairs: list[tuple[str, str]] = []
 
-    def read(module: Any, given: tuple, y: Any) -> None:
+    def after(module: Any, given: tuple, y: Any) -> None:
         calls[names[module]] += 1
         if type(module) is nn.Conv2d:
             y.made_by = (names[module], y._version)
@@ -88,7 +78,7 @@ def feeding_convolutions(net: nn.Module, x: Tensor) -> dict[str, str]:
             if version == given[0]._version:  # not changed in place since
                 pairs.append((conv, names[module]))
 
-    with reading(names, read):
+    with hooked(names, after):
         net(x.clone())
     uses = Counter(conv for conv, _ in pairs)
     return {conv: bn for conv, bn in pairs if calls[conv] == calls[bn] == uses[conv] == 1}
@@ -128,11 +118,9 @@ class FoldedCopy:
     @torch.no_grad()
     def refill(self, source: nn.Module) -> None:
         """Take the weights and statistics of source, of the same structure, in place: recorded graphs stay valid."""
-        conv: Any
-        live: Any
-        bn: Any
         for path, norm in self.pairs.items():
-            conv, live, bn = self.net.get_submodule(path), source.get_submodule(path), source.get_submodule(norm)
+            layers: Any = self.net.get_submodule(path), source.get_submodule(path), source.get_submodule(norm)
+            conv, live, bn = layers
             scale = torch.rsqrt(bn.running_var + bn.eps) * (1 if bn.weight is None else bn.weight)
             shift = -bn.running_mean * scale + (0 if bn.bias is None else bn.bias)
             conv.weight.copy_(live.weight * scale.view(-1, 1, 1, 1))
@@ -164,24 +152,6 @@ def _answers(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         return logits.detach(), torch.autograd.grad((logits * weights).sum(), leaf)[0]
 
 
-def _checked(model: nn.Module, x: Tensor, dtype: torch.dtype, channels_last: bool) -> FoldedCopy:
-    shadow = randomised_statistics(copied(model).double().eval().requires_grad_(False))
-    pairs, called = feeding_convolutions(shadow, x.double()), []
-    copies = {t: FoldedCopy(model, pairs, t, channels_last) for t in (torch.promote_types(dtype, torch.float32), dtype)}
-    cases = [(FoldedCopy(shadow, pairs, torch.float64), shadow, x.double(), 1e-6)]
-    cases += [(copy, model, x, 1e9 if t == torch.bfloat16 else 0.05) for t, copy in copies.items()]
-    with eval_mode(model):
-        for copy, net, images, limit in cases:
-            own = _answers(net, images)
-            with reading(model.modules(), lambda module, *_: called.append(type(module).__name__)):
-                ours = _answers(copy.net, images)
-            for a, b in zip(ours, own):
-                compare(a, b, limit)
-    if called:  # by a closure: the copy would see the live weights in the live mode
-        raise ValueError(f"it goes on to call the network's own {called[0]}")
-    return copies[dtype]
-
-
 def folded_copy(model: nn.Module, x: Tensor, *, dtype=torch.float32, channels_last: bool = False) -> FoldedCopy | None:
     """The folded copy of any network, or None, with one line in the log, where none is the same function.
 
@@ -190,8 +160,21 @@ def folded_copy(model: nn.Module, x: Tensor, *, dtype=torch.float32, channels_la
     known = (nn.Conv2d, nn.Linear, *BATCHNORMS)
     if any(type(m) not in known and list(m.parameters(recurse=False)) for m in model.modules()):
         dtype = torch.promote_types(dtype, torch.float32)
-    x = x[:2].detach().clone()
-    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-        with or_log("attacks are crafted on the network itself, without its folded copy"):
-            return _checked(model, x, dtype, channels_last)
+    x, called, live = x[:2].detach().clone(), [], torch.promote_types(dtype, torch.float32)
+    failed = "attacks are crafted on the network itself, without its folded copy"
+    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []), or_log(failed), eval_mode(model):
+        shadow = randomised_statistics(copied(model).double().requires_grad_(False))
+        pairs = feeding_convolutions(shadow, x.double())
+        copies = {each: FoldedCopy(model, pairs, each, channels_last) for each in (live, dtype)}
+        cases = [(FoldedCopy(shadow, pairs, torch.float64), shadow, x.double(), 1e-6)]
+        cases += [(copy, model, x, 0.05 if each == live else 1e9) for each, copy in copies.items()]
+        for copy, net, images, limit in cases:
+            own = _answers(net, images)
+            with hooked(model.modules(), lambda module, *_: called.append(type(module).__name__)):
+                ours = _answers(copy.net, images)
+            for a, b in zip(ours, own):
+                compare(a, b, limit)
+        if called:  # by a closure: the copy would see the live weights in the live mode
+            raise ValueError(f"it goes on to call the network's own {called[0]}")
+        return copies[dtype]
     return None

@@ -39,7 +39,7 @@ def test_refill_takes_over_the_weights_of_any_source_in_place():
     torch.testing.assert_close(folded.net(x), before)
     for source in (model, average, model):
         folded.refill(source)
-        torch.testing.assert_close(folded.net(x), source(x))
+        torch.testing.assert_close(folded.net(x), source(x), rtol=1e-4, atol=1e-3)
     assert places == [t.data_ptr() for t in folded.net.state_dict().values()]
 
 

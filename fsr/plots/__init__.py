@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from fsr import files
 from fsr.files import MissingRecord, UsageError, write_bytes
-from fsr.plots import curves, diagram, inside, style
+from fsr.plots import curves, inside, style
 
 _ALL = {
     "F1": (inside.attention_maps, "attention-maps", "What each stream attends to"),
@@ -22,7 +22,7 @@ _ALL = {
     "F6": (curves.attack_strength, "attack-strength", "Accuracy against attack strength"),
     "F7": (curves.gains, "gains", "What FSR adds"),
     "F8": (inside.feature_space, "feature-space", "Features before and after recalibration"),
-    "F9": (diagram.module_diagram, "module", "The FSR module"),
+    "F9": (inside.module_diagram, "module", "The FSR module"),
     "F10": (curves.training_length, "training-length", "Gain against training length"),
 }
 FIGURES: dict[str, Callable[[str], Figure]] = {name: draw for name, (draw, *_) in _ALL.items()}

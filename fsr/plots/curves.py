@@ -138,6 +138,7 @@ def attack_strength(profile: str) -> Figure:
     frame = pd.DataFrame(cells, columns=["axis", "x", "method", *VALUE]).dropna(subset="value").sort_values("x")
     style.need(frame[frame["x"] > 0], profile, "attacks of several strengths")
     figure, grid = style.panels(2, 2, 4.4, sharex="col", height_ratios=[2, 1])
+    (left, right), (left_below, right_below) = grid
     for axis, top, below in zip(("eps", "steps"), *grid):
         for method, rows in frame[frame["axis"] == axis].groupby("method"):
             if method == "gain":
@@ -147,15 +148,12 @@ def attack_strength(profile: str) -> Figure:
             top.plot(rows["x"], rows["value"], color=METHODS[method], marker="o", label=method)
         top.yaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
         below.axhline(0, color="black", linewidth=0.8)
-        below.set_title("AT + FSR − AT")
-    (left, right), (left_below, right_below) = grid
-    for ax in (left, left_below):
-        ax.axvline(scale * eps, color=style.GREY, linestyle=":", linewidth=1)
+        (left if axis == "eps" else left_below).axvline(scale * eps, color=style.GREY, linestyle=":", linewidth=1)
+    steps = sorted(set(frame.loc[frame["axis"] == "steps", "x"]))
     left.set(title="radius, 20 steps", ylabel="accuracy", ylim=(-0.02, 1.02))
     right.set(title=f"steps, eps {scale * eps:g}{unit}", xscale="log")
-    left_below.set(xlabel="eps, in 1/255" if unit else "eps", ylabel="points")
-    steps = sorted(set(frame.loc[frame["axis"] == "steps", "x"]))
-    right_below.set(xlabel="steps of PGD", xticks=steps, xticklabels=[f"{x:g}" for x in steps])
+    left_below.set(title="AT + FSR − AT", xlabel="eps, in 1/255" if unit else "eps", ylabel="points")
+    right_below.set(title="AT + FSR − AT", xlabel="steps of PGD", xticks=steps, xticklabels=[f"{x:g}" for x in steps])
     right_below.minorticks_off()
     note = f"{style.setting(profile)}, seed 0, {int(frame['n'].min()):,} images; step 0.1 eps, no random start; "
     return style.finish(figure, note + "95 % intervals; dotted: the usual eps")
@@ -172,7 +170,7 @@ def gains(profile: str) -> Figure:
     grid = style.facets(frame, "attack", colours, horizontal=True)
     attacks = list(attack.unique())
     for panel, ax in grid.axes_dict.items():
-        for missing in set(attacks) - set(attack[frame["panel"] == panel]):
+        for missing in (name for name in attacks if name not in set(attack[frame["panel"] == panel])):
             ax.text(0, attacks.index(missing), " not run", va="center", fontsize=7, color="#666666")
     grid.set(ylim=(len(attacks) - 0.5, -0.5), ylabel="")
     grid.set_xlabels("gain in points" if len(colours) > 1 else f"{next(iter(colours))}, points")

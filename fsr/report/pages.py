@@ -53,8 +53,7 @@ def _write(path: Path, text: str) -> list[Path]:
 
 def build(profile: str) -> Path:
     """Write results/report/<profile>.html with its tables and figures; a file that would not change is left alone."""
-    path = files.report(experiments.profile_of(profile).name)
-    _write(path, page(profile))
+    _write(path := files.report(experiments.profile_of(profile).name), page(profile))
     return path
 
 
@@ -129,42 +128,38 @@ def answers() -> str:
     """One sentence over all CIFAR-10 settings, then one per profile with what may explain it."""
     gains, openings, lines = _recorded(), set(), []
     ways = {side(gain) for name, gain in gains.items() if name != "demo"}
-    what = {1: "raised", -1: "lowered", 0: "did not clearly change"}.get(sum(ways))
+    what = {1: "raised", -1: "lowered", 0: "did not clearly change"}[max(ways, default=0)]
     headline = f"FSR {what} robustness at every CIFAR-10 setting that was run."
     headline = (
         headline if len(ways) == 1 else "The settings that were run do not agree on whether FSR raises robustness."
     )
     rest = "" if {"paper", "headline"} & set(gains) else " The authors' 100 epochs were not run yet."
     for name in gains:
-        told = [] if name == "demo" else reasons(name)
-        new = [f"  - {one}" for one in told if " ".join(one.split()[:4]) not in openings]
-        openings |= {" ".join(one.split()[:4]) for one in told}
-        lines += [f"- {answer(name)}", *new]
+        told = {" ".join(one.split()[:4]): one for one in (reasons(name) if name != "demo" else ())}
+        lines += [f"- {answer(name)}", *(f"  - {one}" for opening, one in told.items() if opening not in openings)]
+        openings |= set(told)
     return "\n".join([f"**{headline}**{rest}", "", *lines])
 
 
 def results() -> str:
     """The main pair of the largest recorded profile, last and EMA weights: accuracy and gain per attack."""
     profile, lines = next(iter(_recorded())), []
-    for weights in ("last", "ema"):
-        part = reported(profile, "T1", weights)
-        for row in ("AT", "AT + FSR", MAIN):
-            line = {"weights": labels.WEIGHTS[weights], "row": row}
-            for metric in ("clean", "pgd20", "ensemble", experiments.profile_of(profile).autoattack):
-                found = cell(part, row, metric)
-                line[labels.metric(metric)] = change(found, "", row == MAIN) if found else "not run"
-            lines.append(line)
+    for weights, row in ((weights, row) for weights in ("last", "ema") for row in ("AT", "AT + FSR", MAIN)):
+        part, line = reported(profile, "T1", weights), {"weights": labels.WEIGHTS[weights], "row": row}
+        for metric in ("clean", "pgd20", "ensemble", experiments.profile_of(profile).autoattack):
+            found = cell(part, row, metric)
+            line[labels.metric(metric)] = change(found, "", row == MAIN) if found else "not run"
+        lines.append(line)
     return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)
 
 
 def profiles() -> str:
     """What every profile trains."""
     rows = []
-    for profile in experiments.PROFILES.values():
-        runs, base = experiments.SETS[profile.name]["all"], profile.base
-        data = ", ".join(dict.fromkeys(labels.dataset(run.dataset) for run in runs))
-        row = {"profile": f"`{profile.name}`", "data": data, "network": labels.network(base)}
-        rows.append(row | {"epochs": base.epochs, "trainings": len(runs)})
+    for name, profile in experiments.PROFILES.items():
+        data = dict.fromkeys(labels.dataset(run.dataset) for run in experiments.SETS[name]["all"])
+        row = {"profile": f"`{name}`", "data": ", ".join(data), "network": labels.network(profile.base)}
+        rows.append(row | {"epochs": profile.base.epochs, "trainings": len(experiments.SETS[name]["all"])})
     return pd.DataFrame(rows).to_markdown(index=False)
 
 

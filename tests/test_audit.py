@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from fsr.attacks import ATTACKS
 from fsr.attacks.gradient import pgd
 from fsr.audit import BUDGETS, GROUPS, Context, audit, binarization_test, cheap_checks, run_group
-from fsr.audit.context import Group, watched
+from fsr.audit.context import watched
 from fsr.audit.indicators import NAMES, indicators
 from fsr.config import FSRSpec, PeerSpec
 from fsr.files import UsageError
@@ -95,7 +95,7 @@ FAKES = {
 @pytest.mark.parametrize("name", FAKES)
 def test_a_planted_fake_defence_falls(name, monkeypatch):
     for group in ("indicators", "binarization"):  # they break no image
-        monkeypatch.setitem(GROUPS, group, lambda context: Group())
+        monkeypatch.setitem(GROUPS, group, lambda context, details: [])
     trained_on, done, bound = FAKES[name]
     net, x, y = fit(trained_on)
     result = audit(After(net, **done), x, y, EPS)
@@ -398,18 +398,18 @@ def test_an_attack_that_stopped_at_the_coarse_network_goes_on_at_the_exact_one(f
     context.clean = torch.ones(8, dtype=torch.bool)
     context.correct = lambda x_adv, rows: torch.full((len(rows),), len(given) < 2)  # the second attack breaks all
     context.reference = lambda x: F.one_hot((torch.arange(8) == 2).long(), 10).float()  # coarsely wrong on one
-    kept = context.run({"any": craft})["any"]
+    kept = context.run([("any", craft)])["any"]
     assert given == [list(range(8)), [2]] and kept.tolist() == [i != 2 for i in range(8)]
 
 
 def test_an_attack_that_leaves_the_network_changed_is_named(natural, brisk, monkeypatch):
     net, x, y = natural
 
-    def careless(context):
+    def careless(context, details):
         context.model.train()
         next(context.model.buffers()).add_(1)
         context.model[0].register_forward_hook(lambda *_: None)
-        return Group()
+        return []
 
     monkeypatch.setitem(GROUPS, "restarts", careless)
     changed = audit(net, x[:6], y[:6], EPS).checks["changed"]

@@ -31,18 +31,16 @@ def run_group(name: str, c: Context) -> dict:
 
     attacks: name to (N,) bools, right on clean images and under the attack; details, not_applicable, seconds.
     """
-    began, changed = time.monotonic(), list[str]()
+    began, changed, details = time.monotonic(), list[str](), dict[str, Any]()
     with watched(c.reference, name, changed), own_randomness(c.seed + zlib.crc32(name.encode())):
-        group = GROUPS[name](c)
-        attacks = {attack: kept.tolist() for attack, kept in c.run(group.crafts).items()}
-    details: dict[str, Any] = {
-        k: float(v.double().mean()) if isinstance(v, Tensor) else v for k, v in group.details.items()
-    }
+        found = list(GROUPS[name](c, details))
+        attacks = {attack: kept.tolist() for attack, kept in c.run(found).items()}
+    details = {k: float(v.double().mean()) if isinstance(v, Tensor) else v for k, v in details.items()}
     if changed:
         details["changed"] = details.get("changed", []) + changed
-    seconds = time.monotonic() - began
+    left_out, seconds = {attack: why for attack, why in found if isinstance(why, str)}, time.monotonic() - began
     log.info("audit: %s in %.1f s", name, seconds)
-    return {"attacks": attacks, "details": details, "not_applicable": group.missing, "seconds": seconds}
+    return {"attacks": attacks, "details": details, "not_applicable": left_out, "seconds": seconds}
 
 
 def assemble(c: Context, records: Mapping[str, dict], checks: dict) -> SimpleNamespace:

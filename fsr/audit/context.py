@@ -5,9 +5,9 @@ N images, K classes.
 
 import random
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -37,15 +37,6 @@ BUDGETS: dict[str, dict[str, Any]] = {
     "quick": {**SHORT, "autoattack": {"steps": 20, "queries": 300}, "rand": {"steps": 8}, "untested": SLOW},
     "full": {**FULL, "autoattack": {}, "rand": {}, "untested": ()},
 }
-
-
-@dataclass
-class Group:
-    """One group: its attacks by name, JSON-able facts (a (N,) bool: its share), why an attack ("": all) is left out."""
-
-    crafts: dict[str, Any] = field(default_factory=dict)
-    details: dict[str, Any] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)
 
 
 def private_copy(model: nn.Module) -> nn.Module:
@@ -175,14 +166,17 @@ class Context:
         """The numbers of the images that are right when clean, batch by batch."""
         return [rows for rows in self.clean.nonzero().squeeze(1).split(self.batch) if len(rows)]
 
-    def run(self, crafts: dict[str, Craft]) -> dict[str, Tensor]:
+    def run(self, found: Iterable[tuple[str, Craft | str]]) -> dict[str, Tensor]:
         """Name to (N,) bool, right on clean images and under the attack; each attack gets what is right when clean.
 
         Crafted in TensorFloat-32 where a GPU has it and judged without: where only the coarse network errs the attack
         may have stopped there, and goes on without TensorFloat-32.
         """
-        outcomes = {name: self.clean.clone() for name in crafts}
-        for name, craft in crafts.items():
+        outcomes = {}
+        for name, craft in found:
+            if isinstance(craft, str):
+                continue
+            outcomes[name] = self.clean.clone()
             for rows in self.clean_rows():
                 x, y = self.x[rows], self.y[rows]
                 with quick_float32(), torch.no_grad():

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fsr.attacks.gradient import cross_entropy, is_wrong, logit_margin, project_linf
 from fsr.audit.ascent import ascend, slope
-from fsr.audit.context import Context, Group, differs
+from fsr.audit.context import Context, differs
 from fsr.models.modes import eval_mode
 
 UNSTABLE = 0.1  # mean change of 1 - p_y under noise of one step
@@ -67,7 +67,7 @@ def _observed(c: Context, rows: Tensor) -> dict[str, Tensor]:
     return found
 
 
-def indicators(c: Context) -> Group:
+def indicators(c: Context, details: dict) -> list:
     """The six numbers, None where there is nothing to measure.
 
     unavailable_gradients: the gradient was exactly zero, missing or not finite at an iterate that is still right.
@@ -77,7 +77,8 @@ def indicators(c: Context) -> Group:
     and not the network. unbounded_attack_fails: not even eps = 1 breaks it.
     """
     parts = [_observed(c, rows) for rows in c.clean_rows()] or [{}]
-    return Group(details={n: torch.cat([p[n] for p in parts]) if n in parts[0] else None for n in NAMES})
+    details |= {name: torch.cat([part[name] for part in parts]) if name in parts[0] else None for name in NAMES}
+    return []
 
 
 def cheap_checks(model: nn.Module, c: Context) -> dict[str, bool]:

@@ -1,6 +1,7 @@
 """Our AutoAttack loop against pyautoattack called plainly, a kill after every batch, and planted defences."""
 
 import copy
+import itertools
 import logging
 import sys
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from networks import Net
+from pyautoattack import AutoAttack, checks
 
 from fsr.attacks import ATTACKS
 from fsr.attacks import auto as a
@@ -15,13 +17,13 @@ from fsr.attacks.query import square
 from fsr.files import UsageError
 
 EPS, SHORT = 0.01, {"steps": 8, "queries": 60}
+versions = pytest.mark.parametrize("version", ["standard", "rand"])
 
 
 @pytest.fixture(scope="module")
 def problem():
     """A net, 30 images and labels: mostly its own predictions, some of them wrong from the start."""
-    generator = torch.Generator().manual_seed(1)
-    net, x = Net().eval(), torch.rand(30, 3, 8, 8, generator=generator)
+    net, x = Net(), torch.rand(30, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         y = net(x).argmax(1)
     y[::9] = (y[::9] + 1) % 6
@@ -29,88 +31,70 @@ def problem():
 
 
 def run(problem, **options):
+    return a.autoattack(*problem, **{"eps": EPS, "batch": 7, **SHORT, **options})
+
+
+def right(net, x, y):
+    with torch.no_grad():
+        return net(x).argmax(1) == y
+
+
+@pytest.mark.parametrize("version, batch", [("standard", 7), ("standard", 30), ("rand", 7)])
+def test_same_outcomes_and_images_as_the_package_called_plainly(problem, version, batch):
+    """With the same cut of its budget."""
     net, x, y = problem
-    return a.autoattack(net, x, y, **{"eps": EPS, "batch": 7, **SHORT, **options})
-
-
-def package(problem, version, batch, seed=3):
-    """pyautoattack called plainly, with the same cut of its budget."""
-    from pyautoattack import AutoAttack
-
-    net, x, y = problem
-    net = copy.deepcopy(net)  # its FAB leaves gradients in the parameters
-    theirs = AutoAttack(net, eps=EPS, version=version, seed=seed, device="cpu")
+    theirs = AutoAttack(copy.deepcopy(net), eps=EPS, version=version, seed=3, device="cpu")  # it fills gradients
     for attack in (theirs.apgd, theirs.apgd_targeted):
         attack.n_iter, attack.n_iter_2, attack.n_iter_min, attack.size_decr = 8, 1, 1, 1
     theirs.apgd_targeted.n_target_classes = theirs.fab.n_target_classes = 5
     theirs.fab.n_iter, theirs.square.n_queries = 8, 60
     x_adv, _ = theirs.run_standard_evaluation(x, y, batch_size=batch)
-    with torch.no_grad():
-        return x_adv, net(x_adv).argmax(1) == y
-
-
-@pytest.mark.parametrize("version, batch", [("standard", 7), ("standard", 30), ("rand", 7)])
-def test_same_outcomes_and_images_as_the_package_called_plainly(problem, version, batch):
     ours = run(problem, version=version, seed=3, batch=batch)
-    x_adv, correct = package(problem, version, batch)
-    assert torch.equal(ours.correct, correct)
+    assert torch.equal(ours.correct, right(net, x_adv, y)) and 0 < ours.correct.sum() < ours.clean.sum() < 30
     torch.testing.assert_close(ours.x_adv, x_adv, rtol=0, atol=1e-6)
-    assert 0 < ours.correct.sum() < ours.clean.sum() < 30
 
 
-@pytest.mark.parametrize("version", ["standard", "rand"])
+@versions
 def test_full_budget_is_the_packages_own(version):
-    from pyautoattack import AutoAttack
-
     theirs = AutoAttack(Net(), eps=EPS, version=version, seed=0, device="cpu")
-    names, draws = a.VERSIONS[version], 20 if version == "rand" else 1
-    assert list(names) == theirs.attacks_to_run
+    assert list(a.VERSIONS[version]) == theirs.attacks_to_run
     originals = {"apgd-ce": theirs.apgd, "apgd-dlr": theirs.apgd, "apgd-t": theirs.apgd_targeted}
     originals |= {"fab-t": theirs.fab, "square": theirs.square}
-    theirs.fab.targeted = True
-    for name in names:
-        ours = a.component(name, Net(), eps=EPS, seed=0, device="cpu", draws=draws, log=a.Log())
-        ignored = {"model", "predict", "logger", "loss" if name.startswith("apgd") else ""}
-        ignored |= {"get_diff_logits_grads_batch_targeted"}
+    theirs.fab.targeted, how = True, {"draws": 20 if version == "rand" else 1, "log": a.Log()}
+    for name in a.VERSIONS[version]:
+        ours = a.component(name, Net(), eps=EPS, seed=0, device="cpu", **how)
+        ignored = {"model", "predict", "logger", "get_diff_logits_grads_batch_targeted"}
+        ignored |= {"loss"} if name.startswith("apgd") else set()
         mine, other = ({k: v for k, v in vars(o).items() if k not in ignored} for o in (ours, originals[name]))
         assert mine == other
 
 
 def test_outcomes_are_cumulative_and_images_break_what_they_claim(problem):
-    net, x, y = problem
-    result = run(problem)
-    previous = result.clean
-    assert list(result.outcomes) == list(a.VERSIONS["standard"])
-    for after in result.outcomes.values():
-        assert not (after & ~previous).any()
-        previous = after
-    assert torch.equal(previous, result.correct)
+    (net, x, y), result = problem, run(problem)
+    assert list(result.outcomes) == list(a.VERSIONS["standard"]) and result.flips == {}
+    each = [result.clean, *result.outcomes.values()]
+    assert not any((after & ~before).any() for before, after in itertools.pairwise(each))
+    assert torch.equal(each[-1], result.correct)
     broken = result.clean & ~result.correct
-    with torch.no_grad():
-        assert (net(result.x_adv).argmax(1) != y)[broken].all()
+    assert not right(net, result.x_adv, y)[broken].any() and torch.equal(result.x_adv[~broken], x[~broken])
     assert (result.x_adv - x).abs().max() <= EPS + 1e-6 and result.x_adv.min() >= 0 and result.x_adv.max() <= 1
-    assert torch.equal(result.x_adv[~broken], x[~broken])
-    assert result.flips == {}
 
 
 class Killed(Exception):
     """The process dies here."""
 
 
-@pytest.mark.parametrize("version", ["standard", "rand"])
+@versions
 def test_a_kill_after_any_batch_changes_nothing(problem, tmp_path, version):
-    whole = run(problem, version=version)
-    file, kills, state = tmp_path / "state.npz", 0, {}
+    whole, file, kills, state, chunks = run(problem, version=version), tmp_path / "state.npz", 0, {}, []
+
+    def on_chunk(state):
+        np.savez(file, **state)
+        chunks.append(None)
+        if len(chunks) % 2 == 0:
+            raise Killed
+
     while True:
-        chunks = 0
-
-        def on_chunk(state):
-            nonlocal chunks
-            np.savez(file, **state)
-            chunks += 1
-            if chunks == 2:
-                raise Killed
-
         try:
             result = run(problem, version=version, state=state, on_chunk=on_chunk)
             break
@@ -118,10 +102,9 @@ def test_a_kill_after_any_batch_changes_nothing(problem, tmp_path, version):
             kills += 1
             torch.manual_seed(kills)  # a new process has another global state
             state = dict(np.load(file))
-    assert kills >= 3
+    assert kills >= 3 and result.flags == whole.flags
     assert torch.equal(result.correct, whole.correct) and torch.equal(result.x_adv, whole.x_adv)
     assert all(torch.equal(result.outcomes[k], v) for k, v in whole.outcomes.items())
-    assert result.flags == whole.flags
 
 
 def test_a_finished_state_asks_the_model_nothing_and_holds_no_images_unless_asked(problem):
@@ -147,57 +130,23 @@ def test_a_state_of_another_evaluation_is_refused(problem):
         run((net, x.flip(0), y), state=state)
 
 
-def test_trace_counters_and_logs_stay_as_they_were(problem, caplog):
-    from pyautoattack import checks
-
-    old, checks.funcs["grad"] = sys.gettrace(), 17
-
-    sys.settrace(trace := lambda frame, event, arg: None)
-    try:
-        with caplog.at_level(logging.DEBUG):
-            run(problem)
-        assert sys.gettrace() is trace and checks.funcs["grad"] == 17 and not caplog.records
-    finally:
-        sys.settrace(old)
-        checks.funcs["grad"] = 0
-
-
-def test_random_state_is_restored_when_the_model_raises(problem):
+def test_trace_counters_logs_and_random_state_stay_as_they_were(problem, caplog):
     def broken(x):
         torch.rand(1)
         raise ValueError("out of memory")
 
-    before = torch.get_rng_state()
-    with pytest.raises(ValueError, match="memory"):
-        run((broken, *problem[1:]))
-    assert torch.equal(before, torch.get_rng_state())
-
-
-# Flags, each by a defence that deserves it.
-
-
-def test_an_honest_net_raises_no_flag(problem, monkeypatch):
-    from pyautoattack import checks
-
-    monkeypatch.setitem(checks.funcs, "backward", 5)  # an earlier model was dynamic; this one is not
-    flags = run(problem, queries=1).flags
-    assert not any(flags[name] for name in a.FLAGS) and flags["messages"] == {}
-
-
-@pytest.mark.parametrize(
-    "flag, wrap",
-    [
-        ("randomised", lambda net: lambda x: net(x) + 0.1 * torch.randn(len(x), 6)),
-        ("probabilities", lambda net: lambda x: net(x).softmax(1)),
-        ("dynamic", lambda net: lambda x: net(x) + 0 * grad(net, x).sum()),
-        ("zero_gradient", lambda net: lambda x: net((x * 7).round() / 7)),
-    ],
-)
-def test_flags_are_captured(problem, flag, wrap):
-    net, x, y = problem
-    result = run((wrap(net), x, y), queries=20)
-    assert result.flags[flag] and flag in result.flags["messages"]
-    assert (result.flags["zero_gradient_points"] > 0) == (flag == "zero_gradient")
+    old, checks.funcs["grad"], before = sys.gettrace(), 17, torch.get_rng_state()
+    sys.settrace(trace := lambda frame, event, arg: None)
+    try:
+        with caplog.at_level(logging.DEBUG):
+            run(problem)
+        with pytest.raises(ValueError, match="memory"):
+            run((broken, *problem[1:]))
+        assert sys.gettrace() is trace and checks.funcs["grad"] == 17 and not caplog.records
+        assert torch.equal(before, torch.get_rng_state())
+    finally:
+        sys.settrace(old)
+        checks.funcs["grad"] = 0
 
 
 def grad(net, x):
@@ -205,6 +154,26 @@ def grad(net, x):
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
         return torch.autograd.grad(net(leaf).sum(), leaf)[0]
+
+
+DEFENCES = {
+    "": lambda net: net,
+    "randomised": lambda net: lambda x: net(x) + 0.1 * torch.randn(len(x), 6),
+    "probabilities": lambda net: lambda x: net(x).softmax(1),
+    "dynamic": lambda net: lambda x: net(x) + 0 * grad(net, x).sum(),
+    "zero_gradient": lambda net: lambda x: net((x * 7).round() / 7),
+}
+
+
+@pytest.mark.parametrize("flag", DEFENCES)
+def test_each_flag_is_raised_by_the_defence_that_deserves_it(problem, flag, monkeypatch):
+    monkeypatch.setitem(checks.funcs, "backward", 5)  # an earlier model was dynamic; this is none of its
+    net, x, y = problem
+    flags = run((DEFENCES[flag](net), x, y), queries=20).flags
+    assert flags["messages"].keys() >= {flag} - {""} and (flags["zero_gradient_points"] > 0) == (
+        flag == "zero_gradient"
+    )
+    assert flag or not any(flags[name] for name in a.FLAGS)
 
 
 def test_square_beats_whitebox_is_flagged_where_gradients_are_cut(problem):
@@ -222,21 +191,14 @@ def test_images_that_are_not_finite_count_for_nothing(monkeypatch):
     assert made[:, 0, 0, 0].tolist() == pytest.approx([0.5, 0.6, 0.52])
 
 
-# Precision: the judge decides.
-
-
 def test_only_the_judge_decides_and_what_only_the_fast_model_gets_wrong_is_attacked_again(problem):
     net, x, y = problem
     coarse = lambda x: net(x) + torch.tensor([-0.3, 0.0, 0.3, 0.0, -0.3, 0.0])  # noqa: E731
     result, weak = run((coarse, x, y), judge=net), run((coarse, x, y)).x_adv
-    with torch.no_grad():
-        clean = net(x).argmax(1) == y
-        stands = net(result.x_adv).argmax(1) == y
-        coarse_wrong = (coarse(x).argmax(1) != y) & clean
-        unattacked = coarse_wrong & (net(weak).argmax(1) == y)
-    assert torch.equal(result.clean, clean) and torch.equal(stands, result.correct)
-    assert sum(result.flips.values()) > 0 and coarse_wrong.any()
-    assert (unattacked & ~result.correct).sum() > 0
+    clean = right(net, x, y)
+    unattacked = ~right(coarse, x, y) & clean & right(net, weak, y)
+    assert torch.equal(result.clean, clean) and torch.equal(right(net, result.x_adv, y), result.correct)
+    assert sum(result.flips.values()) > 0 and (unattacked & ~result.correct).sum() > 0
 
 
 def test_a_noisy_model_is_judged_by_the_mean_of_draws(problem):
@@ -254,17 +216,14 @@ def test_a_noisy_model_is_judged_by_the_mean_of_draws(problem):
     assert fair.correct.sum() > unlucky.correct.sum() and sum(fair.flips.values()) > 0
 
 
-# Single components and the registry.
-
-
 def test_a_model_that_returns_its_own_memory_is_not_written_into():
     """Square sets logits to -inf; here the logits are the image's first pixels themselves."""
     x = torch.rand(8, 1, 3, 3)
     original, y = x.clone(), x.flatten(1)[:, :6].argmax(1)
     x_adv = square(lambda x: x.flatten(1)[:, :6], x, y, eps=0.3, queries=200)
-    assert torch.equal(x, original)
     broken = x_adv.flatten(1)[:, :6].argmax(1) != y
-    assert broken.sum() > 4 and (x_adv - x).abs().flatten(1).amax(1)[broken].min() > 0
+    assert torch.equal(x, original) and broken.sum() > 4
+    assert (x_adv - x).abs().flatten(1).amax(1)[broken].min() > 0
 
 
 def test_a_longer_square_is_a_rescaled_one():
@@ -276,22 +235,20 @@ def test_a_longer_square_is_a_rescaled_one():
 
 @pytest.mark.parametrize("n", [1, 2])
 def test_one_image_or_none_left_is_no_special_case(problem, n):
-    net, x, y = problem
-    assert len(run((net, x[1 : 1 + n], y[1 : 1 + n])).correct) == n
-    wrong = run((net, x[1 : 1 + n], (y[1 : 1 + n] + 1) % 6))
+    net, x, y = problem[0], problem[1][1 : 1 + n], problem[2][1 : 1 + n]
+    assert len(run((net, x, y)).correct) == n
+    wrong = run((net, x, (y + 1) % 6))
     assert not wrong.clean.any() and not wrong.correct.any()
     for name in ("square", "apgd-ce"):
-        assert torch.equal(ATTACKS[name](net, x[1 : 1 + n], (y[1 : 1 + n] + 1) % 6, eps=EPS), x[1 : 1 + n])
+        assert torch.equal(ATTACKS[name](net, x, (y + 1) % 6, eps=EPS), x)
 
 
 def test_too_few_classes_and_wrong_versions_are_refused(problem):
-    _, x, y = problem
+    three = Net(classes=3), problem[1], problem[2] % 3
     with pytest.raises(UsageError, match="4 classes"):
-        a.autoattack(Net(classes=3).eval(), x, y % 3, eps=EPS)
-    allowed = ("apgd-ce", "fab-t")
-    three = a.autoattack(Net(classes=3).eval(), x, y % 3, eps=EPS, version="custom", attacks=allowed, steps=4)
-    assert three.outcomes.keys() == {"apgd-ce", "fab-t"}
-    for options in ({"version": "plus"}, {"version": "custom"}, {"version": "standard", "attacks": ("square",)}):
+        run(three)
+    assert run(three, version="custom", attacks=("apgd-ce", "fab-t")).outcomes.keys() == {"apgd-ce", "fab-t"}
+    for options in ({"version": "plus"}, {"version": "custom"}, {"attacks": ("square",)}):
         with pytest.raises(UsageError, match="version"):
             run(problem, **options)
     with pytest.raises(UsageError, match="apgd-t, fab-t"):

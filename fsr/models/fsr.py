@@ -96,6 +96,7 @@ class FSR(nn.Module):
         # The authors' 64 at `reference` channels: a constant 64 would add 126 % of the parameters at width 8.
         hidden = spec.hidden or min(64, max(8, round(64 * channels / reference)))
         self.tau = spec.tau
+        self.has_mask = spec.kind in ("fsr", "separation")  # without, interventions and attacks on masks mean nothing
         self.noise: bool | None = None
         self.backward_tau: float | None = None
         self.stable_eps = 0.0
@@ -104,11 +105,6 @@ class FSR(nn.Module):
         self.score: Any = _network(channels, hidden) if spec.kind != "aux" else None
         self.correct: Any = _network(channels, hidden) if spec.kind in ("fsr", "residual") else None
         self.aux: Any = nn.Linear(channels, num_classes) if spec.kind != "residual" else None
-
-    @property
-    def has_mask(self) -> bool:
-        """False for the controls without one, on which mask interventions and mask attacks mean nothing."""
-        return self.spec.kind in ("fsr", "separation")
 
     def mask(self, f: Tensor, u: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """The mask of f, (N, C, H, W) in [0, 1]; float32 at least, because 1 - mask vanishes in bfloat16."""

@@ -3,12 +3,10 @@
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-Network = TypeVar("Network", bound=nn.Module)
 
 
 @contextmanager
@@ -33,7 +31,7 @@ def hooked(parts: Iterable[nn.Module], after: Callable, before: Callable = lambd
         yield
 
 
-def copied(model: Network) -> Network:
+def copied(model: Any) -> Any:
     """A deep copy, also of a network that holds tensors derived from its parameters, as the older weight norm does."""
     derived = [v for part in model.modules() for v in vars(part).values() if isinstance(v, Tensor) and not v.is_leaf]
     return copy.deepcopy(model, {id(value): value.detach().clone() for value in derived})

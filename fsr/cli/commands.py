@@ -25,8 +25,7 @@ Which = Annotated[str, typer.Argument(metavar="SET", help="A set (whitebox ...) 
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run id; `status` lists them.")]
 Attack = Annotated[str | None, typer.Option(help="Only this one of fsr.attacks.ATTACKS, printed.")]
 Checkpoint = Annotated[str, typer.Option(help="last, best or ema; of evaluate with --attack.")]
-Count = Annotated[int | None, typer.Option(min=1, help="Of evaluate with --attack; default: all, of nattack 1,000.")]
-Images = Annotated[int, typer.Option(min=1, help="How many test images.")]
+Images = Annotated[int | None, typer.Option(min=1, help="How many; of evaluate with --attack: all, of nattack 1,000.")]
 Budget = Annotated[str, typer.Option(help="quick or full.")]
 Only = Annotated[str | None, typer.Option(help="Only these notebooks and what they need: 05,09.")]
 Force = Annotated[bool, typer.Option("--force-notebook", help="Execute unchanged notebooks too.")]
@@ -96,7 +95,7 @@ def evaluate(
     profile: Profile = "demo",
     attack: Attack = None,
     checkpoint: Checkpoint = "last",
-    images: Count = None,
+    images: Images = None,
 ) -> None:
     """Evaluate and analyse what is missing of a set, training first what is not trained; or one attack, printed."""
     from fsr import statistics, store
@@ -128,7 +127,9 @@ def audit(
     (chosen,) = choose.runs_of(run)
     analysis = Analysis(kind="audit", checkpoint=checkpoint, images=images, budget=budget)
     choose.check_fits(chosen, "audit", checkpoint, images)
-    setting.do([runs.Task(run=chosen, analyses=(analysis,))])
+    task = runs.Task(run=chosen, analyses=(analysis,))
+    if setting.dry_run or task.missing():
+        setting.do([task])
     for line in () if setting.dry_run else audit_lines(store.load_analysis(chosen, analysis)[0]):
         typer.echo(line)
 

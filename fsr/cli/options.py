@@ -116,11 +116,9 @@ class Setting:
 
                 return ray.run_tasks(tasks, options, address=self.address, **more)
             local.need_data(tasks)
-            return (
-                local.run_inline(tasks, options)
-                if inline
-                else local.run_tasks(tasks, options, workers=self.workers, **more)
-            )
+            if inline:
+                return local.run_inline(tasks, options)
+            return local.run_tasks(tasks, options, workers=self.workers, **more)
 
 
 def conclude(summary) -> None:

@@ -58,7 +58,8 @@ class Checked:
             raise UsageError(f"{type(self).__name__}.{f.name} must be {allowed}, not {value!r}")
 
 
-def _named(code: str) -> Any:
+def named(code: str) -> Any:
+    """The class or function `file.name` of fsr/models."""
     file, _, name = code.partition(".")
     return getattr(importlib.import_module(f"fsr.models.{file}"), name)
 
@@ -67,28 +68,17 @@ def _named(code: str) -> Any:
 class Backbone:
     """A network with named stages."""
 
-    code: str  # `file.Class` in fsr/models, called with (num_classes, width, blocks)
+    code: str  # `file.Class`, called with (num_classes, width, blocks); it may `initialise(part)` of any network
     stages: tuple[str, ...]
     fsr_stage: str  # FSR's usual place
     blocks: tuple[int, ...]  # of each stage
     width: int = 64
     reference: int = 512  # channels at fsr_stage at the usual width
-    places: Callable[[str, int], list[str]] = lambda stage, count: [
-        f"{stage}.{i}" for i in range(count)
-    ]  # after blocks
-
-    @property
-    def network(self) -> Callable[..., Any]:
-        """The class."""
-        return _named(self.code)
-
-    def initialise(self, part: Any) -> None:
-        """Apply its class's own rule for the weights of any part, `initialise`; without one they stay as they are."""
-        getattr(self.network, "initialise", lambda part: None)(part)
+    places: Callable[[str, int], list[str]] = lambda s, n: [f"{s}.{i}" for i in range(n)]  # after each block of a stage
 
 
 def _wide_places(stage: str, count: int) -> list[str]:
-    return [*(f"{stage}.{i}" for i in range(count - 1)), stage]  # the last one after the stage's own ReLU
+    return [f"{stage}.{i}" for i in range(count - 1)] + [stage]  # the last one after the stage's own ReLU
 
 
 # A new backbone, or peer, is one file in fsr/models and one entry here: build_model and the commands take its name.
@@ -106,13 +96,8 @@ BACKBONES: dict[str, Backbone] = {
 class Peer:
     """A module that FSR is compared with: maps features to their shape, has `streams(f, y) -> (features, aux)`."""
 
-    code: str  # `file.name` in fsr/models, called with (channels, num_classes, is_last) for each place
+    code: str  # `file.name`, called with (channels, num_classes, is_last) for each place
     every_stage: bool = False  # by default after every stage, else after the last stage's two last blocks
-
-    @property
-    def build(self) -> Callable[..., Any]:
-        """Makes one module."""
-        return _named(self.code)
 
 
 PEERS = {"fd": Peer("peers.FeatureDenoising", every_stage=True), "cas": Peer("peers.CAS"), "cifs": Peer("peers.CIFS")}

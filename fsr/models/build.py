@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsr.config import BACKBONES, DATASETS, PEERS, FSRSpec, PeerSpec, Run
+from fsr.config import BACKBONES, DATASETS, PEERS, FSRSpec, PeerSpec, Run, named
 from fsr.files import UsageError
 from fsr.models.fsr import FSR
 from fsr.models.insert import Classifier, dry_run, features_at, insert_all
@@ -28,8 +28,9 @@ def build_model(
     if len(blocks) != len(chosen.stages) or min(*blocks, width) < 1:
         counts = f"a width and {len(chosen.stages)} numbers of blocks"
         raise UsageError(f"{backbone} needs {counts} above 0, not {width} and {blocks}")
-    net = chosen.network(num_classes, width, blocks)
-    chosen.initialise(net)
+    network = named(chosen.code)
+    net, initialise = network(num_classes, width, blocks), getattr(network, "initialise", lambda part: None)
+    initialise(net)
     paths: tuple[str, ...] = ()
     if fsr is not None:
         paths = fsr.at or (chosen.fsr_stage,)
@@ -42,9 +43,9 @@ def build_model(
         if peer is None:
             modules[path] = FSR(f.shape[1], num_classes, fsr, reference=chosen.reference)
         else:
-            modules[path] = PEERS[peer.name].build(f.shape[1], num_classes, path == paths[-1])
+            modules[path] = named(PEERS[peer.name].code)(f.shape[1], num_classes, path == paths[-1])
     for module in modules.values():
-        chosen.initialise(module)
+        initialise(module)
     insert_all(net, modules)
     return Classifier(net)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from official_net import NETWORKS, randomised
 
+from fsr.config import named
 from fsr.files import UsageError
 from fsr.models import BACKBONES, FSRSpec, attach_fsr, build_model, load_official
 from fsr.models.official import official_state
@@ -58,7 +59,7 @@ def test_every_name_and_shape_of_their_checkpoints_finds_its_place(backbone, tmp
     chosen = BACKBONES[backbone]
     with torch.device("meta"):
         assert shapes == {k: tuple(v.shape) for k, v in NETWORKS[backbone]().state_dict().items()}
-        net = chosen.network(10, chosen.width, chosen.blocks)
+        net = named(chosen.code)(10, chosen.width, chosen.blocks)
         ours = attach_fsr(net, chosen.fsr_stage, 10, FSRSpec(hidden=64), example=torch.zeros(1, 3, 8, 8))
     torch.save({k: torch.zeros(()).expand(v) for k, v in shapes.items()}, tmp_path / "net.pth")
     state, classes = official_state(tmp_path / "net.pth", backbone)

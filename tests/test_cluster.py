@@ -30,18 +30,15 @@ RUNS = (BASE, replace(BASE, module=FSRSpec(at=("layer3",))), replace(BASE, seed=
 LOOKS = (Evaluation(attack="clean"), Evaluation(attack="pgd20", checkpoint="ema"))
 SURROGATE = Evaluation(attack="transfer", surrogate=run_id(RUNS[2]))
 HELD = 4  # the epoch in which trainings wait for a test
-SLOTS = 2  # tasks at once of a node: more in all than there are trainings
 PATIENCE = 900  # seconds, for a machine that does other work as well
 TASKS = [Task(run=run, evaluations=LOOKS) for run in RUNS] + [Task(run=RUNS[0], evaluations=(SURROGATE,))]
 
 
 def test_small_networks_share_a_gpu_and_take_one_core():
-    small, wide = Task(run=BASE), Task(run=Run())
-    assert resources(wide, gpus=True, cpus=8) == {"num_gpus": 1, "num_cpus": 1}
-    assert resources(small, gpus=True, cpus=8)["num_gpus"] == 0.125
-    assert resources(Task(run=Run(width=16)), gpus=True, cpus=8)["num_gpus"] == 0.25
-    timed = Task(run=BASE, analyses=(Analysis(kind="cost"),))
-    assert resources(timed, gpus=True, cpus=8)["num_gpus"] == 1  # what is timed has it for itself
+    small, wide, timed = Task(run=BASE), Task(run=Run()), Task(run=BASE, analyses=(Analysis(kind="cost"),))
+    shares = {task: resources(task, gpus=True, cpus=8) for task in (wide, small, Task(run=Run(width=16)), timed)}
+    assert [need["num_gpus"] for need in shares.values()] == [1, 0.125, 0.25, 1]  # what is timed has it for itself
+    assert {need["num_cpus"] for need in shares.values()} == {1}
     assert resources(wide, gpus=False, cpus=8) == {"num_gpus": 0, "num_cpus": 8}
     assert resources(small, gpus=False, cpus=8) == {"num_gpus": 0, "num_cpus": 1}
 
@@ -108,10 +105,7 @@ def test_all_tasks_are_done_in_order_and_reported(ray, root, monkeypatch):
     assert not list((files.results() / ".locks").glob("*.shared"))
 
 
-FAILURES = [(CorruptFile("damaged"), "damaged"), (ValueError("a bug"), "ValueError: a bug")]
-
-
-@pytest.mark.parametrize("error, says", FAILURES)
+@pytest.mark.parametrize("error, says", [(CorruptFile("damaged"), "damaged"), (ValueError("x"), "ValueError: x")])
 def test_a_failed_task_is_one_line_and_leaves_the_others(ray, monkeypatch, error, says):
     def behaviour(task, options):
         if task.run == BASE:
@@ -122,13 +116,19 @@ def test_a_failed_task_is_one_line_and_leaves_the_others(ray, monkeypatch, error
     assert done == TASKS and [line.startswith(run_id(BASE)) and says in line for line in failed] == [True, True]
 
 
-def test_a_worker_that_is_lost_too_often_is_a_line(ray, monkeypatch):
+def test_a_worker_that_is_lost_too_often_and_a_node_without_the_folder_are_lines(ray, monkeypatch):
     def lost(*_):
         raise ray.exceptions.WorkerCrashedError
 
-    monkeypatch.setattr(room, "_work", lost)
-    failed = run_tasks(TASKS, Options()).failed
-    assert len(failed) == 4 and all("lost more than 5 times (WorkerCrashedError" in line for line in failed)
+    done = replaced(monkeypatch)
+    for place, name, value, says in (
+        (room.Path, "exists", lambda path: path.suffix != ".shared", "does not see the driver's"),
+        (room, "_work", lost, "lost more than 5 times (WorkerCrashedError"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, value)
+            failed = run_tasks(TASKS, Options()).failed
+        assert len(failed) == 4 and all(says in line for line in failed) and not done
 
 
 def test_the_time_limit_stops_tasks_that_have_not_begun(ray, monkeypatch):
@@ -138,56 +138,41 @@ def test_the_time_limit_stops_tasks_that_have_not_begun(ray, monkeypatch):
     assert stops == [False, True, True, True]
 
 
-def test_a_node_that_does_not_see_the_folder_says_so(ray, monkeypatch):
-    done = replaced(monkeypatch)
-    monkeypatch.setattr(room.Path, "exists", lambda path: path.suffix != ".shared")
-    failed = run_tasks(TASKS, Options()).failed
-    assert len(failed) == 4 and all("does not see the driver's" in line for line in failed) and not done
-
-
-def test_without_ray_the_error_says_what_to_install(root, monkeypatch):
-    assert run_tasks([], Options()) == local.Summary()  # nothing to do needs no cluster
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UsageError, match=r"Ray is not installed; type `pip install"):
-        run_tasks(TASKS, Options())
-
-
-def test_wrong_addresses_are_one_clear_line(ray, root):
+def test_no_ray_and_wrong_addresses_are_one_clear_line(ray, root, monkeypatch):
     def refuse(*_, **__):
         raise ConnectionError("Could not find any running Ray instance. Please give one.\nMore text")
 
     ray.init = refuse
-    for address, says in (
-        ("auto", r"no Ray cluster at 'auto' .*running Ray instance\); start one by `ray start"),
-        ("127.0.0.1:1", r"no Ray cluster at '127.0.0.1:1'"),
-        ("a" * 70 + ":1", r"no Ray cluster at 'a+:1'"),
-        ("ray://127.0.0.1:10001", "no Ray cluster at 'ray://"),
-    ):
-        with pytest.raises(UsageError, match=says) as caught:
+    addresses = {"auto": r".*running Ray instance\); start one by `ray start", "127.0.0.1:1": "", f"{'a' * 70}:1": ""}
+    for address, says in (addresses | {"ray://127.0.0.1:10001": ""}).items():
+        with pytest.raises(UsageError, match=rf"^no Ray cluster at '{address}'{says}") as caught:
             run_tasks(TASKS, Options(), address=address)
         assert "\n" not in str(caught.value)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert run_tasks([], Options()) == local.Summary()  # nothing to do needs no cluster
+    with pytest.raises(UsageError, match=r"Ray is not installed; type `pip install"):
+        run_tasks(TASKS, Options())
 
 
 # --- a real cluster ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def nodes(tmp_path_factory):
-    """(address, [head, worker, worker]) of a cluster on loopback."""
+def nodes():
+    """(address, [head, worker, worker]) of a cluster on loopback: more slots in all than there are trainings."""
     pytest.importorskip("ray")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ray_nodes.environment().items():
             patch.setenv(name, value)
-        with ray_nodes.cluster(cpus=SLOTS) as started:
+        with ray_nodes.cluster(cpus=2) as started:
             yield started
 
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory):
     """What one process records."""
-    root = tmp_path_factory.mktemp("inline")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FSR_ROOT", str(root))
+        patch.setenv("FSR_ROOT", str(tmp_path_factory.mktemp("inline")))
         assert run_inline(TASKS, Options(device="cpu")).failed == []
         return recorded()
 
@@ -196,13 +181,9 @@ def recorded() -> dict:
     """Everything that must not depend on who computed it: histories, digests of weights, outcomes."""
     out = {}
     for run in RUNS:
-        history = store.history(run).drop(columns="seconds")
-        out[run_id(run)] = {
-            "history": history.to_csv(),
-            "digests": store.environment(run)["checkpoints"],
-            "weights": [digest_of(weights_path(run, kind)) for kind in ("last", "best", "ema")],
-            "correct": [store.load_evaluation(run, e).correct.tolist() for e in LOOKS],
-        }
+        parts = [store.history(run).drop(columns="seconds").to_csv(), store.environment(run)["checkpoints"]]
+        parts += [digest_of(weights_path(run, kind)) for kind in ("last", "best", "ema")]
+        out[run_id(run)] = parts + [store.load_evaluation(run, e).correct.tolist() for e in LOOKS]
     return out | {"transfer": store.load_evaluation(RUNS[0], SURROGATE).correct.tolist()}
 
 
@@ -244,17 +225,11 @@ def held_work(*arguments):
 
 
 @pytest.fixture
-def hold(root):
-    """A file: while it is there, trainings of drivers that were started after it wait in mid-training."""
-    path = root / "hold"
-    path.touch()
-    yield path
-    path.unlink(missing_ok=True)
-
-
-def held_run(process: subprocess.Popen, root: Path) -> Run:
-    """A run in mid-training: it has a checkpoint, epochs to go, and waits."""
-    until, names = time.monotonic() + PATIENCE, []
+def held(root, nodes, monkeypatch):
+    """(driver, run): trainings wait while there is a file `hold`; the run has a checkpoint, and epochs to go."""
+    monkeypatch.setenv("FSR_COMMIT", "0" * 40)  # nodes have no repository: the driver says which code it sent
+    (root / "hold").touch()
+    process, until, names = driver(root, nodes[0]), time.monotonic() + PATIENCE, []
     while not names:
         assert time.monotonic() < until and process.poll() is None, (root / "driver.log").read_text()
         time.sleep(0.05)
@@ -262,93 +237,60 @@ def held_run(process: subprocess.Popen, root: Path) -> Run:
             names = [name for name, what, *_ in told(root) if what == f"epoch {HELD}/{BASE.epochs}"]
     run = next(run for run in RUNS if run_id(run) == names[0])
     assert load_tensors(state_path(run))[1]["epoch"] == HELD
-    return run
+    yield process, run
+    (root / "hold").unlink(missing_ok=True)
 
 
 @pytest.mark.slow
-def test_a_cluster_records_what_one_process_records(root, nodes, expected, monkeypatch):
-    monkeypatch.setenv("FSR_COMMIT", "0" * 40)  # nodes have no repository: the driver says which code it sent
-    events = finished(driver(root, nodes[0]), root)
-    assert recorded() == expected
-    trained = [name for name, what, done, of in events if what.startswith("epoch") and done == of]
-    assert sorted(trained) == sorted(map(run_id, RUNS))
+def test_a_cluster_records_what_one_process_records_though_a_worker_is_killed(root, nodes, expected, held):
+    process, run = held
+    killed = [pid for node in nodes[1][1:] for pid in ray_nodes.working(node, f"ray::{run_id(run)}")]
+    before = len(told(root))
+    for pid in killed:
+        os.kill(pid, signal.SIGKILL)
+    assert killed and not store.is_trained(run)
+    (root / "hold").unlink()
+    events = finished(process, root)
+    news = [what for name, what, *_ in events[before:] if name == run_id(run) and what.startswith("epoch")]
+    assert min(int(what.split()[1].split("/")[0]) for what in news) == HELD  # the new worker went on from there
     assert {what for _, what, *_ in events} >= {"last clean", "ema pgd20"}
-    assert store.environment(RUNS[0])["commit"] == "0" * 40
+    assert recorded() == expected and store.environment(RUNS[0])["commit"] == "0" * 40
     assert not list((files.results() / ".locks").glob("*.shared"))
 
 
 @pytest.mark.slow
-def test_a_killed_worker_is_replaced_and_goes_on_from_its_checkpoint(root, nodes, expected, hold):
-    process = driver(root, nodes[0])
-    run = held_run(process, root)
-    killed = [pid for node in nodes[1][1:] for pid in ray_nodes.working(node, f"ray::{run_id(run)}")]
-    assert killed
-    before = len(told(root))
-    for pid in killed:
-        os.kill(pid, signal.SIGKILL)
-    assert not store.is_trained(run)
-    hold.unlink()
-    events = finished(process, root)
-    news = [what for name, what, *_ in events[before:] if name == run_id(run) and what.startswith("epoch")]
-    epochs = [int(what.split()[1].split("/")[0]) for what in news]
-    assert min(epochs) == HELD  # of the new worker: the old one's earlier news had all been heard
-    assert recorded() == expected
-
-
-@pytest.mark.slow
-def test_a_killed_driver_loses_nothing_and_leaves_no_worker(root, nodes, expected, hold):
-    process = driver(root, nodes[0])
-    run = held_run(process, root)
-    process.kill()
-    process.wait()
+@pytest.mark.parametrize("number, code", [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 130)])
+def test_a_driver_that_ends_leaves_checkpoints_and_no_worker(root, nodes, expected, held, number, code):
+    process, run = held
+    process.send_signal(number)
+    assert process.wait(PATIENCE) == code
     until = time.monotonic() + PATIENCE
     while any(ray_nodes.working(node, "ray::digits") for node in nodes[1]):
         assert time.monotonic() < until
         time.sleep(0.2)
-    assert not store.is_trained(run)
-    assert load_tensors(state_path(run))[1]["epoch"] == HELD
-    hold.unlink()
+    assert not store.is_trained(run) and load_tensors(state_path(run))[1]["epoch"] == HELD
+    (root / "hold").unlink()
     finished(driver(root, nodes[0]), root)
     assert recorded() == expected
 
 
 @pytest.mark.slow
-def test_a_signal_stops_all_workers_with_their_checkpoints(root, nodes, expected, hold):
-    process = driver(root, nodes[0])
-    run = held_run(process, root)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(PATIENCE) == 130
-    assert not store.is_trained(run)
-    assert load_tensors(state_path(run))[1]["epoch"] == HELD
-    assert not list((files.results() / ".locks").glob("*.shared"))
-    hold.unlink()
-    finished(driver(root, nodes[0]), root)
-    assert recorded() == expected
-
-
-@pytest.mark.slow
-def test_a_lost_node_is_survived(root, nodes, expected, hold):  # the last: the cluster is smaller afterwards
-    process = driver(root, nodes[0])
-    run = held_run(process, root)
+def test_a_lost_node_is_survived(root, nodes, expected, held):  # the last: the cluster is smaller afterwards
+    process, run = held
     lost = next(node for node in nodes[1][1:] if ray_nodes.working(node, f"ray::{run_id(run)}"))
     for pid in [lost.pid, *ray_nodes.children(lost.pid)]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    hold.unlink()
+    (root / "hold").unlink()
     finished(process, root)
     assert recorded() == expected
 
 
-def main(address: str, log: str) -> int:
-    """A driver: all tasks on the cluster, reports as lines."""
+if __name__ == "__main__":  # a driver: all tasks on the cluster, reports as lines
     if (files.root() / "hold").exists():
         room._work = held_work
-    with open(log, "a", buffering=1) as file:
+    with open(sys.argv[2], "a", buffering=1) as file:
         options = Options(report=lambda *event: print(json.dumps(event), file=file))
-        outcome = run_tasks(TASKS, options, address=address)
+        outcome = run_tasks(TASKS, options, address=sys.argv[1])
     print(outcome)
-    return 130 if outcome.stopped else int(bool(outcome.failed))
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(130 if outcome.stopped else bool(outcome.failed))

@@ -3,12 +3,15 @@
 import contextlib
 import itertools
 import json
+import logging
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,90 +20,107 @@ import safetensors.torch
 import torch
 from tiny import FSR_HERE, tiny_run
 
-from fsr import experiments, files, runs, store
+from fsr import evaluate, experiments, files, runs, store
 from fsr.config import Analysis, Evaluation, run_id
-from fsr.files import CorruptFile, Diverged, FSRError, Interrupted, TimeUp, UsageError, save_json, sha256
+from fsr.files import CorruptFile, Diverged, FSRError, Interrupted, TimeUp, UsageError, load_json, save_json, sha256
 from fsr.runs import Options, Task, evaluating, perform
 from fsr.store.weights import digest, load_tensors
 from fsr.train import loop as train
 
 CPU = Options(device="cpu")
 RUN = tiny_run(epochs=1)
-WITH_FSR = tiny_run(epochs=1, module=FSR_HERE)
-CLEAN, FGSM = Evaluation(attack="clean"), Evaluation(attack="fgsm")
+LONG = tiny_run(epochs=3)
+WITH_FSR = replace(RUN, module=FSR_HERE)
+CLEAN, FGSM, MASKS = Evaluation(attack="clean"), Evaluation(attack="fgsm"), Analysis(kind="masks")
 
 
 # --- kill -9 -------------------------------------------------------------------------------------------------
 
-# One process imports everything and never computes; every child that it forks does the whole work and is killed at a
-# random moment, or at a write, before or after the file gets its name. Prints the children killed and the rounds.
-KILLER = """
-import os, random, signal, sys, time
-sys.path.insert(0, TESTS)
-import torch, torch._dynamo  # once here, not in every child
-torch.set_num_threads(1)
-from tiny import FSR_HERE, tiny_run
-from fsr import evaluate, files, runs, store
-from fsr.config import Analysis, Evaluation
-from fsr.runs import Options, Task, evaluating, perform
 
-run = tiny_run(module=FSR_HERE, epochs=3)
-attacks = ("clean", "pgd10", "autoattack-ci")
-task = Task(run=run, evaluations=tuple(Evaluation(attack=a) for a in attacks), analyses=(Analysis(kind="streams"),))
-evaluate.batch_size = lambda device: 10  # several chunks
-evaluating.SAVE_SECONDS = 0.0
-real = os.replace
-
-def child(root, at_write=None, after=False):
-    writes = 0
-    def replace(*names):
-        nonlocal writes
-        writes += 1
-        if writes == at_write and not after:
-            os.kill(os.getpid(), signal.SIGKILL)
-        real(*names)
-        if writes == at_write:
-            os.kill(os.getpid(), signal.SIGKILL)
-    pid = os.fork()
-    if pid:
+def forked(work, *given) -> int:
+    """The id of a child that does this and ends with code 1 if it raises."""
+    if pid := os.fork():
         return pid
     code = 1
     try:
-        os.environ["FSR_ROOT"] = root
-        files.os.replace = replace
-        failed = perform(task, Options(device="cpu"))
-        print(*failed, file=sys.stderr)
-        code = 1 if failed else 0
+        work(*given)
+        code = 0
     finally:
+        logging.shutdown()
         os._exit(code)
 
-def end(pid):
+
+def end(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
-started = time.monotonic()
-assert end(child(WHOLE)) == 0
-seconds, rng, killed, rounds = time.monotonic() - started, random.Random(0), 0, 0
 
-def at_random_moments(broken):
-    hits = 0
-    for _ in range(4):
-        pid = child(broken)
-        time.sleep(rng.uniform(0, seconds / 3))
-        os.kill(pid, signal.SIGKILL)
-        hits += end(pid) == -signal.SIGKILL
-    return hits
+def whole_task(root: str, at_write: int | None = None, after: bool = False) -> None:
+    """Train, evaluate in chunks and analyse; killed at a write, before or after the file gets its name."""
+    writes, real = itertools.count(1), os.replace
 
-def at_writes(broken):
-    return sum(end(child(broken, rng.randint(1, 4), after)) == -signal.SIGKILL for after in (False, True))
+    def renamed(*names):
+        number = next(writes)
+        if number == at_write and not after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(*names)
+        if number == at_write:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-while killed < WANTED:  # however fast the machine has become, the writes of every second round are sure hits
-    broken = f"{BROKEN}-{rounds}"
-    for kills in (at_writes, at_random_moments) if rounds % 2 else (at_random_moments, at_writes):
-        killed += kills(broken)
-    assert end(child(broken)) == 0
-    rounds += 1
-print(killed, rounds)
-"""
+    os.environ["FSR_ROOT"], os.replace = root, renamed
+    evaluate.batch_size, evaluating.SAVE_SECONDS = lambda device: 10, 0.0
+    attacks = tuple(Evaluation(attack=name) for name in ("clean", "pgd10", "autoattack-ci"))
+    run = replace(LONG, module=FSR_HERE)
+    assert not perform(Task(run=run, evaluations=attacks, analyses=(Analysis(kind="streams"),)), CPU)
+
+
+def killer(root: str, wanted: int) -> None:
+    """One process computes nothing itself; each child that it forks does the whole task and is killed on the way.
+
+    Rounds of six kills, each in a root of its own, at random moments and at writes; prints the kills and the rounds.
+    """
+    torch.set_num_threads(1)
+    began = time.monotonic()
+    assert end(forked(whole_task, f"{root}/whole")) == 0
+    seconds, rng, killed, rounds = time.monotonic() - began, random.Random(0), 0, 0
+
+    def at_random_moments(broken: str) -> int:
+        hits = 0
+        for _ in range(4):
+            pid = forked(whole_task, broken)
+            time.sleep(rng.uniform(0, seconds / 3))
+            os.kill(pid, signal.SIGKILL)
+            hits += end(pid) == -signal.SIGKILL
+        return hits
+
+    def at_writes(broken: str) -> int:
+        pids = (forked(whole_task, broken, rng.randint(1, 4), after) for after in (False, True))
+        return sum(end(pid) == -signal.SIGKILL for pid in pids)
+
+    while killed < wanted:  # however fast the machine has become, the writes of every second round are sure hits
+        for kills in (at_writes, at_random_moments) if rounds % 2 else (at_random_moments, at_writes):
+            killed += kills(f"{root}/broken-{rounds}")
+        assert end(forked(whole_task, f"{root}/broken-{rounds}")) == 0
+        rounds += 1
+    print(killed, rounds)
+
+
+def both(what: str) -> None:
+    """Two children train, or evaluate, the same; prints their exit codes."""
+    torch.set_num_threads(1)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    evaluate.batch_size = lambda device: 1  # many chunks
+    call = {"train": (runs.ensure_trained, LONG, CPU), "evaluate": (runs.ensure_evaluated, LONG, FGSM, CPU)}[what]
+    children = [forked(*call) for _ in range(2)]
+    print([end(pid) for pid in children])
+
+
+def python(call: str) -> tuple[str, str]:
+    """(last line of stdout, stderr) of a process that calls something of this file."""
+    path = str(Path(__file__).parent)
+    code = f"import sys; sys.path.insert(0, {path!r}); import torch._dynamo, test_faults as t; {call}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=7200)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1], done.stderr
 
 
 def kept(root: Path) -> dict:
@@ -111,10 +131,8 @@ def kept(root: Path) -> dict:
         if path.suffix == ".npz" or path.name in ("last.safetensors", "best.safetensors", "ema.safetensors"):
             out[name] = path.read_bytes()
         elif path.suffix == ".json":
-            record = files.load_json(path)
-            for field in ("sha256", "started", "finished", "seconds", "history_sha256", "commit", "dirty", "sittings"):
-                record.pop(field, None)
-            out[name] = record
+            leave = ("sha256", "started", "finished", "seconds", "history_sha256", "commit", "dirty", "sittings")
+            out[name] = {key: value for key, value in load_json(path).items() if key not in leave}
         elif path.suffix == ".csv":
             lines = [line.split(",") for line in path.read_text().splitlines()]
             out[name] = [[cell for i, cell in enumerate(line) if i != lines[0].index("seconds")] for line in lines]
@@ -123,27 +141,12 @@ def kept(root: Path) -> dict:
     return out
 
 
-def python(code: str, **values) -> tuple[list[str], str]:
-    """(words of stdout, stderr) of a process that runs this code with these names defined."""
-    head = "".join(f"{name} = {value!r}\n" for name, value in {"TESTS": str(Path(__file__).parent), **values}.items())
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    call = [sys.executable, "-c", head + code]
-    done = subprocess.run(call, env=environment, capture_output=True, text=True, timeout=7200)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split(), done.stderr
-
-
 @pytest.mark.parametrize("wanted", [3, pytest.param(40, marks=pytest.mark.slow)])
 def test_killed_work_goes_on_to_the_records_of_work_that_was_not(tmp_path, wanted):
-    """Six kills a round, each round in a root of its own."""
-    whole = tmp_path / "whole"
-    said, _ = python(KILLER, WHOLE=str(whole), BROKEN=str(tmp_path / "broken"), WANTED=wanted)
-    killed, rounds = map(int, said[-2:])
-    whole_kept = kept(whole)
-    assert len(whole_kept) == 3 + 3 + 2 * 3 + 1  # weights, run, evaluations, analysis
-    for i in range(rounds):
-        assert kept(tmp_path / f"broken-{i}") == whole_kept
-    assert killed >= wanted
+    killed, rounds = map(int, python(f"t.killer({str(tmp_path)!r}, {wanted})")[0].split())
+    whole = kept(tmp_path / "whole")
+    assert len(whole) == 3 + 3 + 2 * 3 + 1  # weights, run, evaluations, analysis
+    assert killed >= wanted and all(kept(tmp_path / f"broken-{i}") == whole for i in range(rounds))
 
 
 def test_what_killed_writes_leave_is_swept_by_the_next_training(root):
@@ -156,6 +159,16 @@ def test_what_killed_writes_leave_is_swept_by_the_next_training(root):
     assert not left.exists() and other.exists()
 
 
+@pytest.mark.parametrize("what", ["train", "evaluate"])
+def test_of_two_processes_one_computes_and_the_other_waits_and_says_so(root, what):
+    if what == "evaluate":
+        runs.ensure_trained(LONG, CPU)
+    codes, errors = python(f"t.both({what!r})")
+    part = run_id(LONG) + ("" if what == "train" else ".last-fgsm")
+    assert codes == "[0, 0]" and errors.count(f"{part} is being computed by another process: waiting") == 1, errors
+    assert len(store.history(LONG)) == 3
+
+
 @pytest.mark.slow
 def test_a_notebook_whose_runner_is_killed_leaves_the_good_execution_alone(root, tmp_path):
     from test_notebooks import write
@@ -165,17 +178,16 @@ def test_a_notebook_whose_runner_is_killed_leaves_the_good_execution_alone(root,
     code = f"import os\nopen({str(mark)!r}, 'w').write(str(os.getpid()))"
     call = "import os\nfrom fsr import notebooks\nprint(notebooks.execute(['00-setup'], 'ci', report=lambda _: None))"
 
-    def runner() -> subprocess.Popen:
+    def runner(more: str) -> subprocess.Popen:
+        write(folder, "00-setup", code + more)
         return subprocess.Popen([sys.executable, "-c", call], cwd=folder, stdout=subprocess.PIPE, text=True)
 
-    write(folder, "00-setup", code)
-    assert runner().communicate(timeout=3600)[0].strip() == "[]"
+    assert runner("").communicate(timeout=3600)[0].strip() == "[]"
     target = root / "results" / "notebooks" / "ci" / "00-setup.ipynb"
     good = target.read_bytes()
-    write(folder, "00-setup", code + "\nimport time\ntime.sleep(600)")
     for pause in (0.0, 1.0, 3.0):
         mark.unlink()
-        process = runner()
+        process = runner("\nimport time\ntime.sleep(600)")
         while not (mark.exists() and mark.read_text()):
             assert process.poll() is None
             time.sleep(0.05)
@@ -185,50 +197,8 @@ def test_a_notebook_whose_runner_is_killed_leaves_the_good_execution_alone(root,
         with contextlib.suppress(ProcessLookupError):  # in most places it has noticed and ended itself
             os.kill(int(mark.read_text()), signal.SIGKILL)
         assert target.read_bytes() == good
-    write(folder, "00-setup", code + "\n'whole again'")
-    assert runner().communicate(timeout=3600)[0].strip() == "[]"
+    assert runner("\n'whole again'").communicate(timeout=3600)[0].strip() == "[]"
     assert b"whole again" in target.read_bytes()
-
-
-# --- two processes -------------------------------------------------------------------------------------------
-
-BOTH = """
-import logging, os, sys
-sys.path.insert(0, TESTS)
-import torch
-torch.set_num_threads(1)
-from tiny import tiny_run
-from fsr import evaluate, runs
-from fsr.config import Evaluation
-logging.basicConfig(level=logging.INFO, format="%(message)s")
-run, cpu = tiny_run(epochs=3), runs.Options(device="cpu")
-evaluate.batch_size = lambda device: 1  # many chunks
-children = []
-for _ in range(2):
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            runs.ensure_trained(run, cpu) if TRAIN else runs.ensure_evaluated(run, Evaluation(attack="pgd20"), cpu)
-            code = 0
-        finally:
-            logging.shutdown()
-            os._exit(code)
-    children.append(pid)
-print([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children])
-"""
-
-
-@pytest.mark.parametrize("what", ["train", "evaluate"])
-def test_of_two_processes_one_computes_and_the_other_waits_and_says_so(root, what):
-    if what == "evaluate":
-        runs.ensure_trained(tiny_run(epochs=3), CPU)
-    codes, errors = python(BOTH, TRAIN=what == "train")
-    assert codes == ["[0,", "0]"], errors
-    name = run_id(tiny_run(epochs=3))
-    part = name if what == "train" else f"{name}.last-pgd20"
-    assert errors.count(f"{part} is being computed by another process: waiting") == 1
-    assert len(store.history(name)) == 3
 
 
 # --- full and read-only disks --------------------------------------------------------------------------------
@@ -237,22 +207,18 @@ def test_of_two_processes_one_computes_and_the_other_waits_and_says_so(root, wha
 @pytest.fixture
 def small_disk(tmp_path, monkeypatch):
     """A disk of 8 MB of its own as root; only root may make one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(tmp_path)]
     made = shutil.which("mount") and subprocess.run(command, capture_output=True)
     if not made or made.returncode:
         pytest.skip("mounting a small disk needs root")
-    monkeypatch.setenv("FSR_ROOT", str(folder))
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    monkeypatch.setenv("FSR_ROOT", str(tmp_path))
+    yield tmp_path
+    subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 def test_a_full_or_read_only_disk_is_said_and_earlier_results_are_whole(small_disk):
-    runs.ensure_trained(RUN, CPU)
-    runs.ensure_evaluated(RUN, CLEAN, CPU)
-    before = kept(small_disk)
-    filler = small_disk / "filler"
+    assert perform(Task(run=RUN, evaluations=(CLEAN,)), CPU) == []
+    before, filler = kept(small_disk), small_disk / "filler"
     with filler.open("wb", buffering=0) as file, pytest.raises(OSError):
         while True:
             file.write(bytes(4096))
@@ -261,7 +227,7 @@ def test_a_full_or_read_only_disk_is_said_and_earlier_results_are_whole(small_di
         assert "No space left" in line
     assert not list(small_disk.rglob("*.tmp"))
     filler.unlink()
-    assert {name: value for name, value in kept(small_disk).items() if name in before} == before
+    assert before.items() <= kept(small_disk).items()
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with pytest.raises(UsageError, match=r"cannot write .*Read-only.*--root"):
         runs.ensure_evaluated(RUN, FGSM, CPU)
@@ -271,45 +237,49 @@ def test_a_full_or_read_only_disk_is_said_and_earlier_results_are_whole(small_di
 
 
 def test_a_disk_that_fills_while_training_leaves_the_last_checkpoint(root, monkeypatch):
-    run, saved, real = tiny_run(epochs=2), [], os.fsync
-
     def fsync(handle) -> None:
-        if len(saved) >= 6:  # the second epoch's
+        if runs.state_path(LONG).exists():
             raise OSError(28, "No space left on device")
-        saved.append(handle)
-        real(handle)
 
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, pytest.raises(FSRError, match="No space left"):
         patch.setattr(files.os, "fsync", fsync)
-        with pytest.raises(FSRError, match="No space left"):
-            runs.ensure_trained(run, CPU)
-    assert not store.is_trained(run) and runs.state_path(run).exists()
-    runs.ensure_trained(run, CPU)
-    assert len(store.history(run)) == 2
+        runs.ensure_trained(LONG, CPU)
+    assert not store.is_trained(LONG)
+    runs.ensure_trained(LONG, CPU)
+    assert len(store.history(LONG)) == 3
 
 
 # --- damaged and foreign files -------------------------------------------------------------------------------
 
 
+def stop_after(run, batches: int, *part) -> None:
+    """Train, or retrain to evaluate this part, so many batches and stop, as a signal or a time limit would."""
+    done: list[int] = []
+    options = Options(device="cpu", interrupted=lambda: len(done) >= batches, report=lambda *_: done.append(1))
+    with pytest.raises(Interrupted):
+        (runs.ensure_evaluated if part else runs.ensure_trained)(run, *part, options)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A root with one finished run: weights, history, an evaluation, an analysis."""
+    """A root with one finished run and one that was stopped in its second epoch, its history damaged."""
     root = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FSR_ROOT", str(root))
-        runs.ensure_trained(WITH_FSR, CPU)
-        runs.ensure_evaluated(WITH_FSR, CLEAN, CPU)
-        runs.ensure_analysed(WITH_FSR, Analysis(kind="masks"), CPU)
+        assert perform(Task(run=WITH_FSR, evaluations=(CLEAN,), analyses=(MASKS,)), CPU) == []
+        stop_after(LONG, 4)
+        (files.run_dir(run_id(LONG)) / "history.csv").write_text("epoch,seconds\n1,nonsense\n")
+        save_json(evaluating.partial_path(WITH_FSR, FGSM), {"progress": {"done": 20, "correct": [False] * 20}})
     return root
 
 
 def read_everything() -> None:
-    """Every reader of every file of the run."""
+    """Every reader of every file."""
     assert store.runs()
     store.environment(WITH_FSR)
     store.history(WITH_FSR)
     store.load_evaluation(WITH_FSR, CLEAN)
-    store.load_analysis(WITH_FSR, Analysis(kind="masks"))
+    store.load_analysis(WITH_FSR, MASKS)
     store.metrics()
     for checkpoint in ("last", "best", "ema"):
         runs.load_model(WITH_FSR, checkpoint, CPU)
@@ -323,26 +293,44 @@ def spoilt(data: bytes, how: str) -> bytes:
 
 
 @pytest.mark.parametrize("how", ["empty", "half", "bit"])
-def test_every_damaged_file_of_a_finished_run_is_named_and_left_as_it_is(finished, root, how):
+def test_every_damaged_file_is_named_and_left_as_it_is(finished, root, how):
     shutil.copytree(finished, root, dirs_exist_ok=True)
     read_everything()
-    mine = [p for p in sorted((root / "results").rglob("*")) if p.is_file() and p.suffix != ".lock"]
-    mine = [p for p in mine if p.name not in (".gitignore", "state.safetensors")]
-    assert len(mine) == 3 + 2 + 2 + 3
-    for path in mine:
+    own = [files.run_dir(run_id(WITH_FSR)), files.checkpoint_dir(run_id(WITH_FSR))]
+    mine = [p for folder in own for p in folder.rglob("*") if p.is_file() and p.name != "state.safetensors"]
+    assert len(mine) == 3 + 2 + 2 + 3 + 1
+    for path in (*mine, runs.state_path(LONG)):
         good = path.read_bytes()
         path.write_bytes(spoilt(good, how))
         with pytest.raises(CorruptFile, match=path.stem):
             read_everything()
-        failed = perform(Task(run=WITH_FSR, evaluations=(CLEAN,), analyses=(Analysis(kind="masks"),)), CPU)
+            runs.ensure_evaluated(WITH_FSR, FGSM, CPU)
+            runs.ensure_trained(LONG, CPU)
+        failed = perform(Task(run=WITH_FSR, evaluations=(CLEAN,), analyses=(MASKS,)), CPU)
         assert not failed or all("move it away" in line or "cannot be read" in line for line in failed)
         assert path.read_bytes() == spoilt(good, how)
         path.write_bytes(good)
     read_everything()
+    runs.ensure_trained(LONG, CPU)
+    assert store.history(LONG)["epoch"].tolist() == [1, 2, 3]
+    runs.ensure_evaluated(WITH_FSR, FGSM, CPU)  # what was begun names no weights, so it is not used
+    assert store.load_evaluation(WITH_FSR, FGSM).correct.any()
+
+
+@pytest.mark.parametrize("name", ["last", "state"])
+def test_a_checkpoint_of_an_older_layout_is_told_from_a_damaged_one(finished, root, name):
+    shutil.copytree(finished, root, dirs_exist_ok=True)
+    run = WITH_FSR if name == "last" else LONG
+    path = runs.weights_path(run, name)
+    tensors, meta = load_tensors(path)
+    for old in ({"digest": digest(tensors), "meta": json.dumps(meta)}, None):
+        path.write_bytes(safetensors.torch.save(tensors, metadata=old))
+        with pytest.raises(CorruptFile, match=rf"{name}.*not written by this version.*version that wrote it"):
+            runs.load_model(run, "last", CPU)
 
 
 @pytest.mark.parametrize("name", ["config.json", "env.json", "history.csv"])
-def test_status_names_a_damaged_record_and_counts_the_others(name, root, caplog):
+def test_status_names_a_damaged_record_and_counts_the_others(name, root):
     good, bad = experiments.SETS["ci"]["whitebox"][:2]
     for run in (good, bad):
         store.save_config(run)
@@ -353,146 +341,67 @@ def test_status_names_a_damaged_record_and_counts_the_others(name, root, caplog)
     path.write_bytes(spoilt(path.read_bytes(), "half"))
     frame = runs.status("ci").set_index("id")
     assert frame.loc[run_id(bad), "state"] == "damaged" and str(path) in frame.loc[run_id(bad), "next"]
-    assert frame.loc[run_id(good), "state"] == "partial" and (frame["state"] == "damaged").sum() == 1
+    assert frame.loc[run_id(good), ["run", "state"]].tolist() == ["AT, seed 0", "partial"]
+    assert frame.loc[run_id(good), "recorded"].startswith("1/")
+    assert frame["state"].value_counts().to_dict() == {"missing": len(frame) - 2, "damaged": 1, "partial": 1}
     assert [run for run, _ in store.finished()] == [good]
     assert runs.seconds_per_epoch("cpu") == [(good, 1.0)] and runs.seconds_per_epoch("cuda") == []
-
-
-def test_a_damaged_state_of_a_stopped_training_is_named_and_its_history_is_written_anew(root):
-    run = tiny_run(epochs=2)
-    stop_after(run, 4)
-    path = runs.state_path(run)
-    good = path.read_bytes()
-    for how in ("half", "bit"):
-        path.write_bytes(spoilt(good, how))
-        with pytest.raises(CorruptFile, match="state"):
-            runs.ensure_trained(run, CPU)
-        assert path.read_bytes() == spoilt(good, how) and not store.is_trained(run)
-    path.write_bytes(good)
-    (files.run_dir(run_id(run)) / "history.csv").write_text("epoch,seconds\n1,nonsense\n")
-    runs.ensure_trained(run, CPU)
-    assert store.history(run)["epoch"].tolist() == [1, 2]
-
-
-def test_damaged_outcomes_so_far_are_named_kept_aside_and_not_used(root, caplog, monkeypatch):
-    runs.ensure_trained(RUN, CPU)
-    runs.ensure_evaluated(RUN, FGSM, CPU)
-    right = store.load_evaluation(RUN, FGSM).correct.tolist()
-    for path in store.record_path(RUN, FGSM).parent.glob("last-fgsm.*"):
-        path.unlink()
-    path = evaluating.partial_path(RUN, FGSM)
-    progress = {"done": 20, "correct": [False] * 20}
-    files.save_json(path, {"weights": store.environment(RUN)["checkpoints"]["last"], "progress": progress})
-    data = path.read_bytes().replace(b'"done": 20', b'"done": 10')
-    path.write_bytes(data)
-    runs.ensure_evaluated(RUN, FGSM, CPU)
-    assert store.load_evaluation(RUN, FGSM).correct.tolist() == right
-    assert path.name in caplog.text and path.with_name(path.name + ".damaged").read_bytes() == data
 
 
 def test_weights_of_another_run_or_kind_are_refused(root):
     other = tiny_run(epochs=1, seed=1)
     for run in (RUN, other):
         runs.ensure_trained(run, CPU)
-    path = runs.weights_path(RUN, "last")
+    path, state = runs.weights_path(RUN, "last"), runs.state_path(RUN)
     for foreign in (runs.weights_path(other, "last"), runs.weights_path(RUN, "ema")):
         shutil.copy(foreign, path)
         with pytest.raises(CorruptFile, match="holds the weights of"):
             runs.ensure_evaluated(RUN, CLEAN, CPU)
-    assert not store.has_evaluation(RUN, CLEAN)
-    state = runs.state_path(RUN)
     shutil.copy(runs.state_path(other), state)
     path.unlink()
     with pytest.raises(CorruptFile, match=f"belongs to {run_id(other)}"):
         runs.ensure_evaluated(RUN, CLEAN, CPU)
-
-
-def test_a_renamed_folder_is_not_taken_for_another_run(root):
-    store.save_config(RUN)
-    other = tiny_run(epochs=1, seed=7)
-    files.run_dir(run_id(RUN)).rename(files.run_dir(run_id(other)))
-    with pytest.raises(CorruptFile, match="is a record of"):
-        store.config_of(run_id(other))
-
-
-@pytest.mark.parametrize("name", ["last", "state"])
-def test_a_checkpoint_of_an_older_layout_is_told_from_a_damaged_one(root, name):
-    run = tiny_run(epochs=2)
-    stop_after(run, 4) if name == "state" else runs.ensure_trained(run, CPU)
-    path = runs.weights_path(run, "last") if name == "last" else runs.state_path(run)
-    tensors, meta = load_tensors(path)
-    good = path.read_bytes()
-    for old in ({"digest": digest(tensors), "meta": json.dumps(meta)}, None):
-        path.write_bytes(safetensors.torch.save(tensors, metadata=old))
-        before = path.read_bytes()
-        with pytest.raises(CorruptFile, match=rf"{name}.*not written by this version.*version that wrote it"):
-            runs.load_model(run, "last", CPU)
-        assert path.read_bytes() == before
-    path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
-    with pytest.raises(CorruptFile, match="damaged"):
-        runs.load_model(run, "last", CPU)
-    path.write_bytes(good)
-    runs.load_model(run, "last", CPU)
-
-
-# --- half-trained weights ------------------------------------------------------------------------------------
-
-
-def stop_after(run, batches: int, *part) -> None:
-    """Train, or retrain to evaluate this part, so many batches and stop, as a signal or a time limit would."""
-    done: list[int] = []
-    options = Options(device="cpu", interrupted=lambda: len(done) >= batches, report=lambda *_: done.append(1))
-    with pytest.raises(Interrupted):
-        (runs.ensure_evaluated if part else runs.ensure_trained)(run, *part, options)
+    assert not store.has_evaluation(RUN, CLEAN)
 
 
 @pytest.mark.parametrize("again", [False, True])
 def test_half_trained_weights_are_never_evaluated(root, again):
-    run, part = tiny_run(epochs=2), (CLEAN,) if again else ()
     if again:
-        runs.ensure_trained(run, CPU)
-        shutil.rmtree(files.checkpoint_dir(run_id(run)))
-    stop_after(run, 4, *part)
-    assert runs.weights_path(run, "last").exists() and not runs.has_weights(run, "last")
-    runs.ensure_evaluated(run, CLEAN, CPU)
-    assert store.load_evaluation(run, CLEAN).record["weights"] == store.environment(run)["checkpoints"]["last"]
+        runs.ensure_trained(LONG, CPU)
+        shutil.rmtree(files.checkpoint_dir(run_id(LONG)))
+    stop_after(LONG, 4, *((CLEAN,) if again else ()))
+    assert runs.weights_path(LONG, "last").exists() and not runs.has_weights(LONG, "last")
+    runs.ensure_evaluated(LONG, CLEAN, CPU)
+    assert store.load_evaluation(LONG, CLEAN).record["weights"] == store.environment(LONG)["checkpoints"]["last"]
 
 
 # --- divergence, memory, clocks ------------------------------------------------------------------------------
 
 
-def poison(monkeypatch, step: int) -> None:
-    """A weight becomes NaN before this step of the training."""
-    real = train.Trainer.step
+@pytest.mark.parametrize("stopped", [False, True], ids=["at the epoch's end", "when it is stopped"])
+def test_divergence_names_epoch_and_step_and_keeps_the_last_good_checkpoint(root, monkeypatch, tmp_path, stopped):
+    seen, real = [], train.Trainer.step
 
     def poisoned(self, index):
-        if self.progress.step == step:
+        if self.progress.step == 4:  # the second of three batches in epoch 2
             with torch.no_grad():
                 next(self.model.parameters()).fill_(float("nan"))
         real(self, index)
 
-    monkeypatch.setattr(train.Trainer, "step", poisoned)
-
-
-@pytest.mark.parametrize("stopped", [False, True], ids=["at the epoch's end", "when it is stopped"])
-def test_divergence_names_epoch_and_step_and_keeps_the_last_good_checkpoint(root, monkeypatch, tmp_path, stopped):
-    run, seen = tiny_run(epochs=3), []
     options = Options(device="cpu", report=lambda *a: seen.append(a), interrupted=lambda: stopped and len(seen) >= 5)
-    with monkeypatch.context() as patch:
-        poison(patch, 4)  # the second of three batches in epoch 2
-        with pytest.raises(Diverged, match=r"epoch 2.* step (2|5)"):
-            runs.ensure_trained(run, options)
-    assert not store.is_trained(run) and store.history(run)["epoch"].tolist() == [1]
-    runs.ensure_trained(run, CPU)
-    resumed = store.environment(run)["checkpoints"]
+    with monkeypatch.context() as patch, pytest.raises(Diverged, match=r"epoch 2.* step (2|5)"):
+        patch.setattr(train.Trainer, "step", poisoned)
+        runs.ensure_trained(LONG, options)
+    assert not store.is_trained(LONG) and store.history(LONG)["epoch"].tolist() == [1]
+    runs.ensure_trained(LONG, CPU)
+    resumed = store.environment(LONG)["checkpoints"]
     monkeypatch.setenv("FSR_ROOT", str(tmp_path / "other"))
-    runs.ensure_trained(run, CPU)
-    assert store.environment(run)["checkpoints"] == resumed
+    runs.ensure_trained(LONG, CPU)
+    assert store.environment(LONG)["checkpoints"] == resumed
 
 
 def test_weights_that_an_epochs_last_step_ruins_are_not_kept(root, monkeypatch):
-    run = tiny_run(epochs=2)
-    real = train.Stepper.step
+    run, real = tiny_run(epochs=2), train.Stepper.step
 
     def ruin(self, *args, **options):
         real(self, *args, **options)
@@ -516,36 +425,24 @@ def test_running_out_of_memory_says_what_to_change_and_takes_nothing_along(root,
     def short(*_, **__):
         raise error
 
+    task = Task(run=WITH_FSR, evaluations=(CLEAN, FGSM), analyses=(MASKS,))
     with monkeypatch.context() as patch:
         patch.setattr(train.Trainer, "step", short)
-        failed = perform(Task(run=RUN, evaluations=(CLEAN,)), CPU)
-        assert len(failed) == 1 and "out of memory at batch 32, float32" in failed[0] and "smaller batch" in failed[0]
-    runs.ensure_trained(RUN, CPU)
-    with monkeypatch.context() as patch:
-        patch.setattr(evaluating, "evaluate_attack", short)
-        failed = perform(Task(run=RUN, evaluations=(CLEAN, FGSM), analyses=(Analysis(kind="masks"),)), CPU)
+        (line,) = perform(task, CPU)
+        assert "out of memory" in line and "smaller batch than 32" in line
+    runs.ensure_trained(WITH_FSR, CPU)
+    monkeypatch.setattr(evaluating, "evaluate_attack", short)
+    failed = perform(task, CPU)
     assert len(failed) == 2 and all("out of memory" in line for line in failed)
-    assert store.has_analysis(RUN, Analysis(kind="masks"))
+    assert task.missing() == ["last clean", "last fgsm"]
 
 
 @pytest.mark.parametrize("jump", [-1e7, 1e7])
 def test_a_clock_that_jumps_changes_neither_limits_nor_seconds(root, monkeypatch, jump):
     clock = itertools.count(1e9, jump)
     monkeypatch.setattr(time, "time", lambda: next(clock))
-    options = Options(device="cpu", deadline=time.monotonic() + 1e5)
-    runs.ensure_trained(RUN, options)
-    runs.ensure_evaluated(RUN, CLEAN, options)
-    assert 0 < store.environment(RUN)["seconds"] < 1e6 and 0 < store.history(RUN)["seconds"][0] < 1e6
-    assert 0 <= store.load_evaluation(RUN, CLEAN).record["seconds"] < 1e6
+    runs.ensure_evaluated(RUN, CLEAN, Options(device="cpu", deadline=time.monotonic() + 1e5))
+    records = (store.environment(RUN), store.history(RUN).iloc[0], store.load_evaluation(RUN, CLEAN).record)
+    assert all(0 <= record["seconds"] < 1e6 for record in records)
     with pytest.raises(TimeUp):
         runs.ensure_evaluated(RUN, FGSM, Options(device="cpu", deadline=time.monotonic() - 1))
-
-
-def test_a_training_killed_before_its_record_was_written_records_the_switches_that_it_used(root):
-    runs.ensure_trained(RUN, CPU)
-    path = files.run_dir(run_id(RUN)) / "env.json"
-    used = store.environment(RUN)
-    path.unlink()
-    runs.ensure_trained(RUN, CPU)
-    assert store.environment(RUN)["switches"] == used["switches"]
-    assert store.environment(RUN)["checkpoints"] == used["checkpoints"]

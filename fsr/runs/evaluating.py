@@ -14,7 +14,7 @@ from fsr.analyse import analyse
 from fsr.config import AUDIT_VERSION, Analysis, Evaluation, Run, replace, run_id
 from fsr.data import as_float, part_of_test
 from fsr.evaluate import Progress, batch_size, evaluate_attack, images_sha256
-from fsr.files import CorruptFile, load_json, provenance, save_json
+from fsr.files import load_json, provenance, save_json
 from fsr.models import Classifier
 from fsr.runs.options import Options, data_of, once
 from fsr.runs.training import load_model, weights_path
@@ -31,15 +31,8 @@ def partial_path(run: Run, part: Evaluation | Analysis) -> Path:
 
 
 def _load_partial(path: Path, identity: dict) -> dict:
-    """What an interrupted call wrote, {} where it belongs to something else than identity; damaged, it is renamed."""
-    if not path.exists():
-        return {}
-    try:
-        record = load_json(path)
-    except CorruptFile as error:
-        aside = path.replace(path.with_name(path.name + ".damaged"))
-        log.warning("%s; this part starts again, the file is kept as %s", str(error).split(";")[0], aside.name)
-        return {}
+    """What an interrupted call wrote, {} where it belongs to something else than identity."""
+    record = load_json(path) if path.exists() else {}
     return record if all(record.get(name) == value for name, value in identity.items()) else {}
 
 

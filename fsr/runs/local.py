@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -37,8 +36,7 @@ class Summary:
 
     def add(self, one: "Summary", task: Task, left: list[Task], report: Callable) -> None:
         """Keep a task's summary, and report a run as done, well or not, once no task of it is left."""
-        self.failed += one.failed
-        self.stopped = self.stopped or one.stopped
+        self.failed, self.stopped = self.failed + one.failed, self.stopped or one.stopped
         for line in one.failed if left else ():  # the others can take hours
             log.warning("failed, the others go on: %s", line)
         if not one.stopped and all(other.name != task.name for other in left):
@@ -53,7 +51,7 @@ def need_data(tasks: Iterable[Task]) -> None:
             fetch(name)
         except MissingData as error:
             missing.append(str(error))
-    if names and len(missing) == len(names):
+    if missing and len(missing) == len(names):
         raise MissingData("; ".join(missing))
 
 
@@ -93,8 +91,6 @@ def describe_error(error: BaseException) -> str:
     """One line about whatever a task raised; the traceback is logged for --verbose."""
     if isinstance(error, FSRError):
         return str(error)
-    if isinstance(error, BrokenProcessPool):
-        return "a worker process died (killed, or out of memory); the same command goes on from its last checkpoint"
     log.debug("a task failed", exc_info=error)
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]} (-v shows where)"
 
@@ -198,9 +194,10 @@ def run_tasks(
                     options.report(*events.recv())
                 for future in done:
                     pool, task = busy.pop(future)
-                    error = future.exception()
-                    pools.append(None if error else pool)
-                    summary = Summary([f"{task.name}: {describe_error(error)}"]) if error else future.result()
+                    died = future.exception() is not None  # killed, or out of memory
+                    pools.append(None if died else pool)
+                    text = f"{task.name}: a worker process died; the same command goes on from its last checkpoint"
+                    summary = Summary([text]) if died else future.result()
                     total.add(summary, task, [*(other for _, other in busy.values()), *todo], options.report)
                 if flag.is_set():
                     stop.value, total.stopped = 1, "signal"

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from fsr import data, files, hardware
 from fsr.config import Run, run_id
-from fsr.files import FSRError, Interrupted, TimeUp, UsageError
+from fsr.files import FSRError, Interrupted, TimeUp
 from fsr.train import distributed
 
 log = logging.getLogger("fsr")
@@ -52,30 +52,26 @@ class Options:
 
 @contextmanager
 def locked(run: Run, options: Options, part: str = "") -> Iterator[None]:
-    """Only one process at a time trains a run, or computes the same part of it; another one waits, and says so.
+    """Only one process at a time trains a run (part: ""), or computes the same part of it; another waits, and says so.
 
-    part: file-name safe, "" for the run's weights. A part's holder may take the weights' lock, never the reverse.
-    In a group of processes (fsr.train.distributed) rank 0 holds the lock for all.
+    A part's holder may take the weights' lock, never the reverse. Of a group of processes rank 0 holds it for all.
     """
     if distributed.rank():
         yield
         return
-    folder, name, began = files.results() / ".locks", f"{run_id(run)}{part and '.'}{part}", time.monotonic()
-    if not (folder / ".gitignore").exists():
-        files.write_bytes(folder / ".gitignore", b"*\n")
-    lock, waited = FileLock(folder / f"{name}.lock"), 0.0
+    folder, name = files.results() / ".locks", f"{run_id(run)}{part and '.'}{part}"
+    files.write_bytes(folder / ".gitignore", b"*\n")
+    lock, wait, until = FileLock(folder / f"{name}.lock"), 0.0, time.monotonic() + LOCK_SECONDS
     while not lock.is_locked:
         try:
-            lock.acquire(timeout=min(waited, 1), poll_interval=0.25)
+            lock.acquire(timeout=wait)
         except Timeout:
-            if not waited:
+            if not wait:
                 log.warning("%s is being computed by another process: waiting", name)
-            options.check()
-            waited = time.monotonic() - began + 0.1
-            if waited > LOCK_SECONDS:
+            elif time.monotonic() > until:
                 raise FSRError(f"{name} is still being computed by another process; try again later") from None
-        except OSError as error:
-            raise UsageError(f"cannot write to {folder} ({error.strerror}); give another --root DIR") from None
+            options.check()
+            wait = 0.25
     try:
         yield
     finally:
@@ -99,6 +95,6 @@ def _data(key: Run, device: str) -> data.Data:
 
 def data_of(run: Run, device: torch.device | str = "cpu") -> data.Data:
     """The data of a run on a device, read once per process."""
-    fields = ("dataset", "train_size", "test_size", "holdout", "image_size")
+    key = {name: getattr(run, name) for name in ("dataset", "train_size", "test_size", "holdout", "image_size")}
     with distributed.first_alone():
-        return _data(Run(**{name: getattr(run, name) for name in fields}), str(device))
+        return _data(Run(**key), str(device))

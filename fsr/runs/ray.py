@@ -84,35 +84,28 @@ def run_tasks(
 
     address: local (start one here), auto (the one of this machine, or $RAY_ADDRESS) or HOST:PORT.
     """
-    tasks = list(tasks)
-    if not tasks:
+    if not (tasks := list(tasks)):
         return Summary()
     # a file that is there while the driver runs, by which workers know its folder, and not empty once they must stop
     mark = files.results() / ".locks" / f"{secrets.token_hex(8)}.shared"
     with _connected(address) as ray, stoppable() as flag:
-        files.write_bytes(mark.with_name(".gitignore"), b"*\n")
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        gpus = any(node.get("GPU", 0) for node in nodes) if options.device is None else options.device != "cpu"
+        cpus = int(min((node["CPU"] for node in nodes if node.get("CPU", 0) >= 1), default=1))
+        reports = ray.remote(Reports).options(num_cpus=0, max_restarts=-1).remote()
+        sent = Options(device=options.device, tensorboard=options.tensorboard)  # one clock: the driver's
+        more = {"max_retries": RETRIES, "retry_exceptions": False}
+        more |= {"max_calls": 50} if gpus else {}  # of a GPU process; Ray's default, 1, imports torch for each task
         files.write_bytes(mark, b"")
         try:
-            reports = ray.remote(Reports).options(num_cpus=0, max_restarts=-1).remote()
-            refs = _submit(ray, tasks, options, (reports, mark), deterministic)
-            return _wait_for(ray, dict(zip(refs, tasks)), options, reports, flag.is_set, mark)
+            pending = {}
+            for task in tasks:
+                need = resources(task, gpus=gpus, cpus=cpus)
+                work = ray.remote(_work).options(name=task.name, **need, **more)
+                pending[work.remote(task, sent, reports, mark, need["num_cpus"], deterministic)] = task
+            return _wait_for(ray, pending, options, reports, flag.is_set, mark)
         finally:
             mark.unlink(missing_ok=True)
-
-
-def _submit(ray, tasks: list[Task], options: Options, where: tuple, deterministic: bool) -> list:
-    """Hand all tasks to Ray at once, in their order."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    gpus = any(node.get("GPU", 0) for node in nodes) if options.device is None else options.device != "cpu"
-    cpus = int(min((node["CPU"] for node in nodes if node.get("CPU", 0) >= 1), default=1))
-    sent, refs = Options(device=options.device, tensorboard=options.tensorboard), []  # one clock: the driver's
-    for task in tasks:
-        need = resources(task, gpus=gpus, cpus=cpus)
-        more = {"name": task.name, "max_retries": RETRIES, "retry_exceptions": False}
-        more |= {"max_calls": 50} if gpus else {}  # of a GPU process; Ray's default, 1, imports torch for each task
-        remote = ray.remote(_work).options(**need, **more).remote
-        refs.append(remote(task, sent, *where, need["num_cpus"], deterministic))
-    return refs
 
 
 def _wait_for(ray, pending: dict, options: Options, reports, interrupted: Callable[[], bool], mark: Path) -> Summary:
@@ -133,7 +126,7 @@ def _wait_for(ray, pending: dict, options: Options, reports, interrupted: Callab
                 )
                 summary = Summary([f"{task.name}: {why}; the same command goes on from the last checkpoint"])
             total.add(summary, task, list(pending.values()), options.report)
-        if end == float("inf") and (interrupted() or options.late()):
+        if not total.stopped and (interrupted() or options.late()):
             total.stopped, end = "signal" if interrupted() else "time", time.monotonic() + STOP_SECONDS
             files.write_bytes(mark, b"stop")
     return total

@@ -39,14 +39,12 @@ class Task:
     def missing(self) -> list[str]:
         """What is not recorded yet: `train`, `<checkpoint> <attack id>`, `<checkpoint> <kind>`."""
         parts = [f"{p.checkpoint} {p.attack_id if isinstance(p, Evaluation) else p.kind}" for p in self.left()]
-        return parts if store.is_trained(self.run) else ["train", *parts]
+        return ["train"] * (not store.is_trained(self.run)) + parts
 
     def trains(self) -> str:
         """`new` where it was never trained, `again` where what is missing needs weights that are gone, else ""."""
-        if not store.is_trained(self.run):
-            return "new"
-        gone = (not has_weights(self.run, kind) for kind in {part.checkpoint for part in self.left()})
-        return "again" if self.run.imported is None and any(gone) else ""
+        gone = self.run.imported is None and not all(has_weights(self.run, part.checkpoint) for part in self.left())
+        return ("again" if gone else "") if store.is_trained(self.run) else "new"
 
 
 def tasks(profile: str, sets: Iterable[str] = ("all",), *, train_only: bool = False) -> list[Task]:
@@ -55,9 +53,9 @@ def tasks(profile: str, sets: Iterable[str] = ("all",), *, train_only: bool = Fa
     Both need another run's weights, so they are tasks of their own behind all trainings.
     """
     experiments.profile_of(profile)
-    sets, rounds = tuple(sets), (list[Task](), list[Task]())
-    chosen = dict.fromkeys(run for name in sets for run in experiments.SETS[profile][name])
-    for run in dict.fromkeys([*(run for run in experiments.SETS[profile]["all"] if run in chosen), *chosen]):
+    plan, sets, rounds = experiments.SETS[profile], tuple(sets), (list[Task](), list[Task]())
+    chosen = dict.fromkeys(run for name in sets for run in plan[name])
+    for run in dict.fromkeys([*(run for run in plan["all"] if run in chosen), *chosen]):
         evaluations = dict.fromkeys(e for name in sets for e in experiments.evaluations(profile, name, run))
         analyses = dict.fromkeys(a for name in sets for a in experiments.analyses(profile, name, run))
         for later, out in enumerate(rounds):
@@ -81,19 +79,17 @@ def perform(task: Task, options: Options) -> list[str]:
     failed, run = [], task.run
     for part in (None, *task.evaluations, *task.analyses):
         try:
-            if part is None:
-                ensure_trained(run, options)
-            else:
-                ensure_recorded(run, part, options)
+            ensure_recorded(run, part, options) if part else ensure_trained(run, options)
         except (TimeUp, Interrupted):
             raise
         except (FSRError, MemoryError, RuntimeError) as error:
             text = str(error).strip()
             if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
-                advice = "precision bf16, " if run.precision == "float32" else ""
-                text = f"try a smaller batch, {advice}a narrower width or fewer --workers ({text[:80]})"
-                text = f"out of memory at batch {run.batch}, {run.precision}: {text}"
-            elif isinstance(error, RuntimeError):
+                advice = (
+                    f"try a smaller batch than {run.batch}, another precision than {run.precision}, a narrower width"
+                )
+                text = f"out of memory: {advice} or fewer --workers ({text[:80]})"
+            elif not isinstance(error, FSRError):
                 raise
             failed.append(f"{task.name}: {text}")
             if part is None:
@@ -129,34 +125,32 @@ def seconds_per_epoch(device: str) -> list[tuple[Run, float]]:
 
 
 def seconds_left(run: Run, measured: list[tuple[Run, float]], *, epochs: int | None = None) -> float | None:
-    """Seconds until a training is finished, by runs of the same size, best of the same method; None without any.
+    """Seconds until a training is finished, by measured runs of its size, best of its method; None without any.
 
     measured: from `seconds_per_epoch`; epochs: those left, by default those that are not in the run's history.
     """
     alike = [(other, s) for other, s in measured if all(getattr(run, f) == getattr(other, f) for f in COST)]
-    if epochs is None:
-        epochs = run.epochs
-        with suppress(MissingRecord):
-            epochs -= len(store.history(run))
     seconds = [s for other, s in alike if other.label == run.label] or [s for _, s in alike]
-    return epochs * float(np.median(seconds)) if seconds else None
+    with suppress(MissingRecord):
+        epochs = run.epochs - len(store.history(run)) if epochs is None else epochs
+    return (run.epochs if epochs is None else epochs) * float(np.median(seconds)) if seconds else None
 
 
 def status(profile: str, sets: Iterable[str] = ("all",), *, device: str | None = None) -> pd.DataFrame:
     """A row per run: what it is, its id, state, what is recorded of what is planned, seconds of training left, next.
 
-    state: done, partial, missing, or damaged, where config.json, env.json or history.csv is not what was written and
-    `next` says which; seconds: of the epochs left at the speed measured on `device`, NaN without a measurement.
+    state: done, partial, missing, or damaged, where `next` says which of the training's files is not what was written;
+    seconds: of the epochs left at the speed measured on `device`, NaN without a measurement.
     """
     measured, rows, everything = seconds_per_epoch(hardware.device_named(device).type), [], tasks(profile, sets)
     for run in dict.fromkeys(task.run for task in everything):
-        own = [task for task in everything if task.run == run]
-        trained, damage = store.is_trained(run), store.damage(run)
+        own, trained, damage = [t for t in everything if t.run == run], store.is_trained(run), store.damage(run)
         left = ["train"] * (not trained) + [what for task in own for what in task.missing() if what != "train"]
         total = 1 + sum(len(task.evaluations) + len(task.analyses) for task in own)
-        state = "done" if not left else "partial" if trained or state_path(run).exists() else "missing"
+        begun = trained or state_path(run).exists()
+        state = "damaged" if damage else "done" if not left else "partial" if begun else "missing"
         seconds = 0.0 if trained or damage else seconds_left(run, measured)
-        recorded, then = f"{total - len(left)}/{total}", damage or (left or [""])[0]
-        rows.append([label(profile, run), run_id(run), "damaged" if damage else state, recorded, seconds, then])
+        then = damage or next(iter(left), "")
+        rows.append([label(profile, run), run_id(run), state, f"{total - len(left)}/{total}", seconds, then])
     columns = ["run", "id", "state", "recorded", "seconds", "next"]
     return pd.DataFrame(rows, columns=columns).astype({"seconds": float})

@@ -12,6 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
+
 RAY = str(Path(sys.executable).with_name("ray"))
 PATIENT = {  # busy machines
     "RAY_agent_register_timeout_ms": "180000",
@@ -28,73 +30,58 @@ def free_port() -> int:
 
 
 def environment() -> dict[str, str]:
-    """Of nodes and drivers alike: one secret of their own, no usage statistics, one thread."""
+    """Of nodes and drivers alike: one secret of their own, no usage statistics, patience."""
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"} | PATIENT
 
 
-def _node(arguments: list[str], log: Path, cpus: int) -> subprocess.Popen:
-    # Given, not 0: for a port that an agent chooses itself Ray waits 15 seconds, and a busy machine needs more.
-    agents = ("dashboard-agent-grpc", "dashboard-agent-listen", "runtime-env-agent", "metrics-export")
-    ports = ["--min-worker-port=0", "--max-worker-port=0", *(f"--{agent}-port={free_port()}" for agent in agents)]
-    command = [RAY, "start", "--block", "--node-ip-address=127.0.0.1", f"--num-cpus={cpus}", "--num-gpus=0", *ports]
-    command += ["--object-store-memory=80000000", "--disable-usage-stats", "--include-log-monitor=false", *arguments]
-    with open(log, "wb") as output:  # a session of its own: signals for one node reach no other
-        return subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
-
-
-def start(arguments: list[str], log: Path, *, cpus: int = 1, tries: int = 5) -> subprocess.Popen:
+def start(arguments: list[str], log: Path, *, cpus: int) -> subprocess.Popen:
     """A node that is up; tried again, because Ray gives a node 30 seconds and a busy machine may need more."""
-    for _ in range(tries):
-        node = _node(arguments, log, cpus)
+    for _ in range(5):
+        # Given, not 0: for a port that an agent chooses itself Ray waits 15 seconds, and a busy machine needs more.
+        agents = ("dashboard-agent-grpc", "dashboard-agent-listen", "runtime-env-agent", "metrics-export")
+        command = [RAY, "start", "--block", "--node-ip-address=127.0.0.1", f"--num-cpus={cpus}", "--num-gpus=0"]
+        command += ["--min-worker-port=0", "--max-worker-port=0", *(f"--{a}-port={free_port()}" for a in agents)]
+        command += ["--object-store-memory=80000000", "--disable-usage-stats", "--include-log-monitor=false"]
+        with open(log, "wb") as output:  # a session of its own: signals for one node reach no other
+            node = subprocess.Popen([*command, *arguments], stdout=output, stderr=output, start_new_session=True)
         while node.poll() is None:
             if b"Ray runtime started" in log.read_bytes():
                 return node
             time.sleep(0.3)
-        end(node)
     raise RuntimeError(f"the node did not come up: {log.read_text()[-2000:]}")
 
 
 def children(pid: int) -> list[int]:
-    """Every descendant of a process, by /proc alone."""
-    parents: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError, ValueError):
-            parents.setdefault(int(stat.read_text().rpartition(")")[2].split()[1]), []).append(int(stat.parent.name))
-    found, todo = [], [pid]
-    while todo:
-        below = parents.get(todo.pop(), [])
-        found, todo = found + below, todo + below
-    return found
+    """Every descendant of a process."""
+    return [child.pid for child in psutil.Process(pid).children(recursive=True)]
 
 
-def working(node: subprocess.Popen, name: str = "ray::") -> list[int]:
+def working(node: subprocess.Popen, name: str) -> list[int]:
     """Worker processes of a node that are inside a task, by the name that Ray gives them then."""
     out = []
-    for pid in children(node.pid):
-        with contextlib.suppress(OSError):
-            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(name.encode()):
-                out.append(pid)
+    for child in psutil.Process(node.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            out += [child.pid] if child.cmdline()[:1] and child.cmdline()[0].startswith(name) else []
     return out
 
 
 def end(node: subprocess.Popen) -> None:
     """Stop one node and all its processes, by their own ids."""
-    if node.poll() is not None:
-        return
-    below = children(node.pid)
-    node.send_signal(signal.SIGTERM)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        node.wait(10)
-    for pid in below:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    node.kill()
-    node.wait(60)
+    if node.poll() is None:
+        below = children(node.pid)
+        node.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            node.wait(10)
+        for pid in below:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        node.kill()
+        node.wait(60)
 
 
 @contextlib.contextmanager
-def cluster(*, workers: int = 2, cpus: int = 1):
-    """(address, nodes): a head without cores, then worker nodes that run `cpus` tasks of one core at a time.
+def cluster(*, cpus: int):
+    """(address, nodes): a head without cores, then two worker nodes that run `cpus` tasks of one core at a time.
 
     os.environ must hold `environment()`. Ray's sockets lie below a folder that must have a short name.
     """
@@ -103,7 +90,7 @@ def cluster(*, workers: int = 2, cpus: int = 1):
     head += ["--no-monitor", f"--ray-client-server-port={free_port()}", f"--dashboard-port={free_port()}"]
     try:
         nodes.append(start(head, folder / "head.log", cpus=0))
-        for i in range(workers):
+        for i in range(2):
             nodes.append(start([f"--address=127.0.0.1:{port}"], folder / f"worker{i}.log", cpus=cpus))
         yield f"127.0.0.1:{port}", nodes
     finally:

@@ -25,6 +25,7 @@ from fsr.runs.tasks import Task, perform
 from fsr.train import distributed
 
 log = logging.getLogger("fsr")
+STOP_SECONDS = 300.0  # for running tasks to save their checkpoints once the command was stopped
 
 
 @dataclass
@@ -45,14 +46,14 @@ class Summary:
 
 def need_data(tasks: Iterable[Task]) -> None:
     """Raise one MissingData when no data set of these tasks can be had, instead of a failure per task."""
-    missing, names = [], sorted({task.run.dataset for task in tasks})
-    for name in names:
+    missing: dict[str, str | None] = dict.fromkeys(sorted(task.run.dataset for task in tasks))
+    for name in missing:
         try:
             fetch(name)
         except MissingData as error:
-            missing.append(str(error))
-    if missing and len(missing) == len(names):
-        raise MissingData("; ".join(missing))
+            missing[name] = str(error)
+    if missing and all(lines := [*missing.values()]):
+        raise MissingData("; ".join(map(str, lines)))
 
 
 @contextmanager
@@ -99,10 +100,15 @@ def attempt(task: Task, options: Options) -> Summary:
     """Do a task whatever it raises, so that the others are not lost."""
     try:
         return Summary(perform(task, options))
-    except (TimeUp, Interrupted) as error:
-        return Summary(stopped="time" if isinstance(error, TimeUp) else "signal")
     except Exception as error:
-        return Summary([f"{task.name}: {describe_error(error)}"])
+        return stopped_by(error) or Summary([f"{task.name}: {describe_error(error)}"])
+
+
+def stopped_by(error: Exception) -> Summary | None:
+    """The Summary of tasks that a signal or the time limit ended, None for another error."""
+    if isinstance(error, (TimeUp, Interrupted)) and not isinstance(error, distributed.Lost):
+        return Summary(stopped="time" if isinstance(error, TimeUp) else "signal")
+    return None
 
 
 def run_inline(tasks: Iterable[Task], options: Options) -> Summary:
@@ -120,8 +126,7 @@ def run_inline(tasks: Iterable[Task], options: Options) -> Summary:
 def run_together(tasks: Iterable[Task], options: Options, show: Callable) -> Summary:
     """One training after the other, each by all of torchrun's processes; rank 0 decides, shows and writes.
 
-    show: a context manager of the tasks that gives `report`. A task that fails ends them all: torchrun stops the
-    other processes, wherever they are.
+    show: a context manager of the tasks that gives `report`. A task that fails ends them all.
     """
     try:
         with stoppable() as flag, distributed.group(options.device) as device:
@@ -133,10 +138,34 @@ def run_together(tasks: Iterable[Task], options: Options, show: Callable) -> Sum
                         raise FSRError("; ".join(failed))
                     report(task.name, "done", 1, 1)
     except FSRError as error:
-        if isinstance(error, (TimeUp, Interrupted)) and not isinstance(error, distributed.Lost):
-            return Summary(stopped="time" if isinstance(error, TimeUp) else "signal")
-        return Summary([f"process {os.environ.get('RANK', '0')}: {error}"])
+        return stopped_by(error) or Summary([f"process {os.environ.get('RANK', '0')}: {error}"])
     return Summary()
+
+
+def follow(tasks: Iterable[Task], options: Options, start: Callable, hear: Callable, stop: Callable) -> Summary:
+    """Do all tasks elsewhere; after the time limit or a signal no task begins, and `stop()` tells the workers.
+
+    start(task): a Future of its Summary, None while there is no room; hear(): events for `report`, maybe none.
+    """
+    todo, total, busy, end = list(tasks), Summary(), dict[Future, Task](), float("inf")
+    with stoppable() as flag:
+        while (busy or (todo and not total.stopped)) and time.monotonic() < end:
+            while todo and not total.stopped and (future := start(todo[0])):
+                busy[future] = todo.pop(0)
+            done, _ = wait(busy, timeout=0.2, return_when=FIRST_COMPLETED)
+            for event in hear():
+                options.report(*event)
+            for future in done:
+                task, error = busy.pop(future), future.exception()
+                text = f"{task.name}: its worker process died ({type(error).__name__}: killed, or out of memory); the "
+                summary = (
+                    Summary([text + "same command goes on from its last checkpoint"]) if error else future.result()
+                )
+                total.add(summary, task, [*busy.values(), *todo], options.report)
+            if end == float("inf") and (flag.is_set() or options.late()):
+                total.stopped, end = "signal" if flag.is_set() else "time", time.monotonic() + STOP_SECONDS
+                stop()
+    return total
 
 
 _WORKER: dict[str, Any] = {}  # of a worker process: where it reports, the stop flag, its parent
@@ -171,39 +200,29 @@ def run_tasks(
     tasks: Iterable[Task], options: Options, *, workers: int | None = None, deterministic: bool = False
 ) -> Summary:
     """In worker processes on this machine; one that is killed costs its own task, and the others go on."""
-    todo, total, busy = list(tasks), Summary(), dict[Future, tuple[ProcessPoolExecutor, Task]]()
-    if not todo:
-        return total
-    count, threads = shape(todo, options.torch_device, workers)
+    tasks, context = list(tasks), multiprocessing.get_context("spawn")
+    count, threads = shape(tasks, options.torch_device, workers)
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    context = multiprocessing.get_context("spawn")
-    stop = context.RawValue("b", 0)  # no lock that a killed process could hold
-    events, reports = context.Pipe(duplex=False)
+    stopped, (events, reports) = context.RawValue("b", 0), context.Pipe(duplex=False)  # no lock that a kill could keep
+    setting = (reports, stopped, os.getpid(), threads, deterministic)
+    sent = replace(options, interrupted=_stopped, report=_report, deadline=None)  # one clock: ours
     # a pool of one process for each worker: one that is killed breaks its own pool
-    new = partial(ProcessPoolExecutor, 1, context, _start_worker, (reports, stop, os.getpid(), threads, deterministic))
-    pools: list[ProcessPoolExecutor | None] = [None] * count  # without a task; None is started when there is one
-    sent = replace(options, interrupted=_stopped, report=_report)
+    slots: list[tuple[ProcessPoolExecutor | None, Future | None]] = [(None, None)] * count
+
+    def start(task: Task) -> Future | None:
+        place = next((i for i, (_, last) in enumerate(slots) if last is None or last.done()), None)
+        if place is None:
+            return None
+        pool, last = slots[place]
+        if pool is None or (last and last.exception()):
+            pool = ProcessPoolExecutor(1, context, _start_worker, setting)
+        slots[place] = pool, last = pool, pool.submit(attempt, task, sent)
+        return last
+
+    stop = partial(setattr, stopped, "value", 1)
     try:
-        with stoppable() as flag:
-            while busy or (todo and not total.stopped):
-                while pools and todo and not total.stopped:
-                    pool, task = pools.pop() or new(), todo.pop(0)
-                    busy[pool.submit(attempt, task, sent)] = pool, task
-                done, _ = wait(busy, timeout=0.2, return_when=FIRST_COMPLETED)
-                while events.poll():
-                    options.report(*events.recv())
-                for future in done:
-                    pool, task = busy.pop(future)
-                    died = future.exception() is not None  # killed, or out of memory
-                    pools.append(None if died else pool)
-                    text = f"{task.name}: a worker process died; the same command goes on from its last checkpoint"
-                    summary = Summary([text]) if died else future.result()
-                    total.add(summary, task, [*(other for _, other in busy.values()), *todo], options.report)
-                if flag.is_set():
-                    stop.value, total.stopped = 1, "signal"
+        return follow(tasks, options, start, lambda: [events.recv() for _ in iter(events.poll, False)], stop)
     finally:
-        stop.value = 1
-        for left in (*pools, *(pool for pool, _ in busy.values())):
-            if left:
-                left.shutdown()
-    return total
+        stop()
+        for pool in filter(None, (pool for pool, _ in slots)):
+            pool.shutdown()

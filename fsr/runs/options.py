@@ -21,15 +21,12 @@ LOCK_SECONDS = 24 * 3600.0  # that another process is waited for
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How to compute, never what: none of it is part of a run's id.
-
-    deadline: time.monotonic() to stop at; interrupted: polled between batches; report: called with (run id, what,
-    done, of), and by executors with (run id, "done", 1, 1) when a run needs nothing more.
-    """
+    """How to compute, never what: none of it is part of a run's id."""
 
     device: str | None = None
-    deadline: float | None = None
-    interrupted: Callable[[], bool] = lambda: False
+    deadline: float | None = None  # time.monotonic() to stop at
+    interrupted: Callable[[], bool] = lambda: False  # polled between batches
+    # called with (run id, what, done, of), and by executors with (run id, "done", 1, 1) when a run needs nothing more
     report: Callable[[str, str, int, int], None] = lambda *_: None
     tensorboard: bool = False
 

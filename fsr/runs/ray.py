@@ -5,7 +5,8 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,22 +16,20 @@ import torch
 import fsr
 from fsr import files, hardware
 from fsr.files import UsageError
-from fsr.runs.local import Summary, attempt, stoppable
+from fsr.runs.local import Summary, attempt, follow
 from fsr.runs.options import Options
 from fsr.runs.tasks import Task
 
 log = logging.getLogger("fsr")
 RETRIES = 5  # times that Ray starts a task again whose worker or node was lost; each resumes from the last checkpoint
 TELL_SECONDS = 0.5  # between two reports of a worker
-STOP_SECONDS = 300.0  # for running tasks to save their checkpoints once the command was stopped
 HELP = "start one by `ray start --head`, or give --address HOST:PORT (with a token: RAY_AUTH_MODE=token) or local"
 
 
 def resources(task: Task, *, gpus: bool, cpus: int) -> dict:
-    """num_gpus and num_cpus of a task, as Ray names them.
+    """num_gpus and num_cpus of a task: a share of a GPU where the cluster has any, else the smallest node's cores.
 
-    gpus: has the cluster any, of which a narrow network takes a share, but all of one where latencies are measured;
-    cpus: of the smallest node, without GPUs for one network unless it is so narrow that two threads slow it.
+    A narrow network takes less, of the cores one (two threads slow it), but a GPU alone where latencies are measured.
     """
     width = 64 if task.run.backbone == "wideresnet34" else task.run.width or 64
     if not gpus:
@@ -46,11 +45,9 @@ class Reports:
         self.events: dict[tuple, tuple] = {}
 
     def tell(self, event: tuple) -> None:
-        """Keep a worker's event."""
         self.events[event[:2]] = event
 
     def take(self) -> list[tuple]:
-        """All events since the last call."""
         events, self.events = list(self.events.values()), {}
         return events
 
@@ -88,7 +85,7 @@ def run_tasks(
         return Summary()
     # a file that is there while the driver runs, by which workers know its folder, and not empty once they must stop
     mark = files.results() / ".locks" / f"{secrets.token_hex(8)}.shared"
-    with _connected(address) as ray, stoppable() as flag:
+    with _connected(address) as ray:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         gpus = any(node.get("GPU", 0) for node in nodes) if options.device is None else options.device != "cpu"
         cpus = int(min((node["CPU"] for node in nodes if node.get("CPU", 0) >= 1), default=1))
@@ -96,40 +93,22 @@ def run_tasks(
         sent = Options(device=options.device, tensorboard=options.tensorboard)  # one clock: the driver's
         more = {"max_retries": RETRIES, "retry_exceptions": False}
         more |= {"max_calls": 50} if gpus else {}  # of a GPU process; Ray's default, 1, imports torch for each task
+
+        def start(task: Task) -> Future:
+            need = resources(task, gpus=gpus, cpus=cpus)
+            work = ray.remote(_work).options(name=task.name, **need, **more)
+            return work.remote(task, sent, reports, mark, need["num_cpus"], deterministic).future()
+
+        def hear() -> list[tuple]:
+            with suppress(ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):  # it is restarted
+                return ray.get(reports.take.remote(), timeout=20)
+            return []
+
         files.write_bytes(mark, b"")
         try:
-            pending = {}
-            for task in tasks:
-                need = resources(task, gpus=gpus, cpus=cpus)
-                work = ray.remote(_work).options(name=task.name, **need, **more)
-                pending[work.remote(task, sent, reports, mark, need["num_cpus"], deterministic)] = task
-            return _wait_for(ray, pending, options, reports, flag.is_set, mark)
+            return follow(tasks, options, start, hear, lambda: files.write_bytes(mark, b"stop"))
         finally:
             mark.unlink(missing_ok=True)
-
-
-def _wait_for(ray, pending: dict, options: Options, reports, interrupted: Callable[[], bool], mark: Path) -> Summary:
-    """Until everything is back; a signal or the deadline stops what runs and what has not begun."""
-    total, end = Summary(), float("inf")
-    while pending and time.monotonic() < end:
-        done, _ = ray.wait(list(pending), num_returns=len(pending), timeout=0.3, fetch_local=False)
-        with suppress(ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):  # it is restarted
-            for event in ray.get(reports.take.remote(), timeout=20):
-                options.report(*event)
-        for ref in done:
-            task = pending.pop(ref)
-            try:
-                summary = ray.get(ref)
-            except ray.exceptions.RayError as error:  # a line, so that it cannot end a night's work
-                why = (
-                    f"its worker was lost more than {RETRIES} times ({type(error).__name__}: killed, or out of memory)"
-                )
-                summary = Summary([f"{task.name}: {why}; the same command goes on from the last checkpoint"])
-            total.add(summary, task, list(pending.values()), options.report)
-        if not total.stopped and (interrupted() or options.late()):
-            total.stopped, end = "signal" if interrupted() else "time", time.monotonic() + STOP_SECONDS
-            files.write_bytes(mark, b"stop")
-    return total
 
 
 @contextmanager

@@ -37,7 +37,7 @@ class Task:
         return [part for part in parts if not store.has_record(self.run, part)]
 
     def missing(self) -> list[str]:
-        """What is not recorded yet: `train`, `<checkpoint> <attack id>`, `<checkpoint> <kind>`."""
+        """What is not recorded yet: `train`, `<checkpoint> <attack id or kind>`."""
         parts = [f"{p.checkpoint} {p.attack_id if isinstance(p, Evaluation) else p.kind}" for p in self.left()]
         return ["train"] * (not store.is_trained(self.run)) + parts
 
@@ -48,10 +48,7 @@ class Task:
 
 
 def tasks(profile: str, sets: Iterable[str] = ("all",), *, train_only: bool = False) -> list[Task]:
-    """Tasks of these sets in the plan's order, each run once; transfers and audits come in a second round.
-
-    Both need another run's weights, so they are tasks of their own behind all trainings.
-    """
+    """Tasks of these sets in the plan's order, each run once; behind all come those that need another run's weights."""
     experiments.profile_of(profile)
     plan, sets, rounds = experiments.SETS[profile], tuple(sets), (list[Task](), list[Task]())
     chosen = dict.fromkeys(run for name in sets for run in plan[name])
@@ -72,10 +69,7 @@ def missing(profile: str, sets: Iterable[str] = ("all",), *, train_only: bool = 
 
 
 def perform(task: Task, options: Options) -> list[str]:
-    """Do what is missing of a task; returns one line per part that failed, and goes on with the others.
-
-    TimeUp and Interrupted end it at once: what is done is recorded, the rest resumes.
-    """
+    """Do what is missing of a task; one line per part that failed, the others are done.  TimeUp, Interrupted end it."""
     failed, run = [], task.run
     for part in (None, *task.evaluations, *task.analyses):
         try:
@@ -125,10 +119,7 @@ def seconds_per_epoch(device: str) -> list[tuple[Run, float]]:
 
 
 def seconds_left(run: Run, measured: list[tuple[Run, float]], *, epochs: int | None = None) -> float | None:
-    """Seconds until a training is finished, by measured runs of its size, best of its method; None without any.
-
-    measured: from `seconds_per_epoch`; epochs: those left, by default those that are not in the run's history.
-    """
+    """Seconds of the epochs left (None: those not in its history), by measured runs of its size, best of its method."""
     alike = [(other, s) for other, s in measured if all(getattr(run, f) == getattr(other, f) for f in COST)]
     seconds = [s for other, s in alike if other.label == run.label] or [s for _, s in alike]
     with suppress(MissingRecord):

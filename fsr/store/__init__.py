@@ -157,9 +157,8 @@ def _save_arrays(path: Path, **arrays) -> str:
 def save_evaluation(run: Run, evaluation: Evaluation, index, correct, *, after: dict | None = None, **extra) -> Path:
     """Store outcomes (packed bits) and their record; an existing record is kept as it is.
 
-    index: (N,) test-set positions, left out when they are the first N in order, else in a file of their own that all
-    of a run's records on these images share; correct: (N,) bool; after: name of a part of the attack to the outcomes
-    after it; extra: JSON-able fields (weights, images_sha256, seconds, hardware, flags ...).
+    index: (N,) test-set positions, in a file that all records on these images share unless they are the first N;
+    correct: (N,) bool; after: name of a part of the attack to the outcomes after it; extra: JSON-able fields.
     """
     path = record_path(run, evaluation)
     if path.exists():

@@ -185,7 +185,7 @@ def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise MissingRecord(f"no such file: {path}") from None
+        raise MissingRecord(f"no {path}; `python -m fsr run-all` makes what is missing") from None
     except OSError as error:
         raise CorruptFile(f"{path} cannot be read: {error.strerror}") from None
 

@@ -41,11 +41,6 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
-def threads(share: int) -> int:
-    """Threads of a process that has `share` cores to itself: at least 1, at most $OMP_NUM_THREADS where it is set."""
-    return max(1, min(share, REQUESTED_THREADS or share))
-
-
 def device_named(name: str | None) -> torch.device:
     """cpu, cuda or cuda:N; None: cuda when there is one.  UsageError when it is not there."""
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -85,7 +85,8 @@ def shape(tasks: Iterable[Task], device: torch.device, workers: int | None = Non
     small = device.type == "cpu" and all(t.run.precision == "float32" and (t.run.width or 64) < 16 for t in tasks)
     most = min(len(tasks), cores) if device.type == "cpu" else len(tasks)
     count = max(1, min(workers or (cores if small else 1), most))
-    return count, 1 if small else hardware.threads(cores // count)
+    share = max(1, cores // count)
+    return count, 1 if small else min(share, hardware.REQUESTED_THREADS or share)
 
 
 def describe_error(error: BaseException) -> str:

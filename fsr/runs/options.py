@@ -3,8 +3,7 @@
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -47,19 +46,17 @@ class Options:
             raise TimeUp("the time limit is reached; the same command goes on from here")
 
 
-@contextmanager
-def locked(run: Run, options: Options, part: str = "") -> Iterator[None]:
-    """Only one process at a time trains a run (part: ""), or computes the same part of it; another waits, and says so.
+def once(run: Run, options: Options, done: Callable[[], bool], compute: Callable[[], object], part: str = "") -> None:
+    """Compute unless it is done: one process at a time a run's weights, or a part of it; another waits, and says so.
 
-    A part's holder may take the weights' lock, never the reverse. Of a group of processes rank 0 holds it for all.
+    A part's holder may take the weights' lock, never the reverse. Of a group of processes rank 0 decides and locks.
     """
-    if distributed.rank():
-        yield
+    if distributed.decide(done()):
         return
     folder, name = files.results() / ".locks", f"{run_id(run)}{part and '.'}{part}"
     files.write_bytes(folder / ".gitignore", b"*\n")
     lock, wait, until = FileLock(folder / f"{name}.lock"), 0.0, time.monotonic() + LOCK_SECONDS
-    while not lock.is_locked:
+    while not (distributed.rank() or lock.is_locked):
         try:
             lock.acquire(timeout=wait)
         except Timeout:
@@ -70,19 +67,12 @@ def locked(run: Run, options: Options, part: str = "") -> Iterator[None]:
             options.check()
             wait = 0.25
     try:
-        yield
+        if not distributed.decide(done()):
+            if not distributed.together():  # in a group all stop at the same batch
+                options.check()
+            compute()
     finally:
         lock.release()
-
-
-def once(run: Run, options: Options, done: Callable[[], bool], compute: Callable[[], object], part: str = "") -> None:
-    """Compute under the lock unless it is done, or is done by the time the lock is free; rank 0 decides for a group."""
-    if not distributed.decide(done()):
-        with locked(run, options, part):
-            if not distributed.decide(done()):
-                if not distributed.together():  # in a group all stop at the same batch
-                    options.check()
-                compute()
 
 
 @functools.lru_cache(maxsize=2)

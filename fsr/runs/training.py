@@ -59,8 +59,8 @@ def save_checkpoint(trainer: Trainer, recorded: dict[str, str]) -> dict[str, str
 
 def _trainer(run: Run, options: Options) -> Trainer:
     """A new trainer, or one at the place where the last process stopped."""
-    device, path = options.torch_device, state_path(run)
-    trainer = Trainer(run, data_of(run, device), device=device)
+    path = state_path(run)
+    trainer = Trainer(run, data_of(run, options.torch_device), device=options.torch_device)
     if distributed.decide(path.exists()):
         tensors, progress = load_tensors(path)
         if (owner := progress.pop("run_id", run_id(run))) != run_id(run):

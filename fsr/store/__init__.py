@@ -48,8 +48,6 @@ def id_of(run: Run | str) -> str:
 
 def _own(run: Run | str, path: Path) -> dict:
     """The record at path, if it is there and this run's."""
-    if not path.exists():
-        raise MissingRecord(f"no {path.stem} of {id_of(run)}; `python -m fsr run-all` makes what is missing")
     record = load_json(path)
     if record.get("run_id") != id_of(run):
         raise CorruptFile(f"{path} is a record of {record.get('run_id')}; move it away to compute this run's own")
@@ -89,12 +87,11 @@ def environment(run: Run | str) -> dict:
 
 def damage(run: Run | str) -> str:
     """What is wrong with a run's config.json, env.json or history.csv, in one line; "" when nothing is."""
-    name = id_of(run)
     try:
-        if (files.run_dir(name) / "config.json").exists():
-            config_of(name)
-        if is_trained(name) and environment(name).get("history_sha256"):
-            history(name)
+        if (files.run_dir(id_of(run)) / "config.json").exists():
+            config_of(id_of(run))
+        if is_trained(run) and environment(run).get("history_sha256"):
+            history(run)
     except FSRError as error:
         return str(error)
     return ""
@@ -118,8 +115,6 @@ def save_history(run: Run, rows: list[dict]) -> bytes:
 def history(run: Run | str) -> pd.DataFrame:
     """history.csv as a frame; of a finished run it must match the hash in env.json."""
     path = files.run_dir(id_of(run)) / "history.csv"
-    if not path.exists():
-        raise MissingRecord(f"{id_of(run)} has no history.csv; `python -m fsr run-all` trains what is missing")
     data = files.read_bytes(path)
     if is_trained(run) and environment(run)["history_sha256"] != sha256(data):
         raise CorruptFile(f"{path} is damaged (its bytes do not match env.json)")

@@ -2,7 +2,6 @@
 
 import difflib
 import functools
-import glob
 import hashlib
 import io
 import json
@@ -80,14 +79,12 @@ def _folder(text: str, option: str) -> Path:
 
 def root() -> Path:
     """Results and figures lie below it: $FSR_ROOT (set by --root), else the repository."""
-    explicit = os.environ.get("FSR_ROOT")
-    return _folder(explicit, "--root") if explicit else repository()
+    return _folder(text, "--root") if (text := os.environ.get("FSR_ROOT")) else repository()
 
 
 def data() -> Path:
     """Data sets lie below it: $FSR_DATA (set by --data), else data/ below the root."""
-    explicit = os.environ.get("FSR_DATA")
-    return _folder(explicit, "--data") if explicit else root() / "data"
+    return _folder(text, "--data") if (text := os.environ.get("FSR_DATA")) else root() / "data"
 
 
 def use(*, root: Path | str | None = None, data: Path | str | None = None) -> None:
@@ -169,12 +166,6 @@ def write_bytes(path: Path, data: bytes) -> None:
             Path(temporary).unlink(missing_ok=True)  # gone already unless something failed
 
 
-def sweep(path: Path) -> None:
-    """Remove what killed jobs left of writes to this path; only for whoever holds the lock over it."""
-    for left in path.parent.glob(f".{glob.escape(path.name[:40])}*.tmp"):
-        left.unlink(missing_ok=True)
-
-
 def sha256(data: bytes) -> str:
     """Hex digest."""
     return hashlib.sha256(data).hexdigest()
@@ -224,8 +215,7 @@ def npz_bytes(**arrays) -> bytes:
 
 def load_npz(path: Path, digest: str) -> dict[str, np.ndarray]:
     """Arrays of an npz (an npy as `array`), no pickles; CorruptFile when its bytes have another digest."""
-    data = read_bytes(path)
-    if sha256(data) != digest:
+    if sha256(data := read_bytes(path)) != digest:
         raise CorruptFile(f"{path} is damaged (its bytes do not match its record); move it and its json away")
     loaded = np.load(io.BytesIO(data), allow_pickle=False)
     return {"array": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)

@@ -20,7 +20,6 @@ from fsr.runs.local import Summary, attempt, follow
 from fsr.runs.options import Options
 from fsr.runs.tasks import Task
 
-log = logging.getLogger("fsr")
 RETRIES = 5  # times that Ray starts a task again whose worker or node was lost; each resumes from the last checkpoint
 TELL_SECONDS = 0.5  # between two reports of a worker
 HELP = "start one by `ray start --head`, or give --address HOST:PORT (with a token: RAY_AUTH_MODE=token) or local"
@@ -120,9 +119,8 @@ def _connected(address: str):
     except ImportError:
         raise UsageError("Ray is not installed; type `pip install 'ray>=2.40' or -e '.[cluster]'`") from None
     origin = files.provenance()
-    variables = {"FSR_ROOT": str(files.root()), "FSR_DATA": str(files.data())}
-    variables |= {"FSR_COMMIT": origin["commit"]} if origin["commit"] else {}
-    variables |= {} if origin["dirty"] is None else {"FSR_DIRTY": str(int(origin["dirty"]))}
+    variables = {"FSR_ROOT": str(files.root()), "FSR_DATA": str(files.data()), "FSR_COMMIT": origin["commit"] or ""}
+    variables["FSR_DIRTY"] = "" if origin["dirty"] is None else str(int(origin["dirty"]))
     environment = {"env_vars": variables, "py_modules": [str(Path(fsr.__file__).parent)]}
     more = {"include_dashboard": False} if address == "local" else {}
     host, _, port = address.rpartition(":")

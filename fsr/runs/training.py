@@ -12,7 +12,7 @@ import torch
 
 from fsr import files, hardware, store
 from fsr.config import DATASETS, FSRSpec, Run, for_dataset, replace, run_id
-from fsr.files import CorruptFile, Diverged, MissingRecord, UsageError, provenance, read_bytes, save_json, sha256, sweep
+from fsr.files import CorruptFile, Diverged, MissingRecord, UsageError, provenance, read_bytes, save_json, sha256
 from fsr.models import Classifier, load_official, model_of
 from fsr.runs.options import Options, data_of, once
 from fsr.store.weights import digest_of, load_tensors, meta_of, save_tensors
@@ -113,8 +113,8 @@ def _train(run: Run, options: Options) -> None:
     origin, new = provenance(), not store.is_trained(run)
     recorded = {} if new else store.environment(run).get("checkpoints", {})
     store.save_config(run)
-    for name in ("state", "last", "best", "ema"):
-        sweep(weights_path(run, name))
+    for left in files.checkpoint_dir(run_id(run)).glob(".*.safetensors*.tmp"):  # of writes that were killed
+        left.unlink(missing_ok=True)
     trainer = _trainer(run, options)
     progress = trainer.progress
     if progress.epoch <= run.epochs or not progress.sittings:  # a resumed run may continue with other code

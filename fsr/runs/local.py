@@ -158,11 +158,10 @@ def follow(tasks: Iterable[Task], options: Options, start: Callable, hear: Calla
                 options.report(*event)
             for future in done:
                 task, error = busy.pop(future), future.exception()
-                text = f"{task.name}: its worker process died ({type(error).__name__}: killed, or out of memory); the "
-                summary = (
-                    Summary([text + "same command goes on from its last checkpoint"]) if error else future.result()
-                )
-                total.add(summary, task, [*busy.values(), *todo], options.report)
+                lost = f"its worker process died ({type(error).__name__}: killed, or out of memory)"
+                text = f"{task.name}: {lost}; the same command goes on from its last checkpoint"
+                one = Summary([text]) if error else future.result()  # a lost worker cannot end a night's work
+                total.add(one, task, [*busy.values(), *todo], options.report)
             if end == float("inf") and (flag.is_set() or options.late()):
                 total.stopped, end = "signal" if flag.is_set() else "time", time.monotonic() + STOP_SECONDS
                 stop()

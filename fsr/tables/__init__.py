@@ -1,7 +1,7 @@
 """T1 to T11: from records to tables; what was not run says so and cannot vanish."""
 
+from collections import namedtuple
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 
@@ -12,15 +12,8 @@ from fsr.tables import display, inside, outcomes, robustness, verdict
 from fsr.tables.display import show, wide
 from fsr.tables.inside import audit_lines, provenance
 
-
-class TableInfo(NamedTuple):
-    """A table: the name of its files without their suffix, and its title."""
-
-    stem: str
-    title: str
-
-
-TABLES: dict[str, TableInfo] = {
+TableInfo = namedtuple("TableInfo", "stem title")  # the name of its files without their suffix, and its title
+TABLES = {
     "T1": TableInfo("T1-whitebox", "White-box robustness"),
     "T2": TableInfo("T2-deactivation", "Against deactivation"),
     "T3": TableInfo("T3-blackbox", "Black-box attacks"),

@@ -99,16 +99,15 @@ def _streams(frame: pd.DataFrame) -> pd.DataFrame:
     cells, keys = [], ["row", "checkpoint", "stream"]
     frame = frame.assign(most=frame.groupby(keys, sort=False)["n"].transform("max"))
     for (row, weights, stream, probe, attack), part in frame.groupby([*keys, "probe", "attack"], sort=False):
-        done, most, name = part.dropna(subset="accuracy"), part["most"].iloc[0], f"{STREAM_NAMES[stream]} ({stream})"
+        done, most, paper = part.dropna(subset="accuracy"), part["most"].iloc[0], row == "paper"
         text = measured(done["accuracy"].mean())
-        if row != "paper" and len(done):
+        if len(done) and not paper:
             mean = outcomes.mean_of(list(done["accuracy"]), int(done["n"].min()))
             text = measured(mean["value"], mean["low"], mean["high"], mean["sd"])
             text += "" if len(done) == len(part) else f" ({len(done)} of {len(part)} seeds)"
-        cell = {"weights": weights, "stream": name if row != "paper" else f"{name}: paper", "text": text}
-        cell["n"] = "" if row == "paper" else NOT_RUN if pd.isna(most) else f"{most:,.0f}"
-        column = f"{PROBE_NAMES[probe]}, {'PGD-20' if attack == 'pgd20' else 'no attack'}"
-        cells.append(cell | {"column": column})
+        cell = {"weights": weights, "stream": f"{STREAM_NAMES[stream]} ({stream})" + ": paper" * paper, "text": text}
+        cell["n"] = "" if paper else NOT_RUN if pd.isna(most) else f"{most:,.0f}"
+        cells.append(cell | {"column": f"{PROBE_NAMES[probe]}, {labels.metric(attack)}"})
     table = _pivot(pd.DataFrame(cells), ["weights", "stream", "n"], "text")
     return table[[*table.columns.drop("n"), "n"]]
 
@@ -127,23 +126,18 @@ def _overhead(frame: pd.DataFrame) -> pd.DataFrame:
             costs = {title: text(cell[name], digits, empty) for name, (title, digits) in COSTS.items()}
             rows.append(keys | {"method": cell["row"]} | costs)
         if len(pair := part.dropna(subset="fsr")) == 2:
-            more, timed = inside.added(pair)
-            signed = {
-                name: NOT_RUN if pd.isna(v) else f"{number(v, digits=2, sign=True)} %" for name, v in more.items()
-            }
-            if not timed and signed[inside.SECONDS] != NOT_RUN:
-                signed[inside.SECONDS] = "not comparable"
-            rows.append(keys | {"method": "added by FSR"} | {COSTS[name][0]: text for name, text in signed.items()})
+            row = keys | {"method": "added by FSR"}
+            for name, (value, comparable) in inside.added(pair).items():
+                signed = NOT_RUN if pd.isna(value) else f"{number(value, digits=2, sign=True)} %"
+                row[COSTS[name][0]] = signed if comparable or signed == NOT_RUN else "not comparable"
+            rows.append(row)
     return pd.DataFrame(rows)
 
 
 def _audits(frame: pd.DataFrame) -> pd.DataFrame:
     """T9: a row per attack group, a column per network."""
-    columns = (frame["row"] + ", " + frame["checkpoint"]).unique()
-    cells = inside.shown(frame)
-    cells = cells.assign(column=cells["row"] + ", " + cells["checkpoint"])
-    table = _pivot(cells, ["title"], "shown", NOT_RUN).rename(columns={"title": "attack group"})
-    return table[["attack group", *columns]]
+    cells = inside.shown(frame.assign(column=frame["row"] + ", " + frame["checkpoint"]))
+    return _pivot(cells.rename(columns={"title": "attack group"}), ["attack group"], "shown", NOT_RUN)
 
 
 def _verdict(frame: pd.DataFrame) -> pd.DataFrame:
@@ -156,10 +150,9 @@ def _verdict(frame: pd.DataFrame) -> pd.DataFrame:
     for cell in frame.itertuples():
         ours = value(cell.ours, cell.unit) or NOT_RUN
         ours += "" if pd.isna(cell.low) else " " + span(cell.low, cell.high, digits=2, sign=cell.unit == "points")
-        row = {"claim": f"{cell.id}. {cell.claim}", "by": cell.kind}
-        row |= {"stated": value(cell.stated, cell.unit) or "words only", "ours": ours, "seeds": str(cell.seeds)}
-        rows.append(row | {"verdict": cell.verdict, "why": cell.reason})
-    return pd.DataFrame(rows)
+        stated = value(cell.stated, cell.unit) or "words only"
+        rows.append([f"{cell.id}. {cell.claim}", cell.kind, stated, ours, str(cell.seeds), cell.verdict, cell.reason])
+    return pd.DataFrame(rows, columns=["claim", "by", "stated", "ours", "seeds", "verdict", "why"])
 
 
 VIEWS = {"metric": _robustness, "stream": _streams, "macs": _overhead, "item": _audits, "verdict": _verdict}
@@ -176,13 +169,12 @@ def texts(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     keys = [name for name in GROUP if name in text]
     if not keys:
         return text, classes
-    rest, parts = text.columns.drop(keys), []
+    rest, rows, marks = text.columns.drop(keys), [], []
     for values, part in text.groupby(keys, sort=False):
-        heading = ", ".join(filter(None, (labels.WEIGHTS.get(value, value) for value in values)))
-        top = pd.DataFrame([[heading, *[""] * (len(rest) - 1)]], columns=rest)
-        group = pd.DataFrame([["group"] * len(rest)], columns=rest)
-        parts.append((pd.concat([top, part[rest]]), pd.concat([group, classes.loc[part.index, rest]])))
-    return tuple(pd.concat(some, ignore_index=True) for some in zip(*parts))  # type: ignore[return-value]
+        heading = ", ".join(labels.WEIGHTS.get(value, value) for value in values)
+        rows += [[heading, *[""] * (len(rest) - 1)], *part[rest].to_numpy().tolist()]
+        marks += [["group"] * len(rest), *classes.loc[part.index, rest].to_numpy().tolist()]
+    return pd.DataFrame(rows, columns=rest), pd.DataFrame(marks, columns=rest)
 
 
 def show(frame: pd.DataFrame) -> Styler:

@@ -48,10 +48,8 @@ def streams(profile: str) -> pd.DataFrame:
             parts = {"pgd20": record.get("rows", []), "clean": record.get("rows_clean", [])}
             known = {(r["stream"], r["probe"], attack): r for attack, rows in parts.items() for r in rows}
             for stream, probe, attack in product(STREAMS, PROBES, parts):
-                cell = known.get((stream, probe, attack), {})
-                keys = {"row": row.name, "seed": run.seed, "checkpoint": analysis.checkpoint, "stream": stream}
-                keys |= {"probe": probe, "attack": attack}
-                cells.append(keys | {"n": cell.get("n"), "correct": cell.get("correct")})
+                counts = [known.get((stream, probe, attack), {}).get(name) for name in ("n", "correct")]
+                cells.append([row.name, run.seed, analysis.checkpoint, stream, probe, attack, *counts])
     columns = ["row", "seed", "checkpoint", "stream", "probe", "attack", "n", "correct"]
     table = pd.DataFrame(cells, columns=columns).astype({"n": float, "correct": float})
     table["accuracy"], base = table["correct"] / table["n"], experiments.profile_of(profile).base
@@ -117,11 +115,11 @@ def _theirs(networks: pd.DataFrame) -> Iterator[dict]:
             yield ours | {"full_size": True, "row": row, "params": stated[name]}
 
 
-def added(pair: pd.DataFrame) -> tuple[dict[str, float], bool]:
-    """What FSR adds in percent, of T8's rows of one network without and with it; and whether their seconds compare."""
+def added(pair: pd.DataFrame) -> dict[str, tuple[float, bool]]:
+    """What FSR adds in percent, of T8's rows of one network without and with it, and whether the two compare."""
     without, both = pair.sort_values("fsr").to_dict("records")
     timed = bool(pair["timed"].all()) and without["trained_on"] == both["trained_on"]
-    return {str(name): 100 * (both[name] / without[name] - 1) for name in UNITS}, timed
+    return {name: (100 * (both[name] / without[name] - 1), timed or name != SECONDS) for name in UNITS}
 
 
 def audits(profile: str) -> pd.DataFrame:
@@ -199,14 +197,9 @@ def provenance(profile: str) -> pd.DataFrame:
         record = store.environment(run)
         machine, parts = record.get("hardware") or {}, record.get("sittings", [])
         crafting = record.get("switches", {}).get("crafting") or run.precision
-        row = {
-            "run": run_id(run),
-            "label": labels.run(profile, run),
-            "machine": machine.get("gpu") or machine.get("cpu"),
-        }
-        row |= {"precision": crafting.replace("bfloat16", "bf16"), "commit": (record.get("commit") or "")[:10] or None}
-        row |= {"torch": record.get("versions", {}).get("torch"), "resumed": len(parts) > 1}
-        row["shared"] = any(part.get("sharing", 1) != 1 for part in (record, *parts))
-        rows.append(row | {"float16_weights": bool(record.get("half", False))})
+        row = [run_id(run), labels.run(profile, run), machine.get("gpu") or machine.get("cpu")]
+        row += [crafting.replace("bfloat16", "bf16"), (record.get("commit") or "")[:10] or None]
+        row += [record.get("versions", {}).get("torch"), len(parts) > 1]
+        rows.append([*row, any(part.get("sharing", 1) != 1 for part in (record, *parts)), bool(record.get("half"))])
     names = ["run", "label", "machine", "precision", "commit", "torch", "resumed", "shared", "float16_weights"]
     return pd.DataFrame(rows, columns=names)

@@ -19,11 +19,9 @@ FEW_SEEDS = {True: "points towards", False: "points against"}
 COLUMNS = ["id", "claim", "kind", "source", "stated", "unit", "ours", "low", "high", "seeds", "tolerance", "verdict"]
 COLUMNS += ["reason", "test", "checkpoint", "changed_after_the_runs"]
 EPOCHS = range(5, 30)  # of the comparison with the authors' log: one learning rate, the first ripples over
-BESIDE = {  # loss: our column in history.csv, the column in the log
-    "classification": ("train_cls", "train_adv_loss"),
-    "separation": ("train_sep", "train_sep_loss"),
-    "recalibration": ("train_rec", "train_rec_loss"),
-}
+# loss: our column in history.csv, the column in the log
+BESIDE = {"classification": ("train_cls", "train_adv_loss"), "separation": ("train_sep", "train_sep_loss")}
+BESIDE |= {"recalibration": ("train_rec", "train_rec_loss")}
 
 
 # Ours for one claim in its unit; holds: None while undecided; without a value nothing was measured
@@ -112,10 +110,9 @@ def overhead(profile: str, claim: Claim, checkpoint: str) -> Finding:
     pair = inside.overhead(profile).dropna(subset="fsr").head(2)
     if len(pair) < 2 or pair["macs"].isna().any():
         return NOTHING
-    more, timed = inside.added(pair)
-    added = {"MACs": more["macs"]}
-    if timed and not pd.isna(more[inside.SECONDS]):
-        added["seconds per epoch"] = more[inside.SECONDS]
+    more = inside.added(pair)
+    seconds, timed = more[inside.SECONDS]
+    added = {"MACs": more["macs"][0]} | ({"seconds per epoch": seconds} if timed and not pd.isna(seconds) else {})
     why = "; ".join(f"{name} {number(value, sign=True)} %" for name, value in added.items())
     why += "" if timed else "; seconds per epoch cannot be compared: a device was shared, or another one"
     worst = max(added.values())

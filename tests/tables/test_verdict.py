@@ -6,7 +6,6 @@ import pytest
 from fsr import experiments, reference, store, tables
 from fsr.config import Evaluation
 from fsr.tables import verdict as rules
-from fsr.tables.verdict import Finding, state
 
 CLAIMS = {claim.id: claim for claim in reference.CLAIMS}
 VARIANTS = ("recalibration without L_sep", *experiments.CONTROLS)
@@ -59,15 +58,6 @@ def test_a_claim_is_about_the_reported_weights_unless_it_states_others(records):
         write(records, "headline40", name, [right], checkpoint="ema")
     assert list(verdicts("headline40").loc["C1", ["verdict", "checkpoint"]]) == ["points against", "ema"]
     assert {c.checkpoint for c in CLAIMS.values() if c.kind == "rerun" and c.rule == "accuracy"} == {"last"}
-
-
-@pytest.mark.parametrize("kind, yes", [("paper", "reproduced"), ("own", "supported")])
-def test_states_of_others_and_of_own_claims(kind, yes):
-    claim = next(c for c in CLAIMS.values() if c.kind == kind and c.min_seeds == 3)
-    assert state(claim, Finding(1.0, seeds=3, holds=True)) == yes
-    assert state(claim, Finding(1.0, seeds=3)) == state(claim, Finding(1.0, seeds=1)) == "undecided"
-    assert state(claim, Finding(1.0, seeds=2, holds=True)) == "points towards"
-    assert state(claim, Finding(why="not run")) == "not tested"
 
 
 @pytest.mark.parametrize(("largest", "holds"), [(8.0, True), (30.0, True), (7.0, False), (None, None)])

@@ -100,10 +100,7 @@ class Inspection:
 
 
 def masks(job: Inspection) -> tuple[dict, dict]:
-    """F2: histograms of the mask on clean and adversarial images, and the shares of entries beyond 0.05 and 0.95.
-
-    flipped: share of entries that the attack moves across one half. Every mask counts once per entry of f.
-    """
+    """F2: histograms of the mask, per entry of f, and its shares beyond 0.05 and 0.95 and moved across one half."""
     hist, count = {name: torch.zeros(BINS, dtype=torch.int64) for name in ("hist_clean", "hist_adv")}, Counter[str]()
     for *_, clean, adv in job.pairs():
         for name, mask in (("clean", clean.mask), ("adv", adv.mask)):
@@ -170,8 +167,7 @@ def knn(bank: Tensor, bank_y: Tensor, queries: Tensor, *, k: int, classes: int) 
 def streams(job: Inspection) -> tuple[dict, dict]:
     """T7: accuracy of every stream under PGD-20 (`rows`) and without attack (`rows_clean`), by head and neighbours.
 
-    Streams: f, robust, nonrobust, recalibrated, output. The auxiliary head was trained on the middle three alone.
-    Networks without FSR have the neighbours' rows of what they have.
+    The auxiliary head was trained on f+, f- and recalibrated f- alone. Networks without FSR have neighbours' rows only.
     """
     bank_y, head = job.data.train_y, getattr(job.module, "aux", None)
     k = min(10 if job.run.dataset == "digits" else 200, len(bank_y))

@@ -77,10 +77,9 @@ def latencies(models: list[Classifier], x: Tensor) -> list[float]:
 
 
 def cost(job) -> dict:
-    """T8: parameters, multiply-accumulates per image, latency, and peak memory of a training batch.
+    """T8: parameters, latency and MACs of inference, without auxiliary head, peak memory of a training batch.
 
-    Keys that end in `_without` are of the same network without inserted modules. MACs and latency are of inference,
-    where no auxiliary head runs; parameters count it.
+    Keys that end in `_without` are of the same network without inserted modules.
     """
     with torch.random.fork_rng([]):  # the plain network's weights, which cost nothing
         bare = model_of(replace(job.run, module=None), job.data.classes).to(job.data.test_x.device).eval()

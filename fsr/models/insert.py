@@ -1,7 +1,4 @@
-"""The one way a module gets into a network, and the one way its streams come out.
-
-N images, C channels, H and W positions, K classes.
-"""
+"""The one way a module gets into a network, and the one way its streams come out."""
 
 from difflib import get_close_matches
 from typing import Any
@@ -14,11 +11,7 @@ from fsr.models.modes import eval_mode, hooked
 
 
 class Inserted(nn.Module):
-    """A submodule of a network, followed by a module that changes its features.
-
-    module: maps features to features of the same shape; `module.streams(f, y)` gives a named tuple whose first field
-    is the same features.
-    """
+    """A submodule, followed by a module that maps its features to the same shape; `streams(f, y)` gives them first."""
 
     recorder: tuple[Tensor | None, list[Any]] | None = None  # only inside `trace`: no copy or pickle carries one
 
@@ -97,9 +90,9 @@ def dry_run(net: nn.Module, x: Tensor, paths=(), *, training: bool = False) -> t
 
 def _wrong(f: Any, larger: list[Any], x: Tensor) -> str:
     """Why an output is no map (N, C, H, W), or ''; larger: the outputs on twice the image, where net takes it."""
-    if not isinstance(f, Tensor) or f.ndim != 4:
-        tokens = ", tokens (N, T, C)" if isinstance(f, Tensor) and f.ndim == 3 else ""
-        return f"a {type(f).__name__} {tuple(getattr(f, 'shape', ()))}{tokens}"
+    if getattr(f, "ndim", 0) != 4:
+        shape = tuple(getattr(f, "shape", ()))
+        return f"a {type(f).__name__} {shape}" + ", tokens (N, T, C)" * (len(shape) == 3)
     if larger:  # of maps with their channels last the second size grows with the image
         last = larger[0].shape[1] != f.shape[1]
     else:  # H / W is that of the image
@@ -109,10 +102,7 @@ def _wrong(f: Any, larger: list[Any], x: Tensor) -> str:
 
 
 def features_at(net: nn.Module, paths: tuple[str, ...], batches: list[Tensor]) -> tuple[Tensor, Any, dict[str, Tensor]]:
-    """(The first batch that net takes, what it gives, the map (N, C, H, W) after the submodule at each path).
-
-    By dry runs in eval mode. UsageError where no batch is taken, or a place does not give one such map.
-    """
+    """(The first batch that net takes in eval mode, what it gives, the map (N, C, H, W) at each path) or UsageError."""
     names = [name for name, _ in net.named_modules(remove_duplicate=False) if name]
     for path in set(paths) - set(names):
         near = get_close_matches(path, names, n=12, cutoff=0)

@@ -1,7 +1,4 @@
-"""Modules that FSR is compared with: feature denoising, and two that re-weight channels by a probe's classes.
-
-N images, C channels, H and W positions, K classes; f is the feature map (N, C, H, W) after one block or stage.
-"""
+"""Modules that FSR is compared with, after the map f (N, C, H, W) of a block or stage; K classes."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -52,7 +49,7 @@ class _Probed(nn.Module):
         return self.streams(f).features
 
     def streams(self, f: Tensor, y: Tensor | None = None) -> PeerStreams:
-        """Features and the probe's logits; y: (N,) int64, read in training mode only, where UsageError asks for it."""
+        """Features and the probe's logits; y: (N,) int64, needed in training mode and read there only."""
         if self.training and y is None:
             raise UsageError(f"{type(self).__name__} in training mode needs the labels: call trace(x, y)")
         gate, logits = self.gate(f, y if self.training else None)

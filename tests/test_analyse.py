@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from fsr import analyse as room
 from fsr import data as data_room
 from fsr.analyse import ANALYSES, analyse, embedded, exact, knn
-from fsr.analyse.overhead import LiveMemory, latencies, peak_memory
+from fsr.analyse.overhead import LiveMemory, latencies
 from fsr.attacks.gradient import pgd
 from fsr.config import Analysis, FSRSpec, PeerSpec, for_dataset
 from fsr.config import replace as changed
@@ -190,15 +190,6 @@ def test_live_memory_is_the_sum_of_what_is_alive():
         assert (live.peak, live.now) == (1200, 400)  # the last kept, passing and the new kept
         del kept
     assert live.now == 0
-
-
-def test_peak_memory_grows_with_the_batch(model):
-    y = torch.arange(64) % 10
-    small, large = (peak_memory(model, torch.rand(n, 3, 8, 8), y[:n]) for n in (16, 64))
-    weights = sum(t.numel() * t.element_size() for t in model.state_dict().values()) / 2**20
-    assert small > 2 * weights  # weights and their gradients
-    assert large - 2 * weights > 3 * (small - 2 * weights) > 0
-    assert peak_memory(model, torch.rand(16, 3, 8, 8), y[:16]) == small
 
 
 def test_latency_is_milliseconds_of_each_model():

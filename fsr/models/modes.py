@@ -22,11 +22,10 @@ def eval_mode(model):
 
 
 @contextmanager
-def hooked(parts: Iterable[nn.Module], after: Callable, before: Callable = lambda *_: None) -> Iterator[None]:
-    """Inside, each of these modules that runs calls before(module, inputs) and after(module, inputs, output)."""
+def hooked(parts: Iterable[nn.Module], after: Callable) -> Iterator[None]:
+    """Inside, each of these modules that runs calls after(module, inputs, output), which gives None."""
     with ExitStack() as stack:
         for part in parts:
-            stack.callback(part.register_forward_pre_hook(before).remove)
             stack.callback(part.register_forward_hook(after).remove)
         yield
 

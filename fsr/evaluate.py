@@ -80,10 +80,9 @@ def evaluate_attack(
 ) -> Progress:
     """Which images are still classified correctly under the evaluation's attack.
 
-    x: (N, C, H, W) uint8; y: (N,) int64; index: (N,) places in the test set, which seed the random starts. A sample is
-    broken only if the float32 model errs on the final clipped float32 image; flips counts where the faster crafting
-    network judged otherwise. progress: from an earlier call that was stopped; on_chunk, check (before every pass): may
-    raise to stop. UsageError for wrong images or labels, and for steps for AutoAttack.
+    x: (N, C, H, W) uint8; y: (N,) int64; index: (N,) places in the test set, which seed the random starts. The float32
+    model decides on the final clipped image; flips counts where the faster network judged otherwise. progress: of an
+    earlier call; on_chunk, check (before every pass): may raise to stop. UsageError for images, labels, steps.
     """
     name, switches = evaluation.attack, dict(switches or {})
     if not len(x) == len(y) == len(index):

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from tiny import FSR_HERE, tiny_run
@@ -31,39 +32,31 @@ TASKS = [
 ]
 
 ALONE = """
-import sys
-sys.path.insert(0, TESTS)
-import random, numpy, torch
-random.seed(SEED), numpy.random.seed(SEED), torch.manual_seed(SEED)  # what ran before must not matter
-from test_determinism import TASKS
-from fsr.runs import local as executors
-from fsr.runs import Options
-outcome = executors.run_inline(TASKS, Options(device="cpu"))
+import random, sys, numpy, torch
+sys.path.insert(0, sys.argv[1])
+random.seed(1), numpy.random.seed(1), torch.manual_seed(1)  # what ran before must not matter
+from test_determinism import CPU, TASKS, executors
+outcome = executors.run_inline(TASKS, CPU)
 sys.exit(str(outcome) if outcome.failed or outcome.stopped else 0)
 """
 
 
 def results(root: Path) -> dict:
-    """Weights, outcomes and histories byte by byte, histories without their seconds."""
-    out: dict = {}
-    for path in sorted(p for p in root.rglob("*") if p.suffix in (".npz", ".safetensors", ".csv")):
-        if path.suffix == ".csv":
-            lines = [line.split(",") for line in path.read_text().splitlines()]
-            out[path.name] = [[c for i, c in enumerate(line) if i != lines[0].index("seconds")] for line in lines]
-        elif path.name != "state.safetensors":  # holds seconds
-            out[str(path.relative_to(root))] = path.read_bytes()
-    return out
+    """Weights, outcomes and histories byte by byte, but for histories' seconds."""
+    out: dict = {p.relative_to(root): pd.read_csv(p).drop(columns="seconds").to_csv() for p in root.rglob("*.csv")}
+    kept = (p for p in root.rglob("*") if p.suffix in (".npz", ".safetensors") and p.stem != "state")  # has seconds
+    return out | {p.relative_to(root): p.read_bytes() for p in kept}
 
 
 def test_one_process_and_two_workers_make_the_same_bytes(root, monkeypatch, tmp_path):
-    code = f"TESTS, SEED = {str(Path(__file__).parent)!r}, 1\n{ALONE}"
+    command = [sys.executable, "-c", ALONE, str(Path(__file__).parent)]
     environment = {**os.environ, "FSR_ROOT": str(tmp_path / "alone"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     monkeypatch.setenv("FSR_ROOT", str(tmp_path / "workers"))
     assert executors.run_tasks(TASKS, CPU, workers=2) == executors.Summary()
     alone = results(tmp_path / "alone")
-    assert len(alone) >= len(RUNS) * (3 + len(ATTACKS)) + 2
+    assert len(alone) >= len(RUNS) * (4 + len(ATTACKS)) + 1  # history, last, best, ema; one analysis
     assert alone == results(tmp_path / "workers")
 
 

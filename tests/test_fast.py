@@ -36,6 +36,7 @@ OTHERS = {
     "wrn": {"backbone": "wideresnet34", "width": 2, "blocks": (1, 1, 1), "module": FSRSpec()},
 }
 RUNS = {"at": TINY} | {name: replace(TINY, **changes) for name, changes in OTHERS.items()}
+OFF = {"compile": False, "channels_last": False, "graphs": False, "crafting": "float32"}
 # Share of pixels whose sign may be a tie: near its start the KL loss is nearly flat.
 TIES = {"natural": 0.0, "at": 2e-3, "mart": 2e-3, "trades": 2e-2}
 
@@ -163,8 +164,7 @@ def test_a_network_that_cannot_be_copied_is_crafted_on_itself(caplog, method):
         assert agree(crafter.attack(x, y, source=source, noise=noise), source, x, y, run, noise)
     assert all(m.training for m in model.modules())
     assert caplog.text.count("crafted on the network itself") == 1 and crafter.copy is None
-    off = {"compile": False, "channels_last": False, "graphs": False, "crafting": "float32"}
-    assert crafter.switches == off
+    assert crafter.switches == OFF
 
 
 @pytest.mark.slow
@@ -200,7 +200,7 @@ def test_defaults_keep_narrow_networks_contiguous_and_uncompiled_on_a_cpu(monkey
     run = replace(TINY, precision="bf16")
     narrow, wide = Crafter(model_of(run), run), Crafter(model_of(replace(run, width=16)), replace(run, width=16))
     narrow.craft(*images(8))
-    assert narrow.switches == {"compile": False, "channels_last": False, "graphs": False, "crafting": "float32"}
+    assert narrow.switches == OFF
     assert wide.switches["channels_last"] and not stepper_of(narrow.model, run).autocast
 
 
@@ -231,9 +231,8 @@ def test_weight_perturbation_is_seen_by_the_gradient_and_taken_off(precision, bf
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [{}, {"method": "trades", "module": FSRSpec(mask="soft")}])
-def test_a_compiled_update_is_the_same_update(changes):
-    run, (x, y) = replace(TINY, **changes), images(8)
+def test_a_compiled_update_is_the_same_update():
+    run, (x, y) = replace(TINY, method="trades", module=FSRSpec(mask="soft")), images(8)
     start, after = network(run), []
     for compile in (False, True):
         net = copy.deepcopy(start)

@@ -133,29 +133,6 @@ def test_weights_are_those_of_the_run():
     assert weights(module=PEERS[1])["probe"] == 2.0
 
 
-class Noting(nn.Module):
-    """Remembers what it was called with."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight, self.seen = nn.Parameter(torch.ones(())), []
-
-    def forward(self, x):
-        self.seen.append(x)
-        return self.weight * x.flatten(1)[:, :10]
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_passes_run_in_the_stated_order(method):
-    net, passes = Noting(), {"natural": [X], "at": [1 - X]}.get(method, [X, 1 - X])
-    parts, logits = Objective(Classifier(net), replace(SMALL, method=method))(X, 1 - X, Y)
-    assert len(net.seen) == len(passes) and all(map(torch.equal, net.seen, passes))
-    outputs = [net(x) for x in passes]
-    expected = PAIRS[method](*outputs, Y) if method in PAIRS else {"cls": F.cross_entropy(*outputs, Y)}
-    torch.testing.assert_close(parts, expected)
-    torch.testing.assert_close(logits, outputs[-1])
-
-
 def climbed(model, adv, x, y, run):
     """CE on the final logits, for TRADES KL from the clean ones, and with a probe its CE, averaged over modules."""
     logits, streams = model.trace(adv)
@@ -208,28 +185,33 @@ def test_starts_have_their_stated_sizes_and_follow_their_generator():
 
 
 class Clips(nn.Module):
-    """A network that writes into its input, or one that does not."""
+    """A network that clips its input, in place or not, and remembers what it was given."""
 
     def __init__(self, net, writes: bool):
         super().__init__()
-        self.net, self.writes = net, writes
+        self.net, self.writes, self.seen = net, writes, []
 
     def forward(self, x):
+        self.seen.append(x.clone())
         return self.net(x.clamp_(0.2, 0.8) if self.writes else x.clamp(0.2, 0.8))
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_networks_that_write_into_their_input_train_as_others_do(method):
+def test_passes_run_in_the_stated_order_on_images_that_a_network_may_write_into(method):
     run = replace(SMALL, method=method, awp=0.01)
     net, results = model_of(run).net.eval(), []
     for writes in (True, False):
         model, x = Classifier(Clips(copy.deepcopy(net), writes)), X.clone()
-        x_adv = crafted(model, x, Y, run, torch.Generator().manual_seed(0))
-        objective = Objective(model, run)
+        x_adv, objective = crafted(model, x, Y, run, torch.Generator().manual_seed(0)), Objective(model, run)
+        passes = {"natural": [X], "at": [x_adv]}.get(method, [X, x_adv])
         with perturbed_weights(objective, 0.01, x, x_adv, Y):
-            total = objective.total(objective(x, x_adv, Y)[0])
-            gradients = torch.autograd.grad(total, list(model.parameters()))
-        results.append([x_adv, total.detach(), *gradients])
+            parts, logits = objective(x, x_adv, Y)
+            assert all(map(torch.equal, model.net.seen[-len(passes) :], passes))
+            outputs = [model(one.clone()) for one in passes]
+            gradients = torch.autograd.grad(objective.total(parts), list(model.parameters()))
+        expected = PAIRS[method](*outputs, Y) if method in PAIRS else {"cls": F.cross_entropy(*outputs, Y)}
+        torch.testing.assert_close((parts, logits), (expected, outputs[-1]))
+        results.append([x_adv, logits.detach(), *gradients])
         assert torch.equal(x, X)
     torch.testing.assert_close(*results)
 

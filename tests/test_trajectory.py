@@ -46,9 +46,8 @@ def trainer(fixture, monkeypatch):
 
 
 def test_the_trainer_repeats_the_authors_own_training_steps(fixture, trainer, monkeypatch):
-    run = trainer.run
     theirs = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "steps": 10, "eps": 8 / 255, "alpha": 2 / 255}
-    assert theirs.items() <= vars(run).items()
+    assert theirs.items() <= vars(trainer.run).items()
     crafted, update = [], trainer.stepper.step
     monkeypatch.setattr(trainer.stepper, "step", lambda x, x_adv, y, **_: (crafted.append(x_adv), update(x, x_adv, y)))
     for step in range(STEPS):

@@ -81,16 +81,11 @@ def decide(value):
 
 def gathered(value: Tensor) -> Tensor:
     """The tensors of all P processes, equal in shape, by rank: (P, ...). Those on the CPU do not wait for a GPU."""
-    parts = [value.contiguous()]
+    parts = [value.contiguous()] * size()
     if together():
-        parts = [torch.empty_like(parts[0]) for _ in range(size())]
+        parts = [torch.empty_like(part) for part in parts]
         dist.all_gather(parts, value.contiguous())
     return torch.stack(parts)
-
-
-def any_of(flag: bool) -> bool:
-    """True everywhere when it is true in one process."""
-    return bool(gathered(torch.tensor(int(flag))).any())
 
 
 @contextmanager

@@ -52,8 +52,8 @@ def recorded(function: Function, example: tuple[Tensor, ...]) -> Function:
 class Crafter:
     """Crafts a run's training images on a folded copy of the live model, refilled before each batch.
 
-    model: the live network, which is laid out as `channels_last` says; compile, graphs (CUDA), channels_last: None for
-    the default. `switches`: what is in use, final after a batch.
+    channels_last lays model itself out. compile, graphs, channels_last: None for the default. `switches`: what is in
+    use, final after a batch.
     """
 
     def __init__(self, model: nn.Module, run: Run, device="cpu", *, compile=None, channels_last=None, graphs=None):
@@ -79,7 +79,7 @@ class Crafter:
     def attack(self, x: Tensor, y: Tensor, generator=None, *, source=None, noise: Tensor | None = None) -> Tensor:
         """The training attack (for natural runs, the one of plain AT) on source, by default the live model.
 
-        x: (N, C, H, W) in [0, 1]; y: (N,) int64; generator, or noise: of the start; source: attacked in eval mode.
+        x: (N, C, H, W) in [0, 1]; y: (N,) int64; generator, or noise: of the start.
         """
         source = self.model if source is None else source
         x = laid_out(x.detach(), self.channels_last)

@@ -34,7 +34,7 @@ class Callbacks:
     interrupted: Callable[[], bool] = lambda: False
 
     def stop(self) -> bool:
-        """Is it time to stop?"""
+        """Is it time to stop, for this process?"""
         return self.interrupted() or (self.deadline is not None and time.monotonic() >= self.deadline)
 
 
@@ -95,8 +95,7 @@ class Trainer:
     def restore(self, tensors: dict[str, Tensor], progress: dict) -> None:
         """Continue from what `tensors` and `progress` (as JSON) said."""
         states: dict[str, dict[str, Tensor]] = defaultdict(dict)
-        for key, tensor in tensors.items():
-            part, _, name = key.partition("/")
+        for (part, _, name), tensor in ((key.partition("/"), tensor) for key, tensor in tensors.items()):
             states[part][name] = tensor
         self.model.load_state_dict(states["model"])
         self.ema.load_state_dict(states["ema"])
@@ -153,13 +152,12 @@ class Trainer:
             group["lr"] = lr
         started = time.monotonic() - progress.epoch_seconds
         for index in parts[progress.batch :]:
-            if distributed.any_of(callbacks.stop()):
+            if distributed.gathered(torch.tensor(int(callbacks.stop()))).any():
                 self.stepper.merge_sums()
                 return False
             self.step(index)
             progress.epoch_seconds = time.monotonic() - started
             callbacks.on_batch(progress.batch, len(parts))
-        self.stepper.merge_sums()
         tally = self.stepper.tally()  # synchronises: only now is a GPU done with the epoch
         progress.seconds += (seconds := time.monotonic() - started)
         if bad := [name for name, value in tally.items() if not math.isfinite(value)]:
@@ -201,7 +199,8 @@ def fit(trainer: Trainer, callbacks: Callbacks = Callbacks()) -> Trainer:
         while progress.epoch <= run.epochs:
             if not trainer.epoch(callbacks):
                 callbacks.on_stop(trainer)
-                kind = Interrupted if distributed.any_of(callbacks.interrupted()) else TimeUp
+                asked = distributed.gathered(torch.tensor(int(callbacks.interrupted()))).any()
+                kind = Interrupted if asked else TimeUp
                 raise kind(f"stopped in epoch {progress.epoch} of {run.epochs}, batch {progress.batch}; run it again")
             callbacks.on_epoch(trainer)
     return trainer

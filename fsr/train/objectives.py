@@ -81,10 +81,9 @@ def fsr_terms(logits: Tensor, streams: Sequence[Any], y: Tensor) -> dict[str, Te
 
 
 class Objective(nn.Module):
-    """The whole training-mode computation of a run; DDP and compile wrap this module, because both look at `forward`.
+    """A run's training pass, as a module for DDP and compile: (x, x_adv, y) to unweighted loss parts and logits.
 
-    forward(x, x_adv, y): clean and adversarial images (N, C, H, W) in [0, 1] and labels to the unweighted loss parts
-    and the logits of the pass that training sees. TRADES and MART run a clean pass, then an adversarial one.
+    x, x_adv: clean and adversarial images (N, C, H, W) in [0, 1]. TRADES and MART run a clean pass first.
     """
 
     def __init__(self, model: Classifier, run: Run):
@@ -155,7 +154,7 @@ def craft(net: Any, run: Run, x_adv: Tensor, x: Tensor, y: Tensor, *, step=None,
 def perturbed_weights(objective: Objective, gamma: float, x: Tensor, x_adv: Tensor, y: Tensor) -> Iterator[None]:
     """AWP: inside, each weight tensor is moved by gamma of its norm along the loss's gradient (Wu et al. 2020, eq. 8).
 
-    objective: the bare Objective, whose running statistics stay. So do tensors with one dimension (biases, BatchNorm).
+    Running statistics stay, and tensors with one dimension (biases, BatchNorm).
     """
     weights: list[Tensor] = [p for p in objective.parameters() if p.requires_grad and p.ndim > 1]
     buffers = [(b, b.clone()) for b in objective.buffers()]

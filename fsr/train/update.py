@@ -16,10 +16,7 @@ from fsr.train.objectives import perturbed_weights
 
 
 def stream_seed(*parts) -> int:
-    """A 63-bit seed that is a function of its parts: every random number of a run comes from (seed, purpose, step).
-
-    So nothing needs to be remembered for a resumed run to continue bit for bit.
-    """
+    """63 bits that are a function of (seed, purpose, step) alone: a resumed run needs no random state to be kept."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -39,8 +36,8 @@ def sgd(model: nn.Module, run: Run, device: torch.device) -> torch.optim.SGD:
 class Stepper:
     """One optimiser step at a time; losses and accuracy stay on the device until `tally`.
 
-    objective: an Objective, or what wraps one; with precision bf16 its matrix products run in bf16 on float32 master
-    weights. compile: the objective and its gradients compiled (on a GPU as CUDA graphs); on a CPU that gained nothing.
+    objective: an Objective, or DDP around one; precision bf16 keeps its weights in float32. compile: the objective and
+    its gradients, on a GPU as CUDA graphs; on a CPU that gained nothing.
     """
 
     def __init__(self, objective: nn.Module, optimizer: torch.optim.SGD, run: Run, device="cpu", *, compile=False):
@@ -59,8 +56,7 @@ class Stepper:
         x, x_adv = (laid_out(t, self.channels_last) for t in (x, x_adv))
         perturb = awp and self.run.awp > 0  # moves weights in place, which autocast's cache of them would not see
         how: dict[str, Any] = {"enabled": self.autocast, "cache_enabled": not perturb}
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(torch.autocast(self.device.type, torch.bfloat16, **how))
+        with torch.autocast(self.device.type, torch.bfloat16, **how), contextlib.ExitStack() as stack:
             if perturb:
                 stack.enter_context(perturbed_weights(self.bare, self.run.awp, x, x_adv, y))
             parts, logits = self.objective(x, x_adv, y)
@@ -69,10 +65,7 @@ class Stepper:
             (total * self.bare.share).backward()
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)  # a recorded update reuses their memory in its next forward pass
-        self._add({**parts, "total": total}, logits, y)
-
-    @torch.no_grad()
-    def _add(self, parts: dict[str, Tensor], logits: Tensor, y: Tensor) -> None:
+        parts["total"] = total
         if not self.sums:
             names = (*parts, "adv_acc", "images", "steps", "bad")
             self.sums = {name: torch.zeros((), dtype=torch.float64, device=y.device) for name in names}
@@ -100,6 +93,7 @@ class Stepper:
 
     def tally(self) -> dict[str, float]:
         """Means over the epoch's images of every loss part, their total and adv_acc; waits for the device, once."""
+        self.merge_sums()
         if not self.sums:
             return {}
         values = dict(zip(self.sums, torch.stack([*self.sums.values()]).tolist()))

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import chdir, contextmanager
+from contextlib import chdir, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from unittest import mock
@@ -56,15 +56,6 @@ def key(name: str, profile: str) -> str:
     for path in parts:
         total.update(path.name.encode() + (path.read_bytes() if path.exists() else b""))
     return total.hexdigest()
-
-
-def is_current(name: str, profile: str) -> bool:
-    """Was this notebook executed with exactly this source, package, libraries and records?"""
-    try:
-        book = json.loads((files.executed(profile) / f"{name}.ipynb").read_bytes())
-        return book["metadata"]["fsr"]["key"] == key(name, profile)
-    except (OSError, ValueError, KeyError):
-        return False
 
 
 def parameters_of(book: nbformat.NotebookNode) -> list[str]:
@@ -128,8 +119,10 @@ def execute(
     """
 
     def one(name: str) -> tuple[str, bool]:
-        if not force and is_current(name, profile):
-            return f"{name}: unchanged", True
+        with suppress(OSError, ValueError, KeyError):  # none was executed, or it is damaged
+            book = json.loads((files.executed(profile) / f"{name}.ipynb").read_bytes())
+            if book["metadata"]["fsr"]["key"] == key(name, profile) and not force:
+                return f"{name}: unchanged", True
         if interrupted():
             return f"{name}: left out", True
         try:

@@ -85,17 +85,11 @@ def test_after_a_signal_no_other_notebook_begins(sources):
 
 def test_two_at_once_run_side_by_side_each_in_the_sources_folder(sources, tmp_path, monkeypatch):
     """Each waits for the other, so that one after the other would fail; the caller's folder is as before."""
-    code = """
-import os, pathlib, time
-mine, other = pathlib.Path({here!r}, {mine!r}), pathlib.Path({here!r}, {other!r})
-mine.touch()
-until = time.monotonic() + 300
-while not other.exists():
-    assert time.monotonic() < until
-    time.sleep(0.05)
-os.getcwd()"""
-    write(sources, "00-setup", code.format(here=str(tmp_path), mine="a", other="b"))
-    write(sources, "02-fine", code.format(here=str(tmp_path), mine="b", other="a"))
+    code = "import os, pathlib, time\nfrom itertools import count\npathlib.Path({!r}).touch()\nfor i in count():\n"
+    code += "    if pathlib.Path({!r}).exists():\n        break\n    assert i < 6000\n    time.sleep(0.05)\nos.getcwd()"
+    a, b = (str(tmp_path / name) for name in "ab")
+    write(sources, "00-setup", code.format(a, b))
+    write(sources, "02-fine", code.format(b, a))
     (sources.parent / "below").mkdir()
     monkeypatch.chdir(sources.parent / "below")
     failed, said = execute("00-setup", "02-fine", workers=2)

@@ -1,7 +1,6 @@
 """Data sets on disk: read whole, named when they are missing or not whole."""
 
 import io
-import os
 import shutil
 import struct
 import time
@@ -235,11 +234,3 @@ def test_folders_without_two_classes_in_both_parts_are_refused(tmp_path):
         shutil.rmtree(tmp_path / gone)
         with pytest.raises(MissingData, match="needs train/<class>/ and test/<class>/"):
             _read(tmp_path)
-
-
-@pytest.mark.skipif("FSR_DATA" not in os.environ, reason="real CIFAR-10: set FSR_DATA to its folder")
-def test_real_cifar10():
-    d = data.load(for_dataset("cifar10"))
-    assert tuple(d.train_x.shape) == (49000, 3, 32, 32) and len(d.test_y) == 10000
-    assert d.held_y.bincount().tolist() == [100] * 10
-    assert d.test_y[:5].tolist() == [3, 8, 8, 0, 6]  # cat, ship, ship, airplane, frog: the well known first five

@@ -142,12 +142,12 @@ def status(profile: Profile = "demo", device: Device = None, root: Root = None) 
     files.use(root=root)
     files.existing()
     frame = runs.status(profile, device=device)
-    left, states = frame.pop("seconds"), frame["state"].value_counts()
-    frame.insert(4, "training left", ["?" if s != s else duration(s) if s else "" for s in left])
-    typer.echo(frame.to_string(index=False))
-    counts = states.reindex(["done", "partial", "missing", "damaged"], fill_value=0)
-    typer.echo(", ".join(f"{count} {state}" for state, count in counts.items()) + f" of {len(frame)} runs")
-    typer.echo(f"trainings: {duration(left.sum())} one after the other, as fast as those finished here")
+    left = frame["seconds"]
+    frame["seconds"] = ["?" if s != s else duration(s) if s else "" for s in left]
+    typer.echo(frame.rename(columns={"seconds": "training left"}).to_string(index=False))
+    counts = [f"{(frame['state'] == state).sum()} {state}" for state in ("done", "partial", "missing", "damaged")]
+    text = f"{', '.join(counts)} of {len(frame)} runs; trainings left: {duration(left.sum())} one after the other"
+    typer.echo(text + ", as fast as those finished here")
 
 
 @app.command("report", epilog="Example:  python -m fsr report --profile demo")

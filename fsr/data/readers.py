@@ -43,8 +43,8 @@ def stratified_order(y: Tensor) -> Tensor:
     for label in y.unique():
         members = (y == label).nonzero().flatten()
         members = members[torch.randperm(len(members), generator=generator)]
-        offset = torch.rand(1, generator=generator, dtype=torch.float64)
-        place[members] = (torch.arange(len(members), dtype=torch.float64) + offset) / len(members)
+        steps = torch.arange(len(members), dtype=torch.float64)
+        place[members] = (steps + torch.rand(1, generator=generator, dtype=torch.float64)) / len(members)
     return place.argsort(stable=True)
 
 

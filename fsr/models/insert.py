@@ -104,7 +104,7 @@ def _wrong(f: Any, larger: list[Any], x: Tensor) -> str:
 def features_at(net: nn.Module, paths: tuple[str, ...], batches: list[Tensor]) -> tuple[Tensor, Any, dict[str, Tensor]]:
     """(The first batch that net takes in eval mode, what it gives, the map (N, C, H, W) at each path) or UsageError."""
     names = [name for name, _ in net.named_modules(remove_duplicate=False) if name]
-    for path in set(paths) - set(names):
+    for path in (path for path in paths if path not in names):
         near = get_close_matches(path, names, n=12, cutoff=0)
         raise UsageError(f"no module {path!r} in this network; choose one of {', '.join(near)}")
     for x in batches:

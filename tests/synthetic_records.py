@@ -42,8 +42,12 @@ def write_history(run: Run, epochs: int | None = None) -> None:
         robust = 0.1 + 0.6 * part - 0.1 * max(0.0, part - 0.8) + rng.normal(0, 0.01)
         row |= {"train_adv_acc": 0.1 + 0.7 * part, "held_clean_acc": 0.1 + 0.85 * part, "held_robust_acc": robust}
         rows.append(row | {"ema_held_clean_acc": 0.1 + 0.86 * part, "ema_held_robust_acc": 0.1 + 0.63 * part})
-    record = {"run_id": run_id(run), "history_sha256": sha256(store.save_history(run, rows)), "checkpoints": {}}
-    record |= {"commit": "0123456789abcdef", "seconds": 15.0, "best_epoch": 12, "hardware": CPU}
+    write_training(run, rows, checkpoints={}, commit="0123456789abcdef", seconds=15.0, best_epoch=12, hardware=CPU)
+
+
+def write_training(run: Run, history: list[dict], **record) -> None:
+    """history.csv and env.json with these facts."""
+    record |= {"run_id": run_id(run), "history_sha256": sha256(store.save_history(run, history))}
     save_json(files.run_dir(run_id(run)) / "env.json", record)
 
 

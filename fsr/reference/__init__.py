@@ -76,10 +76,8 @@ def _checked(row: dict, where: str, count: int) -> dict:
             raise UsageError(f"{where}: unknown {name} {row[name]!r}; choose one of {', '.join(filter(None, known))}")
     (low, high), value = UNITS[row["unit"]], pd.to_numeric(row["value"], errors="coerce")
     if not (row["metric"] and low <= value <= high):  # also refuses nan
-        raise UsageError(
-            f"{where}: {row['value']!r} of {row['metric']!r} is no number of {row['unit']} between {low:g} and "
-            f"{high:g} of a column of the table, for instance pgd20"
-        )
+        what = f"{row['value']!r} of {row['metric']!r} is no number of a column (as pgd20)"
+        raise UsageError(f"{where}: {what} between {low:g} and {high:g} {row['unit']}")
     return row | {"value": float(value)}
 
 

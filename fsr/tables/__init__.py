@@ -27,10 +27,8 @@ TABLES = {
     "T11": TableInfo("T11-overfit", "Where adversarial training overfits"),
 }
 OTHERS = {"T7": inside.streams, "T8": inside.overhead, "T9": inside.audits, "T10": verdict.frame}
-LEGEND = (
-    "Percent; in brackets the 95 % interval over images (Wilson; of a gain: paired bootstrap), "
-    "± the standard deviation over seeds."
-)
+LEGEND = "Percent; in brackets the 95 % interval over images (Wilson; of a gain: paired bootstrap), "
+LEGEND += "± the standard deviation over seeds."
 
 
 def of_profile(profile: str) -> list[str]:
@@ -54,10 +52,10 @@ def notes(profile: str, name: str, frame: pd.DataFrame | None = None) -> list[st
     for row in experiments.ROWS[profile][robustness.KINDS[name]] if mixed else ():
         for run in row.runs:
             if any(outcomes.of_other_weights(run, evaluation) for evaluation in store.evaluations(run)):
-                told.append(
-                    f"{row.name}: what is left out is of other weights than the training on record; move results/runs/"
-                    f"{run_id(run)} away, then `python -m fsr run-all -p {profile}` makes the run again."
+                advice = (
+                    f"move results/runs/{run_id(run)} away, then `python -m fsr run-all -p {profile}` makes it again"
                 )
+                told.append(f"{row.name}: what is left out is of other weights than its training's; {advice}.")
     if "flags" in frame and frame["flags"].fillna("none").ne("none").any():
         told.append("† AutoAttack is in doubt: its own warning, or another attack breaks what it leaves (csv: flags).")
     if name == "T9" and (frame["version"] < AUDIT_VERSION).any():

@@ -53,13 +53,11 @@ def streams(profile: str) -> pd.DataFrame:
     columns = ["row", "seed", "checkpoint", "stream", "probe", "attack", "n", "correct"]
     table = pd.DataFrame(cells, columns=columns).astype({"n": float, "correct": float})
     table["accuracy"], base = table["correct"] / table["n"], experiments.profile_of(profile).base
-    keys = {"row": "paper", "checkpoint": "last", "attack": "pgd20"}
-    theirs = [
-        keys | {"stream": cell.row, "probe": cell.metric, "accuracy": cell.value / 100}
-        for cell in paper_cells("T7", rows=STREAMS, units=dict.fromkeys(PROBES, "percent"))
-        if (cell.dataset, cell.backbone) == (base.dataset, base.backbone)
-    ]
-    return pd.concat([table, pd.DataFrame(theirs, columns=table.columns)], ignore_index=True) if theirs else table
+    for cell in paper_cells("T7", rows=STREAMS, units=dict.fromkeys(PROBES, "percent")):
+        if (cell.dataset, cell.backbone) == (base.dataset, base.backbone):
+            theirs = {"row": "paper", "checkpoint": "last", "attack": "pgd20", "stream": cell.row, "probe": cell.metric}
+            table.loc[len(table)] = pd.Series(theirs | {"accuracy": cell.value / 100})
+    return table
 
 
 def overhead(profile: str) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from fsr.config import Evaluation, Run
 from fsr.reference import MIN_SEEDS
 from fsr.tables import labels
 
+Runs = tuple[Run, ...]
 SPARED = 0.01  # share of its images that another attack may break and AutoAttack not: starting points differ
 
 
@@ -47,7 +48,7 @@ def outcome(run: Run, evaluation: Evaluation) -> pd.Series | None:
     return _read(files.results(), run, evaluation)[0]
 
 
-def accuracy(runs: tuple[Run, ...], evaluation: Evaluation) -> dict:
+def accuracy(runs: Runs, evaluation: Evaluation) -> dict:
     """Mean over seeds as a fraction; value is missing when no seed was run.
 
     low, high: Wilson's 95 % interval at the mean and the n of one seed, since all seeds see the same images.
@@ -67,9 +68,7 @@ def mean_of(values: list[float], n: int) -> dict:
     return {"value": mean, "low": low, "high": high, "n": n, "sd": sd}
 
 
-def gain(
-    runs: tuple[Run, ...], baseline: tuple[Run, ...], evaluation: Evaluation, base_evaluation: Evaluation | None = None
-) -> dict:
+def gain(runs: Runs, baseline: Runs, evaluation: Evaluation, base_evaluation: Evaluation | None = None) -> dict:
     """Accuracy of `runs` minus `baseline` as a fraction, on the images that both have, seed by seed.
 
     low, high: paired bootstrap over images; seeds_low, seeds_high: crossed bootstrap over seeds and images, from three

@@ -83,11 +83,9 @@ def paper_cells(table: str, *, rows: Collection, units: Mapping[str, str]) -> It
     for cell in typed[typed["table"] == table].itertuples():
         known = cell.row in rows or (cell.dataset, cell.backbone, cell.row) in rows
         if not known or units.get(cell.metric) != cell.unit:
+            what = f"{cell.dataset} {cell.backbone} {cell.row!r}, or no column {cell.metric!r} in {cell.unit}"
             where, columns = f"{reference.paper_file()}, line {cell.line}", ", ".join(map(" in ".join, units.items()))
-            raise UsageError(
-                f"{where}: {table} has no row {cell.row!r} for {cell.dataset or 'any data'}, {cell.backbone}, or no "
-                f"column {cell.metric!r} in {cell.unit}; its columns are {columns}"
-            )
+            raise UsageError(f"{where}: {table} has no row {what}; its columns are {columns}")
         yield cell
 
 

@@ -53,8 +53,8 @@ def lead(profile: str, claim: Claim, checkpoint: str, row: str, base: str, *weig
     low, high = (100 * cell.get(f"seeds_{end}", cell[end]) for end in ("low", "high"))
     least, most = (-high, -low) if claim.below else (low, high)
     holds = False if most < 0 else True if least > -claim.tolerance else None
-    few = "" if cell["seeds"] >= MIN_SEEDS else "interval over images alone"
-    return name, Finding(100 * cell["value"], low, high, cell["seeds"], holds, few)
+    why = "" if cell["seeds"] >= MIN_SEEDS else "interval over images alone"
+    return name, Finding(100 * cell["value"], low, high, cell["seeds"], holds, why)
 
 
 def all_of(found: dict[str, Finding], below: bool = False) -> Finding:
@@ -226,8 +226,7 @@ def same_curves(profile: str, claim: Claim, checkpoint: str) -> Finding:
     return Finding(max(apart.values()), seeds=1, holds=holds, why=f"mean absolute differences: {why}")
 
 
-MEASURED = (largest_gain, overhead, cues, accuracy, seconds, unseen, same_curves)
-RULES = {rule.__name__: rule for rule in MEASURED}
+RULES = {f.__name__: f for f in (largest_gain, overhead, cues, accuracy, seconds, unseen, same_curves)}
 RULES |= dict.fromkeys(("slow_start", "overfitting", "real_deficit"), hundred_epochs) | {"study_training": training}
 
 
@@ -255,9 +254,8 @@ def frame(profile: str) -> pd.DataFrame:
         changed = claim.earlier and f"changed after the runs; before: {claim.earlier}"
         row |= {"verdict": state(claim, found), "checkpoint": checkpoint, "changed_after_the_runs": changed}
         records.append(row)
-    return pd.DataFrame(records, columns=COLUMNS).astype(
-        dict.fromkeys(["stated", "ours", "low", "high", "tolerance"], float)
-    )
+    numbers = ("stated", "ours", "low", "high", "tolerance")
+    return pd.DataFrame(records, columns=COLUMNS).astype(dict.fromkeys(numbers, float))
 
 
 def notes(profile: str) -> list[str]:

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+from synthetic_records import write_training
 
 from fsr import experiments, store, tables
 from fsr.config import Evaluation, Run
-from fsr.files import run_dir, save_json, sha256
 
 
 class Records:
@@ -38,9 +38,8 @@ class Records:
     def trained(self, run: Run, per_epoch: float, hardware: dict, history: list[dict] | None = None, **more):
         """A finished training of two epochs, or with this history."""
         store.save_config(run)
-        data = store.save_history(run, history or [{"epoch": i + 1, "seconds": per_epoch} for i in range(2)])
-        record = {"run_id": store.id_of(run), "history_sha256": sha256(data), "hardware": hardware, **more}
-        save_json(run_dir(store.id_of(run)) / "env.json", record)
+        history = history or [{"epoch": i + 1, "seconds": per_epoch} for i in range(2)]
+        write_training(run, history, hardware=hardware, **more)
 
 
 @pytest.fixture

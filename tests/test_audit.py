@@ -1,6 +1,5 @@
 """The audit exposes defences that are known to be fake, leaves honest ones alone, and touches nothing."""
 
-import contextlib
 import copy
 import json
 
@@ -12,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fsr.attacks import ATTACKS
-from fsr.attacks.gradient import pgd
+from fsr.attacks.gradient import cross_entropy, pgd
 from fsr.audit import BUDGETS, GROUPS, Context, audit, binarization_test, cheap_checks, run_group
 from fsr.audit.context import watched
 from fsr.audit.indicators import NAMES, indicators
@@ -40,7 +39,7 @@ class After(nn.Module):
         return self.after(self.net(self.before(x)))
 
 
-def fit(before=lambda x: x, *, robust: bool = False):
+def fit(before=lambda x: x, *, robust=False):
     """A small network after four epochs of Adam on (adversarial) cross-entropy, in eval mode, and 60 test images."""
     from sklearn.datasets import load_digits
 
@@ -67,14 +66,6 @@ def stairs(x):
     return torch.round(24 * x) / 24
 
 
-def noisy(x):
-    return x + 0.1 * torch.randn_like(x)
-
-
-def gate(x):
-    return x * torch.sigmoid(1e6 * (x - 0.5))
-
-
 @pytest.fixture(scope="module")
 def natural():
     return fit()
@@ -84,11 +75,11 @@ def accuracy(kept) -> float:
     return float(torch.as_tensor(kept).double().mean())
 
 
-FAKES = {
-    "logits times 3000": (lambda x: x, {"after": lambda z: 3000 * z}, 0.30),
-    "staircase of 24 levels": (lambda x: x, {"before": stairs}, 0.30),
-    "noise left on": (noisy, {"before": noisy}, 0.30),
-    "saturated gate on every pixel": (gate, {"before": gate}, 0.55),
+FAKES = {  # what is done to images and to logits, whether it was there in training, and where it has to fall
+    "logits times 3000": ({"after": lambda z: 3000 * z}, False, 0.30),
+    "staircase of 24 levels": ({"before": stairs}, False, 0.30),
+    "noise left on": ({"before": lambda x: x + 0.1 * torch.randn_like(x)}, True, 0.30),
+    "saturated gate on every pixel": ({"before": lambda x: x * torch.sigmoid(1e6 * (x - 0.5))}, True, 0.55),
 }
 
 
@@ -96,8 +87,8 @@ FAKES = {
 def test_a_planted_fake_defence_falls(name, monkeypatch):
     for group in ("indicators", "binarization"):  # they break no image
         monkeypatch.setitem(GROUPS, group, lambda context, details: [])
-    trained_on, done, bound = FAKES[name]
-    net, x, y = fit(trained_on)
+    done, trained, bound = FAKES[name]
+    net, x, y = fit(**done) if trained else fit()
     result = audit(After(net, **done), x, y, EPS)
     assert accuracy(result.clean) > 0.8 and accuracy(result.worst_case) < bound
     assert result.randomised == (name == "noise left on")
@@ -140,8 +131,12 @@ def test_fsr_gets_every_group_and_the_worst_case_is_all_of_them(fsr, brisk):
     y[0] = (y[0] + 1) % 10  # one that is wrong from the start
     fsr.train()
     fsr.net.layer1.eval()  # a deliberately frozen part
-    with untouched(fsr, x):
+    changed, original, places = [], x.clone(), (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    precision = [place.fp32_precision for place in places]
+    with watched(fsr, "model", changed):
         result = audit(fsr, x, y, 0.02, surrogate=copy.deepcopy(fsr))
+    assert changed == [] and torch.equal(x, original) and precision == [place.fp32_precision for place in places]
+    assert all(p.grad is None and p.requires_grad for p in fsr.parameters())
     assert not result.not_applicable and result.seconds.keys() == GROUPS.keys()
     assert list(result.groups) == [name for name in GROUPS if name not in ("protocol", "indicators", "binarization")]
     assert set(result.indicators) == set(NAMES) and None not in result.indicators.values()
@@ -162,18 +157,6 @@ def test_groups_that_need_fsr_are_named_as_not_applicable(natural, brisk):
     left_out = {"bpda", "mask", "noise", "latent/joint", "transfer/m1", "transfer/r0", "transfer/surrogate"}
     assert set(result.not_applicable) == left_out and all(result.not_applicable.values())
     assert result.indicators["transfer_failure"] is None and not {"bpda", "mask", "noise"} & result.groups.keys()
-
-
-@contextlib.contextmanager
-def untouched(fsr, images):
-    """The model, its modes, the images and every random state are afterwards what they were."""
-    changed, x = [], images.clone()
-    precision = torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
-    with watched(fsr, "model", changed):
-        yield
-    assert changed == [] and torch.equal(x, images)
-    assert all(p.grad is None and p.requires_grad for p in fsr.parameters())
-    assert precision == (torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision)
 
 
 def test_a_stopped_audit_goes_on_and_ends_as_if_never_stopped(natural, brisk):
@@ -224,31 +207,24 @@ def test_what_cannot_be_audited_is_refused(change):
         audit(**{**given, **change})
 
 
-class Writing(After):
-    """Its first operations write into its input."""
-
-    def forward(self, x):
-        x.clamp_(0, 1)
-        x -= 0.5
-        return self.net(x.add_(0.5))
-
-
 def two_off(z):
     """Two more classes, switched off."""
     return torch.cat([z, torch.full((len(z), 2), -torch.inf)], 1)
 
 
-SAME = {
-    "writes into its input": (Writing, lambda net: After(net, before=lambda x: x.clamp(0, 1) - 0.5 + 0.5)),
-    "minus infinity": (lambda net: After(net, after=two_off), lambda net: net),
-    "double precision": (lambda net: After(net.double()), lambda net: net),
+SAME = {  # two networks that decide alike
+    "writes into its input": ({"before": lambda x: x.clamp_(0, 1).mul_(2).div_(2)}, lambda x: 2 * x.clamp(0, 1) / 2),
+    "minus infinity": ({"after": two_off}, lambda x: x),
+    "double precision": ({}, lambda x: x),
 }
 
 
 @pytest.mark.parametrize("name", SAME)
 def test_what_changes_no_decision_changes_no_verdict(natural, brisk, name):
     net, x, y = natural[0], natural[1][:30], natural[2][:30]
-    other, plain = (audit(wrap(copy.deepcopy(net)), x.clone(), y, 0.05) for wrap in SAME[name])
+    done, before = SAME[name]
+    other = After(copy.deepcopy(net).double() if name == "double precision" else net, **done)
+    other, plain = (audit(model, x.clone(), y, 0.05) for model in (other, After(net, before)))
     assert torch.equal(other.clean, plain.clean) and 0.5 < accuracy(plain.worst_case) < 0.95
     for part in ("authors_protocol", "worst_case"):
         assert (getattr(other, part) != getattr(plain, part)).sum() <= 1
@@ -416,31 +392,21 @@ def test_an_attack_that_leaves_the_network_changed_is_named(natural, brisk, monk
     assert changed[:3] == ["restarts: train mode", "restarts: weights and buffers", "restarts: hooks"]
 
 
-class Compiled(nn.Module):
-    def __init__(self, net, factor):
-        super().__init__()
-        self._orig_mod, self.factor = net, factor
-
-    def forward(self, x):
-        return self._orig_mod(self.factor * x)
-
-
 def test_networks_that_look_at_the_whole_batch_or_differ_when_compiled_are_named():
     x, eager = torch.rand(8, 3, 4, 4), nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
     centred = After(eager, before=lambda x: x - x.mean(0))
     assert cheap_checks(centred, context_of(centred, x))["batch_dependent"]
     for factor in (1.0, 1.1):
-        found = cheap_checks(Compiled(eager, factor), context_of(eager, x))
+        compiled = After(eager, before=lambda x, factor=factor: factor * x)
+        compiled._orig_mod = eager
+        found = cheap_checks(compiled, context_of(eager, x))
         assert found == {"batch_dependent": False, "compiled_differs": factor != 1}
 
 
 def walk(steps=20, sign=1, before=lambda net: net):
     """PGD of steps of 0.1 eps, as it is or deliberately weakened."""
-
-    def loss(logits, y):
-        return sign * F.cross_entropy(logits, y, reduction="none")
-
-    return lambda net, x, y, eps: pgd(before(net), x, y, eps=eps, steps=steps, loss=loss, random_start=False)
+    how = {"steps": steps, "loss": lambda *given: sign * cross_entropy(*given), "random_start": False}
+    return lambda net, x, y, eps: pgd(before(net), x, y, eps=eps, **how)
 
 
 WEAK = {

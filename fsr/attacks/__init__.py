@@ -58,11 +58,8 @@ class Attack:
 
 # AutoAttack's variants by name, and the options that make them: attacks of several parts, each of which sees only what
 # the parts before left correct
-VARIANTS: dict[str, dict] = {
-    "autoattack": {},
-    "autoattack-rand": {"version": "rand"},
-    "autoattack-ci": {"steps": 5, "queries": 50},
-}
+VARIANTS: dict[str, dict] = {"autoattack": {}, "autoattack-rand": {"version": "rand"}}
+VARIANTS["autoattack-ci"] = {"steps": 5, "queries": 50}
 
 
 def _auto(name: str, description: str) -> Attack:

@@ -1,7 +1,6 @@
 """AutoAttack: the attacks and checks of `pyautoattack` over the images still right, resumable after any batch.
 
-N images, K classes. The package reseeds for every batch: outcomes belong to an order of images and a batch size, so
-both are part of a state's identity.
+The package reseeds for every batch: outcomes belong to an order of images and a batch size. N images, K classes.
 """
 
 import json
@@ -9,9 +8,8 @@ import re
 import sys
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -118,10 +116,7 @@ def single(model: Net, x: Tensor, y: Tensor, *, name: str, eps: float, seed: int
 
 
 def check_model(model: Net, x: Tensor, y: Tensor, attacks: list[str], randomised_ok: bool, log: Log) -> int:
-    """The package's checks on one batch (randomised, probabilities, dynamic) into `log`; returns K.
-
-    UsageError where an attack needs more classes.
-    """
+    """The package's checks on one batch (randomised, probabilities, dynamic) into `log`; returns K."""
     net = connected(model)
     if not randomised_ok:
         checks.check_randomized(net, x, y, bs=len(x), logger=log)
@@ -139,8 +134,7 @@ def check_model(model: Net, x: Tensor, y: Tensor, attacks: list[str], randomised
     return classes
 
 
-@dataclass(frozen=True)
-class AutoAttackResult:
+class AutoAttackResult(NamedTuple):
     """What AutoAttack found; per-image tensors (but x_adv) on the CPU, in the order of x."""
 
     clean: Tensor  # (N,) bool, before all attacks
@@ -152,7 +146,6 @@ class AutoAttackResult:
 
 
 def _opened(state: State, identity: dict, x: Tensor) -> dict[str, Any]:
-    """The state's record, begun where there is none; UsageError where it is another evaluation's."""
     record = {"identity": identity, "classes": 0, "done": {}, "flips": {}, **Log().record}
     if "record" in state:
         record = json.loads(str(state["record"]))
@@ -186,7 +179,6 @@ def _attacked(name: str, model: Network, judge: Network, x: Tensor, y: Tensor, r
 
 
 def _run(model: Network, judge: Network, x: Tensor, y: Tensor, state: State, record: dict, on_chunk) -> None:
-    """From wherever the state stands to the end."""
     names, batch, seed, rand = (record["identity"][key] for key in ("attacks", "batch", "seed", "randomised_ok"))
     by = state["broken_by"]
 

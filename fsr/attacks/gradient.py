@@ -79,17 +79,7 @@ def uniform_start(x: Tensor, *, eps: float, **own) -> Tensor:
 
 
 def pgd(
-    model,
-    x,
-    y,
-    *,
-    eps: float,
-    alpha=None,
-    steps=20,
-    loss: Loss = cross_entropy,
-    random_start=True,
-    start=None,
-    turn=None,
+    model, x, y, *, eps, alpha=None, steps=20, loss: Loss = cross_entropy, random_start=True, start=None, turn=None
 ) -> Tensor:
     """Projected gradient ascent on `loss`, last iterate (Madry et al. 2018, section 2.1); alpha: 0.1 * eps if None.
 

@@ -14,17 +14,14 @@ from fsr.files import UsageError
 
 
 def check_images(x: Tensor, y: Tensor, classes: int | None = None, *, empty: bool = False) -> None:
-    """UsageError unless x is (N, C, H, W) floating point in [0, 1] and y is (N,) int64 in [0, classes).
-
-    empty: N may be 0.
-    """
+    """UsageError unless x is (N, C, H, W) in [0, 1] and y (N,) int64 in [0, classes); empty: N may be 0."""
     if x.ndim != 4 or not x.is_floating_point():
         raise UsageError(f"images must be (N, C, H, W) floating point in [0, 1], not {tuple(x.shape)} {x.dtype}")
     if y.shape != x.shape[:1] or y.dtype != torch.int64:
         raise UsageError(f"labels must be ({len(x)},) int64, one per image, not {tuple(y.shape)} {y.dtype}")
+    if len(x) == 0 and empty:
+        return
     if len(x) == 0:
-        if empty:
-            return
         raise UsageError("there are no images: the batch is empty")
     dark, bright, low, high = float(x.min()), float(x.max()), int(y.min()), int(y.max())  # NaN where a pixel is NaN
     if not (dark >= 0 and bright <= 1):

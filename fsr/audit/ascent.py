@@ -132,27 +132,27 @@ def _pooled(features: Tensor) -> Tensor:
     return (features.mean(dim=1) if features.ndim == 3 else features).flatten(1)
 
 
-def _fit(features: Tensor, y: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Weight (K, D) and bias (K,) of ridge regression from standardised features (N, D) to one-hot labels."""
-    mean, spread = features.mean(dim=0), features.std(dim=0, correction=0) + 1e-5
-    inputs, targets = (features - mean) / spread, F.one_hot(y, classes).to(features.dtype) - 1 / classes
-    gram = inputs.T @ inputs / len(y)
-    gram.diagonal().add_(0.1)
-    weight = torch.linalg.solve(gram, inputs.T @ targets / len(y)).T / spread
-    return weight, -weight @ mean
-
-
 @torch.no_grad()
 def with_latent_heads(net: nn.Module, x: Tensor, y: Tensor, *, classes: int, batch: int) -> tuple[WithHeads, int]:
-    """The network with a head fitted to each stage from images x (N, C, H, W) and labels y (N,); how many there are."""
+    """The network with a head on each stage, ridge regression from standardised features to the one-hot labels y (N,).
+
+    x: (N, C, H, W). Returns how many heads there are too.
+    """
     stages, heads = _stages(net, x[:2]), list[tuple]()
 
     def network(images: Tensor) -> tuple[Tensor, list[Tensor]]:
         seen: dict[nn.Module, Tensor] = {}
         with hooked(stages, lambda module, _, out: seen.update({module: out})):
-            logits, pooled = net(images), [_pooled(seen[stage]) for stage in stages]
+            logits = net(images)
+        pooled = [_pooled(seen[stage]) for stage in stages]
         return logits, [F.linear(f, *head) for f, head in zip(pooled, heads)] if heads else pooled
 
-    parts = [network(images)[1] for images in x.split(batch)]
-    heads += [_fit(torch.cat(part), y, classes) for part in zip(*parts)]
+    for part in zip(*[network(images)[1] for images in x.split(batch)]):
+        features = torch.cat(part)
+        mean, spread = features.mean(dim=0), features.std(dim=0, correction=0) + 1e-5
+        inputs, targets = (features - mean) / spread, F.one_hot(y, classes).to(features.dtype) - 1 / classes
+        gram = inputs.T @ inputs / len(y)
+        gram.diagonal().add_(0.1)
+        weight = torch.linalg.solve(gram, inputs.T @ targets / len(y)).T / spread
+        heads.append((weight, -weight @ mean))
     return network, len(stages)

@@ -135,10 +135,8 @@ class Context:
     def scores(self, x: Tensor, randomised: bool | None = None) -> Tensor:
         """Logits (N, K); of a randomised network the mean softmax over draws, the same for every attack."""
         with own_randomness(self.seed), exact_float32():
-            if not (self.randomised if randomised is None else randomised):
-                return self.reference(x)
-            draws = self.budget["draws"]
-            return sum(self.reference(x).softmax(dim=1) for _ in range(draws)) / draws
+            draws = self.budget["draws"] if (self.randomised if randomised is None else randomised) else 0
+            return sum(self.reference(x).softmax(dim=1) for _ in range(draws)) / draws if draws else self.reference(x)
 
     def correct(self, x_adv: Tensor, rows: Tensor, randomised: bool | None = None) -> Tensor:
         """Still right, (M,) bool; x_adv, of the images rows (M,), is first put into ball and [0, 1]."""

@@ -1,7 +1,5 @@
 """Sentences say what the numbers say, with either sign."""
 
-import importlib
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,9 +7,8 @@ import pytest
 from fsr import experiments, store, tables
 from fsr.files import UsageError
 from fsr.reference import epoch_log
-from fsr.report import answer, findings
+from fsr.report import answer, findings, sentences
 
-room = importlib.import_module("fsr.report.findings")
 LOWER, HIGHER, OPEN = (-0.03, -0.04, -0.02), (0.03, 0.02, 0.04), (0.01, -0.01, 0.03)
 STREAM = {"attack": "none", "accuracy": 0.5, "checkpoint": "last", "seed": 0, "n": 9, "probe": "aux", "stream": "f"}
 KEPT = "Ensemble: AT 50.0 %, FSR 40.0 %, without L_sep 45.0 %"
@@ -134,7 +131,9 @@ def test_a_sentence_follows_its_numbers(frames, name, rows, told):
     frames[name] = rows
     said = " ".join(findings("demo", name))
     assert told in said if told else not any(word in said for word in ("L_sep is", "needs", "depends", "sweep"))
-    assert (name == "T4") <= (findings("mini", name)[-1:] == [room.HYPOTHESIS])  # first records, which are made again
+    assert (name == "T4") <= (
+        findings("mini", name)[-1:] == [sentences.HYPOTHESIS]
+    )  # first records, which are made again
 
 
 def test_the_verdict_lists_claims_by_state(frames):
@@ -178,8 +177,8 @@ def test_a_full_size_history_is_compared_with_the_authors_log():
 
 
 def test_numbers_keep_their_sign_and_unknown_names_are_refused():
-    assert [room.number(v, True) for v in (-0.0003, 0.0, -0.012, 0.0004)] == ["−0.03", "+0.0", "−1.2", "+0.04"]
-    assert room.number(0.4457) == "44.6" and room.seeds([1, 3, 2]) == "one to three seeds"
+    assert [sentences.number(v, True) for v in (-0.0003, 0.0, -0.012, 0.0004)] == ["−0.03", "+0.0", "−1.2", "+0.04"]
+    assert sentences.number(0.4457) == "44.6" and sentences.seeds([1, 3, 2]) == "one to three seeds"
     with pytest.raises(UsageError, match="no findings for 'T99'"):
         findings("demo", "T99")
     with pytest.raises(UsageError, match="unknown profile"):

@@ -65,8 +65,8 @@ SIGNS = {"lowered robustness at every": [-0.03, -0.02], "FSR raised": [0.03, 0.0
 def test_the_first_sentence_follows_the_signs_of_all_settings(monkeypatch, values, told):
     cells = [{"low": value - 0.01, "high": value + 0.01} for value in values]
     monkeypatch.setattr(pages, "_recorded", lambda: dict(zip(("headline40", "mini"), cells)))
-    monkeypatch.setattr(pages, "answer", lambda name: name)
-    monkeypatch.setattr(pages, "reasons", lambda name: [f"FSR learns more slowly: {name}", f"reason of {name}"])
+    monkeypatch.setattr(pages.say, "answer", lambda name: name)
+    monkeypatch.setattr(pages.say, "reasons", lambda name: [f"FSR learns more slowly: {name}", f"reason of {name}"])
     first, _, *told_of = pages.answers().splitlines()
     assert told in first and "100 epochs were not run" in first
     assert len(told_of) == 5  # a reason that a larger setting gave is not repeated

@@ -17,14 +17,17 @@ from fsr.tables import labels, outcomes
 VALUE = ["value", "low", "high", "seeds_low", "seeds_high", "n", "seeds"]
 DASHED, ROBUST = (4, 1.5), "held_robust_acc"
 # Panels of F5: column of a history, its words in the legend, its dashes.
-LOSSES = (("train_cls", "loss: classification", ""), ("train_robust", "loss: robust term", (4, 1, 1, 1)))
+LOSSES: tuple[Any, ...] = (
+    ("train_cls", "loss: classification", ""),
+    ("train_robust", "loss: robust term", (4, 1, 1, 1)),
+)
 LOSSES += (("train_sep", "loss: separation", DASHED), ("train_rec", "loss: recalibration", (1, 1)))
 HELD_OUT = ((ROBUST, "", ""), ("held_clean_acc", "accuracy: clean", DASHED))
 PANELS: dict[str, Any] = {"loss terms": LOSSES, "training images, attacked": (("train_adv_acc", "", ""),)}
 PANELS["held-out images"] = HELD_OUT
 LOG = {"train_adv_loss": "train_cls", "train_sep_loss": "train_sep", "train_rec_loss": "train_rec"}
 LOG |= {"train_adv_acc": "train_adv_acc", "test_pgd10_acc": ROBUST}  # the authors' log -> our histories
-EDGE = {"markeredgecolor": "black", "markeredgewidth": 0.5, "linestyle": ""}
+EDGE: dict[str, Any] = {"markeredgecolor": "black", "markeredgewidth": 0.5, "linestyle": ""}
 MARKS = {"last": EDGE | {"marker": "o", "markersize": 6, "fillstyle": "none"}}
 MARKS |= {"best": EDGE | {"marker": "*", "markersize": 7}, "ema": EDGE | {"marker": "D", "markersize": 3}}
 AXES = {"tau": "temperature $\\tau$", "lambda_sep": "weight $\\lambda_{sep}$", "lambda_rec": "weight $\\lambda_{rec}$"}
@@ -109,7 +112,9 @@ def training_curves(profile: str, titles: tuple[str, ...] = tuple(PANELS)) -> Fi
 def sweeps(profile: str) -> Figure:
     """F4: what each setting and place changes against the default of the same seed, paired by image."""
     default, columns = experiments.main_pair(profile)[1], experiments.columns(profile, "settings")
-    rows = [row for kind in ("settings", "placement") for row in experiments.ROWS[profile][kind] if row.axis in AXES]
+    rows: list[Any] = [
+        row for kind in ("settings", "placement") for row in experiments.ROWS[profile][kind] if row.axis in AXES
+    ]
     cells, metrics = [], {name: labels.metric(name) for name in style.ATTACKS if name in columns}
     for row in sorted(rows, key=lambda row: (list(AXES).index(row.axis), str(row.value).count("+"), str(row.value))):
         usual, text = row.runs[0] == default, VALUES.get(row.value, str(row.value)).removesuffix(".0")

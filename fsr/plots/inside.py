@@ -18,12 +18,15 @@ MAX_ROWS, OPACITY = 6, 0.72  # images of F1; of a map over its image
 NEAR = 15  # neighbours of its own class that say how dense a cluster is at a point
 IMAGES = {"clean": ("clean images", style.GREY, "-"), "adv": ("adversarial images", style.BROWN, (0, (3, 1.5)))}
 HEAD, NEIGHBOURS = "auxiliary head (trained with the network)", "k nearest neighbours (never trained)"
-PROBES = {"aux": {"facecolor": "white", "hatch": "///", "label": HEAD}}
+PROBES: dict[str, Any] = {"aux": {"facecolor": "white", "hatch": "///", "label": HEAD}}
 PROBES["knn"] = {"facecolor": style.VERMILION, "label": NEIGHBOURS}
 
 # F9, drawn by code (Kim et al. 2023 and the authors' code).
 # Boxes: centre in units of the drawing (100 x 54), text, fill.
-BOXES = [(6, 27, "backbone\nup to the\nchosen stage", "#EDEDED"), (95, 40, "rest of the\nbackbone", "#EDEDED")]
+BOXES: list[Any] = [
+    (6, 27, "backbone\nup to the\nchosen stage", "#EDEDED"),
+    (95, 40, "rest of the\nbackbone", "#EDEDED"),
+]
 BOXES += [
     (31, 27, "separation $S$\n3 convolutions", "#DCEBF7"),
     (66, 13, "recalibration $R$\n3 convolutions", "#FBE3D3"),
@@ -34,9 +37,15 @@ LOSSES = [
     (43, 0, "cross-entropy of $h(f^{-})$ with $y'$", "white"),
 ]
 LOSSES += [(85, 0, "cross-entropy of $h(\\tilde{f}^{\\,-})$ with $y$", "white")]
-GATES = [(51, 40, "$\\times$"), (51, 13, "$\\times$"), (79, 13, "$\\times$"), (85, 13, "$+$"), (85, 40, "$+$")]
+GATES: list[Any] = [
+    (51, 40, "$\\times$"),
+    (51, 13, "$\\times$"),
+    (79, 13, "$\\times$"),
+    (85, 13, "$+$"),
+    (85, 40, "$+$"),
+]
 # Arrows as corners, by what they carry: f and r, m and 1 - m, f+ and f-, the recalibrated f- and the output.
-ARROWS = [((11.3, 27), (24.9, 27)), ((19, 27), (19, 40), (49.2, 40)), ((19, 27), (19, 13), (49.2, 13))]
+ARROWS: list[Any] = [((11.3, 27), (24.9, 27)), ((19, 27), (19, 40), (49.2, 40)), ((19, 27), (19, 13), (49.2, 13))]
 ARROWS += [
     ((37, 27), (43.2, 27)),
     ((51, 30.5), (51, 38.2)),
@@ -75,7 +84,7 @@ def attention_maps(profile: str) -> Figure:
         ):
             ax.imshow(np.moveaxis(image, 0, -1), interpolation="none")
             text, colour = ("right", style.GREEN) if answer == truth else ("wrong", style.VERMILION)
-            below = {"transform": ax.transAxes, "ha": "center", "va": "top", "fontsize": 6.5}
+            below: dict[str, Any] = {"transform": ax.transAxes, "ha": "center", "va": "top", "fontsize": 6.5}
             ax.text(0.5, -0.04, f"{text}: {classes[answer]}", color=colour, **below)
         left: dict[str, Any] = {"transform": axes[0].transAxes, "rotation": 90, "ha": "right", "va": "center"}
         axes[0].text(-0.05, 0.5, classes[truth], fontsize=7, **left)
@@ -164,16 +173,17 @@ def feature_space(profile: str) -> Figure:
     record, arrays = style.analysis(profile, experiments.main_pair(profile)[1], "features")
     shares = style.cells(profile, "T7", attack="pgd20", checkpoint="ema", probe="knn", seed=0).set_index("stream")
     figure, (axes,) = style.panels(1, 2, 3.9)
-    name = {"ha": "center", "va": "center", "fontsize": 7.5, "zorder": 5, "fontweight": "bold"}
+    name: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7.5, "zorder": 5, "fontweight": "bold"}
     name["path_effects"] = [withStroke(linewidth=2.5, foreground="white")]
     for ax, stream in zip(axes, ("nonrobust", "recalibrated")):
         points = aligned(*(arrays[f"tsne_{key}"].astype(float) for key in (stream, "nonrobust")))
         taken: list[np.ndarray] = []
         for label in np.unique(arrays["labels"])[: len(style.CLASSES)]:
             part, colour = points[arrays["labels"] == label], style.CLASSES[label]
-            ax.scatter(*part.T, s=4, color=colour, linewidths=0, alpha=0.65, rasterized=True)
+            ax.scatter(part[:, 0], part[:, 1], s=4, color=colour, linewidths=0, alpha=0.65, rasterized=True)
             taken.append(densest(part, taken, np.ptp(points, axis=0) * (0.2, 0.06)))
-            ax.text(*taken[-1], record["class_names"][label], color=colour, **name)
+            x, y = taken[-1]
+            ax.text(x, y, record["class_names"][label], color=colour, **name)
         ax.set(xticks=[], yticks=[])
         ax.margins(0.09)
         ax.spines[:].set_visible(True)

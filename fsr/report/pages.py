@@ -8,21 +8,7 @@ import pandas as pd
 
 from fsr import experiments, files, plots, tables
 from fsr.files import MissingRecord, UsageError, load_json, write_bytes
-from fsr.report.findings import (
-    FINDERS,
-    HYPOTHESIS,
-    MAIN,
-    answer,
-    cell,
-    change,
-    findings,
-    main_gain,
-    reasons,
-    reported,
-    seeds,
-    share,
-    side,
-)
+from fsr.report import sentences as say
 from fsr.tables import labels
 
 QUESTIONS = (  # question, notebook, figures and tables in their order
@@ -60,38 +46,37 @@ def build(profile: str) -> Path:
 def page(profile: str) -> str:
     """The whole report as HTML; the same records always give the same text."""
     tables.save_all(profile)
-    sections, left_out, first = [], [], [answer(profile), *reasons(profile)]
+    left_out: list[str] = []
+    sections, first = [], [say.answer(profile), *say.reasons(profile)]
     for question, notebook, items in QUESTIONS:
-        parts, said = [], []
+        parts: list[dict] = []
+        said: list[str] = []
         for name in (name for name in items.split() if name in (*plots.FIGURES, *tables.of_profile(profile))):
-            told = findings(profile, name) if name in FINDERS else []
+            told = say.findings(profile, name) if name in say.FINDERS else []
             part = _figure(profile, name) if name in plots.FIGURES else _table(profile, name) if told else None
-            (parts if part else left_out).append(part or name)
-            known = first if name == "T10" else (first[0], HYPOTHESIS)
+            parts += [part] if part else []
+            left_out += [] if part else [name]
+            known = first if name == "T10" else (first[0], say.HYPOTHESIS)
             said += [sentence for sentence in told if part and sentence not in known]
         if parts:
             sections.append({"question": question, "notebook": notebook, "findings": said, "parts": parts})
-    numbers = reported(profile, "T1")
-    gain, clean = main_gain(numbers, profile), cell(numbers, MAIN, "clean")
-    four = []
+    numbers = say.reported(profile, "T1")
+    gain, clean, four = say.main_gain(numbers, profile), say.cell(numbers, say.MAIN, "clean"), []
     if gain and clean:
-        attack, of = labels.metric(gain["metric"]), f"({gain['n']:,.0f} images, {seeds([gain['seeds']])})"
-        four = [(share(numbers, row, gain["metric"]), f"{row} under {attack}") for row in ("AT", "AT + FSR")]
-        four.append((change(gain), f"FSR's gain under {attack} {of}"))
-        four.append((change(clean), "FSR's gain without attack"))
+        attack, of = labels.metric(gain["metric"]), f"({gain['n']:,.0f} images, {say.seeds([gain['seeds']])})"
+        four = [(say.share(numbers, row, gain["metric"]), f"{row} under {attack}") for row in ("AT", "AT + FSR")]
+        four += [
+            (say.change(gain), f"FSR's gain under {attack} {of}"),
+            (say.change(clean), "FSR's gain without attack"),
+        ]
     others = pd.concat([tables.table(profile, name) for name in ("T1", "T2")])
     others = others[~others["kind"].isin(OURS)].drop_duplicates()
+    end = {"others": tables.show(others).to_html() if len(others) else ""}
+    end["provenance"] = tables.provenance(profile).to_html(index=False, border=0, na_rep="")
     source = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=source, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.get_template("page.html").render(
-        profile=profile,
-        first=first,
-        numbers=four,
-        sections=sections,
-        left_out=left_out,
-        others=tables.show(others).to_html() if len(others) else "",
-        provenance=tables.provenance(profile).to_html(index=False, border=0, na_rep=""),
-    )
+    template = environment.get_template("page.html")
+    return template.render(profile=profile, first=first, numbers=four, sections=sections, left_out=left_out, **end)
 
 
 def _figure(profile: str, name: str) -> dict | None:
@@ -120,14 +105,14 @@ def _table(profile: str, name: str) -> dict | None:
 
 def _recorded() -> dict[str, dict]:
     """The gain of FSR per profile whose main pair has been evaluated, the largest profile first."""
-    gains = {name: main_gain(reported(name, "T1"), name) for name in LARGEST_FIRST}
+    gains = {name: say.main_gain(say.reported(name, "T1"), name) for name in LARGEST_FIRST}
     return {name: gain for name, gain in gains.items() if gain}
 
 
 def answers() -> str:
     """One sentence over all CIFAR-10 settings, then one per profile with what may explain it."""
     gains, openings, lines = _recorded(), set(), []
-    ways = {side(gain) for name, gain in gains.items() if name != "demo"}
+    ways = {say.side(gain) for name, gain in gains.items() if name != "demo"}
     what = {1: "raised", -1: "lowered", 0: "did not clearly change"}[max(ways, default=0)]
     headline = f"FSR {what} robustness at every CIFAR-10 setting that was run."
     headline = (
@@ -135,8 +120,8 @@ def answers() -> str:
     )
     rest = "" if {"paper", "headline"} & set(gains) else " The authors' 100 epochs were not run yet."
     for name in gains:
-        told = {" ".join(one.split()[:4]): one for one in (reasons(name) if name != "demo" else ())}
-        lines += [f"- {answer(name)}", *(f"  - {one}" for opening, one in told.items() if opening not in openings)]
+        told = {" ".join(one.split()[:4]): one for one in (say.reasons(name) if name != "demo" else ())}
+        lines += [f"- {say.answer(name)}", *(f"  - {one}" for opening, one in told.items() if opening not in openings)]
         openings |= set(told)
     return "\n".join([f"**{headline}**{rest}", "", *lines])
 
@@ -144,11 +129,11 @@ def answers() -> str:
 def results() -> str:
     """The main pair of the largest recorded profile, last and EMA weights: accuracy and gain per attack."""
     profile, lines = next(iter(_recorded())), []
-    for weights, row in ((weights, row) for weights in ("last", "ema") for row in ("AT", "AT + FSR", MAIN)):
-        part, line = reported(profile, "T1", weights), {"weights": labels.WEIGHTS[weights], "row": row}
+    for weights, row in ((weights, row) for weights in ("last", "ema") for row in ("AT", "AT + FSR", say.MAIN)):
+        part, line = say.reported(profile, "T1", weights), {"weights": labels.WEIGHTS[weights], "row": row}
         for metric in ("clean", "pgd20", "ensemble", experiments.profile_of(profile).autoattack):
-            found = cell(part, row, metric)
-            line[labels.metric(metric)] = change(found, "", row == MAIN) if found else "not run"
+            found = say.cell(part, row, metric)
+            line[labels.metric(metric)] = say.change(found, "", row == say.MAIN) if found else "not run"
         lines.append(line)
     return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)
 

@@ -1,5 +1,7 @@
 """Two or three sentences per table and for the training curves, made from numbers each time they are asked for."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 
@@ -102,8 +104,8 @@ def _whitebox(profile: str, numbers: pd.DataFrame) -> list[str]:
     at, both = (share(numbers, row, gain["metric"]) for row in ("AT", "AT + FSR"))
     sentences = [answer(profile), f"AT keeps {at} of the images, AT + FSR {both}."]
     sentences.append(f"Without attack FSR changes accuracy by {change(clean)}.")
-    main = (MAIN, gain["network"])
-    ways = [side(one) for one in gains(numbers, "ensemble") if (one["row"], one["network"]) != main]
+    main, pairs = (MAIN, gain["network"]), gains(numbers, "ensemble")
+    ways = [side(one) for one in pairs if (one["row"], one["network"]) != main]
     text = f"raises Ensemble in {ways.count(1)}, lowers it in {ways.count(-1)}; {ways.count(0)} undecided"
     return sentences + ([f"Of {len(ways)} other pairs FSR {text}."] if ways else [])
 
@@ -154,9 +156,8 @@ def _components(profile: str, numbers: pd.DataFrame) -> list[str]:
 
 
 def _sweep(profile: str, numbers: pd.DataFrame) -> list[str]:
-    found, usual = (
-        frame.query("kind == 'ours' and metric == 'ensemble'") for frame in (numbers, reported(profile, "T5"))
-    )
+    both, ensemble = (numbers, reported(profile, "T5")), "kind == 'ours' and metric == 'ensemble'"
+    found, usual = (frame.query(ensemble) for frame in both)
     if found["value"].nunique() < 2 or usual.empty:
         return []
     ends = [found.loc[at] for at in (found["value"].idxmin(), found["value"].idxmax())]
@@ -194,15 +195,13 @@ def _overhead(profile: str, numbers: pd.DataFrame) -> list[str]:
 
 
 def _audit(profile: str, numbers: pd.DataFrame) -> list[str]:
-    sentences, lost = [], []
-    for row, part in numbers.dropna(subset=["correct"]).groupby("row", sort=False):
-        right, n = part.set_index("item")["correct"].astype(int), int(part["n"].max())
-        protocol, worst = right.get("authors' protocol"), right.get("worst case")
-        if protocol is not None and worst is not None:
-            text = f"{number(protocol / n)} % under the authors' protocol, {number(worst / n)} % in the worst case"
-            sentences.append(f"{row}: {text} ({n:,} images).")
-            lost.append(protocol - worst)
-    if len(lost) == 2:
+    found = numbers.pivot_table(index=["row", "n"], columns="item", values="correct", sort=False)
+    found, sentences = found.reindex(columns=["authors' protocol", "worst case"]).dropna().astype(int), []
+    for (row, n), protocol, worst in found.itertuples():
+        text = f"{number(protocol / n)} % under the authors' protocol, {number(worst / n)} % in the worst case"
+        sentences.append(f"{row}: {text} ({n:,.0f} images).")
+    if len(found) == 2:
+        lost = (found.iloc[:, 0] - found.iloc[:, 1]).tolist()
         broken = np.repeat([True, False], lost)
         p = statistics.mcnemar_exact(broken, ~broken) if len(broken) else 1.0
         fact = "undecided" if p > 0.05 else f"more {'with' if lost[1] > lost[0] else 'without'} FSR"
@@ -249,9 +248,9 @@ def reasons(profile: str) -> list[str]:
     return [*chosen, HYPOTHESIS] if HYPOTHESIS in sentences else chosen
 
 
-FINDERS = {"T1": _whitebox, "T2": _deactivation, "T3": _blackbox, "T4": _components, "T5": _sweep, "T6": _sweep}
-FINDERS |= {"T7": _streams, "T8": _overhead, "T9": _audit, "T10": _verdict, "F5": _training}
-FINDERS["T11"] = lambda profile, numbers: _listed(numbers, "ensemble")
+FINDERS: dict[str, Callable[[str, pd.DataFrame], list[str]]] = {"T1": _whitebox, "T2": _deactivation, "F5": _training}
+FINDERS |= {"T3": _blackbox, "T4": _components, "T5": _sweep, "T6": _sweep, "T7": _streams, "T8": _overhead}
+FINDERS |= {"T9": _audit, "T10": _verdict, "T11": lambda profile, numbers: _listed(numbers, "ensemble")}
 
 
 def findings(profile: str, name: str) -> Findings:

@@ -52,7 +52,7 @@ def test_markdown_has_a_title_headings_bold_and_equal_columns_and_latex_is_bookt
 @pytest.mark.parametrize("profile", experiments.PROFILES)
 def test_all_tables_of_every_profile_are_written_even_without_records(root, profile):
     paths = tables.save_all(profile)
-    assert len(paths) == 3 * len(tables.of_profile(profile)) + 1 and all(path.stat().st_size for path in paths)
+    assert len(paths) == 3 * (11 if profile == "overfit" else 10) + 1 and all(path.stat().st_size for path in paths)
     for path in paths:
         lines = path.read_text().splitlines()
         assert path.suffix != ".md" or "nan" not in path.read_text(), path.name

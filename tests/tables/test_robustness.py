@@ -32,12 +32,9 @@ def test_without_records_every_planned_row_is_there_and_says_not_run(root, profi
         planned = {row.name for row in experiments.ROWS[profile][tables.robustness.KINDS[name]]}
         assert planned == set(ours["row"]) and ours["value"].isna().all()
         assert set(ours["status"]) <= {"not run", "not applicable"}
-
-
-def test_a_profile_writes_t1_to_t10_and_only_the_study_t11(root):
-    assert tables.of_profile("demo") == [f"T{i}" for i in range(1, 11)] and "T11" in tables.of_profile("overfit")
-    with pytest.raises(UsageError, match="no table 'T11'"):
-        tables.table("demo", "T11")
+    if profile != "overfit":  # the study alone has T11
+        with pytest.raises(UsageError, match="no table 'T11'"):
+            tables.table(profile, "T11")
 
 
 def test_accuracy_and_wilsons_interval_of_one_seed_and_the_mean_over_three(records, shown):

@@ -53,11 +53,9 @@ def official_state(path, backbone: str) -> tuple[dict[str, Tensor], int]:
     if backbone not in NAMES:
         raise UsageError(f"unknown backbone {backbone!r}; choose one of {', '.join(NAMES)}")
     state = _read(Path(path))
-    head = state.get("aux.0.weight")
-    if head is None or head.ndim != 2:
-        raise UsageError(f"{path} is not the authors' {backbone} with FSR: it has no auxiliary head")
+    stage, classes = BACKBONES[backbone].fsr_stage, state["aux.0.bias"].numel() if "aux.0.bias" in state else 10
     kept = {name: value for name, value in state.items() if not name.startswith("sub_block1.")}
-    return {our_name(name, backbone, BACKBONES[backbone].fsr_stage): v for name, v in kept.items()}, len(head)
+    return {our_name(name, backbone, stage): value for name, value in kept.items()}, classes
 
 
 def load_official(path, backbone: str, tau: float = 0.1) -> Classifier:

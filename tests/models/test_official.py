@@ -85,7 +85,7 @@ def test_files_that_are_not_their_checkpoint_are_refused_in_one_line(tmp_path):
     for content in (whole[: len(whole) // 2], b"", b"not weights\n" * 9):
         other.write_bytes(content)
         assert "not a whole file" in refused(other)
-    for content, why in (([1, 2], "state_dict"), ({"linear.weight": torch.zeros(10, 512)}, "auxiliary head")):
+    for content, why in (([1, 2], "state_dict"), ({"linear.weight": torch.zeros(10, 512)}, "Missing key")):
         torch.save(content, other)
         assert why in refused(other)
     with pytest.raises(UsageError, match="unknown backbone"):

@@ -122,8 +122,10 @@ def test_one_process_asked_to_stop_stops_all_and_the_resumed_training_is_the_who
     assert group[0]["stopped"]["tensors"]["sums/images"] == 32
     resumed, whole = group[0]["resumed"], group[0]["fsr"]
     for mine, theirs in zip(resumed["progress"]["rows"], whole["progress"]["rows"], strict=True):
-        assert mine == pytest.approx(theirs, rel=1e-9)
-    torch.testing.assert_close(resumed["tensors"], whole["tensors"], rtol=1e-6, atol=1e-8)  # sums of three may round
+        assert mine == pytest.approx(theirs, rel=1e-6)
+    exact = len(group) == 2  # sums of three round by their order, and DDP orders gradients anew after its first step
+    how = {"rtol": 0, "atol": 0} if exact else {"rtol": 1e-4, "atol": 1e-6}
+    torch.testing.assert_close(resumed["tensors"], whole["tensors"], **how)
 
 
 @pytest.mark.slow

@@ -14,10 +14,9 @@ from fsr.models.insert import Classifier, dry_run, features_at, insert_all
 def build_model(
     backbone: str, num_classes=10, fsr: FSRSpec | None = None, peer: PeerSpec | None = None, width=None, blocks=None
 ) -> Classifier:
-    """A backbone with or without FSR or a peer, initialised by the backbone's rule, in training mode.
+    """A backbone with or without FSR or a peer, initialised by its own rule; width, blocks: None for its own.
 
-    width: channels of the first stage (WRN: the widening factor); blocks: per stage; None: the backbone's own. With
-    the same random state, networks that differ in what is inserted start from the same backbone weights.
+    With the same random state, networks that differ in what is inserted start from the same backbone weights.
     """
     if backbone not in BACKBONES:
         raise UsageError(f"unknown backbone {backbone!r}; choose one of {', '.join(BACKBONES)}")
@@ -26,19 +25,17 @@ def build_model(
     chosen = BACKBONES[backbone]
     blocks, width = chosen.blocks if blocks is None else tuple(blocks), chosen.width if width is None else width
     if len(blocks) != len(chosen.stages) or min(*blocks, width) < 1:
-        counts = f"a width and {len(chosen.stages)} numbers of blocks"
-        raise UsageError(f"{backbone} needs {counts} above 0, not {width} and {blocks}")
-    network = named(chosen.code)
-    net, initialise = network(num_classes, width, blocks), getattr(network, "initialise", lambda part: None)
+        raise UsageError(f"{backbone} needs {len(chosen.stages)} numbers of blocks, all above 0, not {width}, {blocks}")
+    net = named(chosen.code)(num_classes, width, blocks)
+    initialise = getattr(net, "initialise", lambda part: None)
     initialise(net)
     paths: tuple[str, ...] = ()
     if fsr is not None:
         paths = fsr.at or (chosen.fsr_stage,)
     elif peer is not None:
-        last_two = chosen.places(chosen.stages[-1], blocks[-1])[-2:]
-        paths = peer.at or (chosen.stages if PEERS[peer.name].every_stage else tuple(last_two))
-    images = [torch.zeros(1, 3, size, size) for size in (8, 32, 64)]
-    modules: dict[str, nn.Module] = {}
+        last_two = tuple(chosen.places(chosen.stages[-1], blocks[-1])[-2:])
+        paths = peer.at or (chosen.stages if PEERS[peer.name].every_stage else last_two)
+    images, modules = [torch.zeros(1, 3, size, size) for size in (8, 32, 64)], dict[str, nn.Module]()
     for path, f in features_at(net, paths, images)[2].items() if paths else ():
         if peer is None:
             modules[path] = FSR(f.shape[1], num_classes, fsr, reference=chosen.reference)
@@ -65,8 +62,8 @@ def _check_outputs(model: nn.Module, x: Tensor, logits: Any, num_classes: int) -
     given = (dry_run(model, batch, training=True)[0] for batch in batches)
     trained = next((output for output in given if not isinstance(output, Exception)), logits)
     for output, mode in ((logits, "evaluation"), (trained, "training")):
-        what = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
         if not isinstance(output, Tensor) or tuple(output.shape[1:]) != (num_classes,):
+            what = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
             should = f"not logits (N, {num_classes}) alone; num_classes must be that of its own head"
             raise UsageError(f"the network gives {what} in {mode} mode, {should}, auxiliary outputs off or wrapped")
 
@@ -76,22 +73,21 @@ def attach_fsr(
 ) -> Classifier:
     """FSR in any network: changes model, which then runs FSR after each place in `at`, and returns it as a Classifier.
 
-    at: module paths as in `named_modules()`, whose output is one map (N, C, H, W); num_classes: K of the network's own
-    head; example: a batch for the dry run that finds C, else black images. UsageError leaves model as it was. Train it
-    through `trace` and `fsr.train.objectives`; under DDP wrap an Objective, which runs the auxiliary head.
+    at: paths of `named_modules()`, each with one map (N, C, H, W) as output; num_classes: K of the network's own head;
+    example: a batch for the dry run, else black images. UsageError leaves model as it was. Train it through `trace` and
+    `fsr.train.objectives`; under DDP wrap an Objective, which runs the auxiliary head.
     """
     paths = (at,) if isinstance(at, str) else tuple(at)
     if not paths or len(set(paths)) < len(paths):
         raise UsageError(f"at must name at least one place, each once, not {at!r}")
     net = model.net if isinstance(model, Classifier) else model
-    types = [p.dtype for p in net.parameters() if p.is_floating_point()]
-    like = next((p for p in net.parameters() if p.is_floating_point()), torch.zeros(()))
-    black = [like.new_zeros(1, 3, size, size) for size in (32, 64, 224)]
+    weights: list[Tensor] = [p for p in net.parameters() if p.is_floating_point()] or [torch.zeros(())]
+    black = [weights[0].new_zeros(1, 3, size, size) for size in (32, 64, 224)]
     x, logits, features = features_at(net, paths, black if example is None else [example])
     _check_outputs(net, x, logits, num_classes)
-    modules: dict[str, nn.Module] = {}
+    modules = dict[str, nn.Module]()
     for path, f in features.items():
-        dtype = f.dtype if f.dtype in types or not types else types[0]  # autocast's is no weight's
-        modules[path] = FSR(f.shape[1], num_classes, spec).to(f.device, dtype)
+        like = next((p for p in weights if p.dtype == f.dtype), weights[0])  # autocast's type is no weight's
+        modules[path] = FSR(f.shape[1], num_classes, spec).to(f.device, like.dtype)
     insert_all(net, modules)
     return Classifier(net)

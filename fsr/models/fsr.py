@@ -19,10 +19,9 @@ from fsr.models.nets import conv3x3
 def _noise(score: Tensor, u, stable_eps: float, part: tuple[int, int] | None) -> Tensor:
     """Difference of two Gumbel draws, like score: from two uniform draws, or as the one Logistic draw that it is."""
     if u is None:
-        v, (start, n) = score, part or (0, len(score))
-        if part is not None:  # our rows of what the whole batch would have drawn
-            v = torch.empty_strided((n, *v.shape[1:]), v.stride(), dtype=v.dtype, device=v.device)
-        v = torch.rand_like(v)[start : start + len(score)].clamp(1e-8, 1 - 2**-24)
+        start, n = part or (0, len(score))  # our rows of what the whole batch would have drawn
+        v = torch.rand_like(score.new_empty_strided((n, *score.shape[1:]), score.stride()))
+        v = v[start : start + len(score)].clamp(1e-8, 1 - 2**-24)
         return torch.log(v) - torch.log1p(-v)
     first, second = (v.reshape(score.shape) for v in u)
     if not stable_eps:
@@ -38,10 +37,9 @@ def gumbel_mask(
     """Soft two-way choice per activation, like score, in [0, 1]: towards 1 keeps it as robust, towards 0 as non-robust.
 
     The difference of two Gumbel draws is one Logistic draw, so the two-class Gumbel softmax of (log p, log(1 - p)),
-    p = sigmoid(score), is one sigmoid (Jang et al. 2017). u: two uniform draws with score's number of values, in place
-    of fresh ones; hard: 0 or 1 forward, soft backward (straight through); stable_eps: what the authors' code adds
-    inside each logarithm and to tau (1e-8); backward_tau: the gradient as if tau had this value (BPDA, Athalye et al.
-    2018); part: (start, N) where score is the rows from start of a batch of N that several processes share.
+    p = sigmoid(score), is one sigmoid (Jang et al. 2017). u: two uniform draws in place of fresh ones; hard: 0 or 1
+    forward, soft backward; stable_eps: what the authors' code adds inside each logarithm and to tau; backward_tau: the
+    gradient as if tau had this value (BPDA); part: (start, N) of a batch of N that several processes share.
     """
     if stable_eps:
         p = torch.sigmoid(score)
@@ -75,18 +73,14 @@ class Intervention(NamedTuple):
 
 
 def _network(channels: int, hidden: int) -> nn.Sequential:
-    """The shape that S and R share: (N, C, H, W) to (N, C, H, W), real."""
-    first = [conv3x3(channels, hidden), nn.BatchNorm2d(hidden), nn.ReLU()]
-    second = [conv3x3(hidden, hidden), nn.BatchNorm2d(hidden), nn.ReLU()]
-    return nn.Sequential(*first, *second, conv3x3(hidden, channels))
+    layers = [part for c in (channels, hidden) for part in (conv3x3(c, hidden), nn.BatchNorm2d(hidden), nn.ReLU())]
+    return nn.Sequential(*layers, conv3x3(hidden, channels))
 
 
 class FSR(nn.Module):
     """Splits features by a learned robustness mask and corrects the non-robust part: (N, C, H, W) to the same shape.
 
-    spec.kind chooses the method or a control: separation has no R and passes the robust part on; residual has S and R
-    as two plain residual branches one after the other, no mask, no auxiliary head; aux has the head alone, trained on f
-    with the weight that FSR gives to the label's two terms. Noise follows `training` unless `noise` is True or False;
+    spec.kind chooses the method or a control, see FSRSpec. Noise follows `training` unless `noise` is True or False;
     `backward_tau`, `stable_eps`, `part`: see `gumbel_mask`.
     """
 
@@ -119,7 +113,6 @@ class FSR(nn.Module):
         return mask if change is None else change(mask)
 
     def _split(self, f: Tensor, u: tuple[Tensor, Tensor] | None) -> Streams:
-        """The streams without the auxiliary logits."""
         if self.spec.kind == "aux":
             return Streams(f, f, None, f, None, {})
         if self.spec.kind == "residual":
@@ -129,9 +122,8 @@ class FSR(nn.Module):
         robust, nonrobust = f * mask, f * (1 - mask)
         if self.correct is None:
             return Streams(robust.to(f.dtype), robust, nonrobust, None, mask, {})
-        recalibrated = nonrobust
-        if self.intervention is None or self.intervention.recalibrate:
-            recalibrated = nonrobust + (1 - mask) * self.correct(nonrobust.to(f.dtype))
+        off = self.intervention is not None and not self.intervention.recalibrate
+        recalibrated = nonrobust if off else nonrobust + (1 - mask) * self.correct(nonrobust.to(f.dtype))
         return Streams((robust + recalibrated).to(f.dtype), robust, nonrobust, recalibrated, mask, {})
 
     def forward(self, f: Tensor) -> Tensor:
@@ -141,10 +133,10 @@ class FSR(nn.Module):
     def streams(self, f: Tensor, y: Tensor | None = None, u: tuple[Tensor, Tensor] | None = None) -> Streams:
         """Everything; y is not read; u: the two uniform draws of the mask's noise, else fresh ones."""
         split = self._split(f, u)
-        if self.aux is None:
-            return split
-        named = {"robust": split.robust, "nonrobust": split.nonrobust, "recalibrated": split.recalibrated}
-        head = self.aux
+        named, head = (
+            {"robust": split.robust, "nonrobust": split.nonrobust, "recalibrated": split.recalibrated},
+            self.aux,
+        )
         aux = {name: head(s.mean((2, 3)).to(head.weight.dtype)) for name, s in named.items() if s is not None}
         return split._replace(aux=aux)
 
@@ -173,14 +165,13 @@ def masked(model: nn.Module) -> list[FSR]:
 @contextmanager
 def switched(model: nn.Module, **switches) -> Iterator[None]:
     """FSR's test-time attributes (backward_tau, noise, intervention) set inside; a list gives each module its own."""
-    before = [{name: getattr(module, name) for name in switches} for module in masked(model)]
+    before = [(module, {name: getattr(module, name) for name in switches}) for module in masked(model)]
     try:
-        for i, module in enumerate(masked(model)):
-            for name, value in switches.items():
-                setattr(module, name, value[i] if isinstance(value, list) else value)
+        for i, (module, _) in enumerate(before):
+            vars(module).update({k: value[i] if isinstance(value, list) else value for k, value in switches.items()})
         yield
     finally:
-        for module, values in zip(masked(model), before, strict=True):
+        for module, values in before:
             vars(module).update(values)
 
 

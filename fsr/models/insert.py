@@ -44,10 +44,7 @@ class Classifier(nn.Module):
         return [part for part in self.modules() if isinstance(part, Inserted)]
 
     def trace(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, list[Any]]:
-        """Logits (N, K), and the streams that produced them, one entry per inserted module in running order.
-
-        y: (N,) int64, read only in training mode and only by modules that need labels there (CAS, CIFS).
-        """
+        """Logits (N, K), and every inserted module's streams in running order; y (N,): what CAS and CIFS train on."""
         streams: list[Any] = []
         places = self.inserted()
         for place in places:
@@ -64,17 +61,15 @@ def insert_all(net: nn.Module, modules: dict[str, nn.Module]) -> None:
     """Put every module after the submodule at its path, changing net, under every name that the submodule has there."""
     for path in sorted(modules, key=lambda path: -path.count(".")):  # an insertion moves what lies below it
         submodule = net.get_submodule(path)
+        names = [(part, name) for part in net.modules() for name, own in part._modules.items() if own is submodule]
         place = Inserted(submodule, modules[path])
-        for parent in list(net.modules()):
-            for name, child in list(parent._modules.items()):  # named_children() leaves second names out
-                if child is submodule:
-                    setattr(parent, name, place)
+        for parent, name in names:
+            setattr(parent, name, place)
 
 
 def dry_run(net: nn.Module, x: Tensor, paths=(), *, training: bool = False) -> tuple[Any, dict[str, list[Any]]]:
     """What net gives for x, or the exception that it raises, and all outputs at each path; net is left as it was."""
-    parts = {net.get_submodule(path): path for path in paths}
-    outputs: dict[str, list[Any]] = {path: [] for path in paths}
+    parts, outputs = {net.get_submodule(path): path for path in paths}, {path: list[Any]() for path in paths}
     buffers = {name: value.clone() for name, value in net.named_buffers()} if training else {}
     with eval_mode(net), hooked(parts, lambda part, _, y: outputs[parts[part]].append(y)), torch.no_grad():
         net.train(training)
@@ -90,8 +85,7 @@ def dry_run(net: nn.Module, x: Tensor, paths=(), *, training: bool = False) -> t
 
 def _wrong(f: Any, larger: list[Any], x: Tensor) -> str:
     """Why an output is no map (N, C, H, W), or ''; larger: the outputs on twice the image, where net takes it."""
-    if getattr(f, "ndim", 0) != 4:
-        shape = tuple(getattr(f, "shape", ()))
+    if len(shape := tuple(getattr(f, "shape", ()))) != 4:
         return f"a {type(f).__name__} {shape}" + ", tokens (N, T, C)" * (len(shape) == 3)
     if larger:  # of maps with their channels last the second size grows with the image
         last = larger[0].shape[1] != f.shape[1]

@@ -43,12 +43,8 @@ def count_params(model: nn.Module) -> int:
 
 def count_macs(model: nn.Module, x: Tensor) -> int:
     """Multiply-accumulates of convolutions and linear layers, per image of an eval-mode pass on x (N, C, H, W)."""
-    macs: list[int] = []
-    layers = [part for part in model.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
-    with (
-        eval_mode(model),
-        torch.no_grad(),
-        hooked(layers, lambda m, _, y: macs.append(y.numel() * m.weight[0].numel())),
-    ):
+    macs, layers = list[int](), [part for part in model.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
+    counted = hooked(layers, lambda layer, _, y: macs.append(y.numel() * layer.weight[0].numel()))
+    with eval_mode(model), torch.no_grad(), counted:
         model(x)
     return sum(macs) // len(x)

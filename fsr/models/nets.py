@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -103,10 +102,9 @@ class PreActBlock(nn.Module):
 
 
 class WideResNet(_Staged):
-    """WRN-34-10 as TRADES and the authors train it (Zagoruyko & Komodakis 2016).
+    """WRN-34-10 as TRADES and the authors train it (Zagoruyko & Komodakis 2016); 16 x width x (1, 2, 4) channels.
 
-    block1..block3 hold 16 x width x (1, 2, 4) channels. The last BatchNorm and ReLU close block3, so that a module
-    after it sees activated features.
+    The last BatchNorm and ReLU close block3, so that a module after it sees activated features.
     """
 
     stages = ("block1", "block2", "block3")
@@ -116,9 +114,8 @@ class WideResNet(_Staged):
         super().__init__()
         self.conv1 = conv3x3(3, 16)
         channels = self._add(PreActBlock, 16, 16 * width, blocks)
-        last: Any = self.block3
-        last.add_module("bn", nn.BatchNorm2d(channels))
-        last.add_module("relu", nn.ReLU())
+        self.get_submodule("block3").add_module("bn", nn.BatchNorm2d(channels))
+        self.get_submodule("block3").add_module("relu", nn.ReLU())
         self.fc = nn.Linear(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -127,10 +124,9 @@ class WideResNet(_Staged):
 
 
 class VGG(_Staged):
-    """VGG-16 with BatchNorm (Simonyan & Zisserman 2015) and a 512-512-K head.
+    """VGG-16 with BatchNorm (Simonyan & Zisserman 2015), a 512-512-K head, width x (1, 2, 4, 8, 8) channels.
 
-    block1..block5 hold width x (1, 2, 4, 8, 8) channels. Each max-pool opens the next stage: a module after block4 sits
-    between conv4_3 + BN + ReLU and its max-pool.
+    Each max-pool opens the next stage: a module after block4 sits between conv4_3 + BN + ReLU and its max-pool.
     """
 
     stages = ("block1", "block2", "block3", "block4", "block5")

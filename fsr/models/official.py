@@ -2,7 +2,6 @@
 
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from fsr.models.insert import Classifier
 
 # Pattern to replacement, one after the other. VGG's block0.3 is conv1_2: stages count from 1 here, and from the second
 # on a max-pool opens them. WideResNet's sub_block1, which nothing runs, stays behind.
-NAMES: dict[str, dict[str, Any]] = {
+NAMES: dict[str, dict] = {
     "resnet18": {},
     "vgg16": {r"^block(\d+)\.(\d+)": lambda found: f"block{int(found[1]) + 1}.{int(found[2]) + (found[1] != '0')}"},
     "wideresnet34": {r"^bn1\.": "block3.bn.", r"\.layer\.": ".", r"\.convShortcut\.": ".shortcut."},
@@ -52,17 +51,15 @@ def official_state(path, backbone: str) -> tuple[dict[str, Tensor], int]:
     """The checkpoint under our names without dead weights, and its number of classes; UsageError for another file."""
     if backbone not in NAMES:
         raise UsageError(f"unknown backbone {backbone!r}; choose one of {', '.join(NAMES)}")
-    state = _read(Path(path))
-    stage, classes = BACKBONES[backbone].fsr_stage, state["aux.0.bias"].numel() if "aux.0.bias" in state else 10
-    kept = {name: value for name, value in state.items() if not name.startswith("sub_block1.")}
-    return {our_name(name, backbone, stage): value for name, value in kept.items()}, classes
+    state, stage = _read(Path(path)), BACKBONES[backbone].fsr_stage
+    kept = {our_name(k, backbone, stage): v for k, v in state.items() if not k.startswith("sub_block1.")}
+    return kept, state["aux.0.bias"].numel() if "aux.0.bias" in state else 10
 
 
 def load_official(path, backbone: str, tau: float = 0.1) -> Classifier:
-    """A checkpoint of the authors' code (wkim97/FSR) as a Classifier in eval mode.
+    """A checkpoint of the authors' code (wkim97/FSR) as a Classifier in eval mode; no code in it is run.
 
-    path: a file written by `torch.save`, read with weights_only; backbone: a key of BACKBONES at full size; tau: what
-    it was trained with (the file does not say). UsageError in one line where a weight is missing or does not fit.
+    backbone: of full size; tau: what it was trained with. UsageError where a weight is missing or does not fit.
     """
     state, num_classes = official_state(path, backbone)
     model = build_model(backbone, num_classes, fsr=FSRSpec(tau=tau))

@@ -36,7 +36,6 @@ class FeatureDenoising(nn.Module):
         return f + self.bn(self.conv((mean / flat.shape[2]).view_as(f)))
 
     def streams(self, f: Tensor, y: Tensor | None = None) -> PeerStreams:
-        """Features alone: there is no probe."""
         return PeerStreams(self(f), {})
 
 
@@ -71,9 +70,8 @@ class CAS(_Probed):
 class CIFS(_Probed):
     """Channel-wise importance-based feature selection (Yan et al. 2021, section 4).
 
-    A channel's weight is the softmax of its relevance: the gradient, summed over positions, of two of the probe's
-    logits, the label's or largest and the second. Only the probe is differentiated through it. The probe has 128 hidden
-    channels, softplus(beta 5); the last is linear, as in their ResNet-18.
+    A channel's weight is the softmax of its relevance: the gradient, summed over positions, of the probe's logits of
+    the label (or largest) and the second. Only the probe is differentiated through it; the last probe is linear.
     """
 
     def __init__(self, channels: int, num_classes: int, is_last: bool = False):

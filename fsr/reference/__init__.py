@@ -3,7 +3,7 @@
 import csv
 import io
 import tomllib
-from dataclasses import dataclass, field
+from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
@@ -54,69 +54,42 @@ def paper_values(path: Path | None = None) -> pd.DataFrame:
         return pd.DataFrame(columns=[*COLUMNS, "line"])
     except UnicodeDecodeError:
         raise UsageError(f"{path} is not UTF-8 text; save it as CSV, UTF-8") from None
-    reader = csv.reader(io.StringIO(text))
+    reader, rows = csv.reader(io.StringIO(text)), dict[tuple, dict]()
     header = [name.strip() for name in next(reader, [])]
     if sorted(header) != sorted(COLUMNS):
         raise UsageError(f"{path}, line 1: the columns must be {','.join(COLUMNS)}, not {','.join(header)}")
-    rows: dict[tuple, dict] = {}
-    for cells in reader:
-        if any(cell.strip() for cell in cells):
-            row = _checked(dict(zip(header, map(str.strip, cells))), f"{path}, line {reader.line_num}", len(cells))
-            first = rows.setdefault(tuple(row[name] for name in COLUMNS[:5]), row | {"line": reader.line_num})
-            if first["line"] != reader.line_num:
-                raise UsageError(f"{path}, line {reader.line_num}: the same cell is already in line {first['line']}")
+    for cells in (line for line in reader if any(map(str.strip, line))):
+        where, row = f"{path}, line {reader.line_num}", dict[str, Any](zip(header, map(str.strip, cells)))
+        if len(cells) != len(COLUMNS):
+            raise UsageError(f"{where}: {len(cells)} fields instead of {len(COLUMNS)}; put quotes around commas")
+        for name, known in (("table", TABLES), ("dataset", ("", *DATASETS)), ("unit", UNITS)):
+            if row[name] not in known:
+                raise UsageError(f"{where}: unknown {name} {row[name]!r}; choose one of {' '.join(known).strip()}")
+        (low, high), value = UNITS[row["unit"]], pd.to_numeric(row["value"], errors="coerce")
+        if not (row["metric"] and low <= value <= high):  # also refuses nan
+            what = f"{row['value']!r} of {row['metric']!r} is no number of a column (as pgd20)"
+            raise UsageError(f"{where}: {what} between {low:g} and {high:g} {row['unit']}")
+        row |= {"value": float(value), "line": reader.line_num}
+        first = rows.setdefault(tuple(row[name] for name in COLUMNS[:5]), row)
+        if first is not row:
+            raise UsageError(f"{where}: the same cell is already in line {first['line']}")
     return pd.DataFrame(rows.values(), columns=[*COLUMNS, "line"])
 
 
-def _checked(row: dict, where: str, count: int) -> dict:
-    if count != len(COLUMNS):
-        raise UsageError(f"{where}: {count} fields instead of {len(COLUMNS)}; put quotes around text with commas")
-    for name, known in (("table", TABLES), ("dataset", ("", *DATASETS)), ("unit", tuple(UNITS))):
-        if row[name] not in known:
-            raise UsageError(f"{where}: unknown {name} {row[name]!r}; choose one of {', '.join(filter(None, known))}")
-    (low, high), value = UNITS[row["unit"]], pd.to_numeric(row["value"], errors="coerce")
-    if not (row["metric"] and low <= value <= high):  # also refuses nan
-        what = f"{row['value']!r} of {row['metric']!r} is no number of a column (as pgd20)"
-        raise UsageError(f"{where}: {what} between {low:g} and {high:g} {row['unit']}")
-    return row | {"value": float(value)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Claim:
-    """One claim and how it is decided.
-
-    kind: paper, rerun, own or prediction; rule: its name, and the key of tables.verdict.RULES unless leads decide it;
-    leads: (row, baseline), or (row, baseline, weights of each) in the set `rows`, of which each must lead, or trail
-    where `below`; stated: the claimed value in `unit`, None where only words are stated; tolerance: in the same unit;
-    checkpoint: the weights it is about, None for those that a profile reports; profiles: whose setting can decide it;
-    needs: what it needs instead of one; earlier: the test before it was changed after the runs.
-    """
-
-    id: str
-    text: str
-    kind: str
-    source: str
-    rule: str
-    leads: list[list[str]] = field(default_factory=list)
-    rows: str = "whitebox"
-    below: bool = False
-    stated: float | Any = None
-    unit: str = "points"
-    tolerance: float = 0.0
-    metric: str = ""
-    checkpoint: str | None = None
-    test: str
-    earlier: str = ""
-    profiles: tuple[str, ...] = ("headline", "paper")
-    needs: str = ""
-    min_seeds: int = MIN_SEEDS
+# One claim of claims.toml, which says what its fields are; those from `leads` on have usual values.
+Claim = namedtuple(
+    "Claim",
+    "id text kind source rule test "
+    "leads rows below stated unit tolerance metric checkpoint earlier profiles needs min_seeds",
+    defaults=((), "whitebox", False, None, "points", 0.0, "", None, "", ("headline", "paper"), "", MIN_SEEDS),
+)
 
 
 def _claims() -> tuple[Claim, ...]:
     values = known_results().groupby(["kind", "metric"])["value"].first()
     claims = tomllib.loads((DATA / "claims.toml").read_text(encoding="utf-8"))["claim"]
     for claim in claims:
-        claim["profiles"] = tuple(claim.get("profiles", Claim.profiles))
+        claim |= {name: tuple(value) for name, value in claim.items() if isinstance(value, list)}
         if "stated" in claim:  # numbers of others stand in known_results.csv alone
             claim["stated"] = float(values[claim["kind"], claim["stated"]])
     return tuple(Claim(**claim) for claim in claims)

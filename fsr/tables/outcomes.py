@@ -90,7 +90,7 @@ def gain(runs: Runs, baseline: Runs, evaluation: Evaluation, base_evaluation: Ev
     }
     cell["low"], cell["high"] = statistics.paired_bootstrap(np.mean(before, axis=0), np.mean(after, axis=0))
     if len(joined) >= MIN_SEEDS:
-        cell["seeds_low"], cell["seeds_high"] = statistics.crossed_bootstrap(np.stack(before), np.stack(after))
+        cell["seeds_low"], cell["seeds_high"] = statistics.paired_bootstrap(before, after)
     return cell
 
 

@@ -144,23 +144,22 @@ def cues(profile: str, claim: Claim, checkpoint: str) -> Finding:
 
 
 def accuracy(profile: str, claim: Claim, checkpoint: str) -> Finding:
-    """AT + FSR's accuracy in percent: equivalent to the stated value by two one-sided t tests.
+    """AT + FSR's accuracy in percent: equivalent to the stated value by two one-sided t tests (Schuirmann 1987).
 
-    low, high: the 90 % t interval, which decides; below three seeds Wilson's interval over images.
+    They are the 90 % t interval within the tolerance; below three seeds it is Wilson's interval over images.
     """
     row, evaluation = _row(profile, "AT + FSR"), _column(profile, claim.metric, checkpoint)
     cell = outcomes.accuracy(row.runs, evaluation)
     if "value" not in cell:
         return NOTHING
-    low, high = (100 * cell[end] - claim.stated for end in ("low", "high"))
-    inside_margin = -claim.tolerance < low and high < claim.tolerance
+    low, high = 100 * cell["low"], 100 * cell["high"]
     if cell["seeds"] >= MIN_SEEDS:
         found = [outcomes.outcome(run, evaluation) for run in row.runs]
-        values = [100 * o.mean() - claim.stated for o in found if o is not None]
-        _, low, high, _, inside_margin = statistics.tost(values, claim.tolerance)
-    outside = low > claim.tolerance or high < -claim.tolerance
-    holds = True if inside_margin else False if outside else None
-    return Finding(100 * cell["value"], low + claim.stated, high + claim.stated, cell["seeds"], holds)
+        low, high = statistics.seed_summary([100 * o.mean() for o in found if o is not None], level=0.9)[2:4]
+    within = claim.stated - claim.tolerance < low and high < claim.stated + claim.tolerance
+    outside = low > claim.stated + claim.tolerance or high < claim.stated - claim.tolerance
+    holds = True if within else False if outside else None
+    return Finding(100 * cell["value"], low, high, cell["seeds"], holds)
 
 
 def seconds(profile: str, claim: Claim, checkpoint: str) -> Finding:
@@ -247,10 +246,10 @@ def frame(profile: str) -> pd.DataFrame:
     units, rows = {"max_robust_gain_points": "points"}, ("+FSR over the same method without it",)
     typed = [cell.value for cell in robustness.paper_cells("T10", rows=rows, units=units)]  # a person may correct it
     for claim in (claim for claim in CLAIMS if profile in claim.profiles):
-        claim = replace(claim, stated=typed[-1]) if typed and claim.rule == "largest_gain" else claim
+        claim = claim._replace(stated=typed[-1]) if typed and claim.rule == "largest_gain" else claim
         checkpoint = claim.checkpoint or reported
         found = RULES.get(claim.rule, leads)(profile, claim, checkpoint)
-        row = vars(claim) | found._asdict() | {"claim": claim.text, "ours": found.value, "reason": found.why}
+        row = claim._asdict() | found._asdict() | {"claim": claim.text, "ours": found.value, "reason": found.why}
         changed = claim.earlier and f"changed after the runs; before: {claim.earlier}"
         row |= {"verdict": state(claim, found), "checkpoint": checkpoint, "changed_after_the_runs": changed}
         records.append(row)

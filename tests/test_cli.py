@@ -172,7 +172,8 @@ def test_status_names_every_run_once_in_the_words_of_its_table(fsr):
     ids = [run_id(run) for run in experiments.SETS["demo"]["all"]]
     assert code == 0 and all(out.count(name) == 1 for name in ids)
     assert f"0 done, 0 partial, {len(ids)} missing, 0 damaged of {len(ids)} runs" in out
-    assert "T5 tau = 0.05 " in out and "AT + FSR, seed 1 " in out and "AT + FSR, vgg16, seed 0 " in out
+    named = ("T5 tau = 0.05", "AT + FSR", "AT + FSR, VGG-8-BN (width 8)")
+    assert all(f" {name}, seed 0 " in f" {out}" for name in named)
 
 
 def test_data_names_the_folder_and_what_is_missing(fsr, root):

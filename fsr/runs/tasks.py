@@ -13,8 +13,8 @@ from fsr.files import FSRError, Interrupted, MissingRecord, TimeUp, UsageError
 from fsr.runs.evaluating import ensure_recorded
 from fsr.runs.options import Options
 from fsr.runs.training import ensure_trained, has_weights, state_path
+from fsr.tables import labels
 
-TABLES = {"whitebox": "", "deactivation": "T2 ", "components": "T4 ", "settings": "T5 ", "placement": "T6 "}
 COST = ("dataset", "image_size", "train_size", "backbone", "width", "blocks", "batch", "precision")  # of an epoch
 
 
@@ -100,18 +100,6 @@ def ensure(profile: str, notebook: str, options: Options | None = None) -> None:
             raise FSRError("; ".join(failed))
 
 
-def label(profile: str, run: Run) -> str:
-    """What a run is, in the words of the first table that shows it: `AT + FSR, seed 1`, `T5 tau = 0.05`."""
-    base = experiments.profile_of(profile).base
-    rows = [(kind, row) for kind, own in experiments.ROWS[profile].items() for row in own if row.intervention is None]
-    named = [(kind, len(row.runs) > 1, row.name) for kind, row in rows if run in row.runs]
-    named += [(kind, len(row.runs) > 1, f"{row.name}, baseline") for kind, row in rows if run in row.baseline]
-    kind, several, name = (named or [("", True, run.label)])[0]
-    prefix = TABLES.get(kind, "")
-    parts = [prefix + name, *(v for v in (run.dataset, run.backbone) if v not in (base.dataset, base.backbone))]
-    return ", ".join(parts + [f"seed {run.seed}"] * (several or not prefix))
-
-
 def seconds_per_epoch(device: str) -> list[tuple[Run, float]]:
     """Finished runs and their median seconds per epoch, of those trained on this kind of device (cpu, cuda)."""
     here = [run for run, record in store.finished() if (record.get("hardware") or {}).get("device") == device]
@@ -142,6 +130,6 @@ def status(profile: str, sets: Iterable[str] = ("all",), *, device: str | None =
         state = "damaged" if damage else "done" if not left else "partial" if begun else "missing"
         seconds = 0.0 if trained or damage else seconds_left(run, measured)
         then = damage or next(iter(left), "")
-        rows.append([label(profile, run), run_id(run), state, f"{total - len(left)}/{total}", seconds, then])
+        rows.append([labels.run(profile, run), run_id(run), state, f"{total - len(left)}/{total}", seconds, then])
     columns = ["run", "id", "state", "recorded", "seconds", "next"]
     return pd.DataFrame(rows, columns=columns).astype({"seconds": float})

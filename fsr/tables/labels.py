@@ -46,14 +46,14 @@ def metric(name: str) -> str:
 
 
 def run(profile: str, run: Run) -> str:
-    """A planned run as tables name it: `AT + FSR, seed 1`, `T5 tau = 0.05, seed 0`."""
-    for kind, rows in experiments.ROWS[profile].items():
-        for row in rows:
-            if run in row.runs and row.intervention is None:
-                prefix = {"settings": "T5 ", "placement": "T6 "}.get(kind, "")
-                place = "" if run.backbone == experiments.profile_of(profile).base.backbone else f", {network(run)}"
-                return f"{prefix}{row.name}{place}, seed {run.seed}"
-    return f"{method(run.label)}, seed {run.seed}"
+    """A run in the words of the first row that it is in: `AT + FSR, seed 1`, `T5 tau = 0.05, seed 0`."""
+    rows = [(kind, r) for kind, own in experiments.ROWS[profile].items() for r in own if r.intervention is None]
+    names = [(kind, r.name) for kind, r in rows if run in r.runs]
+    names += [(kind, f"{r.name}, baseline") for kind, r in rows if run in r.baseline]
+    (kind, name), *_ = [*names, ("", method(run.label))]
+    prefix, base = {"settings": "T5 ", "placement": "T6 "}.get(kind, ""), experiments.profile_of(profile).base
+    place = [dataset(run.dataset)] * (run.dataset != base.dataset) + [network(run)] * (run.backbone != base.backbone)
+    return ", ".join([prefix + name, *place, f"seed {run.seed}"])
 
 
 def number(value: float, *, digits: int = 1, sign: bool = False) -> str:

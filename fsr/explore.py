@@ -5,6 +5,7 @@ import importlib.metadata
 import io
 import os
 import platform
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -25,7 +26,9 @@ from fsr.files import FSRError, MissingRecord, UsageError
 from fsr.models.modes import eval_mode
 from fsr.tables import labels
 
+pd.options.display.max_colwidth = 1000  # a run's module is shown whole
 ATTACKS = ("clean", "fgsm", "pgd20", "pgd100", "cw")  # quick enough to wait for
+KINDS = ("ema", "last", "best")
 STREAMS = {"f": "f", "robust": "f⁺", "nonrobust": "f⁻", "recalibrated": "f̃⁻", "features": "f̃"}
 
 
@@ -50,11 +53,11 @@ def data_summary(run: Run) -> pd.DataFrame:
     """Images, size and class balance of the training, held-out and test part."""
     data, rows = runs.data_of(run), {}
     for name, part in {"train": "train", "held out": "held", "test": "test"}.items():
-        x, y = getattr(data, f"{part}_x"), getattr(data, f"{part}_y")
+        shape, y = getattr(data, f"{part}_x").shape, getattr(data, f"{part}_y")
         counts = torch.bincount(y, minlength=data.classes)
-        rows[name] = {"images": len(y), "channels x height x width": " x ".join(map(str, x.shape[1:]))}
-        rows[name] |= {"smallest class": int(counts.min()), "largest class": int(counts.max())}
-    return pd.DataFrame.from_dict(rows, orient="index")
+        rows[name] = [len(y), " x ".join(map(str, shape[1:])), int(counts.min()), int(counts.max())]
+    columns = ["images", "channels x height x width", "smallest class", "largest class"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -92,21 +95,15 @@ def complete(profile: str, notebook: str, device: str | None = None) -> str:
 
 
 def trained(profile: str, *, modules: bool) -> pd.DataFrame:
-    """A row per planned run, without or with an inserted module: how it differs from plain AT, and how it went."""
-    base, rows = experiments.main_pair(profile)[0], []
-    for run in experiments.SETS[profile]["all"]:
-        if (run.module is not None) != modules:
-            continue
-        changed = {name: new for name, (_, new) in diff(base, run).items() if name not in ("method", "seed", "module")}
-        row = {"method": labels.method(run.label), "seed": run.seed, "network": labels.network(run)}
-        row["differs in"] = ", ".join(f"{name} = {new}" for name, new in changed.items())
-        try:
+    """A row per planned run, without or with an inserted module: what it is, as `status` says it, and how it went."""
+    rows = []
+    for run in (run for run in experiments.SETS[profile]["all"] if (run.module is not None) == modules):
+        row = {"run": runs.label(profile, run), "network": labels.network(run), "epochs": "not run"}
+        with suppress(MissingRecord):
             history = store.history(run).set_index("epoch")
             row["epochs"] = f"{len(history)}/{run.epochs}"
             row["clean"], row["robust"] = history[["held_clean_acc", "held_robust_acc"]].iloc[-1].round(3)
             row["best epoch"] = history["held_robust_acc"].fillna(-1).idxmax() if run.holdout else None
-        except MissingRecord:
-            row["epochs"] = "not run"
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -127,7 +124,7 @@ def curves(run: Run) -> Figure:
 
 def networks(profile: str) -> pd.DataFrame:
     """The profile's networks whose weights are on this machine: method, seed and weights in words, run, checkpoint."""
-    kept = [(r, kind) for r in experiments.SETS[profile]["all"] for kind in ("ema", "last", "best")]
+    kept = [(r, kind) for r in experiments.SETS[profile]["all"] for kind in KINDS]
     rows = [(f"{labels.method(r.label)}, seed {r.seed}, {k}", r, k) for r, k in kept if runs.has_weights(r, k)]
     return pd.DataFrame(rows, columns=["name", "run", "checkpoint"])
 
@@ -135,15 +132,14 @@ def networks(profile: str) -> pd.DataFrame:
 def example(profile: str, label: str) -> tuple[Run, str]:
     """(run, checkpoint) of seed 0 with this label whose weights are here; else demo's, which trains in seconds."""
     run, other = (experiments.named(name)[label] for name in (profile, "demo"))
-    here = [kind for kind in ("ema", "last", "best") if runs.has_weights(run, kind)]
+    here = [kind for kind in KINDS if runs.has_weights(run, kind)]
     return (run, here[0]) if here else (other, "ema")
 
 
 def inspect(run: Run, checkpoint: str = "ema", *, attack: str = "pgd20", image: int = 0) -> SimpleNamespace:
-    """Attack one test image, by its place in the fixed order, on the CPU, and keep all that there is to see.
+    """Attack one test image on the CPU; of the attacked one at FSR's place: maps, classes of the heads and mask.
 
-    images: clean and attacked (2, 3, H, W) in [0, 1]; probabilities: (2, K). Of the attacked one at the last FSR module
-    or where the plan puts it: maps: stream -> mean |feature| (h, w); heads: stream -> class; mask: values or None.
+    images: clean and attacked (2, 3, H, W) in [0, 1]; probabilities: (2, K); maps: stream to mean |feature| (h, w).
     """
     data = runs.data_of(run)
     if attack not in ATTACKS or not 0 <= image < len(data.test_y):
@@ -197,10 +193,10 @@ def app(profile: str) -> widgets.Widget:
     if known.empty:
         return widgets.HTML(f"No weights are here; type <code>python -m fsr train --profile {profile}</code>.")
     menu, attacks = list(zip(known["name"], known.index)), [(labels.metric(name), name) for name in ATTACKS]
-    controls = [widgets.Dropdown(options=menu, description="network")]
-    controls += [widgets.Dropdown(options=[("(none)", None), *menu], description="beside it")]
-    controls += [widgets.Dropdown(options=attacks, value="pgd20", description="attack")]
-    controls += [widgets.BoundedIntText(value=0, min=0, max=10**6, description="image")]
+    choices = (("network", menu), ("beside it", [("(none)", None), *menu]), ("attack", attacks))
+    controls: list = [widgets.Dropdown(options=options, description=name) for name, options in choices]
+    controls[2].value = "pgd20"
+    controls.append(widgets.BoundedIntText(value=0, min=0, max=10**6, description="image"))
     picture, message = widgets.Image(format="png"), widgets.HTML()  # an Output widget can block papermill's kernel
 
     def refresh(_change=None) -> None:

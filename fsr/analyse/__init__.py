@@ -29,7 +29,6 @@ SATURATED = 0.05  # below it, or above 1 minus it, the mask's slope m (1 - m) / 
 PERPLEXITY, SEED = 30, 0  # of t-SNE
 TEMPERATURE = 0.07  # of the neighbours' weights exp(similarity / temperature)
 KEPT_BYTES = 2**18  # pooled features are kept beside their t-SNE up to this size
-_latest: dict[tuple, list[Tensor]] = {}  # attacked images of one network, on the CPU: T7, F2 and F8 share them
 
 
 @contextmanager
@@ -57,11 +56,10 @@ class Seen(NamedTuple):
 class Inspection:
     """A network in eval mode, the test images to look at, and the module that runs last."""
 
-    def __init__(self, model: Classifier, run: Run, analysis: Analysis, data: Data, weights: str | None):
+    def __init__(self, model: Classifier, run: Run, analysis: Analysis, data: Data):
         self.model, self.run, self.data = model, run, data
         wanted = None if analysis.images is None else min(analysis.images, len(data.test_y))
         self.x, self.y, self.index = part_of_test(data, wanted)  # x: uint8
-        self.key = weights and (weights, run, analysis.images)
         places = {part: name for name, part in model.named_modules() if isinstance(part, Inserted)}
         order: list[Any] = []
         with torch.no_grad(), hooked(places, lambda part, _, f: order.append(part)):
@@ -81,36 +79,25 @@ class Inspection:
         return Seen(logits, maps, mask)
 
     def pairs(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Seen, Seen]]:
-        """Batches of (x, x_adv under PGD-20, y, what is seen of x, of x_adv): float32 in [0, 1], labels (N,).
-
-        Attacking costs most of an analysis, so what was crafted last in this process serves again on equal weights.
-        """
-        known, crafted = _latest.get(self.key, []) if self.key else [], []
-        for i, rows in enumerate(batches(len(self.y), BATCH)):
+        """Batches of (x, x_adv under PGD-20, y, what is seen of x, of x_adv): float32 in [0, 1], labels (N,)."""
+        for rows in batches(len(self.y), BATCH):
             x, y = as_float(self.x[rows]), self.y[rows]
-            if known:
-                x_adv = known[i].to(x.device)
-            else:
-                x_adv = attack_named(ATTACK)(self.model, x, y, eps=self.run.eps, indices=self.index[rows])
-            crafted.append(x_adv.cpu())
+            x_adv = attack_named(ATTACK)(self.model, x, y, eps=self.run.eps, indices=self.index[rows])
             yield x, x_adv, y, self.see(x), self.see(x_adv)
-        if self.key:  # only when complete
-            _latest.clear()
-            _latest[self.key] = crafted
 
 
 def masks(job: Inspection) -> tuple[dict, dict]:
     """F2: histograms of the mask, per entry of f, and its shares beyond 0.05 and 0.95 and moved across one half."""
-    hist, count = {name: torch.zeros(BINS, dtype=torch.int64) for name in ("hist_clean", "hist_adv")}, Counter[str]()
+    arrays: dict[str, Any] = {"edges": np.linspace(0, 1, BINS + 1), "hist_clean": 0, "hist_adv": 0}
+    count = Counter[str]()
     for *_, clean, adv in job.pairs():
         for name, mask in (("clean", clean.mask), ("adv", adv.mask)):
             bins = (mask.flatten().double() * BINS).long().clamp_(0, BINS - 1)  # 1 belongs to the last one
-            hist[f"hist_{name}"] += torch.bincount(bins, minlength=BINS).cpu()
+            arrays[f"hist_{name}"] += torch.bincount(bins, minlength=BINS).cpu().numpy()
             count[f"saturated_{name}"] += int(((mask < SATURATED) | (mask > 1 - SATURATED)).sum())
         count["flipped"] += int(((clean.mask > 0.5) ^ (adv.mask > 0.5)).sum())
-    total = int(hist["hist_clean"].sum())
-    record = {"tau": job.module.tau, "entries": total} | {name: n / total for name, n in count.items()}
-    return record, {"edges": np.linspace(0, 1, BINS + 1)} | {name: counts.numpy() for name, counts in hist.items()}
+    total = int(arrays["hist_clean"].sum())
+    return {"tau": job.module.tau, "entries": total} | {name: n / total for name, n in count.items()}, arrays
 
 
 def _gathered(job: Inspection, of: Callable[[Tensor, Tensor, Seen, Seen], dict[str, Tensor]]) -> dict[str, np.ndarray]:
@@ -125,9 +112,9 @@ def maps(job: Inspection) -> tuple[dict, dict]:
 
     def of(x: Tensor, x_adv: Tensor, clean: Seen, adv: Seen) -> dict[str, Tensor]:
         images = {name: (v * 255).round().to(torch.uint8) for name, v in (("natural", x), ("adversarial", x_adv))}
-        shown = {"features" if name == "output" else name: f.abs().mean(1).half() for name, f in adv.maps.items()}
         answers = {"pred_clean": clean.logits.argmax(1), "pred_adv": adv.logits.argmax(1)}
-        return images | answers | {f"map_{name}": f for name, f in shown.items()}
+        shown = {f"map_{name}": f.abs().mean(1).half() for name, f in adv.maps.items()}
+        return images | answers | shown | {"map_features": shown.pop("map_output")}
 
     return {}, _gathered(job, of)
 
@@ -154,10 +141,7 @@ def features(job: Inspection) -> tuple[dict, dict]:
 
 
 def knn(bank: Tensor, bank_y: Tensor, queries: Tensor, *, k: int, classes: int) -> Tensor:
-    """Classes of the queries, (N,) int64, by cosine nearest neighbours with weights exp(similarity / 0.07).
-
-    bank: (M, C); bank_y: (M,) int64; queries: (N, C); k at most M. The weighted vote of Wu et al. (2018), section 3.4.
-    """
+    """Classes (N,) of queries (N, C) by a weighted vote of k cosine neighbours in bank (M, C) (Wu et al. 2018)."""
     similarity, where = (F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T).topk(k, dim=1)  # (N, k)
     weight = (similarity / TEMPERATURE).exp()
     votes = F.one_hot(bank_y[where], classes).to(weight.dtype)  # a product, not scatter_add: repeatable on a GPU
@@ -165,10 +149,7 @@ def knn(bank: Tensor, bank_y: Tensor, queries: Tensor, *, k: int, classes: int) 
 
 
 def streams(job: Inspection) -> tuple[dict, dict]:
-    """T7: accuracy of every stream under PGD-20 (`rows`) and without attack (`rows_clean`), by head and neighbours.
-
-    The auxiliary head was trained on f+, f- and recalibrated f- alone. Networks without FSR have neighbours' rows only.
-    """
+    """T7: accuracy of every stream under PGD-20 (`rows`) and without attack (`rows_clean`), by head and neighbours."""
     bank_y, head = job.data.train_y, getattr(job.module, "aux", None)
     k = min(10 if job.run.dataset == "digits" else 200, len(bank_y))
     parts = defaultdict[str, list[Tensor]](list)  # pooled clean training features of every stream
@@ -200,9 +181,8 @@ ANALYSES = {"streams": streams, "masks": masks, "maps": maps, "features": featur
 def exact() -> Iterator[None]:
     """Full float32 and repeatable convolutions on a GPU, whose default is TF32; afterwards as before."""
     cudnn = torch.backends.cudnn
-    before = cudnn.deterministic, cudnn.benchmark
+    before, (cudnn.deterministic, cudnn.benchmark) = (cudnn.deterministic, cudnn.benchmark), (True, False)
     try:
-        cudnn.deterministic, cudnn.benchmark = True, False
         with exact_float32():
             yield
     finally:
@@ -210,19 +190,18 @@ def exact() -> Iterator[None]:
 
 
 def analyse(
-    model: Classifier, run: Run, analysis: Analysis, data: Data, *, seconds_per_epoch=None, weights: str | None = None
+    model: Classifier, run: Run, analysis: Analysis, data: Data, *, seconds_per_epoch=None
 ) -> tuple[dict, dict[str, np.ndarray]]:
     """(record, arrays) of one analysis of a run's network, in float32 and eval mode; model is left as it was.
 
-    data: on the model's device; seconds_per_epoch: from history.csv, for cost; weights: digest of model's weights, with
-    which the next analysis of the same images does not attack them again. Deterministic but for cost's times. A kind
-    that needs what the network does not have gives {"not_applicable": why}; an unknown kind raises UsageError.
+    data: on the model's device; seconds_per_epoch: of cost. Deterministic but for cost's times. A kind that needs what
+    the network does not have gives {"not_applicable": why}.
     """
     kind = analysis.kind
     if kind not in ANALYSES:
         raise UsageError(f"no analysis {kind!r} here; choose one of {', '.join(ANALYSES)}")
     with eval_mode(model), exact():
-        job = Inspection(model, run, analysis, data, weights)
+        job = Inspection(model, run, analysis, data)
         if kind == "cost":
             return cost(job) | {"train_seconds_per_epoch": seconds_per_epoch}, {}
         if kind != "streams" and not (isinstance(job.module, FSR) and job.module.has_mask):

@@ -22,33 +22,24 @@ WARMUPS, REPEATS = 2, 9
 
 
 class LiveMemory(TorchDispatchMode):
-    """Bytes of the tensors that torch makes inside the block: `now`, and their `peak`; kernels' scratch is not seen."""
+    """Bytes of the live tensors that torch makes inside the block, `held`, and their `peak`; no kernel's scratch."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.now = self.peak = 0
-        self._held: set[int] = set()
-
-    def _freed(self, key: int, size: int) -> None:
-        self.now -= size
-        self._held.discard(key)
+        self.held, self.peak = dict[int, int](), 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         for storage in [leaf.untyped_storage() for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]:
-            if storage._cdata not in self._held:  # else a view, or written in place
-                self._held.add(storage._cdata)
-                weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
-                self.now += storage.nbytes()
-                self.peak = max(self.peak, self.now)
+            if storage._cdata not in self.held:  # else a view, or written in place
+                self.held[storage._cdata] = storage.nbytes()
+                weakref.finalize(storage, self.held.pop, storage._cdata, None)
+                self.peak = max(self.peak, sum(self.held.values()))
         return out
 
 
 def peak_memory(model: Classifier, x: Tensor, y: Tensor) -> float:
-    """MiB at the peak of one training batch, weights and gradients included, the optimiser's state not.
-
-    On a GPU as its allocator saw it, else the live tensors' sum. model and the random state are left as they were.
-    """
+    """MiB at the peak of one training batch, by a GPU's allocator or the live tensors, without optimiser."""
     model = copy.deepcopy(model).train()
     own = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
     if x.is_cuda:
@@ -77,21 +68,18 @@ def latencies(models: list[Classifier], x: Tensor) -> list[float]:
 
 
 def cost(job) -> dict:
-    """T8: parameters, latency and MACs of inference, without auxiliary head, peak memory of a training batch.
-
-    Keys that end in `_without` are of the same network without inserted modules.
-    """
+    """T8: parameters, latency and MACs of inference, memory of training; `_without`: the same without modules."""
     with torch.random.fork_rng([]):  # the plain network's weights, which cost nothing
         bare = model_of(replace(job.run, module=None), job.data.classes).to(job.data.test_x.device).eval()
     pair, data = [job.model, bare], job.data
     rows = torch.arange(BATCHES[-1]) % len(data.test_y)  # from the first again
     x, y = as_float(data.test_x[rows]), data.test_y[rows]
     params, macs = [count_params(model) for model in pair], [count_macs(model, x[:1]) for model in pair]
-    record: dict = {"params": params[0], "params_added": params[0] - params[1]}
+    record: dict = {"memory": "allocator" if x.is_cuda else "live tensors", "memory_batch": BATCHES[-1]}
+    record |= {"params": params[0], "params_added": params[0] - params[1]}
     record |= {"macs": macs[0], "macs_added": macs[0] - macs[1]}
     times = {str(n): latencies(pair, x[:n]) for n in BATCHES}
     for i, suffix in enumerate(("", "_without")):
         record[f"latency_ms{suffix}"] = {n: round(medians[i], 4) for n, medians in times.items()}
         record[f"peak_memory_mb{suffix}"] = round(peak_memory(pair[i], x, y), 3)
-    record |= {"memory": "allocator" if x.is_cuda else "live tensors", "memory_batch": BATCHES[-1]}
     return record | {"dtype": "float32", "repeats": REPEATS, "hardware": hardware.describe(x.device)}

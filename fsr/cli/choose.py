@@ -16,8 +16,8 @@ def runs_of(which: str, profile: str | None = None) -> tuple[Run, ...]:
     recorded = [path.parent.name for path in sorted(files.results().glob("runs/*/config.json"))]
     if which in known or which in recorded:
         return known[which] if which in known else (store.config_of(which),)
-    choices, meant = f"; choose one of {', '.join(sets)}" if sets else "", did_you_mean(which, [*known, *recorded])
-    raise UsageError(f"no set or run {which!r}{meant}{choices}; `python -m fsr status` lists runs")
+    choices = did_you_mean(which, [*known, *recorded]) + f"; choose one of {', '.join(sets)}" * bool(sets)
+    raise UsageError(f"no set or run {which!r}{choices}; `python -m fsr status` lists runs")
 
 
 def planned(profile: str, which: str, *, train_only: bool = False) -> list:
@@ -29,11 +29,10 @@ def planned(profile: str, which: str, *, train_only: bool = False) -> list:
         return runs.missing(profile, (which,), train_only=train_only)
     if chosen[0] in sets["all"]:
         return [task for task in runs.missing(profile, train_only=train_only) if task.name == which]
-    columns = [replace(e, checkpoint="last") for e in experiments.columns(profile, "whitebox").values()]
-    if _test_images(chosen[0]) is None:  # a folder of any size
-        columns = [replace(e, images=None) for e in columns]
-    some = () if train_only else tuple(e for e in columns if e.attack != "ensemble")
-    task = runs.Task(run=chosen[0], evaluations=some)
+    columns = [e for e in experiments.columns(profile, "whitebox").values() if e.attack != "ensemble"]
+    whole = _test_images(chosen[0]) is None  # a folder of any size
+    some = tuple(replace(e, checkpoint="last", images=None if whole else e.images) for e in columns)
+    task = runs.Task(run=chosen[0], evaluations=() if train_only else some)
     return [task] if task.missing() else []
 
 
@@ -75,13 +74,13 @@ def show_plan(todo: list, options) -> None:
     """Print what would be computed, and how long its trainings take by those finished here on such a device."""
     from fsr import runs
 
-    trained = {task.run: trains for task in todo if (trains := task.trains())}
-    for task in todo:  # again: its record is here, its weights are gone
-        again = ["train again"] * (trained.get(task.run) == "again")
-        typer.echo(f"{task.name}: {', '.join(again + task.missing())}")
-    measured = runs.seconds_per_epoch(options.torch_device.type)
-    epochs = [(run, run.epochs if trains == "again" else None) for run, trains in trained.items()]
-    times = [runs.seconds_left(run, measured, epochs=left) for run, left in epochs]
-    known = [seconds for seconds in times if seconds is not None]
+    measured, times = runs.seconds_per_epoch(options.torch_device.type), {}
+    for task in todo:
+        trains = task.trains()  # again: its record is here, its weights are gone
+        typer.echo(f"{task.name}: {', '.join(['train again'] * (trains == 'again') + task.missing())}")
+        if trains:
+            left = task.run.epochs if trains == "again" else None
+            times[task.run] = runs.seconds_left(task.run, measured, epochs=left)
+    known = [seconds for seconds in times.values() if seconds is not None]
     text = f"{len(times)} trainings, those like finished ones ({len(known)}) about {duration(sum(known))} in all"
     typer.echo(f"{len(todo)} tasks to do: {text}; evaluations and analyses on top" if todo else "nothing to do")

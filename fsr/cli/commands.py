@@ -19,7 +19,6 @@ log = logging.getLogger("fsr")
 EPILOG = "Examples:  python -m fsr run-all    python -m fsr status --profile mini    python -m fsr -v train whitebox"
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, epilog=EPILOG)
 
-
 Profile = Annotated[str, typer.Option("--profile", "-p", help="demo, mini, headline ...; see README.")]
 Which = Annotated[str, typer.Argument(metavar="SET", help="A set (whitebox ...) or a run id.")]
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run id; `status` lists them.")]
@@ -141,13 +140,12 @@ def status(profile: Profile = "demo", device: Device = None, root: Root = None) 
 
     files.use(root=root)
     files.existing()
-    frame = runs.status(profile, device=device)
-    left = frame["seconds"]
-    frame["seconds"] = ["?" if s != s else duration(s) if s else "" for s in left]
-    typer.echo(frame.rename(columns={"seconds": "training left"}).to_string(index=False))
+    frame = runs.status(profile, device=device).rename(columns={"seconds": "training left"})
+    shown = {"training left": lambda s: "?" if s != s else duration(s) if s else ""}
+    typer.echo(frame.to_string(index=False, formatters=shown))
     counts = [f"{(frame['state'] == state).sum()} {state}" for state in ("done", "partial", "missing", "damaged")]
-    text = f"{', '.join(counts)} of {len(frame)} runs; trainings left: {duration(left.sum())} one after the other"
-    typer.echo(text + ", as fast as those finished here")
+    text = f"{', '.join(counts)} of {len(frame)} runs; trainings left: {duration(frame['training left'].sum())}"
+    typer.echo(text + " one after the other, as fast as those finished here")
 
 
 @app.command("report", epilog="Example:  python -m fsr report --profile demo")

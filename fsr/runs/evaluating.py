@@ -97,7 +97,7 @@ def _analyse(run: Run, analysis: Analysis, model: Classifier, options: Options) 
         record, arrays = _audit(run, analysis, model, options)
     else:
         seconds = None if run.imported else float(store.history(run)["seconds"].median())
-        record, arrays = analyse(model, run, analysis, data, seconds_per_epoch=seconds, weights=weights)
+        record, arrays = analyse(model, run, analysis, data, seconds_per_epoch=seconds)
     record = {"seconds": round(time.monotonic() - started, 3), **record, "weights": weights}
     store.save_analysis(run, analysis, record | {"hardware": hardware.describe(device)}, **arrays)
     options.report(run_id(run), what, 1, 1)

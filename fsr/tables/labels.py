@@ -21,10 +21,7 @@ def network(run: Run) -> str:
     blocks, width = sum(run.blocks or ()), run.width
     if run.backbone == "wideresnet34":
         return f"WRN-{4 + 2 * (blocks or 15)}-{10 if width is None else width}"
-    names = {
-        "vgg16": f"VGG-{(blocks or 13) + 3}-BN",
-        "resnet18": f"ResNet-{2 + 2 * blocks if blocks else 18}",
-    }
+    names = {"vgg16": f"VGG-{(blocks or 13) + 3}-BN", "resnet18": f"ResNet-{2 + 2 * blocks if blocks else 18}"}
     name = names.get(run.backbone, run.backbone)  # or one that somebody added
     return name if width is None else f"{name} (width {width})"
 

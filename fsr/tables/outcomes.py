@@ -3,7 +3,6 @@
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,14 +23,17 @@ def _read(root: Path, run: Run, evaluation: Evaluation) -> tuple[pd.Series, dict
     return pd.Series(found.correct, index=found.index).sort_index(), found.record
 
 
+def _parts(evaluation: Evaluation) -> list[Evaluation]:
+    names = store.ENSEMBLE if evaluation.attack == "ensemble" else (evaluation.attack,)
+    return [replace(evaluation, attack=name) for name in names]
+
+
 def of_other_weights(run: Run, evaluation: Evaluation) -> bool:
     """Is this evaluation on record, but of other weights than those of the run's training on record?"""
-    if evaluation.attack == "ensemble":
-        return any(of_other_weights(run, replace(evaluation, attack=name)) for name in store.ENSEMBLE)
-    if not store.has_evaluation(run, evaluation) or not store.is_trained(run):
-        return False
-    trained = store.environment(run).get("checkpoints", {}).get(evaluation.checkpoint)
-    return trained is not None and _read(files.results(), run, evaluation)[1].get("weights") not in (None, trained)
+    trained = store.environment(run).get("checkpoints", {}) if store.is_trained(run) else {}
+    found = [_read(files.results(), run, one)[1] for one in _parts(evaluation) if store.has_evaluation(run, one)]
+    known = (None, trained.get(evaluation.checkpoint))
+    return known[1] is not None and any(record.get("weights") not in known for record in found)
 
 
 def outcome(run: Run, evaluation: Evaluation) -> pd.Series | None:
@@ -39,13 +41,10 @@ def outcome(run: Run, evaluation: Evaluation) -> pd.Series | None:
 
     `ensemble` is right where all five of the authors' columns are right, on the images that all five have.
     """
-    if evaluation.attack == "ensemble":
-        parts = [outcome(run, replace(evaluation, attack=name)) for name in store.ENSEMBLE]
-        done = [part for part in parts if part is not None]
-        return pd.concat(done, axis=1, join="inner").all(axis=1) if len(done) == len(parts) else None
-    if not store.has_evaluation(run, evaluation) or of_other_weights(run, evaluation):
+    parts = _parts(evaluation)
+    if not all(store.has_evaluation(run, part) for part in parts) or of_other_weights(run, evaluation):
         return None
-    return _read(files.results(), run, evaluation)[0]
+    return pd.concat([_read(files.results(), run, part)[0] for part in parts], axis=1, join="inner").all(axis=1)
 
 
 def accuracy(runs: Runs, evaluation: Evaluation) -> dict:
@@ -55,10 +54,10 @@ def accuracy(runs: Runs, evaluation: Evaluation) -> dict:
     """
     found = {run: o for run in runs if (o := outcome(run, evaluation)) is not None}
     cell: dict = {"planned": len(runs), "seeds": len(found)}
-    if not found:
-        return cell
-    cell["flags"] = warnings(list(found), evaluation)
-    return cell | mean_of([float(o.mean()) for o in found.values()], min(map(len, found.values())))
+    if found:
+        cell["flags"] = warnings(list(found), evaluation)
+        cell |= mean_of([float(o.mean()) for o in found.values()], min(map(len, found.values())))
+    return cell
 
 
 def mean_of(values: list[float], n: int) -> dict:
@@ -81,14 +80,10 @@ def gain(runs: Runs, baseline: Runs, evaluation: Evaluation, base_evaluation: Ev
     if not joined:
         return cell
     before, after = ([pair[i].to_numpy(float) for pair in joined] for i in (0, 1))
-    value, sd, *_ = statistics.seed_summary([float(a.mean() - b.mean()) for b, a in zip(before, after)])
-    cell |= {
-        "value": value,
-        "sd": sd,
-        "n": len(after[0]),
-        "p_first_seed": statistics.mcnemar_exact(before[0], after[0]),
-    }
-    cell["low"], cell["high"] = statistics.paired_bootstrap(np.mean(before, axis=0), np.mean(after, axis=0))
+    mean, sd, *_ = statistics.seed_summary([float(a.mean() - b.mean()) for b, a in zip(before, after)])
+    p = statistics.mcnemar_exact(before[0], after[0])
+    low, high = statistics.paired_bootstrap(np.mean(before, axis=0), np.mean(after, axis=0))
+    cell |= {"value": mean, "low": low, "high": high, "sd": sd, "n": len(after[0]), "p_first_seed": p}
     if len(joined) >= MIN_SEEDS:
         cell["seeds_low"], cell["seeds_high"] = statistics.paired_bootstrap(before, after)
     return cell
@@ -112,14 +107,13 @@ def warnings(runs: list[Run], evaluation: Evaluation) -> str | None:
     if not flags:
         return None
     raised = sorted({name for record in flags for name, on in record.items() if on is True})
-    doubts = [", ".join(raised).replace("_", " ")] if raised else []
-    beaten: list[tuple[int, int, str]] = []
-    strength: dict[str, Any] = {"attack": "", "images": None, "steps": None, "surrogate": None}
+    doubts, beaten = [", ".join(raised).replace("_", " ")] * bool(raised), list[tuple[int, int, str]]()
+    strength: dict = {"attack": "", "images": None, "steps": None, "surrogate": None}
     for run, (strong, _) in zip(runs, parts):
         for other in store.evaluations(run):
-            same = replace(other, **strength) == replace(evaluation, **strength)
-            if same and other.attack != evaluation.attack and (found := broken_only(run, other, strong)):
-                beaten += [(*found, other.attack)] if found[0] > SPARED * len(strong) else []
+            same = replace(other, **strength) == replace(evaluation, **strength) and other.attack != evaluation.attack
+            if same and (found := broken_only(run, other, strong)) and found[0] > SPARED * len(strong):
+                beaten.append((*found, other.attack))
     if beaten:
         broken, left, attack = max(beaten, key=lambda found: found[0])
         doubts.append(f"{labels.metric(attack)} breaks {broken} of the {left} that it leaves")

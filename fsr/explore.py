@@ -98,7 +98,7 @@ def trained(profile: str, *, modules: bool) -> pd.DataFrame:
     """A row per planned run, without or with an inserted module: what it is, as `status` says it, and how it went."""
     rows = []
     for run in (run for run in experiments.SETS[profile]["all"] if (run.module is not None) == modules):
-        row = {"run": runs.label(profile, run), "network": labels.network(run), "epochs": "not run"}
+        row = {"run": labels.run(profile, run), "network": labels.network(run), "epochs": "not run"}
         with suppress(MissingRecord):
             history = store.history(run).set_index("epoch")
             row["epochs"] = f"{len(history)}/{run.epochs}"
@@ -130,8 +130,8 @@ def networks(profile: str) -> pd.DataFrame:
 
 
 def example(profile: str, label: str) -> tuple[Run, str]:
-    """(run, checkpoint) of seed 0 with this label whose weights are here; else demo's, which trains in seconds."""
-    run, other = (experiments.named(name)[label] for name in (profile, "demo"))
+    """(run, checkpoint) of the main pair (`at`, `at+fsr`) if its weights are here; else demo's, trained in seconds."""
+    run, other = (experiments.main_pair(name)[("at", "at+fsr").index(label)] for name in (profile, "demo"))
     here = [kind for kind in KINDS if runs.has_weights(run, kind)]
     return (run, here[0]) if here else (other, "ema")
 

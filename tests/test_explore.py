@@ -9,6 +9,7 @@ import torch
 
 from fsr import experiments, explore, runs
 from fsr.files import UsageError
+from fsr.tables import labels
 
 PROFILE = "ci"
 
@@ -69,7 +70,7 @@ def test_wrong_settings_are_refused(pair, changes):
 
 def test_trained_and_differences_say_how_runs_differ(pair):
     frame = explore.trained(PROFILE, modules=True)
-    assert list(frame["run"]) == [runs.label(PROFILE, pair[1])] and list(frame["epochs"]) == ["1/1"]
+    assert list(frame["run"]) == [labels.run(PROFILE, pair[1])] and list(frame["epochs"]) == ["1/1"]
     assert any(name.startswith("T5 tau = 0.05") for name in explore.trained("demo", modules=True)["run"])
     changed = explore.differences(*pair)
     assert set(changed.index) == {"module"} and str(pair[1].module) in repr(changed)  # whole, not cut off

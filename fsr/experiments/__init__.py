@@ -68,8 +68,7 @@ def _autoattack_at(profile: Profile, run: Run) -> tuple[str, ...]:
     elsewhere = run.backbone != profile.base.backbone and profile.name != "paper"
     if elsewhere or (profile.scope == "smoke" and run.method != "at") or (profile.scope == "study" and not is_main):
         return ()
-    seeds = profile.seeds if profile.autoattack_seeds is None else profile.autoattack_seeds
-    return CHECKPOINTS if is_main and run.seed in seeds else ("last",)
+    return CHECKPOINTS if is_main and run.seed in profile.autoattack_seeds else ("last",)
 
 
 def _evaluations(profile: Profile, kind: str, run: Run) -> list[Evaluation]:
@@ -138,13 +137,3 @@ def main_pair(profile: str) -> tuple[Run, Run]:
     """AT and AT + FSR on the main backbone, seed 0."""
     plain, both = ROWS[profile_of(profile).name]["components"][:2]
     return plain.runs[0], both.runs[0]
-
-
-def named(profile: str) -> dict[str, Run]:
-    """Seed 0's runs on the main data set and backbone by label: natural, at, at+fsr, trades, ..., at+residual.
-
-    Only runs with default settings: sweeps share the label of the run they vary and are left out.
-    """
-    base, runs = profile_of(profile).base, reversed(SETS[profile]["all"])
-    own = (base.dataset, base.backbone, base.seed)
-    return {run.label: run for run in runs if (run.dataset, run.backbone, run.seed) == own}

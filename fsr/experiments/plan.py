@@ -1,31 +1,18 @@
 """The rows of every table: names a reader knows, and the runs (one per seed) that each row is made of."""
 
+from collections import namedtuple
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
 
 from fsr.config import FSRSpec, PeerSpec, Run
 from fsr.experiments.profiles import CONTROLS, INTERVENTIONS, PROFILES, SCOPES, SWEEPS, VARIANTS, Profile, profile_of
 
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One row of a table: its name, its runs in the order of their seeds, and the runs its gain is measured against.
-
-    axis, value: the setting that T5 and T6 vary and its value here; intervention: T4's controls that act at test time
-    on the same trained runs, so their gain is against these runs left alone; checkpoints: () for those of its set.
-    """
-
-    name: str
-    runs: tuple[Run, ...]
-    baseline: tuple[Run, ...] = ()
-    axis: str | None = None
-    value: float | str | None = None
-    intervention: str | None = None
-    checkpoints: tuple[str, ...] = ()
-
-
+# A row of a table: its name, its runs in the order of their seeds, and the runs that its gain is measured against.
+# axis, value: the setting that T5 and T6 vary and its value here; intervention: T4's controls that act at test time on
+# the same trained runs, so their gain is against these runs left alone; checkpoints: () for those of its set.
+Row = namedtuple("Row", "name runs baseline axis value intervention checkpoints", defaults=((), None, None, None, ()))
 Rows = tuple[Row, ...]
 
 
@@ -42,7 +29,7 @@ def _pair(run: Run, place: tuple[str, ...], seeds: Iterable[int]) -> Rows:
     """A method without and with FSR."""
     plain, both = _seeded(run, seeds), _seeded(replace(run, module=FSRSpec(at=place)), seeds)
     name = run.method.upper()
-    return Row(name=name, runs=plain), Row(name=f"{name} + FSR", runs=both, baseline=plain)
+    return Row(name, plain), Row(f"{name} + FSR", both, plain)
 
 
 def _sweeps(profile: Profile, main: Rows) -> Rows:
@@ -53,11 +40,11 @@ def _sweeps(profile: Profile, main: Rows) -> Rows:
         for value in (usual, *SCOPES[profile.scope].sweeps.get(axis, ())):
             run = replace(base, module=FSRSpec(at=profile.place, **{axis: value}))
             runs = (run if value == usual else _short(profile, run),)
-            rows.append(Row(name=f"{axis} = {value}", runs=runs, baseline=main[0].runs[:1], axis=axis, value=value))
+            rows.append(Row(f"{axis} = {value}", runs, main[0].runs[:1], axis, value))
     for axis, value in ((axis, value) for axis, values in profile.trainings.items() for value in values):
         both = _pair(replace(base, **{axis: value}), profile.place, profile.seeds)[1]
-        changes = {"axis": axis, "value": value, "checkpoints": ("last", "best", "ema")}
-        rows.append(replace(both, name=f"{axis} = {value}", **changes))
+        kept = ("last", "best", "ema")
+        rows.append(both._replace(name=f"{axis} = {value}", axis=axis, value=value, checkpoints=kept))
     return tuple(rows)
 
 
@@ -80,13 +67,13 @@ def _rows(profile: Profile) -> dict[str, Rows]:
     seeds = {name: profile.seeds if name in profile.all_seeds else other for name in variants}
     trained = [varied(name=name, runs=runs(spec, seeds[name])) for name, spec in variants.items()]
     tests = INTERVENTIONS if profile.scope != "study" else {}
-    controls = [replace(both, name=text, baseline=both.runs, intervention=name) for name, text in tests.items()]
+    controls = [both._replace(name=text, baseline=both.runs, intervention=name) for name, text in tests.items()]
     more = profile.placements if profile.scope != "pair" else ()
     spots = {" + ".join(place): runs(FSRSpec(at=place), (0,)) for place in more}
     spots[" + ".join(profile.place or ("layer4",))] = both.runs[:1]
     placed = partial(Row, baseline=plain.runs[:1], axis="place")
     placement = [placed(name=name, value=name, runs=spots[name]) for name in spots]
-    first = [replace(row, runs=row.runs[:1], baseline=row.baseline[:1]) for row in whitebox]
+    first = [row._replace(runs=row.runs[:1], baseline=row.baseline[:1]) for row in whitebox]
     rows: dict[str, Rows] = {
         "whitebox": whitebox,
         "deactivation": (plain, *peers, both),
@@ -112,13 +99,10 @@ def surrogates(profile: str) -> dict[str, Run]:
     return {"AT twin": twin, "natural": _short(chosen, replace(chosen.base, method="natural"))}
 
 
-def _unique(runs: Iterable[Run | None]) -> tuple[Run, ...]:
-    return tuple(dict.fromkeys(run for run in runs if run is not None))
-
-
-def _by_seed(rows: Iterable[Row]) -> tuple[Run, ...]:
-    """First every row's first seed, then every row's second: what is compared finishes together."""
-    return _unique(run for seed in zip_longest(*(row.runs for row in rows)) for run in seed)
+def _by_seed(*groups: Iterable[Row]) -> list[Run]:
+    """Of each group first every row's first seed, then every row's second: what is compared finishes together."""
+    seeds = [seed for rows in groups for seed in zip_longest(*(row.runs for row in rows))]
+    return [run for seed in seeds for run in seed if run is not None]
 
 
 def _sets(profile: Profile) -> dict[str, tuple[Run, ...]]:
@@ -127,17 +111,16 @@ def _sets(profile: Profile) -> dict[str, tuple[Run, ...]]:
     trained = [run for r in of["settings"] if r.checkpoints for pair in zip(r.baseline, r.runs) for run in pair]
     natural = list(surrogates(profile.name).values()) if of["blackbox"] else []
     sets = {kind: _by_seed(rows) for kind, rows in of.items()}
-    sets["settings"] = _unique([*sets["settings"], *trained])
-    sets["blackbox"] = _unique([*sets["blackbox"], *natural])
-    sets["audit"] = _unique([*natural[:1], *sets["audit"]])  # what AT is attacked from
+    sets |= {"settings": sets["settings"] + trained, "blackbox": sets["blackbox"] + natural}
+    sets["audit"] = natural[:1] + sets["audit"]  # what AT is attacked from
     base = (profile.base.dataset, profile.base.backbone)
     controls = [row for row in of["components"] if row.name in CONTROLS]
     here = [row for row in of["whitebox"] if (row.runs[0].dataset, row.runs[0].backbone) == base]
-    order = [of["components"][:2], controls, here, of["components"], of["deactivation"]]
-    runs = [run for rows in order for run in _by_seed(rows)]
+    first = _by_seed(of["components"][:2], controls, here, of["components"], of["deactivation"])
     sweeps = [row for row in of["settings"] if not row.checkpoints]
-    rest = [run for rows in (sweeps, of["placement"], of["whitebox"], of["blackbox"]) for run in _by_seed(rows)]
-    return {**sets, "all": _unique([*runs, *natural, *rest, *trained])}
+    rest = _by_seed(sweeps, of["placement"], of["whitebox"], of["blackbox"])
+    sets["all"] = [*first, *natural, *rest, *trained]
+    return {kind: tuple(dict.fromkeys(runs)) for kind, runs in sets.items()}
 
 
 SETS: dict[str, dict[str, tuple[Run, ...]]] = {name: _sets(profile) for name, profile in PROFILES.items()}

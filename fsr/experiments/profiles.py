@@ -47,7 +47,7 @@ class Profile:
     T6 are sweeps with seed 0); all_seeds: rows of T4 with as many seeds as the pair; trainings: a field of Run -> its
     values, rows of T5 with AT trained the same way; others: plain AT on further backbones with FSR's place there;
     scope: a key of SCOPES; images: test images of T1's columns, None for all; limits: see `limit`;
-    autoattack_everywhere: in T4 to T6 too; autoattack_seeds: of the pair, on `best` and `ema` too, None for all;
+    autoattack_everywhere: in T4 to T6 too; autoattack_seeds: of the pair, on `best` and `ema` too;
     report_checkpoint: the weights that tables, figures and sentences report.
     """
 
@@ -66,13 +66,13 @@ class Profile:
     limits: Mapping[str, int | None] = field(default_factory=dict)
     autoattack: str = "autoattack"
     autoattack_everywhere: bool = True
-    autoattack_seeds: tuple[int, ...] | None = None
+    autoattack_seeds: tuple[int, ...] = (0, 1, 2)
     audit_budget: str = "full"
     report_checkpoint: str = "last"
 
     def limit(self, what: str) -> int | None:
         """Test images of autoattack, queries (T3), sweep (F6), streams or audit; None: all of them."""
-        return ({"queries": 1000, "audit": 1000} | dict(self.limits)).get(what)
+        return self.limits.get(what, {"queries": 1000, "audit": 1000}.get(what))
 
 
 # on digits the peers sit in the last two blocks, as layer4.0 and layer4.1 are in ResNet-18

@@ -130,8 +130,9 @@ def networks(profile: str) -> pd.DataFrame:
 
 
 def example(profile: str, label: str) -> tuple[Run, str]:
-    """(run, checkpoint) of the main pair (`at`, `at+fsr`) if its weights are here; else demo's, trained in seconds."""
-    run, other = (experiments.main_pair(name)[("at", "at+fsr").index(label)] for name in (profile, "demo"))
+    """(run, checkpoint) of seed 0 with this label whose weights are here; else demo's, which trains in seconds."""
+    plans = (experiments.SETS[name]["all"] for name in (profile, "demo"))
+    run, other = (next(run for run in plan if run.label == label) for plan in plans)
     here = [kind for kind in KINDS if runs.has_weights(run, kind)]
     return (run, here[0]) if here else (other, "ema")
 

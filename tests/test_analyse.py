@@ -74,20 +74,6 @@ def counts(rows, probe):
     return {row["stream"]: row["correct"] for row in rows if row["probe"] == probe}
 
 
-def neighbours(bank, labels, queries, k):
-    slow = KNeighborsClassifier(k, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
-    return slow.fit(bank, labels).predict(queries)
-
-
-def test_knn_agrees_with_scikit_learn():
-    rng = np.random.default_rng(0)
-    bank, queries, labels = rng.normal(size=(80, 6)), rng.normal(size=(33, 6)), rng.integers(0, 5, 80)
-    expected = neighbours(bank, labels, queries, 15)
-    plain = KNeighborsClassifier(15, metric="cosine").fit(bank, labels).predict(queries)
-    found = knn(*(torch.from_numpy(a) for a in (bank, labels, queries)), k=15, classes=5)
-    assert found.tolist() == expected.tolist() != plain.tolist()
-
-
 @pytest.mark.parametrize("key, under_attack", [("rows", True), ("rows_clean", False)])
 def test_stream_accuracies_are_those_of_a_slow_count(model, data, key, under_attack):
     record, arrays = look(model, "streams", data)
@@ -96,11 +82,13 @@ def test_stream_accuracies_are_those_of_a_slow_count(model, data, key, under_att
     maps, last = traced(model, x)
     bank, _ = traced(model, data_room.as_float(data.train_x))
     head, aux, near = model.net.layer3.module.aux, {}, {}
+    slow = KNeighborsClassifier(10, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
     for name, features in maps.items():
         flat = features.mean((2, 3))
         logits = last.aux[name] if name in last.aux else flat @ head.weight.T + head.bias
         aux[name] = int((logits.argmax(1) == y).sum())
-        near[name] = int((neighbours(bank[name].mean((2, 3)), data.train_y, flat.detach(), 10) == y.numpy()).sum())
+        slow.fit(bank[name].mean((2, 3)), data.train_y)
+        near[name] = int((slow.predict(flat.detach()) == y.numpy()).sum())
     assert (counts(record[key], "aux"), counts(record[key], "knn")) == (aux, near) and set(aux) == set(STREAMS)
     assert len(set(near.values()) | set(aux.values())) > 2  # else the streams could be swapped unseen
     assert {row["n"] for row in record[key]} == {48}
@@ -115,11 +103,12 @@ def test_k_is_200_elsewhere_and_never_more_than_the_bank(model, data):
     assert look(model, "streams", data, run, images=4)[0]["k"] == 160
     more = replace(data, train_x=data.train_x.repeat(2, 1, 1, 1), train_y=data.train_y.repeat(2))
     assert look(model, "streams", more, run, images=4)[0]["k"] == 200
+    with pytest.raises(UsageError, match="no analysis 'audit'"):
+        look(model, "audit", data)
 
 
-@pytest.mark.parametrize("batch", [250, 11])
-def test_masks_are_those_of_the_last_module(model, data, batch, monkeypatch):
-    monkeypatch.setattr(room, "BATCH", batch)
+def test_masks_are_those_of_the_last_module(model, data, monkeypatch):
+    monkeypatch.setattr(room, "BATCH", 11)
     record, arrays = look(model, "masks", data, images=30)
     x, x_adv, _, _ = images(model, data, 30)
     clean, adv = (traced(model, v)[1].mask.numpy() for v in (x, x_adv))
@@ -267,8 +256,3 @@ def test_float32_is_exact_inside_and_as_before_afterwards():
         assert now() == ("ieee", "ieee", True, False) != before
         raise KeyError
     assert now() == before
-
-
-def test_an_unknown_kind_is_refused(model, data):
-    with pytest.raises(UsageError, match="audit"):
-        look(model, "audit", data)

@@ -3,7 +3,9 @@
 import contextlib
 import json
 import os
+import pickle
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,6 +51,8 @@ def test_any_json_is_a_run_with_a_safe_id_or_refused(value):
 @few
 @given(text, text, text)
 def test_no_name_leaves_the_results_folder(place, name, surrogate, intervention):
+    with pytest.raises(UsageError, match="cannot name a record"):
+        runs.ensure_evaluated(tiny_run(), Evaluation(attack="../" + name), runs.Options(device="cpu"))
     with contextlib.suppress(UsageError):
         evaluation = Evaluation(attack=name, surrogate=surrogate, intervention=intervention)
         path = store.record_path(tiny_run(), evaluation)
@@ -58,12 +62,6 @@ def test_no_name_leaves_the_results_folder(place, name, surrogate, intervention)
             assert place in where(name).resolve().parents
     with pytest.raises(FSRError):
         store.config_of(name)
-
-
-def test_an_evaluation_that_is_no_file_name_is_refused_before_anything_is_made():
-    for evaluation in (Evaluation(attack="../../../x"), Evaluation(attack="clean", intervention="a/../../b")):
-        with pytest.raises(UsageError, match="cannot name a record"):
-            runs.ensure_evaluated(tiny_run(), evaluation, runs.Options(device="cpu"))
 
 
 WORDS = "run-all train evaluate audit status report data compare whitebox -q -v --only".split()  # noqa: SIM905
@@ -96,18 +94,17 @@ def test_random_bytes_are_no_checkpoint(place, blob, zipped):
         import_official(file, "resnet18", "cifar10")
 
 
-STATES = [{}, [1, 2, 3], {"state_dict": {"linear.weight": Bomb()}}]
-STATES += [{"linear.weight": weight} for weight in (torch.zeros(10), torch.zeros(10, 7), "text")]
-STATES += [{"linear.weight": torch.zeros(10, 512), "conv1.weight": torch.zeros(64, 3, 5, 5)}]
-STATES += [{"linear.weight": torch.zeros(10, 512), "unknown.weight": torch.zeros(3)}]
+STATES = [{}, [1, 2, 3], {"state_dict": {"linear.weight": Bomb()}}, {"linear.weight": "text"}]
+STATES += [{"linear.weight": torch.zeros(10, 7)}, {"linear.weight": torch.zeros(10, 512), "unknown": torch.zeros(3)}]
 
 
 @pytest.mark.parametrize("state", STATES, ids=range(len(STATES)))
 def test_code_and_weights_of_wrong_shapes_make_no_run_and_run_nothing(tmp_path, monkeypatch, state):
     monkeypatch.chdir(tmp_path)
-    torch.save(state, "authors.pth")
-    with pytest.raises(UsageError, match=r"^[^\n]*authors\.pth[^\n]*$"):
-        import_official(tmp_path / "authors.pth", "resnet18", "cifar10")
+    for save in (torch.save, lambda state, name: Path(name).write_bytes(pickle.dumps(state))):
+        save(state, "authors.pth")
+        with pytest.raises(UsageError, match=r"^[^\n]*authors\.pth[^\n]*$"):
+            import_official(tmp_path / "authors.pth", "resnet18", "cifar10")
     assert not store.runs() and not (tmp_path / "ran").exists()
 
 

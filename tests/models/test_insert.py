@@ -16,8 +16,6 @@ X = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 class Does(nn.Module):
-    """A function as a module."""
-
     def __init__(self, function):
         super().__init__()
         self.function = function
@@ -52,14 +50,7 @@ class Tiny(nn.Module):
 
 
 def attached():
-    """FSR after Tiny's body, in eval mode."""
     return attach_fsr(Tiny(), at="body", num_classes=5).eval()
-
-
-def unchanged(net, before):
-    """Is the state before that of net now, where FSR may have been added?"""
-    after = {k.replace(".submodule", ""): v for k, v in net.state_dict().items() if ".module." not in k}
-    return before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
 
 
 def test_attached_model_gives_logits_and_streams():
@@ -77,23 +68,13 @@ def test_attached_model_gives_logits_and_streams():
 
 
 def test_the_dry_run_changes_nothing():
-    model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(3))
-    model(torch.rand(1, 3, 32, 32))
-    model[2].eval()
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3 * 32 * 32, 3))
+    model[1].eval()
     before = copy.deepcopy(model.state_dict())
-    attach_fsr(model, at="2", num_classes=3)
-    assert unchanged(model, before)
-    assert model.training and not model[2].submodule.training and not model[2].submodule._forward_hooks
-
-
-@pytest.mark.parametrize("channels, size, found", [(1, 12, False), (3, 64, True)])
-def test_images_of_any_size_and_channels_by_example_or_by_trying(channels, size, found):
-    net = nn.Sequential(nn.Conv2d(channels, 3, 3, padding=1), nn.Flatten(), nn.Linear(3 * size * size, 2))
-    x = torch.rand(2, channels, size, size)
-    if not found:
-        with pytest.raises(UsageError, match="example="):
-            attach_fsr(net, at="0", num_classes=2)
-    assert attach_fsr(net, at="0", num_classes=2, example=None if found else x)(x).shape == (2, 2)
+    attach_fsr(model, at="1", num_classes=3)
+    after = {k.replace(".submodule", ""): v for k, v in model.state_dict().items()}
+    assert all(torch.equal(after[k], value) for k, value in before.items())
+    assert model.training and not model[1].submodule.training and not model[1].submodule._forward_hooks
 
 
 REFUSED = {"layer4": "no module", "": "no module", (): "at least one", ("body", "body"): "once", "pair": "tuple"}
@@ -142,16 +123,14 @@ def test_places_of_two_names_and_of_two_modules():
 def test_compiled_forward_and_trace_agree_with_eager_in_one_graph():
     model = attached()
     logits, streams = model.trace(X)
-    compiled = torch.compile(model, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(X), logits)
+    torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(X), logits)
 
     def traced(x):  # not `model.trace` itself: what torch 2.11 compiles cannot return a named tuple
         logits, streams = model.trace(x)
         return logits, streams[0].aux
 
     again, aux = torch.compile(traced, backend="eager", fullgraph=True)(X)
-    torch.testing.assert_close(again, logits)
-    torch.testing.assert_close(aux["nonrobust"], streams[0].aux["nonrobust"])
+    torch.testing.assert_close((again, aux), (logits, streams[0].aux))
     assert all(place.recorder is None for place in model.inserted())
 
 
@@ -205,17 +184,13 @@ def test_networks_that_cast_or_check_their_input_are_tried_and_refuse_in_one_lin
             attach_fsr(Tiny(lambda x: False, error=error), at="body", num_classes=5, example=example)
 
 
+GOOGLENET = torchvision.models.googlenet(num_classes=5, init_weights=False)
 OUTPUTS = {
     "fewer": (Tiny(), "body", 4, r"\(1, 5\) in evaluation mode, not logits \(N, 4\)"),
     "more": (Tiny(), "body", 10, r"\(1, 5\) in evaluation mode, not logits \(N, 10\)"),
     "maps": (nn.Sequential(nn.Conv2d(3, 5, 3)), "0", 5, "not logits"),
     "two outputs": (nn.Sequential(Tiny(), Does(pair)), "0.body", 5, "tuple in evaluation mode"),
-    "two in training": (
-        torchvision.models.googlenet(num_classes=5, init_weights=False),
-        "conv2",
-        5,
-        "in training mode",
-    ),
+    "two in training": (GOOGLENET, "conv2", 5, "in training mode"),
 }
 
 
@@ -224,15 +199,5 @@ def test_networks_whose_output_is_not_the_logits_of_k_classes_are_refused(net, p
     before, random = copy.deepcopy(net.state_dict()), torch.get_rng_state()
     with pytest.raises(UsageError, match=rf"^[^\n]*{why}[^\n]*$"):
         attach_fsr(net, at=path, num_classes=classes)
-    assert net.training and torch.equal(random, torch.get_rng_state()) and unchanged(net, before)
-
-
-def test_blocks_of_timms_transformers_are_refused():
-    timm = pytest.importorskip("timm")
-    vit = timm.create_model("vit_tiny_patch16_224", num_classes=5, depth=1, img_size=32, embed_dim=12, num_heads=1)
-    sizes = {"num_classes": 5, "img_size": 56, "embed_dim": 12, "depths": (1, 1), "num_heads": (1, 1)}
-    swin = timm.create_model("swin_tiny_patch4_window7_224", **sizes)
-    with pytest.raises(UsageError, match=r"\(1, 7, 7, 24\), maps \(N, H, W, C\)"):
-        attach_fsr(swin, at="layers.1", num_classes=5, example=torch.rand(1, 3, 56, 56))
-    with pytest.raises(UsageError, match=r"\(1, 5, 12\), tokens \(N, T, C\)"):
-        attach_fsr(vit, at="blocks.0", num_classes=5)
+    assert net.training and torch.equal(random, torch.get_rng_state())
+    assert all(torch.equal(value, before.pop(name)) for name, value in net.state_dict().items()) and not before

@@ -192,11 +192,8 @@ def test_training_without_labels_is_refused_and_with_them_works(name):
     assert torch.equal(model(x), model.trace(x)[0])
 
 
-PLACES = {
-    "resnet18": ["layer4.0", "layer4.1"],
-    "vgg16": ["block5.6", "block5.9"],
-    "wideresnet34": ["block3.3", "block3"],
-}
+PLACES = {"resnet18": ["layer4.0", "layer4.1"], "vgg16": ["block5.6", "block5.9"]}
+PLACES["wideresnet34"] = ["block3.3", "block3"]
 
 
 @pytest.mark.parametrize("backbone", PLACES)
@@ -206,11 +203,11 @@ def test_peers_sit_where_the_spec_says(backbone):
         expected = BACKBONES[backbone].stages if name == "fd" else PLACES[backbone]
         with module_inputs(model) as inputs:
             assert len(model.trace(torch.rand(2, 3, 8, 8))[1]) == len(model.inserted()) == len(expected)
-        places = {path: part for path, part in model.named_modules() if isinstance(part, Inserted)}
-        named = {path.removeprefix("net.").replace(".submodule", ""): part for path, part in places.items()}
-        assert set(named) == set(expected)
+        parts = [(path, part) for path, part in model.named_modules() if isinstance(part, Inserted)]
+        places = {path.removeprefix("net.").replace(".submodule", ""): part for path, part in parts}
+        assert set(places) == set(expected)
         assert name == "fd" or len({f.shape[1] for f in inputs}) == 1
-    last = [named[path].module.bottleneck is None for path in expected]
+    last = [places[path].module.bottleneck is None for path in expected]
     assert last == [False, True]  # CIFS's last probe is linear
     assert backbone != "vgg16" or inputs[0].min() >= 0  # after the ReLU
 

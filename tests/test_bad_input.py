@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tiny import FSR_HERE, tiny_run
 
 from fsr import __main__ as cli
-from fsr import evaluate, files, notebooks, runs, store
+from fsr import evaluate, files, runs, store
 from fsr.config import Evaluation, Run, run_from_dict, run_id, to_dict
 from fsr.files import FSRError, UsageError
 from fsr.models import model_of
@@ -106,20 +106,6 @@ def test_code_and_weights_of_wrong_shapes_make_no_run_and_run_nothing(tmp_path, 
         with pytest.raises(UsageError, match=r"^[^\n]*authors\.pth[^\n]*$"):
             import_official(tmp_path / "authors.pth", "resnet18", "cifar10")
     assert not store.runs() and not (tmp_path / "ran").exists()
-
-
-FOREIGN = st.text(min_size=1, max_size=9).filter(lambda key: key not in ("profile", "name"))
-
-
-@few
-@given(text, st.dictionaries(FOREIGN, PLAIN, min_size=1))
-def test_no_notebook_profile_or_parameter_from_outside_is_executed(name, parameters):
-    with pytest.raises(UsageError, match="no notebook"):
-        notebooks.run_notebook(name, "ci")
-    with pytest.raises(UsageError, match="profile"):
-        notebooks.key("00-setup", f"{name}?")
-    with pytest.raises(UsageError, match="no parameter"):
-        notebooks.run_notebook("00-setup", "ci", **parameters)
 
 
 X = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)

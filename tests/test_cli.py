@@ -41,10 +41,8 @@ def fsr(monkeypatch, capsys, root):
 WRONG = """
 run-all --profile dem | did you mean 'demo'
 run-all -p ci --only 05-whitebx | did you mean '05-whitebox'
-run-all -p ci --limit-minutes -3 | limit-minutes
 train whitebx -p ci | did you mean 'whitebox'
 train whitebox -p ci --device tpu | --device cpu
-trian whitebox | 'train'
 evaluate digits-resnet18-at-s0 --attack fgsm | did you mean 'digits-resnet18-at-s0-
 evaluate whitebox -p ci --attack mi-fgms | did you mean 'mi-fgsm'
 evaluate whitebox -p ci --attack transfer | needs surrogate
@@ -55,17 +53,13 @@ evaluate whitebox -p ci --checkpoint best | --attack
 evaluate whitebox -p ci --attack pgd20 --images 99999 | 64 test images
 evaluate RESIDUAL -p ci --attack pgd20-joint | auxiliary heads
 audit ../../secrets | status
-audit PLAINx | did you mean 'PLAIN'
 audit PLAIN --budget huge | quick
 audit PLAIN --images 65 | 64 test images
 data fetch | 'check', 'path'
-status --profle ci | --profile
 status --root ~nobody-of-that-name/x | --root
 status --root ROOT/nowhere | no folder
 status --root ROOT/file | it is a file
-data path --data ROOT/file | it is a file
 -q -v status | exclude each other
--q status -p dem | demo
 frobnicate | frobnicate
 import-official missing.pth --backbone resnet18 --dataset cifar10 | missing.pth
 compare ROOT/nowhere | make retrain

@@ -11,12 +11,6 @@ from fsr.files import UsageError
 DIGITS = for_dataset("digits", holdout=100)
 
 
-def test_parts_are_the_same_for_every_run_seed_and_cover_the_classes():
-    one, two = data.load(DIGITS), data.load(for_dataset("digits", holdout=100, seed=5))
-    assert (one.held_x == two.held_x).all()
-    assert one.held_y.bincount().min() >= 9 and one.test_y.bincount().min() >= 45
-
-
 def test_every_prefix_of_the_stratified_order_is_nearly_balanced():
     y = torch.randint(0, 4, (400,), generator=torch.Generator().manual_seed(3))
     order = readers.stratified_order(y)

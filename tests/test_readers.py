@@ -32,17 +32,15 @@ def test_digits_are_split_as_documented_and_no_image_is_in_two_parts():
     found = sorted(zip(x[:, 0].flatten(1).tolist(), y.tolist()))
     assert found == sorted(zip(raw.tolist(), load_digits().target.tolist()))
     assert (d.train_x[:, 0] == d.train_x[:, 2]).all() and d.train_x.max() == 255
+    assert (data.load(for_dataset("digits", holdout=100, seed=5)).held_x == d.held_x).all()
+    assert d.held_y.bincount().min() >= 9 and d.test_y.bincount().min() >= 45
 
 
 def test_a_missing_data_set_says_where_its_files_belong(tmp_path, monkeypatch):
     monkeypatch.setenv("FSR_DATA", str(tmp_path))
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    for name, contents in {
-        "tinyimagenet": "tiny-imagenet-200",
-        "cifar10": "cifar-10-batches-py",
-        "svhn": "mat",
-    }.items():
+    for name, contents in (("tinyimagenet", "tiny-imagenet-200"), ("cifar10", "cifar-10-batches-py"), ("svhn", "mat")):
         with pytest.raises(MissingData, match=f"{contents}.*{tmp_path}|{tmp_path}.*{contents}"):
             data.load(for_dataset(name))
     states = {name: there for name, there, _ in readers.check()}
@@ -50,7 +48,6 @@ def test_a_missing_data_set_says_where_its_files_belong(tmp_path, monkeypatch):
 
 
 def test_a_missing_data_set_is_downloaded_once_although_two_find_it_missing(tmp_path, monkeypatch):
-    """As torchvision, whose CIFAR10 downloads only what is not whole yet."""
     downloads, pixels = [], np.arange(2 * 32 * 32 * 3, dtype=np.uint8).reshape(2, 32, 32, 3)
 
     def cifar10(folder, *, train, download):
@@ -86,7 +83,6 @@ def test_svhn_has_its_zeros_as_zeros(tmp_path, monkeypatch):
 
 
 def _tiny_imagenet(folder: Path, files: dict, *, zipped: bool) -> Path:
-    """The files as the official folder or zip, which is returned."""
     folder.mkdir(exist_ok=True)
     archive = folder / "tiny-imagenet-200.zip"
     with zipfile.ZipFile(archive, "w") as file:
@@ -161,7 +157,6 @@ def _read(root: Path) -> torch.Tensor:
 
 
 def _halves(left, right) -> np.ndarray:
-    """An array of 32 x 32 pixels, of one value on the left and another on the right."""
     return np.repeat(np.uint8([[left, right]]), 16, 1).repeat(32, 0)
 
 

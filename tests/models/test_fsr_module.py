@@ -99,20 +99,6 @@ def test_a_hard_mask_and_backward_tau_change_either_the_value_or_the_gradient():
     torch.testing.assert_close(grads[2], m * (1 - m))
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("kind", ["fsr", "separation", "residual", "aux"])
-def test_gradcheck_in_float64(kind, training):
-    module = small(kind=kind, tau=0.5).double().train(training)
-    u = (torch.rand(2, 6, 3, 3, dtype=torch.float64), torch.rand(2, 6, 3, 3, dtype=torch.float64))
-    f = torch.rand(2, 6, 3, 3, dtype=torch.float64, requires_grad=True)
-
-    def outputs(f):
-        streams = module.streams(f, u=u)
-        return (streams.features, *streams.aux.values())
-
-    assert torch.autograd.gradcheck(outputs, (f,))
-
-
 def test_kinds_pass_on_what_they_say():
     f = torch.rand(3, 6, 4, 4)
     separation = small(kind="separation").eval()

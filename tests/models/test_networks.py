@@ -113,22 +113,10 @@ def test_wrong_use_is_one_clear_line(arguments):
         build_model(**{"backbone": "resnet18", **arguments})
 
 
-def test_multiply_accumulates_and_parameters_of_a_network_counted_by_hand():
-    layers = [nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(96, 5)]
-    net = nn.Sequential(*layers)
-    for batch in (1, 3):  # outputs times products per output, of the convolution and of the linear layer
-        assert count_macs(net, torch.rand(batch, 4, 8, 8)) == 6 * 4 * 4 * (2 * 9) + 96 * 5
-    assert net.training and not net[0]._forward_hooks and net[1].num_batches_tracked == 0
-    assert count_params(net) == 6 * 2 * 9 + 6 + 2 * 6 + 96 * 5 + 5
-    net[0].requires_grad_(False)
-    assert count_params(net) == 2 * 6 + 96 * 5 + 5
-
-
 NAMES = {"Probe.0.fc.": "bottleneck.", "Probe.1.": "probe.", "cas_fc_": "probe."}
 
 
 def load(kind):
-    """The peer with the fixture's weights, and the fixture's tensors."""
     with np.load(Path(__file__).parent.parent / "parity" / "peers.npz") as stored:
         tensors = {name: torch.from_numpy(stored[name]) for name in stored.files}
     module = CAS(8, 10) if kind == "cas" else CIFS(8, 10, is_last=kind == "cifs_linear")
@@ -213,8 +201,6 @@ def test_peers_sit_where_the_spec_says(backbone):
 
 
 class Mine(nn.Module):
-    """A backbone of someone else's file, without a rule for its weights."""
-
     def __init__(self, num_classes, width, blocks):
         super().__init__()
         for i in (1, 2, 3):
@@ -227,8 +213,6 @@ class Mine(nn.Module):
 
 
 class Halve(nn.Module):
-    """A peer of someone else's file."""
-
     def __init__(self, channels, num_classes, is_last):
         super().__init__()
 
@@ -241,7 +225,7 @@ class Halve(nn.Module):
 
 @pytest.fixture
 def mine(monkeypatch):
-    """fsr/models/mine.py, as a module in memory, and its entries."""
+    """A backbone and a peer in a new file of fsr/models, which has no rule for its weights, and their entries."""
     file = types.ModuleType("fsr.models.mine")
     file.Mine, file.Halve = Mine, Halve
     monkeypatch.setitem(sys.modules, "fsr.models.mine", file)
@@ -260,10 +244,8 @@ def test_a_new_backbone_and_a_new_peer_are_one_file_and_one_entry_each(mine):
 
 
 CHANGES = {
-    "one norm": lambda net: setattr(net.layer3, "1", net.layer2[1]),
     "tied": lambda net: setattr(net.layer3[0], "weight", net.layer2[0].weight),
     "old weight norm": lambda net: nn.utils.weight_norm(net.fc),
-    "new weight norm": lambda net: nn.utils.parametrizations.weight_norm(net.fc),
     "spectral norm": lambda net: nn.utils.spectral_norm(net.fc),
 }
 

@@ -213,7 +213,7 @@ def two_off(z):
 
 
 SAME = {  # two networks that decide alike
-    "writes into its input": ({"before": lambda x: x.clamp_(0, 1).mul_(2).div_(2)}, lambda x: 2 * x.clamp(0, 1) / 2),
+    "writes into its input": ({"before": lambda x: x.clamp_(0, 1).mul_(2).div_(2)}, lambda x: x),
     "minus infinity": ({"after": two_off}, lambda x: x),
     "double precision": ({}, lambda x: x),
 }

@@ -62,6 +62,29 @@ def own_randomness(seed: int) -> Iterator[None]:
             torch.set_default_dtype(dtype)
 
 
+def inward(x: Tensor) -> Tensor:
+    """Pixels of exactly 0 and 1 moved inside by 2^-20, so that a network's own clamp lets their gradient through."""
+    return x + 2.0**-20 * ((x == 0).to(x.dtype) - (x == 1).to(x.dtype))
+
+
+def clips(net: Any, x: Tensor) -> bool:
+    """Has a network no gradient at pixels of 0 and 1, and one just inside?  So has clamp(0, 1) in newer torch."""
+
+    def size(images: Tensor) -> float:
+        leaf = images.clone().requires_grad_()
+        with torch.enable_grad(), torch.random.fork_rng(range(torch.cuda.device_count())):
+            logits = net(leaf)
+            total = (logits * torch.arange(logits.shape[1], device=x.device)).sum()
+            return float(torch.autograd.grad(total, leaf)[0][edge].abs().sum())
+
+    x = x[:8].detach()
+    edge = (x == 0) | (x == 1)
+    try:
+        return bool(edge.any()) and size(x) == 0 and size(inward(x)) > 0
+    except RuntimeError:  # it has no gradient anywhere
+        return False
+
+
 class Network(nn.Module):
     """A network as attacks ask it: every call gets its own copy of the images, in the precision of x.
 
@@ -74,9 +97,14 @@ class Network(nn.Module):
         self.model, self.size, self.dtype = model, len(x), x.dtype
         self.labels = int(y.max()) + 1 if len(y) else 0
         self.asked = self.fixed = False
+        self.clips: bool | None = None  # not known before the first gradient is asked for
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (M, C, H, W) to logits (M, K)."""
+        if self.clips is None and x.requires_grad:
+            self.clips = False
+            self.clips = clips(self, x)
+        x = inward(x) if self.clips and x.requires_grad else x
         try:
             if not self.fixed:
                 return self._checked(self.model(x.to(self.dtype, copy=True)), len(x))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fsr.attacks import ATTACKS
 from fsr.attacks.gradient import Net, is_wrong, project_linf, uniform_start
-from fsr.attacks.inputs import own_randomness
+from fsr.attacks.inputs import clips, inward, own_randomness
 from fsr.audit.ascent import Oracle, ascend
 from fsr.hardware import exact_float32, quick_float32
 from fsr.models.fsr import switched
@@ -53,7 +53,7 @@ class Attackable(nn.Module):
 
     def __init__(self, model: nn.Module, probe: Tensor, draws: int = 1):
         super().__init__()
-        self.model, self.draws, self.differentiable = model, draws, True
+        self.model, self.draws, self.differentiable, self.clips = model, draws, True, False
         leaf = probe[:1].detach().clone().requires_grad_()
         try:
             with torch.enable_grad():
@@ -62,9 +62,11 @@ class Attackable(nn.Module):
             raise
         except (RuntimeError, TypeError, NotImplementedError):
             self.differentiable = False
+        self.clips = self.differentiable and clips(self._pass, probe)
 
     def _pass(self, x: Tensor) -> Tensor:
-        images = x.clone() if self.differentiable else x.detach().clone()
+        images = inward(x) if self.clips and x.requires_grad else x.clone()
+        images = images if self.differentiable else images.detach()
         if images.requires_grad:
             images.register_hook(lambda gradient: gradient.nan_to_num(0, 0, 0))
         logits = self.model(images).float()

@@ -99,6 +99,14 @@ def test_a_network_that_writes_into_its_input_is_attacked_like_another(name, wri
     assert torch.equal(x, copies[0]) and torch.equal(y, copies[1])
 
 
+@pytest.mark.parametrize("name", ["fgsm", "pgd20", "cw", "pgd100-restarts", "apgd-ce"])
+def test_a_network_that_clamps_its_input_hides_no_gradient_at_black_and_white_pixels(name, batch):
+    """torch's clamp has gradient 1 at its bounds up to 2.11, and 0 in 2.14."""
+    x, y = batch[0].round(), batch[1]
+    found = [attack(name, Wrapped(how), x, y) for how in (lambda x: x, lambda x: x.clamp(0, 1))]
+    assert ((found[0] - found[1]).abs() > 1e-5).float().mean() < 0.01 and (found[0] != x).float().mean() > 0.1
+
+
 @every
 def test_tensors_of_every_kind_give_the_same_image(name, batch):
     (x, y), model = batch, Net()

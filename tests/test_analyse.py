@@ -32,18 +32,15 @@ def data():
 
 @pytest.fixture(scope="module")
 def model(data):
-    """A few steps of clean training: enough for streams and probes to differ."""
     torch.manual_seed(3)
     model = model_of(RUN)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     x, y = data_room.as_float(data.train_x), data.train_y
-    for _ in range(25):
+    for _ in range(25):  # enough for streams and probes to differ
         logits, streams = model.trace(x)
-        loss = F.cross_entropy(logits, y) + sum(F.cross_entropy(s.aux["robust"], y) for s in streams)
-        optimizer.zero_grad()
-        loss.backward()
+        (F.cross_entropy(logits, y) + sum(F.cross_entropy(s.aux["robust"], y) for s in streams)).backward()
         optimizer.step()
-    optimizer.zero_grad()
+        optimizer.zero_grad()
     return model.eval()
 
 
@@ -56,13 +53,10 @@ def images(model, data, n):
 
 def traced(model, x):
     """The last module's streams by the names of T7, each (N, C, h, w), the mask and the auxiliary logits."""
-    given = []
-    hook = model.inserted()[-1].submodule.register_forward_hook(lambda _m, _x, f: given.append(f))
     with torch.no_grad():
         last = model.trace(x)[1][-1]
-    hook.remove()
     maps = {name: getattr(last, name) for name in ("robust", "nonrobust", "recalibrated")}
-    return {"f": given[-1], "output": last.features, **maps}, last
+    return {"f": last.robust + last.nonrobust, "output": last.features, **maps}, last
 
 
 def look(model, kind, data, run=RUN, images=None, **given):

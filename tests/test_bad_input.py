@@ -85,15 +85,6 @@ class Bomb:
         return os.mkdir, ("ran",)
 
 
-@settings(few, max_examples=25)
-@given(st.binary(max_size=300), st.booleans())
-def test_random_bytes_are_no_checkpoint(place, blob, zipped):
-    file = place.with_name("authors.pth")
-    file.write_bytes((b"PK\x03\x04" if zipped else b"\x80\x02") + blob)
-    with pytest.raises(UsageError):
-        import_official(file, "resnet18", "cifar10")
-
-
 STATES = [{}, [1, 2, 3], {"state_dict": {"linear.weight": Bomb()}}, {"linear.weight": "text"}]
 STATES += [{"linear.weight": torch.zeros(10, 7)}, {"linear.weight": torch.zeros(10, 512), "unknown": torch.zeros(3)}]
 

@@ -1,5 +1,7 @@
 """Data: whole tensors, seeded parts, augmentation that can be checked by hand."""
 
+from collections import Counter
+
 import pytest
 import torch
 
@@ -32,21 +34,12 @@ def test_a_part_of_the_test_set_is_a_prefix_of_a_larger_part():
 def test_augmentation_is_a_crop_of_the_padded_image_or_its_mirror():
     x = torch.arange(2 * 3 * 5 * 5, dtype=torch.uint8).reshape(2, 3, 5, 5)
     assert (data.augment(x, pad=0, flip=False, generator=torch.Generator()) == x).all()
-    out = data.augment(x, pad=2, flip=True, generator=torch.Generator().manual_seed(1))
-    for image, got in zip(torch.nn.functional.pad(x, (2, 2, 2, 2)), out):
+    out = data.augment(x.repeat(5000, 1, 1, 1), pad=2, flip=True, generator=torch.Generator().manual_seed(1))
+    for i, image in enumerate(torch.nn.functional.pad(x, (2, 2, 2, 2))):
         crops = [image[:, r : r + 5, c : c + 5] for r in range(5) for c in range(5)]
-        assert any((got == crop).all() or (got == crop.flip(2)).all() for crop in crops)
-
-
-def test_crops_and_flips_are_uniform():
-    x = torch.zeros(20000, 1, 3, 3, dtype=torch.uint8)
-    x[:, 0, 1, 1], x[:, 0, 1, 2] = 1, 2  # where the 1 lands gives the crop, on which side the 2 is gives the flip
-    out = data.augment(x, pad=1, flip=True, generator=torch.Generator().manual_seed(0))[:, 0]
-    places = (out == 1).flatten(1).float().mean(0)
-    assert torch.allclose(places, torch.full((9,), 1 / 9), atol=0.012)
-    flipped = ((out[:, :, :2] == 2) & (out[:, :, 1:] == 1)).any(2).any(1).float().mean()
-    straight = ((out[:, :, :2] == 1) & (out[:, :, 1:] == 2)).any(2).any(1).float().mean()
-    assert abs(flipped - straight) < 0.02
+        found = Counter(tuple(got.flatten().tolist()) for got in out[i::2])
+        assert found.keys() == {tuple(v.flatten().tolist()) for crop in crops for v in (crop, crop.flip(2))}
+        assert min(found.values()) > 60 and max(found.values()) < 140  # all 50 alike often
 
 
 def test_a_last_batch_of_one_joins_the_batch_before():

@@ -15,7 +15,6 @@ PROFILE = "ci"
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """AT and AT + FSR, one epoch on 64 digits, with their weights in a root of their own, are the whole plan of ci."""
     pair = [replace(run, epochs=1, train_size=64, holdout=16) for run in experiments.main_pair(PROFILE)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FSR_ROOT", str(tmp_path_factory.mktemp("explore")))

@@ -14,7 +14,6 @@ CODE = {name: [cell for cell in book.cells if cell.cell_type == "code"] for name
 
 
 def everywhere(pattern: str) -> list[str]:
-    """All matches in the code of all notebooks."""
     return [found for cells in CODE.values() for cell in cells for found in re.findall(pattern, cell.source)]
 
 

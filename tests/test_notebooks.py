@@ -22,7 +22,6 @@ def write(folder, name: str, code: str) -> None:
 
 @pytest.fixture
 def sources(root, tmp_path, monkeypatch):
-    """Three small notebooks in place of the real ones."""
     folder = tmp_path / "repository" / "notebooks"
     folder.mkdir(parents=True)
     needs = {"00-setup": (), "01-broken": (), "02-fine": ()}
@@ -42,7 +41,6 @@ def execute(*names: str, **options) -> tuple[list[str], list[str]]:
 
 
 def executed(name: str) -> bytes:
-    """An executed notebook."""
     return (files.executed("ci") / f"{name}.ipynb").read_bytes()
 
 

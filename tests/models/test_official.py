@@ -57,7 +57,6 @@ def test_every_name_and_shape_of_their_checkpoints_finds_its_place(backbone, tmp
 
 
 def refused(path, backbone="resnet18"):
-    """The message of the refusal, which must be one line and name the file."""
     with pytest.raises(UsageError, match=rf"^(no file )?{re.escape(str(path))}[^\n]*$") as caught:
         load_official(path, backbone)
     return str(caught.value)
@@ -65,11 +64,9 @@ def refused(path, backbone="resnet18"):
 
 def test_wrappers_and_prefixes_are_seen_through(tmp_path):
     plain = NETWORKS["resnet18"](width=4, hidden=8).state_dict()
-    contents = [plain, {"state_dict": plain, "epoch": 100}, {"net": plain}]
-    contents.append({"module." + k: v for k, v in plain.items()})
-    contents.append({"model": {"_orig_mod.module." + k: v for k, v in plain.items()}})
+    nested = {"_orig_mod.module." + k: v for k, v in plain.items()}
     names = []
-    for content in contents:
+    for content in (plain, {"state_dict": plain, "epoch": 100}, {"net": plain}, {"model": nested}):
         torch.save(content, tmp_path / "net.pth")
         names.append(official_state(tmp_path / "net.pth", "resnet18")[0].keys())
     assert all(other == names[0] for other in names)

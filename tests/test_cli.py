@@ -59,7 +59,6 @@ data fetch | 'check', 'path'
 status --root ~nobody-of-that-name/x | --root
 status --root ROOT/nowhere | no folder
 status --root ROOT/file | it is a file
--q -v status | exclude each other
 frobnicate | frobnicate
 import-official missing.pth --backbone resnet18 --dataset cifar10 | missing.pth
 compare ROOT/nowhere | make retrain

@@ -9,8 +9,8 @@ from unittest import mock
 import typer
 
 from fsr import experiments, files
-from fsr.cli import choose
-from fsr.cli.options import TORCHRUN, DataDir, Device, Executor, Root, Setting, conclude, with_setting
+from fsr.cli import options
+from fsr.cli.options import DataDir, Device, Executor, Root, Setting, with_setting
 from fsr.config import Analysis
 from fsr.files import UsageError, duration
 
@@ -40,8 +40,6 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also where failu
 @app.callback()
 def everywhere(quiet: Quiet = False, verbose: Verbose = False) -> None:
     """Feature Separation and Recalibration (CVPR 2023), replicated: train, evaluate, audit and report."""
-    if quiet and verbose:
-        raise UsageError("--quiet and --verbose exclude each other; give one of them")
     log.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
 
 
@@ -64,7 +62,7 @@ def run_all(setting: Setting, profile: Profile = "demo", only: Only = None, forc
     if setting.dry_run:
         return setting.do(todo)
     if distributed.requested():
-        raise UsageError(TORCHRUN)
+        raise UsageError(options.TORCHRUN)
     files.writable(files.results(), "--root")
     summary = setting.compute(todo) if todo else local.Summary()
     if summary.stopped != "signal":
@@ -76,14 +74,14 @@ def run_all(setting: Setting, profile: Profile = "demo", only: Only = None, forc
             summary.stopped = "signal"
         elif only is None:
             _say(f"report: {report.build(profile)}")
-    conclude(summary)
+    options.conclude(summary)
 
 
 @app.command(epilog="Examples:  python -m fsr train whitebox    python -m fsr train all -p mini --dry-run")
 @with_setting
 def train(setting: Setting, which: Which, profile: Profile = "demo") -> None:
     """Train what is missing of a set; needs no Jupyter."""
-    setting.do(choose.planned(profile, which, train_only=True))
+    setting.do(options.planned(profile, which, train_only=True))
 
 
 @app.command(epilog="Examples:  python -m fsr evaluate whitebox -p mini    python -m fsr evaluate RUN --attack mi-fgsm")
@@ -102,8 +100,8 @@ def evaluate(
     if attack is None:
         if images is not None or checkpoint != "last":
             raise UsageError("--images and --checkpoint belong to --attack NAME; else the profile's plan says both")
-        return setting.do(choose.planned(profile, which))
-    chosen = choose.attacked(profile, which, attack, checkpoint, images)
+        return setting.do(options.planned(profile, which))
+    chosen = options.attacked(profile, which, attack, checkpoint, images)
     if todo := [task for task in chosen if task.missing()]:
         setting.do(todo)
     for task in () if setting.dry_run else chosen:
@@ -123,9 +121,9 @@ def audit(
     from fsr import runs, store
     from fsr.tables import audit_lines
 
-    (chosen,) = choose.runs_of(run)
+    (chosen,) = options.runs_of(run)
     analysis = Analysis(kind="audit", checkpoint=checkpoint, images=images, budget=budget)
-    choose.check_fits(chosen, "audit", checkpoint, images)
+    options.check_fits(chosen, "audit", checkpoint, images)
     task = runs.Task(run=chosen, analyses=(analysis,))
     if setting.dry_run or task.missing():
         setting.do([task])
@@ -144,8 +142,10 @@ def status(profile: Profile = "demo", device: Device = None, root: Root = None) 
     shown = {"training left": lambda s: "?" if s != s else duration(s) if s else ""}
     typer.echo(frame.to_string(index=False, formatters=shown))
     counts = [f"{(frame['state'] == state).sum()} {state}" for state in ("done", "partial", "missing", "damaged")]
-    text = f"{', '.join(counts)} of {len(frame)} runs; trainings left: {duration(frame['training left'].sum())}"
-    typer.echo(text + " one after the other, as fast as those finished here")
+    left = (
+        f"trainings left: {duration(frame['training left'].sum())} one after the other, as fast as those finished here"
+    )
+    typer.echo(f"{', '.join(counts)} of {len(frame)} runs; {left}")
 
 
 @app.command("report", epilog="Example:  python -m fsr report --profile demo")

@@ -6,7 +6,7 @@ import json
 import sys
 import types
 import typing
-from collections.abc import Callable
+from collections import namedtuple
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from dataclasses import replace as replace
 from pathlib import Path
@@ -47,9 +47,7 @@ class Checked:
                 value = value.item()
                 object.__setattr__(self, f.name, value)
             if not any(_matches(value, kind) for kind in kinds):
-                choices = [
-                    c for kind in kinds if typing.get_origin(kind) is Annotated for c in typing.get_args(kind)[1]
-                ]
+                choices = [c for kind in kinds if typing.get_origin(kind) is Annotated for c in kind.__metadata__[0]]
                 allowed = f"one of {', '.join(choices)}" if choices else getattr(f.type, "__name__", f.type)
             elif isinstance(value, int | float) and ((low and value == 0) or not 0 <= value <= high):
                 allowed = f"finite, {'above' if low else 'at least'} 0{' and at most 1' if high == 1 else ''}"
@@ -64,21 +62,27 @@ def named(code: str) -> Any:
     return getattr(importlib.import_module(f"fsr.models.{file}"), name)
 
 
-@dataclass(frozen=True)
-class Backbone:
-    """A network with named stages."""
-
-    code: str  # `file.Class`, called with (num_classes, width, blocks); it may `initialise(part)` of any network
-    stages: tuple[str, ...]
-    fsr_stage: str  # FSR's usual place
-    blocks: tuple[int, ...]  # of each stage
-    width: int = 64
-    reference: int = 512  # channels at fsr_stage at the usual width
-    places: Callable[[str, int], list[str]] = lambda s, n: [f"{s}.{i}" for i in range(n)]  # after each block of a stage
+def _after_blocks(stage: str, count: int) -> list[str]:
+    return [f"{stage}.{i}" for i in range(count)]
 
 
 def _wide_places(stage: str, count: int) -> list[str]:
-    return [f"{stage}.{i}" for i in range(count - 1)] + [stage]  # the last one after the stage's own ReLU
+    return [*_after_blocks(stage, count - 1), stage]  # the last one after the stage's own ReLU
+
+
+# A network with named stages. code: `file.Class`, called with (num_classes, width, blocks); it may have an
+# `initialise(part)` of any network; fsr_stage: FSR's usual place, with `reference` channels at the usual width; blocks:
+# of each stage; places: the module after each of a stage's blocks.
+Backbone = namedtuple(
+    "Backbone", "code stages fsr_stage blocks width reference places", defaults=(64, 512, _after_blocks)
+)
+# A module that FSR is compared with: maps features to their shape, has `streams(f, y) -> (features, aux)`. code:
+# `file.name`, called with (channels, num_classes, is_last) for each place: every stage, or the last one's last blocks.
+Peer = namedtuple("Peer", "code every_stage", defaults=(False,))
+# What every run on a data set shares; eps and alpha (the training step) in pixels of [0, 1]; pad 0: no crops.
+DatasetInfo = namedtuple(
+    "DatasetInfo", "classes size test eps alpha lr pad flip", defaults=(8 / 255, 2 / 255, 0.1, 0, False)
+)
 
 
 # A new backbone, or peer, is one file in fsr/models and one entry here: build_model and the commands take its name.
@@ -90,16 +94,6 @@ BACKBONES: dict[str, Backbone] = {
     ),
     "wideresnet34": Backbone("nets.WideResNet", BLOCKS[:3], "block3", (5, 5, 5), 10, 640, _wide_places),
 }
-
-
-@dataclass(frozen=True)
-class Peer:
-    """A module that FSR is compared with: maps features to their shape, has `streams(f, y) -> (features, aux)`."""
-
-    code: str  # `file.name`, called with (channels, num_classes, is_last) for each place
-    every_stage: bool = False  # by default after every stage, else after the last stage's two last blocks
-
-
 PEERS = {"fd": Peer("peers.FeatureDenoising", every_stage=True), "cas": Peer("peers.CAS"), "cifs": Peer("peers.CIFS")}
 
 
@@ -129,20 +123,6 @@ class PeerSpec(Checked):
     name: Annotated[str, PEERS]
     at: tuple[str, ...] = ()  # () for the peer's own places
     weight: float = 2.0  # of the mean probe cross-entropy, in training and crafting; fd has no probe
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetInfo:
-    """What every run on a data set shares; eps and alpha (the training step) in pixels of [0, 1], pad 0: no crops."""
-
-    classes: int
-    size: int
-    test: int
-    eps: float = 8 / 255
-    alpha: float = 2 / 255
-    lr: float = 0.1
-    pad: int = 0
-    flip: bool = False
 
 
 DATASETS = {
@@ -287,17 +267,16 @@ def run_from_dict(data: dict) -> Run:
         return kind(**{str(k): tuple(v) if isinstance(v, list) else v for k, v in named.items()})
 
     try:
-        if isinstance(module := data.get("module"), dict):
-            module = dict(module)
-            module = made({"FSRSpec": FSRSpec, "PeerSpec": PeerSpec}[module.pop("type")], module)
-        return made(Run, data | {"module": module})
-    except (AttributeError, KeyError, TypeError) as error:
+        module = dict(data.get("module") or {})
+        kind = {"FSRSpec": FSRSpec, "PeerSpec": PeerSpec}[module.pop("type")] if module else None
+        return made(Run, data | {"module": kind and made(kind, module)})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UsageError(f"not the config of a run: {error}") from None
 
 
 def for_dataset(dataset: str, **changes) -> Run:
     """A Run with the data set's own eps, alpha and lr, and any changes."""
-    own = vars(DATASETS[dataset]) if dataset in DATASETS else {}  # of other names Run says what is wrong
+    own = DATASETS[dataset]._asdict() if dataset in DATASETS else {}  # of other names Run says what is wrong
     return Run(**{"dataset": dataset} | {k: v for k, v in own.items() if k in ("eps", "alpha", "lr")} | changes)
 
 

@@ -11,8 +11,6 @@ from fsr.tables.labels import MINUS, NOT_RUN, measured, number, span
 GROUP = ["data", "network", "weights"]  # said once, above the rows that share them
 ROW = ["dataset", "network", "checkpoint", "row", "kind", "source"]
 LONG = 60  # characters; a column with longer texts wraps
-STREAM_NAMES = {"f": "f", "robust": "f⁺", "nonrobust": "f⁻", "recalibrated": "f̃⁻", "output": "f̃"}
-PROBE_NAMES = {"aux": "auxiliary head", "knn": "k-nearest neighbours"}
 COSTS = {"params": ("parameters", 0), "macs": ("MACs", 0), inside.SECONDS: ("seconds per epoch", 2)}
 COSTS |= {inside.LATENCY: ("latency of a batch, ms", 3), "peak_memory_mb": ("peak memory, MiB", 1)}
 LATEX = {"±": r"$\pm$", "×": r"$\times$", "≤": r"$\leq$", "≥": r"$\geq$", MINUS: "$-$", "†": r"$\dagger$"}
@@ -46,7 +44,7 @@ def _pivot(cells: pd.DataFrame, keys: list[str], value: str, empty="") -> pd.Dat
 
 def _robustness(frame: pd.DataFrame, value: str = "text") -> pd.DataFrame:
     """T1 to T6: a row per method and checkpoint, a column per attack; n, seeds: of the first column that was run."""
-    names, known = [labels.metric(name) for name in frame["metric"].unique()], list(labels.WEIGHTS)
+    metrics, known = frame["metric"].unique(), list(labels.WEIGHTS)
     keys, run = [frame[name] for name in ROW], frame["n"].notna()
     counts = frame[["n", "seeds", "planned"]].where(run).groupby(keys, sort=False).transform("first")
     place = pd.factorize(frame["dataset"] + " " + frame["network"])[0]
@@ -55,16 +53,13 @@ def _robustness(frame: pd.DataFrame, value: str = "text") -> pd.DataFrame:
     cells = []
     for row in frame.itertuples():
         method = f"{row.row} ({row.kind}: {row.source})" if row.kind in ("rerun", "anchor") else row.row
-        cell = {
-            "data": labels.dataset(row.dataset),
-            "network": row.network,
-            "weights": row.checkpoint,
-            "method": method,
-        }
-        cell["seeds"] = "" if pd.isna(row.most) else f"{row.most:.0f}" + f" of {row.of:.0f}" * (row.most < row.of)
-        cell["n"] = "" if pd.isna(row.usual) else f"{row.usual:,.0f}"
-        cells.append(cell | {"column": labels.metric(row.metric), "text": _measured(row), "best": row.best})
-    table = _pivot(pd.DataFrame(cells), [*GROUP, "method", "seeds", "n"], value)
+        seeds = "" if pd.isna(row.most) else f"{row.most:.0f}" + f" of {row.of:.0f}" * (row.most < row.of)
+        keys = [labels.dataset(row.dataset), row.network, row.checkpoint, method, seeds]
+        n = "" if pd.isna(row.usual) else f"{row.usual:,.0f}"
+        cells.append([*keys, n, labels.metric(row.metric), _measured(row), row.best])
+    names = [labels.metric(name) for name in metrics]
+    keys = [*GROUP, "method", "seeds", "n"]
+    table = _pivot(pd.DataFrame(cells, columns=[*keys, "column", "text", "best"]), keys, value)
     return table[[*GROUP, "method", *names, "seeds", "n"]]
 
 
@@ -105,33 +100,30 @@ def _streams(frame: pd.DataFrame) -> pd.DataFrame:
             mean = outcomes.mean_of(list(done["accuracy"]), int(done["n"].min()))
             text = measured(mean["value"], mean["low"], mean["high"], mean["sd"])
             text += "" if len(done) == len(part) else f" ({len(done)} of {len(part)} seeds)"
-        cell = {"weights": weights, "stream": f"{STREAM_NAMES[stream]} ({stream})" + ": paper" * paper, "text": text}
+        cell = {"weights": weights, "stream": f"{inside.STREAMS[stream]} ({stream})" + ": paper" * paper, "text": text}
         cell["n"] = "" if paper else NOT_RUN if pd.isna(most) else f"{most:,.0f}"
-        cells.append(cell | {"column": f"{PROBE_NAMES[probe]}, {labels.metric(attack)}"})
+        cells.append(cell | {"column": f"{inside.PROBES[probe]}, {labels.metric(attack)}"})
     table = _pivot(pd.DataFrame(cells), ["weights", "stream", "n"], "text")
     return table[[*table.columns.drop("n"), "n"]]
 
 
 def _overhead(frame: pd.DataFrame) -> pd.DataFrame:
     """T8: a row per network without and with FSR, and what FSR adds in percent."""
-
-    def text(value: float, digits: int, empty: str = NOT_RUN) -> str:
-        return empty if pd.isna(value) else f"{value:,.0f}" if digits == 0 else number(value, digits=digits)
-
     rows = []
-    for (dataset, network), part in frame.groupby(["dataset", "network"], sort=False):
-        keys = {"data": labels.dataset(dataset), "network": network}
-        for cell in part.to_dict("records"):
-            empty = "" if pd.isna(cell["fsr"]) else NOT_RUN
-            costs = {title: text(cell[name], digits, empty) for name, (title, digits) in COSTS.items()}
-            rows.append(keys | {"method": cell["row"]} | costs)
-        if len(pair := part.dropna(subset="fsr")) == 2:
-            row = keys | {"method": "added by FSR"}
-            for name, (value, comparable) in inside.added(pair).items():
-                signed = NOT_RUN if pd.isna(value) else f"{number(value, digits=2, sign=True)} %"
-                row[COSTS[name][0]] = signed if comparable or signed == NOT_RUN else "not comparable"
-            rows.append(row)
-    return pd.DataFrame(rows)
+    for cell in frame.to_dict("records"):
+        empty = "" if pd.isna(cell["fsr"]) else NOT_RUN
+        known = [(cell[name], digits) for name, (_, digits) in COSTS.items()]
+        texts = [empty if pd.isna(v) else number(v, digits=d) if d else f"{v:,.0f}" for v, d in known]
+        rows.append([labels.dataset(cell["dataset"]), cell["network"], cell["row"], *texts])
+    for (dataset, network), pair in frame.dropna(subset="fsr").groupby(["dataset", "network"], sort=False):
+        if len(pair) == 2:
+            more = [
+                (value, NOT_RUN if value is not None else "not comparable") for value in inside.added(pair).values()
+            ]
+            texts = [empty if pd.isna(v) else f"{number(v, digits=2, sign=True)} %" for v, empty in more]
+            rows.append([labels.dataset(dataset), network, "added by FSR", *texts])
+    table = pd.DataFrame(rows, columns=[*GROUP[:2], "method", *(title for title, _ in COSTS.values())])
+    return table.sort_values(GROUP[:2], key=lambda names: pd.factorize(names)[0], kind="stable", ignore_index=True)
 
 
 def _audits(frame: pd.DataFrame) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import product
+from typing import Any
 
 import pandas as pd
 
@@ -11,11 +12,13 @@ from fsr.tables import labels
 from fsr.tables.labels import NOT_RUN, measured
 from fsr.tables.robustness import paper_cells
 
-STREAMS = ("f", "robust", "nonrobust", "recalibrated", "output")
-PROBES = ("aux", "knn")
+STREAMS = {"f": "f", "robust": "f⁺", "nonrobust": "f⁻", "recalibrated": "f̃⁻", "output": "f̃"}
+PROBES = {"aux": "auxiliary head", "knn": "k-nearest neighbours"}
 SECONDS, LATENCY, PAIRED = "train_seconds_per_epoch", "latency_ms", "latency_ms_without"
 UNITS = {"params": "count", "macs": "count", SECONDS: "seconds", LATENCY: "milliseconds", "peak_memory_mb": "megabytes"}
 OVERHEAD = ["dataset", "backbone", "network", "row", "fsr", "full_size", *UNITS, PAIRED, "measured_on", "trained_on"]
+OVERHEAD += ["shared", "timed"]
+PROVENANCE = ["run", "label", "machine", "precision", "commit", "torch", "resumed", "shared", "float16_weights"]
 PROTOCOL, WORST, FLAGS, CHECKS = "authors' protocol", "worst case", "AutoAttack's flags", "checks that raise doubt"
 UNBROKEN = "share that no attack breaks"
 GROUPS = {  # as `fsr.audit` names them, in the order of the audit
@@ -42,17 +45,18 @@ def recorded(profile: str, run: Run, kind: str) -> list[tuple[Analysis, dict]]:
 
 def streams(profile: str) -> pd.DataFrame:
     """T7: a row per checkpoint, seed, stream and probe; attack is pgd20 or clean, accuracy a fraction of n images."""
-    cells = []
-    for row in experiments.ROWS[profile]["streams"]:
-        for run, analysis, record in ((r, *one) for r in row.runs for one in recorded(profile, r, "streams")):
+    cells, base = [], experiments.profile_of(profile).base
+    planned = [(row.name, run) for row in experiments.ROWS[profile]["streams"] for run in row.runs]
+    for name, run in planned:
+        for analysis, record in recorded(profile, run, "streams"):
             parts = {"pgd20": record.get("rows", []), "clean": record.get("rows_clean", [])}
             known = {(r["stream"], r["probe"], attack): r for attack, rows in parts.items() for r in rows}
-            for stream, probe, attack in product(STREAMS, PROBES, parts):
-                counts = [known.get((stream, probe, attack), {}).get(name) for name in ("n", "correct")]
-                cells.append([row.name, run.seed, analysis.checkpoint, stream, probe, attack, *counts])
+            for key in product(STREAMS, PROBES, parts):
+                counts = [known.get(key, {}).get(what) for what in ("n", "correct")]
+                cells.append([name, run.seed, analysis.checkpoint, *key, *counts])
     columns = ["row", "seed", "checkpoint", "stream", "probe", "attack", "n", "correct"]
     table = pd.DataFrame(cells, columns=columns).astype({"n": float, "correct": float})
-    table["accuracy"], base = table["correct"] / table["n"], experiments.profile_of(profile).base
+    table["accuracy"] = table["correct"] / table["n"]
     for cell in paper_cells("T7", rows=STREAMS, units=dict.fromkeys(PROBES, "percent")):
         if (cell.dataset, cell.backbone) == (base.dataset, base.backbone):
             theirs = {"row": "paper", "checkpoint": "last", "attack": "pgd20", "stream": cell.row, "probe": cell.metric}
@@ -61,13 +65,10 @@ def streams(profile: str) -> pd.DataFrame:
 
 
 def overhead(profile: str) -> pd.DataFrame:
-    """T8: a row per network, without and with FSR; latency in ms of the largest batch that was timed.
-
-    timed: whether the training had its device to itself and its record names all of it, so that its seconds compare.
-    """
+    """T8: a row per network, without and with FSR; latency of the largest batch; timed: its seconds may be compared."""
     rows = [(row.name, row.runs[0]) for row in experiments.ROWS[profile]["whitebox"]]
     cells = [_cost(name, run, record) for name, run in rows for _, record in recorded(profile, run, "cost")]
-    table = pd.DataFrame(cells, columns=[*OVERHEAD, "shared", "timed"]).astype(dict.fromkeys((*UNITS, PAIRED), float))
+    table = pd.DataFrame(cells, columns=OVERHEAD).astype(dict.fromkeys((*UNITS, PAIRED), float))
     for _, pair in table.groupby(["dataset", "network"]):
         timed = pair.loc[pair["fsr"], PAIRED].dropna()
         if len(timed):  # two processes' clocks differ by more than FSR costs
@@ -77,47 +78,48 @@ def overhead(profile: str) -> pd.DataFrame:
 
 
 def _cost(name: str, run: Run, record: dict) -> dict:
-    trained = store.environment(run) if store.is_trained(run) and run.imported is None else {}
-    if trained:  # the seconds per epoch are the training's
-        record = {SECONDS: float(store.history(run)["seconds"].median())} | record
-    cell = {key: record.get(key) for key in (*UNITS, PAIRED)} | {"measured_on": None}
-    if isinstance(times := record.get(LATENCY), dict):
-        largest, machine = max(times, key=int), record.get("hardware", {})
-        where = machine.get("gpu") or f"{machine.get('cpu')}, threads: {machine.get('threads')}"
-        cell |= {LATENCY: times[largest], PAIRED: (record.get(PAIRED) or {}).get(largest)}
-        cell["measured_on"] = f"batch {largest} on {where}"
-    machines, shared = set(), False
-    for part in (trained, *trained.get("sittings", [])):
-        shared |= part.get("sharing", 1) != 1
-        machine, processes = part.get("hardware") or {}, part.get("processes") or 1
-        where = f"{machine.get('gpu') or machine.get('cpu')}, threads: {machine.get('threads')}, processes: {processes}"
-        machines.add(where if machine else "")
     keys: dict = {"dataset": run.dataset, "backbone": run.backbone, "network": labels.network(run), "row": name}
     keys |= {"fsr": run.fsr is not None, "full_size": run.width is None and run.blocks is None}
-    where = " and ".join(sorted(machines - {""})) or None
-    return keys | cell | {"trained_on": where, "shared": shared, "timed": not shared and len(machines) == 1}
+    cell, parts, machines = {key: record.get(key) for key in UNITS}, [dict[str, Any]()], set()
+    if times := record.get(LATENCY):
+        largest, machine = max(times, key=int), record.get("hardware", {})
+        cell |= {LATENCY: times[largest], PAIRED: record.get(PAIRED, {}).get(largest)}
+        where = machine.get("gpu") or f"{machine.get('cpu')}, threads: {machine.get('threads')}"
+        cell["measured_on"] = f"batch {largest} on {where}"
+    if store.is_trained(run) and run.imported is None:
+        trained = store.environment(run)
+        parts = [trained, *trained.get("sittings", [])]
+        cell[SECONDS] = cell[SECONDS] or float(store.history(run)["seconds"].median())
+    for part in parts:
+        machine, where = part.get("hardware") or {}, f"processes: {part.get('processes') or 1}"
+        where = f"{machine.get('gpu') or machine.get('cpu')}, threads: {machine.get('threads')}, {where}"
+        machines.add(where if machine else "")
+    shared = any(part.get("sharing", 1) != 1 for part in parts)
+    cell |= {"shared": shared, "timed": not shared and len(machines) == 1}
+    return keys | cell | {"trained_on": " and ".join(sorted(machines - {""})) or None}
 
 
 def _theirs(networks: pd.DataFrame) -> Iterator[dict]:
     """The paper's cells, and at full size the parameters that the authors' code adds, beside the networks of ours."""
-    known, keys = reference.known_results(), ["dataset", "backbone", "network"]
+    known, ours = reference.known_results(), networks[["dataset", "backbone", "network"]].to_dict("records")
     for cell in paper_cells("T8", rows=("AT", "AT + FSR"), units=UNITS):
-        for ours in networks[keys].to_dict("records"):
-            if (ours["dataset"], ours["backbone"]) == (cell.dataset, cell.backbone):
-                theirs = {"network": labels.network(Run(backbone=cell.backbone)), "row": f"{cell.row}: paper"}
-                yield ours | theirs | {"full_size": True, cell.metric: cell.value}
+        theirs = {"network": labels.network(Run(backbone=cell.backbone)), "row": f"{cell.row}: paper"}
+        for one in ours:
+            if (one["dataset"], one["backbone"]) == (cell.dataset, cell.backbone):
+                yield one | theirs | {"full_size": True, cell.metric: cell.value}
     stated = known[(known["kind"] == "computed") & (known["metric"] == "added_params")].set_index("backbone")["value"]
-    for ours in networks.loc[networks["full_size"].astype(bool), keys].to_dict("records"):
-        if (name := ours["backbone"]) in stated:
+    for one, full_size in zip(ours, networks["full_size"]):
+        if full_size and one["backbone"] in stated:
             row = "added, from the authors' code (computed)"
-            yield ours | {"full_size": True, "row": row, "params": stated[name]}
+            yield one | {"full_size": True, "row": row, "params": stated[one["backbone"]]}
 
 
-def added(pair: pd.DataFrame) -> dict[str, tuple[float, bool]]:
-    """What FSR adds in percent, of T8's rows of one network without and with it, and whether the two compare."""
+def added(pair: pd.DataFrame) -> dict[str, Any]:
+    """What FSR adds in percent, of T8's rows of one network without and with it; None: seconds do not compare."""
     without, both = pair.sort_values("fsr").to_dict("records")
+    more = {name: 100 * (both[name] / without[name] - 1) for name in UNITS}
     timed = bool(pair["timed"].all()) and without["trained_on"] == both["trained_on"]
-    return {name: (100 * (both[name] / without[name] - 1), timed or name != SECONDS) for name in UNITS}
+    return more if timed or pd.isna(more[SECONDS]) else more | {SECONDS: None}
 
 
 def audits(profile: str) -> pd.DataFrame:
@@ -185,19 +187,18 @@ def audit_lines(record: dict) -> list[str]:
 
 
 def provenance(profile: str) -> pd.DataFrame:
-    """A row per finished training of a profile: its code, machine and number format, as its record tells.
+    """A row per finished training: its code, machine and precision of crafting; shared: its device was not its own.
 
-    precision: of crafting; resumed: trained in several parts; shared: its device was not its own; float16_weights: the
-    weights were rounded to float16 after training, before anything was evaluated.
+    resumed: trained in several parts; float16_weights: they were rounded after training, before any evaluation.
     """
     rows = []
     for run in filter(store.is_trained, experiments.SETS[experiments.profile_of(profile).name]["all"]):
         record = store.environment(run)
-        machine, parts = record.get("hardware") or {}, record.get("sittings", [])
+        machine, parts = record.get("hardware") or {}, [record, *record.get("sittings", [])]
         crafting = record.get("switches", {}).get("crafting") or run.precision
-        row = [run_id(run), labels.run(profile, run), machine.get("gpu") or machine.get("cpu")]
-        row += [crafting.replace("bfloat16", "bf16"), (record.get("commit") or "")[:10] or None]
-        row += [record.get("versions", {}).get("torch"), len(parts) > 1]
-        rows.append([*row, any(part.get("sharing", 1) != 1 for part in (record, *parts)), bool(record.get("half"))])
-    names = ["run", "label", "machine", "precision", "commit", "torch", "resumed", "shared", "float16_weights"]
-    return pd.DataFrame(rows, columns=names)
+        row: dict = {"run": run_id(run), "label": labels.run(profile, run)}
+        row |= {"machine": machine.get("gpu") or machine.get("cpu"), "precision": crafting.replace("bfloat16", "bf16")}
+        row |= {"commit": (record.get("commit") or "")[:10] or None, "torch": record.get("versions", {}).get("torch")}
+        row |= {"resumed": len(parts) > 2, "shared": any(part.get("sharing", 1) != 1 for part in parts)}
+        rows.append(row | {"float16_weights": bool(record.get("half"))})
+    return pd.DataFrame(rows, columns=PROVENANCE)

@@ -13,7 +13,7 @@ from fsr.reference import CLAIMS, MIN_SEEDS, Claim
 from fsr.tables import inside, labels, outcomes, robustness
 from fsr.tables.labels import number, span
 
-STATES = {True: "reproduced", False: "contradicted"}
+STATES = {True: "reproduced", False: "contradicted"}  # of what others claim
 OWN_STATES = {True: "supported", False: "not supported"}
 FEW_SEEDS = {True: "points towards", False: "points against"}
 COLUMNS = ["id", "claim", "kind", "source", "stated", "unit", "ours", "low", "high", "seeds", "tolerance", "verdict"]
@@ -22,8 +22,6 @@ EPOCHS = range(5, 30)  # of the comparison with the authors' log: one learning r
 # loss: our column in history.csv, the column in the log
 BESIDE = {"classification": ("train_cls", "train_adv_loss"), "separation": ("train_sep", "train_sep_loss")}
 BESIDE |= {"recalibration": ("train_rec", "train_rec_loss")}
-
-
 # Ours for one claim in its unit; holds: None while undecided; without a value nothing was measured
 Finding = namedtuple("Finding", "value low high seeds holds why", defaults=(None, None, None, 0, None, ""))
 NOTHING = Finding(why="not run")
@@ -38,13 +36,13 @@ def _column(profile: str, metric: str, checkpoint: str, kind: str = "whitebox") 
     return replace(experiments.columns(profile, kind)[metric], checkpoint=checkpoint)
 
 
-def lead(profile: str, claim: Claim, checkpoint: str, row: str, base: str, *weights: str) -> tuple[str, Finding]:
+def lead(profile: str, claim: Claim, row: str, base: str, *weights: str) -> tuple[str, Finding]:
     """A row minus another in points, with its name; the interval is over seeds and images, below three seeds of images.
 
     It holds above minus the tolerance and fails below zero; where the claim says `below`, with opposite signs.
     """
     ours, theirs = (_row(profile, name, claim.rows) for name in (row, base))
-    after, before = (_column(profile, claim.metric, name, claim.rows) for name in weights or (checkpoint, checkpoint))
+    after, before = (_column(profile, claim.metric, name, claim.rows) for name in weights or 2 * [claim.checkpoint])
     cell = outcomes.gain(ours.runs, theirs.runs, after, before)
     doubt = outcomes.accuracy(theirs.runs, before).get("flags") not in (None, "none")
     name = weights[0] if weights else f"over {base}" + "†" * doubt
@@ -70,14 +68,9 @@ def all_of(found: dict[str, Finding], below: bool = False) -> Finding:
     return least._replace(holds=holds, seeds=seeds, why="; ".join(told))
 
 
-def leads(profile: str, claim: Claim, checkpoint: str) -> Finding:
-    """The claim's leads, of which each must hold."""
-    return all_of(dict(lead(profile, claim, checkpoint, *each) for each in claim.leads), claim.below)
-
-
-def hundred_epochs(profile: str, claim: Claim, checkpoint: str) -> Finding:
+def hundred_epochs(profile: str, claim: Claim) -> Finding:
     """The gains of AT + FSR over AT at `last`, `best` and EMA: slow start, overfitting, or neither of them."""
-    found = dict(lead(profile, claim, "", "AT + FSR", "AT", name, name) for name in experiments.CHECKPOINTS)
+    found = dict(lead(profile, claim, "AT + FSR", "AT", name, name) for name in experiments.CHECKPOINTS)
     whole = all_of(found)
     if whole.value is None:
         return whole
@@ -91,10 +84,10 @@ def hundred_epochs(profile: str, claim: Claim, checkpoint: str) -> Finding:
     return early[1]._replace(holds=not slow and not overfits and early[1].value < -claim.tolerance)
 
 
-def largest_gain(profile: str, claim: Claim, checkpoint: str) -> Finding:
+def largest_gain(profile: str, claim: Claim) -> Finding:
     """The largest gain among T1's robust cells; every cell must have been run; a larger one than stated is fine."""
     frame = robustness.frame("T1", profile)
-    gains = frame[(frame["kind"] == "gain") & (frame["checkpoint"] == checkpoint) & (frame["metric"] != "clean")]
+    gains = frame[(frame["kind"] == "gain") & (frame["checkpoint"] == claim.checkpoint) & (frame["metric"] != "clean")]
     done = gains.dropna(subset="value")
     if done.empty:
         return NOTHING
@@ -105,26 +98,26 @@ def largest_gain(profile: str, claim: Claim, checkpoint: str) -> Finding:
     return Finding(value, seeds=int(done["seeds"].min()), holds=holds, why=why)
 
 
-def overhead(profile: str, claim: Claim, checkpoint: str) -> Finding:
+def overhead(profile: str, claim: Claim) -> Finding:
     """Added MACs and added seconds per epoch on the main network, the larger of them, in percent."""
     pair = inside.overhead(profile).dropna(subset="fsr").head(2)
     if len(pair) < 2 or pair["macs"].isna().any():
         return NOTHING
     more = inside.added(pair)
-    seconds, timed = more[inside.SECONDS]
-    added = {"MACs": more["macs"][0]} | ({"seconds per epoch": seconds} if timed and not pd.isna(seconds) else {})
-    why = "; ".join(f"{name} {number(value, sign=True)} %" for name, value in added.items())
+    added, timed = {"MACs": more["macs"], "seconds per epoch": more[inside.SECONDS]}, more[inside.SECONDS] is not None
+    found = {name: value for name, value in added.items() if value is not None and not pd.isna(value)}
+    why = "; ".join(f"{name} {number(value, sign=True)} %" for name, value in found.items())
     why += "" if timed else "; seconds per epoch cannot be compared: a device was shared, or another one"
-    worst = max(added.values())
+    worst = max(found.values())
     return Finding(worst, seeds=1, holds=False if worst > claim.tolerance else True if timed else None, why=why)
 
 
-def cues(profile: str, claim: Claim, checkpoint: str) -> Finding:
+def cues(profile: str, claim: Claim) -> Finding:
     """Accuracy of the recalibrated minus the non-robust stream under PGD-20, in points, by nearest neighbours.
 
     Student's t over seeds from three on; below, Newcombe's interval of a difference of two Wilson intervals.
     """
-    here = inside.streams(profile).query("attack == 'pgd20' and row != 'paper' and checkpoint == @checkpoint")
+    here = inside.streams(profile).query("attack == 'pgd20' and row != 'paper' and checkpoint == @claim.checkpoint")
     table = here.pivot_table("accuracy", "seed", ["probe", "stream"])
     keys = [(claim.metric, "nonrobust"), (claim.metric, "recalibrated")]
     if not set(keys) <= set(table.columns):
@@ -143,12 +136,12 @@ def cues(profile: str, claim: Claim, checkpoint: str) -> Finding:
     return Finding(100 * steps.mean(), 100 * low, 100 * high, len(steps), holds, why)
 
 
-def accuracy(profile: str, claim: Claim, checkpoint: str) -> Finding:
+def accuracy(profile: str, claim: Claim) -> Finding:
     """AT + FSR's accuracy in percent: equivalent to the stated value by two one-sided t tests (Schuirmann 1987).
 
     They are the 90 % t interval within the tolerance; below three seeds it is Wilson's interval over images.
     """
-    row, evaluation = _row(profile, "AT + FSR"), _column(profile, claim.metric, checkpoint)
+    row, evaluation = _row(profile, "AT + FSR"), _column(profile, claim.metric, claim.checkpoint)
     cell = outcomes.accuracy(row.runs, evaluation)
     if "value" not in cell:
         return NOTHING
@@ -162,7 +155,7 @@ def accuracy(profile: str, claim: Claim, checkpoint: str) -> Finding:
     return Finding(100 * cell["value"], low, high, cell["seeds"], holds)
 
 
-def seconds(profile: str, claim: Claim, checkpoint: str) -> Finding:
+def seconds(profile: str, claim: Claim) -> Finding:
     """Median seconds per epoch of AT + FSR, seed 0, on the device that the stated value names; sharing only slows."""
     run = experiments.main_pair(profile)[1]
     if not store.is_trained(run):
@@ -176,12 +169,12 @@ def seconds(profile: str, claim: Claim, checkpoint: str) -> Finding:
     return Finding(value, seeds=1, holds=True if fast else None if shared else False, why=told)
 
 
-def unseen(profile: str, claim: Claim, checkpoint: str) -> Finding:
+def unseen(profile: str, claim: Claim) -> Finding:
     """Of AT + FSR's survivors of Ensemble the share that a query attack breaks, in percent; the larger of the two."""
     run, told = experiments.main_pair(profile)[1], {}
-    white = outcomes.outcome(run, _column(profile, "ensemble", checkpoint))
+    white = outcomes.outcome(run, _column(profile, "ensemble", claim.checkpoint))
     for name in ("nattack", "square"):
-        evaluation = _column(profile, name, checkpoint, "blackbox")
+        evaluation = _column(profile, name, claim.checkpoint, "blackbox")
         broken, seen = (None if white is None else outcomes.broken_only(run, evaluation, white)) or (0, 0)
         if not seen:
             return NOTHING
@@ -190,7 +183,7 @@ def unseen(profile: str, claim: Claim, checkpoint: str) -> Finding:
     return Finding(value, seeds=1, holds=value <= claim.tolerance, why="; ".join(told))
 
 
-def training(profile: str, claim: Claim, checkpoint: str) -> Finding:
+def training(profile: str, claim: Claim) -> Finding:
     """The largest difference over epochs of the mean training accuracy under attack, AT + FSR minus AT, in points."""
     runs = zip(*(_row(profile, name, "study").runs for name in ("AT", "AT + FSR")))
     pairs = [[store.history(run)[claim.metric] for run in pair] for pair in runs if all(map(store.is_trained, pair))]
@@ -211,7 +204,7 @@ def log_gaps(ours: pd.DataFrame) -> tuple[dict[str, float], float]:
     return apart, float((100 * ours["train_adv_acc"] - log["train_adv_acc"]).abs().mean())
 
 
-def same_curves(profile: str, claim: Claim, checkpoint: str) -> Finding:
+def same_curves(profile: str, claim: Claim) -> Finding:
     """Largest mean absolute difference in a loss between our history of AT + FSR and the authors' code's log."""
     run = experiments.main_pair(profile)[1]
     ours = store.history(run).set_index("epoch").reindex(EPOCHS) if store.is_trained(run) else pd.DataFrame()
@@ -229,30 +222,27 @@ RULES = {f.__name__: f for f in (largest_gain, overhead, cues, accuracy, seconds
 RULES |= dict.fromkeys(("slow_start", "overfitting", "real_deficit"), hundred_epochs) | {"study_training": training}
 
 
-def state(claim: Claim, found: Finding) -> str:
-    """What a measurement means for a claim; with fewer seeds than it needs it only points somewhere."""
-    if found.value is None:
-        return "not tested"
-    states = OWN_STATES if claim.kind in ("own", "prediction") else STATES
-    return (FEW_SEEDS if found.seeds < claim.min_seeds else states).get(found.holds, "undecided")
-
-
 def frame(profile: str) -> pd.DataFrame:
     """A row per claim that this profile's setting can decide, in the claim's own unit.
 
     low, high: over seeds and images from three seeds on, over images below; of C5 and C6 to C11 over seeds.
     """
-    reported, records = experiments.profile_of(profile).report_checkpoint, []
-    units, rows = {"max_robust_gain_points": "points"}, ("+FSR over the same method without it",)
+    records, units, rows = [], {"max_robust_gain_points": "points"}, ("+FSR over the same method without it",)
     typed = [cell.value for cell in robustness.paper_cells("T10", rows=rows, units=units)]  # a person may correct it
     for claim in (claim for claim in CLAIMS if profile in claim.profiles):
-        claim = claim._replace(stated=typed[-1]) if typed and claim.rule == "largest_gain" else claim
-        checkpoint = claim.checkpoint or reported
-        found = RULES.get(claim.rule, leads)(profile, claim, checkpoint)
+        stated = typed[-1] if typed and claim.rule == "largest_gain" else claim.stated
+        checkpoint = claim.checkpoint or experiments.profile_of(profile).report_checkpoint
+        claim = claim._replace(stated=stated, checkpoint=checkpoint)
+        if claim.leads:
+            found = all_of(dict(lead(profile, claim, *each) for each in claim.leads), claim.below)
+        else:
+            found = RULES[claim.rule](profile, claim)
+        states = STATES if claim.kind in ("paper", "rerun") else OWN_STATES
+        states = states if found.seeds >= claim.min_seeds else FEW_SEEDS
+        verdict = "not tested" if found.value is None else states.get(found.holds, "undecided")
         row = claim._asdict() | found._asdict() | {"claim": claim.text, "ours": found.value, "reason": found.why}
         changed = claim.earlier and f"changed after the runs; before: {claim.earlier}"
-        row |= {"verdict": state(claim, found), "checkpoint": checkpoint, "changed_after_the_runs": changed}
-        records.append(row)
+        records.append(row | {"verdict": verdict, "changed_after_the_runs": changed})
     numbers = ("stated", "ours", "low", "high", "tolerance")
     return pd.DataFrame(records, columns=COLUMNS).astype(dict.fromkeys(numbers, float))
 

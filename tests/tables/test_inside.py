@@ -27,7 +27,7 @@ def test_overhead_in_percent_and_latency_in_turns(records):
         return {"params": params, "macs": macs, "latency_ms": latency, "peak_memory_mb": 2.0} | more
 
     turns = {"latency_ms_without": {"1": 1, "128": 16.4}}
-    records("demo").analysis(AT, "cost", cost(1000, 2_000_000, 1.0))
+    records("demo").analysis(AT, "cost", cost(1000, 2_000_000, {"128": 1.0}))
     records("demo").analysis(BOTH, "cost", cost(1113, 2_072_000, {"1": 2, "128": 20.5}, **turns))
     for run, seconds in ((AT, 1.0), (BOTH, 1.5)):
         records("demo").trained(run, seconds, {"cpu": "a test", "threads": 1})

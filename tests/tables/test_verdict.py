@@ -67,7 +67,7 @@ def test_the_largest_gain_may_be_larger_than_stated_but_every_cell_must_be_there
     frame.loc[gains, ["value", "seeds"]] = [0.01, 3]
     frame.loc[gains.idxmax(), "value"] = np.nan if largest is None else largest / 100
     monkeypatch.setattr(rules.robustness, "frame", lambda name, profile: frame)
-    assert rules.largest_gain("paper", CLAIMS["C2"], "last").holds is holds
+    assert rules.largest_gain("paper", CLAIMS["C2"]._replace(checkpoint="last")).holds is holds
 
 
 def test_a_lead_must_hold_over_every_peer_or_control(records):

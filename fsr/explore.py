@@ -98,7 +98,7 @@ def trained(profile: str, *, modules: bool) -> pd.DataFrame:
     """A row per planned run, without or with an inserted module: what it is, as `status` says it, and how it went."""
     rows = []
     for run in (run for run in experiments.SETS[profile]["all"] if (run.module is not None) == modules):
-        row = {"run": labels.run(profile, run), "network": labels.network(run), "epochs": "not run"}
+        row: dict = {"run": labels.run(profile, run), "network": labels.network(run), "epochs": "not run"}
         with suppress(MissingRecord):
             history = store.history(run).set_index("epoch")
             row["epochs"] = f"{len(history)}/{run.epochs}"
@@ -123,9 +123,9 @@ def curves(run: Run) -> Figure:
 
 
 def networks(profile: str) -> pd.DataFrame:
-    """The profile's networks whose weights are on this machine: method, seed and weights in words, run, checkpoint."""
-    kept = [(r, kind) for r in experiments.SETS[profile]["all"] for kind in KINDS]
-    rows = [(f"{labels.method(r.label)}, seed {r.seed}, {k}", r, k) for r, k in kept if runs.has_weights(r, k)]
+    """The profile's networks whose weights are on this machine: what they are in words, run, checkpoint."""
+    kept = [(r, kind) for r in experiments.SETS[profile]["all"] for kind in KINDS if runs.has_weights(r, kind)]
+    rows = [(f"{labels.run(profile, r)}, {kind}", r, kind) for r, kind in kept]
     return pd.DataFrame(rows, columns=["name", "run", "checkpoint"])
 
 

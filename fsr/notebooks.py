@@ -30,9 +30,8 @@ def numbered(only: str | None = None) -> list[str]:
     known = list(experiments.NOTEBOOKS)
     parts = known if only is None else [part.strip() for part in only.split(",") if part.strip()] or [only]
     found = {part: [n for n in known if n == part or n.split("-")[0] in (part, f"0{part}")] for part in parts}
-    if wrong := [part for part, names in found.items() if not names]:
-        choices = f"{did_you_mean(wrong[0], known)}; choose from {', '.join(known)}"
-        raise UsageError(f"unknown notebook {wrong[0]!r}{choices}")
+    for part in (part for part, names in found.items() if not names):
+        raise UsageError(f"unknown notebook {part!r}{did_you_mean(part, known)}; choose from {', '.join(known)}")
     return [name for name in known if any(name in names for names in found.values())]
 
 
@@ -70,7 +69,6 @@ def _environment(compute: bool) -> Iterator[None]:
     """What kernels inherit: this package, root and data, this interpreter, and whether to compute what is missing."""
     with tempfile.TemporaryDirectory() as folder:
         spec = {"argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"], "language": "python"}
-        spec["display_name"] = "Python 3"
         write_bytes(Path(folder, "kernels/python3/kernel.json"), json.dumps(spec).encode())
         first = {"PYTHONPATH": str(Path(__file__).resolve().parent.parent), "JUPYTER_PATH": folder}
         changes = {k: os.pathsep.join(filter(None, (v, os.environ.get(k)))) for k, v in first.items()}
@@ -80,10 +78,9 @@ def _environment(compute: bool) -> Iterator[None]:
 
 
 def run_notebook(name: str, profile: str, **parameters) -> Path:
-    """Execute one notebook into results/notebooks/<profile>; FSRError names it and its last error when it fails.
+    """Execute one notebook into results/notebooks/<profile>; a failure (FSRError) is kept under results/.failed.
 
-    A failed execution is kept under results/.failed and never replaces a good one. sys.exit is a failure; an unknown
-    parameter, about which papermill only warns, is refused.
+    sys.exit is a failure; an unknown parameter, about which papermill only warns, is refused.
     """
     known = parameters_of(nbformat.read(source(name), as_version=4))
     if unknown := sorted(parameters.keys() - set(known)):
@@ -113,10 +110,7 @@ def run_notebook(name: str, profile: str, **parameters) -> Path:
 def execute(
     names: list[str], profile: str, *, force=False, compute=True, workers=1, report=print, interrupted=lambda: False
 ) -> list[str]:
-    """Execute the notebooks that are not current, `workers` at once; returns a line per failure, the others still run.
-
-    Once interrupted() is true none begins; those that run are finished.
-    """
+    """Execute the notebooks that are not current, until interrupted(); returns a line per failure, the others run."""
 
     def one(name: str) -> tuple[str, bool]:
         with suppress(OSError, ValueError, KeyError):  # none was executed, or it is damaged

@@ -142,10 +142,8 @@ def status(profile: Profile = "demo", device: Device = None, root: Root = None) 
     shown = {"training left": lambda s: "?" if s != s else duration(s) if s else ""}
     typer.echo(frame.to_string(index=False, formatters=shown))
     counts = [f"{(frame['state'] == state).sum()} {state}" for state in ("done", "partial", "missing", "damaged")]
-    left = (
-        f"trainings left: {duration(frame['training left'].sum())} one after the other, as fast as those finished here"
-    )
-    typer.echo(f"{', '.join(counts)} of {len(frame)} runs; {left}")
+    left = f"trainings left: {duration(frame['training left'].sum())} one after the other"
+    typer.echo(f"{', '.join(counts)} of {len(frame)} runs; {left}, as fast as those finished here")
 
 
 @app.command("report", epilog="Example:  python -m fsr report --profile demo")
@@ -176,8 +174,8 @@ def compare(other: Other, profile: Profile = "demo", root: Root = None) -> None:
     keys = ["run_id", "checkpoint", "attack_id"]
     both = here.merge(again, on=keys, suffixes=("", "_again"), validate="one_to_one")
     both["difference"] = 100 * (both["accuracy_again"] - both["accuracy"])
-    shown, sizes = both[[*keys, "n", "accuracy", "accuracy_again", "difference"]], both["difference"].abs()
-    typer.echo(shown.to_string(index=False, float_format="{:.4f}".format))
+    columns, sizes = [*keys, "n", "accuracy", "accuracy_again", "difference"], both["difference"].abs()
+    typer.echo(both.to_string(index=False, columns=columns, float_format="{:.4f}".format))
     spread = f"median {sizes.median():.2f}, 95 % within {sizes.quantile(0.95):.2f}, largest {sizes.max():.2f} points"
     typer.echo(f"{len(both)} values: {(sizes == 0).sum()} equal; differences: {spread}")
 

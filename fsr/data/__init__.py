@@ -44,16 +44,12 @@ def as_float(x: Tensor) -> Tensor:
 
 
 def augment(x: Tensor, *, pad: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Zero-pad, random crop and horizontal flip of a batch, per image.
-
-    x: (N, C, H, W) uint8 or float; pad in pixels, 0 for none; generator on the device of x; returns like x.
-    """
+    """Zero-pad by `pad` pixels, random crop and horizontal flip of each image of a batch (N, C, H, W)."""
     n, _, h, w = x.shape
     if pad:
         rows, cols = torch.randint(0, 2 * pad + 1, (2, n, 1), generator=generator, device=x.device)
-        padded = F.pad(x, (pad, pad, pad, pad))
         rows, cols = rows + torch.arange(h, device=x.device), cols + torch.arange(w, device=x.device)
-        images = torch.arange(n, device=x.device)[:, None, None]
+        images, padded = torch.arange(n, device=x.device)[:, None, None], F.pad(x, (pad, pad, pad, pad))
         x = padded.permute(0, 2, 3, 1)[images, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
     if flip:
         flipped = torch.rand(n, generator=generator, device=x.device) < 0.5
@@ -62,13 +58,9 @@ def augment(x: Tensor, *, pad: int, flip: bool, generator: torch.Generator) -> T
 
 
 def batches(n: int, size: int, *, generator: torch.Generator | None = None) -> list[Tensor]:
-    """Positions 0..n-1 in batches of `size`, shuffled when a (CPU) generator is given; the last batch is kept.
-
-    A last batch of one joins the batch before it: BatchNorm at 1x1 has no variance of one value.
-    """
-    order = torch.randperm(n, generator=generator) if generator else torch.arange(n)
-    parts = list(order.split(size))
-    if len(parts) > 1 and len(parts[-1]) == 1:
+    """Positions 0..n-1 in batches of `size`, shuffled when a (CPU) generator is given; the last batch is kept."""
+    parts = list((torch.randperm(n, generator=generator) if generator else torch.arange(n)).split(size))
+    if len(parts) > 1 and len(parts[-1]) == 1:  # BatchNorm at 1x1 has no variance of one value
         parts[-2:] = [torch.cat(parts[-2:])]
     return parts
 
@@ -91,10 +83,7 @@ def augmentation(run: Run) -> tuple[int, bool]:
 
 
 def load(run: Run, device="cpu") -> Data:
-    """The data of a run, whole, on the device; MissingData says what is missing and where it belongs.
-
-    Held-out images come from train: a stratified, seeded choice that is the same for every run seed.
-    """
+    """The data of a run on the device; held-out images are a stratified choice from train, alike for every run seed."""
     train_x, train_y, test_x, test_y, names = readers.read(run)
     order = stratified_order(train_y)
     size = len(order) - run.holdout if run.train_size is None else run.train_size

@@ -38,10 +38,9 @@ def stratified_order(y: Tensor) -> Tensor:
     Each class is shuffled, then its members are spread evenly over [0, 1) and all are sorted by that place.
     """
     generator = torch.Generator().manual_seed(0)  # the same images for every run seed
-    y = y.cpu()
     place = torch.empty(len(y), dtype=torch.float64)
-    for label in y.unique():
-        members = (y == label).nonzero().flatten()
+    for label in y.cpu().unique():
+        members = (y.cpu() == label).nonzero().flatten()
         members = members[torch.randperm(len(members), generator=generator)]
         steps = torch.arange(len(members), dtype=torch.float64)
         place[members] = (steps + torch.rand(1, generator=generator, dtype=torch.float64)) / len(members)
@@ -146,21 +145,19 @@ def _folder(run: Run) -> Images:
     where, size = Path(run.dataset.removeprefix("folder:")), run.image_size or FOLDER_SIZE
     held = "test" if (where / "test").is_dir() else "val"
     try:
-        parts = [torchvision.datasets.ImageFolder(str(where / part)) for part in ("train", held)]
-        classes = parts[0].classes
-        if classes != parts[1].classes or len(classes) < 2:
-            raise FileNotFoundError(f"its parts hold {', '.join(classes)} and {', '.join(parts[1].classes)}")
+        train, test = parts = [torchvision.datasets.ImageFolder(str(where / part)) for part in ("train", held)]
+        if train.classes != test.classes or len(train.classes) < 2:
+            raise FileNotFoundError(f"its parts hold {', '.join(train.classes)} and {', '.join(test.classes)}")
     except OSError as error:
         needed = "train/<class>/ and test/<class>/ (or val/<class>/), the same two or more classes"
         raise MissingData(f"{where} needs {needed}: {str(error)[:160]}") from None
     if run.image_size is None:
         log.warning("%s: no image_size given, so images are resized to %d x %d pixels", run.dataset, size, size)
     x = [_decoded(((p, Path(p).read_bytes) for p, _ in part.samples), size) for part in parts]
-    y = [torch.tensor(part.targets) for part in parts]
-    return x[0], y[0], x[1], y[1], tuple(classes)
+    return x[0], torch.tensor(train.targets), x[1], torch.tensor(test.targets), tuple(train.classes)
 
 
-READERS: dict[str, Callable] = {"digits": _digits, **{name: partial(_torchvision, name) for name in SOURCES}}
+READERS: dict[str, Callable] = {"digits": _digits} | {name: partial(_torchvision, name) for name in SOURCES}
 READERS["tinyimagenet"] = _tinyimagenet
 
 

@@ -29,12 +29,11 @@ def build_model(
     net = named(chosen.code)(num_classes, width, blocks)
     initialise = getattr(net, "initialise", lambda part: None)
     initialise(net)
-    paths: tuple[str, ...] = ()
-    if fsr is not None:
-        paths = fsr.at or (chosen.fsr_stage,)
-    elif peer is not None:
-        last_two = tuple(chosen.places(chosen.stages[-1], blocks[-1])[-2:])
-        paths = peer.at or (chosen.stages if PEERS[peer.name].every_stage else last_two)
+    usual: tuple[str, ...] = (chosen.fsr_stage,) if fsr else ()
+    if peer is not None:
+        last_two = chosen.places(chosen.stages[-1], blocks[-1])[-2:]
+        usual = chosen.stages if PEERS[peer.name].every_stage else tuple(last_two)
+    paths = getattr(fsr or peer, "at", ()) or usual
     images, modules = [torch.zeros(1, 3, size, size) for size in (8, 32, 64)], dict[str, nn.Module]()
     for path, f in features_at(net, paths, images)[2].items() if paths else ():
         if peer is None:

@@ -6,11 +6,12 @@ Nothing here is ever written below the repository's results.
 from contextlib import contextmanager
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from fsr import experiments, files, store
 from fsr.config import Run, run_id
-from fsr.files import MissingRecord, provenance, save_json, sha256
+from fsr.files import provenance, save_json, sha256
 
 DIFFICULTY = {"clean": 0.95, "fgsm": 0.82, "pgd20": 0.78, "pgd100": 0.77, "cw": 0.76}
 N = 200
@@ -34,14 +35,13 @@ def _rng(name: str) -> np.random.Generator:
 
 def write_history(run: Run, epochs: int | None = None) -> None:
     """A plausible history.csv and env.json."""
-    rng, rows = _rng(run_id(run)), []
-    for epoch in range(1, (epochs or run.epochs) + 1):
-        part = epoch / run.epochs
-        row = {"epoch": epoch, "seconds": 1.0, "lr": 0.1, "train_cls": 2.3 - 1.5 * part + rng.normal(0, 0.03)}
-        row |= {"train_sep": 3.5 - 1.5 * part, "train_rec": 2.4 - 1.4 * part} if run.fsr is not None else {}
-        robust = 0.1 + 0.6 * part - 0.1 * max(0.0, part - 0.8) + rng.normal(0, 0.01)
-        row |= {"train_adv_acc": 0.1 + 0.7 * part, "held_clean_acc": 0.1 + 0.85 * part, "held_robust_acc": robust}
-        rows.append(row | {"ema_held_clean_acc": 0.1 + 0.86 * part, "ema_held_robust_acc": 0.1 + 0.63 * part})
+    rng, part = _rng(run_id(run)), np.arange(1, (epochs or run.epochs) + 1) / run.epochs
+    columns = {"epoch": np.arange(1, len(part) + 1), "seconds": 1.0, "lr": 0.1, "train_adv_acc": 0.1 + 0.7 * part}
+    columns["train_cls"] = 2.3 - 1.5 * part + rng.normal(0, 0.03, len(part))
+    columns |= {"train_sep": 3.5 - 1.5 * part, "train_rec": 2.4 - 1.4 * part} if run.fsr is not None else {}
+    columns["held_robust_acc"] = 0.1 + 0.6 * part - 0.1 * np.maximum(0.0, part - 0.8)
+    columns |= {"held_clean_acc": 0.1 + 0.85 * part, "ema_held_clean_acc": 0.1 + 0.86 * part}
+    rows = pd.DataFrame(columns | {"ema_held_robust_acc": 0.1 + 0.63 * part}).to_dict("records")
     write_training(run, rows, checkpoints={}, commit="0123456789abcdef", seconds=15.0, best_epoch=12, hardware=CPU)
 
 
@@ -77,17 +77,17 @@ def _streams(run: Run) -> tuple[dict, dict]:
 def _masks(run: Run) -> tuple[dict, dict]:
     edges = np.linspace(0, 1, 41)
     distance = np.abs(edges[:-1] + edges[1:] - 1)
-    powers = {"clean": 0.3 / run.fsr.tau, "adv": 0.25 / run.fsr.tau}
-    counts = {name: (1000 * distance**power).astype(int) + 1 for name, power in powers.items()}
-    record = {"tau": run.fsr.tau, "entries": int(counts["adv"].sum()), "flipped": 0.08}
-    record |= {f"saturated_{name}": float((c[:2].sum() + c[-2:].sum()) / c.sum()) for name, c in counts.items()}
+    counts = {
+        name: (1000 * distance ** (p / run.fsr.tau)).astype(int) + 1 for name, p in (("clean", 0.3), ("adv", 0.25))
+    }
+    shares = {f"saturated_{name}": float((c[:2].sum() + c[-2:].sum()) / c.sum()) for name, c in counts.items()}
+    record = {"tau": run.fsr.tau, "entries": int(counts["adv"].sum()), "flipped": 0.08} | shares
     return record, {"edges": edges} | {f"hist_{name}": count for name, count in counts.items()}
 
 
 def _maps(run: Run) -> tuple[dict, dict]:
     rng, size, labels = _rng("maps"), 8 if run.dataset == "digits" else 32, np.arange(8)
-    natural = rng.integers(0, 256, (8, 3, size, size), dtype=np.uint8)
-    attacked = np.clip(natural.astype(int) + rng.integers(-30, 31, natural.shape), 0, 255).astype(np.uint8)
+    natural, attacked = rng.integers(0, 256, (2, 8, 3, size, size), dtype=np.uint8)
     arrays = {"natural": natural, "adversarial": attacked, "labels": labels, "pred_clean": labels, "index": labels}
     arrays |= {f"map_{k}": rng.random((8, 4, 4)) for k in ("f", "robust", "nonrobust", "recalibrated", "features")}
     return {"n": 8}, arrays | {"pred_adv": (labels + labels % 2) % 10}
@@ -95,9 +95,8 @@ def _maps(run: Run) -> tuple[dict, dict]:
 
 def _features(run: Run) -> tuple[dict, dict]:
     rng, labels = _rng("features"), np.arange(N) % 10
-    centres = 30 * rng.standard_normal((10, 2))
-    arrays = {"labels": labels, "index": np.arange(N), "tsne_nonrobust": 30 * rng.standard_normal((N, 2))}
-    arrays["tsne_recalibrated"] = centres[labels] + 4 * rng.standard_normal((N, 2))
+    near = 30 * rng.standard_normal((10, 2))[labels] + 4 * rng.standard_normal((N, 2))
+    arrays = {"labels": labels, "index": np.arange(N), "tsne_nonrobust": near[::-1], "tsne_recalibrated": near}
     return {"perplexity": 30, "seed": 0}, arrays
 
 
@@ -117,9 +116,7 @@ def write_all(profile: str) -> None:
     """Every record that a profile plans, made up."""
     for run in experiments.SETS[profile]["all"]:
         store.save_config(run)
-        try:
-            store.environment(run)
-        except MissingRecord:
+        if not store.is_trained(run):
             write_history(run)
         for evaluation in experiments.evaluations(profile, "all", run):
             write_evaluation(run, evaluation)

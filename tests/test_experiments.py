@@ -13,6 +13,8 @@ from fsr.files import UsageError
 
 KINDS = {"all", "study", "whitebox", "deactivation", "blackbox", "components", "settings", "placement", "streams"}
 KINDS |= {"strength", "audit"}
+SIZES = {"ci": (16, 162, 7, 12), "demo": (43, 624, 13, 20), "mini": (63, 998, 85, 20), "headline": (7, 254, 33, 13)}
+SIZES |= {"headline40": (7, 254, 33, 10), "overfit": (25, 389, 14, 0), "paper": (205, 3300, 231, 32)}
 FULL = [name for name in PROFILES if name != "overfit"]  # that one plans T1, T4 and T11 alone
 
 
@@ -63,39 +65,24 @@ def test_mini_trains_other_epochs_and_precisions_against_an_at_of_their_own():
         assert [run.seed for run in row.runs] == [0, 1, 2]
         changed = {row.axis: row.value}
         assert (row.baseline[0], row.runs[0]) == (replace(plain, **changed), replace(both, **changed))
-    for run in (*rows["epochs = 5"].baseline, *rows["epochs = 5"].runs):  # F10 shows all three, beside AutoAttack
-        asked = {(e.attack, e.checkpoint) for e in planned("mini", "all", run)}
-        assert {("cw", "last"), ("cw", "best"), ("cw", "ema"), ("autoattack", "last")} <= asked
-    three = {row.name for row in ROWS["mini"]["components"] if len(row.runs) == 3 and not row.intervention}
-    assert three == {"AT", "AT + FSR", "recalibration without L_sep", *experiments.CONTROLS}
 
 
-def test_the_study_trains_five_rows_of_five_seeds_and_runs_autoattack_on_the_first_pair():
-    rows = ROWS["overfit"]["study"]
+def test_the_study_trains_five_rows_of_five_seeds():
     names = ["AT", "AT + FSR", "recalibration without L_sep", *experiments.CONTROLS]
-    assert [row.name for row in rows] == names and len(SETS["overfit"]["all"]) == 25
+    assert [(row.name, len(row.runs)) for row in ROWS["overfit"]["study"]] == [(name, 5) for name in names]
     ids = [run_id(run) for run in experiments.main_pair("overfit")]
     assert ids == ["cifar10-resnet18-at-s0-63a12d9d45", "cifar10-resnet18-at+fsr-s0-ffd767f0e8"]
-    for row, run in ((each, run) for each in rows for run in each.runs):
-        asked = planned("overfit", "all", run)
-        assert sum(e.images == 2000 for e in asked) == 15 and experiments.analyses("overfit", "all", run) == ()
-        strong = {e.checkpoint for e in asked if e.images == 500}
-        expected = {"last", "best", "ema"} if run.seed == 0 else {"last"}
-        assert strong == (expected if row.name in names[:2] else set())
-        assert not any(e.intervention or e.surrogate for e in asked)
 
 
-@pytest.mark.parametrize(
-    "profile, name, images",
-    [("ci", "autoattack-ci", 32), ("demo", "autoattack", 100), ("mini", "autoattack", 500)]
-    + [(name, "autoattack", None) for name in ("headline", "headline40")],
-)
-def test_columns_of_all_checkpoints_and_autoattack_budgets(profile, name, images):
-    asked = planned(profile, "whitebox", experiments.main_pair(profile)[1])
-    assert {e.images for e in asked if e.attack == name} == {images}
-    for checkpoint in experiments.CHECKPOINTS:
-        assert set(experiments.COLUMNS) <= {e.attack for e in asked if e.checkpoint == checkpoint}
-    assert len({e.images for e in asked if e.attack != name}) == 1  # Ensemble is taken over common images
+def test_sizes_of_the_plans():
+    """Trainings, evaluations, those by AutoAttack, and analyses."""
+    for profile, expected in SIZES.items():
+        runs = SETS[profile]["all"]
+        asked = [evaluation for run in runs for evaluation in planned(profile, "all", run)]
+        strong = [evaluation for evaluation in asked if evaluation.attack.startswith("autoattack")]
+        analysed = [analysis for run in runs for analysis in experiments.analyses(profile, "all", run)]
+        assert (len(runs), len(asked), len(strong), len(analysed)) == expected, profile
+        assert {e.images for e in strong} == {{"ci": 32, "demo": 100, "mini": 500, "overfit": 500}.get(profile)}
 
 
 @pytest.mark.parametrize("profile", FULL)
@@ -121,13 +108,10 @@ def test_sweeps_reach_from_weak_to_hopeless_and_never_repeat_the_default():
 
 def test_interventions_and_analyses_of_the_main_pair():
     plain, both = experiments.main_pair("demo")
-    names = {e.intervention for e in planned("demo", "components", both)} - {None}
-    assert names == {"mask_one", "no_recalibration", "mask_random", "mask_constant", "mask_shuffled"}
-    assert not any(e.intervention for e in planned("demo", "all", plain))
+    names = [{e.intervention for e in planned("demo", "all", run)} - {None} for run in (plain, both)]
+    assert names == [set(), {"mask_one", "no_recalibration", "mask_random", "mask_constant", "mask_shuffled"}]
     kinds = [{a.kind for a in experiments.analyses("demo", "all", run)} for run in (plain, both)]
     assert kinds == [{"cost", "audit"}, {"cost", "audit", "streams", "masks", "maps", "features"}]
-    masked = [run for run in SETS["demo"]["settings"] if experiments.analyses("demo", "settings", run)]
-    assert len({run.fsr.tau for run in masked}) == len(masked) == 4
 
 
 def test_unknown_names_and_runs_outside_a_set():

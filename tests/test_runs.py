@@ -13,7 +13,7 @@ from tiny import BRISK, FSR_HERE, tiny_run
 
 sys.path.insert(0, str(Path(__file__).parent / "models"))
 
-from official_net import OfficialResNet, randomised
+from official_net import OfficialVGG, randomised
 
 from fsr import experiments, files, runs, store
 from fsr.audit import BUDGETS
@@ -181,13 +181,13 @@ def test_a_slow_save_is_left_out_between_epochs_and_never_at_the_end(root, monke
 
 
 def test_an_imported_checkpoint_is_a_run_with_the_authors_outputs(root, tmp_path):
-    theirs, file, kept = randomised(OfficialResNet()).eval(), tmp_path / "authors.pth", []
+    theirs, file, kept = randomised(OfficialVGG()).eval(), tmp_path / "authors.pth", []
     torch.save(theirs.state_dict(), file)
     with pytest.raises(UsageError, match="has 10 classes and tinyimagenet has 200: give another --dataset"):
-        runs.import_official(file, "resnet18", "tinyimagenet")
+        runs.import_official(file, "vgg16", "tinyimagenet")
     assert not (root / "results").exists()
     for _ in range(2):
-        name = runs.import_official(file, "resnet18", "cifar10")
+        name = runs.import_official(file, "vgg16", "cifar10")
         kept.append(snapshot(root))
     assert kept[0] == kept[1]
     run, x = store.config_of(name), torch.rand(2, 3, 32, 32)
@@ -197,7 +197,7 @@ def test_an_imported_checkpoint_is_a_run_with_the_authors_outputs(root, tmp_path
         expected = expected[0] if isinstance(expected, tuple) else expected
         torch.testing.assert_close(runs.load_model(run)(x), expected, rtol=1e-4, atol=1e-5)
     runs.weights_path(run, "last").unlink()
-    with pytest.raises(MissingRecord, match="import-official FILE --backbone resnet18 --dataset cifar10"):
+    with pytest.raises(MissingRecord, match="import-official FILE --backbone vgg16 --dataset cifar10"):
         runs.load_model(run)
 
 

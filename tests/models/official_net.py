@@ -1,6 +1,7 @@
-"""The authors' three networks rebuilt from their description, under their weights' names: a second opinion for tests.
+"""The authors' networks rebuilt from their description, under their weights' names: a second opinion for tests.
 
-Fixed 8x8 window, two explicit Gumbel variables, 1e-8 inside each logarithm and added to tau.
+Their ResNet-18 is compared with their own code, in test_trajectory. Fixed 8x8 window, two explicit Gumbel variables,
+1e-8 inside each logarithm and added to tau.
 """
 
 import torch
@@ -46,32 +47,6 @@ class OfficialFSR(nn.Module):
         recalibrated = nonrobust + self.recalibration.rec_net(nonrobust) * (1 - mask)
         aux = [self.aux(s.mean((2, 3))) for s in (robust, nonrobust, recalibrated)]
         return robust + recalibrated, aux
-
-
-class OfficialResNet(OfficialFSR):
-    def __init__(self, classes=10, width=64, hidden=64, tau=0.1):
-        super().__init__()
-        self.conv1, self.bn1 = conv(3, width), nn.BatchNorm2d(width)
-        c = width
-        for i in range(4):
-            out, blocks = width * 2**i, []
-            for stride in (2 if i else 1, 1):
-                convs = {"conv1": conv(c, out, stride), "conv2": conv(out, out)}
-                norms = {"bn1": nn.BatchNorm2d(out), "bn2": nn.BatchNorm2d(out)}
-                shortcut = [] if c == out else [conv(c, out, stride, 1), nn.BatchNorm2d(out)]
-                blocks.append(Holder(**convs, **norms, shortcut=nn.Sequential(*shortcut)))
-                c = out
-            setattr(self, f"layer{i + 1}", nn.Sequential(*blocks))
-        self.add_fsr(c, hidden, classes, tau)
-        self.linear = nn.Linear(c, classes)
-
-    def forward(self, x):
-        x = F.relu(self.bn1(self.conv1(x)))
-        for block in [*self.layer1, *self.layer2, *self.layer3, *self.layer4]:
-            y = block.bn2(block.conv2(F.relu(block.bn1(block.conv1(x)))))
-            x = F.relu(y + block.shortcut(x))
-        x, aux = self.apply_fsr(x)
-        return self.linear(x.mean((2, 3))), aux
 
 
 class OfficialVGG(OfficialFSR):
@@ -128,15 +103,13 @@ class OfficialWideResNet(OfficialFSR):
         return self.fc(F.avg_pool2d(x, 8).flatten(1)), aux
 
 
-NETWORKS = {"resnet18": OfficialResNet, "vgg16": OfficialVGG, "wideresnet34": OfficialWideResNet}
+NETWORKS = {"vgg16": OfficialVGG, "wideresnet34": OfficialWideResNet}
 
 
 def randomised(net):
-    """Weights and running statistics that are away from their defaults, so that a swapped or skipped one shows."""
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for value in (module.weight, module.running_var):
-                nn.init.uniform_(value, 0.6, 1.4)
-            for value in (module.bias, module.running_mean):
-                nn.init.normal_(value, 0, 0.2)
+    """Norms away from their defaults, so that a swapped or skipped one shows."""
+    for module in (part for part in net.modules() if isinstance(part, nn.BatchNorm2d)):
+        for positive, value in ((module.weight, module.bias), (module.running_var, module.running_mean)):
+            nn.init.uniform_(positive, 0.6, 1.4)
+            nn.init.normal_(value, 0, 0.2)
     return net.eval()

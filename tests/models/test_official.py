@@ -13,7 +13,7 @@ from fsr.files import UsageError
 from fsr.models import BACKBONES, FSRSpec, attach_fsr, build_model, load_official
 from fsr.models.official import official_state
 
-NARROW = {"resnet18": 4, "vgg16": 4, "wideresnet34": 1}
+NARROW = {"vgg16": 4, "wideresnet34": 1}
 
 
 def assert_same_function(theirs, ours):
@@ -41,13 +41,12 @@ def test_a_narrow_network_of_theirs_computes_the_same_under_our_names(backbone, 
     assert_same_function(theirs, ours)
 
 
-@pytest.mark.parametrize("backbone", NETWORKS)
+@pytest.mark.parametrize("backbone", BACKBONES)
 def test_every_name_and_shape_of_their_checkpoints_finds_its_place(backbone, tmp_path):
     keys = Path(__file__).parent.parent / "parity" / "official_state_dict_keys.json"
     shapes = {k: tuple(v) for k, v in json.loads(keys.read_text())[backbone]}
     chosen = BACKBONES[backbone]
     with torch.device("meta"):
-        assert shapes == {k: tuple(v.shape) for k, v in NETWORKS[backbone]().state_dict().items()}
         net = named(chosen.code)(10, chosen.width, chosen.blocks)
         ours = attach_fsr(net, chosen.fsr_stage, 10, FSRSpec(hidden=64), example=torch.zeros(1, 3, 8, 8))
     torch.save({k: torch.zeros(()).expand(v) for k, v in shapes.items()}, tmp_path / "net.pth")
@@ -56,25 +55,25 @@ def test_every_name_and_shape_of_their_checkpoints_finds_its_place(backbone, tmp
     assert {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in ours.state_dict().items()}
 
 
-def refused(path, backbone="resnet18"):
+def refused(path, backbone="vgg16"):
     with pytest.raises(UsageError, match=rf"^(no file )?{re.escape(str(path))}[^\n]*$") as caught:
         load_official(path, backbone)
     return str(caught.value)
 
 
 def test_wrappers_and_prefixes_are_seen_through(tmp_path):
-    plain = NETWORKS["resnet18"](width=4, hidden=8).state_dict()
+    plain = NETWORKS["vgg16"](width=4, hidden=8).state_dict()
     nested = {"_orig_mod.module." + k: v for k, v in plain.items()}
     names = []
     for content in (plain, {"state_dict": plain, "epoch": 100}, {"net": plain}, {"model": nested}):
         torch.save(content, tmp_path / "net.pth")
-        names.append(official_state(tmp_path / "net.pth", "resnet18")[0].keys())
+        names.append(official_state(tmp_path / "net.pth", "vgg16")[0].keys())
     assert all(other == names[0] for other in names)
 
 
 def test_files_that_are_not_their_checkpoint_are_refused_in_one_line(tmp_path):
     narrow_file = tmp_path / "narrow.pth"  # its names are right and its shapes are not
-    torch.save(NETWORKS["resnet18"](width=4, hidden=8).state_dict(), narrow_file)
+    torch.save(NETWORKS["vgg16"](width=4, hidden=8).state_dict(), narrow_file)
     assert "no file" in refused(tmp_path / "absent.pth")
     assert "size mismatch" in refused(narrow_file) and "Missing key" in refused(narrow_file, "wideresnet34")
     whole, other = narrow_file.read_bytes(), tmp_path / "other.pth"

@@ -19,7 +19,7 @@ from fsr.attacks.inputs import check_images
 from fsr.config import Evaluation, Run
 from fsr.data import as_float
 from fsr.files import UsageError, npz_bytes
-from fsr.hardware import Exact, exact_float32
+from fsr.hardware import exact_float32
 from fsr.models import intervene
 from fsr.models.modes import eval_mode
 from fsr.train.fast import FastNet
@@ -73,32 +73,36 @@ def evaluate_attack(
     run: Run,
     evaluation: Evaluation,
     surrogate: Callable[[Tensor], Tensor] | None = None,
-    switches: dict | None = None,
     progress: Progress | None = None,
     on_chunk: Callable[[Progress], None] = lambda _: None,
     check: Callable[[], None] = lambda: None,
 ) -> Progress:
-    """Which images are still classified correctly under the evaluation's attack.
+    """Which images are still classified correctly under the evaluation's attack, by the float32 model.
 
-    x: (N, C, H, W) uint8; y: (N,) int64; index: (N,) places in the test set, which seed the random starts. The float32
-    model decides on the final clipped image; flips counts where the faster network judged otherwise. progress: of an
-    earlier call; on_chunk, check (before every pass): may raise to stop. UsageError for images, labels, steps.
+    x: (N, C, H, W) uint8; y: (N,) int64; index: (N,) places in the test set, which seed the random starts. progress: of
+    an earlier call; on_chunk, check (before every pass): may raise to stop. UsageError for unfit images and labels.
     """
-    name, switches = evaluation.attack, dict(switches or {})
+    name = evaluation.attack
     if not len(x) == len(y) == len(index):
         raise UsageError(f"{len(x)} images, {len(y)} labels and {len(index)} places in the test set do not fit")
     if name in VARIANTS and evaluation.steps is not None:
         raise UsageError(f"{name} has steps of its own; leave out steps={evaluation.steps}")
-    if name not in VARIANTS or len(y) < MANY_IMAGES:
-        switches.setdefault("compile", False)
     progress = Progress() if progress is None else progress
     device = next(model.parameters()).device
     first = as_float(x[:1]).to(device)
     check_images(first, y[:1])
+
+    def judge(some: Tensor) -> Tensor:
+        check()
+        with exact_float32():
+            return model(some.clone())
+
     with eval_mode(model), intervene(model, evaluation.intervention) if evaluation.intervention else nullcontext():
         with torch.no_grad():
             check_images(first.expand(len(y), -1, -1, -1), y, model(first.clone()).shape[1])
-        net, judge = FastNet(model, precision=run.precision, **switches), Exact(model, check)
+        net = FastNet(
+            model, precision=run.precision, compile=None if name in VARIANTS and len(y) >= MANY_IMAGES else False
+        )
         net.register_forward_pre_hook(lambda *_: check())  # a chunk can take minutes
         eps = run.eps if evaluation.eps is None else evaluation.eps
         if name in VARIANTS:
@@ -119,10 +123,7 @@ def evaluate_attack(
 
 
 def _judged(name: str, net, judge, x: Tensor, y: Tensor, index: Tensor, **options) -> tuple[Tensor, int]:
-    """(what the judge still gets right under the attack on net, (N,) bool; where the two networks disagree).
-
-    An attack that stops at the first error goes on, on the judge, where only net made it.
-    """
+    """(what the judge still gets right, (N,) bool; where the networks disagree: there the judge itself is attacked)."""
     attack = attack_named(name)
 
     def crafted(target, rows) -> Tensor:
@@ -148,7 +149,6 @@ def inside(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
 
 
 def _autoattack(net, judge, x: Tensor, y: Tensor, eps: float, variant: dict, progress: Progress, on_chunk) -> None:
-    """AutoAttack with its own resumable loop: survivors only, batches of fixed size, judged in float32."""
     before, started, state = progress.seconds, time.monotonic(), {}
     if progress.state:
         with np.load(io.BytesIO(base64.b64decode(progress.state)), allow_pickle=False) as arrays:

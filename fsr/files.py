@@ -67,7 +67,6 @@ def repository() -> Path:
 
 
 def _folder(text: str, option: str) -> Path:
-    """The absolute path of a folder, there or not; UsageError for anything else."""
     try:
         path = Path(text).expanduser().resolve()
         if path.exists() and not path.is_dir():
@@ -223,10 +222,7 @@ def load_npz(path: Path, digest: str) -> dict[str, np.ndarray]:
 
 @functools.cache
 def provenance() -> dict:
-    """Commit, whether fsr/ had uncommitted changes, and package versions; unknown is None, never "" or False.
-
-    Call it before computing: it is read once per process. $FSR_COMMIT and $FSR_DIRTY (0 or 1) replace the repository.
-    """
+    """Commit, whether fsr/ had changes, and versions, read once; None where unknown. $FSR_COMMIT, $FSR_DIRTY win."""
     versions: dict[str, str | None] = dict.fromkeys(PACKAGES)
     for name in PACKAGES:
         with suppress(metadata.PackageNotFoundError):

@@ -1,11 +1,10 @@
 """The machine by its parts, the device a user asked for, and how many threads to use."""
 
-import functools
 import os
 import platform
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,22 +17,18 @@ from fsr.files import UsageError
 REQUESTED_THREADS = int((re.match(r"\d+", os.environ.get("OMP_NUM_THREADS", "")) or "0")[0])
 
 
-@functools.cache
-def _cpuinfo() -> str:
-    with suppress(OSError):
-        return Path("/proc/cpuinfo").read_text()
-    return ""
+CPUINFO = path.read_text() if (path := Path("/proc/cpuinfo")).exists() else ""
 
 
 def cpu_name() -> str:
     """The processor's own name, as the kernel prints it; the architecture's where it prints none."""
-    name = re.search(r"^model name\s*:\s*(.*)$", _cpuinfo(), re.MULTILINE)
+    name = re.search(r"^model name\s*:\s*(.*)$", CPUINFO, re.MULTILINE)
     return name[1].strip() if name else (platform.processor() or platform.machine())
 
 
 def bf16_is_fast() -> bool:
     """Does this CPU multiply bf16 matrices natively (AVX512-BF16 or AMX)?"""
-    return "bf16" in _cpuinfo()
+    return "bf16" in CPUINFO
 
 
 def cores() -> int:
@@ -88,17 +83,3 @@ def _float32_products(precision: str) -> Iterator[None]:
 exact_float32 = partial(_float32_products, "ieee")
 # TensorFloat-32 inside, where the GPU has it: for crafting images that the exact network then classifies.
 quick_float32 = partial(_float32_products, "tf32")
-
-
-class Exact(torch.nn.Module):
-    """A network whose every forward pass runs without TensorFloat-32; check, called before each, may raise to stop."""
-
-    def __init__(self, model: Callable[[torch.Tensor], torch.Tensor], check: Callable[[], None] = lambda: None):
-        super().__init__()
-        self.model, self.check = model, check
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Images (N, C, H, W) to logits (N, K); the network gets its own copy, which it may write into."""
-        self.check()
-        with exact_float32():
-            return self.model(x.clone())

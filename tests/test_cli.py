@@ -227,7 +227,7 @@ def test_every_command_has_help_with_an_example(fsr):
 def test_verbose_shows_where_a_failure_comes_from(fsr, capsys):
     for loud in ((), ("-v",)):
         fsr(*loud, "data", "path")
-        assert local.describe_error(KeyError("lost")) == "KeyError: 'lost' (-v shows where)"
+        assert local.ended(KeyError("lost"), "x").failed == ["x: KeyError: 'lost' (-v shows where)"]
         assert ("a task failed" in capsys.readouterr().err) == bool(loud)
 
 

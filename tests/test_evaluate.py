@@ -35,9 +35,9 @@ Y = torch.zeros(9, dtype=torch.int64)
 CLEAN, ATTACKED = ([bool(v) for v in row] for row in ([1, 1, 1, 1, 1, 0, 0, 1, 1], [1, 1, 1, 1, 0, 0, 0, 1, 0]))
 
 
-def outcome(attack="pgd20", model=None, index=None, switches=None, eps=None, **more) -> Progress:
+def outcome(attack="pgd20", model=None, index=None, eps=None, **more) -> Progress:
     evaluation, index = Evaluation(attack=attack, eps=eps), torch.arange(9) if index is None else index
-    return evaluate_attack(model or Sum(), X, Y, index, run=RUN, evaluation=evaluation, switches=switches, **more)
+    return evaluate_attack(model or Sum(), X, Y, index, run=RUN, evaluation=evaluation, **more)
 
 
 @pytest.mark.parametrize("attack", ["clean", "pgd20", "fgsm", "cw", "autoattack-ci"])
@@ -61,13 +61,10 @@ def test_only_a_long_autoattack_is_left_to_the_device_to_compile(monkeypatch):
     asked = []
     monkeypatch.setattr(evaluate, "FastNet", lambda *_, **how: asked.append(how.get("compile")) or Sum())
 
-    def ask(attack: str, **switches) -> bool | None:
-        outcome(attack, switches=switches)
-        return asked[-1]
-
-    assert [ask("pgd20"), ask("autoattack-ci"), ask("fgsm", compile=True)] == [False, False, True]
-    monkeypatch.setattr(evaluate, "MANY_IMAGES", 9)
-    assert [ask("pgd20"), ask("autoattack-ci")] == [False, None]
+    for limit in (evaluate.MANY_IMAGES, 9):
+        monkeypatch.setattr(evaluate, "MANY_IMAGES", limit)
+        outcome("pgd20"), outcome("autoattack-ci")
+    assert asked == [False, False, False, None]
 
 
 def test_an_attack_is_told_the_images_places_in_the_test_set(monkeypatch):

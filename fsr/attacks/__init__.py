@@ -1,7 +1,4 @@
-"""Every attack by the name that tables, records and the command line use.
-
-`ATTACKS["pgd20"](model, x, y, eps=8 / 255, indices=index)` gives x_adv like x. The caller chooses the model's mode.
-"""
+"""Every attack by its name: `ATTACKS["pgd20"](model, x, y, eps=8 / 255)` is x_adv. The caller chooses the mode."""
 
 import inspect
 from collections.abc import Callable
@@ -81,15 +78,10 @@ ATTACKS: dict[str, Attack] = {
     "fgsm": Attack(lambda *a, eps: g.walk(*a, eps=eps, alpha=eps, steps=1), "one step of eps on cross-entropy"),
     "pgd10": _walks(partial(g.walk, steps=10), "10 steps of 0.1 eps on cross-entropy, no random start, last iterate"),
     "pgd20": _walks(g.walk, "20 steps of 0.1 eps on cross-entropy, no random start, last iterate"),
-    "pgd100": _walks(
-        partial(g.walk, steps=100), "100 steps of 0.1 eps on cross-entropy, no random start, last iterate"
-    ),
-    "cw": _walks(
-        partial(g.walk, steps=30, loss=g.margin), "30 steps of 0.1 eps on the C&W margin (kappa 50), no start"
-    ),
+    "pgd100": _walks(partial(g.walk, steps=100), "100 steps of 0.1 eps on cross-entropy, no start, last iterate"),
+    "cw": _walks(partial(g.walk, steps=30, loss=g.margin), "30 steps of 0.1 eps on the C&W margin (kappa 50)"),
     "pgd20-joint": _walks(
-        lambda model, x, y, **how: g.walk(model.trace, x, y, loss=g.joint_loss, **how),
-        "pgd20 on final plus 2 x mean auxiliary cross-entropy (CAS, CIFS authors)",
+        lambda net, *a, **how: g.walk(net.trace, *a, loss=g.joint_loss, **how), "pgd20 on CE + 2 x mean auxiliary CE"
     ),
     "pgd100-restarts": _worst(g.pgd_restarts, "10 random starts of PGD-100, steps of 0.25, 0.1 and 0.025 eps, worst"),
     "pgd-mt": _worst(g.multi_targeted, "PGD-50 on the margin to each of 9 wrong classes, random starts, worst"),

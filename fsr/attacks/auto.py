@@ -1,7 +1,4 @@
-"""AutoAttack: the attacks and checks of `pyautoattack` over the images still right, resumable after any batch.
-
-The package reseeds for every batch: outcomes belong to an order of images and a batch size. N images, K classes.
-"""
+"""AutoAttack by `pyautoattack`, which reseeds per batch: outcomes belong to an order of images and a batch size."""
 
 import json
 import re
@@ -43,7 +40,6 @@ class Log:
         self.record: dict = {"messages": {}, "zero_gradient_points": 0} if record is None else record
 
     def warning(self, message: str) -> None:
-        """Keep the flag that this warning raises; an unknown warning keeps itself."""
         text = str(message).replace(" See flags_doc.md for details.", "")
         self.record["messages"].setdefault(next((f for f, phrase in FLAGS.items() if phrase in text), text), text)
         points = re.search(r"there are (\d+) points with zero gradient", text)
@@ -51,10 +47,7 @@ class Log:
 
 
 def connected(model: Net) -> Net:
-    """The model with fresh finite float32 logits that always depend on the image, if only with gradient zero.
-
-    Square writes into the logits, APGD and FAB raise where the graph is cut, and FAB and DLR divide by differences.
-    """
+    """The model with finite float32 logits that depend on the image: Square writes into them, FAB divides by them."""
 
     def net(x: Tensor) -> Tensor:
         logits = model(x).float().clamp_min(-1e9)
@@ -64,7 +57,7 @@ def connected(model: Net) -> Net:
 
 
 def _fab_gradient(net: Net, x: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """FAB's difference of logits and its gradient; the package's own `backward()` would fill the parameters' too."""
+    """Difference of logits and its gradient; the package's own `backward()` would fill the parameters' too."""
     leaf = x.clone().requires_grad_()
     with torch.enable_grad():
         gap = targeted_margin(net(leaf), y, target)
@@ -73,11 +66,7 @@ def _fab_gradient(net: Net, x: Tensor, y: Tensor, target: Tensor) -> tuple[Tenso
 
 
 def component(name, model, *, eps, seed, device, log, steps=100, queries=5000, draws=1, targets=9, rescale=False):
-    """One attack of the package by its name in NAMES, whose `perturb(x, y)` gives x_adv; x where it does not succeed.
-
-    The defaults are AutoAttack's own. draws: gradients averaged per APGD step (EOT); targets: wrong classes that the
-    targeted attacks try; rescale: fit Square's schedule to the queries.
-    """
+    """One attack of NAMES with AutoAttack's defaults. draws: gradients averaged per step; targets: classes to try."""
     net = connected(model)
     common = {"eps": eps, "norm": "Linf", "seed": seed, "device": device, "verbose": False, "n_restarts": 1}
     ascent = {"n_iter": steps, "eot_iter": draws, "rho": 0.75, "logger": log, **common}
@@ -93,10 +82,7 @@ def component(name, model, *, eps, seed, device, log, steps=100, queries=5000, d
 
 
 def craft(name: str, model: Net, x: Tensor, y: Tensor, *, eps: float, perturb: dict | None = None, **how) -> Tensor:
-    """What a component makes of x, in the ball and [0, 1]; an image with a non-finite pixel becomes its clean one.
-
-    Nothing changes at eps 0, without steps and for Square without queries.
-    """
+    """What a component makes of x, in the ball and [0, 1]; an image with a non-finite pixel becomes its clean one."""
     if eps == 0 or how.get("queries" if name == "square" else "steps") == 0:
         return x.clone()
     attack = component(name, model, eps=eps, device=x.device, **how)
@@ -116,7 +102,7 @@ def single(model: Net, x: Tensor, y: Tensor, *, name: str, eps: float, seed: int
 
 
 def check_model(model: Net, x: Tensor, y: Tensor, attacks: list[str], randomised_ok: bool, log: Log) -> int:
-    """The package's checks on one batch (randomised, probabilities, dynamic) into `log`; returns K."""
+    """The package's checks on one batch into `log`; returns the number of classes."""
     net = connected(model)
     if not randomised_ok:
         checks.check_randomized(net, x, y, bs=len(x), logger=log)
@@ -159,10 +145,7 @@ def _opened(state: State, identity: dict, x: Tensor) -> dict[str, Any]:
 
 
 def _attacked(name: str, model: Network, judge: Network, x: Tensor, y: Tensor, record: dict) -> tuple[Tensor, Tensor]:
-    """(which images the judge gets wrong under the attack, x_adv).
-
-    Where only the model is wrong, the judge itself is attacked (a randomised one gets the image of highest loss).
-    """
+    """(which images the judge gets wrong, x_adv). Where only the model is wrong, the judge itself is attacked."""
     given = record["identity"]
     how = {name: given[name] for name in ("eps", "seed", "steps", "queries", "draws", "rescale")}
     how |= {"log": Log(record), "targets": min(given["targets"], record["classes"] - 1)}
@@ -226,10 +209,9 @@ def autoattack(
 ) -> AutoAttackResult:
     """AutoAttack (Croce & Hein 2020): each attack gets what the ones before left correct.
 
-    x: (N, C, H, W) in [0, 1], attacked in float32; y: (N,) int64; eps in pixels of [0, 1]; model: images to logits
-    (N, K). judge: a differentiable net that alone decides what is right, for a `model` in a faster precision (version
-    "rand": the mean of draws). state: arrays, brought up to date in place and given to on_chunk after every batch
-    (which may raise); a call with such a state goes on there. UsageError for another evaluation's and wrong inputs.
+    x: (N, C, H, W) in [0, 1], y: (N,) int64; model: to logits (N, K); judge: a differentiable net that alone decides,
+    for a `model` in a faster precision. state: arrays, updated in place and given to on_chunk after every batch (which
+    may raise); a call with such a state goes on there. UsageError for another evaluation's and wrong inputs.
     """
     check_images(x, y, empty=True)
     names, rand, state = list(attacks or VERSIONS.get(version, ())), version == "rand", {} if state is None else state

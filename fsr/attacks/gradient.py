@@ -1,8 +1,7 @@
 """Losses, and the white-box and transfer attacks, all of which are PGD (Madry et al. 2018).
 
-N images, K classes. An attack is (model, x, y, *, eps, ...) -> x_adv: x (N, C, H, W) in [0, 1], y (N,) int64, eps and
-alpha the L-inf radius and step in pixels of [0, 1]; x_adv is like x, within eps of it and in [0, 1]. The caller chooses
-the model's mode. Losses map logits (N, K) and labels to (N,) and are summed: no image's step depends on another.
+An attack is (model, x, y, *, eps, ...) -> x_adv, like x (N, C, H, W) in [0, 1], within eps of it; y: (N,) int64. Losses
+map logits (N, K) and labels to (N,) and are summed: no image's step depends on another.
 """
 
 from collections.abc import Callable, Iterable
@@ -64,10 +63,7 @@ def project_linf(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
 
 
 def noise_for(x: Tensor, *, seed: int, indices: Indices = None, stream: int = 0, kind: str = "random") -> Tensor:
-    """Each image's own random numbers, like x: uniform in [0, 1), or of another `kind` of numpy's Generator.
-
-    They depend on place in the data set, seed and stream (a restart), never on the batch: Philox (Salmon et al. 2011).
-    """
+    """Random numbers like x, uniform or of another `kind`, by place, seed and stream (Philox, Salmon et al. 2011)."""
     keys = [[seed, int(index)] for index in (range(len(x)) if indices is None else indices)]
     made = [np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, stream])) for key in keys]
     return torch.from_numpy(np.stack([getattr(rng, kind)(x.shape[1:]) for rng in made])).to(x.device, x.dtype)
@@ -83,8 +79,7 @@ def pgd(
 ) -> Tensor:
     """Projected gradient ascent on `loss`, last iterate (Madry et al. 2018, section 2.1); alpha: 0.1 * eps if None.
 
-    start: the first perturbation, like x; else uniform in the ball, or none. turn: maps a gradient to the direction of
-    the step. A model that cuts the graph gives no step. UsageError in inference_mode.
+    start: the first perturbation, else uniform or none; turn: maps a gradient to the direction of the step.
     """
     if torch.is_inference_mode_enabled():
         raise UsageError("an attack needs gradients: call it outside torch.inference_mode()")
@@ -107,10 +102,7 @@ walk = partial(pgd, random_start=False)  # the evaluation's PGD: no random start
 
 
 def strongest(model: Net, x: Tensor, y: Tensor, attempts: int, craft: Callable[[int, Tensor], Tensor]) -> Tensor:
-    """For each image the first attempt that the model gets wrong, else the one of largest cross-entropy.
-
-    craft: (attempt, places (M,) of the images not yet wrong) to x_adv (M, C, H, W). The clean images come first.
-    """
+    """For each image the first of craft(attempt, places) that the model gets wrong, else that of the largest CE."""
     x_adv, rows = x.detach().clone(), torch.arange(len(x), device=x.device)
     worst = torch.full((len(x),), float("-inf"), dtype=x.dtype, device=x.device)
     for attempt in range(-1, attempts):
@@ -163,10 +155,7 @@ def resize_and_pad(x: Tensor, size: int, top: int, left: int) -> Tensor:
 
 
 def diversity(seed: int, *, probability: float = 0.5, resize: float = 0.9) -> Callable[[Tensor], Tensor]:
-    """A transform that, at each call with `probability`, shrinks x and moves it at random (Xie et al. 2019).
-
-    The size is uniform in [int(resize * H), H); one draw serves the batch, as in the authors' code. Square images.
-    """
+    """A transform that shrinks the batch and moves it at random, or leaves it (Xie et al. 2019). Square images."""
     generator = torch.Generator().manual_seed(seed)
 
     def transform(x: Tensor) -> Tensor:

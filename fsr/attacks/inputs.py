@@ -86,10 +86,9 @@ def clips(net: Any, x: Tensor) -> bool:
 
 
 class Network(nn.Module):
-    """A network as attacks ask it: every call gets its own copy of the images, in the precision of x.
+    """A network as attacks ask it, with its own copy of the images, in their precision; UsageError for unfit logits.
 
-    x, y: the images and labels under attack. A network that takes batches of len(x) only gets smaller ones padded.
-    UsageError unless it gives logits (N, K) with a class for every label.
+    One that takes batches of len(x) only gets smaller ones padded. x, y: the images and labels under attack.
     """
 
     def __init__(self, model: Any, x: Tensor, y: Tensor):
@@ -100,7 +99,6 @@ class Network(nn.Module):
         self.clips: bool | None = None  # not known before the first gradient is asked for
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (M, C, H, W) to logits (M, K)."""
         if self.clips is None and x.requires_grad:
             self.clips = False
             self.clips = clips(self, x)

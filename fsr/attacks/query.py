@@ -1,7 +1,4 @@
-"""Attacks that read scores only: N-Attack and Square. Arguments and result as in `fsr.attacks.gradient`.
-
-N images, C channels, H and W pixels, K classes; P members of a population.
-"""
+"""Attacks that read scores only: N-Attack and Square; arguments and result as in `fsr.attacks.gradient`."""
 
 from collections.abc import Iterator
 
@@ -16,10 +13,7 @@ VALUES_PER_PASS = 6000 * 3 * 32 * 32  # pixel values that one forward pass may h
 
 
 def _population(x: Tensor, members: int, seed: int, turn: int) -> Iterator[tuple[slice, Tensor]]:
-    """(members, their noise (P, C, H, W)) part by part: standard normal draws, the same for every image and batch.
-
-    Parts of 16 members' multiples draw what one part would.
-    """
+    """(members, their standard normal noise (P, C, H, W)) in parts of 16s, which draw what one part would."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + turn)
     size = max(1, min(members, VALUES_PER_PASS // x[0].numel()))
     size = size if size in (1, members) else max(1, size // 16 * 16)
@@ -29,7 +23,6 @@ def _population(x: Tensor, members: int, seed: int, turn: int) -> Iterator[tuple
 
 
 def _search(model: Net, x: Tensor, y: Tensor, mean: Tensor, *, eps, population, queries, seed) -> Tensor:
-    """Search for a few images at once, from their first means (N, C, H, W); see `nattack`."""
     x_adv, rows = x.clone(), torch.arange(len(x), device=x.device)
     z = torch.atanh((2 * x - 1) * (1 - 1e-6))  # from [0, 1] into all real numbers, drawn in to stay finite
 
@@ -63,8 +56,7 @@ def nattack(
 ) -> Tensor:
     """Move a Gaussian in tanh space so that its members fool the model (N-Attack, Li et al. 2019, algorithm 1).
 
-    At most `queries` are asked per image, `population` per turn. Gives the first member that fools the model, else the
-    projected mean. The first mean, N(0, 0.001^2), is each image's own, the members' noise is shared by all images.
+    Gives the first member that fools the model, else the projected mean. The first mean is each image's own.
     """
     settings = {"eps": eps, "population": (population := min(population, queries)), "queries": queries, "seed": seed}
     x_adv, mean = x.detach().clone(), 0.001 * noise_for(x, seed=seed, indices=indices, kind="standard_normal")

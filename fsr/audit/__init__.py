@@ -1,8 +1,4 @@
-"""The adaptive audit: is a classifier's robustness real, or does it only look so to the attacks it was shown?
-
-`audit` runs groups of attacks on any classifier and reports, per image, what still holds: under the authors' protocol,
-under each group, under everything. A defence that hides its gradients looks robust in the first and not in the last.
-"""
+"""The adaptive audit: groups of attacks on any classifier, and which images still hold under each and under all."""
 
 import logging
 import time
@@ -27,10 +23,7 @@ log = logging.getLogger("fsr")
 
 
 def run_group(name: str, c: Context) -> dict:
-    """A group's JSON-able record, from its own seed, so that a resumed audit goes on as the first would have.
-
-    attacks: name to (N,) bools, right on clean images and under the attack; details, not_applicable, seconds.
-    """
+    """A group's JSON-able record, from its own seed, so that a resumed audit goes on as the first would have."""
     began, changed, details = time.monotonic(), list[str](), dict[str, Any]()
     with watched(c.reference, name, changed), own_randomness(c.seed + zlib.crc32(name.encode())):
         found = list(GROUPS[name](c, details))
@@ -44,11 +37,7 @@ def run_group(name: str, c: Context) -> dict:
 
 
 def assemble(c: Context, records: Mapping[str, dict], checks: dict) -> SimpleNamespace:
-    """The report of all groups; tensors are (N,) bool on the CPU, in the order of the images: still right.
-
-    checks, beside those given: `cw_above_pgd20` by more than 0.02 (logits of another scale), `pgd_above_autoattack` by
-    more than 0.08 (honest networks show 0.02 to 0.04), and `changed`, what an attack did not leave as it was.
-    """
+    """The report of all groups; tensors are (N,) bool on the CPU, in the order of the images: still right."""
     clean, details = c.clean.cpu(), {name: record.get("details", {}) for name, record in records.items()}
     kept = {k: {a: torch.tensor(v) for a, v in record["attacks"].items()} for k, record in records.items()}
     right = {name: torch.stack([clean, *attacks.values()]).all(dim=0) for name, attacks in kept.items() if attacks}
@@ -81,13 +70,11 @@ def assemble(c: Context, records: Mapping[str, dict], checks: dict) -> SimpleNam
 def audit(
     model, x, y, eps=8 / 255, budget="quick", seed=0, *, surrogate=None, train=None, on_group=None, done=None
 ) -> SimpleNamespace:
-    """Attack a classifier in every way known here (GROUPS) and say which images still hold; see `assemble`.
+    """Attack a copy of a classifier in every way known here (GROUPS) and say which images still hold; see `assemble`.
 
-    model: any nn.Module from images to logits (N, K), of which a copy in eval mode and float32 is attacked.
-    x: (N, C, H, W) in [0, 1]; y: (N,) int64; eps: L-inf radius in pixels of [0, 1]. budget: quick (a minute for 100
-    small images) or full. surrogate: another trained network to transfer from. train: images and labels for latent
-    heads, by default the audited ones. on_group(name, record): called after each group with a plain dict; done: such
-    records by name, not computed again. UsageError for what cannot be audited.
+    model: images to logits (N, K); x: (N, C, H, W) in [0, 1]; y: (N,) int64; budget: quick or full; surrogate: to
+    transfer from; train: images and labels for latent heads, else the audited ones. on_group(name, record): called
+    after each group; done: such records, not computed again. UsageError for what cannot be audited.
     """
     if not isinstance(model, nn.Module):
         raise UsageError(f"audit takes an nn.Module that maps images to logits, not {type(model).__name__}")

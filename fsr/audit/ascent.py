@@ -1,7 +1,6 @@
-"""Gradient ascent for the audit's own attacks, what it climbs, and two gradient oracles for it.
+"""Gradient ascent for the audit's own attacks.
 
-N images, D features, K classes. An objective maps images and labels to (values (N,), logits (N, K)). An oracle maps
-them to (values (N,), gradient like the images, wrong (N,) bool).
+An objective maps images and labels to (values (N,), logits (N, K)), an oracle to (values, gradient, wrong (N,) bool).
 """
 
 import itertools
@@ -27,7 +26,6 @@ def scale_free(logits: Tensor) -> Tensor:
 
 
 def scaled_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy of scale-free logits, (N,)."""
     return cross_entropy(scale_free(logits), y)
 
 
@@ -54,10 +52,7 @@ def slope(net: Net, loss: Loss, draws: int = 1) -> Oracle:
 
 
 def differences(net: Net, loss: Loss, *, sigma: float, pairs: int, seed: int, momentum: float = 0.75) -> Oracle:
-    """Gradients by antithetic Gaussian differences of width sigma in pixels (NES, Ilyas et al. 2018, algorithm 1).
-
-    For one batch: every call draws new directions, half of which move all channels together, and adds to earlier ones.
-    """
+    """Gradients by antithetic Gaussian differences of width sigma (NES, Ilyas et al. 2018), added up call by call."""
     calls, memory = itertools.count(), torch.zeros(())
 
     @torch.no_grad()
@@ -76,10 +71,9 @@ def differences(net: Net, loss: Loss, *, sigma: float, pairs: int, seed: int, mo
 
 
 def ascend(oracle: Oracle, x: Tensor, y: Tensor, *, eps: float, steps: int, start=None, stop: bool = True) -> Tensor:
-    """Sign ascent with APGD's momentum; the step is halved from 2 * eps on, each time from the best image so far.
+    """Sign ascent with APGD's momentum; the step is halved from 2 * eps on (Croce & Hein 2020).
 
-    x: (N, C, H, W) in [0, 1]; y: (N,); start: a first perturbation. Returns each sample's first wrong image, else (with
-    stop=False always) its highest, in the ball and in [0, 1]. After Croce & Hein 2020.
+    start: a first perturbation. Returns the first wrong image, else (with stop=False always) the highest, in the ball.
     """
     x_adv = previous = x.detach() if start is None else project_linf(x + start, x, eps)
     best, best_gradient, size = x_adv, torch.zeros_like(x), 2 * eps
@@ -126,7 +120,6 @@ def _stages(net: nn.Module, x: Tensor, most: int = 4) -> list[nn.Module]:
 
 
 def _pooled(features: Tensor) -> Tensor:
-    """(N, D): 2x2 averages of a map (N, C, H, W), the mean over tokens (N, T, D), anything else flattened."""
     if features.ndim == 4 and min(features.shape[2:]) > 2:
         features = F.adaptive_avg_pool2d(features, 2)
     return (features.mean(dim=1) if features.ndim == 3 else features).flatten(1)
@@ -134,10 +127,7 @@ def _pooled(features: Tensor) -> Tensor:
 
 @torch.no_grad()
 def with_latent_heads(net: nn.Module, x: Tensor, y: Tensor, *, classes: int, batch: int) -> tuple[WithHeads, int]:
-    """The network with a head on each stage, ridge regression from standardised features to the one-hot labels y (N,).
-
-    x: (N, C, H, W). Returns how many heads there are too.
-    """
+    """The network with ridge regressions to the labels y on its stages as heads, and how many there are."""
     stages, heads = _stages(net, x[:2]), list[tuple]()
 
     def network(images: Tensor) -> tuple[Tensor, list[Tensor]]:

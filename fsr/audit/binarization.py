@@ -1,7 +1,6 @@
-"""The binarization test: does an attack find adversarial images that are known to exist?
+"""The binarization test: does an attack find images known to exist? (Zimmermann et al., NeurIPS 2022)
 
-Zimmermann, Brendel, Tramèr, Carlini (NeurIPS 2022): around each image a fresh last layer on the network's features
-tells one random corner of the ball from many points inside. N images, D features, K classes.
+Around each image a last layer on the network's features tells a random corner of the ball from points inside.
 """
 
 from collections.abc import Callable
@@ -44,10 +43,9 @@ def _head(points: Tensor, closeness: float) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def binary_problem(model, x: Tensor, eps: float, *, seed: int, closeness: float) -> tuple[nn.Module, Tensor, Tensor]:
-    """(network, images (M, C, H, W), labels (M,)) of those images that have a problem; UsageError where none has.
+    """(copy of the network, images, labels 0) of those images that have a problem; UsageError where none has.
 
-    A copy of the network whose last layer tells class 0, near an image, from class 1, towards that image's corner.
-    Which image is meant is read off the input: the nearest.
+    Its last layer tells class 0, near the nearest image, from class 1, towards that image's corner.
     """
     net, generator, problems = private_copy(model).eval(), torch.Generator().manual_seed(seed), []
     points, rows = list[Tensor](), list[Tensor]()  # what the hooks last saw
@@ -81,11 +79,9 @@ def binary_problem(model, x: Tensor, eps: float, *, seed: int, closeness: float)
 def binarization_test(
     model: nn.Module, attack: Callable[..., Tensor], x: Tensor, eps: float, *, seed: int = 0, closeness: float = 0.99
 ) -> float:
-    """Share of adversarial images, known to exist, that an attack finds: near one, or its numbers prove nothing.
+    """Share of adversarial images, known to exist, that attack(model, x, y, eps=) finds: near one, or it is too weak.
 
-    model: images to logits (N, K), which an nn.Linear gives; attack: (model, x, y, eps=) -> x_adv; x: (N, C, H, W) in
-    [0, 1]; eps: in pixels. closeness: where the boundary lies, from the outermost point inside (0) to the corner (1);
-    attacks that only read scores need 0.5. UsageError without such a layer, or where no corner is told from the rest.
+    closeness: of the boundary, from the outermost point inside (0) to the corner (1); attacks on scores need 0.5.
     """
     check_images(x, torch.zeros(len(x), dtype=torch.int64))
     binary, x, y = binary_problem(model, x.detach().float(), eps, seed=seed, closeness=closeness)

@@ -1,7 +1,4 @@
-"""The audited network as attacks see it, and what every group of attacks is given: images, a budget, verdicts.
-
-N images, K classes.
-"""
+"""The audited network as attacks see it, and what every group of attacks is given: images, budget, verdicts."""
 
 import random
 import zlib
@@ -18,6 +15,7 @@ from fsr.attacks import ATTACKS
 from fsr.attacks.gradient import Net, is_wrong, project_linf, uniform_start
 from fsr.attacks.inputs import clips, inward, own_randomness
 from fsr.audit.ascent import Oracle, ascend
+from fsr.files import UsageError
 from fsr.hardware import exact_float32, quick_float32
 from fsr.models.fsr import switched
 from fsr.models.modes import copied
@@ -40,14 +38,19 @@ BUDGETS: dict[str, dict[str, Any]] = {
 
 
 def private_copy(model: nn.Module) -> nn.Module:
-    """The same network, not compiled, with float32 parameters that ask for no gradient; the caller's stays as it is."""
-    return copied(getattr(model, "_orig_mod", model)).float().requires_grad_(False)
+    """The same network, not compiled, with float32 parameters without gradients; UsageError where it has no copy."""
+    try:
+        return copied(getattr(model, "_orig_mod", model)).float().requires_grad_(False)
+    except Exception as error:  # foreign code
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+        raise UsageError(
+            f"the network cannot be copied ({text}); an audit needs one that copy.deepcopy takes"
+        ) from None
 
 
 class Attackable(nn.Module):
-    """A model that any attack can be run on: images (N, C, H, W) to finite float32 logits (N, K) with a gradient.
+    """A model with finite float32 logits and a gradient, zero where it has none; -inf is one below the row's lowest.
 
-    The gradient is zero where the model has none. Logits of minus infinity become one below the row's lowest other.
     draws: passes of a randomised model, whose mean softmax's logarithm, up to a constant, is given.
     """
 
@@ -109,10 +112,7 @@ def watched(model: nn.Module, name: str, changed: list[str]) -> Iterator[None]:
 
 @dataclass(kw_only=True)
 class Context:
-    """The images of an audit and what is known about the network on them before any attack.
-
-    x: (N, C, H, W) float32 in [0, 1]; y: (N,) int64; train: images and labels for latent heads.
-    """
+    """Images (N, C, H, W), labels, and what is known about the network before any attack; train: for latent heads."""
 
     model: nn.Module
     x: Tensor
@@ -163,14 +163,12 @@ class Context:
         return craft
 
     def clean_rows(self) -> list[Tensor]:
-        """The numbers of the images that are right when clean, batch by batch."""
         return [rows for rows in self.clean.nonzero().squeeze(1).split(self.batch) if len(rows)]
 
     def run(self, found: Iterable[tuple[str, Craft | str]]) -> dict[str, Tensor]:
         """Name to (N,) bool, right on clean images and under the attack; each attack gets what is right when clean.
 
-        Crafted in TensorFloat-32 where a GPU has it and judged without: where only the coarse network errs the attack
-        may have stopped there, and goes on without TensorFloat-32.
+        Where only the coarse (TensorFloat-32) network errs the attack may have stopped there: it goes on without.
         """
         outcomes = {}
         for name, craft in found:

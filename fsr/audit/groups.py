@@ -1,6 +1,6 @@
-"""The audit's groups: (context, details) to (attack, how to craft it or, as text, why it is left out) pairs.
+"""The audit's groups, as numbered in T9: (context, details) to (attack, how to craft it or why it is left out).
 
-Groups are in the order and with the numbers of T9. details: filled with JSON-able facts; a (N,) bool counts its share.
+details: filled with JSON-able facts; a (N,) bool counts its share.
 """
 
 from collections.abc import Callable, Iterable
@@ -55,12 +55,7 @@ def mask(c: Context, details: dict) -> Found:
 
     def with_masks(x: Tensor) -> tuple[Tensor, list[Tensor]]:
         seen: list[Tensor] = []
-
-        def note(value: Tensor) -> Tensor:
-            seen.append(value)
-            return value
-
-        with switched(c.net, intervention=Intervention(mask=note)):
+        with switched(c.net, intervention=Intervention(mask=lambda value: seen.append(value) or value)):
             return c.net(x), seen
 
     def frozen(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
@@ -92,11 +87,10 @@ def latent(c: Context, details: dict) -> Found:
     there, up = bool(with_auxiliary(c.x[:1])[1]), c.climb(joint(with_auxiliary, 1.0), 50, backward_tau=1.0)
     yield "joint", up if there else "this model has no auxiliary logits"
     heads, details["stages"] = with_latent_heads(c.net, *(c.train or (c.x, c.y)), classes=c.classes, batch=c.batch)
+    for name, weight in {"heads": 1.0, "heads-strong": 10.0}.items() if details["stages"] else ():
+        yield name, c.climb(joint(heads, weight), 51)
     if not details["stages"]:
         yield "heads", "this model has no stages below its logits"
-        return
-    for name, weight in {"heads": 1.0, "heads-strong": 10.0}.items():
-        yield name, c.climb(joint(heads, weight), 51)
 
 
 def transfer(c: Context, details: dict) -> Found:
@@ -124,11 +118,7 @@ def restarts(c: Context, details: dict) -> Found:
 
 
 def noise(c: Context, details: dict) -> Found:
-    """Gradients averaged over 20 draws (EOT), and AutoAttack `rand`.
-
-    On a randomised network as it is; on FSR with its training noise switched on, judged on the network as it is. The
-    detail `noisy_accuracy`: the share of images that the mean softmax of that noisy network still gets right.
-    """
+    """Gradients averaged over 20 draws (EOT), and AutoAttack `rand`: on FSR with its training noise switched on."""
     if not c.randomised and all(module.spec.mask == "soft" for module in masked(c.net)):
         yield "", "this model draws no noise"
         return
@@ -152,10 +142,7 @@ def noise(c: Context, details: dict) -> Found:
 
 
 def queries(c: Context, details: dict) -> Found:
-    """Attacks that read scores only: Square, and finite differences (NES); random noise as a control.
-
-    Of a randomised network Square asks fewer, averaged questions; the differences average over theirs anyway.
-    """
+    """Attacks that read scores only: Square, and finite differences (NES); random noise as a control."""
 
     def nes(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         oracle = differences(c.reference, logit_margin, sigma=c.eps, pairs=c.budget["pairs"], seed=c.seed)
@@ -166,10 +153,7 @@ def queries(c: Context, details: dict) -> Found:
 
 
 def binarization(c: Context, details: dict) -> Found:
-    """The binarization test of ATTACKS and of the audit's own attacks: `shares` of known adversarial images found.
-
-    Attacks that only read scores get the problem whose boundary is half as far.
-    """
+    """The binarization test of ATTACKS and of the audit's own; attacks on scores get a boundary half as far."""
     images, shares, changed = c.x[c.clean][: c.budget["binary"]], dict[str, float](), list[str]()
     for scores_only, closeness in ((False, 0.99), (True, 0.5)):
         try:

@@ -1,7 +1,6 @@
-"""Failure indicators: signs that an attack failed and not that the network held.
+"""Failure indicators of Pintor et al. 2022 (section 3): signs that the authors' PGD-100 failed, not that nets held.
 
-The six of Pintor et al. (2022, section 3) look at the authors' PGD-100: cross-entropy, steps of 0.1 * eps, no start,
-last iterate. Each is the share, of the images that are right when clean, that shows it; 0 is good. N images.
+Each is the share, of the images that are right when clean, that shows it; 0 is good.
 """
 
 import torch
@@ -53,29 +52,22 @@ def _observed(c: Context, rows: Tensor) -> dict[str, Tensor]:
     steps = c.budget["steps"]
     free = ascend(slope(c.net, logit_margin), x, y, eps=1.0, steps=steps, stop=not c.randomised)
     found = {
-        "unavailable_gradients": flat,
+        "unavailable_gradients": flat,  # zero, missing or not finite at an iterate that is still right
         "unstable_predictions": change > UNSTABLE,
-        "silent_success": ever_wrong & held,
+        "silent_success": ever_wrong & held,  # an iterate was wrong, the last one is not
         "incomplete_optimisation": held & ((after - before) / gain > INCOMPLETE),
-        "unbounded_attack_fails": ~is_wrong(c.scores(free), y),
+        "unbounded_attack_fails": ~is_wrong(c.scores(free), y),  # not even eps = 1 breaks it
     }
     if c.surrogate is not None:
         x_adv = ascend(slope(c.surrogate, logit_margin), x, y, eps=c.eps, steps=steps, stop=False)
         with torch.no_grad():
             fooled = is_wrong(c.surrogate(x_adv), y)
-        found["transfer_failure"] = fooled & c.correct(x_adv, rows)
+        found["transfer_failure"] = fooled & c.correct(x_adv, rows)  # it fools the surrogate and not the network
     return found
 
 
 def indicators(c: Context, details: dict) -> list:
-    """The six numbers, None where there is nothing to measure.
-
-    unavailable_gradients: the gradient was exactly zero, missing or not finite at an iterate that is still right.
-    unstable_predictions: along the path, noise of one step changes 1 - p_y by more than 0.1 on average.
-    silent_success: an iterate was wrong, the last one is not. incomplete_optimisation: the last tenth of the steps
-    still brought more than 1 % of the whole gain, and the image held. transfer_failure: an image fools the surrogate
-    and not the network. unbounded_attack_fails: not even eps = 1 breaks it.
-    """
+    """The six shares, None where there is nothing to measure; what each means is said in `_observed`."""
     parts = [_observed(c, rows) for rows in c.clean_rows()] or [{}]
     details |= {name: torch.cat([part[name] for part in parts]) if name in parts[0] else None for name in NAMES}
     return []

@@ -31,7 +31,6 @@ def partial_path(run: Run, part: Evaluation | Analysis) -> Path:
 
 
 def _load_partial(path: Path, identity: dict) -> dict:
-    """What an interrupted call wrote, {} where it belongs to something else than identity."""
     record = load_json(path) if path.exists() else {}
     return record if all(record.get(name) == value for name, value in identity.items()) else {}
 
@@ -46,10 +45,7 @@ def ensure_recorded(run: Run, part: Evaluation | Analysis, options: Options | No
         model = load_model(run, part.checkpoint, chosen)
         # Training makes cudnn try every convolution on each new batch size, of which attacks have hundreds.
         torch.backends.cudnn.benchmark = False
-        if isinstance(part, Evaluation):
-            _evaluate(run, part, model, chosen)
-        else:
-            _analyse(run, part, model, chosen)
+        (_evaluate if isinstance(part, Evaluation) else _analyse)(run, part, model, chosen)
 
     once(run, chosen, path.exists, compute, path.stem)
     partial_path(run, part).unlink(missing_ok=True)
@@ -67,8 +63,7 @@ def _evaluate(run: Run, evaluation: Evaluation, model: Classifier, options: Opti
         surrogate = load_model(other, "last", options)
         identity["surrogate_weights"] = digest_of(weights_path(other, "last"))
     identity["images_sha256"] = images_sha256(data.test_x, data.test_y)
-    # AutoAttack's state of one device, with its batch size, is of no use on another
-    resumes = identity | {"batch": batch_size(device)}
+    resumes = identity | {"batch": batch_size(device)}  # AutoAttack's state of one device is of no use on another
     x, y, index = part_of_test(data, evaluation.images)
 
     def on_chunk(progress: Progress) -> None:
@@ -110,11 +105,10 @@ def surrogate_run(run: Run) -> Run:
 
 
 def _audit(run: Run, analysis: Analysis, model: Classifier, options: Options) -> tuple[dict, dict]:
-    """(record, arrays) of an audit; its surrogate is trained first where a profile plans both, else left out."""
     from fsr.audit import GROUPS, audit  # training and plain evaluation do without it
 
     device, path, other = options.torch_device, partial_path(run, analysis), surrogate_run(run)
-    name, digest, network = None, None, None
+    name = digest = network = None  # a surrogate is trained first where a profile plans both
     if store.is_trained(other) or any({run, other} <= set(sets["all"]) for sets in experiments.SETS.values()):
         name, network = run_id(other), load_model(other, analysis.checkpoint, options)
         digest = digest_of(weights_path(other, analysis.checkpoint))
@@ -149,7 +143,6 @@ def _audit(run: Run, analysis: Analysis, model: Classifier, options: Options) ->
 
 
 def _counts(result) -> dict:
-    """What an audit's record says of its result: n and correct of every group, attack and column, and the rest."""
     same = ("not_applicable", "indicators", "flags", "checks", "binarization", "details", "randomised")
     record = {name: getattr(result, name) for name in same}
     for name in ("groups", "attacks", "columns"):

@@ -46,14 +46,14 @@ class Summary:
 
 def need_data(tasks: Iterable[Task]) -> None:
     """Raise one MissingData when no data set of these tasks can be had, instead of a failure per task."""
-    missing: dict[str, str | None] = dict.fromkeys(sorted(task.run.dataset for task in tasks))
-    for name in missing:
+    names, missing = sorted({task.run.dataset for task in tasks}), list[str]()
+    for name in names:
         try:
             fetch(name)
         except MissingData as error:
-            missing[name] = str(error)
-    if missing and all(lines := [*missing.values()]):
-        raise MissingData("; ".join(map(str, lines)))
+            missing.append(str(error))
+    if names and len(missing) == len(names):
+        raise MissingData("; ".join(missing))
 
 
 @contextmanager
@@ -76,12 +76,9 @@ def stoppable():
 
 
 def shape(tasks: Iterable[Task], device: torch.device, workers: int | None = None) -> tuple[int, int]:
-    """(processes, threads each): never more threads than cores, or than $OMP_NUM_THREADS in a process.
-
-    Small float32 networks run one thread per process (two threads on tiny tensors can be 40 times slower beside
-    another process); wider ones take all cores. One process per GPU unless `workers` says more.
-    """
+    """(processes, threads each): never more threads than cores, or than $OMP_NUM_THREADS in a process."""
     cores, tasks = hardware.cores(), list(tasks)
+    # two threads on tiny tensors can be 40 times slower beside another process
     small = device.type == "cpu" and all(t.run.precision == "float32" and (t.run.width or 64) < 16 for t in tasks)
     most = min(len(tasks), cores) if device.type == "cpu" else len(tasks)
     count = max(1, min(workers or (cores if small else 1), most))
@@ -89,12 +86,15 @@ def shape(tasks: Iterable[Task], device: torch.device, workers: int | None = Non
     return count, 1 if small else min(share, hardware.REQUESTED_THREADS or share)
 
 
-def describe_error(error: BaseException) -> str:
-    """One line about whatever a task raised; the traceback is logged for --verbose."""
+def ended(error: Exception, who: str) -> Summary:
+    """The Summary of tasks that this error ended: the time limit, a signal, or whatever failed, in one line."""
+    if isinstance(error, (TimeUp, Interrupted)) and not isinstance(error, distributed.Lost):
+        return Summary(stopped="time" if isinstance(error, TimeUp) else "signal")
     if isinstance(error, FSRError):
-        return str(error)
+        return Summary([f"{who}: {error}"])
     log.debug("a task failed", exc_info=error)
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]} (-v shows where)"
+    text = (str(error).strip().splitlines() or [""])[-1]
+    return Summary([f"{who}: {type(error).__name__}: {text} (-v shows where)"])
 
 
 def attempt(task: Task, options: Options) -> Summary:
@@ -102,14 +102,7 @@ def attempt(task: Task, options: Options) -> Summary:
     try:
         return Summary(perform(task, options))
     except Exception as error:
-        return stopped_by(error) or Summary([f"{task.name}: {describe_error(error)}"])
-
-
-def stopped_by(error: Exception) -> Summary | None:
-    """The Summary of tasks that a signal or the time limit ended, None for another error."""
-    if isinstance(error, (TimeUp, Interrupted)) and not isinstance(error, distributed.Lost):
-        return Summary(stopped="time" if isinstance(error, TimeUp) else "signal")
-    return None
+        return ended(error, task.name)
 
 
 def run_inline(tasks: Iterable[Task], options: Options) -> Summary:
@@ -125,10 +118,7 @@ def run_inline(tasks: Iterable[Task], options: Options) -> Summary:
 
 
 def run_together(tasks: Iterable[Task], options: Options, show: Callable) -> Summary:
-    """One training after the other, each by all of torchrun's processes; rank 0 decides, shows and writes.
-
-    show: a context manager of the tasks that gives `report`. A task that fails ends them all.
-    """
+    """One training after the other, each by all of torchrun's processes; one that fails ends them all."""
     try:
         with stoppable() as flag, distributed.group(options.device) as device:
             tasks = distributed.decide(list(tasks))
@@ -139,15 +129,12 @@ def run_together(tasks: Iterable[Task], options: Options, show: Callable) -> Sum
                         raise FSRError("; ".join(failed))
                     report(task.name, "done", 1, 1)
     except FSRError as error:
-        return stopped_by(error) or Summary([f"process {os.environ.get('RANK', '0')}: {error}"])
+        return ended(error, f"process {os.environ.get('RANK', '0')}")
     return Summary()
 
 
 def follow(tasks: Iterable[Task], options: Options, start: Callable, hear: Callable, stop: Callable) -> Summary:
-    """Do all tasks elsewhere; after the time limit or a signal no task begins, and `stop()` tells the workers.
-
-    start(task): a Future of its Summary, None while there is no room; hear(): events for `report`, maybe none.
-    """
+    """Do all tasks elsewhere; after a signal or the time limit none begins. start(task): a Future, or None: no room."""
     todo, total, busy, end = list(tasks), Summary(), dict[Future, Task](), float("inf")
     with stoppable() as flag:
         while (busy or (todo and not total.stopped)) and time.monotonic() < end:
@@ -172,9 +159,8 @@ _WORKER: dict[str, Any] = {}  # of a worker process: where it reports, the stop 
 
 
 def _start_worker(reports, stop, parent: int, threads: int, deterministic: bool) -> None:
-    """Initialise a worker that dies with its parent, whose locks and work must not outlive it."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: locks and work must not outlive the parent
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the parent decides and sets `stop`
     torch.set_num_threads(threads)

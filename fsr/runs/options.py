@@ -35,11 +35,9 @@ class Options:
         return hardware.device_named(self.device)
 
     def late(self) -> bool:
-        """Is the time limit reached?"""
         return self.deadline is not None and time.monotonic() >= self.deadline
 
     def check(self) -> None:
-        """Raise TimeUp or Interrupted when it is time."""
         if self.interrupted():
             raise Interrupted("stopped by a signal; the same command goes on from here")
         if self.late():
@@ -47,10 +45,7 @@ class Options:
 
 
 def once(run: Run, options: Options, done: Callable[[], bool], compute: Callable[[], object], part: str = "") -> None:
-    """Compute unless it is done: one process at a time a run's weights, or a part of it; another waits, and says so.
-
-    A part's holder may take the weights' lock, never the reverse. Of a group of processes rank 0 decides and locks.
-    """
+    """Compute unless it is done: one process at a time a run's weights, or a part of it; another waits, and says so."""
     if distributed.decide(done()):
         return
     folder, name = files.results() / ".locks", f"{run_id(run)}{part and '.'}{part}"
@@ -68,7 +63,7 @@ def once(run: Run, options: Options, done: Callable[[], bool], compute: Callable
             wait = 0.25
     try:
         if not distributed.decide(done()):
-            if not distributed.together():  # in a group all stop at the same batch
+            if distributed.size() == 1:  # in a group all stop at the same batch
                 options.check()
             compute()
     finally:

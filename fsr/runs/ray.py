@@ -26,10 +26,7 @@ HELP = "start one by `ray start --head`, or give --address HOST:PORT (with a tok
 
 
 def resources(task: Task, *, gpus: bool, cpus: int) -> dict:
-    """num_gpus and num_cpus of a task: a share of a GPU where the cluster has any, else the smallest node's cores.
-
-    A narrow network takes less, of the cores one (two threads slow it), but a GPU alone where latencies are measured.
-    """
+    """num_gpus and num_cpus of a task: a share of a GPU where the cluster has any, else the smallest node's cores."""
     width = 64 if task.run.backbone == "wideresnet34" else task.run.width or 64
     if not gpus:
         return {"num_gpus": 0, "num_cpus": 1 if width < 16 else max(1, cpus)}
@@ -52,7 +49,6 @@ class Reports:
 
 
 def _work(task: Task, options: Options, reports, mark: Path, threads: int, deterministic: bool) -> Summary:
-    """In a worker: do one task; other runs' weights are waited for at their locks, or trained."""
     last = 0.0
 
     def report(*event) -> None:
@@ -76,10 +72,7 @@ def _work(task: Task, options: Options, reports, mark: Path, threads: int, deter
 def run_tasks(
     tasks: Iterable[Task], options: Options, *, address: str = "auto", deterministic: bool = False
 ) -> Summary:
-    """On a Ray cluster, a Ray task for each; UsageError when Ray is not installed or no cluster answers.
-
-    address: local (start one here), auto (the one of this machine, or $RAY_ADDRESS) or HOST:PORT.
-    """
+    """On the Ray cluster at address (local, auto or HOST:PORT), a Ray task for each; UsageError where none answers."""
     if not (tasks := list(tasks)):
         return Summary()
     # a file that is there while the driver runs, by which workers know its folder, and not empty once they must stop
@@ -128,7 +121,7 @@ def _connected(address: str):
         if port.isdigit():  # fail at once where Ray itself would wait for a minute
             socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
         ray.init(address, runtime_env=environment, log_to_driver=False, logging_level=logging.WARNING, **more)
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+    except Exception as error:  # a node that times out raises no other kind
         first = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0].rstrip(".")[:160]
         raise UsageError(f"no Ray cluster at {address!r} that this user can use ({first}); {HELP}") from None
     try:

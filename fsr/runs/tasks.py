@@ -79,10 +79,8 @@ def perform(task: Task, options: Options) -> list[str]:
         except (FSRError, MemoryError, RuntimeError) as error:
             text = str(error).strip()
             if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
-                advice = (
-                    f"try a smaller batch than {run.batch}, another precision than {run.precision}, a narrower width"
-                )
-                text = f"out of memory: {advice} or fewer --workers ({text[:80]})"
+                advice = f"a smaller batch than {run.batch}, another precision than {run.precision}, a narrower width"
+                text = f"out of memory: try {advice} or fewer --workers ({text[:80]})"
             elif not isinstance(error, FSRError):
                 raise
             failed.append(f"{task.name}: {text}")
@@ -118,18 +116,17 @@ def seconds_left(run: Run, measured: list[tuple[Run, float]], *, epochs: int | N
 def status(profile: str, sets: Iterable[str] = ("all",), *, device: str | None = None) -> pd.DataFrame:
     """A row per run: what it is, its id, state, what is recorded of what is planned, seconds of training left, next.
 
-    state: done, partial, missing, or damaged, where `next` says which of the training's files is not what was written;
-    seconds: of the epochs left at the speed measured on `device`, NaN without a measurement.
+    state: done, partial, missing, or damaged (`next` says what is); seconds: at the speed measured on `device`, or NaN.
     """
     measured, rows, everything = seconds_per_epoch(hardware.device_named(device).type), [], tasks(profile, sets)
     for run in dict.fromkeys(task.run for task in everything):
         own, trained, damage = [t for t in everything if t.run == run], store.is_trained(run), store.damage(run)
         left = ["train"] * (not trained) + [what for task in own for what in task.missing() if what != "train"]
         total = 1 + sum(len(task.evaluations) + len(task.analyses) for task in own)
-        begun = trained or state_path(run).exists()
-        state = "damaged" if damage else "done" if not left else "partial" if begun else "missing"
+        begun = "partial" if trained or state_path(run).exists() else "missing"
+        state = "damaged" if damage else begun if left else "done"
         seconds = 0.0 if trained or damage else seconds_left(run, measured)
-        then = damage or next(iter(left), "")
-        rows.append([labels.run(profile, run), run_id(run), state, f"{total - len(left)}/{total}", seconds, then])
+        recorded, then = f"{total - len(left)}/{total}", damage or next(iter(left), "")
+        rows.append([labels.run(profile, run), run_id(run), state, recorded, seconds, then])
     columns = ["run", "id", "state", "recorded", "seconds", "next"]
     return pd.DataFrame(rows, columns=columns).astype({"seconds": float})

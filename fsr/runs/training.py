@@ -5,6 +5,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,7 @@ def _now() -> str:
 
 
 def save_checkpoint(trainer: Trainer, recorded: dict[str, str]) -> dict[str, str]:
-    """Write resume state and named weights; returns the weights' digests.  Diverged when they are not finite.
-
-    recorded: digests of a run that is on record; a file that holds these weights is left as it is.
-    """
+    """Write resume state and weights, but for those recorded; returns digests.  Diverged when they are not finite."""
     run, progress, sums = trainer.run, trainer.progress, trainer.stepper.sums
     good = [torch.isfinite(v).all() for v in trainer.model.state_dict().values() if v.is_floating_point()]
     if (sums and float(sums["bad"])) or not bool(torch.stack(good).all()):
@@ -58,7 +56,6 @@ def save_checkpoint(trainer: Trainer, recorded: dict[str, str]) -> dict[str, str
 
 
 def _trainer(run: Run, options: Options) -> Trainer:
-    """A new trainer, or one at the place where the last process stopped."""
     path = state_path(run)
     trainer = Trainer(run, data_of(run, options.torch_device), device=options.torch_device)
     if distributed.decide(path.exists()):
@@ -72,7 +69,6 @@ def _trainer(run: Run, options: Options) -> Trainer:
 
 
 def _fit(trainer: Trainer, options: Options, recorded: dict[str, str], *, new: bool) -> None:
-    """Train to the last epoch with checkpoints, history and reports on the way."""
     run, progress, due = trainer.run, trainer.progress, 0.0
     events: Any = nullcontext()
     if options.tensorboard:
@@ -98,15 +94,12 @@ def _fit(trainer: Trainer, options: Options, recorded: dict[str, str], *, new: b
         what, before = f"epoch {progress.epoch}/{run.epochs}", (progress.epoch - 1) * of
         options.report(run_id(run), what, before + done, run.epochs * of)
 
-    def on_stop(trainer: Trainer) -> None:
-        save_checkpoint(trainer, recorded)
-
     with events as writer:
+        on_stop = partial(save_checkpoint, recorded=recorded)
         fit(trainer, Callbacks(on_epoch, on_batch, on_stop, options.deadline, options.interrupted))
 
 
 def _train(run: Run, options: Options) -> None:
-    """Train or resume; a record that is already complete is left as it is, only the weights come back."""
     if distributed.rank():  # rank 0 writes, reports and minds the time
         fit(_trainer(run, options), Callbacks(interrupted=options.interrupted))
         return
@@ -119,14 +112,13 @@ def _train(run: Run, options: Options) -> None:
     progress = trainer.progress
     if progress.epoch <= run.epochs or not progress.sittings:  # a resumed run may continue with other code
         segment = origin | {"started": _now(), "first_step": progress.step, "processes": distributed.size()}
-        # the crafter's own switches, final after its first batch
         segment |= {"hardware": hardware.describe(trainer.device), "switches": trainer.crafter.switches}
         progress.sittings.append(segment)
     _fit(trainer, options, recorded, new=new)
     digests = save_checkpoint(trainer, recorded)
     record = progress.sittings[-1] | {"run_id": run_id(run), "started": progress.sittings[0]["started"]}
     record |= {"finished": _now(), "seconds": round(progress.seconds, 3), "steps": progress.step}
-    record["best_epoch"] = progress.best_epoch or None
+    record |= {"best_epoch": progress.best_epoch or None}
     if record.pop("first_step") or len(progress.sittings) > 1:
         record["sittings"] = progress.sittings  # code, hardware and switches above are the last segment's
     folder = files.run_dir(run_id(run))
@@ -189,7 +181,7 @@ def import_official(path: Path, backbone: str, dataset: str) -> str:
     if not weights_path(run, "last").exists():
         save_tensors(weights_path(run, "last"), model.state_dict(), {"run_id": run_id(run), "checkpoint": "last"})
     if not store.is_trained(run):
-        record = {"run_id": run_id(run), "imported": path.name, "imported_sha256": digest, **provenance()}
-        record |= {"finished": _now(), "seconds": None, "checkpoints": {}}
+        record = {"run_id": run_id(run), "imported": path.name, "imported_sha256": digest, "checkpoints": {}}
+        record |= {"finished": _now(), "seconds": None, **provenance()}
         save_json(files.run_dir(run_id(run)) / "env.json", record)
     return run_id(run)

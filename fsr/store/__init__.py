@@ -1,7 +1,6 @@
 """Records of runs: configs, histories, per-sample outcomes and analyses, never overwritten.
 
-results/runs/<id>/ holds config.json, history.csv and env.json of the training, evals/ and analyses/. Each is written
-once, whole or not at all, and carries the hash of its content. N is the number of test images of an evaluation.
+Each is written once, whole or not at all, and carries the hash of its content. N: test images of an evaluation.
 """
 
 import io
@@ -15,17 +14,7 @@ import pandas as pd
 
 from fsr import files
 from fsr.config import Analysis, Evaluation, Run, analysis_id, run_from_dict, run_id, to_dict
-from fsr.files import (
-    CorruptFile,
-    FSRError,
-    MissingRecord,
-    UsageError,
-    load_json,
-    load_npz,
-    npz_bytes,
-    save_json,
-    sha256,
-)
+from fsr.files import CorruptFile, FSRError, MissingRecord, UsageError, load_json, load_npz, save_json, sha256
 
 ENSEMBLE = ("clean", "fgsm", "pgd20", "pgd100", "cw")  # right on clean and all four
 COLUMNS = "run_id dataset backbone width method seed epochs train_size checkpoint attack attack_id images eps steps"
@@ -47,7 +36,6 @@ def id_of(run: Run | str) -> str:
 
 
 def _own(run: Run | str, path: Path) -> dict:
-    """The record at path, if it is there and this run's."""
     record = load_json(path)
     if record.get("run_id") != id_of(run):
         raise CorruptFile(f"{path} is a record of {record.get('run_id')}; move it away to compute this run's own")
@@ -108,8 +96,8 @@ def save_history(run: Run, rows: list[dict]) -> bytes:
     groups = ("epoch", "seconds", "lr", "train_", "held_", "ema_", "")
     names = sorted(rows[0], key=lambda name: ([name.startswith(group) for group in groups].index(True), name))
     text = pd.DataFrame(rows)[names].to_csv(index=False, float_format="%.6g", na_rep="nan", lineterminator="\n")
-    files.write_bytes(files.run_dir(run_id(run)) / "history.csv", text.encode())
-    return text.encode()
+    files.write_bytes(files.run_dir(run_id(run)) / "history.csv", data := text.encode())
+    return data
 
 
 def history(run: Run | str) -> pd.DataFrame:
@@ -145,36 +133,28 @@ def evaluations(run: Run | str) -> dict[Evaluation, dict]:
 
 
 def _save_arrays(path: Path, **arrays) -> str:
-    files.write_bytes(path.with_suffix(".npz"), data := npz_bytes(**arrays))
+    files.write_bytes(path.with_suffix(".npz"), data := files.npz_bytes(**arrays))
     return sha256(data)
 
 
 def save_evaluation(run: Run, evaluation: Evaluation, index, correct, *, after: dict | None = None, **extra) -> Path:
     """Store outcomes (packed bits) and their record; an existing record is kept as it is.
 
-    index: (N,) test-set positions, in a file that all records on these images share unless they are the first N;
-    correct: (N,) bool; after: name of a part of the attack to the outcomes after it; extra: JSON-able fields.
+    index: (N,) test-set positions; correct: (N,) bool; after: name of a part of the attack to the outcomes after it.
     """
     path = record_path(run, evaluation)
     if path.exists():
         return path
     index, correct = np.asarray(index, dtype=np.int32), np.asarray(correct, dtype=bool)
     parts = {f"after_{name}": np.packbits(np.asarray(flags, dtype=bool)) for name, flags in (after or {}).items()}
-    record: dict = {
-        "run_id": run_id(run),
-        "evaluation": asdict(evaluation),
-        "n": len(correct),
-        "correct": int(correct.sum()),
-    }
+    record: dict = {"run_id": run_id(run), "evaluation": asdict(evaluation), "n": len(correct)}
+    record |= {"correct": int(correct.sum()), "eps": run.eps if evaluation.eps is None else evaluation.eps}
     record["outcomes_sha256"] = _save_arrays(path, correct=np.packbits(correct), **parts)
-    record["eps"] = run.eps if evaluation.eps is None else evaluation.eps
-    if not np.array_equal(index, np.arange(len(index))):  # they would be nine tenths of each outcome's bytes
+    if not np.array_equal(index, np.arange(len(index))):  # in a file that all records on these images share
         buffer = io.BytesIO()
         np.save(buffer, index.astype(np.min_scalar_type(int(index.max()))), allow_pickle=False)
         record["index_sha256"] = sha256(buffer.getvalue())
-        places = path.with_name(f"index-{record['index_sha256'][:12]}.npy")
-        if not places.exists():
-            files.write_bytes(places, buffer.getvalue())
+        files.write_bytes(path.with_name(f"index-{record['index_sha256'][:12]}.npy"), buffer.getvalue())
     if after:
         record["after"] = {name: int(np.sum(flags)) for name, flags in after.items()}
     save_json(path, record | files.provenance() | extra)
@@ -196,10 +176,7 @@ def load_evaluation(run: Run | str, evaluation: Evaluation) -> Outcome:
 
 
 def ensemble(run: Run | str, checkpoint: str, images: int | None = None, intervention: str | None = None) -> Outcome:
-    """Right on clean and all four of the authors' attacks, per sample, on the images common to all five.
-
-    MissingRecord when one of them was not run, or when they are of different weights or of different test images.
-    """
+    """Right on clean and all four of the authors' attacks, per sample; MissingRecord for mixed weights or images."""
     clean = Evaluation(attack="clean", checkpoint=checkpoint, images=images, intervention=intervention)
     parts = [load_evaluation(run, replace(clean, attack=attack)) for attack in ENSEMBLE]
     for name, what in (("weights", "weights"), ("images_sha256", "test images")):

@@ -32,22 +32,14 @@ def size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def together() -> bool:
-    """Is there a group of more than one process?"""
-    return size() > 1
-
-
 def rank() -> int:
     """This process's number, from 0, which writes."""
-    return dist.get_rank() if together() else 0
+    return dist.get_rank() if size() > 1 else 0
 
 
 @contextmanager
 def group(device: str | None) -> Iterator[str]:
-    """torchrun's processes as one group; yields this one's device, cpu or cuda:N, of which `device` gives the kind.
-
-    Raises Lost where a collective fails because a process is gone.
-    """
+    """torchrun's processes as one group; yields this one's device. Raises Lost where a process is gone."""
     if device not in (None, "cpu", "cuda"):
         raise UsageError(f"--device {device}: under torchrun every process takes its own; type --device cpu or cuda")
     here = device_named(device)
@@ -74,7 +66,7 @@ def group(device: str | None) -> Iterator[str]:
 def decide(value):
     """Rank 0's value, in every process: what depends on files or clocks is decided once."""
     box = [value]
-    if together():
+    if size() > 1:
         dist.broadcast_object_list(box, device=torch.device("cpu"))
     return box[0]
 
@@ -82,7 +74,7 @@ def decide(value):
 def gathered(value: Tensor) -> Tensor:
     """The tensors of all P processes, equal in shape, by rank: (P, ...). Those on the CPU do not wait for a GPU."""
     parts = [value.contiguous()] * size()
-    if together():
+    if size() > 1:
         parts = [torch.empty_like(part) for part in parts]
         dist.all_gather(parts, value.contiguous())
     return torch.stack(parts)
@@ -96,7 +88,7 @@ def first_alone() -> Iterator[None]:
     try:
         yield
     finally:
-        if together() and not rank():
+        if size() > 1 and not rank():
             dist.barrier()
 
 
@@ -110,7 +102,7 @@ def shard(n: int) -> slice:
 def average_buffers(model: nn.Module) -> None:
     """Every process's running statistics become their mean; for equal shards that is the whole batch's mean exactly."""
     floating = [b for b in model.buffers() if b.is_floating_point()]
-    if together() and floating:
+    if size() > 1 and floating:
         mean = gathered(torch.cat([b.flatten() for b in floating])).mean(0)
         for buffer, part in zip(floating, mean.split([b.numel() for b in floating])):
             buffer.copy_(part.view_as(buffer))
@@ -128,7 +120,6 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
     """SyncBatchNorm on a CPU, where torch has none: the statistics of all processes' images, float32 at least."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (N, C, H, W) of this process, in any precision; returns like x."""
         if not self.training:
             return super().forward(x)
         wide, own = x.to(torch.promote_types(x.dtype, torch.float32)), cast(Any, self)

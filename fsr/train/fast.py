@@ -1,7 +1,4 @@
-"""The same crafting as in `objectives`, faster: on a folded copy of the network, compiled and as one CUDA graph.
-
-What does not give the plain function's results is left out, and one line of the log says so.
-"""
+"""Crafting as in `objectives`, faster: folded, compiled, as one CUDA graph; left out, and logged, where it differs."""
 
 import math
 from collections.abc import Callable
@@ -52,8 +49,7 @@ def recorded(function: Function, example: tuple[Tensor, ...]) -> Function:
 class Crafter:
     """Crafts a run's training images on a folded copy of the live model, refilled before each batch.
 
-    channels_last lays model itself out. compile, graphs, channels_last: None for the default. `switches`: what is in
-    use, final after a batch.
+    channels_last lays model itself out; None: the default. `switches`: what is in use, final after a batch.
     """
 
     def __init__(self, model: nn.Module, run: Run, device="cpu", *, compile=None, channels_last=None, graphs=None):
@@ -77,10 +73,7 @@ class Crafter:
 
     @torch.no_grad()
     def attack(self, x: Tensor, y: Tensor, generator=None, *, source=None, noise: Tensor | None = None) -> Tensor:
-        """The training attack (for natural runs, the one of plain AT) on source, by default the live model.
-
-        x: (N, C, H, W) in [0, 1]; y: (N,) int64; generator, or noise: of the start.
-        """
+        """The training attack (of plain AT for natural runs) on source, by default the live model."""
         source = self.model if source is None else source
         x = laid_out(x.detach(), self.channels_last)
         x_adv = start(x, self.run, draw_start(x, self.run, generator) if noise is None else noise)
@@ -149,17 +142,13 @@ class Crafter:
 
 
 class FastNet(nn.Module):
-    """A network for attacks to differentiate: model, which is in eval mode, folded, in `precision`; logits float32.
+    """A network for attacks to differentiate: model, in eval mode, folded, in `precision`; logits float32."""
 
-    A copy made at the first call, with the interventions of then, or, where none is the same function, the model.
-    compile, channels_last: None for the default; graphs, a switch of training, is not used.
-    """
-
-    def __init__(self, model: nn.Module, precision="float32", *, compile=None, channels_last=None, graphs=None):
+    def __init__(self, model: nn.Module, precision="float32", *, compile=None):
         super().__init__()
         device = next(model.parameters()).device
         self.dtype, cuda = dtype_of(precision, model, device), device.type == "cuda"
-        self.channels_last = (cuda or is_wide(model)) if channels_last is None else channels_last
+        self.channels_last = cuda or is_wide(model)
         self.compiles = cuda if compile is None else compile
         self.net: Any = model
         self._fast: Function | None = None
@@ -195,7 +184,6 @@ class FastNet(nn.Module):
         return fast
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (N, C, H, W) to logits (N, K) float32 at least, differentiable in x."""
         x, n = self._given(x), len(x)
         if self._fast is None:
             return full_precision(self.net(x))

@@ -1,7 +1,4 @@
-"""The folded copy of a network: the same function in eval mode, with each BatchNorm inside the convolution before it.
-
-A copy is used only where it gives the live network's logits and input gradients.
-"""
+"""The folded copy of a network in eval mode: each BatchNorm inside the convolution before it; used where equal."""
 
 import logging
 from collections import Counter
@@ -61,10 +58,7 @@ def compare(ours: Tensor, own: Tensor, limit: float) -> None:
 
 @torch.no_grad()
 def feeding_convolutions(net: nn.Module, x: Tensor) -> dict[str, str]:
-    """Path of each convolution to that of the BatchNorm that gets its output, both called once; seen while net runs.
-
-    Whether something else reads the convolution's output too is for the caller to check.
-    """
+    """Path of each convolution to that of the BatchNorm that gets its output, both called once."""
     names = {module: name for name, module in net.named_modules() if type(module) in (nn.Conv2d, *BATCHNORMS)}
     calls: Counter[str] = Counter()
     pairs: list[tuple[str, str]] = []
@@ -90,11 +84,7 @@ def _tensors(net: nn.Module) -> dict[str, Tensor]:
 
 
 class FoldedCopy:
-    """`net` computes model(x) of eval mode; `refill` takes over the live weights.
-
-    pairs: see `feeding_convolutions`; dtype: of the convolutions; other layers are float32 at least. Attributes and
-    hooks of modules (FSR's noise, interventions) are those at the time of copying.
-    """
+    """`net` computes model(x) of eval mode, with the hooks and attributes of now; `refill` takes the live weights."""
 
     def __init__(self, model: nn.Module, pairs: dict[str, str], dtype: torch.dtype, channels_last: bool = False):
         self.pairs, self.dtype, made = pairs, dtype, set()
@@ -155,7 +145,7 @@ def _answers(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 def folded_copy(model: nn.Module, x: Tensor, *, dtype=torch.float32, channels_last: bool = False) -> FoldedCopy | None:
     """The folded copy of any network, or None, with one line in the log, where none is the same function.
 
-    x: some of its images (N, C, H, W). Networks whose other layers have weights stay float32 where bf16 is asked for.
+    Networks whose other layers have weights stay float32 where bf16 is asked for.
     """
     known = (nn.Conv2d, nn.Linear, *BATCHNORMS)
     if any(type(m) not in known and list(m.parameters(recurse=False)) for m in model.modules()):

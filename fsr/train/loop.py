@@ -34,7 +34,6 @@ class Callbacks:
     interrupted: Callable[[], bool] = lambda: False
 
     def stop(self) -> bool:
-        """Is it time to stop, for this process?"""
         return self.interrupted() or (self.deadline is not None and time.monotonic() >= self.deadline)
 
 
@@ -56,8 +55,7 @@ class TrainingProgress:
 class Trainer:
     """A model in training, its averages, its optimiser, and where it stands.
 
-    data: on `device`; switches, for speed alone: compile, graphs, channels_last (None: measured defaults) and update
-    (compile that too; off). In a group of processes each works on its shard.
+    switches, for speed alone: compile, graphs, channels_last (None: measured defaults) and update (compile that too).
     """
 
     def __init__(self, run: Run, data: Data, *, device="cpu", switches: dict | None = None):
@@ -129,7 +127,7 @@ class Trainer:
 
     def _shard(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """This process's shard of a batch and of the start noise that one process alone would draw (None: draw it)."""
-        if not distributed.together():
+        if distributed.size() == 1:
             return x, y, None
         part, n = distributed.shard(len(y)), len(y)
         self.objective.share = (part.stop - part.start) * distributed.size() / n  # the mean of means is that over n
@@ -161,10 +159,8 @@ class Trainer:
         tally = self.stepper.tally()  # synchronises: only now is a GPU done with the epoch
         progress.seconds += (seconds := time.monotonic() - started)
         if bad := [name for name, value in tally.items() if not math.isfinite(value)]:
-            raise Diverged(
-                f"{bad[0]} is not finite in epoch {progress.epoch}, step {self.stepper.first_bad_step}; the last good "
-                "checkpoint is kept: lower lr, or set precision to float32"
-            )
+            where = f"{bad[0]} is not finite in epoch {progress.epoch}, step {self.stepper.first_bad_step}"
+            raise Diverged(f"{where}; the last good checkpoint is kept: lower lr, or set precision to float32")
         row = {"epoch": progress.epoch, "seconds": seconds, "lr": lr}
         row |= {f"train_{name}": value for name, value in tally.items()} | self._held_out()
         progress.rows.append(row)
@@ -176,7 +172,6 @@ class Trainer:
 
     @torch.no_grad()
     def _held_out(self) -> dict[str, float]:
-        """Accuracies on held-out images, clean and under the training attack with a fixed start, live and EMA."""
         images, labels, found = as_float(self.data.held_x), self.data.held_y, dict[str, float]()
         for prefix, model in (("", self.model), ("ema_", self.ema)):
             counts = torch.zeros((2,), dtype=torch.int64, device=labels.device)

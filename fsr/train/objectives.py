@@ -1,8 +1,4 @@
-"""What each method minimises and how it crafts its training images.
-
-N images, C channels, K classes; logits are (N, K), labels (N,) int64, losses batch means unless a line says per sample.
-Losses see logits only; modes, optimiser steps and records belong to the caller.
-"""
+"""What each method minimises and how it crafts its images; losses are batch means unless said per sample."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -48,10 +44,7 @@ def trades_parts(clean: Tensor, adv: Tensor, y: Tensor) -> dict[str, Tensor]:
 
 
 def mart_parts(clean: Tensor, adv: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """cls = boosted CE on adv, robust = KL(clean || adv) times 1 - p_clean[y] (Wang et al. 2020, eq. 8-11).
-
-    The constants 1e-12, 1.0001 and 1.0000001 are those of their code, which bound both logarithms.
-    """
+    """cls = boosted CE on adv, robust = KL(clean || adv) (1 - p_clean[y]) (Wang et al. 2020, eq. 8-11, their code)."""
     probabilities = full_precision(adv).softmax(1)
     wrong = probabilities.gather(1, runner_up(adv, y)[:, None]).squeeze(1)
     boosted = ce(adv, y) - torch.log(1.0001 - wrong + 1e-12)
@@ -67,8 +60,7 @@ PAIRS = {"trades": trades_parts, "mart": mart_parts}  # methods that also look a
 def fsr_terms(logits: Tensor, streams: Sequence[Any], y: Tensor) -> dict[str, Tensor]:
     """sep = CE(h(robust), y) + CE(h(nonrobust), y'), rec = CE(h(recalibrated), y), averaged over modules.
 
-    logits: of the same pass, whose most probable wrong class is y'; streams: as `trace` gives them. A term that no
-    module has is left out. As in the code of Kim et al. 2023; nothing is detached.
+    y': the logits' most probable wrong class. As in the code of Kim et al. 2023; nothing is detached.
     """
     targets = {"robust": ("sep", y), "nonrobust": ("sep", runner_up(logits, y)), "recalibrated": ("rec", y)}
     modules = [s.aux for s in streams if targets.keys() & s.aux.keys()]
@@ -81,10 +73,7 @@ def fsr_terms(logits: Tensor, streams: Sequence[Any], y: Tensor) -> dict[str, Te
 
 
 class Objective(nn.Module):
-    """A run's training pass, as a module for DDP and compile: (x, x_adv, y) to unweighted loss parts and logits.
-
-    x, x_adv: clean and adversarial images (N, C, H, W) in [0, 1]. TRADES and MART run a clean pass first.
-    """
+    """A run's training pass, for DDP and compile: (x, x_adv, y) to unweighted loss parts and logits."""
 
     def __init__(self, model: Classifier, run: Run):
         super().__init__()
@@ -122,10 +111,7 @@ def start(x: Tensor, run: Run, noise: Tensor) -> Tensor:
 
 
 def pgd_step(net: Any, run: Run, x_adv: Tensor, x: Tensor, y: Tensor, clean: Tensor | None = None) -> Tensor:
-    """One projected sign step of alpha, like x (Madry et al. 2018), up CE or, for TRADES, KL from the clean logits.
-
-    CAS and CIFS add their probes' CE; natural runs are attacked as plain AT attacks.
-    """
+    """One sign step of alpha up CE (for TRADES, KL from the clean logits); CAS and CIFS add their probes' CE."""
     weight = run.peer.weight if run.peer and run.peer.name != "fd" and run.method != "natural" else 0.0
     with torch.enable_grad():
         leaf = x_adv.detach().requires_grad_()
@@ -139,10 +125,7 @@ def pgd_step(net: Any, run: Run, x_adv: Tensor, x: Tensor, y: Tensor, clean: Ten
 
 @torch.no_grad()
 def craft(net: Any, run: Run, x_adv: Tensor, x: Tensor, y: Tensor, *, step=None, steps: int | None = None) -> Tensor:
-    """The run's adversarial images, like x, from `start` on: PGD on net, which the caller has put in eval mode.
-
-    x: (N, C, H, W) in [0, 1]; step: a faster `pgd_step` of (x_adv, x, y[, clean]); steps: instead of the run's.
-    """
+    """The run's adversarial images from `start` on: PGD on net in eval mode; step: a faster `pgd_step`."""
     clean = (net(x.clone()),) if run.method == "trades" else ()
     step = partial(pgd_step, net, run) if step is None else step
     for _ in range(run.steps if steps is None else steps):
@@ -152,10 +135,7 @@ def craft(net: Any, run: Run, x_adv: Tensor, x: Tensor, y: Tensor, *, step=None,
 
 @contextmanager
 def perturbed_weights(objective: Objective, gamma: float, x: Tensor, x_adv: Tensor, y: Tensor) -> Iterator[None]:
-    """AWP: inside, each weight tensor is moved by gamma of its norm along the loss's gradient (Wu et al. 2020, eq. 8).
-
-    Running statistics stay, and tensors with one dimension (biases, BatchNorm).
-    """
+    """AWP: inside, each weight matrix is moved by gamma of its norm up the loss (Wu et al. 2020, eq. 8)."""
     weights: list[Tensor] = [p for p in objective.parameters() if p.requires_grad and p.ndim > 1]
     buffers = [(b, b.clone()) for b in objective.buffers()]
     total = objective.share * objective.total(objective(x, x_adv, y)[0])
@@ -163,7 +143,7 @@ def perturbed_weights(objective: Objective, gamma: float, x: Tensor, x_adv: Tens
     with torch.no_grad():
         for buffer, before in buffers:
             buffer.copy_(before)
-        if distributed.together():  # replicas must move alike
+        if distributed.size() > 1:  # replicas must move alike
             grads = tuple(distributed.gathered(grad).sum(0) for grad in grads)
         moves: list[Tensor] = [gamma * w.norm() * grad / (grad.norm() + 1e-20) for w, grad in zip(weights, grads)]
         torch._foreach_add_(weights, moves)

@@ -34,10 +34,9 @@ def sgd(model: nn.Module, run: Run, device: torch.device) -> torch.optim.SGD:
 
 
 class Stepper:
-    """One optimiser step at a time; losses and accuracy stay on the device until `tally`.
+    """One optimiser step at a time on an Objective, or DDP around one; sums stay on the device until `tally`.
 
-    objective: an Objective, or DDP around one; precision bf16 keeps its weights in float32. compile: the objective and
-    its gradients, on a GPU as CUDA graphs; on a CPU that gained nothing.
+    compile: the objective and its gradients, on a GPU as CUDA graphs; on a CPU that gained nothing.
     """
 
     def __init__(self, objective: nn.Module, optimizer: torch.optim.SGD, run: Run, device="cpu", *, compile=False):
@@ -79,7 +78,7 @@ class Stepper:
 
     def merge_sums(self) -> None:
         """Make the sums those of all processes; to be tallied or saved by rank 0, then not used again."""
-        if distributed.together() and self.sums:
+        if distributed.size() > 1 and self.sums:
             rows = distributed.gathered(torch.stack([*self.sums.values()])).unbind(1)
             largest = ("steps", "bad")
             self.sums = {k: row.max() if k in largest else row.sum() for k, row in zip(self.sums, rows)}

@@ -10,8 +10,7 @@ from benchmarks.plain import PlainTrainer
 from fsr.config import DATASETS, FSRSpec, Run, for_dataset, replace
 from fsr.models import count_macs, model_of
 from fsr.train.fast import Crafter
-from fsr.train.objectives import Objective
-from fsr.train.update import Stepper, sgd
+from fsr.train.objectives import Objective, Stepper, sgd
 
 SMALL = for_dataset("cifar10", backbone="resnet18", width=16, module=FSRSpec(), holdout=0)
 FULL = replace(SMALL, width=None)

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from fsr.attacks import VARIANTS, attack_named, autoattack
 from fsr.attacks.gradient import is_wrong
 from fsr.attacks.inputs import check_images
-from fsr.config import Evaluation, Run
 from fsr.data import as_float
 from fsr.files import UsageError, npz_bytes
 from fsr.hardware import exact_float32
@@ -65,22 +64,13 @@ def is_correct(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tenso
 
 
 def evaluate_attack(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    index: Tensor,
-    *,
-    run: Run,
-    evaluation: Evaluation,
-    surrogate: Callable[[Tensor], Tensor] | None = None,
-    progress: Progress | None = None,
-    on_chunk: Callable[[Progress], None] = lambda _: None,
-    check: Callable[[], None] = lambda: None,
+    model, x, y, index, *, run, evaluation, surrogate=None, progress=None, on_chunk=lambda _: None, check=lambda: None
 ) -> Progress:
     """Which images are still classified correctly under the evaluation's attack, by the float32 model.
 
-    x: (N, C, H, W) uint8; y: (N,) int64; index: (N,) places in the test set, which seed the random starts. progress: of
-    an earlier call; on_chunk, check (before every pass): may raise to stop. UsageError for unfit images and labels.
+    x: (N, C, H, W) uint8; y: (N,) int64; index: (N,) places in the test set, which seed the random starts. run: a Run;
+    evaluation: an Evaluation; progress: of an earlier call; on_chunk(progress), and check() before every pass, may
+    raise to stop. UsageError for unfit images and labels.
     """
     name = evaluation.attack
     if not len(x) == len(y) == len(index):
@@ -100,9 +90,8 @@ def evaluate_attack(
     with eval_mode(model), intervene(model, evaluation.intervention) if evaluation.intervention else nullcontext():
         with torch.no_grad():
             check_images(first.expand(len(y), -1, -1, -1), y, model(first.clone()).shape[1])
-        net = FastNet(
-            model, precision=run.precision, compile=None if name in VARIANTS and len(y) >= MANY_IMAGES else False
-        )
+        short = name not in VARIANTS or len(y) < MANY_IMAGES
+        net = FastNet(model, precision=run.precision, compile=False if short else None)
         net.register_forward_pre_hook(lambda *_: check())  # a chunk can take minutes
         eps = run.eps if evaluation.eps is None else evaluation.eps
         if name in VARIANTS:

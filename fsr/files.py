@@ -114,8 +114,7 @@ def results() -> Path:
 
 
 def _place(folder: str, suffix: str = "") -> Callable[[str], Path]:
-    def path(name: str) -> Path:
-        """The place of a run or a profile below the root; UsageError for a name that would leave its folder."""
+    def path(name: str) -> Path:  # of a run or a profile, whose name must not leave its folder
         if name in ("", ".", "..") or any(c in name for c in "/\\\0"):
             raise UsageError(f"{name!r} is not a run id; `python -m fsr status` lists them")
         return root() / folder / (name + suffix)

@@ -15,8 +15,6 @@ from fsr.files import UsageError
 
 # when this process began, 0 for nothing asked: workers are given their number in the same variable
 REQUESTED_THREADS = int((re.match(r"\d+", os.environ.get("OMP_NUM_THREADS", "")) or "0")[0])
-
-
 CPUINFO = path.read_text() if (path := Path("/proc/cpuinfo")).exists() else ""
 
 

@@ -14,7 +14,7 @@ from fsr.attacks import ATTACKS
 from fsr.attacks.gradient import cross_entropy, pgd
 from fsr.audit import BUDGETS, GROUPS, Context, audit, binarization_test, cheap_checks, run_group
 from fsr.audit.context import watched
-from fsr.audit.indicators import NAMES, indicators
+from fsr.audit.proofs import NAMES, indicators
 from fsr.config import FSRSpec, PeerSpec
 from fsr.files import UsageError
 from fsr.models import FSR, build_model
@@ -194,6 +194,7 @@ REFUSED = [
     {"eps": None},
     {"budget": "huge"},
     {"model": lambda x: x},
+    {"model": nn.ModuleDict({"a": type("Locked", (nn.Flatten,), {"__deepcopy__": lambda *_: 1 / 0})()})},
     {"model": nn.Flatten(0)},
     {"done": {"autoattack": {"attacks": {"standard": [True] * 3}}}},
 ]

@@ -16,8 +16,7 @@ from fsr.models.modes import eval_mode
 from fsr.train import fast, fold
 from fsr.train.fast import Crafter, FastNet
 from fsr.train.fold import randomised_statistics
-from fsr.train.objectives import PAIRS, Objective
-from fsr.train.update import Stepper, sgd
+from fsr.train.objectives import PAIRS, Objective, Stepper, sgd
 
 RESNET = {"backbone": "resnet18", "width": 8, "blocks": (1, 1, 1, 1), "eps": 0.1, "alpha": 0.03, "steps": 3, "batch": 8}
 TINY = Run(**RESNET, precision="float32")

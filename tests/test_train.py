@@ -16,8 +16,7 @@ from fsr.files import Interrupted
 from fsr.models import model_of
 from fsr.train import Callbacks, Trainer, fit
 from fsr.train import loop as train
-from fsr.train.objectives import Objective, craft, draw_start, start
-from fsr.train.update import learning_rate, stream_seed
+from fsr.train.objectives import Objective, craft, draw_start, learning_rate, start, stream_seed
 
 
 def trainer_of(run: Run, **options) -> Trainer:

@@ -11,7 +11,6 @@ from torch import Tensor
 from fsr.attacks import gradient as g
 from fsr.attacks.auto import autoattack, single
 from fsr.attacks.inputs import Network, check_eps, check_images
-from fsr.attacks.query import nattack, square
 from fsr.files import UsageError
 
 
@@ -89,8 +88,8 @@ ATTACKS: dict[str, Attack] = {
     "di-fgsm": _transfers(g.di_fgsm, "pgd20 with input diversity (probability 0.5, resize 0.9)"),
     "ti-fgsm": _transfers(g.ti_fgsm, "pgd20 along the Gaussian-smoothed gradient (7x7; 3x3 at 8 pixels)"),
     "mi-fgsm": _transfers(g.mi_fgsm, "pgd20 with momentum 1"),
-    "nattack": _asks(nattack, "N-Attack: scores only, population 300, 20,000 queries", images=1000),
-    "square": _asks(square, "Square Attack: scores only, 5,000 queries"),
+    "nattack": _asks(g.nattack, "N-Attack: scores only, population 300, 20,000 queries", images=1000),
+    "square": _asks(partial(single, name="square", rescale=True), "Square Attack: scores only, 5,000 queries"),
     "apgd-ce": _any_break(partial(single, name="apgd-ce"), "APGD, 100 steps, cross-entropy"),
     "apgd-dlr": _any_break(partial(single, name="apgd-dlr"), "APGD, 100 steps, difference of logits ratio"),
     "autoattack": _auto("autoattack", "AutoAttack standard: APGD-CE, APGD-T, FAB-T, Square"),

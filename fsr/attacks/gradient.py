@@ -1,10 +1,10 @@
-"""Losses, and the white-box and transfer attacks, all of which are PGD (Madry et al. 2018).
+"""Losses, the white-box and transfer attacks, all of which are PGD (Madry et al. 2018), and N-Attack.
 
 An attack is (model, x, y, *, eps, ...) -> x_adv, like x (N, C, H, W) in [0, 1], within eps of it; y: (N,) int64. Losses
 map logits (N, K) and labels to (N,) and are summed: no image's step depends on another.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 import numpy as np
@@ -18,6 +18,8 @@ Net = Callable[[Tensor], Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
 Indices = Iterable[int] | None  # the images' places in the data set, 0..N-1 if None
 RESTARTS, STEP_SIZES, TARGETS = 10, (0.25, 0.1, 0.025), 9  # of `pgd_restarts` and `multi_targeted`
+SIGMA, STEP = 0.1, 0.02  # of N-Attack's Gaussian, and of its mean
+VALUES_PER_PASS = 6000 * 3 * 32 * 32  # pixel values that one forward pass may hold: bounds the memory
 
 cross_entropy = partial(F.cross_entropy, reduction="none")
 
@@ -174,9 +176,9 @@ def di_fgsm(model: Net, x: Tensor, y: Tensor, *, seed: int = 0, probability=0.5,
     return walk(lambda image: model(transform(image)), x, y, **options)
 
 
-def ti_fgsm(model: Net, x: Tensor, y: Tensor, *, kernel: int | None = None, **options) -> Tensor:
-    """PGD along the gradient smoothed by a Gaussian to 3 sigma (Dong et al. 2019, eq. 8); kernel: its odd size."""
-    size, channels = kernel or (3 if x.shape[-1] <= 8 else 7), x.shape[1]
+def ti_fgsm(model: Net, x: Tensor, y: Tensor, **options) -> Tensor:
+    """PGD along the gradient smoothed by a Gaussian to 3 sigma (Dong et al. 2019, eq. 8)."""
+    size, channels = 3 if x.shape[-1] <= 8 else 7, x.shape[1]
     line = torch.exp(-(torch.linspace(-3, 3, size, dtype=torch.float64) ** 2) / 2)
     weight = (torch.outer(line, line) / torch.outer(line, line).sum()).to(x).expand(channels, 1, size, size)
     return walk(model, x, y, turn=lambda g: F.conv2d(g, weight, padding=size // 2, groups=channels), **options)
@@ -191,3 +193,54 @@ def mi_fgsm(model: Net, x: Tensor, y: Tensor, *, decay: float = 1.0, **options) 
         return memory.mul_(decay).add_(gradient / size)
 
     return walk(model, x, y, turn=accumulate, **options)
+
+
+def _population(x: Tensor, members: int, seed: int, turn: int) -> Iterator[tuple[slice, Tensor]]:
+    """(members, their standard normal noise (P, C, H, W)) in parts of 16s, which draw what one part would."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + turn)
+    size = max(1, min(members, VALUES_PER_PASS // x[0].numel()))
+    size = size if size in (1, members) else max(1, size // 16 * 16)
+    for first in range(0, members, size):
+        shape = (min(size, members - first), *x.shape[1:])
+        yield slice(first, first + size), torch.randn(shape, generator=generator, dtype=torch.float64).to(x)
+
+
+def _search(model: Net, x: Tensor, y: Tensor, mean: Tensor, *, eps, population, queries, seed) -> Tensor:
+    x_adv, rows = x.clone(), torch.arange(len(x), device=x.device)
+    z = torch.atanh((2 * x - 1) * (1 - 1e-6))  # from [0, 1] into all real numbers, drawn in to stay finite
+
+    def images(rows: Tensor, moved: Tensor, *more) -> Tensor:
+        return project_linf((torch.tanh(moved) + 1) / 2, x[rows, *more], eps)
+
+    for turn in range(queries // population):
+        ahead = torch.empty(len(rows), population, dtype=x.dtype, device=x.device)
+        won = torch.zeros(len(rows), dtype=torch.bool, device=x.device)
+        for part, noise in _population(x, population, seed, turn):
+            members = images(rows, z[rows, None] + mean[rows, None] + SIGMA * noise, None)
+            labels = y[rows, None].expand(-1, len(noise)).flatten()
+            logits = model(members.flatten(0, 1))
+            ahead[:, part] = -logit_margin(logits, labels).view(len(rows), -1).to(ahead)
+            wrong = (logits.argmax(dim=1) != labels).view(len(rows), -1)
+            new, first = wrong.any(dim=1) & ~won, wrong.int().argmax(dim=1)
+            x_adv[rows[new]], won = members[new, first[new]], won | new
+        rows, reward = rows[~won], -0.5 * ahead[~won].clamp_min(0)
+        if len(rows) == 0:
+            break
+        score = (reward - reward.mean(1, keepdim=True)) / (reward.std(1, correction=0, keepdim=True) + 1e-7)
+        for part, noise in _population(x, population, seed, turn):
+            mean[rows] += STEP / (population * SIGMA) * torch.einsum("np,pchw->nchw", score[:, part], noise)
+    x_adv[rows] = images(rows, z[rows] + mean[rows])
+    return x_adv
+
+
+@torch.no_grad()
+def nattack(
+    model: Net, x: Tensor, y: Tensor, *, eps, queries=20_000, population=300, seed=0, indices: Indices = None
+) -> Tensor:
+    """Move a Gaussian in tanh space until a member fools the model (N-Attack, Li et al. 2019, algorithm 1)."""
+    settings = {"eps": eps, "population": (population := min(population, queries)), "queries": queries, "seed": seed}
+    x_adv, mean = x.detach().clone(), 0.001 * noise_for(x, seed=seed, indices=indices, kind="standard_normal")
+    rows = (model(x.clone()).argmax(dim=1) == y).nonzero().squeeze(1)
+    for part in rows.split(max(1, VALUES_PER_PASS // x[0].numel() // population)) if len(rows) else ():
+        x_adv[part] = _search(model, x[part], y[part], mean[part], **settings)
+    return x_adv

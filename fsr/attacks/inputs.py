@@ -86,10 +86,7 @@ def clips(net: Any, x: Tensor) -> bool:
 
 
 class Network(nn.Module):
-    """A network as attacks ask it, with its own copy of the images, in their precision; UsageError for unfit logits.
-
-    One that takes batches of len(x) only gets smaller ones padded. x, y: the images and labels under attack.
-    """
+    """A network as attacks ask it: its own copy of the images, in their precision; UsageError for unfit logits."""
 
     def __init__(self, model: Any, x: Tensor, y: Tensor):
         super().__init__()
@@ -109,13 +106,12 @@ class Network(nn.Module):
         except (RuntimeError, ValueError, AssertionError):
             if len(x) == self.size:
                 raise
-            self.fixed = True
+            self.fixed = True  # it takes batches of its first size only: smaller ones are padded
         missing = -len(x) % self.size
         parts = torch.cat([x, x[:1].expand(missing, *x.shape[1:])]).to(self.dtype).split(self.size)
         return self._checked(torch.cat([self.model(part.clone()) for part in parts])[: len(x)], len(x))
 
     def trace(self, x: Tensor) -> tuple[Tensor, Any]:
-        """Logits and streams, see `fsr.models.Classifier.trace`; UsageError for a network without."""
         if not hasattr(self.model, "trace"):
             raise UsageError("this attack needs a network with `trace`, from fsr.models.build_model")
         logits, streams = self.model.trace(x.to(self.dtype, copy=True))

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from fsr.attacks.inputs import Network, check_eps, check_images, own_randomness
-from fsr.audit.binarization import binarization_test
 from fsr.audit.context import BUDGETS, Attackable, Context, private_copy, watched
 from fsr.audit.groups import GROUPS
-from fsr.audit.indicators import cheap_checks
+from fsr.audit.proofs import binarization_test, cheap_checks
 from fsr.files import UsageError
 from fsr.hardware import exact_float32
 from fsr.models.modes import eval_mode

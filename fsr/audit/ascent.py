@@ -71,10 +71,7 @@ def differences(net: Net, loss: Loss, *, sigma: float, pairs: int, seed: int, mo
 
 
 def ascend(oracle: Oracle, x: Tensor, y: Tensor, *, eps: float, steps: int, start=None, stop: bool = True) -> Tensor:
-    """Sign ascent with APGD's momentum; the step is halved from 2 * eps on (Croce & Hein 2020).
-
-    start: a first perturbation. Returns the first wrong image, else (with stop=False always) the highest, in the ball.
-    """
+    """Sign ascent with APGD's momentum (Croce & Hein 2020) to the first wrong image, with stop=False to the highest."""
     x_adv = previous = x.detach() if start is None else project_linf(x + start, x, eps)
     best, best_gradient, size = x_adv, torch.zeros_like(x), 2 * eps
     height = torch.full((len(x), 1, 1, 1), -torch.inf, dtype=x.dtype, device=x.device)

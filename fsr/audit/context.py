@@ -49,10 +49,7 @@ def private_copy(model: nn.Module) -> nn.Module:
 
 
 class Attackable(nn.Module):
-    """A model with finite float32 logits and a gradient, zero where it has none; -inf is one below the row's lowest.
-
-    draws: passes of a randomised model, whose mean softmax's logarithm, up to a constant, is given.
-    """
+    """A model with finite float32 logits and a gradient, zero where it has none; -inf is one below the row's lowest."""
 
     def __init__(self, model: nn.Module, probe: Tensor, draws: int = 1):
         super().__init__()
@@ -79,7 +76,7 @@ class Attackable(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.draws == 1:
-            return self._pass(x)
+            return self._pass(x)  # else the logarithm of the mean softmax, up to a constant
         return torch.stack([self._pass(x).log_softmax(dim=1) for _ in range(self.draws)]).logsumexp(dim=0)
 
 
@@ -147,7 +144,6 @@ class Context:
         return ~is_wrong(self.scores(project_linf(x_adv, clean, self.eps), randomised), self.y[rows])
 
     def named(self, name: str, **options) -> Craft:
-        """The attack of this name in ATTACKS."""
         how = {"eps": self.eps, "seed": self.seed, **options}
         return lambda x, y, rows: ATTACKS[name](self.net, x, y, indices=rows.tolist(), **how)
 
@@ -166,10 +162,7 @@ class Context:
         return [rows for rows in self.clean.nonzero().squeeze(1).split(self.batch) if len(rows)]
 
     def run(self, found: Iterable[tuple[str, Craft | str]]) -> dict[str, Tensor]:
-        """Name to (N,) bool, right on clean images and under the attack; each attack gets what is right when clean.
-
-        Where only the coarse (TensorFloat-32) network errs the attack may have stopped there: it goes on without.
-        """
+        """Name to (N,) bool, right on clean images and under the attack; each attack gets what is right when clean."""
         outcomes = {}
         for name, craft in found:
             if isinstance(craft, str):
@@ -181,7 +174,7 @@ class Context:
                     x_adv = craft(x, y, rows)
                     fooled = is_wrong(self.reference(x_adv), y)
                 kept = self.correct(x_adv, rows)
-                again = kept & fooled
+                again = kept & fooled  # an attack may have stopped where only TensorFloat-32 errs: it goes on without
                 if again.any() and not self.randomised:
                     kept[again] = self.correct(craft(x[again], y[again], rows[again]), rows[again])
                 outcomes[name][rows] = kept

@@ -14,9 +14,8 @@ from torch import Tensor
 from fsr.attacks import ATTACKS, auto
 from fsr.attacks.gradient import Loss, cross_entropy, dlr, logit_margin
 from fsr.audit.ascent import backward, differences, joint, scale_free, scaled_cross_entropy, slope, with_latent_heads
-from fsr.audit.binarization import binary_problem
 from fsr.audit.context import Attackable, Context, Craft, watched
-from fsr.audit.indicators import indicators
+from fsr.audit.proofs import binary_problem, indicators
 from fsr.files import UsageError
 from fsr.models import Classifier, Intervention
 from fsr.models.fsr import masked, switched

@@ -139,13 +139,10 @@ def _audit(run: Run, analysis: Analysis, model: Classifier, options: Options) ->
     record["seconds"] = round(time.monotonic() - started, 3)  # without the surrogate's training
     arrays = {f"group_{key}": correct.numpy() for key, correct in result.groups.items()}
     arrays |= {key: getattr(result, key).numpy() for key in ("worst_case", "authors_protocol")}
-    return record | _counts(result), arrays | {"index": index.numpy().astype(np.int32)}
-
-
-def _counts(result) -> dict:
     same = ("not_applicable", "indicators", "flags", "checks", "binarization", "details", "randomised")
-    record = {name: getattr(result, name) for name in same}
+    record |= {name: getattr(result, name) for name in same}
     for name in ("groups", "attacks", "columns"):
         outcomes = getattr(result, name)
         record[name] = {key: {"n": len(correct), "correct": int(correct.sum())} for key, correct in outcomes.items()}
-    return record | {name: int(getattr(result, name).sum()) for name in ("clean", "authors_protocol", "worst_case")}
+    record |= {name: int(getattr(result, name).sum()) for name in ("clean", "authors_protocol", "worst_case")}
+    return record, arrays | {"index": index.numpy().astype(np.int32)}

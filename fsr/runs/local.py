@@ -36,7 +36,6 @@ class Summary:
     stopped: str | None = None
 
     def add(self, one: "Summary", task: Task, left: list[Task], report: Callable) -> None:
-        """Keep a task's summary, and report a run as done, well or not, once no task of it is left."""
         self.failed, self.stopped = self.failed + one.failed, self.stopped or one.stopped
         for line in one.failed if left else ():  # the others can take hours
             log.warning("failed, the others go on: %s", line)

@@ -31,7 +31,6 @@ class Options:
 
     @property
     def torch_device(self) -> torch.device:
-        """The device as torch names it."""
         return hardware.device_named(self.device)
 
     def late(self) -> bool:
@@ -70,9 +69,7 @@ def once(run: Run, options: Options, done: Callable[[], bool], compute: Callable
         lock.release()
 
 
-@functools.lru_cache(maxsize=2)
-def _data(key: Run, device: str) -> data.Data:
-    return data.load(key, device)
+_data = functools.lru_cache(maxsize=2)(data.load)
 
 
 def data_of(run: Run, device: torch.device | str = "cpu") -> data.Data:

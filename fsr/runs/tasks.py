@@ -28,11 +28,9 @@ class Task:
 
     @property
     def name(self) -> str:
-        """The run's id."""
         return run_id(self.run)
 
     def left(self) -> list[Evaluation | Analysis]:
-        """The evaluations and analyses that are not recorded yet."""
         parts: list[Evaluation | Analysis] = [*self.evaluations, *self.analyses]
         return [part for part in parts if not store.has_record(self.run, part)]
 
@@ -114,10 +112,7 @@ def seconds_left(run: Run, measured: list[tuple[Run, float]], *, epochs: int | N
 
 
 def status(profile: str, sets: Iterable[str] = ("all",), *, device: str | None = None) -> pd.DataFrame:
-    """A row per run: what it is, its id, state, what is recorded of what is planned, seconds of training left, next.
-
-    state: done, partial, missing, or damaged (`next` says what is); seconds: at the speed measured on `device`, or NaN.
-    """
+    """A row per run: id, state (done, partial, missing, damaged), what is recorded, seconds of training left, next."""
     measured, rows, everything = seconds_per_epoch(hardware.device_named(device).type), [], tasks(profile, sets)
     for run in dict.fromkeys(task.run for task in everything):
         own, trained, damage = [t for t in everything if t.run == run], store.is_trained(run), store.damage(run)

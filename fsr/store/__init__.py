@@ -1,7 +1,4 @@
-"""Records of runs: configs, histories, per-sample outcomes and analyses, never overwritten.
-
-Each is written once, whole or not at all, and carries the hash of its content. N: test images of an evaluation.
-"""
+"""Records of runs: configs, histories, outcomes of N test images, analyses; each with its hash, never overwritten."""
 
 import io
 from collections.abc import Iterable
@@ -138,10 +135,7 @@ def _save_arrays(path: Path, **arrays) -> str:
 
 
 def save_evaluation(run: Run, evaluation: Evaluation, index, correct, *, after: dict | None = None, **extra) -> Path:
-    """Store outcomes (packed bits) and their record; an existing record is kept as it is.
-
-    index: (N,) test-set positions; correct: (N,) bool; after: name of a part of the attack to the outcomes after it.
-    """
+    """Store outcomes (packed bits) of the test images index, and their record; an existing record is kept as it is."""
     path = record_path(run, evaluation)
     if path.exists():
         return path

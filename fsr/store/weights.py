@@ -38,7 +38,6 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict | None = Non
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, str, str]]:
-    """(the open file, its digest, its meta as text); MissingRecord when there is none, CorruptFile for another's."""
     if not path.exists():
         raise MissingRecord(f"no such checkpoint: {path}")
     try:

@@ -47,10 +47,7 @@ def recorded(function: Function, example: tuple[Tensor, ...]) -> Function:
 
 
 class Crafter:
-    """Crafts a run's training images on a folded copy of the live model, refilled before each batch.
-
-    channels_last lays model itself out; None: the default. `switches`: what is in use, final after a batch.
-    """
+    """Crafts a run's training images on a folded copy of the live model; `switches`: what is in use after a batch."""
 
     def __init__(self, model: nn.Module, run: Run, device="cpu", *, compile=None, channels_last=None, graphs=None):
         self.model, self.run, self.device = model, run, torch.device(device)
@@ -155,7 +152,6 @@ class FastNet(nn.Module):
         self.ready = False
 
     def _given(self, x: Tensor) -> Tensor:
-        """The images as the network wants them, its own to write into; the first ones make the copy."""
         x = laid_out(x, True) if self.channels_last else x
         if not self.ready:
             self.ready = True
@@ -190,7 +186,6 @@ class FastNet(nn.Module):
         return full_precision(self._fast(torch.cat([x, x]) if n == 1 else x))[:n]  # 1 would be a shape of its own
 
     def trace(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, list]:
-        """Logits and streams, for attacks on more than the logits; not compiled."""
         x = self._given(x)
         logits, streams = self.net.trace(x, y)
         return full_precision(logits), streams

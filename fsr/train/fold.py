@@ -133,7 +133,6 @@ def randomised_statistics(net: nn.Module) -> nn.Module:
 
 
 def _answers(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits and the input gradient of a weighted sum of them, with the same random numbers in every call."""
     torch.manual_seed(0)
     with torch.enable_grad():
         leaf = x.clone().requires_grad_()
@@ -143,11 +142,8 @@ def _answers(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def folded_copy(model: nn.Module, x: Tensor, *, dtype=torch.float32, channels_last: bool = False) -> FoldedCopy | None:
-    """The folded copy of any network, or None, with one line in the log, where none is the same function.
-
-    Networks whose other layers have weights stay float32 where bf16 is asked for.
-    """
-    known = (nn.Conv2d, nn.Linear, *BATCHNORMS)
+    """The folded copy of any network, or None, with one line in the log, where none is the same function."""
+    known = (nn.Conv2d, nn.Linear, *BATCHNORMS)  # others with weights stay float32
     if any(type(m) not in known and list(m.parameters(recurse=False)) for m in model.modules()):
         dtype = torch.promote_types(dtype, torch.float32)
     x, called, live = x[:2].detach().clone(), [], torch.promote_types(dtype, torch.float32)

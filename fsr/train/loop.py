@@ -17,8 +17,7 @@ from fsr.models import FSR, model_of
 from fsr.models.modes import copied, eval_mode
 from fsr.train import distributed
 from fsr.train.fast import Crafter
-from fsr.train.objectives import Objective, draw_start
-from fsr.train.update import Stepper, ema_update, learning_rate, sgd, stream_seed
+from fsr.train.objectives import Objective, Stepper, draw_start, ema_update, learning_rate, sgd, stream_seed
 
 EVAL_BATCH = 500  # held-out images at once
 
@@ -53,10 +52,7 @@ class TrainingProgress:
 
 
 class Trainer:
-    """A model in training, its averages, its optimiser, and where it stands.
-
-    switches, for speed alone: compile, graphs, channels_last (None: measured defaults) and update (compile that too).
-    """
+    """A model in training, its averages and optimiser; switches, for speed alone: see `Crafter`, and update."""
 
     def __init__(self, run: Run, data: Data, *, device="cpu", switches: dict | None = None):
         self.run, self.data, self.device = run, data, torch.device(device)
@@ -91,7 +87,6 @@ class Trainer:
         return {f"{part}/{name}": tensor for part, state in states.items() for name, tensor in state.items()}
 
     def restore(self, tensors: dict[str, Tensor], progress: dict) -> None:
-        """Continue from what `tensors` and `progress` (as JSON) said."""
         states: dict[str, dict[str, Tensor]] = defaultdict(dict)
         for (part, _, name), tensor in ((key.partition("/"), tensor) for key, tensor in tensors.items()):
             states[part][name] = tensor

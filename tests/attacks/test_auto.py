@@ -13,7 +13,6 @@ from pyautoattack import AutoAttack, checks
 
 from fsr.attacks import ATTACKS
 from fsr.attacks import auto as a
-from fsr.attacks.query import square
 from fsr.files import UsageError
 
 EPS, SHORT = 0.01, {"steps": 8, "queries": 60}
@@ -220,7 +219,7 @@ def test_a_model_that_returns_its_own_memory_is_not_written_into():
     """Square sets logits to -inf; here the logits are the image's first pixels themselves."""
     x = torch.rand(8, 1, 3, 3)
     original, y = x.clone(), x.flatten(1)[:, :6].argmax(1)
-    x_adv = square(lambda x: x.flatten(1)[:, :6], x, y, eps=0.3, queries=200)
+    x_adv = ATTACKS["square"](lambda x: x.flatten(1)[:, :6], x, y, eps=0.3, queries=200)
     broken = x_adv.flatten(1)[:, :6].argmax(1) != y
     assert torch.equal(x, original) and broken.sum() > 4
     assert (x_adv - x).abs().flatten(1).amax(1)[broken].min() > 0

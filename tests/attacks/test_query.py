@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from fsr.attacks import query
-from fsr.attacks.query import nattack
+from fsr.attacks import gradient as query
+from fsr.attacks.gradient import nattack
 
 
 class Linear:

@@ -23,10 +23,7 @@ MIN_SEEDS = 3  # fewer only point somewhere
 
 
 def known_results() -> pd.DataFrame:
-    """The packaged numbers of others: kind (paper, rerun, anchor, computed), source, setting, metric, value, unit.
-
-    Percent stays percent here; only rows of kind `paper` may be called the paper's.
-    """
+    """The packaged numbers of others, percent as percent; only rows of kind `paper` may be called the paper's."""
     return pd.read_csv(DATA / "known_results.csv", keep_default_na=False)
 
 
@@ -42,11 +39,7 @@ def paper_file() -> Path:
 
 
 def paper_values(path: Path | None = None) -> pd.DataFrame:
-    """The paper's cells as a person typed them: COLUMNS and their line; empty without a file.
-
-    row: a row's name as our table prints it; metric: a column's (clean, pgd20, autoattack, gain ...). UsageError names
-    file and line of an unknown name, a value out of its unit's range, or a cell that is there twice.
-    """
+    """The paper's cells as a person typed them, with their lines; empty without a file; UsageError names a bad line."""
     try:
         path = path or paper_file()
         text = path.read_text(encoding="utf-8-sig")

@@ -75,10 +75,7 @@ def _measured(cell) -> str:
 
 
 def _best(frame: pd.DataFrame) -> pd.Series:
-    """Best cells of our rows: in a column of one data set, network and checkpoint, among rows with the most seeds.
-
-    There must be two that differ. A network for which AutoAttack is in doubt wins with none of its weights.
-    """
+    """Our best cells, if two differ, among rows with the most seeds; a network in AutoAttack's doubt wins nothing."""
     network = [frame[name] for name in ROW if name != "checkpoint"]
     doubted = frame["flags"].fillna("none").ne("none").groupby(network, sort=False).transform("any")
     ours = frame[(frame["kind"] == "ours") & frame["value"].notna() & ~doubted]
@@ -170,10 +167,7 @@ def texts(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def show(frame: pd.DataFrame) -> Styler:
-    """A table of `tables.table` for the screen: groups under headings, intervals on a line of their own, best in bold.
-
-    Rows that have not been run are counted below it; the csv has them one by one.
-    """
+    """A table for the screen: groups under headings, best in bold; rows that were not run are counted below it."""
     text, classes = texts(frame)
     values, heading = classes.iloc[:, 1:], classes.iloc[:, 0] == "group"
     empty = ((values == "empty") | (text.iloc[:, 1:] == "")).all(axis=1) & (values == "empty").any(axis=1)

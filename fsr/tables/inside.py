@@ -187,10 +187,7 @@ def audit_lines(record: dict) -> list[str]:
 
 
 def provenance(profile: str) -> pd.DataFrame:
-    """A row per finished training: its code, machine and precision of crafting; shared: its device was not its own.
-
-    resumed: trained in several parts; float16_weights: they were rounded after training, before any evaluation.
-    """
+    """A row per finished training; precision: of crafting; resumed: in parts; shared: its device with others."""
     rows = []
     for run in filter(store.is_trained, experiments.SETS[experiments.profile_of(profile).name]["all"]):
         record = store.environment(run)

@@ -37,10 +37,7 @@ def of_other_weights(run: Run, evaluation: Evaluation) -> bool:
 
 
 def outcome(run: Run, evaluation: Evaluation) -> pd.Series | None:
-    """Right or wrong (bool) by test-set position; None when it was not run, or on other weights.
-
-    `ensemble` is right where all five of the authors' columns are right, on the images that all five have.
-    """
+    """Right (bool) by test-set position; `ensemble`: under all five columns; None: not run, or of other weights."""
     parts = _parts(evaluation)
     if not all(store.has_evaluation(run, part) for part in parts) or of_other_weights(run, evaluation):
         return None
@@ -48,10 +45,7 @@ def outcome(run: Run, evaluation: Evaluation) -> pd.Series | None:
 
 
 def accuracy(runs: Runs, evaluation: Evaluation) -> dict:
-    """Mean over seeds as a fraction; value is missing when no seed was run.
-
-    low, high: Wilson's 95 % interval at the mean and the n of one seed, since all seeds see the same images.
-    """
+    """Mean over seeds as a fraction with Wilson's interval at one seed's n, since all see the same images; flags."""
     found = {run: o for run in runs if (o := outcome(run, evaluation)) is not None}
     cell: dict = {"planned": len(runs), "seeds": len(found)}
     if found:
@@ -70,8 +64,7 @@ def mean_of(values: list[float], n: int) -> dict:
 def gain(runs: Runs, baseline: Runs, evaluation: Evaluation, base_evaluation: Evaluation | None = None) -> dict:
     """Accuracy of `runs` minus `baseline` as a fraction, on the images that both have, seed by seed.
 
-    low, high: paired bootstrap over images; seeds_low, seeds_high: crossed bootstrap over seeds and images, from three
-    seeds on; p_first_seed: McNemar's exact test of one pair of networks.
+    low, high: over images; seeds_low, seeds_high: over both, from three seeds on; p_first_seed: McNemar's, of one pair.
     """
     bases = {run.seed: outcome(run, base_evaluation or evaluation) for run in baseline}
     both = [(bases.get(run.seed), outcome(run, evaluation)) for run in runs]

@@ -6,8 +6,7 @@ from dataclasses import replace
 import pandas as pd
 
 from fsr import experiments, reference
-from fsr.config import Evaluation, Run
-from fsr.experiments import Row
+from fsr.config import Run
 from fsr.files import UsageError
 from fsr.tables import labels, outcomes
 from fsr.tables.labels import NOT_RUN
@@ -22,10 +21,7 @@ OTHER_WEIGHTS, JOINT = "other weights", "pgd20-joint"
 
 
 def frame(name: str, profile: str) -> pd.DataFrame:
-    """One of these tables as numbers: a row per (network, checkpoint, row, kind, metric), values as fractions.
-
-    kind: ours, gain, paper, difference, rerun, anchor; value is empty where nothing was run, and status says why.
-    """
+    """A table, values as fractions; kind: ours, gain, paper, difference, rerun, anchor; status: why it is empty."""
     ours = list(_ours(profile, KINDS[name]))
     table = pd.DataFrame([*ours, *_paper(name, ours), *_others(name, ours)], columns=COLUMNS)
     return table.astype(dict.fromkeys([*NUMBERS, *OVER_SEEDS], float))
@@ -36,28 +32,29 @@ def _ours(profile: str, kind: str) -> Iterator[dict]:
         run = row.runs[0]
         planned = experiments.evaluations(profile, kind, run)
         kept = row.checkpoints or {e.checkpoint for e in planned if e.intervention == row.intervention}
-        for checkpoint in [name for name in experiments.CHECKPOINTS if name in kept] or ["last"]:
-            keys: dict = {"dataset": run.dataset, "backbone": run.backbone, "network": labels.network(run)}
-            keys |= {"checkpoint": checkpoint, "source": "this project", "axis": row.axis, "setting": row.value}
-            keys["full_size"] = (run.width, run.blocks, run.train_size, run.epochs) == (None, None, None, 100)
-            for shown in ("ours", "gain") if row.baseline else ("ours",):
-                for metric, evaluation in experiments.columns(profile, kind).items():
-                    yield keys | _cell(row, shown, metric, replace(evaluation, checkpoint=checkpoint))
-
-
-def _cell(row: Row, kind: str, metric: str, evaluation: Evaluation) -> dict:
-    name, tested = row.name, replace(evaluation, intervention=row.intervention)
-    if kind == "ours":
-        cell = outcomes.accuracy(row.runs, tested)
-    else:
-        cell = outcomes.gain(row.runs, row.baseline, tested, evaluation)
-        name += f": gain over {labels.method(row.baseline[0].label)}"
-    status = None
-    if metric == JOINT and (kind == "gain" or not experiments.has_heads(row.runs[0])):
-        status = "not applicable"
-    elif "value" not in cell:
-        status = OTHER_WEIGHTS if any(outcomes.of_other_weights(run, tested) for run in row.runs) else NOT_RUN
-    return {"row": name, "kind": kind, "metric": metric, "status": status, **cell}
+        keys: dict = {"dataset": run.dataset, "backbone": run.backbone, "network": labels.network(run)}
+        keys |= {"source": "this project", "axis": row.axis, "setting": row.value}
+        keys["full_size"] = (run.width, run.blocks, run.train_size, run.epochs) == (None, None, None, 100)
+        evaluations = [
+            (shown, metric, replace(evaluation, checkpoint=checkpoint))
+            for checkpoint in [name for name in experiments.CHECKPOINTS if name in kept] or ["last"]
+            for shown in ("ours", "gain")[: 2 if row.baseline else 1]
+            for metric, evaluation in experiments.columns(profile, kind).items()
+        ]
+        for shown, metric, evaluation in evaluations:
+            keys |= {"checkpoint": evaluation.checkpoint, "kind": shown, "metric": metric, "status": None}
+            tested = replace(evaluation, intervention=row.intervention)
+            if shown == "ours":
+                cell = {"row": row.name} | outcomes.accuracy(row.runs, tested)
+            else:
+                cell = {"row": f"{row.name}: gain over {labels.method(row.baseline[0].label)}"}
+                cell |= outcomes.gain(row.runs, row.baseline, tested, evaluation)
+            if metric == JOINT and (shown == "gain" or not experiments.has_heads(run)):
+                cell["status"] = "not applicable"
+            elif "value" not in cell:
+                mixed = any(outcomes.of_other_weights(one, tested) for one in row.runs)
+                cell["status"] = OTHER_WEIGHTS if mixed else NOT_RUN
+            yield keys | cell
 
 
 def _others(table: str, ours: list[dict]) -> Iterator[dict]:
@@ -66,19 +63,14 @@ def _others(table: str, ours: list[dict]) -> Iterator[dict]:
     metrics, known = {r["metric"] for r in ours}, reference.known_results()
     for row in known[known["kind"].isin(["rerun", "anchor"]) & (known["unit"] == "percent")].to_dict("records"):
         if (row["dataset"], row["backbone"]) in places and row["metric"] in metrics:
-            theirs: dict = {
-                "network": labels.network(Run(backbone=row["backbone"])),
-                "row": labels.method(row["method"]),
-            }
-            theirs |= {"checkpoint": row["checkpoint"] or "unknown", "value": row["value"] / 100, "full_size": True}
+            network = labels.network(Run(backbone=row["backbone"]))
+            theirs = {"network": network, "row": labels.method(row["method"]), "full_size": True}
+            theirs |= {"checkpoint": row["checkpoint"] or "unknown", "value": row["value"] / 100}
             yield row | theirs
 
 
 def paper_cells(table: str, *, rows: Collection, units: Mapping[str, str]) -> Iterator:
-    """The typed cells of one table; UsageError names the line of one that has no row, column or unit of it.
-
-    rows: row names, or (data set, backbone, row) where a table has several networks; units: metric -> its unit.
-    """
+    """The typed cells of one table, whose rows are names or (data set, backbone, name); units: metric -> its unit."""
     typed = reference.paper_values()
     for cell in typed[typed["table"] == table].itertuples():
         known = cell.row in rows or (cell.dataset, cell.backbone, cell.row) in rows
@@ -90,10 +82,7 @@ def paper_cells(table: str, *, rows: Collection, units: Mapping[str, str]) -> It
 
 
 def _paper(table: str, ours: list[dict]) -> Iterator[dict]:
-    """The paper's own cells beside the `last` weights, which the authors' code keeps, and ours minus them.
-
-    A difference is taken only at the paper's own size.
-    """
+    """The paper's cells beside the `last` weights, which the authors' code keeps, and at full size ours minus them."""
     kind = KINDS[table]
     plans = [row for name in experiments.PROFILES for row in experiments.ROWS[name][kind]]
     rows = {(row.runs[0].dataset, row.runs[0].backbone, row.name) for row in plans}

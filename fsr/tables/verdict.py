@@ -137,10 +137,7 @@ def cues(profile: str, claim: Claim) -> Finding:
 
 
 def accuracy(profile: str, claim: Claim) -> Finding:
-    """AT + FSR's accuracy in percent: equivalent to the stated value by two one-sided t tests (Schuirmann 1987).
-
-    They are the 90 % t interval within the tolerance; below three seeds it is Wilson's interval over images.
-    """
+    """AT + FSR's accuracy in percent: its 90 % t interval within the tolerance (two one-sided tests)."""
     row, evaluation = _row(profile, "AT + FSR"), _column(profile, claim.metric, claim.checkpoint)
     cell = outcomes.accuracy(row.runs, evaluation)
     if "value" not in cell:
@@ -195,10 +192,7 @@ def training(profile: str, claim: Claim) -> Finding:
 
 
 def log_gaps(ours: pd.DataFrame) -> tuple[dict[str, float], float]:
-    """Mean absolute differences of a history (index: epoch) to the log of the authors' code.
-
-    Of each loss, and of the training accuracy under attack in points.
-    """
+    """Mean absolute differences of a history to the authors' log: of each loss, and of the accuracy in points."""
     log = reference.epoch_log().set_index("epoch").loc[ours.index]
     apart = {name: float((ours[a] - log[b]).abs().mean()) for name, (a, b) in BESIDE.items()}
     return apart, float((100 * ours["train_adv_acc"] - log["train_adv_acc"]).abs().mean())

@@ -61,15 +61,6 @@ def test_gain_is_paired_by_image_and_has_its_sign(records, shown, before, after,
     assert shown(GAIN)["PGD-20"].startswith(f"{sign}4.0 [{sign}")
 
 
-def test_an_interval_over_seeds_and_images_needs_three_seeds(records):
-    for i, (plain, both) in enumerate(zip(WHITEBOX["AT"], WHITEBOX["AT + FSR"])):
-        records("demo").columns(plain, 400)
-        records("demo").columns(both, 410 + 10 * i)
-        cell = pick(kind="gain", row=GAIN)
-        assert np.isfinite(cell["seeds_low"]) == (i == 2)
-    assert cell["seeds_low"] < cell["low"] < cell["value"] < cell["high"] < cell["seeds_high"]
-
-
 def test_ensemble_is_taken_per_image_and_needs_all_five(records, shown):
     write = records("demo")
     write.columns(WHITEBOX["AT + FSR"][2], 400)

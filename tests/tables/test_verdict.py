@@ -174,11 +174,6 @@ def test_the_studys_predictions(root, early, last, variant, told):
     assert list(found.loc[["C18", "C19"], "ours"]) == pytest.approx([last / 20, early / 20])
 
 
-def test_a_study_with_seeds_missing_only_points_somewhere(root):
-    study({("AT", "last"): 600, ("AT + FSR", "last"): 660}, seeds=4)
-    assert list(verdicts("overfit").loc[["C18", "C19"], "verdict"]) == ["points towards", "not tested"]
-
-
 @pytest.mark.parametrize(("crossing", "told"), [(None, "supported"), (3, "not supported")])
 def test_training_accuracy_stays_below_at_every_epoch(records, crossing, told):
     for name, level in (("AT", 0.5), ("AT + FSR", 0.4)):

@@ -41,31 +41,23 @@ def test_a_typed_cell_is_read_and_blank_lines_and_a_byte_order_mark_are_forgiven
 
 
 LINE = "T1,cifar10,resnet18,AT,clean,{},percent,"
+GOOD = LINE.format(82)
+BAD = [([LINE.format(v)], f"line 2: '{v}' of 'clean' is no number") for v in ("82 %", "nan", "182", "-1")]
+BAD += [([GOOD.replace("percent", "procent")], "line 2: unknown unit 'procent'"), ([GOOD + "a,b"], "line 2: 9 fields")]
+BAD += [
+    ([GOOD.replace("T1", "T11")], "line 2: unknown table 'T11'"),
+    ([GOOD.replace("clean", "")], "line 2: '82' of ''"),
+]
+BAD += [([GOOD.replace("cifar10", "cifar-10")], "line 2: unknown dataset 'cifar-10'")]
+BAD += [([GOOD, GOOD.replace("clean", "fgsm"), GOOD], "line 4: .* already in line 2")]
 
 
-@pytest.mark.parametrize(
-    ("lines", "message"),
-    [
-        *(
-            ([LINE.format(value)], f"line 2: '{value}' of 'clean' is no number")
-            for value in ("82 %", "nan", "182", "-1")
-        ),
-        ([LINE.format(82).replace("percent", "procent")], "line 2: unknown unit 'procent'"),
-        ([LINE.format(82).replace("T1", "T11")], "line 2: unknown table 'T11'"),
-        ([LINE.format(82).replace("cifar10", "cifar-10")], "line 2: unknown dataset 'cifar-10'"),
-        ([LINE.format(82).replace("clean", "")], "line 2: '82' of ''"),
-        ([LINE.format(82) + "a,b"], "line 2: 9 fields instead of 8"),
-        ([LINE.format(82), LINE.format(50).replace("clean", "fgsm"), LINE.format(82)], "line 4: .* already in line 2"),
-    ],
-)
-def test_a_bad_cell_names_its_line(tmp_path, lines, message):
+@pytest.mark.parametrize(("lines", "message"), BAD)
+def test_a_bad_cell_names_its_line_and_an_unknown_column_is_refused(tmp_path, lines, message):
     with pytest.raises(UsageError, match=message):
         reference.paper_values(typed(tmp_path, *lines))
-
-
-def test_an_unknown_column_is_refused(tmp_path):
     with pytest.raises(UsageError, match="line 1: the columns must be table,dataset"):
-        reference.paper_values(typed(tmp_path, "T1,a,b", header="table,data,value\n"))
+        reference.paper_values(typed(tmp_path, *lines, header="table,data,value\n"))
 
 
 def test_claims_cover_the_abstract_and_the_reruns_seven_numbers():

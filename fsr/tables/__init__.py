@@ -49,13 +49,11 @@ def notes(profile: str, name: str, frame: pd.DataFrame | None = None) -> list[st
     frame = table(profile, name) if frame is None else frame
     told = verdict.notes(profile) if name == "T10" else []
     mixed = "status" in frame and frame["status"].eq(robustness.OTHER_WEIGHTS).any()
-    for row in experiments.ROWS[profile][robustness.KINDS[name]] if mixed else ():
-        for run in row.runs:
-            if any(outcomes.of_other_weights(run, evaluation) for evaluation in store.evaluations(run)):
-                advice = (
-                    f"move results/runs/{run_id(run)} away, then `python -m fsr run-all -p {profile}` makes it again"
-                )
-                told.append(f"{row.name}: what is left out is of other weights than its training's; {advice}.")
+    rows = experiments.ROWS[profile][robustness.KINDS[name]] if mixed else ()
+    for method, run in [(row.name, run) for row in rows for run in row.runs]:
+        if any(outcomes.of_other_weights(run, evaluation) for evaluation in store.evaluations(run)):
+            again = f"move results/runs/{run_id(run)} away, then `python -m fsr run-all -p {profile}` makes it again"
+            told.append(f"{method}: what is left out is of other weights than its training's; {again}.")
     if "flags" in frame and frame["flags"].fillna("none").ne("none").any():
         told.append("† AutoAttack is in doubt: its own warning, or another attack breaks what it leaves (csv: flags).")
     if name == "T9" and (frame["version"] < AUDIT_VERSION).any():

@@ -124,12 +124,11 @@ def added(pair: pd.DataFrame) -> dict[str, Any]:
 
 def audits(profile: str) -> pd.DataFrame:
     """T9: a row per network and item: `correct` of `n` images still right, a value, or a text (why not)."""
-    cells = []
-    for row in experiments.ROWS[profile]["audit"]:
-        for analysis, record in recorded(profile, row.runs[0], "audit"):
-            keys = {"row": row.name, "checkpoint": analysis.checkpoint, "budget": analysis.budget}
-            keys["version"] = record.get("version", 1) if record else None
-            cells += [keys | cell for cell in _items(record)]
+    cells, runs = [], [(row.name, row.runs[0]) for row in experiments.ROWS[profile]["audit"]]
+    for name, analysis, record in ((name, *one) for name, run in runs for one in recorded(profile, run, "audit")):
+        version = record.get("version", 1) if record else None
+        keys = {"row": name, "checkpoint": analysis.checkpoint, "budget": analysis.budget, "version": version}
+        cells += [keys | cell for cell in _items(record)]
     return pd.DataFrame(cells, columns=AUDIT).astype({"n": float, "correct": float, "value": float})
 
 
@@ -163,9 +162,9 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
     """T9's rows with their title and text, in the audit's order, then worst case, flags and indicators."""
     rank = {item: place for place, item in enumerate([PROTOCOL, *GROUPS, WORST, FLAGS, CHECKS])}
     places = [rank.get(item, len(rank) + (item == UNBROKEN)) for item in table["item"]]
-    table = table.assign(place=places).sort_values("place", kind="stable")
     titles = [GROUPS.get(item, item.replace("_", " ")) for item in table["item"]]
-    return table.assign(title=titles, shown=[_text(cell) for cell in table.itertuples()])
+    table = table.assign(place=places, title=titles, shown=[_text(cell) for cell in table.itertuples()])
+    return table.sort_values("place", kind="stable")
 
 
 def _text(cell) -> str:

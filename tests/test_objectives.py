@@ -75,7 +75,7 @@ def test_losses_stay_finite_for_confident_logits_and_exact_for_bf16_ones(method)
 
 def with_heads(*names):
     """Streams with random auxiliary logits (5, 4) and nothing else."""
-    return Streams(None, None, None, None, None, {name: torch.randn(5, 4) for name in names})
+    return Streams(torch.zeros(5, 1, 1, 1), {name: torch.randn(5, 4) for name in names})
 
 
 def test_fsr_terms_equal_a_loop_over_samples_and_modules():

@@ -6,4 +6,4 @@ from fsr.models.fsr import FSR, INTERVENTIONS, Intervention, Streams, gumbel_mas
 from fsr.models.insert import Classifier, Inserted
 from fsr.models.modes import count_macs, count_params
 from fsr.models.official import load_official
-from fsr.models.peers import CAS, CIFS, FeatureDenoising, PeerStreams
+from fsr.models.peers import CAS, CIFS, FeatureDenoising

@@ -55,14 +55,14 @@ def gumbel_mask(
 
 
 class Streams(NamedTuple):
-    """What one FSR module made of its input; a control that lacks a stream has None there."""
+    """What one inserted module made of its input; a peer, or a control, that lacks a stream has None there."""
 
     features: Tensor  # (N, C, H, W)  what the network sees next: robust + recalibrated
-    robust: Tensor | None  # (N, C, H, W)  mask * f
-    nonrobust: Tensor | None  # (N, C, H, W)  (1 - mask) * f
-    recalibrated: Tensor | None  # (N, C, H, W)  nonrobust + (1 - mask) * correction
-    mask: Tensor | None  # (N, C, H, W)  in [0, 1]
-    aux: dict[str, Tensor]  # stream's name to the auxiliary head's logits (N, K)
+    aux: dict[str, Tensor]  # stream's name, or `probe`, to logits (N, K)
+    robust: Tensor | None = None  # (N, C, H, W)  mask * f
+    nonrobust: Tensor | None = None  # (N, C, H, W)  (1 - mask) * f
+    recalibrated: Tensor | None = None  # (N, C, H, W)  nonrobust + (1 - mask) * correction
+    mask: Tensor | None = None  # (N, C, H, W)  in [0, 1]
 
 
 class Intervention(NamedTuple):
@@ -114,17 +114,17 @@ class FSR(nn.Module):
 
     def _split(self, f: Tensor, u: tuple[Tensor, Tensor] | None) -> Streams:
         if self.spec.kind == "aux":
-            return Streams(f, f, None, f, None, {})
+            return Streams(f, {}, robust=f, recalibrated=f)
         if self.spec.kind == "residual":
             g = f + self.score(f)
-            return Streams(g + self.correct(g), None, None, None, None, {})
+            return Streams(g + self.correct(g), {})
         mask = self.mask(f, u)
         robust, nonrobust = f * mask, f * (1 - mask)
         if self.correct is None:
-            return Streams(robust.to(f.dtype), robust, nonrobust, None, mask, {})
+            return Streams(robust.to(f.dtype), {}, robust, nonrobust, mask=mask)
         off = self.intervention is not None and not self.intervention.recalibrate
         recalibrated = nonrobust if off else nonrobust + (1 - mask) * self.correct(nonrobust.to(f.dtype))
-        return Streams((robust + recalibrated).to(f.dtype), robust, nonrobust, recalibrated, mask, {})
+        return Streams((robust + recalibrated).to(f.dtype), {}, robust, nonrobust, recalibrated, mask)
 
     def forward(self, f: Tensor) -> Tensor:
         """Features (N, C, H, W) only: the auxiliary head is not run."""

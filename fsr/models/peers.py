@@ -1,20 +1,13 @@
 """Modules that FSR is compared with, after the map f (N, C, H, W) of a block or stage; K classes."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fsr.files import UsageError
-
-
-class PeerStreams(NamedTuple):
-    """What one peer made of its input."""
-
-    features: Tensor  # (N, C, H, W)  what the network sees next
-    aux: dict[str, Tensor]  # {"probe": (N, K)} for CAS and CIFS, {} for feature denoising
+from fsr.models.fsr import Streams
 
 
 class FeatureDenoising(nn.Module):
@@ -35,8 +28,8 @@ class FeatureDenoising(nn.Module):
         mean = (flat @ flat.mT) @ flat if narrow else flat @ (flat.mT @ flat)
         return f + self.bn(self.conv((mean / flat.shape[2]).view_as(f)))
 
-    def streams(self, f: Tensor, y: Tensor | None = None) -> PeerStreams:
-        return PeerStreams(self(f), {})
+    def streams(self, f: Tensor, y: Tensor | None = None) -> Streams:
+        return Streams(self(f), {})
 
 
 class _Probed(nn.Module):
@@ -47,12 +40,12 @@ class _Probed(nn.Module):
     def forward(self, f: Tensor) -> Tensor:
         return self.streams(f).features
 
-    def streams(self, f: Tensor, y: Tensor | None = None) -> PeerStreams:
+    def streams(self, f: Tensor, y: Tensor | None = None) -> Streams:
         """Features and the probe's logits; y: (N,) int64, needed in training mode and read there only."""
         if self.training and y is None:
             raise UsageError(f"{type(self).__name__} in training mode needs the labels: call trace(x, y)")
         gate, logits = self.gate(f, y if self.training else None)
-        return PeerStreams(f * gate[:, :, None, None].to(f.dtype), {"probe": logits})
+        return Streams(f * gate[:, :, None, None].to(f.dtype), {"probe": logits})
 
 
 class CAS(_Probed):

@@ -14,18 +14,8 @@ from fsr import runs, store
 from fsr.analyse import module_inputs
 from fsr.config import BACKBONES, PEERS, Backbone, FSRSpec, Peer, PeerSpec, Run, for_dataset, named, run_id
 from fsr.files import UsageError
-from fsr.models import (
-    CAS,
-    CIFS,
-    FSR,
-    Classifier,
-    FeatureDenoising,
-    Streams,
-    build_model,
-    count_macs,
-    count_params,
-    model_of,
-)
+from fsr.models import CAS, CIFS, FSR, Classifier, FeatureDenoising, build_model, count_macs, count_params, model_of
+from fsr.models.fsr import Streams
 from fsr.models.insert import Inserted, insert_all
 from fsr.models.modes import copied
 

@@ -15,15 +15,9 @@ from pathlib import Path
 import psutil
 
 RAY = str(Path(sys.executable).with_name("ray"))
-PATIENT = {  # busy machines
-    "RAY_agent_register_timeout_ms": "180000",
-    "RAY_gcs_server_request_timeout_seconds": "120",
-    "RAY_raylet_start_wait_time_s": "180",
-}
 
 
 def free_port() -> int:
-    """A TCP port that nobody uses at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -31,7 +25,10 @@ def free_port() -> int:
 
 def environment() -> dict[str, str]:
     """Of nodes and drivers alike: one secret of their own, no usage statistics, patience."""
-    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"} | PATIENT
+    patient = {"agent_register_timeout_ms": "180000", "gcs_server_request_timeout_seconds": "120"}
+    patient |= {"raylet_start_wait_time_s": "180"}
+    alike = {"AUTH_MODE": "token", "AUTH_TOKEN": secrets.token_hex(32), "USAGE_STATS_ENABLED": "0"}
+    return {f"RAY_{name}": value for name, value in (alike | patient).items()}
 
 
 def start(arguments: list[str], log: Path, *, cpus: int) -> subprocess.Popen:
@@ -52,7 +49,6 @@ def start(arguments: list[str], log: Path, *, cpus: int) -> subprocess.Popen:
 
 
 def children(pid: int) -> list[int]:
-    """Every descendant of a process."""
     return [child.pid for child in psutil.Process(pid).children(recursive=True)]
 
 
@@ -66,7 +62,6 @@ def working(node: subprocess.Popen, name: str) -> list[int]:
 
 
 def end(node: subprocess.Popen) -> None:
-    """Stop one node and all its processes, by their own ids."""
     if node.poll() is None:
         below = children(node.pid)
         node.send_signal(signal.SIGTERM)
@@ -81,11 +76,8 @@ def end(node: subprocess.Popen) -> None:
 
 @contextlib.contextmanager
 def cluster(*, cpus: int):
-    """(address, nodes): a head without cores, then two worker nodes that run `cpus` tasks of one core at a time.
-
-    os.environ must hold `environment()`. Ray's sockets lie below a folder that must have a short name.
-    """
-    folder, port, nodes = Path(tempfile.mkdtemp(prefix="ray")), free_port(), []
+    """(address, nodes): a head without cores and two workers with `cpus`; os.environ must hold `environment()`."""
+    folder, port, nodes = Path(tempfile.mkdtemp(prefix="ray")), free_port(), []  # sockets need a short name
     head = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}"]
     head += ["--no-monitor", f"--ray-client-server-port={free_port()}", f"--dashboard-port={free_port()}"]
     try:

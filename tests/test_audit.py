@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from tiny import BRISK
+from tiny import BRISK, Wrapped
 from torch import nn
 from torch.nn import functional as F
 
@@ -15,7 +15,7 @@ from fsr.attacks.gradient import cross_entropy, pgd
 from fsr.audit import BUDGETS, GROUPS, Context, audit, binarization_test, cheap_checks, run_group
 from fsr.audit.context import watched
 from fsr.audit.proofs import NAMES, indicators
-from fsr.config import FSRSpec, PeerSpec
+from fsr.config import FSRSpec
 from fsr.files import UsageError
 from fsr.models import FSR, build_model
 
@@ -24,19 +24,7 @@ EPS = 0.15
 
 @pytest.fixture
 def brisk(monkeypatch):
-    """Far less than quick, where only the plumbing is asked."""
     monkeypatch.setitem(BUDGETS, "quick", BRISK)
-
-
-class After(nn.Module):
-    """A network with something done to its images before, and to its logits after."""
-
-    def __init__(self, net, before=lambda x: x, after=lambda z: z):
-        super().__init__()
-        self.net, self.before, self.after = net, before, after
-
-    def forward(self, x):
-        return self.after(self.net(self.before(x)))
 
 
 def fit(before=lambda x: x, *, robust=False):
@@ -89,7 +77,7 @@ def test_a_planted_fake_defence_falls(name, monkeypatch):
         monkeypatch.setitem(GROUPS, group, lambda context, details: [])
     done, trained, bound = FAKES[name]
     net, x, y = fit(**done) if trained else fit()
-    result = audit(After(net, **done), x, y, EPS)
+    result = audit(Wrapped(net, **done), x, y, EPS)
     assert accuracy(result.clean) > 0.8 and accuracy(result.worst_case) < bound
     assert result.randomised == (name == "noise left on")
 
@@ -97,14 +85,17 @@ def test_a_planted_fake_defence_falls(name, monkeypatch):
 def test_what_a_scaled_network_and_a_staircase_show_beside_their_accuracy(natural, brisk):
     net, x, y = natural
     results = {"honest": audit(net, x, y, EPS)}
-    results["scaled"] = audit(After(net, after=lambda z: 1 / (1 + (-5000 * z).exp())), x, y, EPS)
-    results["stairs"] = audit(After(net, before=stairs), x, y, EPS)
+    results["scaled"] = audit(Wrapped(net, after=lambda z: 1 / (1 + (-5000 * z).exp())), x, y, EPS)
+    results["stairs"] = audit(Wrapped(net, before=stairs), x, y, EPS)
     for name, result in results.items():
         assert (result.indicators["unavailable_gradients"] > 0.5) == (name != "honest")
         assert result.checks["pgd_above_autoattack"] == (name != "honest")
         assert not result.checks["batch_dependent"] and not result.checks["changed"]
         assert (result.binarization["pgd20"] > 0.9) == (name == "honest")
         assert result.binarization["random-noise"] == 0
+        left_out = {"bpda", "mask", "noise", "latent/joint", "transfer/m1", "transfer/r0", "transfer/surrogate"}
+        assert result.not_applicable.keys() == left_out and not left_out & result.groups.keys()
+        assert result.indicators["transfer_failure"] is None
 
 
 def test_an_honest_defence_stays_as_robust_as_it_is(brisk):
@@ -151,14 +142,6 @@ def test_fsr_gets_every_group_and_the_worst_case_is_all_of_them(fsr, brisk):
     assert {"pgd20", "square", "autoattack/standard", "bpda/apgd-ce", "queries/nes"} <= result.binarization.keys()
 
 
-def test_groups_that_need_fsr_are_named_as_not_applicable(natural, brisk):
-    net, x, y = natural
-    result = audit(net, x[:10], y[:10], EPS)
-    left_out = {"bpda", "mask", "noise", "latent/joint", "transfer/m1", "transfer/r0", "transfer/surrogate"}
-    assert set(result.not_applicable) == left_out and all(result.not_applicable.values())
-    assert result.indicators["transfer_failure"] is None and not {"bpda", "mask", "noise"} & result.groups.keys()
-
-
 def test_a_stopped_audit_goes_on_and_ends_as_if_never_stopped(natural, brisk):
     net, x, y = natural[0], natural[1][:20], natural[2][:20]
     kept: dict[str, dict] = {}
@@ -181,23 +164,11 @@ def test_a_stopped_audit_goes_on_and_ends_as_if_never_stopped(natural, brisk):
         assert getattr(whole, part) == getattr(resumed, part)
 
 
-REFUSED = [
-    {"x": torch.rand(4, 3, 8, 8) + 1},
-    {"x": torch.rand(4, 8, 8)},
-    {"x": torch.full((4, 3, 8, 8), torch.nan)},
-    {"x": torch.zeros(0, 3, 8, 8), "y": torch.zeros(0, dtype=torch.long)},
-    {"y": torch.tensor([0, 1, 2, 10])},
-    {"y": torch.tensor([0, 1, 2, -1])},
-    {"y": torch.zeros(3, dtype=torch.long)},
-    {"eps": 0.0},
-    {"eps": 8},
-    {"eps": None},
-    {"budget": "huge"},
-    {"model": lambda x: x},
-    {"model": nn.ModuleDict({"a": type("Locked", (nn.Flatten,), {"__deepcopy__": lambda *_: 1 / 0})()})},
-    {"model": nn.Flatten(0)},
-    {"done": {"autoattack": {"attacks": {"standard": [True] * 3}}}},
-]
+# beside what tests of attacks give it
+REFUSED = [{"x": torch.zeros(0, 3, 8, 8), "y": torch.zeros(0, dtype=torch.long)}, {"eps": 0.0}, {"budget": "huge"}]
+REFUSED += [{"model": lambda x: x}, {"model": nn.Flatten(0)}]
+REFUSED += [{"model": nn.ModuleDict({"a": type("Locked", (nn.Flatten,), {"__deepcopy__": lambda *_: 1 / 0})()})}]
+REFUSED += [{"done": {"autoattack": {"attacks": {"standard": [True] * 3}}}}]
 
 
 @pytest.mark.parametrize("change", REFUSED)
@@ -208,39 +179,51 @@ def test_what_cannot_be_audited_is_refused(change):
         audit(**{**given, **change})
 
 
-def two_off(z):
-    """Two more classes, switched off."""
-    return torch.cat([z, torch.full((len(z), 2), -torch.inf)], 1)
+def hooked(net):
+    net[0].register_forward_pre_hook(lambda module, given: (0.9 * given[0],))
+    return net
 
 
 SAME = {  # two networks that decide alike
-    "writes into its input": ({"before": lambda x: x.clamp_(0, 1).mul_(2).div_(2)}, lambda x: x),
-    "minus infinity": ({"after": two_off}, lambda x: x),
-    "double precision": ({}, lambda x: x),
+    "writes into its input": (lambda net: Wrapped(net, lambda x: x.clamp_(0, 1).mul_(0.9)), lambda x: 0.9 * x),
+    "minus infinity": (lambda net: Wrapped(net, after=lambda z: F.pad(z, (0, 2), value=-torch.inf)), lambda x: x),
+    "double precision": (nn.Module.double, lambda x: x),
+    "a hook": (hooked, lambda x: 0.9 * x),
 }
 
 
 @pytest.mark.parametrize("name", SAME)
 def test_what_changes_no_decision_changes_no_verdict(natural, brisk, name):
     net, x, y = natural[0], natural[1][:30], natural[2][:30]
-    done, before = SAME[name]
-    other = After(copy.deepcopy(net).double() if name == "double precision" else net, **done)
-    other, plain = (audit(model, x.clone(), y, 0.05) for model in (other, After(net, before)))
+    change, before = SAME[name]
+    plain = audit(Wrapped(net, before), x, y, 0.05)
+    torch.set_default_dtype(torch.float64)
+    other = audit(change(copy.deepcopy(net)), x.clone(), y, 0.05)
+    assert torch.get_default_dtype() == torch.float64
     assert torch.equal(other.clean, plain.clean) and 0.5 < accuracy(plain.worst_case) < 0.95
     for part in ("authors_protocol", "worst_case"):
         assert (getattr(other, part) != getattr(plain, part)).sum() <= 1
     assert other.indicators["unavailable_gradients"] == 0
 
 
-def test_a_hook_belongs_to_the_network_and_the_default_precision_to_the_caller(brisk):
-    net, x, y = fit(lambda x: (x - 0.5) / 0.25)
-    net[0].register_forward_pre_hook(lambda module, given: ((given[0] - 0.5) / 0.25,))
-    try:
-        torch.set_default_dtype(torch.float64)
-        assert accuracy(audit(net, x[:20], y[:20], 0.01).clean) > 0.8
-        assert torch.get_default_dtype() == torch.float64
-    finally:
-        torch.set_default_dtype(torch.float32)
+def draws(margin):
+    """Three classes of which 0 is ahead of 1 by `margin` of an image, in one of four draws the other way round."""
+
+    def logits(x):
+        ahead = torch.where(torch.rand(len(x)) < 0.25, -1, 1) * margin(x)
+        return torch.stack([ahead, -ahead, torch.full_like(ahead, -99.0)], dim=1)
+
+    return Wrapped(nn.Identity(), logits)
+
+
+def slope(height):
+    """Logits of three classes by the mean's distance d from grey in units of EPS: 0, height(d), -9; right while < 0."""
+
+    def logits(x):
+        d = (x.mean((1, 2, 3)) - 0.5) / EPS
+        return torch.stack([torch.zeros_like(d), height(d), torch.full_like(d, -9.0)], dim=1)
+
+    return Wrapped(nn.Identity(), logits)
 
 
 def context_of(model, x, y=None, **changes):
@@ -252,26 +235,14 @@ def grey(n, level=0.5):
     return torch.full((n, 3, 4, 4), level)
 
 
-class Draws(nn.Module):
-    """Three classes of which 0 is ahead of 1 by `margin` of an image, in one of four draws the other way round."""
-
-    def __init__(self, margin):
-        super().__init__()
-        self.margin = margin
-
-    def forward(self, x):
-        margin = torch.where(torch.rand(len(x)) < 0.25, -1, 1) * self.margin(x)
-        return torch.stack([margin, -margin, torch.full_like(margin, -99.0)], dim=1)
-
-
 def test_one_unlucky_draw_breaks_no_image_and_ends_no_attack():
-    coin = Draws(lambda x: torch.full((len(x),), 5.0))
+    coin = draws(lambda x: torch.full((len(x),), 5.0))
     context = context_of(coin, grey(200), budget={**BRISK, "draws": 20})
     assert context.randomised and (coin(grey(200)).argmax(1) == 0).float().mean() < 0.9
     assert accuracy(context.clean) > 0.95  # P(at most half of 20 draws right) is 0.014
     assert run_group("indicators", context)["details"]["silent_success"] == 0
     # every image can be broken for good; an attack that took one wrong draw for a success would leave a quarter
-    context = context_of(Draws(lambda x: 100 * (x.mean((1, 2, 3)) - 0.5)), grey(200, 0.55), eps=0.1)
+    context = context_of(draws(lambda x: 100 * (x.mean((1, 2, 3)) - 0.5)), grey(200, 0.55), eps=0.1)
     left = run_group("restarts", context)["attacks"]
     assert accuracy(np.all([*left.values()], axis=0)) < 0.15
     assert accuracy(run_group("noise", context)["attacks"]["eot-margin"]) < 0.3  # judged by 8 draws
@@ -285,17 +256,8 @@ def test_the_noise_group_switches_the_training_noise_on(fsr, monkeypatch):
     seen.clear()
     record = run_group("noise", context)
     assert seen.count(True) > 100 > seen.count(None) > 0 and not context.randomised  # judged without it
-    assert {"eot-ce", "eot-margin", "rand"} == record["attacks"].keys() and 0 <= record["details"][
-        "noisy_accuracy"
-    ] <= 1
-
-
-def test_the_probes_of_cas_are_attacked_too():
-    peer = PeerSpec(name="cas", at=("layer2.0",))
-    model = build_model("resnet18", 10, peer=peer, width=4, blocks=(1, 1, 1, 1)).eval().requires_grad_(False)
-    x = torch.rand(6, 3, 8, 8)
-    record = run_group("latent", context_of(model, x, model(x).argmax(1)))
-    assert "joint" in record["attacks"] and not record["not_applicable"]
+    assert {"eot-ce", "eot-margin", "rand"} == record["attacks"].keys()
+    assert 0 <= record["details"]["noisy_accuracy"] <= 1
 
 
 @pytest.mark.parametrize("random", [False, True])
@@ -304,25 +266,13 @@ def test_fsr_behind_numpy_is_attacked_without_an_exception(fsr, brisk, random):
         noise = 0.2 * torch.rand_like(x).numpy() if random else 0.0
         return torch.from_numpy(np.clip(x.numpy() + noise, 0, 1))
 
-    model, x = After(fsr.eval().requires_grad_(False), before=before), torch.rand(6, 3, 8, 8)
+    model, x = Wrapped(fsr.eval().requires_grad_(False), before=before), torch.rand(6, 3, 8, 8)
     result = audit(model, x, model(x).argmax(1), 0.02)
     assert result.randomised == random and len(result.groups) == 8 and not result.checks["changed"]
 
 
-class Slope(nn.Module):
-    """Logits of three classes by the mean's distance d from grey in units of EPS: 0, height(d), -9; right while < 0."""
-
-    def __init__(self, height):
-        super().__init__()
-        self.height = height
-
-    def forward(self, x):
-        d = (x.mean((1, 2, 3)) - 0.5) / EPS
-        return torch.stack([torch.zeros_like(d), self.height(d), torch.full_like(d, -9.0)], dim=1)
-
-
 def test_verdicts_are_about_images_inside_the_ball():
-    outside, model = torch.stack([torch.full((3, 4, 4), v) for v in (1.0, torch.nan, 7.0)]), Slope(lambda d: d - 0.5)
+    outside, model = torch.stack([torch.full((3, 4, 4), v) for v in (1.0, torch.nan, 7.0)]), slope(lambda d: d - 0.5)
     assert context_of(model, grey(3), eps=0.05).correct(outside, torch.arange(3)).all()
     assert context_of(model, grey(3), eps=0.2).correct(outside, torch.arange(3)).tolist() == [False, True, False]
 
@@ -330,6 +280,7 @@ def test_verdicts_are_about_images_inside_the_ball():
 HEIGHTS = [
     (lambda d: d - 0.5, {}),  # honest and breakable
     (lambda d: 0 * d - 1, {"unavailable_gradients": 1, "unbounded_attack_fails": 1}),  # flat
+    (lambda d: 0 * d + 1, dict.fromkeys(NAMES)),  # never right
     (lambda d: d / 2 - 1, {}),  # honest and robust: only more than EPS breaks it
     # rises to the ball's end without an error there, and has a narrow peak where the fourth step lands
     (lambda d: d - 1.5 + 3 * torch.exp(-(((d - 0.4) / 0.02) ** 2)), {"silent_success": 1}),
@@ -338,7 +289,7 @@ HEIGHTS = [
 
 @pytest.mark.parametrize("height, expected", HEIGHTS)
 def test_indicators_of_functions_with_known_failures(height, expected):
-    found = run_group("indicators", context_of(Slope(height), grey(4), eps=EPS))["details"]
+    found = run_group("indicators", context_of(slope(height), grey(4), eps=EPS))["details"]
     assert found == {name: expected.get(name, 0) for name in NAMES} | {"transfer_failure": None}
 
 
@@ -346,13 +297,8 @@ def test_indicators_of_functions_with_known_failures(height, expected):
 def test_optimisation_is_incomplete_where_the_last_tenth_of_the_steps_brings_more(share, expected, monkeypatch):
     """Ten steps reach the ball's end, the last tenth brings nothing: no share of the gain, which is more than -1 %."""
     monkeypatch.setitem(indicators.__globals__, "INCOMPLETE", share)
-    record = run_group("indicators", context_of(Slope(lambda d: 0.9 * d - 1), grey(4), eps=EPS))
+    record = run_group("indicators", context_of(slope(lambda d: 0.9 * d - 1), grey(4), eps=EPS))
     assert record["details"]["incomplete_optimisation"] == expected
-
-
-def test_a_model_that_is_never_right_has_no_indicators(brisk):
-    result = audit(Slope(lambda d: 0 * d + 1), grey(4), torch.zeros(4, dtype=torch.long), EPS)
-    assert accuracy(result.worst_case) == 0 and set(result.indicators.values()) == {None}
 
 
 def test_two_classes_and_grey_images_are_audited_too(brisk):
@@ -395,10 +341,10 @@ def test_an_attack_that_leaves_the_network_changed_is_named(natural, brisk, monk
 
 def test_networks_that_look_at_the_whole_batch_or_differ_when_compiled_are_named():
     x, eager = torch.rand(8, 3, 4, 4), nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
-    centred = After(eager, before=lambda x: x - x.mean(0))
+    centred = Wrapped(eager, before=lambda x: x - x.mean(0))
     assert cheap_checks(centred, context_of(centred, x))["batch_dependent"]
     for factor in (1.0, 1.1):
-        compiled = After(eager, before=lambda x, factor=factor: factor * x)
+        compiled = Wrapped(eager, before=lambda x, factor=factor: factor * x)
         compiled._orig_mod = eager
         found = cheap_checks(compiled, context_of(eager, x))
         assert found == {"batch_dependent": False, "compiled_differs": factor != 1}
@@ -425,7 +371,7 @@ def test_the_binarization_test_passes_attacks_and_fails_weakened_ones(natural):
     assert binarization_test(net, ATTACKS["square"], x[:10], EPS, closeness=0.5) > 0.9
     for name, attack in WEAK.items():
         assert binarization_test(net, attack, x[:10], EPS) < 0.2, name
-    assert binarization_test(After(net, before=stairs), walk(), x[:10], EPS) < 0.2  # the network hides its slopes
+    assert binarization_test(Wrapped(net, before=stairs), walk(), x[:10], EPS) < 0.2  # the network hides its slopes
     for model, images in ((net, x[:0]), (nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten()), x[:2])):
         with pytest.raises(UsageError):  # no image, no last linear layer
             binarization_test(model, walk(), images, EPS)

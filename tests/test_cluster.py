@@ -15,15 +15,16 @@ from types import SimpleNamespace
 
 import pytest
 import ray_nodes
+from tiny import results
 
 from fsr import files, store
 from fsr.config import Analysis, Evaluation, FSRSpec, Run, for_dataset, run_id
 from fsr.files import CorruptFile, UsageError
-from fsr.runs import Options, Task, local, perform, state_path, weights_path
+from fsr.runs import Options, Task, local, perform, state_path
 from fsr.runs import ray as room
 from fsr.runs.local import run_inline
 from fsr.runs.ray import resources, run_tasks
-from fsr.store.weights import digest_of, load_tensors
+from fsr.store.weights import load_tensors
 
 SIZES = {"train_size": 192, "test_size": 64, "holdout": 32, "width": 4, "blocks": (1, 1, 1, 1), "batch": 32}
 BASE = for_dataset("digits", epochs=12, precision="float32", **SIZES)
@@ -42,9 +43,6 @@ def test_small_networks_share_a_gpu_and_take_one_core():
     assert {need["num_cpus"] for need in shares.values()} == {1}
     assert resources(wide, gpus=False, cpus=8) == {"num_gpus": 0, "num_cpus": 8}
     assert resources(small, gpus=False, cpus=8) == {"num_gpus": 0, "num_cpus": 1}
-
-
-# --- the driver's decisions, with a stand-in for Ray ---------------------------------------------------------
 
 
 class FakeRay:
@@ -104,25 +102,18 @@ def test_all_tasks_are_done_in_order_and_reported(ray, root, monkeypatch):
     assert not list((files.results() / ".locks").glob("*.shared"))
 
 
-@pytest.mark.parametrize("error, says", [(CorruptFile("damaged"), "damaged"), (ValueError("x"), "ValueError: x")])
-def test_a_failed_task_is_one_line_and_leaves_the_others(ray, monkeypatch, error, says):
-    def behaviour(task, options):
-        if task.run == BASE:
-            raise error
-        return []
+def test_what_fails_is_one_line_and_leaves_the_others(ray, monkeypatch):
+    def fail(error, *_):
+        raise error
 
-    done, failed = replaced(monkeypatch, behaviour), run_tasks(TASKS, Options()).failed
-    assert done == TASKS and [line.startswith(run_id(BASE)) and says in line for line in failed] == [True, True]
-
-
-def test_a_worker_that_is_lost_too_often_and_a_node_without_the_folder_are_lines(ray, monkeypatch):
-    def lost(*_):
-        raise ray.exceptions.WorkerCrashedError
-
+    for error, says in ((CorruptFile("damaged"), "damaged"), (ValueError("x"), "ValueError: x")):
+        done = replaced(monkeypatch, lambda task, _, error=error: fail(error) if task.run == BASE else [])
+        failed = run_tasks(TASKS, Options()).failed
+        assert done == TASKS and [line.startswith(run_id(BASE)) and says in line for line in failed] == [True, True]
     done = replaced(monkeypatch)
     for place, name, value, says in (
         (room.Path, "exists", lambda path: path.suffix != ".shared", "does not see the driver's"),
-        (room, "_work", lost, "worker process died (WorkerCrashedError"),
+        (room, "_work", partial(fail, ray.exceptions.WorkerCrashedError()), "worker process died (WorkerCrashedError"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(place, name, value)
@@ -159,9 +150,6 @@ def test_no_ray_and_wrong_addresses_are_one_clear_line(ray, root, monkeypatch):
         run_tasks(TASKS, Options())
 
 
-# --- a real cluster ----------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def nodes():
     """(address, [head, worker, worker]) of a cluster on loopback: more slots in all than there are trainings."""
@@ -175,21 +163,10 @@ def nodes():
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory):
-    """What one process records."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FSR_ROOT", str(tmp_path_factory.mktemp("inline")))
+        patch.setenv("FSR_ROOT", str(root := tmp_path_factory.mktemp("inline")))
         assert run_inline(TASKS, Options(device="cpu")).failed == []
-        return recorded()
-
-
-def recorded() -> dict:
-    """Everything that must not depend on who computed it: histories, digests of weights, outcomes."""
-    out = {}
-    for run in RUNS:
-        parts = [store.history(run).drop(columns="seconds").to_csv(), store.environment(run)["checkpoints"]]
-        parts += [digest_of(weights_path(run, kind)) for kind in ("last", "best", "ema")]
-        out[run_id(run)] = parts + [store.load_evaluation(run, e).correct.tolist() for e in LOOKS]
-    return out | {"transfer": store.load_evaluation(RUNS[0], SURROGATE).correct.tolist()}
+        return results(root)
 
 
 def driver(root: Path, address: str) -> subprocess.Popen:
@@ -212,10 +189,7 @@ def finished(process: subprocess.Popen, root: Path) -> list[tuple]:
 
 
 def held_work(*arguments):
-    """A task whose training waits in epoch HELD for as long as there is a file `hold` in the root.
-
-    It travels to the workers by value, as everything in a driver's own file does.
-    """
+    """A task, sent to workers by value, whose training waits in epoch HELD while the root has a file `hold`."""
 
     def held(task, options):
         def report(name, what, done, of):
@@ -247,23 +221,6 @@ def held(root, nodes, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_cluster_records_what_one_process_records_though_a_worker_is_killed(root, nodes, expected, held):
-    process, run = held
-    killed = [pid for node in nodes[1][1:] for pid in ray_nodes.working(node, f"ray::{run_id(run)}")]
-    before = len(told(root))
-    for pid in killed:
-        os.kill(pid, signal.SIGKILL)
-    assert killed and not store.is_trained(run)
-    (root / "hold").unlink()
-    events = finished(process, root)
-    news = [what for name, what, *_ in events[before:] if name == run_id(run) and what.startswith("epoch")]
-    assert min(int(what.split()[1].split("/")[0]) for what in news) == HELD  # the new worker went on from there
-    assert {what for _, what, *_ in events} >= {"last clean", "ema pgd20"}
-    assert recorded() == expected and store.environment(RUNS[0])["commit"] == "0" * 40
-    assert not list((files.results() / ".locks").glob("*.shared"))
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("number, code", [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 130)])
 def test_a_driver_that_ends_leaves_checkpoints_and_no_worker(root, nodes, expected, held, number, code):
     process, run = held
@@ -276,19 +233,26 @@ def test_a_driver_that_ends_leaves_checkpoints_and_no_worker(root, nodes, expect
     assert not store.is_trained(run) and load_tensors(state_path(run))[1]["epoch"] == HELD
     (root / "hold").unlink()
     finished(driver(root, nodes[0]), root)
-    assert recorded() == expected
+    assert results(root) == expected
 
 
 @pytest.mark.slow
-def test_a_lost_node_is_survived(root, nodes, expected, held):  # the last: the cluster is smaller afterwards
+@pytest.mark.parametrize("lost", ["worker", "node"])  # a node last: the cluster is smaller afterwards
+def test_a_cluster_records_what_one_process_records_though_one_is_lost(root, nodes, expected, held, lost):
     process, run = held
-    lost = next(node for node in nodes[1][1:] if ray_nodes.working(node, f"ray::{run_id(run)}"))
-    for pid in [lost.pid, *ray_nodes.children(lost.pid)]:
+    before, found = len(told(root)), {node: ray_nodes.working(node, f"ray::{run_id(run)}") for node in nodes[1][1:]}
+    node = max(found, key=lambda node: len(found[node]))
+    for pid in found[node] if lost == "worker" else [node.pid, *ray_nodes.children(node.pid)]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+    assert found[node] and not store.is_trained(run)
     (root / "hold").unlink()
-    finished(process, root)
-    assert recorded() == expected
+    events = finished(process, root)
+    news = [what for name, what, *_ in events[before:] if name == run_id(run) and what.startswith("epoch")]
+    assert min(int(what.split()[1].split("/")[0]) for what in news) == HELD  # the new worker went on from there
+    assert {what for _, what, *_ in events} >= {"last clean", "ema pgd20"}
+    assert results(root) == expected and store.environment(RUNS[0])["commit"] == "0" * 40
+    assert not list((files.results() / ".locks").glob("*.shared"))
 
 
 if __name__ == "__main__":  # a driver: all tasks on the cluster, reports as lines

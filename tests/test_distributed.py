@@ -4,7 +4,6 @@ import logging
 import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 from contextlib import nullcontext, suppress
@@ -12,8 +11,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-import ray_nodes
 import torch
+from ray_nodes import end, free_port
 from torch import nn
 
 from fsr import store
@@ -38,12 +37,6 @@ BF16 = replace(FSR, precision="bf16", width=16)
 LONG = replace(REPLICAS, epochs=5)
 RUNS = {"fsr": FSR, "awp": AWP, "replicas": REPLICAS}
 PATIENCE = 600  # seconds, for a machine that does other work as well
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 def trained(run, resume=None, stop_after=None) -> dict:
@@ -88,8 +81,7 @@ def process(rank: int, size: int, port: str, folder: str) -> None:
 
 @pytest.fixture(scope="module", params=[2, 3])
 def group(request, tmp_path_factory):
-    """What each of two, or three, processes ended with."""
-    size, folder, port = request.param, tmp_path_factory.mktemp("group"), free_port()
+    size, folder, port = request.param, tmp_path_factory.mktemp("group"), str(free_port())
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=process, args=(rank, size, port, str(folder))) for rank in range(size)]
     for one in processes:
@@ -148,17 +140,6 @@ def test_shared_statistics_of_bf16_features_are_float32():
     torch.testing.assert_close(layer.state_dict(), plain.state_dict())
 
 
-@pytest.mark.parametrize(("n", "size"), [(17, 2), (128, 3), (5, 8), (0, 2)])
-def test_shards_are_a_partition_of_nearly_equal_parts(monkeypatch, n, size):
-    parts = []
-    monkeypatch.setattr(distributed, "size", lambda: size)
-    for rank in range(size):
-        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        parts.append(list(range(n))[distributed.shard(n)])
-    assert [i for part in parts for i in part] == list(range(n))
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
-
-
 def test_too_many_processes_for_a_batch_and_a_numbered_device_are_wrong_use(monkeypatch):
     with pytest.raises(UsageError, match="under torchrun"), distributed.group("cuda:1"):
         pass
@@ -176,7 +157,7 @@ def torchrun(root: Path, *what: str, **variables: str) -> int:
     try:
         return process.wait(PATIENCE)
     finally:
-        ray_nodes.end(process)
+        end(process)
 
 
 @pytest.mark.slow

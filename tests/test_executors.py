@@ -1,4 +1,4 @@
-"""The same tasks in this process and in workers: same records, and no failure takes the others along."""
+"""The same tasks in this process and in workers: the same bytes, and no failure takes the others along."""
 
 import contextlib
 import os
@@ -6,21 +6,27 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import ray_nodes
 import torch
-from tiny import FSR_HERE, tiny_run
+from tiny import FSR_HERE, results, tiny_run
 
 from fsr import files, hardware, runs, store
-from fsr.config import Evaluation, run_id
-from fsr.runs import Options, Task
+from fsr.cli.options import Executor, Setting
+from fsr.config import Analysis, Evaluation, run_id
+from fsr.runs import Options, Task, ray
 from fsr.runs import local as executors
+from fsr.train import distributed
 
 CPU = Options(device="cpu")
-PAIR = (tiny_run(epochs=1), tiny_run(epochs=1, module=FSR_HERE))
-TASKS = [Task(run=run, evaluations=(Evaluation(attack="clean"), Evaluation(attack="fgsm"))) for run in PAIR]
+# random starts, noise, random queries, AutoAttack; the analysis samples noisy masks
+ATTACKS = {"pgd100-restarts": 2, "random-noise": None, "di-fgsm": None, "autoattack-ci": None}  # to their steps
+RUNS = (tiny_run(epochs=1, module=FSR_HERE), tiny_run(epochs=1, method="trades", awp=0.005))
+LOOKS = tuple(Evaluation(attack=name, images=8, steps=steps) for name, steps in ATTACKS.items())
+TASKS = [Task(run=run, evaluations=LOOKS, analyses=(Analysis(kind="masks"),) if run.fsr else ()) for run in RUNS]
 
 
 def test_never_more_threads_than_cores(monkeypatch):
@@ -34,19 +40,6 @@ def test_never_more_threads_than_cores(monkeypatch):
     for asked, threads in ((1, 1), (2, 2), (9, 4)):  # the environment limits threads and never adds any
         monkeypatch.setattr(hardware, "REQUESTED_THREADS", asked)
         assert executors.shape(wide[:1], cpu, 2) == (1, threads)
-
-
-def test_workers_do_what_one_process_does_and_name_at_once_what_fails(root, caplog):
-    """Equal bytes: see test_determinism."""
-    wrong, seen = Task(run=tiny_run(epochs=1, train_size=5000)), []
-    options = Options(device="cpu", report=lambda *event: seen.append(event))
-    outcome = executors.run_tasks([wrong, *TASKS], options, workers=1)
-    assert outcome.stopped is None and len(outcome.failed) == 1 and run_id(wrong.run) in outcome.failed[0]
-    assert f"failed, the others go on: {run_id(wrong.run)}" in caplog.text
-    assert not any(task.missing() for task in TASKS)
-    names = {task.name for task in (wrong, *TASKS)}
-    assert sorted(event for event in seen if event[1] == "done") == sorted((name, "done", 1, 1) for name in names)
-    assert {what for _, what, *_ in seen} > {"done", "last clean"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -113,7 +106,7 @@ def test_the_time_limit_stops_workers(root):
     said: list = []
     late = Options(device="cpu", deadline=time.monotonic() - 1, report=lambda *event: said.append(event))
     for outcome in (executors.run_tasks(TASKS, late, workers=1), executors.run_inline(TASKS, late)):
-        assert outcome.stopped == "time" and not store.is_trained(PAIR[0]) and not said
+        assert outcome.stopped == "time" and not store.is_trained(RUNS[0]) and not said
 
 
 def test_a_signal_saves_and_leaves_nothing_half_written(root):
@@ -129,3 +122,62 @@ def test_a_signal_saves_and_leaves_nothing_half_written(root):
     assert not list(Path(root).rglob("*.tmp"))
     for folder in files.results().glob("checkpoints/*"):
         assert (folder / "state.safetensors").exists() or not list(folder.glob("*.safetensors"))
+
+
+ALONE = """
+import random, sys, numpy, torch
+sys.path.insert(0, sys.argv[1])
+random.seed(1), numpy.random.seed(1), torch.manual_seed(1)  # what ran before must not matter
+from test_executors import CPU, TASKS, executors
+outcome = executors.run_inline(TASKS, CPU)
+sys.exit(str(outcome) if outcome.failed or outcome.stopped else 0)
+"""
+
+
+def test_one_process_and_two_workers_make_the_same_bytes_and_say_what_fails(root, monkeypatch, tmp_path, caplog):
+    command = [sys.executable, "-c", ALONE, str(Path(__file__).parent)]
+    environment = {**os.environ, "FSR_ROOT": str(tmp_path / "alone"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    monkeypatch.setenv("FSR_ROOT", str(tmp_path / "workers"))
+    wrong, seen = Task(run=tiny_run(epochs=1, train_size=5000)), []
+    options = Options(device="cpu", report=lambda *event: seen.append(event))
+    outcome = executors.run_tasks([wrong, *TASKS], options, workers=2)
+    assert outcome.stopped is None and len(outcome.failed) == 1 and run_id(wrong.run) in outcome.failed[0]
+    assert f"failed, the others go on: {run_id(wrong.run)}" in caplog.text
+    names = {task.name for task in (wrong, *TASKS)}
+    assert sorted(event for event in seen if event[1] == "done") == sorted((name, "done", 1, 1) for name in names)
+    assert any(what.startswith("last di-fgsm") for _, what, *_ in seen)
+    alone = results(tmp_path / "alone")
+    assert len(alone) >= len(RUNS) * (4 + len(ATTACKS)) + 1  # history, last, best, ema; one analysis
+    assert alone == results(tmp_path / "workers")
+
+
+def test_deterministic_is_wired_wherever_tasks_run(root, monkeypatch):
+    called = []
+    monkeypatch.setattr(hardware, "make_deterministic", lambda: called.append("here"))
+    for name, room in (("local", executors), ("ray", ray)):
+        monkeypatch.setattr(room, "run_tasks", lambda *_, name=name, **how: called.append((name, how["deterministic"])))
+    monkeypatch.setattr(executors, "run_inline", lambda tasks, options: executors.Summary())
+    monkeypatch.setattr(executors, "run_together", lambda *_: executors.Summary())
+    for executor in Executor:
+        Setting(device="cpu", executor=executor, deterministic=True).compute(TASKS)
+    Setting(device="cpu", executor=Executor.inline).compute(TASKS)
+    monkeypatch.setattr(distributed, "requested", lambda: True)
+    Setting(device="cpu", deterministic=True).compute([replace(TASKS[0], evaluations=(), analyses=())])
+    assert sorted(map(str, called)) == sorted(map(str, ["here", "here", ("local", True), ("ray", True)]))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_two_trainings_on_a_gpu_are_the_same_bytes(root, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", torch.backends.cudnn.deterministic)
+    hardware.make_deterministic()
+    run, digests = tiny_run(module=FSR_HERE, precision="bf16"), []
+    try:
+        for name in ("one", "two"):
+            monkeypatch.setenv("FSR_ROOT", str(tmp_path / name))
+            runs.ensure_trained(run, Options(device="cuda"))
+            digests.append(store.environment(run)["checkpoints"])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert digests[0] == digests[1]

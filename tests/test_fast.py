@@ -1,40 +1,37 @@
-"""Fast crafting and updating give what the plain definitions give, and leave the live network as they should."""
+"""Folded copies, fast crafting and updating give what the plain definitions give, and leave the live network alone."""
 
 import copy
-import math
+from functools import partial
+from unittest.mock import Mock
 
 import pytest
 import torch
 from test_objectives import crafted
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+from torch.nn.utils import spectral_norm as old_spectral_norm
+from torch.nn.utils import weight_norm as old_weight_norm
 
 from fsr.config import FSRSpec, PeerSpec, Run, replace
 from fsr.hardware import quick_float32
-from fsr.models import model_of
+from fsr.models import FSR, intervene, model_of
 from fsr.models.modes import eval_mode
 from fsr.train import fast, fold
 from fsr.train.fast import Crafter, FastNet
-from fsr.train.fold import randomised_statistics
+from fsr.train.fold import folded_copy, randomised_statistics
 from fsr.train.objectives import PAIRS, Objective, Stepper, sgd
 
 RESNET = {"backbone": "resnet18", "width": 8, "blocks": (1, 1, 1, 1), "eps": 0.1, "alpha": 0.03, "steps": 3, "batch": 8}
 TINY = Run(**RESNET, precision="float32")
-OTHERS = {
-    "natural": {"method": "natural"},
-    "trades": {"method": "trades"},
-    "mart": {"method": "mart"},
-    "trades+fsr": {"method": "trades", "module": FSRSpec()},
-    "mart+fsr": {"method": "mart", "module": FSRSpec()},
-    **{f"at+{kind}": {"module": FSRSpec(kind=kind)} for kind in ("fsr", "separation", "residual", "aux")},
-    "at+fsr hard": {"module": FSRSpec(mask="hard", granularity="spatial")},
-    "at+fsr twice": {"module": FSRSpec(at=("layer2", "layer3"))},
-    **{f"at+{name}": {"module": PeerSpec(name=name)} for name in ("fd", "cas", "cifs")},
-    "trades+cas": {"method": "trades", "module": PeerSpec(name="cas")},
-    "vgg": {"backbone": "vgg16", "width": 4, "blocks": None, "module": FSRSpec()},
-    "wrn": {"backbone": "wideresnet34", "width": 2, "blocks": (1, 1, 1), "module": FSRSpec()},
-}
-RUNS = {"at": TINY} | {name: replace(TINY, **changes) for name, changes in OTHERS.items()}
+MODULES = {kind: FSRSpec(kind=kind) for kind in ("fsr", "separation", "residual", "aux")}
+MODULES |= {"fsr hard": FSRSpec(mask="hard", granularity="spatial"), "fsr twice": FSRSpec(at=("layer2", "layer3"))}
+MODULES |= {name: PeerSpec(name=name) for name in ("fd", "cas", "cifs")}
+RUNS = {method: replace(TINY, method=method) for method in ("at", "natural", "trades", "mart")}
+for name in (*(f"at+{name}" for name in MODULES), "trades+fsr", "mart+fsr", "trades+cas"):
+    RUNS[name] = replace(RUNS[name.split("+")[0]], module=MODULES[name.split("+")[1]])
+RUNS["vgg"] = replace(TINY, backbone="vgg16", width=4, blocks=None, module=FSRSpec())
+RUNS["wrn"] = replace(TINY, backbone="wideresnet34", width=2, blocks=(1, 1, 1), module=FSRSpec())
 OFF = {"compile": False, "channels_last": False, "graphs": False, "crafting": "float32"}
 # Share of pixels whose sign may be a tie: near its start the KL loss is nearly flat.
 TIES = {"natural": 0.0, "at": 2e-3, "mart": 2e-3, "trades": 2e-2}
@@ -52,7 +49,6 @@ def images(n: int, size: int = 8):
 
 
 def differing(a, b) -> float:
-    """Share of pixels."""
     return float((~((a - b).abs() <= 1e-6)).float().mean())
 
 
@@ -70,9 +66,6 @@ def stepper_of(model, run, **options) -> Stepper:
 def bf16(monkeypatch):
     """bf16 on any processor: slow on some, and the same."""
     monkeypatch.setattr(fold, "bf16_is_fast", lambda: True)
-
-
-# --- crafting ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -130,11 +123,10 @@ def test_traced_steps_get_whole_batches_and_follow_weights_that_change(monkeypat
     assert agree(x_adv, model, x, y, run, noise)
 
 
-def broken(*_args, **_options):
-    raise RuntimeError("no compiler here")
-
-
-WRONG = {"no compiler here": broken, "differ": lambda graph, **_: Compiled(graph, lambda out: out + 1)}
+WRONG = {
+    "no compiler here": Mock(side_effect=RuntimeError("no compiler here")),
+    "differ": lambda graph, **_: Compiled(graph, lambda out: out + 1),
+}
 
 
 @pytest.mark.parametrize("said", WRONG)
@@ -194,18 +186,6 @@ def test_the_first_step_on_kl_is_exact_float32_and_no_other(monkeypatch, bf16):
     assert agree(Crafter(model, one).craft(x, y, noise=noise), model, x, y, one, noise)
 
 
-def test_defaults_keep_narrow_networks_contiguous_and_uncompiled_on_a_cpu(monkeypatch):
-    monkeypatch.setattr(fold, "bf16_is_fast", lambda: False)
-    run = replace(TINY, precision="bf16")
-    narrow, wide = Crafter(model_of(run), run), Crafter(model_of(replace(run, width=16)), replace(run, width=16))
-    narrow.craft(*images(8))
-    assert narrow.switches == OFF
-    assert wide.switches["channels_last"] and not stepper_of(narrow.model, run).autocast
-
-
-# --- updating ---------------------------------------------------------------------------------------------------
-
-
 def test_bf16_update_keeps_weights_and_losses_in_float32(bf16):
     run, (x, y), seen = replace(RUNS["mart+fsr"], precision="bf16"), images(8), {}
     model = network(run)
@@ -258,58 +238,158 @@ def test_tally_is_the_mean_over_images_of_ragged_batches_and_survives_a_save():
     assert stepper.tally() == {} and stepper.first_bad_step == 0
 
 
-def test_momentum_takes_on_its_weights_layout():
-    model, (x, y) = network(TINY).to(memory_format=torch.channels_last), images(8)
-    stepper, weight = stepper_of(model, TINY), model.net.conv1.weight
-    stepper.step(x, x, y)
-    state = stepper.optimizer.state[weight]
-    expected = state["momentum_buffer"].clone()
-    state["momentum_buffer"] = expected.contiguous()
-    stepper.load_sums({})
-    assert state["momentum_buffer"].stride() == weight.stride() and torch.equal(state["momentum_buffer"], expected)
+NETS = [("at+fsr", False), ("at+cifs", False), ("wrn", False), pytest.param("at+fsr", True, marks=pytest.mark.slow)]
 
 
-def test_first_step_with_an_infinite_loss_is_named():
-    stepper, (x, y) = stepper_of(network(TINY), TINY), images(8)
-    for value in (0.5, 0.5, math.nan, 0.5, math.nan):
-        stepper.step(x, torch.full_like(x, value), y)
-    assert math.isnan(stepper.tally()["total"]) and stepper.first_bad_step == 3
-
-
-# --- evaluation -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["at+fsr", "at+cifs", "wrn"])
-def test_fast_net_has_the_models_logits_and_input_gradients(name):
-    model, (x, y), gradients = network(RUNS[name]).eval(), images(8), []
-    net = FastNet(model)
-    for function in (model, net):
-        leaf = x.clone().requires_grad_()
-        gradients.append(torch.autograd.grad(F.cross_entropy(function(leaf), y), leaf)[0])
-    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6)
-    torch.testing.assert_close(net.trace(x)[0], model(x), rtol=1e-4, atol=1e-4)
-    assert len(net.trace(x)[1]) == len(model.trace(x)[1]) and net.net is not model
-
-
-@pytest.mark.slow
-def test_compiled_fast_net_has_the_models_logits_for_any_batch_size():
-    model = network(RUNS["at+fsr"]).eval()
-    net = FastNet(model, compile=True)
+@pytest.mark.parametrize("name, compile", NETS)
+def test_fast_net_has_the_models_logits_and_input_gradients_for_any_batch_size(name, compile):
+    model = network(RUNS[name]).eval()
+    net = FastNet(model, compile=compile)
     for n in (8, 5, 1, 3):
-        x, y = images(n)
+        (x, y), gradients = images(n), []
+        for function in (model, net):
+            leaf = x.clone().requires_grad_()
+            gradients.append(torch.autograd.grad(F.cross_entropy(function(leaf), y), leaf)[0])
+        torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6)
+        (ours, streams), (logits, theirs) = net.trace(x), model.trace(x)
+        torch.testing.assert_close(ours, logits, rtol=1e-4, atol=1e-4)
+        assert len(streams) == len(theirs)
+    assert net.net is not model and (net._fast is not None) == compile
+
+
+def test_folding_is_the_closed_form():
+    conv, bn = nn.Conv2d(1, 1, 1, bias=False), nn.BatchNorm2d(1, eps=1.0)
+    values = {conv.weight: 2, bn.running_mean: 3, bn.running_var: 3, bn.weight: 5, bn.bias: 7}
+    with torch.no_grad():
+        for tensor, value in values.items():
+            tensor.fill_(value)
+    net = folded_copy(nn.Sequential(conv, bn), torch.rand(1, 1, 1, 1)).net
+    assert (float(net[0].weight), float(net[0].bias)) == (2 * 5 / 2, 7 - 3 * 5 / 2)  # (2 x - 3) / sqrt(3 + 1) * 5 + 7
+    assert isinstance(net[1], nn.Identity)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("name", ["at+fsr", "at+fsr hard", "at+cas", "at+cifs", "at+fd"])
+def test_a_bf16_copy_is_close_and_keeps_mask_and_logits_in_float32(name, channels_last):
+    model, x = network(RUNS[name]).eval(), torch.rand(4, 3, 8, 8)
+    net = folded_copy(model, x, dtype=torch.bfloat16, channels_last=channels_last).net
+    logits = net(x)
+    assert logits.dtype == torch.float32
+    assert {m.weight.dtype for m in net.modules() if isinstance(m, nn.Conv2d)} == {torch.bfloat16}
+    assert {m.weight.dtype for m in net.modules() if isinstance(m, nn.Linear)} == {torch.float32}
+    if name != "at+fsr hard":  # a mask of 0 and 1 flips with its score's sign
+        torch.testing.assert_close(logits, model(x), rtol=0.1, atol=0.1 * model(x).abs().max().item())
+    for part in (m for m in net.modules() if isinstance(m, FSR)):
+        assert part.mask(torch.rand(2, part.aux.in_features, 1, 1).bfloat16()).dtype == torch.float32
+
+
+def test_unknown_parameters_keep_everything_in_float32():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.LayerNorm(16), nn.Linear(16, 2))
+    assert folded_copy(model, torch.rand(2, 3, 2, 2), dtype=torch.bfloat16).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["mask_one", "no_recalibration", "mask_random", "mask_constant", "mask_shuffled"])
+def test_the_copy_acts_under_the_intervention_it_was_made_with(name):
+    model, x = network(RUNS["at+fsr"]).eval(), torch.rand(3, 3, 16, 16)
+    plain = model(x)
+    with intervene(model, name, seed=3):
+        net, expected = folded_copy(model, x).net, model(x)
+    torch.testing.assert_close(net(x), expected)
+    assert not torch.allclose(plain, expected)
+
+
+class Small(nn.Module):
+    """Two convolutions with BatchNorm and a linear layer, to be changed in every way a copy may not notice."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.last, self.last_bn = nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.head = nn.Linear(6, 10)
+
+    def features(self, x):
+        return self.bn(self.conv(x)).relu()
+
+    def forward(self, x):
+        return self.head(self.last_bn(self.last(self.features(x))).relu().mean((2, 3)))
+
+
+def reads_statistics(self, x):
+    bn = self.bn
+    return F.batch_norm(self.conv(x), bn.running_mean, bn.running_var, bn.weight, bn.bias).relu()
+
+
+def calls_twice(self, x):
+    f = self.features(x)
+    for _ in range(2):
+        f = self.last_bn(self.last(f)).relu()
+    return self.head(f.mean((2, 3)))
+
+
+def writes(self, x):
+    x -= 0.5
+    return Small.forward(self, x.clamp_(-0.4, 0.4))
+
+
+def tie(net):
+    net.again = nn.Conv2d(6, 6, 3, padding=1)
+    net.again.weight = net.last.weight
+
+
+def normed(norm, net):
+    for name in ("conv", "last", "head"):
+        setattr(net, name, norm(getattr(net, name)))
+
+
+def hooked(layer, register, hook, net):
+    getattr(net.get_submodule(layer), register)(hook)
+
+
+HOOKS = {"pre": ("register_forward_pre_hook", lambda module, given: ((given[0] - 0.5) / 0.25,))}
+HOOKS |= {"post": ("register_forward_hook", lambda module, given, out: 2 * out + 1)}
+NORMS = {f"new {norm}": getattr(parametrizations, norm) for norm in ("weight_norm", "spectral_norm", "orthogonal")}
+NORMS |= {"old weight_norm": old_weight_norm, "old spectral_norm": old_spectral_norm}
+LAYERS = ("", "conv", "bn", "last", "last_bn", "head")
+CHANGES = {
+    "tied": tie,
+    **{f"{name} {layer}": partial(hooked, layer, *hook) for name, hook in HOOKS.items() for layer in LAYERS},
+    **{name: partial(normed, norm) for name, norm in NORMS.items()},
+    "a layer under two names": lambda net: setattr(net, "also", net.conv),
+    "a closure over live layers": lambda net: setattr(net, "features", lambda x: net.bn(net.conv(x)).relu()),
+}
+METHODS = {
+    "tied": {"features": lambda self, x: self.again(Small.features(self, x))},
+    "reads statistics": {"features": reads_statistics},
+    "reads weights": {"features": lambda self, x: Small.features(self, x) + F.conv2d(x, self.conv.weight, padding=1)},
+    "read twice": {"features": lambda self, x: self.bn(raw := self.conv(x)) + raw},
+    "called twice": {"forward": calls_twice},
+    "in place between": {"features": lambda self, x: self.bn(self.conv(x).relu_())},
+    "writes into its input": {"forward": writes},
+    "casts": {"forward": lambda self, x: Small.forward(self, x.float())},
+    "fixed batch": {"forward": lambda self, x: Small.forward(self, x.view(4, 3, 8, 8))},
+}
+WHOLE = ("tied", "reads statistics", "a layer under", "new weight_norm", "in place between", "writes into")
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("name", CHANGES | METHODS)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_attacks_see_the_function_of_any_network(name, precision, monkeypatch, caplog):
+    """Logits and input gradients are the network's own, from a copy or, with one line in the log, from itself."""
+    monkeypatch.setattr("fsr.train.fold.bf16_is_fast", lambda: True)
+    model, x, found = type("Changed", (Small,), METHODS.get(name, {}))(), torch.rand(4, 3, 8, 8), []
+    if name in CHANGES:
+        CHANGES[name](model)
+    model = randomised_statistics(model).eval()
+    model(x.clone())  # old norms make their weights in a forward pass
+    before, net = x.clone(), FastNet(model, precision)
+    for function in (net, lambda x: model(x.clone())):
         leaf = x.clone().requires_grad_()
-        logits = net(leaf)
-        torch.testing.assert_close(logits, model(x), rtol=1e-3, atol=1e-3)
-        assert torch.autograd.grad(F.cross_entropy(logits, y), leaf)[0].abs().sum() > 0
-    assert net._fast is not None
-
-
-def test_a_single_image_goes_through_compiled_code_as_two(monkeypatch):
-    """Torch would compile batches of one as a shape of their own, for AutoAttack's last survivor."""
-    made = []
-    monkeypatch.setattr(torch, "compile", lambda graph, **_: made.append(Compiled(graph)) or made[-1])
-    model, x = model_of(TINY).eval(), torch.rand(3, 3, 8, 8)
-    net = FastNet(model, compile=True)
-    for n in (3, 1, 3):
-        torch.testing.assert_close(net(x[:n]), model(x[:n]), rtol=1e-4, atol=1e-5)
-    assert made[0].sizes[-3:] == [3, 2, 3]
+        logits = function(leaf)
+        found.append((logits.detach(), torch.autograd.grad(F.cross_entropy(logits, torch.arange(4)), leaf)[0]))
+        assert torch.equal(leaf, before)
+    for ours, own in zip(*found):
+        assert (ours - own).norm() <= (0.3 if net.dtype == torch.bfloat16 else 1e-4) * own.norm()
+    assert (net.net is model) == ("on the network itself" in caplog.text)
+    assert net.net is model or name != "a closure over live layers"  # whose mode and weights are another's
+    assert net.net is not model or precision == "bf16" or not name.startswith(WHOLE)

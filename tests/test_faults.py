@@ -1,8 +1,8 @@
 """Nothing is lost and nothing is fooled: kills, full disks, damaged files, divergence, memory, clocks."""
 
 import contextlib
+import errno
 import itertools
-import json
 import logging
 import os
 import random
@@ -16,15 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
-from tiny import FSR_HERE, tiny_run
+from synthetic_records import write_training
+from tiny import FSR_HERE, results, stop_after, tiny_run
 
 from fsr import evaluate, experiments, files, runs, store
 from fsr.config import Analysis, Evaluation, run_id
-from fsr.files import CorruptFile, Diverged, FSRError, Interrupted, TimeUp, UsageError, load_json, save_json, sha256
+from fsr.files import CorruptFile, Diverged, TimeUp, load_json, save_json
 from fsr.runs import Options, Task, evaluating, perform
-from fsr.store.weights import digest, load_tensors
 from fsr.train import loop as train
 
 CPU = Options(device="cpu")
@@ -32,9 +31,6 @@ RUN = tiny_run(epochs=1)
 LONG = tiny_run(epochs=3)
 WITH_FSR = replace(RUN, module=FSR_HERE)
 CLEAN, FGSM, MASKS = Evaluation(attack="clean"), Evaluation(attack="fgsm"), Analysis(kind="masks")
-
-
-# --- kill -9 -------------------------------------------------------------------------------------------------
 
 
 def forked(work, *given) -> int:
@@ -59,12 +55,11 @@ def whole_task(root: str, at_write: int | None = None, after: bool = False) -> N
     writes, real = itertools.count(1), os.replace
 
     def renamed(*names):
-        number = next(writes)
-        if number == at_write and not after:
+        if next(writes) == at_write:
+            if after:
+                real(*names)
             os.kill(os.getpid(), signal.SIGKILL)
         real(*names)
-        if number == at_write:
-            os.kill(os.getpid(), signal.SIGKILL)
 
     os.environ["FSR_ROOT"], os.replace = root, renamed
     evaluate.batch_size, evaluating.SAVE_SECONDS = lambda device: 10, 0.0
@@ -74,32 +69,20 @@ def whole_task(root: str, at_write: int | None = None, after: bool = False) -> N
 
 
 def killer(root: str, wanted: int) -> None:
-    """One process computes nothing itself; each child that it forks does the whole task and is killed on the way.
-
-    Rounds of six kills, each in a root of its own, at random moments and at writes; prints the kills and the rounds.
-    """
+    """Rounds of six forked children, killed at random moments and at writes; prints how many kills and rounds."""
     torch.set_num_threads(1)
     began = time.monotonic()
     assert end(forked(whole_task, f"{root}/whole")) == 0
     seconds, rng, killed, rounds = time.monotonic() - began, random.Random(0), 0, 0
-
-    def at_random_moments(broken: str) -> int:
-        hits = 0
-        for _ in range(4):
-            pid = forked(whole_task, broken)
-            time.sleep(rng.uniform(0, seconds / 3))
-            os.kill(pid, signal.SIGKILL)
-            hits += end(pid) == -signal.SIGKILL
-        return hits
-
-    def at_writes(broken: str) -> int:
-        pids = (forked(whole_task, broken, rng.randint(1, 4), after) for after in (False, True))
-        return sum(end(pid) == -signal.SIGKILL for pid in pids)
-
     while killed < wanted:  # however fast the machine has become, the writes of every second round are sure hits
-        for kills in (at_writes, at_random_moments) if rounds % 2 else (at_random_moments, at_writes):
-            killed += kills(f"{root}/broken-{rounds}")
-        assert end(forked(whole_task, f"{root}/broken-{rounds}")) == 0
+        broken, at_writes = f"{root}/broken-{rounds}", [rng.randint(1, 4), rng.randint(1, 4), *[None] * 4]
+        for number, at_write in enumerate(at_writes[:: 1 if rounds % 2 else -1]):
+            pid = forked(whole_task, broken, at_write, number % 2 == 0)
+            if at_write is None:
+                time.sleep(rng.uniform(0, seconds / 3))
+                os.kill(pid, signal.SIGKILL)
+            killed += end(pid) == -signal.SIGKILL
+        assert end(forked(whole_task, broken)) == 0
         rounds += 1
     print(killed, rounds)
 
@@ -124,20 +107,15 @@ def python(call: str) -> tuple[str, str]:
 
 
 def kept(root: Path) -> dict:
-    """Everything that must not depend on kills: weights, outcomes, histories and analyses without their seconds."""
-    out: dict = {}
-    for path in sorted(p for p in root.rglob("*") if p.is_file() and ".locks" not in p.parts):
-        name = str(path.relative_to(root))
-        if path.suffix == ".npz" or path.name in ("last.safetensors", "best.safetensors", "ema.safetensors"):
-            out[name] = path.read_bytes()
-        elif path.suffix == ".json":
-            leave = ("sha256", "started", "finished", "seconds", "history_sha256", "commit", "dirty", "sittings")
-            out[name] = {key: value for key, value in load_json(path).items() if key not in leave}
-        elif path.suffix == ".csv":
-            lines = [line.split(",") for line in path.read_text().splitlines()]
-            out[name] = [[cell for i, cell in enumerate(line) if i != lines[0].index("seconds")] for line in lines]
+    """Everything that must not depend on kills: weights, outcomes, histories and records without their seconds."""
+    leave = {"sha256", "started", "finished", "seconds", "history_sha256", "commit", "dirty", "sittings"}
+    out = results(root)
+    for path in (p for p in root.rglob("*") if p.is_file() and ".locks" not in p.parts):
+        if path.suffix == ".json":
+            record = load_json(path)
+            out[path.relative_to(root)] = {key: record[key] for key in record.keys() - leave}
         elif path.suffix != ".tmp" and path.name != "state.safetensors":
-            out[name] = "unexpected"
+            out.setdefault(path.relative_to(root), "unexpected")
     return out
 
 
@@ -201,63 +179,23 @@ def test_a_notebook_whose_runner_is_killed_leaves_the_good_execution_alone(root,
     assert b"whole again" in target.read_bytes()
 
 
-# --- full and read-only disks --------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small_disk(tmp_path, monkeypatch):
-    """A disk of 8 MB of its own as root; only root may make one."""
-    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(tmp_path)]
-    made = shutil.which("mount") and subprocess.run(command, capture_output=True)
-    if not made or made.returncode:
-        pytest.skip("mounting a small disk needs root")
-    monkeypatch.setenv("FSR_ROOT", str(tmp_path))
-    yield tmp_path
-    subprocess.run(["umount", str(tmp_path)], check=True)
-
-
-def test_a_full_or_read_only_disk_is_said_and_earlier_results_are_whole(small_disk):
+@pytest.mark.parametrize("number, says", [(errno.ENOSPC, "No space left"), (errno.EROFS, "Read-only")])
+def test_a_full_or_read_only_disk_is_said_and_earlier_results_are_whole(root, monkeypatch, number, says):
+    """From the moment on when a training has saved its first epoch."""
     assert perform(Task(run=RUN, evaluations=(CLEAN,)), CPU) == []
-    before, filler = kept(small_disk), small_disk / "filler"
-    with filler.open("wb", buffering=0) as file, pytest.raises(OSError):
-        while True:
-            file.write(bytes(4096))
-    for task in (Task(run=RUN, evaluations=(FGSM,)), Task(run=tiny_run(epochs=1, seed=1))):
-        (line,) = perform(task, CPU)
-        assert "No space left" in line
-    assert not list(small_disk.rglob("*.tmp"))
-    filler.unlink()
-    assert before.items() <= kept(small_disk).items()
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    with pytest.raises(UsageError, match=r"cannot write .*Read-only.*--root"):
-        runs.ensure_evaluated(RUN, FGSM, CPU)
-    assert store.load_evaluation(RUN, CLEAN).record["n"] == 40
-    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
-    assert perform(Task(run=RUN, evaluations=(FGSM,)), CPU) == []
+    before, tasks = kept(root), (Task(run=LONG), Task(run=RUN, evaluations=(FGSM,)))
 
-
-def test_a_disk_that_fills_while_training_leaves_the_last_checkpoint(root, monkeypatch):
     def fsync(handle) -> None:
         if runs.state_path(LONG).exists():
-            raise OSError(28, "No space left on device")
+            raise OSError(number, os.strerror(number))
 
-    with monkeypatch.context() as patch, pytest.raises(FSRError, match="No space left"):
+    with monkeypatch.context() as patch:
         patch.setattr(files.os, "fsync", fsync)
-        runs.ensure_trained(LONG, CPU)
-    assert not store.is_trained(LONG)
-    runs.ensure_trained(LONG, CPU)
-    assert len(store.history(LONG)) == 3
-
-
-# --- damaged and foreign files -------------------------------------------------------------------------------
-
-
-def stop_after(run, batches: int, *part) -> None:
-    """Train, or retrain to evaluate this part, so many batches and stop, as a signal or a time limit would."""
-    done: list[int] = []
-    options = Options(device="cpu", interrupted=lambda: len(done) >= batches, report=lambda *_: done.append(1))
-    with pytest.raises(Interrupted):
-        (runs.ensure_evaluated if part else runs.ensure_trained)(run, *part, options)
+        for task in tasks:
+            (line,) = perform(task, CPU)
+            assert "cannot write" in line and says in line and "--root" in line
+    assert not list(root.rglob("*.tmp")) and before.items() <= kept(root).items() and not store.is_trained(LONG)
+    assert [perform(task, CPU) for task in tasks] == [[], []] and len(store.history(LONG)) == 3
 
 
 @pytest.fixture(scope="module")
@@ -267,14 +205,13 @@ def finished(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FSR_ROOT", str(root))
         assert perform(Task(run=WITH_FSR, evaluations=(CLEAN,), analyses=(MASKS,)), CPU) == []
-        stop_after(LONG, 4)
+        stop_after(4, runs.ensure_trained, LONG)
         (files.run_dir(run_id(LONG)) / "history.csv").write_text("epoch,seconds\n1,nonsense\n")
         save_json(evaluating.partial_path(WITH_FSR, FGSM), {"progress": {"done": 20, "correct": [False] * 20}})
     return root
 
 
 def read_everything() -> None:
-    """Every reader of every file."""
     assert store.runs()
     store.environment(WITH_FSR)
     store.history(WITH_FSR)
@@ -317,26 +254,12 @@ def test_every_damaged_file_is_named_and_left_as_it_is(finished, root, how):
     assert store.load_evaluation(WITH_FSR, FGSM).correct.any()
 
 
-@pytest.mark.parametrize("name", ["last", "state"])
-def test_a_checkpoint_of_an_older_layout_is_told_from_a_damaged_one(finished, root, name):
-    shutil.copytree(finished, root, dirs_exist_ok=True)
-    run = WITH_FSR if name == "last" else LONG
-    path = runs.weights_path(run, name)
-    tensors, meta = load_tensors(path)
-    for old in ({"digest": digest(tensors), "meta": json.dumps(meta)}, None):
-        path.write_bytes(safetensors.torch.save(tensors, metadata=old))
-        with pytest.raises(CorruptFile, match=rf"{name}.*not written by this version.*version that wrote it"):
-            runs.load_model(run, "last", CPU)
-
-
 @pytest.mark.parametrize("name", ["config.json", "env.json", "history.csv"])
 def test_status_names_a_damaged_record_and_counts_the_others(name, root):
     good, bad = experiments.SETS["ci"]["whitebox"][:2]
     for run in (good, bad):
         store.save_config(run)
-        digest = sha256(store.save_history(run, [{"epoch": 1, "seconds": 1.0}]))
-        record = {"run_id": run_id(run), "seconds": 10.0, "hardware": {"device": "cpu"}, "history_sha256": digest}
-        save_json(files.run_dir(run_id(run)) / "env.json", record)
+        write_training(run, [{"epoch": 1, "seconds": 1.0}], seconds=10.0, hardware={"device": "cpu"})
     path = files.run_dir(run_id(bad)) / name
     path.write_bytes(spoilt(path.read_bytes(), "half"))
     frame = runs.status("ci").set_index("id")
@@ -369,51 +292,37 @@ def test_half_trained_weights_are_never_evaluated(root, again):
     if again:
         runs.ensure_trained(LONG, CPU)
         shutil.rmtree(files.checkpoint_dir(run_id(LONG)))
-    stop_after(LONG, 4, *((CLEAN,) if again else ()))
+    stop_after(4, *((runs.ensure_evaluated, LONG, CLEAN) if again else (runs.ensure_trained, LONG)))
     assert runs.weights_path(LONG, "last").exists() and not runs.has_weights(LONG, "last")
     runs.ensure_evaluated(LONG, CLEAN, CPU)
     assert store.load_evaluation(LONG, CLEAN).record["weights"] == store.environment(LONG)["checkpoints"]["last"]
 
 
-# --- divergence, memory, clocks ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("stopped", [False, True], ids=["at the epoch's end", "when it is stopped"])
-def test_divergence_names_epoch_and_step_and_keeps_the_last_good_checkpoint(root, monkeypatch, tmp_path, stopped):
-    seen, real = [], train.Trainer.step
+@pytest.mark.parametrize("when", ["the epoch's end", "it is stopped", "the epoch's last step"])
+def test_divergence_names_epoch_and_step_and_keeps_the_last_good_checkpoint(root, monkeypatch, tmp_path, when):
+    seen, real, ruined = [], train.Trainer.step, 5 if when == "the epoch's last step" else 4  # of six in two epochs
 
     def poisoned(self, index):
-        if self.progress.step == 4:  # the second of three batches in epoch 2
-            with torch.no_grad():
-                next(self.model.parameters()).fill_(float("nan"))
+        step = self.progress.step
+        if step == ruined == 4:
+            torch.nn.init.constant_(next(self.model.parameters()), float("nan"))
         real(self, index)
+        if step == ruined == 5:
+            torch.nn.init.constant_(next(self.model.parameters()), float("inf"))
 
-    options = Options(device="cpu", report=lambda *a: seen.append(a), interrupted=lambda: stopped and len(seen) >= 5)
-    with monkeypatch.context() as patch, pytest.raises(Diverged, match=r"epoch 2.* step (2|5)"):
+    stopped = lambda: when == "it is stopped" and len(seen) >= 5  # noqa: E731
+    options = Options(device="cpu", report=lambda *a: seen.append(a), interrupted=stopped)
+    with monkeypatch.context() as patch, pytest.raises(Diverged, match=r"epoch 2.* step (2|5|6)"):
         patch.setattr(train.Trainer, "step", poisoned)
+        patch.setattr(train.Trainer, "_held_out", lambda self: {"held_clean_acc": 0.5, "held_robust_acc": 0.5})
         runs.ensure_trained(LONG, options)
     assert not store.is_trained(LONG) and store.history(LONG)["epoch"].tolist() == [1]
     runs.ensure_trained(LONG, CPU)
     resumed = store.environment(LONG)["checkpoints"]
     monkeypatch.setenv("FSR_ROOT", str(tmp_path / "other"))
     runs.ensure_trained(LONG, CPU)
-    assert store.environment(LONG)["checkpoints"] == resumed
-
-
-def test_weights_that_an_epochs_last_step_ruins_are_not_kept(root, monkeypatch):
-    run, real = tiny_run(epochs=2), train.Stepper.step
-
-    def ruin(self, *args, **options):
-        real(self, *args, **options)
-        if self.sums["steps"] == 3 and runs.state_path(run).exists():
-            with torch.no_grad():
-                next(self.bare.parameters()).fill_(float("inf"))
-
-    monkeypatch.setattr(train.Stepper, "step", ruin)
-    monkeypatch.setattr(train.Trainer, "_held_out", lambda self: {"held_clean_acc": 0.5, "held_robust_acc": 0.5})
-    with pytest.raises(Diverged, match="epoch 2, at step 6"):
-        runs.ensure_trained(run, CPU)
-    assert all(torch.isfinite(v).all() for v in load_tensors(runs.weights_path(run, "last"))[0].values())
+    whole = store.environment(LONG)["checkpoints"]
+    assert all(whole[name] == resumed[name] for name in ("last", "ema"))
 
 
 MEMORY = [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"), MemoryError()]

@@ -33,18 +33,15 @@ def recorded(tmp_path_factory):
 
 
 def draw(name: str, profile: str = PROFILE) -> Figure:
-    """A figure as it is saved."""
     with plt.rc_context(style.STYLE):
         return plots.FIGURES[name](profile)
 
 
 def texts(figure: Figure) -> str:
-    """All words of a figure."""
     return "\n".join(t.get_text() for t in figure.findobj(matplotlib.text.Text))
 
 
 def drawn(ax, axis: str = "y") -> list[float]:
-    """The places of the points in a panel."""
     lines = [line for line in ax.get_lines() if line.get_marker() == "o"]
     return [float(v) for line in lines for v in (line.get_ydata() if axis == "y" else line.get_xdata())]
 
@@ -132,22 +129,6 @@ def test_attack_strength_starts_at_the_clean_accuracy_and_shows_the_paired_diffe
     assert drawn(below)[0] == pytest.approx(100 * outcomes.gain((BOTH,), (PLAIN,), clean)["value"])
 
 
-def test_clean_accuracy_alone_is_no_curve(root):
-    clean = next(e for e in experiments.evaluations(PROFILE, "strength", PLAIN) if e.attack == "clean")
-    store.save_evaluation(PLAIN, clean, range(4), [True] * 4)
-    with pytest.raises(MissingRecord):
-        draw("F6")
-
-
-def test_best_is_the_first_of_equal_epochs():
-    values = [0.1, 0.5, 0.5, 0.4]
-    frame = pd.DataFrame({"epoch": [1, 2, 3, 4], "held_robust_acc": values, "ema_held_robust_acc": values})
-    ax = Figure().add_subplot()
-    curves.marks(ax, frame.assign(method="AT", seed=0))
-    marked = {line.get_marker(): (line.get_xdata()[0], line.get_ydata()[0]) for line in ax.get_lines()}
-    assert marked == {"o": (4, 0.4), "*": (2, 0.5), "D": (4, 0.4)}
-
-
 def test_trades_is_shown_under_pgd_and_not_under_its_own_attack(recorded):
     figure = draw("F5")
     rows = [figure.axes[i : i + 3] for i in range(0, len(figure.axes), 3)]
@@ -158,12 +139,6 @@ def test_trades_is_shown_under_pgd_and_not_under_its_own_attack(recorded):
     assert lines and not any(np.allclose(line, own) for line in lines)
     cells = style.cells(PROFILE, "T1", kind="ours", metric="pgd20", row="TRADES", checkpoint="last")
     assert cells["value"].item() in drawn(held)
-
-
-def test_the_authors_log_stands_beside_the_authors_setting_only():
-    log = curves.official(experiments.main_pair("headline40")[0])
-    assert len(log) == 40 and 0.3 < log["train_adv_acc"].iloc[-1] < 0.6
-    assert all(curves.official(experiments.main_pair(profile)[0]).empty for profile in ("mini", "demo"))
 
 
 def test_stream_bars_are_means_over_seeds_at_the_images_of_one(recorded):
@@ -184,10 +159,6 @@ def test_masks_are_shares_that_sum_to_one_and_no_panel_is_empty(recorded):
 
 
 def test_maps_show_images_that_the_attack_fools(recorded):
-    labels = np.arange(4)
-    arrays = {"labels": labels, "pred_clean": np.array([0, 1, 0, 3]), "pred_adv": np.array([0, 2, 1, 0])}
-    assert inside.fooled_first(arrays).tolist() == [1, 3]
-    assert inside.fooled_first(arrays | {"pred_adv": labels}).tolist() == [0, 1, 2, 3]
     shown = texts(draw("F1"))
     assert "right: 1" in shown and "wrong: 2" in shown and "right: 0" not in shown
 
@@ -196,9 +167,6 @@ def test_features_are_turned_onto_each_other_and_named_where_they_lie_densest(re
     rng = np.random.default_rng(0)
     points = rng.normal(size=(50, 2))
     assert inside.aligned(points[:, ::-1] * [1, -1] + 7, points) == pytest.approx(points)  # mirrored, turned, moved
-    cluster = np.concatenate([rng.normal(5, 0.01, size=(40, 2)), rng.normal(0, 3, size=(20, 2))])
-    assert inside.densest(cluster, [], np.ones(2)) == pytest.approx([5, 5], abs=0.05)
-    assert np.abs(inside.densest(cluster, [np.array([5, 5])], np.ones(2)) - 5).max() >= 1.0
     for ax, stream in zip(draw("F8").axes, ("nonrobust", "recalibrated")):
         assert {t.get_text() for t in ax.texts} == {str(i) for i in range(10)}
         cells = style.cells(PROFILE, "T7", attack="pgd20", checkpoint="ema", probe="knn", stream=stream, seed=0)
@@ -227,7 +195,6 @@ def test_training_and_held_out_accuracy_are_drawn_also_of_a_half_finished_traini
 
 @pytest.fixture(scope="module")
 def text(recorded):
-    """The page as it is written."""
     return report.build(PROFILE).read_text()
 
 
@@ -242,6 +209,8 @@ def test_the_page_answers_first_then_each_question_and_gives_the_verdict_last(te
     assert text.index(report.answer(PROFILE)) < text.index('id="F7"') < text.index('id="T1"')
     asked = [name for _, _, items in QUESTIONS for name in items.split()]
     assert asked[-1] == "T10" and sorted(asked) == sorted([*tables.TABLES, *plots.FIGURES])
+    before = files.report(PROFILE).stat().st_mtime_ns
+    assert report.build(PROFILE).stat().st_mtime_ns == before  # a second build touches nothing
 
 
 def test_the_page_is_whole_needs_nothing_but_itself_and_links_to_files(text):
@@ -252,12 +221,6 @@ def test_the_page_is_whole_needs_nothing_but_itself_and_links_to_files(text):
         assert inside_page or (base / link).resolve().is_file(), link
     assert "<script" not in text and "url(" not in text and "@import" not in text
     assert "0123456789" in text and not re.search(r"20\d\d-\d\d-\d\d", text)  # the commit of the records, no day
-
-
-def test_a_second_build_touches_nothing(text):
-    path = files.report(PROFILE)
-    before = path.stat().st_mtime_ns
-    assert report.build(PROFILE) == path and path.stat().st_mtime_ns == before and path.read_text() == text
 
 
 def test_without_any_record_the_page_stands_and_leaves_tables_out(root):

@@ -1,13 +1,14 @@
 """Losses against closed forms and loops over samples; crafting against a loop over samples; AWP by its definition."""
 
 import copy
-import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tiny import Wrapped
 from torch import nn
 from torch.nn import functional as F
 
@@ -25,15 +26,8 @@ METHODS = ("natural", "at", "trades", "mart")
 
 
 def loss(method, clean, adv, y, beta=1.0):
-    """The total of a method on two passes."""
     parts = PAIRS[method](clean, adv, y)
     return parts["cls"] + beta * parts["robust"]
-
-
-def probabilities(row):
-    """Softmax of a list, in plain Python."""
-    e = [math.exp(v - max(row)) for v in row]
-    return [v / sum(e) for v in e]
 
 
 def test_parity_with_the_public_formulas():
@@ -46,19 +40,6 @@ def test_parity_with_the_public_formulas():
     found |= {f"{method}.total": loss(method, clean, adv, y, beta) for method, beta in BETAS.items()}
     for name, value in found.items():
         torch.testing.assert_close(value, fixture[name], rtol=1e-9, atol=1e-9)
-
-
-def test_trades_and_mart_equal_a_loop_over_samples():
-    clean, adv, y = *(3 * torch.randn(2, 7, 5, dtype=torch.float64)), torch.randint(5, (7,))
-    trades = mart = 0.0
-    for c, a, label in zip(clean.tolist(), adv.tolist(), y.tolist()):
-        p, q = probabilities(c), probabilities(a)
-        distance = sum(pi * math.log(pi / qi) for pi, qi in zip(p, q))
-        trades += -math.log(p[label]) + 2.5 * distance
-        wrong = max(q[k] for k in range(5) if k != label)
-        mart += -math.log(q[label]) - math.log(1.0001 - wrong) + 1.5 * distance * (1.0000001 - p[label])
-    assert loss("trades", clean, adv, y, beta=2.5).item() == pytest.approx(trades / 7)
-    assert loss("mart", clean, adv, y, beta=1.5).item() == pytest.approx(mart / 7, rel=1e-8)
 
 
 @pytest.mark.parametrize("method", PAIRS)
@@ -86,7 +67,7 @@ def test_fsr_terms_equal_a_loop_over_samples_and_modules():
     for streams in modules:
         for i, label in enumerate(y.tolist()):
             wrong = max((k for k in range(4) if k != label), key=lambda k: logits[i, k].item())
-            ce = {name: [-math.log(p) for p in probabilities(v[i].tolist())] for name, v in streams.aux.items()}
+            ce = {name: (-v[i].log_softmax(0)).tolist() for name, v in streams.aux.items()}
             sep += (ce["robust"][label] + ce["nonrobust"][wrong]) / 10
             rec += ce["recalibrated"][label] / 10
     terms = fsr_terms(logits, modules, y)
@@ -143,7 +124,6 @@ def climbed(model, adv, x, y, run):
 
 
 def slow_pgd(model, x, y, run, delta):
-    """Sign steps, one sample at a time."""
     rows = []
     for x_i, delta_i, y_i in zip(x.split(1), delta.split(1), y.split(1)):
         adv = (x_i + delta_i).clamp(x_i - run.eps, x_i + run.eps).clamp(0, 1)
@@ -184,29 +164,22 @@ def test_starts_have_their_stated_sizes_and_follow_their_generator():
         assert moved.std().item() == pytest.approx(deviation, rel=0.02)
 
 
-class Clips(nn.Module):
-    """A network that clips its input, in place or not, and remembers what it was given."""
-
-    def __init__(self, net, writes: bool):
-        super().__init__()
-        self.net, self.writes, self.seen = net, writes, []
-
-    def forward(self, x):
-        self.seen.append(x.clone())
-        return self.net(x.clamp_(0.2, 0.8) if self.writes else x.clamp(0.2, 0.8))
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_passes_run_in_the_stated_order_on_images_that_a_network_may_write_into(method):
     run = replace(SMALL, method=method, awp=0.01)
-    net, results = model_of(run).net.eval(), []
+    net, results, seen = model_of(run).net.eval(), [], []
+
+    def clip(writes, x):
+        seen.append(x.clone())
+        return x.clamp_(0.2, 0.8) if writes else x.clamp(0.2, 0.8)
+
     for writes in (True, False):
-        model, x = Classifier(Clips(copy.deepcopy(net), writes)), X.clone()
+        model, x = Classifier(Wrapped(copy.deepcopy(net), partial(clip, writes))), X.clone()
         x_adv, objective = crafted(model, x, Y, run, torch.Generator().manual_seed(0)), Objective(model, run)
         passes = {"natural": [X], "at": [x_adv]}.get(method, [X, x_adv])
         with perturbed_weights(objective, 0.01, x, x_adv, Y):
             parts, logits = objective(x, x_adv, Y)
-            assert all(map(torch.equal, model.net.seen[-len(passes) :], passes))
+            assert all(map(torch.equal, seen[-len(passes) :], passes))
             outputs = [model(one.clone()) for one in passes]
             gradients = torch.autograd.grad(objective.total(parts), list(model.parameters()))
         expected = PAIRS[method](*outputs, Y) if method in PAIRS else {"cls": F.cross_entropy(*outputs, Y)}

@@ -1,15 +1,13 @@
 """Ensure: computes once, goes on after a stop, believes no damaged file, and needs no weights to be valid."""
 
 import sys
-import time
 from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
-from tiny import BRISK, FSR_HERE, tiny_run
+from tiny import BRISK, FSR_HERE, stop_after, tiny_run
 
 sys.path.insert(0, str(Path(__file__).parent / "models"))
 
@@ -18,8 +16,8 @@ from official_net import OfficialVGG, randomised
 from fsr import experiments, files, runs, store
 from fsr.audit import BUDGETS
 from fsr.config import Analysis, Evaluation, replace, run_id
-from fsr.files import FSRError, Interrupted, MissingRecord, TimeUp, UsageError
-from fsr.runs import Options, Task, evaluating, options, perform, training
+from fsr.files import FSRError, Interrupted, MissingRecord, UsageError
+from fsr.runs import Options, evaluating, training
 from fsr.runs.evaluating import surrogate_run
 from fsr.store.weights import digest_of
 from fsr.train import Trainer
@@ -34,21 +32,16 @@ def snapshot(root) -> dict:
     return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in root.rglob("*") if p.is_file() and p.suffix != ".lock"}
 
 
-def stop_after(monkeypatch, batches: int, compute, *what) -> None:
-    """The time limit ends this call after so many batches."""
-    done: list = []
-    with monkeypatch.context() as patch, pytest.raises(TimeUp):
-        patch.setattr("fsr.train.Callbacks.stop", lambda self: len(done) >= batches)
-        compute(*what, Options(device="cpu", report=lambda *event: done.append(event)))
+def test_a_second_call_changes_no_file_and_records_name_the_code_that_began(root, monkeypatch):
+    """Trainings take hours, and who waits for one commits."""
+    options = replace(CPU, report=lambda *_: monkeypatch.setenv("FSR_COMMIT", "after"))
 
-
-# --- trainings ----------------------------------------------------------------------------------------------
-
-
-def test_a_second_call_changes_no_file_and_the_record_says_where_it_came_from(root):
     def ensure() -> dict:
-        runs.ensure_trained(RUN, CPU)
-        runs.ensure_evaluated(RUN, CLEAN, CPU)
+        for compute, what in ((runs.ensure_trained, ()), (runs.ensure_evaluated, (CLEAN,))):
+            monkeypatch.setenv("FSR_COMMIT", "before")
+            files.provenance.cache_clear()  # as in another process
+            compute(RUN, *what, options)
+        files.provenance.cache_clear()
         return snapshot(root)
 
     assert ensure() == ensure()
@@ -56,17 +49,7 @@ def test_a_second_call_changes_no_file_and_the_record_says_where_it_came_from(ro
     assert {"commit", "dirty", "versions", "hardware", "started", "seconds", "checkpoints", "switches"} <= record.keys()
     assert record["hardware"]["cores"] >= 1 and record["versions"]["torch"]
     assert set(record["checkpoints"]) == {"last", "best", "ema"}
-
-
-def test_records_name_the_commit_that_began_and_not_the_one_that_lies_there_at_the_end(root, monkeypatch):
-    """Trainings take hours, and who waits for one commits."""
-    options = replace(CPU, report=lambda *_: monkeypatch.setenv("FSR_COMMIT", "after"))
-    for ensure, what in ((runs.ensure_trained, ()), (runs.ensure_evaluated, (CLEAN,))):
-        monkeypatch.setenv("FSR_COMMIT", "before")
-        files.provenance.cache_clear()  # as in another process
-        ensure(RUN, *what, options)
-    files.provenance.cache_clear()
-    assert store.environment(RUN)["commit"] == store.load_evaluation(RUN, CLEAN).record["commit"] == "before"
+    assert record["commit"] == store.load_evaluation(RUN, CLEAN).record["commit"] == "before"
 
 
 def test_records_stay_valid_without_weights_and_weights_come_back_the_same(root):
@@ -113,9 +96,9 @@ def test_a_retraining_that_ends_elsewhere_has_a_record_of_its_own(root, monkeypa
     assert before.items() <= snapshot(files.run_dir(run_id(RUN))).items()
 
 
-def test_the_time_limit_stops_cleanly_and_the_next_call_ends_as_an_uninterrupted_one(root, monkeypatch, tmp_path):
+def test_a_stop_is_clean_and_the_next_call_ends_as_an_uninterrupted_one(root, monkeypatch, tmp_path):
     run = tiny_run(module=FSR_HERE, epochs=2)
-    stop_after(monkeypatch, 2, runs.ensure_trained, run)
+    stop_after(2, runs.ensure_trained, run)
     assert not store.is_trained(run)
     runs.ensure_trained(run, CPU)
     resumed = store.environment(run)
@@ -128,56 +111,17 @@ def test_the_time_limit_stops_cleanly_and_the_next_call_ends_as_an_uninterrupted
     assert "sittings" not in store.environment(run)
 
 
-def test_who_waits_for_a_run_does_not_wait_for_ever(root, monkeypatch):
-    monkeypatch.setattr(options, "LOCK_SECONDS", 0.2)
-    path = files.results() / ".locks" / f"{run_id(RUN)}.lock"
-    path.parent.mkdir(parents=True)
-    with FileLock(path), pytest.raises(FSRError, match=f"{run_id(RUN)} is still being computed"):
-        runs.ensure_trained(RUN, CPU)
-
-
-def test_weights_count_as_final_only_when_they_are(root, monkeypatch):
-    """A retraining that is killed between two writes leaves nothing half-trained that would be believed."""
-    run, save = replace(RUN, epochs=2), training.save_tensors
-    runs.ensure_trained(run, CPU)
-    last = runs.weights_path(run, "last")
-    final = digest_of(last)
-    for path in last.parent.iterdir():
-        path.unlink()
-
-    def saved(path, tensors, meta=None):
-        mark = save(path, tensors, meta)
-        assert not runs.has_weights(run, "last") or digest_of(last) == final
-        return mark
-
-    monkeypatch.setattr(training, "save_tensors", saved)
-    runs.load_model(run, "last", CPU)
-
-
 def test_weights_on_record_outlive_a_retraining_that_is_stopped(root, monkeypatch):
     """The EMA of a finished run is there, `last` is gone: training again must not replace what is whole."""
     runs.ensure_trained(RUN, CPU)
     before = runs.weights_path(RUN, "ema").read_bytes()
     for path in (runs.weights_path(RUN, "last"), runs.state_path(RUN)):
         path.unlink()
-    stop_after(monkeypatch, 2, runs.load_model, RUN, "last")
+    stop_after(2, runs.load_model, RUN, "last")
     assert runs.state_path(RUN).exists() and runs.weights_path(RUN, "ema").read_bytes() == before
     assert runs.has_weights(RUN, "ema") and not runs.has_weights(RUN, "last")
     monkeypatch.setattr(training, "data_of", lambda *_: pytest.fail("the data were read"))
     assert runs.load_model(RUN, "ema", CPU)(torch.zeros(1, 3, 8, 8)).shape == (1, 10)
-
-
-def test_a_slow_save_is_left_out_between_epochs_and_never_at_the_end(root, monkeypatch):
-    saved, save = [], training.save_checkpoint
-
-    def slow(trainer, recorded):
-        saved.append(trainer.progress.epoch)
-        time.sleep(1)  # a twentieth of the time that an epoch may take here
-        return save(trainer, recorded)
-
-    monkeypatch.setattr(training, "save_checkpoint", slow)
-    runs.ensure_trained(replace(RUN, epochs=3), CPU)
-    assert saved == [2, 4]
 
 
 def test_an_imported_checkpoint_is_a_run_with_the_authors_outputs(root, tmp_path):
@@ -199,42 +143,6 @@ def test_an_imported_checkpoint_is_a_run_with_the_authors_outputs(root, tmp_path
     runs.weights_path(run, "last").unlink()
     with pytest.raises(MissingRecord, match="import-official FILE --backbone vgg16 --dataset cifar10"):
         runs.load_model(run)
-
-
-# --- tasks --------------------------------------------------------------------------------------------------
-
-
-def test_one_part_that_fails_does_not_lose_the_others(root):
-    task = Task(run=RUN, evaluations=(Evaluation(attack="nothing"), CLEAN), analyses=(Analysis(kind="cost"),))
-    (line,) = perform(task, CPU)
-    assert "nothing" in line and run_id(RUN) in line
-    assert store.has_evaluation(RUN, CLEAN) and store.has_analysis(RUN, Analysis(kind="cost"))
-    with pytest.raises(MissingRecord, match="holdout"):
-        runs.ensure_evaluated(replace(RUN, holdout=0), Evaluation(attack="clean", checkpoint="best"), CPU)
-
-
-def test_transfers_come_behind_all_trainings_and_every_run_is_trained_once():
-    tasks, count = runs.tasks("demo"), len(experiments.SETS["demo"]["all"])
-    first, second = tasks[:count], tasks[count:]
-    assert second and all(e.surrogate for t in second for e in t.evaluations)
-    assert not any(e.surrogate for t in first for e in t.evaluations)
-    assert {a.kind for t in second for a in t.analyses} == {"audit"}
-    assert "audit" not in {a.kind for t in first for a in t.analyses}
-    assert len({t.name for t in first}) == count
-    assert runs.tasks("demo", train_only=True) == [Task(run=task.run) for task in first]
-
-
-# --- evaluations and audits ---------------------------------------------------------------------------------
-
-
-def test_what_a_call_left_that_was_killed_right_after_its_record_is_cleared_away(root):
-    runs.ensure_evaluated(RUN, CLEAN, CPU)
-    left, *others = (evaluating.partial_path(RUN, part) for part in (CLEAN, Evaluation(attack="pgd20"), AUDIT))
-    for path in (left, *others):
-        files.save_json(path, {"progress": {}})
-    runs.ensure_evaluated(RUN, CLEAN, CPU)
-    runs.ensure_analysed(RUN, Analysis(kind="cost"), CPU)
-    assert not left.exists() and all(path.exists() for path in others)
 
 
 def test_outcomes_so_far_belong_to_the_weights_of_run_and_surrogate(root, monkeypatch):
@@ -271,32 +179,12 @@ def test_outcomes_so_far_belong_to_the_weights_of_run_and_surrogate(root, monkey
     assert store.load_evaluation(RUN, transfer).record["surrogate_weights"] == other
 
 
-def test_an_audits_surrogate_is_plain_at_of_the_same_seed_and_of_plain_at_the_next_seed():
-    fsr = replace(RUN, module=FSR_HERE)
-    assert surrogate_run(fsr) == surrogate_run(replace(fsr, method="trades")) == RUN
-    assert surrogate_run(RUN) == replace(RUN, seed=1) and surrogate_run(replace(RUN, seed=4)) == replace(RUN, seed=5)
-    for run in (RUN, fsr):
-        assert surrogate_run(replace(run, imported="0123456789")) == RUN
-
-
-def test_a_planned_surrogate_is_trained_first(root, monkeypatch):
-    """On a fresh root a transfer's source and an audit's surrogate have no record yet: the plan knows them."""
-    source, given = replace(RUN, seed=1), []
-
-    def audit(*_, surrogate, **__):
-        given.append(surrogate is not None)
-        raise Interrupted("stopped")
-
-    monkeypatch.setattr("fsr.audit.audit", audit)
+def test_a_planned_source_of_a_transfer_is_trained_first(root, monkeypatch):
+    """On a fresh root it has no record yet: the plan knows it."""
+    source = replace(RUN, seed=1)
     monkeypatch.setattr(experiments, "SETS", {"a profile": {"all": (RUN, source)}})
     runs.ensure_evaluated(RUN, Evaluation(attack="transfer", surrogate=run_id(source)), CPU)
     assert store.is_trained(source)
-    other = replace(RUN, seed=2)
-    monkeypatch.setattr(experiments, "SETS", {"a profile": {"all": (source, other)}})
-    for run in (source, other):  # seed 3 is in no plan
-        with pytest.raises(Interrupted):
-            runs.ensure_analysed(run, AUDIT, CPU)
-    assert store.is_trained(other) and given == [True, False]
 
 
 def test_an_audit_is_an_analysis_with_outcomes_per_sample_and_keeps_its_groups_until_then(root, caplog, monkeypatch):
@@ -325,10 +213,9 @@ def test_an_audit_stops_inside_a_group(root):
     assert len(looks) == 41 and not evaluating.partial_path(RUN, AUDIT).exists()  # no group was done
 
 
-def test_finished_groups_of_an_audit_belong_to_the_weights_of_its_surrogate(root, monkeypatch):
+def test_an_audits_planned_surrogate_is_trained_first_and_its_weights_mark_finished_groups(root, monkeypatch):
     run, given = replace(RUN, module=FSR_HERE), []
-    for each in (RUN, run):
-        runs.ensure_trained(each, CPU)
+    monkeypatch.setattr(experiments, "SETS", {"a profile": {"all": (run, RUN)}})
 
     def audit(*_, surrogate, on_group, done, **__):
         given.append((surrogate is not None, sorted(done)))
@@ -341,6 +228,7 @@ def test_finished_groups_of_an_audit_belong_to_the_weights_of_its_surrogate(root
         return files.load_json(path)
 
     monkeypatch.setattr("fsr.audit.audit", audit)
+    assert surrogate_run(replace(RUN, imported="0123456789")) == RUN
     path = files.checkpoint_dir(run_id(run)) / "partial-last-audit-quick.json"
     first = stopped()
     assert (first["twin"], first["twin_weights"]) == (run_id(RUN), digest_of(runs.weights_path(RUN, "last")))

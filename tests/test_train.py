@@ -1,22 +1,25 @@
-"""The loop: the recipe's numbers, equal to a plain loop written out, and resumable bit for bit."""
+"""The loop: the recipe's numbers, equal to the authors' own steps, resumable bit for bit."""
 
 import copy
 import json
 import math
 from dataclasses import asdict, replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from tiny import FSR_HERE, tiny_run
+from tiny import FSR_HERE, Wrapped, tiny_run
 
 from fsr import data
-from fsr.config import Run
+from fsr.config import FSRSpec, Run
 from fsr.data import as_float
 from fsr.files import Interrupted
-from fsr.models import model_of
+from fsr.models import FSR
+from fsr.models.official import our_name
 from fsr.train import Callbacks, Trainer, fit
 from fsr.train import loop as train
-from fsr.train.objectives import Objective, craft, draw_start, learning_rate, start, stream_seed
+from fsr.train.objectives import learning_rate, stream_seed
 
 
 def trainer_of(run: Run, **options) -> Trainer:
@@ -62,17 +65,10 @@ def test_training_images_are_cropped_and_flipped_as_cifar_asks(monkeypatch):
     assert torch.equal(seen[0], as_float(data.augment(x, pad=4, flip=True, generator=generator)))
 
 
-class Bright(torch.nn.Module):
-    """Is an image dark (class 0) or bright (class 1)?"""
-
-    def forward(self, x):
-        mean = x.mean((1, 2, 3))
-        return torch.stack([0.5 - mean, mean - 0.5], dim=1)
-
-
 def test_held_out_images_are_judged_clean_and_attacked_on_the_network_asked_for(monkeypatch):
     """An attack that inverts every image turns every answer of a judge of brightness."""
-    trainer, net, seen = trainer_of(tiny_run()), Bright(), []
+    trainer, seen = trainer_of(tiny_run()), []
+    net = Wrapped(torch.nn.Flatten(), after=lambda x: (x.mean(1, keepdim=True) - 0.5) * torch.tensor([-1.0, 1.0]))
     trainer.ema, trainer.data = net, replace(trainer.data, held_y=net(as_float(trainer.data.held_x)).argmax(1))
 
     def attack(x, y, generator, *, source, noise):
@@ -83,45 +79,6 @@ def test_held_out_images_are_judged_clean_and_attacked_on_the_network_asked_for(
     found = trainer._held_out()
     assert (found["ema_held_clean_acc"], found["ema_held_robust_acc"]) == (1.0, 0.0)
     assert seen == [(one, stream_seed("held-out")) for one in (trainer.model, net)]  # the same start in every epoch
-
-
-def plain_loop(run: Run, d) -> list[torch.nn.Module]:
-    """The recipe written out slowly, no fast path, no trainer: the network as initialised, trained, and its average."""
-    torch.manual_seed(stream_seed(run.seed, "init"))
-    model = model_of(run, num_classes=10)
-    first, ema = copy.deepcopy(model), copy.deepcopy(model)
-    objective, step = Objective(model, run), 0
-    optimizer = torch.optim.SGD(model.parameters(), lr=run.lr, momentum=0.9, weight_decay=5e-4)
-    for epoch in range(1, run.epochs + 1):
-        optimizer.param_groups[0]["lr"] = learning_rate(run, epoch)
-        order = torch.randperm(len(d.train_y), generator=torch.Generator().manual_seed(stream_seed(0, "order", epoch)))
-        for index in order.split(run.batch):
-            generator = torch.Generator().manual_seed(stream_seed(run.seed, "batch", step))
-            torch.manual_seed(stream_seed(run.seed, "mask", step))
-            x, y = as_float(d.train_x[index]), d.train_y[index]
-            model.eval()
-            x_adv = craft(model, run, start(x, run, draw_start(x, run, generator)), x, y)
-            model.train()
-            optimizer.zero_grad()
-            objective.total(objective(x, x_adv, y)[0]).backward()
-            optimizer.step()
-            decay = min(0.9995, (1 + step) / (10 + step))
-            for a, b in zip(ema.state_dict().values(), model.state_dict().values()):
-                a.copy_(decay * a + (1 - decay) * b if a.is_floating_point() else b)
-            step += 1
-    return [first, model, ema]
-
-
-@pytest.mark.parametrize("changes", [{}, {"module": FSR_HERE}, {"method": "mart"}], ids=str)
-def test_training_equals_the_recipe_written_out(changes):
-    # a sign tie of the folded network may move single pixels, so weights agree closely and not to the bit
-    run = tiny_run(epochs=1, **changes)
-    trainer = fit(trainer_of(run))
-    first, model, ema = plain_loop(run, trainer.data)
-    mine, theirs, before = (torch.cat([p.flatten() for p in n.parameters()]) for n in (trainer.model, model, first))
-    assert (mine - theirs).norm() < 0.05 * (theirs - before).norm()
-    for mine, theirs in ((trainer.model, model), (trainer.ema, ema)):
-        torch.testing.assert_close(mine.state_dict(), theirs.state_dict(), atol=2e-3, rtol=2e-2)
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 4])
@@ -150,6 +107,8 @@ def test_best_keeps_the_weights_of_the_first_epoch_with_the_highest_held_out_acc
     monkeypatch.setattr(trainer, "_held_out", lambda: {"held_robust_acc": next(values)})
     keep = lambda t: kept.append({k: v.clone() for k, v in t.model.state_dict().items()})  # noqa: E731
     fit(trainer, Callbacks(on_epoch=keep))
+    rates = [learning_rate(trainer.run, epoch) for epoch in (1, 2, 3, 4)]
+    assert [row["lr"] for row in trainer.progress.rows] == rates and len(set(rates)) > 1
     assert trainer.progress.best_epoch == 2 and same(trainer.best, kept[1]) and not same(kept[1], kept[3])
     assert set(trainer.checkpoints()) == {"last", "best", "ema"}
 
@@ -163,7 +122,64 @@ def test_without_held_out_images_there_is_no_best_and_the_callers_random_numbers
     assert set(trainer.checkpoints()) == {"last", "ema"} and math.isnan(trainer.progress.rows[0]["held_clean_acc"])
 
 
-def test_the_average_lies_in_memory_as_the_weights_do():
-    trainer = trainer_of(tiny_run(width=16), switches={"channels_last": True})
-    pairs = list(zip(trainer.model.parameters(), trainer.ema.parameters(), strict=True))
-    assert all(a.stride() == b.stride() for a, b in pairs) and any(not a.is_contiguous() for a, _ in pairs)
+STEPS, STREAMS = 5, FSR.streams
+
+
+@pytest.fixture(scope="module")
+def fixture():
+    with np.load(Path(__file__).parent / "parity" / "trajectory.npz") as stored:
+        return {name: torch.from_numpy(stored[name]) for name in stored.files}
+
+
+def under_our_names(fixture, prefix: str) -> dict[str, torch.Tensor]:
+    named = {k.removeprefix(prefix): v for k, v in fixture.items() if k.startswith(prefix)}
+    return {our_name(name, "resnet18", "layer4"): v for name, v in named.items()}
+
+
+@pytest.fixture
+def trainer(fixture, monkeypatch):
+    """Width 8, hidden 8, float64, their 1e-8 inside each logarithm and in tau; images neither cropped nor flipped."""
+    x, y = fixture["images"].flatten(0, 1), fixture["labels"].flatten()
+    theirs = data.Data(x, y, x[:0], y[:0], x[:0], y[:0], tuple("0123456789"))
+    run = Run(width=8, module=FSRSpec(hidden=8), batch=8, epochs=1, holdout=0, precision="float32")
+    monkeypatch.setattr(train, "augment", lambda x, **_: x)
+    monkeypatch.setattr(train, "as_float", lambda x: x.double() / 255)
+    trainer = Trainer(run, theirs)
+    missing, unknown = trainer.model.load_state_dict(under_our_names(fixture, "init."), strict=False)
+    assert not unknown and all(name.endswith("num_batches_tracked") for name in missing)
+    trainer.model.double().train()
+    trainer.ema.double()
+    for module in trainer.model.modules():
+        if isinstance(module, FSR):
+            module.stable_eps = 1e-8
+    return trainer
+
+
+def test_the_trainer_repeats_the_authors_own_training_steps(fixture, trainer, monkeypatch):
+    """Five, in float64, with the folded crafting copy."""
+    theirs = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "steps": 10, "eps": 8 / 255, "alpha": 2 / 255}
+    assert theirs.items() <= vars(trainer.run).items()
+    crafted, update, average = [], trainer.stepper.step, copy.deepcopy(trainer.ema.state_dict())
+    monkeypatch.setattr(trainer.stepper, "step", lambda x, x_adv, y, **_: (crafted.append(x_adv), update(x, x_adv, y)))
+    for step in range(STEPS):
+        start, masks = fixture["start_uniform"][step].double(), tuple(fixture["mask_uniform"][step].double())
+        monkeypatch.setattr("fsr.train.fast.draw_start", lambda *_, start=start: start)
+        monkeypatch.setattr(FSR, "streams", lambda self, f, y=None, masks=masks: STREAMS(self, f, y, u=masks))
+        trainer.step(torch.arange(8 * step, 8 * step + 8))
+        decay = min(0.9995, (1 + step) / (10 + step))  # our own average beside their weights
+        for name, value in trainer.model.state_dict().items():
+            average[name] = decay * average[name] + (1 - decay) * value if value.is_floating_point() else value.clone()
+        mean = trainer.stepper.tally()
+        final, robust, nonrobust, recalibrated = fixture["losses"][step].tolist()
+        assert mean["cls"] == pytest.approx(final, rel=1e-9)
+        assert mean["sep"] == pytest.approx(robust + nonrobust, rel=1e-9)
+        assert mean["rec"] == pytest.approx(recalibrated, rel=1e-9)
+        assert torch.equal(crafted[step].float(), fixture["adv_images"][step])
+    torch.testing.assert_close(trainer.ema.state_dict(), average)
+    assert trainer.crafter.copy is not None and len(trainer.crafter.copy.pairs) == 24  # every BatchNorm is folded
+    norms, heads = under_our_names(fixture, "final_norm."), under_our_names(fixture, "final_head.")
+    state = trainer.model.state_dict()
+    assert norms.keys() == {name for name in state if not name.endswith("num_batches_tracked")}
+    for name, norm in norms.items():
+        torch.testing.assert_close(state[name].norm(), norm, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(state[name].flatten()[:8], heads[name], rtol=1e-9, atol=1e-9)

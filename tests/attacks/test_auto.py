@@ -1,4 +1,4 @@
-"""Our AutoAttack loop against pyautoattack called plainly, a kill after every batch, and planted defences."""
+"""AutoAttack against pyautoattack called plainly, kills, planted defences; N-Attack against its algorithm, slowly."""
 
 import copy
 import itertools
@@ -13,6 +13,7 @@ from pyautoattack import AutoAttack, checks
 
 from fsr.attacks import ATTACKS
 from fsr.attacks import auto as a
+from fsr.attacks import gradient as query
 from fsr.files import UsageError
 
 EPS, SHORT = 0.01, {"steps": 8, "queries": 60}
@@ -40,7 +41,6 @@ def right(net, x, y):
 
 @pytest.mark.parametrize("version, batch", [("standard", 7), ("standard", 30), ("rand", 7)])
 def test_same_outcomes_and_images_as_the_package_called_plainly(problem, version, batch):
-    """With the same cut of its budget."""
     net, x, y = problem
     theirs = AutoAttack(copy.deepcopy(net), eps=EPS, version=version, seed=3, device="cpu")  # it fills gradients
     for attack in (theirs.apgd, theirs.apgd_targeted):
@@ -79,10 +79,6 @@ def test_outcomes_are_cumulative_and_images_break_what_they_claim(problem):
     assert (result.x_adv - x).abs().max() <= EPS + 1e-6 and result.x_adv.min() >= 0 and result.x_adv.max() <= 1
 
 
-class Killed(Exception):
-    """The process dies here."""
-
-
 @versions
 def test_a_kill_after_any_batch_changes_nothing(problem, tmp_path, version):
     whole, file, kills, state, chunks = run(problem, version=version), tmp_path / "state.npz", 0, {}, []
@@ -91,31 +87,20 @@ def test_a_kill_after_any_batch_changes_nothing(problem, tmp_path, version):
         np.savez(file, **state)
         chunks.append(None)
         if len(chunks) % 2 == 0:
-            raise Killed
+            raise InterruptedError
 
     while True:
         try:
             result = run(problem, version=version, state=state, on_chunk=on_chunk)
             break
-        except Killed:
+        except InterruptedError:
             kills += 1
             torch.manual_seed(kills)  # a new process has another global state
             state = dict(np.load(file))
-    assert kills >= 3 and result.flags == whole.flags
+    again = run((None, *problem[1:]), version=version, state=state)  # a finished state asks no network
+    assert kills >= 3 and result.flags == whole.flags and torch.equal(again.correct, whole.correct)
     assert torch.equal(result.correct, whole.correct) and torch.equal(result.x_adv, whole.x_adv)
     assert all(torch.equal(result.outcomes[k], v) for k, v in whole.outcomes.items())
-
-
-def test_a_finished_state_asks_the_model_nothing_and_holds_no_images_unless_asked(problem):
-    state = {}
-    result = run(problem, state=state, keep_images=False)
-    assert result.x_adv is None and "x_adv" not in state
-
-    def dead(x):
-        raise AssertionError("asked the model again")
-
-    again = run((dead, *problem[1:]), state=state, keep_images=False)
-    assert torch.equal(again.correct, result.correct) and torch.equal(result.correct, run(problem).correct)
 
 
 def test_a_state_of_another_evaluation_is_refused(problem):
@@ -129,27 +114,23 @@ def test_a_state_of_another_evaluation_is_refused(problem):
         run((net, x.flip(0), y), state=state)
 
 
-def test_trace_counters_logs_and_random_state_stay_as_they_were(problem, caplog):
+def test_trace_counters_logs_and_random_state_stay_as_they_were(problem, caplog, monkeypatch):
     def broken(x):
         torch.rand(1)
         raise ValueError("out of memory")
 
-    old, checks.funcs["grad"], before = sys.gettrace(), 17, torch.get_rng_state()
+    monkeypatch.setitem(checks.funcs, "grad", 17)
+    before = torch.get_rng_state()
     sys.settrace(trace := lambda frame, event, arg: None)
-    try:
-        with caplog.at_level(logging.DEBUG):
-            run(problem)
-        with pytest.raises(ValueError, match="memory"):
-            run((broken, *problem[1:]))
-        assert sys.gettrace() is trace and checks.funcs["grad"] == 17 and not caplog.records
-        assert torch.equal(before, torch.get_rng_state())
-    finally:
-        sys.settrace(old)
-        checks.funcs["grad"] = 0
+    with caplog.at_level(logging.DEBUG):
+        run(problem)
+    with pytest.raises(ValueError, match="memory"):
+        run((broken, *problem[1:]))
+    assert sys.gettrace() is trace and checks.funcs["grad"] == 17 and not caplog.records
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def grad(net, x):
-    """A model that differentiates while it answers."""
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
         return torch.autograd.grad(net(leaf).sum(), leaf)[0]
@@ -182,14 +163,6 @@ def test_square_beats_whitebox_is_flagged_where_gradients_are_cut(problem):
     assert result.outcomes["fab-t"].sum() > result.correct.sum()
 
 
-def test_images_that_are_not_finite_count_for_nothing(monkeypatch):
-    x = torch.full((3, 1, 2, 2), 0.5)
-    x_adv = torch.stack([torch.full((1, 2, 2), v) for v in (torch.nan, 9.0, 0.52)])
-    monkeypatch.setattr(a.APGDAttack, "perturb", lambda *_: x_adv)
-    made = a.craft("apgd-ce", lambda x: x, x, None, eps=0.1, seed=0, log=a.Log())
-    assert made[:, 0, 0, 0].tolist() == pytest.approx([0.5, 0.6, 0.52])
-
-
 def test_only_the_judge_decides_and_what_only_the_fast_model_gets_wrong_is_attacked_again(problem):
     net, x, y = problem
     coarse = lambda x: net(x) + torch.tensor([-0.3, 0.0, 0.3, 0.0, -0.3, 0.0])  # noqa: E731
@@ -198,21 +171,6 @@ def test_only_the_judge_decides_and_what_only_the_fast_model_gets_wrong_is_attac
     unattacked = ~right(coarse, x, y) & clean & right(net, weak, y)
     assert torch.equal(result.clean, clean) and torch.equal(right(net, result.x_adv, y), result.correct)
     assert sum(result.flips.values()) > 0 and (unattacked & ~result.correct).sum() > 0
-
-
-def test_a_noisy_model_is_judged_by_the_mean_of_draws(problem):
-    net, x, y = problem[0], problem[1][:14], problem[2][:14]
-
-    def noisy(x):
-        return net(x) + 0.5 * torch.randn(len(x), 6)
-
-    def mean(x):
-        return torch.stack([noisy(x).softmax(1) for _ in range(20)]).mean(0)
-
-    unlucky = run((noisy, x, y), version="rand", eps=1e-4)
-    fair = run((noisy, x, y), version="rand", eps=1e-4, judge=mean)
-    assert fair.clean.sum() > unlucky.clean.sum(), "one unlucky draw is not an error"
-    assert fair.correct.sum() > unlucky.correct.sum() and sum(fair.flips.values()) > 0
 
 
 def test_a_model_that_returns_its_own_memory_is_not_written_into():
@@ -252,3 +210,75 @@ def test_too_few_classes_and_wrong_versions_are_refused(problem):
             run(problem, **options)
     with pytest.raises(UsageError, match="apgd-t, fab-t"):
         run(problem, version="custom", attacks=("fab",))
+
+
+class Linear:
+    """Two classes with logits (w.x + b, 0), and the sizes of the batches that it was asked about."""
+
+    def __init__(self, bias=0.0, pixels=16):
+        self.w, self.bias, self.sizes = torch.linspace(-1, 1, pixels, dtype=torch.float64), bias, []
+
+    def __call__(self, x):
+        self.sizes.append(len(x))
+        z = x.flatten(1) @ self.w.to(x.dtype) + self.bias
+        return torch.stack([z, torch.zeros_like(z)], dim=1)
+
+
+def images(n=4):
+    x = 0.3 + 0.4 * torch.rand(n, 1, 4, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    return x, torch.zeros(n, dtype=torch.long)
+
+
+def slow_nattack(model, x, label, *, eps, population, turns, first, noises, sigma=0.1, step=0.02):
+    """One image, one member at a time, straight from the algorithm; returns the image."""
+    mean, z = first.copy(), np.arctanh((2 * x - 1) * (1 - 1e-6))
+    for turn in range(turns):
+        scores = []
+        for member in noises[turn]:
+            image = (np.tanh(z + mean + sigma * member) + 1) / 2
+            image = np.clip(x + np.clip(image - x, -eps, eps), 0, 1)
+            logits = model(torch.from_numpy(image)[None])[0].numpy()
+            if logits.argmax() != label:
+                return image
+            scores.append(-0.5 * max(logits[label] - logits[1 - label], 0))
+        scores = np.array(scores)
+        scores = (scores - scores.mean()) / (scores.std() + 1e-7)
+        for score, member in zip(scores, noises[turn]):
+            mean += step / (population * sigma) * score * member
+    return np.clip(x + np.clip((np.tanh(z + mean) + 1) / 2 - x, -eps, eps), 0, 1)
+
+
+@pytest.mark.parametrize("bias, breaks", [(4.0, False), (0.62, True)])
+def test_equals_a_slow_rederivation(bias, breaks):
+    (x, y), population, turns, model = images(3), 20, 6, Linear(bias)
+    x_adv = query.nattack(model, x, y, eps=0.05, queries=population * turns + 7, population=population, seed=4)
+    first = 0.001 * query.noise_for(x, seed=4, kind="standard_normal")
+    noises = [next(query._population(x, population, 4, turn))[1].numpy() for turn in range(turns)]
+    assert (model(x_adv).argmax(1) != 0).any().item() is breaks
+    for n in range(3):
+        more = {"population": population, "turns": turns, "first": first[n].numpy(), "noises": noises}
+        expected = slow_nattack(model, x[n].numpy(), 0, eps=0.05, **more)
+        np.testing.assert_allclose(x_adv[n].numpy(), expected, atol=1e-9)
+
+
+def test_never_asks_more_than_its_queries_and_stops_when_done():
+    (x, y), model = images(2), Linear(bias=50.0)
+    query.nattack(model, x, y, eps=0.1, queries=1000, population=300)
+    assert sum(model.sizes) - 2 == 2 * 900
+    model = Linear(bias=-50.0)
+    assert torch.equal(query.nattack(model, x, y, eps=0.1, queries=1000), x), "wrong from the start: nothing to attack"
+    assert sum(model.sizes) == 2
+    barely = Linear(bias=-float(Linear()(x)[0, 0]) + 1e-6)
+    query.nattack(barely, x[:1], y[:1], eps=0.1, queries=20_000, population=300)
+    assert sum(barely.sizes) <= 1 + 300
+
+
+@pytest.mark.parametrize("limit", [40 * 16, 39 * 16, 5 * 16, 1])
+def test_a_population_that_does_not_fit_is_asked_part_by_part(monkeypatch, limit):
+    (x, y), model, how = images(3), Linear(bias=0.62), {"eps": 0.05, "queries": 400, "population": 40, "seed": 1}
+    whole = query.nattack(Linear(bias=0.62), x, y, **how)
+    monkeypatch.setattr(query, "VALUES_PER_PASS", limit)
+    parts = query.nattack(model, x, y, **how)
+    assert 16 * max(model.sizes[1:]) <= max(limit, 16)
+    if limit >= 16 * 16:  # the same draws
+        torch.testing.assert_close(parts, whole)

@@ -1,6 +1,6 @@
 """The authors' networks rebuilt from their description, under their weights' names: a second opinion for tests.
 
-Their ResNet-18 is compared with their own code, in test_trajectory. Fixed 8x8 window, two explicit Gumbel variables,
+Their ResNet-18 is compared with their own code, in test_train. Fixed 8x8 window, two explicit Gumbel variables,
 1e-8 inside each logarithm and added to tau.
 """
 

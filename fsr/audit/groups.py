@@ -54,7 +54,12 @@ def mask(c: Context, details: dict) -> Found:
 
     def with_masks(x: Tensor) -> tuple[Tensor, list[Tensor]]:
         seen: list[Tensor] = []
-        with switched(c.net, intervention=Intervention(mask=lambda value: seen.append(value) or value)):
+
+        def note(value: Tensor) -> Tensor:
+            seen.append(value)
+            return value
+
+        with switched(c.net, intervention=Intervention(mask=note)):
             return c.net(x), seen
 
     def frozen(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:

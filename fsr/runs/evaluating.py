@@ -45,7 +45,8 @@ def ensure_recorded(run: Run, part: Evaluation | Analysis, options: Options | No
         model = load_model(run, part.checkpoint, chosen)
         # Training makes cudnn try every convolution on each new batch size, of which attacks have hundreds.
         torch.backends.cudnn.benchmark = False
-        (_evaluate if isinstance(part, Evaluation) else _analyse)(run, part, model, chosen)
+        make: Any = _evaluate if isinstance(part, Evaluation) else _analyse
+        make(run, part, model, chosen)
 
     once(run, chosen, path.exists, compute, path.stem)
     partial_path(run, part).unlink(missing_ok=True)

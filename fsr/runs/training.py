@@ -181,7 +181,7 @@ def import_official(path: Path, backbone: str, dataset: str) -> str:
     if not weights_path(run, "last").exists():
         save_tensors(weights_path(run, "last"), model.state_dict(), {"run_id": run_id(run), "checkpoint": "last"})
     if not store.is_trained(run):
-        record = {"run_id": run_id(run), "imported": path.name, "imported_sha256": digest, "checkpoints": {}}
+        record: dict = {"run_id": run_id(run), "imported": path.name, "imported_sha256": digest, "checkpoints": {}}
         record |= {"finished": _now(), "seconds": None, **provenance()}
         save_json(files.run_dir(run_id(run)) / "env.json", record)
     return run_id(run)

@@ -28,7 +28,7 @@ class Callbacks:
 
     on_epoch: Callable[["Trainer"], None] = lambda _: None  # after every epoch: save, show
     on_batch: Callable[[int, int], None] = lambda *_: None  # (done, of) within the epoch
-    on_stop: Callable[["Trainer"], None] = lambda _: None  # before TimeUp or Interrupted is raised: save
+    on_stop: Callable[["Trainer"], object] = lambda _: None  # before TimeUp or Interrupted is raised: save
     deadline: float | None = None  # time.monotonic() at which to stop
     interrupted: Callable[[], bool] = lambda: False
 

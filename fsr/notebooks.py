@@ -47,8 +47,12 @@ def key(name: str, profile: str) -> str:
     """Hash of what an executed notebook depends on: source, package, library versions, the paper's cells, records."""
     experiments.profile_of(profile)
     package = Path(__file__).resolve().parent
-    parts = [source(name), reference.paper_file(), *sorted(package.rglob("*.py")), *sorted(package.rglob("*.csv"))]
-    for run in sorted({run_id(run) for kind in experiments.NEEDS[name] for run in experiments.SETS[profile][kind]}):
+    code = [path for path in sorted(package.rglob("*")) if path.suffix in (".py", ".csv", ".toml")]
+    parts, sets = [source(name), reference.paper_file(), *code], experiments.SETS
+    needed = [sets[profile][kind] for kind in experiments.NEEDS[name]]
+    if name in ("00-setup", "15-verdict"):  # they say what every profile found
+        needed = [each["all"] for each in sets.values()]
+    for run in sorted({run_id(run) for runs in needed for run in runs}):
         parts += [p for p in sorted(files.run_dir(run).rglob("*")) if p.suffix in (".json", ".csv")]
     versions = {library: metadata.version(library).split(".")[:2] for library in LIBRARIES}
     total = hashlib.sha256(json.dumps([profile, sys.version_info[:2], versions]).encode())

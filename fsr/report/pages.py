@@ -6,8 +6,8 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from fsr import experiments, files, plots, tables
-from fsr.files import MissingRecord, UsageError, load_json, write_bytes
+from fsr import experiments, files, plots, reference, tables
+from fsr.files import MissingRecord, UsageError, load_json
 from fsr.report import sentences as say
 from fsr.tables import labels
 
@@ -30,17 +30,9 @@ LARGEST_FIRST = ("paper", "headline", "headline40", "overfit", "mini", "demo")
 FULL_SIZE = ("w16 at+fsr", "w64 at+fsr", "w10 at+fsr", "PGD-20", "AutoAttack", "epoch", "2048")
 
 
-def _write(path: Path, text: str) -> list[Path]:
-    if path.exists() and path.read_bytes() == text.encode():
-        return []
-    write_bytes(path, text.encode())
-    return [path]
-
-
 def build(profile: str) -> Path:
     """Write results/report/<profile>.html with its tables and figures; a file that would not change is left alone."""
-    _write(path := files.report(experiments.profile_of(profile).name), page(profile))
-    return path
+    return tables.write(files.report(experiments.profile_of(profile).name), page(profile))
 
 
 def page(profile: str) -> str:
@@ -56,27 +48,21 @@ def page(profile: str) -> str:
             part = _figure(profile, name) if name in plots.FIGURES else _table(profile, name) if told else None
             parts += [part] if part else []
             left_out += [] if part else [name]
-            known = first if name == "T10" else (first[0], say.HYPOTHESIS)
+            known = first if name == "T10" else (first[0], *tables.PRELIMINARY.get(profile, []))
             said += [sentence for sentence in told if part and sentence not in known]
         if parts:
             sections.append({"question": question, "notebook": notebook, "findings": said, "parts": parts})
-    numbers = say.reported(profile, "T1")
-    gain, clean, four = say.main_gain(numbers, profile), say.cell(numbers, say.MAIN, "clean"), []
-    if gain and clean:
-        attack, of = labels.metric(gain["metric"]), f"({gain['n']:,.0f} images, {say.seeds([gain['seeds']])})"
-        four = [(say.share(numbers, row, gain["metric"]), f"{row} under {attack}") for row in ("AT", "AT + FSR")]
-        four += [
-            (say.change(gain), f"FSR's gain under {attack} {of}"),
-            (say.change(clean), "FSR's gain without attack"),
-        ]
     others = pd.concat([tables.table(profile, name) for name in ("T1", "T2")])
     others = others[~others["kind"].isin(OURS)].drop_duplicates()
-    end = {"others": tables.show(others).to_html() if len(others) else ""}
+    known, end = reference.known_results(), {"others": tables.show(others).to_html() if len(others) else ""}
+    known = known[(known["kind"] == "rerun") & known["source"].isin(others["source"]) & (known["note"] != "")]
+    end["codes"] = known[known["unit"] == "percent"].groupby("source")["note"].first().to_dict()
     end["provenance"] = tables.provenance(profile).to_html(index=False, border=0, na_rep="")
     source = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=source, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.get_template("page.html")
-    return template.render(profile=profile, first=first, numbers=four, sections=sections, left_out=left_out, **end)
+    end |= {"profile": profile, "where": labels.setting(profile), "claimed": say.claimed(), "left_out": left_out}
+    return template.render(first=first, sections=sections, **end)
 
 
 def _figure(profile: str, name: str) -> dict | None:
@@ -110,32 +96,27 @@ def _recorded() -> dict[str, dict]:
 
 
 def answers() -> str:
-    """One sentence over all CIFAR-10 settings, then one per profile with what may explain it."""
-    gains, openings, lines = _recorded(), set(), []
-    ways = {say.side(gain) for name, gain in gains.items() if name != "demo"}
-    what = {1: "raised", -1: "lowered", 0: "did not clearly change"}[max(ways, default=0)]
-    headline = f"FSR {what} robustness at every CIFAR-10 setting that was run."
-    headline = (
-        headline if len(ways) == 1 else "The settings that were run do not agree on whether FSR raises robustness."
-    )
-    rest = "" if {"paper", "headline"} & set(gains) else " The authors' 100 epochs were not run yet."
-    for name in gains:
-        told = {" ".join(one.split()[:4]): one for one in (say.reasons(name) if name != "demo" else ())}
-        lines += [f"- {say.answer(name)}", *(f"  - {one}" for opening, one in told.items() if opening not in openings)]
-        openings |= set(told)
-    return "\n".join([f"**{headline}**{rest}", "", *lines])
+    """The answer of the largest profile that is settled, with what may explain it, then the other answers."""
+    gains = _recorded()
+    settled = [name for name in gains if name not in ("demo", *tables.PRELIMINARY)] or list(gains)
+    agree = len({say.side(gains[name]) for name in settled}) == 1
+    lines = [f"**{say.answer(settled[0])}**" + ("" if agree else " The settings that were run do not agree."), ""]
+    lines += [say.claimed(), "", *(f"- {one}" for one in say.reasons(settled[0])), "", "Other settings:", ""]
+    others = [" ".join([say.answer(name), *tables.PRELIMINARY.get(name, [])]) for name in gains if name != settled[0]]
+    return "\n".join([*lines, *(f"- {one}" for one in others)])
 
 
 def results() -> str:
-    """The main pair of the largest recorded profile, last and EMA weights: accuracy and gain per attack."""
-    profile, lines = next(iter(_recorded())), []
+    """AT and AT + FSR in the largest recorded profile, last and EMA weights: accuracy and gain per attack."""
+    (profile, gain), lines = next(iter(_recorded().items())), []
     for weights, row in ((weights, row) for weights in ("last", "ema") for row in ("AT", "AT + FSR", say.MAIN)):
         part, line = say.reported(profile, "T1", weights), {"weights": labels.WEIGHTS[weights], "row": row}
         for metric in ("clean", "pgd20", "ensemble", experiments.profile_of(profile).autoattack):
             found = say.cell(part, row, metric)
             line[labels.metric(metric)] = say.change(found, "", row == say.MAIN) if found else "not run"
         lines.append(line)
-    return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)
+    of = f"{labels.setting(profile)}: accuracy in percent ({gain['n']:,.0f} images, {say.seeds([gain['seeds']])})."
+    return of + "\n\n" + pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)
 
 
 def profiles() -> str:
@@ -179,5 +160,6 @@ def rewrite(text: str, parts) -> str:
 
 def update_readme() -> list[Path]:
     """Bring the generated parts of README.md and docs/speed.md up to date; the files that changed."""
-    paths = {files.repository() / name: parts for name, parts in PARTS.items()}
-    return [changed for path, parts in paths.items() for changed in _write(path, rewrite(path.read_text(), parts))]
+    texts = {path: (path.read_text(), parts) for name, parts in PARTS.items() if (path := files.repository() / name)}
+    new = {path: rewrite(old, parts) for path, (old, parts) in texts.items()}
+    return [tables.write(path, text) for path, text in new.items() if text != texts[path][0]]

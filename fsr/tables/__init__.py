@@ -8,7 +8,7 @@ import pandas as pd
 from fsr import experiments, files, store
 from fsr.config import AUDIT_VERSION, run_id
 from fsr.files import UsageError
-from fsr.tables import display, inside, outcomes, robustness, verdict
+from fsr.tables import display, inside, labels, outcomes, robustness, verdict
 from fsr.tables.display import show, wide
 from fsr.tables.inside import audit_lines, provenance
 
@@ -27,8 +27,8 @@ TABLES = {
     "T11": TableInfo("T11-overfit", "Where adversarial training overfits"),
 }
 OTHERS = {"T7": inside.streams, "T8": inside.overhead, "T9": inside.audits, "T10": verdict.frame}
-LEGEND = "Percent; in brackets the 95 % interval over images (Wilson; of a gain: paired bootstrap), "
-LEGEND += "± the standard deviation over seeds."
+# Profiles whose records are of mixed origin and are made again -> what a reader must know
+PRELIMINARY = {"mini": ["We are making the mini records again. Treat these results as preliminary."]}
 
 
 def of_profile(profile: str) -> list[str]:
@@ -47,21 +47,25 @@ def table(profile: str, name: str) -> pd.DataFrame:
 def notes(profile: str, name: str, frame: pd.DataFrame | None = None) -> list[str]:
     """At most two sentences that a reader of this table needs; frame: the table, when it is at hand."""
     frame = table(profile, name) if frame is None else frame
-    told = verdict.notes(profile) if name == "T10" else []
+    told = [*PRELIMINARY.get(profile, [])]
+    if name == "T10":
+        setting, others = verdict.notes(profile)
+        return [" ".join([setting, *told]), others]
     mixed = "status" in frame and frame["status"].eq(robustness.OTHER_WEIGHTS).any()
     rows = experiments.ROWS[profile][robustness.KINDS[name]] if mixed else ()
     for method, run in [(row.name, run) for row in rows for run in row.runs]:
-        if any(outcomes.of_other_weights(run, evaluation) for evaluation in store.evaluations(run)):
-            again = f"move results/runs/{run_id(run)} away, then `python -m fsr run-all -p {profile}` makes it again"
-            told.append(f"{method}: what is left out is of other weights than its training's; {again}.")
-    if "flags" in frame and frame["flags"].fillna("none").ne("none").any():
-        told.append("† AutoAttack is in doubt: its own warning, or another attack breaks what it leaves (csv: flags).")
+        other = [evaluation for evaluation in store.evaluations(run) if outcomes.of_other_weights(run, evaluation)]
+        if attacks := ", ".join(dict.fromkeys(labels.metric(evaluation.attack) for evaluation in other)):
+            again = f"move results/runs/{run_id(run)} away and run `python -m fsr run-all -p {profile}`"
+            told.append(f"What {method} has of other weights is left out ({attacks}); {again}.")
+    if name == "T8" and (where := [" and ".join(frame[w].dropna().unique()) for w in ("trained_on", "measured_on")])[0]:
+        told.append(f"Seconds per epoch: {where[0]}. Latency: {where[1] or 'not run'}.")
     if name == "T9" and (frame["version"] < AUDIT_VERSION).any():
         told.append("Audits of an earlier version: do not compare them with newer ones.")
     return told[:2]
 
 
-def _write(path: Path, text: str) -> Path:
+def write(path: Path, text: str) -> Path:
     """Write a text; a file whose content is the same is left alone."""
     if not path.exists() or path.read_bytes() != text.encode():
         files.write_bytes(path, text.encode())
@@ -72,13 +76,13 @@ def save(profile: str, name: str) -> list[Path]:
     """Write a table's csv, md and tex; a file whose content is the same is left alone."""
     frame, (stem, title) = table(profile, name), TABLES[name]
     title, told = f"{name}. {title} ({profile})", notes(profile, name, frame)
-    told = [LEGEND, *told] if name in robustness.KINDS else told
+    told = [*filter(None, [display.legend(frame)]), *told]
     texts = {"csv": display.csv_text(frame), "md": display.markdown(frame, title, told)}
     texts["tex"] = display.latex(frame, title, stem, told)
-    return [_write(files.tables(profile) / f"{stem}.{suffix}", text) for suffix, text in texts.items()]
+    return [write(files.tables(profile) / f"{stem}.{suffix}", text) for suffix, text in texts.items()]
 
 
 def save_all(profile: str) -> list[Path]:
     """Write every table of a profile, and provenance.csv."""
-    path = _write(files.tables(profile) / "provenance.csv", display.csv_text(provenance(profile)))
+    path = write(files.tables(profile) / "provenance.csv", display.csv_text(provenance(profile)))
     return [*(path for name in of_profile(profile) for path in save(profile, name)), path]

@@ -15,6 +15,13 @@ COSTS = {"params": ("parameters", 0), "macs": ("MACs", 0), inside.SECONDS: ("sec
 COSTS |= {inside.LATENCY: ("latency of a batch, ms", 3), "peak_memory_mb": ("peak memory, MiB", 1)}
 LATEX = {"±": r"$\pm$", "×": r"$\times$", "≤": r"$\leq$", "≥": r"$\geq$", MINUS: "$-$", "†": r"$\dagger$"}
 LATEX |= {"f̃": r"$\tilde f$", "⁺": r"$^{+}$", "⁻": r"$^{-}$"}
+LEGEND = "Percent. In brackets: the 95 % interval over test images. ±: standard deviation over seeds."
+GAINS = (
+    "Gains are in points, on the same images; sentences on three seeds or more use the interval over seeds and images."
+)
+BOLD = "Bold: the best of a column, among rows with the most seeds."
+PAIRED = "A gain compares the same seeds; a row of one seed is compared with AT of that seed."
+DOUBT = "†: AutoAttack is in doubt, by its own warning or because another attack breaks what it leaves (csv: flags)."
 CSS = {
     "": "border-collapse: collapse",
     "th, td": "font-size: 12px; padding: 2px 7px; text-align: right; vertical-align: top",
@@ -166,6 +173,14 @@ def texts(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.DataFrame(rows, columns=rest), pd.DataFrame(marks, columns=rest)
 
 
+def legend(frame: pd.DataFrame) -> str:
+    """What percent, brackets, ±, bold and † mean in a table; empty where it has none of them."""
+    if "metric" not in frame:
+        return LEGEND if "stream" in frame else ""
+    seeds, flags = frame.query("kind == 'ours' and value.notna()")["seeds"].nunique(), frame["flags"].fillna("none")
+    return " ".join([LEGEND, GAINS, BOLD, *[PAIRED] * (seeds > 1), *[DOUBT] * bool(flags.ne("none").any())])
+
+
 def show(frame: pd.DataFrame) -> Styler:
     """A table for the screen: groups under headings, best in bold; rows that were not run are counted below it."""
     text, classes = texts(frame)
@@ -183,7 +198,8 @@ def show(frame: pd.DataFrame) -> Styler:
     styler = Styler(broken, uuid=hashlib.sha256(text.to_csv().encode()).hexdigest()[:8], cell_ids=False)
     styler.hide(axis="index").format(escape="html").format_index(escape="html", axis=1)
     styler.set_td_classes(classes).set_table_styles([{"selector": name, "props": css} for name, css in CSS.items()])
-    return styler.set_caption(f"{left_out} rows have not been run; the csv file lists them.") if left_out else styler
+    told = [legend(frame), f"{left_out} rows have not been run; the csv file lists them." if left_out else ""]
+    return styler.set_caption(" ".join(filter(None, told)))
 
 
 def csv_text(frame: pd.DataFrame) -> str:

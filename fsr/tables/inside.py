@@ -162,7 +162,8 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
     """T9's rows with their title and text, in the audit's order, then worst case, flags and indicators."""
     rank = {item: place for place, item in enumerate([PROTOCOL, *GROUPS, WORST, FLAGS, CHECKS])}
     places = [rank.get(item, len(rank) + (item == UNBROKEN)) for item in table["item"]]
-    titles = [GROUPS.get(item, item.replace("_", " ")) for item in table["item"]]
+    words = GROUPS | {UNBROKEN: "of the images right without attack, the share that no attack breaks"}
+    titles = [words.get(item, item.replace("_", " ")) for item in table["item"]]
     table = table.assign(place=places, title=titles, shown=[_text(cell) for cell in table.itertuples()])
     return table.sort_values("place", kind="stable")
 

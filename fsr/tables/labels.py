@@ -26,6 +26,12 @@ def network(run: Run) -> str:
     return name if width is None else f"{name} (width {width})"
 
 
+def setting(profile: str) -> str:
+    """`CIFAR-10, ResNet-18, 40 epochs`."""
+    base = experiments.profile_of(profile).base
+    return f"{dataset(base.dataset)}, {network(base)}, {base.epochs} epochs"
+
+
 def dataset(name: str) -> str:
     """`cifar10` as it is written: CIFAR-10; a folder by its last part."""
     return DATASETS.get(name, name.rstrip("/").rsplit("/", 1)[-1])

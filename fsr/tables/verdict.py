@@ -59,7 +59,8 @@ def all_of(found: dict[str, Finding], below: bool = False) -> Finding:
     """Of several leads the least certain one; one that fails decides, one that is open leaves it open."""
     if lacking := [name for name, each in found.items() if each.value is None]:
         return NOTHING if len(found) == 1 else Finding(why=f"not run: {', '.join(lacking)}")
-    least = max(found.values(), key=lambda each: each.high) if below else min(found.values(), key=lambda each: each.low)
+    sure = [each for name, each in found.items() if not name.endswith("†")] or list(found.values())  # of AutoAttack
+    least = max(sure, key=lambda each: each.high) if below else min(sure, key=lambda each: each.low)
     if len(found) == 1:
         return least
     states, seeds = {each.holds for each in found.values()}, min(each.seeds for each in found.values())
@@ -243,11 +244,9 @@ def frame(profile: str) -> pd.DataFrame:
 
 def notes(profile: str) -> list[str]:
     """What the verdicts hold for, and which claims this profile cannot decide, with what they need."""
-    base = experiments.profile_of(profile).base
-    where = f"{labels.dataset(base.dataset)}, {labels.network(base)}, {base.epochs} epochs"
     needs: dict[str, list[str]] = {}
     for claim in CLAIMS:
         if profile not in claim.profiles:
             needs.setdefault(claim.needs or " or ".join(claim.profiles), []).append(claim.id)
     told = "; ".join(f"{', '.join(ids)} ({what})" for what, ids in needs.items())
-    return [f"Verdicts hold for {where}.", f"Claims that need another profile or more: {told}."]
+    return [f"Verdicts hold for {labels.setting(profile)}.", f"Claims that need another profile or more: {told}."]

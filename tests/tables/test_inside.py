@@ -77,7 +77,9 @@ def test_audit_shows_groups_the_noise_control_worst_case_flags_checks_and_indica
     assert not {"mask/frozen", "queries/square"} & set(order) and order[0] == "authors' protocol"
     assert at["worst case"].startswith("50.0") and at["AutoAttack's flags"] == "zero_gradient"
     assert both["indicator: silent success"] == "0.25" and both["indicator: binarization test, pgd20"] == "0.90"
-    assert order[-1] == "share that no attack breaks" and at.iloc[-1] == "0.62"  # 50 of 80
+    assert (
+        order[-1].endswith("right without attack, the share that no attack breaks") and at.iloc[-1] == "0.62"
+    )  # 50 of 80
     assert both["checks that raise doubt"] == "cw above pgd20"
     control = order.index("8 control: random noise of the same size")
     assert order[control - 1] == "8 Square" and both.iloc[control].startswith("80.0")

@@ -43,7 +43,7 @@ def test_csv_holds_fractions_counts_and_nothing_where_nothing_was_run(filled):
 def test_markdown_has_a_title_headings_bold_and_equal_columns_and_latex_is_booktabs_and_escaped(filled):
     text, latex = (path.read_text() for path in tables.save("demo", "T1")[1:])
     rows = [line for line in text.splitlines() if line.startswith("|")]
-    assert text.startswith("# T1. White-box robustness (demo)") and tables.LEGEND in text
+    assert text.startswith("# T1. White-box robustness (demo)") and tables.display.LEGEND in text
     assert len({line.count("|") for line in rows}) == 1 and "**84.0" in text
     assert "**digits, ResNet-10 (width 8), last weights**" in text
     assert all(part in latex for part in (r"\toprule", r"\midrule", r"\bottomrule", r"\textbf{84.0", r"C\&W"))

@@ -78,7 +78,7 @@ def test_autoattack_shows_its_own_n_and_a_doubt_is_marked(records, shown):
     write.evaluation(AT, "autoattack", 70, flags={"zero_gradient": True, "dynamic": False, "zero_gradient_points": 3})
     assert shown("AT")["AutoAttack"] == "70.0† [60.4, 78.1] n=100"
     assert pick(row="AT", metric="autoattack")["flags"] == "zero gradient"
-    assert any(note.startswith("†") for note in tables.notes("demo", "T1"))
+    assert "†: AutoAttack is in doubt" in tables.display.legend(tables.table("demo", "T1"))
 
 
 @pytest.mark.parametrize("broken, doubt", [(1, "none"), (2, "PGD-20, joint loss breaks 2 of the 70 that it leaves")])
@@ -173,4 +173,8 @@ def test_outcomes_of_other_weights_than_the_trainings_are_left_out_and_named(sho
     row = shown("AT")
     assert (row["C&W"], row["Ensemble"]) == ("other weights", "other weights") and row["PGD-20"].startswith("100.0")
     (note,) = tables.notes("demo", "T1")
-    assert note.startswith("AT: what is left out") and run_id(AT) in note and "run-all -p demo" in note
+    assert (
+        note.startswith("What AT has of other weights is left out (C&W)")
+        and run_id(AT) in note
+        and "run-all -p demo" in note
+    )

@@ -1,13 +1,11 @@
 """The command line: one clear line and exit code 2 for wrong use, 0 when all is done."""
 
-import io
 import re
 import signal
 import sys
 
 import numpy as np
 import pytest
-from rich.console import Console
 from tiny import BRISK, tiny_run
 
 from fsr import __main__ as cli
@@ -16,7 +14,7 @@ from fsr.audit import BUDGETS
 from fsr.cli import options
 from fsr.config import Analysis, Evaluation, Run, run_id
 from fsr.files import MissingData
-from fsr.runs import Task, local
+from fsr.runs import local
 from fsr.train import loop as train
 
 FIRST = experiments.SETS["ci"]["whitebox"][0]
@@ -240,19 +238,3 @@ def test_tensorboard_files_hold_the_history(fsr, root):
     for column, tag in (("train_total", "train/total"), ("held_robust_acc", "held/robust_acc"), ("lr", "lr")):
         assert [e.value for e in board.Scalars(tag)] == pytest.approx(history[column].tolist(), rel=1e-4)
         assert [e.step for e in board.Scalars(tag)] == history["epoch"].tolist()
-
-
-@pytest.mark.parametrize("terminal", [True, False])
-def test_progress_counts_runs_that_are_done_and_says_what_is_under_way(monkeypatch, capsys, terminal):
-    screen = io.StringIO()
-    monkeypatch.setattr(options, "Console", lambda **_: Console(file=screen, force_terminal=terminal, width=150))
-    first, second = (Task(run=tiny_run(seed=seed)) for seed in (0, 1))
-    with options.progress_of([first, second, first]) as tell:
-        for name, what in ((first.name, "epoch 1/2"), (first.name, "epoch 2/2"), (second.name, "last clean")):
-            tell(name, what, 1, 4)
-        tell(first.name, "done", 1, 1)
-        tell(first.name, "last clean", 4, 4)  # a late report of a worker
-    last = screen.getvalue().rpartition("\x1b[2K")[2]
-    lines = [f"[1/2] {first.name}: epoch 1/2 1/4", f"[2/2] {second.name}: last clean 1/4"]
-    assert capsys.readouterr().err.splitlines() == ([] if terminal else lines)
-    assert ("1/2" in last and second.name[-44:] in last and first.name[-44:] not in last) == terminal

@@ -107,8 +107,3 @@ def test_threat_models_are_those_of_the_specification():
     assert (cifar10.eps, cifar10.alpha, cifar10.lr, cifar10.pad, cifar10.flip) == (8 / 255, 2 / 255, 0.1, 4, True)
     assert (svhn.eps, svhn.alpha, svhn.lr, svhn.pad, svhn.flip) == (8 / 255, 1 / 255, 0.01, 0, False)
     assert (digits.eps, digits.alpha, digits.pad) == (0.15, 0.15 / 4, 0) and (tiny.pad, tiny.classes) == (8, 200)
-
-
-def test_labels_name_method_and_module():
-    assert Run(awp=0.005, method="trades", module=FSRSpec()).label == "trades+awp+fsr"
-    assert Run(module=replace(FSRSpec(), kind="residual")).label == "at+residual"

@@ -35,14 +35,14 @@ def gain(row: str, cell: tuple, base: str = "AT", metric: str = "autoattack", **
     return ours(f"{row}: gain over {base}", cell[0], metric, low=cell[1], high=cell[2], kind="gain", **fields)
 
 
-@pytest.mark.parametrize(
-    "cell, seeds, told",
-    [
-        (LOWER, 1, "no gain. {}, −3.0 points [−4.0, −2.0] (500 images, one seed)."),
-        (HIGHER, 2, "a gain. {}, +3.0 points [+2.0, +4.0] (500 images, two seeds)."),
-        (OPEN, 5, "undecided. {}, +1.0 points [−1.0, +3.0] (500 images, five seeds)."),
-    ],
-)
+CASES1 = [
+    (LOWER, 1, "no gain. {}, −3.0 points [−4.0, −2.0] (500 images, one seed)."),
+    (HIGHER, 2, "a gain. {}, +3.0 points [+2.0, +4.0] (500 images, two seeds)."),
+    (OPEN, 5, "undecided. {}, +1.0 points [−1.0, +3.0] (500 images, five seeds)."),
+]
+
+
+@pytest.mark.parametrize("cell, seeds, told", CASES1)
 def test_the_answer_has_sign_interval_images_and_seeds(frames, cell, seeds, told):
     frames["T1"] = [gain("AT + FSR", cell, seeds=seeds)]
     frames["T1"] += [ours("AT", 0.5, seeds=seeds), ours("AT + FSR", 0.5 + cell[0], seeds=seeds)]
@@ -65,12 +65,9 @@ def test_without_autoattack_ensemble_answers_and_without_both_nothing_does(frame
 def controls(full: tuple, without: tuple, seeds: int) -> list[dict]:
     """T4 with what FSR and FSR without its separation loss add to AT."""
     rows = {"AT": 0.5, "AT + FSR": 0.4, "recalibration without L_sep": 0.45}
-    accuracies = [ours(row, value, "ensemble") for row, value in rows.items()]
-    return [
-        *accuracies,
-        gain("AT + FSR", full, metric="ensemble"),
-        gain(list(rows)[2], without, metric="ensemble", seeds=seeds),
-    ]
+    gains = [gain("AT + FSR", full, metric="ensemble")]
+    gains += [gain("recalibration without L_sep", without, metric="ensemble", seeds=seeds)]
+    return [ours(row, value, "ensemble") for row, value in rows.items()] + gains
 
 
 def bypassed(cw: tuple) -> list[dict]:
@@ -97,16 +94,10 @@ def audited(*worst: int) -> list[dict]:
 
 
 PAIRS = [ours("AT", 0.5), ours("AT + FSR", 0.47), *(gain("AT + FSR", LOWER, metric=m) for m in ("autoattack", "clean"))]
-PAIRS += [
-    gain("TRADES + FSR", HIGHER, "TRADES", "ensemble"),
-    gain("MART + FSR", OPEN, "MART", "ensemble", network="M"),
-]
-PEERS = [
-    gain("AT + FD", HIGHER),
-    gain("AT + CAS", HIGHER),
-    gain("AT + FSR", OPEN),
-    ours("AT + CAS", 0.5, flags="square"),
-]
+PAIRS += [gain("TRADES + FSR", HIGHER, "TRADES", "ensemble")]
+PAIRS += [gain("MART + FSR", OPEN, "MART", "ensemble", network="M")]
+PEERS = [gain("AT + FD", HIGHER), gain("AT + CAS", HIGHER), gain("AT + FSR", OPEN)]
+PEERS += [ours("AT + CAS", 0.5, flags="square")]
 SWEEP = [ours(f"tau = {tau}", value, "ensemble") for tau, value in ((0.1, 0.5), (0.5, 0.6), (1.0, 0.4))]
 COST = [{"network": "N", "fsr": fsr, "params": 100 + 5 * fsr, "macs": 10 + fsr} for fsr in (False, True)]
 LOST, ATTACK = "authors' attacks leave, the audit breaks", "FSR's effect at test time depends on the attack."
@@ -123,9 +114,8 @@ SAID += [("T4", controls(LOWER, OPEN, 1), "This points to L_sep as the cause of 
 SAID += [("T4", controls(HIGHER, OPEN, 3), "This points to L_sep as the cause of the gain.")]
 SAID += [("T4", controls(LOWER, LOWER, 3), None), ("T4", controls(OPEN, LOWER, 3), None)]
 SAID += [("T4", bypassed(HIGHER), ATTACK), ("T4", bypassed(OPEN), ATTACK), ("T4", bypassed(LOWER), None)]
-SAID += [
-    ("T5", SWEEP, "Ensemble accuracy lies between 40.0 % (tau = 1.0) and 60.0 % (tau = 0.5); the default has 50.0 %.")
-]
+RANGE = "Ensemble accuracy lies between 40.0 % (tau = 1.0) and 60.0 % (tau = 0.5); the default has 50.0 %."
+SAID += [("T5", SWEEP, RANGE)]
 SAID += [("T5", SWEEP, "A sweep of one seed describes and decides nothing."), ("T5", SWEEP[:1], None)]
 SAID += [("T5", [SWEEP[0], SWEEP[1] | {"seeds": 3}], None)]  # seeds differ
 HEAD = "The auxiliary head classifies {} % of the images correctly from robust features, 40.0 % from non-robust"
@@ -167,14 +157,14 @@ def recorded(run, rows: list[dict]) -> None:
     save_json(files.run_dir(run_id(run)) / "env.json", {"run_id": run_id(run), "history_sha256": digest})
 
 
-@pytest.mark.parametrize(
-    "speeds, told",
-    [
-        ((0.5,), "FSR needs 11 epochs to reach the training accuracy under attack that AT reaches after 6 (one seed)."),
-        ((2.0,), "AT needs 11 epochs to reach the training accuracy under attack that FSR reaches after 6 (one seed)."),
-        ((0.5, 2.0), "Whether FSR or AT learns faster in training is undecided (two seeds)."),
-    ],
-)
+CASES2 = [
+    ((0.5,), "FSR needs 11 epochs to reach the training accuracy under attack that AT reaches after 6 (one seed)."),
+    ((2.0,), "AT needs 11 epochs to reach the training accuracy under attack that FSR reaches after 6 (one seed)."),
+    ((0.5, 2.0), "Whether FSR or AT learns faster in training is undecided (two seeds)."),
+]
+
+
+@pytest.mark.parametrize("speeds, told", CASES2)
 def test_training_speed_is_read_with_either_sign_and_over_all_seeds(speeds, told):
     rows = {row.name: row.runs for row in reversed(experiments.ROWS["demo"]["whitebox"])}
     assert findings("demo", "F5") == []

@@ -78,7 +78,8 @@ Backbone = namedtuple(
 )
 # A module that FSR is compared with: maps features to their shape, has `streams(f, y) -> (features, aux)`. code:
 # `file.name`, called with (channels, num_classes, is_last) for each place: every stage, or the last one's last blocks.
-Peer = namedtuple("Peer", "code every_stage", defaults=(False,))
+# probe: its aux holds logits "probe", whose cross-entropy training and crafting add.
+Peer = namedtuple("Peer", "code every_stage probe", defaults=(False, False))
 # What every run on a data set shares; eps and alpha (the training step) in pixels of [0, 1]; pad 0: no crops.
 DatasetInfo = namedtuple(
     "DatasetInfo", "classes size test eps alpha lr pad flip", defaults=(8 / 255, 2 / 255, 0.1, 0, False)
@@ -94,7 +95,8 @@ BACKBONES: dict[str, Backbone] = {
     ),
     "wideresnet34": Backbone("nets.WideResNet", BLOCKS[:3], "block3", (5, 5, 5), 10, 640, _wide_places),
 }
-PEERS = {"fd": Peer("peers.FeatureDenoising", every_stage=True), "cas": Peer("peers.CAS"), "cifs": Peer("peers.CIFS")}
+PEERS = {"fd": Peer("peers.FeatureDenoising", every_stage=True)}
+PEERS |= {name: Peer(f"peers.{name.upper()}", probe=True) for name in ("cas", "cifs")}
 
 
 @dataclass(frozen=True, kw_only=True)

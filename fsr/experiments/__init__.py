@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 
-from fsr.config import Analysis, Evaluation, Run, run_id
+from fsr.config import PEERS, Analysis, Evaluation, Run, run_id
 from fsr.experiments.plan import ROWS, SETS, Row, surrogates
 from fsr.experiments.profiles import CONTROLS, PROFILES, Profile, profile_of
 from fsr.files import UsageError
@@ -38,7 +38,7 @@ NOTEBOOKS: tuple[str, ...] = tuple(NEEDS)
 
 def has_heads(run: Run) -> bool:
     """Has the network auxiliary logits, which an attack can use as well?"""
-    return run.peer.name in ("cas", "cifs") if run.peer else run.fsr is not None and run.fsr.kind != "residual"
+    return PEERS[run.peer.name].probe if run.peer else run.fsr is not None and run.fsr.kind != "residual"
 
 
 def columns(profile: str, kind: str) -> dict[str, Evaluation]:

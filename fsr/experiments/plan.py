@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
 
-from fsr.config import FSRSpec, PeerSpec, Run
+from fsr.config import PEERS, FSRSpec, PeerSpec, Run
 from fsr.experiments.profiles import CONTROLS, INTERVENTIONS, PROFILES, SCOPES, SWEEPS, VARIANTS, Profile, profile_of
 
 # A row of a table: its name, its runs in the order of their seeds, and the runs that its gain is measured against.
@@ -61,7 +61,7 @@ def _rows(profile: Profile) -> dict[str, Rows]:
     every = scope.methods if profile.name == "paper" else ("at",)
     methods += [_pair(replace(run, method=m), place, other) for run, place in profile.others for m in every]
     whitebox = (*main, *(row for pair in methods for row in pair))
-    places = {name: () if name == "fd" else profile.peers_at for name in scope.peers}
+    places = {name: () if PEERS[name].every_stage else profile.peers_at for name in scope.peers}
     peers = [varied(name=f"AT + {name.upper()}", runs=runs(PeerSpec(name=name, at=at))) for name, at in places.items()]
     variants = {name: FSRSpec(at=profile.place, **VARIANTS[name]) for name in scope.variants}
     seeds = {name: profile.seeds if name in profile.all_seeds else other for name in variants}

@@ -4,7 +4,7 @@ from collections import namedtuple
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from fsr.config import Run, for_dataset
+from fsr.config import PEERS, Run, for_dataset
 from fsr.files import UsageError, did_you_mean
 
 CONTROLS = ("same-capacity residual, no mask", "auxiliary heads only")  # is it the mask, or only more network?
@@ -26,13 +26,13 @@ INTERVENTIONS = {  # T4's controls that act at test time
 # T5: field of FSRSpec -> values beside its default
 SWEEPS: dict[str, tuple] = {"tau": (0.05, 0.5, 1.0), "lambda_sep": (0.5, 2.0), "lambda_rec": (0.5, 2.0)}
 SWEEPS |= {"mask": ("soft", "hard"), "granularity": ("channel", "spatial")}
-METHODS, PEERS = ("at", "trades", "mart"), ("fd", "cas", "cifs")
+METHODS = ("at", "trades", "mart")
 EVERY = "whitebox deactivation blackbox components settings placement streams strength audit"
 # T1's methods, T2's peers, T4's variants, T5's values, and the sets that are planned
 Scope = namedtuple("Scope", "methods peers variants sweeps sets", defaults=(("at",), (), (), {}, EVERY))
 SCOPES = {
-    "full": Scope(METHODS, PEERS, tuple(VARIANTS), SWEEPS),
-    "smoke": Scope(METHODS, PEERS, ("separation only", CONTROLS[0]), {"tau": (1.0,)}),  # one of each kind
+    "full": Scope(METHODS, tuple(PEERS), tuple(VARIANTS), SWEEPS),
+    "smoke": Scope(METHODS, tuple(PEERS), ("separation only", CONTROLS[0]), {"tau": (1.0,)}),  # one of each kind
     "pair": Scope(),  # AT and AT + FSR alone
     "study": Scope(variants=("recalibration without L_sep", *CONTROLS), sets="whitebox components study"),
 }

@@ -5,7 +5,7 @@ import math
 from pandas import isna
 
 from fsr import experiments
-from fsr.config import Run
+from fsr.config import PEERS, Run
 
 DATASETS = {"digits": "digits", "cifar10": "CIFAR-10", "svhn": "SVHN", "tinyimagenet": "Tiny ImageNet"}
 METRICS = {"clean": "no attack", "fgsm": "FGSM", "pgd20": "PGD-20", "pgd100": "PGD-100", "cw": "C&W"}
@@ -39,7 +39,7 @@ def dataset(name: str) -> str:
 
 def method(label: str) -> str:
     """`at+fsr` as rows are named: AT + FSR."""
-    usual = ("at", "trades", "mart", "fsr", "awp", "fd", "cas", "cifs")
+    usual = ("at", "trades", "mart", "fsr", "awp", *PEERS)
     return " + ".join(part.upper() if part in usual else part for part in label.split("+"))
 
 

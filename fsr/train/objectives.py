@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fsr.attacks.gradient import project_linf
-from fsr.config import Run
+from fsr.config import PEERS, Run
 from fsr.models.insert import Classifier
 from fsr.train import distributed
 from fsr.train.fold import dtype_of, laid_out
@@ -115,7 +115,7 @@ def start(x: Tensor, run: Run, noise: Tensor) -> Tensor:
 
 def pgd_step(net: Any, run: Run, x_adv: Tensor, x: Tensor, y: Tensor, clean: Tensor | None = None) -> Tensor:
     """One sign step of alpha up CE (for TRADES, KL from the clean logits); CAS and CIFS add their probes' CE."""
-    weight = run.peer.weight if run.peer and run.peer.name != "fd" and run.method != "natural" else 0.0
+    weight = run.peer.weight if run.peer and PEERS[run.peer.name].probe and run.method != "natural" else 0.0
     with torch.enable_grad():
         leaf = x_adv.detach().requires_grad_()
         logits, streams = net.trace(leaf.clone()) if weight else (net(leaf.clone()), [])

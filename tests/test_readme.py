@@ -69,6 +69,8 @@ def test_the_first_sentence_is_of_the_largest_settled_setting(monkeypatch, value
     assert first == "**headline40.**" + " The settings that were run do not agree." * (not agree)
     assert reason == "- reason of headline40" and other == "- overfit."
     assert mini.startswith("- mini. We are making the mini records again.")  # preliminary, never settled
+    monkeypatch.setattr(pages, "_recorded", dict)
+    assert "has been run here" in pages.answers()  # of an empty root
 
 
 def test_snippets_run():

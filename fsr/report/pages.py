@@ -98,6 +98,8 @@ def _recorded() -> dict[str, dict]:
 def answers() -> str:
     """The answer of the largest profile that is settled, with what may explain it, then the other answers."""
     gains = _recorded()
+    if not gains:
+        return "No profile that answers the question has been run here."
     settled = [name for name in gains if name not in ("demo", *tables.PRELIMINARY)] or list(gains)
     agree = len({say.side(gains[name]) for name in settled}) == 1
     lines = [f"**{say.answer(settled[0])}**" + ("" if agree else " The settings that were run do not agree."), ""]

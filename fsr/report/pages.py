@@ -103,9 +103,9 @@ def answers() -> str:
     settled = [name for name in gains if name not in ("demo", *tables.PRELIMINARY)] or list(gains)
     agree = len({say.side(gains[name]) for name in settled}) == 1
     lines = [f"**{say.answer(settled[0])}**" + ("" if agree else " The settings that were run do not agree."), ""]
-    lines += [say.claimed(), "", *(f"- {one}" for one in say.reasons(settled[0])), "", "Other settings:", ""]
+    lines += [say.claimed(), "", *(f"- {one}" for one in say.reasons(settled[0]))]
     others = [" ".join([say.answer(name), *tables.PRELIMINARY.get(name, [])]) for name in gains if name != settled[0]]
-    return "\n".join([*lines, *(f"- {one}" for one in others)])
+    return "\n".join([*lines, *(["", "Other settings:", "", *(f"- {one}" for one in others)] if others else [])])
 
 
 def results() -> str:
@@ -161,7 +161,9 @@ def rewrite(text: str, parts) -> str:
 
 
 def update_readme() -> list[Path]:
-    """Bring the generated parts of README.md and docs/speed.md up to date; the files that changed."""
+    """Bring this repository's README.md and docs/speed.md up to date; the changed files. UsageError in another root."""
+    if files.root().resolve() != files.repository().resolve():
+        raise UsageError("README states the records of this repository; leave out --root or --readme")
     texts = {path: (path.read_text(), parts) for name, parts in PARTS.items() if (path := files.repository() / name)}
     new = {path: rewrite(old, parts) for path, (old, parts) in texts.items()}
     return [tables.write(path, text) for path, text in new.items() if text != texts[path][0]]

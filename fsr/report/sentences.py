@@ -14,7 +14,7 @@ from fsr.tables.verdict import log_gaps
 GAIN = ": gain over "
 MAIN = f"AT + FSR{GAIN}AT"
 COUNTS = ("no", "one", "two", "three", "four", "five")
-WAYS = {1: "a gain", -1: "no gain", 0: "undecided"}
+WAYS = {1: "a gain", -1: "a loss", 0: "undecided"}
 REASONS = ("FSR needs", "AT needs", "Our FSR", "Without L_sep", "Removing FSR", "The auxiliary")
 
 
@@ -154,7 +154,7 @@ def _components(profile: str, numbers: pd.DataFrame) -> list[str]:
     if full and part and side(full) and side(full) != side(part):
         effects = f"{change(part)} ({seeds([part['seeds']])}), with it by {change(full)} ({seeds([full['seeds']])})"
         sentences.append(f"Without L_sep FSR changes Ensemble accuracy by {effects}.")
-        sentences.append(f"This points to L_sep as the cause of the {'gain' if side(full) > 0 else 'loss'}.")
+        sentences.append(f"L_sep may cause the {'gain' if side(full) > 0 else 'loss'}.")
     pgd, cw = (cell(numbers, f"m = 1 at test (FSR bypassed){GAIN}AT + FSR", metric) for metric in ("pgd20", "cw"))
     if pgd and cw:
         effects = f"PGD-20 accuracy by {change(pgd)} and C&W accuracy by {change(cw)}"

@@ -255,7 +255,10 @@ def _training(profile: str, _: pd.DataFrame) -> list[str]:
 
 def _strength(profile: str, _: pd.DataFrame) -> list[str]:
     pair, base = experiments.main_pair(profile), experiments.profile_of(profile).base
-    most = max(experiments.evaluations(profile, "strength", pair[0]), key=lambda one: one.eps or 0)
+    planned = experiments.evaluations(profile, "strength", pair[0])
+    if not planned:
+        return []
+    most = max(planned, key=lambda one: one.eps or 0)
     at, both = (outcomes.accuracy((run,), most).get("value", np.nan) for run in pair)
     radius = f"{255 * (most.eps or 0):.0f}/255" if base.eps < 0.1 else f"{most.eps:g}"
     told = (

@@ -4,64 +4,44 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch
-from matplotlib.path import Path
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import PercentFormatter
 from scipy.linalg import orthogonal_procrustes
 
-from fsr import experiments, statistics, store
+from fsr import experiments, statistics
 from fsr.config import DATASETS
 from fsr.plots import style
+from fsr.tables.labels import measured
 
 MAX_ROWS, OPACITY = 6, 0.72  # images of F1; of a map over its image
-NEAR = 15  # neighbours of its own class that say how dense a cluster is at a point
 IMAGES = {"clean": ("clean images", style.GREY, "-"), "adv": ("adversarial images", style.BROWN, (0, (3, 1.5)))}
 HEAD, NEIGHBOURS = "auxiliary head (trained with the network)", "k nearest neighbours (never trained)"
 PROBES: dict[str, Any] = {"aux": {"facecolor": "white", "hatch": "///", "label": HEAD}}
 PROBES["knn"] = {"facecolor": style.VERMILION, "label": NEIGHBOURS}
-
-# F9, drawn by code (Kim et al. 2023 and the authors' code).
-# Boxes: centre in units of the drawing (100 x 54), text, fill.
-BOXES: list[Any] = [
-    (6, 27, "backbone\nup to the\nchosen stage", "#EDEDED"),
-    (95, 40, "rest of the\nbackbone", "#EDEDED"),
-]
-BOXES += [
-    (31, 27, "separation $S$\n3 convolutions", "#DCEBF7"),
-    (66, 13, "recalibration $R$\n3 convolutions", "#FBE3D3"),
-]
-BOXES += [(51, 27, "mask $m$\n$\\sigma\\,((r + noise)\\,/\\,\\tau)$\nnoise: training only", "#DCEBF7")]
-LOSSES = [
-    (66, 50, "cross-entropy of $h(f^{+})$ with $y$", "white"),
-    (43, 0, "cross-entropy of $h(f^{-})$ with $y'$", "white"),
-]
-LOSSES += [(85, 0, "cross-entropy of $h(\\tilde{f}^{\\,-})$ with $y$", "white")]
-GATES: list[Any] = [
-    (51, 40, "$\\times$"),
-    (51, 13, "$\\times$"),
-    (79, 13, "$\\times$"),
-    (85, 13, "$+$"),
-    (85, 40, "$+$"),
-]
-# Arrows as corners, by what they carry: f and r, m and 1 - m, f+ and f-, the recalibrated f- and the output.
-ARROWS: list[Any] = [((11.3, 27), (24.9, 27)), ((19, 27), (19, 40), (49.2, 40)), ((19, 27), (19, 13), (49.2, 13))]
-ARROWS += [
-    ((37, 27), (43.2, 27)),
-    ((51, 30.5), (51, 38.2)),
-    ((51, 23.5), (51, 14.8)),
-    ((58.5, 27), (79, 27), (79, 14.8)),
-]
-ARROWS += [((52.8, 40), (83.2, 40)), ((52.8, 13), (59.9, 13)), ((57, 13), (57, 6), (85, 6), (85, 11.2))]
-ARROWS += [((72, 13), (77.2, 13)), ((80.8, 13), (83.2, 13)), ((85, 14.8), (85, 38.2)), ((86.8, 40), (90.1, 40))]
-TO_LOSSES = [((66, 40), (66, 48.1)), ((54.5, 13), (54.5, 6), (43, 6), (43, 2)), ((85, 20), (92, 20), (92, 2))]
-NAMES = [(15.2, 28.8, "$f$"), (38, 14.8, "$f$"), (38, 41.8, "$f$"), (40.4, 28.8, "$r$"), (53, 35, "$m$")]
-NAMES += [(54.6, 18.4, "$1-m$"), (74, 28.8, "$1-m$"), (58.5, 42, "$f^{+}$  robust"), (56, 15, "$f^{-}$")]
-NAMES += [(48.5, 8.3, "non-robust"), (92.2, 30, "$\\tilde{f}^{\\,-}$  recalibrated"), (88.6, 42.3, "$\\tilde f$")]
-HEAD = "dashed: one auxiliary head $h$ (pool, linear),\nused by the training losses only;\n"
+NAME: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7.5, "fontweight": "bold"}  # of a cluster in F8
+NAME["path_effects"] = [withStroke(linewidth=2.5, foreground="white")]
+# F9, drawn by code (Kim et al. 2023 and the authors' code): centre of a box in units of the drawing, its text
+BOXES = {
+    "f": (7, 50, "backbone up to\nthe chosen stage:\nfeatures $f$"),
+    "m": (33, 50, "separation $S$ gives the mask\n$m = \\sigma\\,((S(f) + noise)\\,/\\,\\tau)$\nnoise: training only"),
+    "f+": (33, 80, "robust features\n$f^{+} = m \\odot f$"),
+    "f-": (33, 20, "non-robust features\n$f^{-} = (1 - m) \\odot f$"),
+    "R": (66, 20, "recalibrated by $R$\n$\\tilde f^{\\,-} = f^{-} + (1 - m) \\odot R(f^{-})$"),
+    "out": (66, 80, "output\n$\\tilde f = f^{+} + \\tilde f^{\\,-}$"),
+    "rest": (93, 80, "rest of the\nbackbone"),
+}
+LOSSES = {
+    "L+": (33, 105, "cross-entropy of $h(f^{+})$ with $y$"),
+    "L-": (33, -5, "cross-entropy of $h(f^{-})$ with $y'$"),
+}
+LOSSES["LR"] = (66, -5, "cross-entropy of $h(\\tilde f^{\\,-})$ with $y$")
+BOXES |= LOSSES
+FILLS = {"f": "#EDEDED", "rest": "#EDEDED", "m": "#DCEBF7", "R": "#FBE3D3"}
+ARROWS = [("f", "m"), ("f", "f+"), ("f", "f-"), ("m", "f+"), ("m", "f-"), ("f-", "R"), ("R", "out"), ("f+", "out")]
+ARROWS += [("out", "rest"), ("f+", "L+"), ("f-", "L-"), ("R", "LR")]
 IDENTITY = (
     "$\\tilde f = f^{+} + \\tilde f^{\\,-} = f + (1-m)\\odot R(f^{-})$: the output is $f$ plus a gated correction"
 )
+TRAINING = "Dashed: one auxiliary head $h$, used by the training losses only; $y'$: the most probable wrong class"
 
 
 def fooled_first(arrays: dict[str, np.ndarray]) -> np.ndarray:
@@ -73,29 +53,26 @@ def fooled_first(arrays: dict[str, np.ndarray]) -> np.ndarray:
 
 def attention_maps(profile: str) -> Figure:
     """F1: images that the attack fools, with the attention maps of f, f+, f-, recalibrated f- and the output."""
-    record, arrays = style.analysis(profile, experiments.main_pair(profile)[1], "maps")
-    shown, classes = fooled_first(arrays)[:MAX_ROWS], record["class_names"]
+    ((record, arrays),) = style.analyses(profile, experiments.main_pair(profile)[1:], "maps")
+    shown, classes, truth = fooled_first(arrays)[:MAX_ROWS], record["class_names"], arrays["labels"]
     figure, grid = style.panels(len(shown), 2 + len(style.STREAMS), 1.1 * len(shown) + 0.65)
     titles = ["natural", "adversarial", *(text.replace(" ", "\n", 1) for text in style.STREAMS.values())]
     for axes, i in zip(grid, shown):
-        truth, attacked = arrays["labels"][i], arrays["adversarial"][i]
-        for ax, image, answer in zip(
-            axes, (arrays["natural"][i], attacked), (arrays["pred_clean"][i], arrays["pred_adv"][i])
-        ):
-            ax.imshow(np.moveaxis(image, 0, -1), interpolation="none")
-            text, colour = ("right", style.GREEN) if answer == truth else ("wrong", style.VERMILION)
-            below: dict[str, Any] = {"transform": ax.transAxes, "ha": "center", "va": "top", "fontsize": 6.5}
-            ax.text(0.5, -0.04, f"{text}: {classes[answer]}", color=colour, **below)
-        left: dict[str, Any] = {"transform": axes[0].transAxes, "rotation": 90, "ha": "right", "va": "center"}
-        axes[0].text(-0.05, 0.5, classes[truth], fontsize=7, **left)
+        for ax, image, answers in zip(axes, ("natural", "adversarial"), ("pred_clean", "pred_adv")):
+            ax.imshow(np.moveaxis(arrays[image][i], 0, -1), interpolation="none")
+            answer = arrays[answers][i]
+            text, colour = ("right", style.GREEN) if answer == truth[i] else ("wrong", style.VERMILION)
+            ax.set_xlabel(f"{text}: {classes[answer]}", color=colour, fontsize=6.5)
+        axes[0].set_ylabel(classes[truth[i]], fontsize=7)
         for ax, name in zip(axes[2:], style.STREAMS):
             heat = arrays["map_features" if name == "output" else f"map_{name}"][i].astype(float)
-            ax.imshow(attacked.mean(0), cmap="gray", vmin=0, vmax=255, extent=(0, 1, 0, 1))
+            ax.imshow(arrays["adversarial"][i].mean(0), cmap="gray", vmin=0, vmax=255, extent=(0, 1, 0, 1))
             ax.imshow(heat, cmap="inferno", alpha=OPACITY, interpolation="bilinear", extent=(0, 1, 0, 1))
         for ax, title in zip(axes, titles):
-            ax.set_axis_off()
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
             ax.set_title(title if axes is grid[0] else "", loc="center", fontsize=7.5)
-    note = f"AT + FSR, {style.setting(profile, 'ema')}, PGD-20; {len(shown)} of the first {record['n']} test images\n"
+    note = f"AT + FSR, {style.setting(profile, 'ema')}, PGD-20; {len(shown)} of the first {record['n']} test images; "
     maps = "maps: mean over channels of |feature| on the adversarial image, each stretched to its own range"
     return style.finish(figure, note + maps)
 
@@ -103,11 +80,9 @@ def attention_maps(profile: str) -> Figure:
 def mask_histograms(profile: str) -> Figure:
     """F2: the distribution of the mask on clean and adversarial images, and its saturated share, per temperature."""
     runs = [row.runs[0] for row in experiments.ROWS[profile]["settings"] if row.axis == "tau"]
-    planned = [(run, one) for run in runs for one in experiments.analyses(profile, "all", run) if one.kind == "masks"]
-    found = [store.load_analysis(*pair) for pair in planned if store.has_analysis(*pair)]
-    style.need(found, profile, "masks")
+    found = sorted(style.analyses(profile, runs, "masks"), key=lambda pair: pair[0]["tau"])
     figure, (axes,) = style.panels(1, len(found), 2.6, min(style.WIDTH, 3.2 + 1.4 * len(found)), sharey=True)
-    for ax, (record, arrays) in zip(axes, sorted(found, key=lambda pair: pair[0]["tau"])):
+    for ax, (record, arrays) in zip(axes, found):
         for key, (label, colour, dash) in IMAGES.items():
             share = arrays[f"hist_{key}"] / arrays[f"hist_{key}"].sum()
             ax.stairs(share, arrays["edges"], color=colour, linewidth=1.6, linestyle=dash, label=label)
@@ -115,7 +90,7 @@ def mask_histograms(profile: str) -> Figure:
         clean, attacked = (f"{100 * record[f'saturated_{key}']:.1f} %" for key in IMAGES)
         ax.set_title(f"$\\tau$ = {record['tau']:g}\nsaturated: clean {clean},\nadversarial {attacked}", fontsize=7.5)
     axes[0].set_ylabel("share of activations")
-    note = f"AT + FSR, {style.setting(profile, 'ema')}, seed 0, no noise;\nsaturated: m below 0.05 or above 0.95"
+    note = f"AT + FSR, {style.setting(profile, 'ema')}, seed 0, no noise; saturated: m below 0.05 or above 0.95"
     return style.finish(figure, note)
 
 
@@ -124,34 +99,26 @@ def stream_bars(profile: str) -> Figure:
 
     Mean over seeds; the interval is Wilson's of the images of one seed.
     """
-    frame = style.cells(profile, "T7", attack="pgd20")
+    chosen = experiments.profile_of(profile)
+    frame = style.cells(profile, "T7", attack="pgd20", checkpoint=chosen.report_checkpoint)
     style.need(frame, profile, "streams")
-    checkpoint = "last" if "last" in set(frame["checkpoint"]) else "ema"
-    frame = frame[frame["checkpoint"] == checkpoint]
-    n, seeds, top = int(frame["n"].min()), frame["seed"].nunique(), 0.0
+    n, seeds = int(frame["n"].min()), frame["seed"].nunique()
     figure, ((ax,),) = style.panels(1, 1, 2.9)
     for shift, (probe, look) in zip((-0.2, 0.2), PROBES.items()):
         values = frame[frame["probe"] == probe].groupby("stream")["accuracy"].mean()[list(style.STREAMS)].to_numpy()
         low, high = np.array([statistics.wilson(value * n, n) for value in values]).T
-        at, top = np.arange(len(values)) + shift, max(top, *high)
-        ax.bar(at, values, 0.37, edgecolor=style.VERMILION, **look)
-        ax.errorbar(at, values, (values - low, high - values), color="black", linestyle="", linewidth=0.9, capsize=2)
-        for x, value, end in zip(at, values, high):
-            ax.text(x, end + 0.01, f"{100 * value:.1f}", ha="center", va="bottom", fontsize=7)
-    chance = 1 / DATASETS[experiments.profile_of(profile).base.dataset].classes
-    ax.axhline(chance, color=style.GREY, linestyle=":")
-    ax.text(1.005, chance, "chance", transform=ax.get_yaxis_transform(), va="center", fontsize=7, color=style.GREY)
+        look = look | {"yerr": 100 * np.array([values - low, high - values]), "capsize": 2}
+        bars = ax.bar(np.arange(len(values)) + shift, 100 * values, 0.37, edgecolor=style.VERMILION, **look)
+        ax.bar_label(bars, fmt="%.1f", fontsize=7)
+    ax.axhline(100 / DATASETS[chosen.base.dataset].classes, color=style.GREY, linestyle=":", label="chance")
     ax.set_xticks(range(len(style.STREAMS)), list(style.STREAMS.values()))
-    ax.set(ylim=(0, 1.2 * top), ylabel="accuracy under PGD-20")
     by_seed = frame[frame["probe"] == "knn"].pivot(index="seed", columns="stream", values="accuracy")
-    step = statistics.seed_summary(100 * (by_seed["recalibrated"] - by_seed["nonrobust"]))
-    interval = f" [{step.low:+.2f}, {step.high:+.2f}] over {step.n} seeds" if step.n > 2 else ""
-    text = f"{step.mean:+.2f} points{interval}".replace("-", "−") + ("" if step.n > 1 else ", one seed")
-    ax.set_title(f"recalibrated minus non-robust, by neighbours: {text}")
-    ax.grid(axis="x", visible=False)
-    ax.yaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
-    note = f"AT + FSR, {style.setting(profile, checkpoint)}, {f'mean of {seeds} seeds' if seeds > 1 else 'one seed'}"
-    return style.finish(figure, f"{note}; bars: 95 % intervals over {n:,} images")
+    step = statistics.seed_summary(by_seed["recalibrated"] - by_seed["nonrobust"])
+    text = f"{measured(step.mean, step.low, step.high, sign=True)} points"
+    title = f"recalibrated minus non-robust, by neighbours: {text}"
+    ax.set(title=title, ylabel="accuracy under PGD-20, %", ylim=(0, 100))
+    note = f"AT + FSR, {style.setting(profile)}, {'one seed' if seeds == 1 else f'mean of {seeds} seeds'}"
+    return style.finish(figure, f"{note}; bars: 95 % over {n:,} images, in the title over seeds")
 
 
 def aligned(points: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -160,61 +127,36 @@ def aligned(points: np.ndarray, target: np.ndarray) -> np.ndarray:
     return centred @ orthogonal_procrustes(centred, target - middle)[0] + middle
 
 
-def densest(points: np.ndarray, taken: list[np.ndarray], apart: np.ndarray) -> np.ndarray:
-    """The point (2,) where points (n, 2) lie densest, outside boxes `apart` (2,) around the taken places if any is."""
-    distances = np.linalg.norm(points[:, None] - points[None], axis=2)
-    order = np.sort(distances, axis=1)[:, : NEAR + 1].mean(axis=1).argsort(kind="stable")
-    free = [i for i in order if all((np.abs(points[i] - other) >= apart).any() for other in taken)]
-    return points[(free or list(order))[0]]
-
-
 def feature_space(profile: str) -> Figure:
     """F8: t-SNE of pooled f- and recalibrated f- of adversarial images, the second turned onto the first."""
-    record, arrays = style.analysis(profile, experiments.main_pair(profile)[1], "features")
+    ((record, arrays),) = style.analyses(profile, experiments.main_pair(profile)[1:], "features")
     shares = style.cells(profile, "T7", attack="pgd20", checkpoint="ema", probe="knn", seed=0).set_index("stream")
     figure, (axes,) = style.panels(1, 2, 3.9)
-    name: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7.5, "zorder": 5, "fontweight": "bold"}
-    name["path_effects"] = [withStroke(linewidth=2.5, foreground="white")]
     for ax, stream in zip(axes, ("nonrobust", "recalibrated")):
         points = aligned(*(arrays[f"tsne_{key}"].astype(float) for key in (stream, "nonrobust")))
-        taken: list[np.ndarray] = []
-        for label in np.unique(arrays["labels"])[: len(style.CLASSES)]:
-            part, colour = points[arrays["labels"] == label], style.CLASSES[label]
-            ax.scatter(part[:, 0], part[:, 1], s=4, color=colour, linewidths=0, alpha=0.65, rasterized=True)
-            taken.append(densest(part, taken, np.ptp(points, axis=0) * (0.2, 0.06)))
-            x, y = taken[-1]
-            ax.text(x, y, record["class_names"][label], color=colour, **name)
+        for label, colour in zip(np.unique(arrays["labels"]), style.CLASSES):
+            x, y = points[arrays["labels"] == label].T
+            ax.scatter(x, y, s=4, color=colour, linewidths=0, alpha=0.65, rasterized=True)
+            ax.text(np.median(x), np.median(y), record["class_names"][label], color=colour, **NAME)
         ax.set(xticks=[], yticks=[])
-        ax.margins(0.09)
         ax.spines[:].set_visible(True)
-        share = shares["accuracy"].get(stream)
-        ax.set_title(style.STREAMS[stream] + ("" if share is None else f": {100 * share:.1f} % by nearest neighbours"))
-    note = f"AT + FSR, {style.setting(profile, 'ema')}, seed 0, {len(arrays['labels']):,} images under PGD-20;\n"
+        share = measured(shares["accuracy"].get(stream))
+        ax.set_title(f"{style.STREAMS[stream]}: {share} % by nearest neighbours")
+    note = f"AT + FSR, {style.setting(profile, 'ema')}, seed 0, {len(arrays['labels']):,} images under PGD-20; "
     return style.finish(figure, note + "t-SNE keeps neighbourhoods: distances between groups mean nothing")
 
 
 def module_diagram(profile: str) -> Figure:
-    """F9: separation above, recalibration below, one addition at the end; the same for every profile."""
-    figure, ((ax,),) = style.panels(1, 1, 4.2)
-    ax.set(xlim=(0, 100), ylim=(-3.5, 53.5), aspect="equal")
+    """F9: separation, the two streams, recalibration and one addition at the end; the same for every profile."""
+    figure, ((ax,),) = style.panels(1, 1, 3.6)
+    ax.set(xlim=(0, 100), ylim=(-10, 110))
     ax.set_axis_off()
-    centred: dict[str, Any] = {"ha": "center", "va": "center", "zorder": 3}
-    solid: dict[str, Any] = {"edgecolor": "#333333", "linewidth": 0.9}
-    dashed = solid | {"edgecolor": "#777777", "linestyle": (0, (3, 2))}
-    for x, y, text, fill in BOXES + LOSSES:
-        box = (dashed if fill == "white" else solid) | {
-            "facecolor": fill,
-            "boxstyle": "round,pad=0.8,rounding_size=0.6",
-        }
-        ax.text(x, y, text, fontsize=6.6, bbox=box, **centred)
-    for x, y, sign in GATES:
-        box = solid | {"facecolor": "white", "boxstyle": "circle,pad=0.45"}
-        ax.text(x, y, sign, fontsize=8.5, bbox=box, **centred)
-    for corners in ARROWS + TO_LOSSES:
-        look = dashed if corners in TO_LOSSES else solid
-        look = look | {"facecolor": look["edgecolor"], "arrowstyle": "-|>", "mutation_scale": 8}
-        ax.add_patch(FancyArrowPatch(path=Path(corners), **look))
-    for x, y, text in NAMES:
-        ax.text(x, y, text, fontsize=7.5, **centred)
-    ax.text(1, 50.5, HEAD + "$y'$ = most probable wrong class", va="center", fontsize=6.6, color="#777777")
-    return style.finish(figure, IDENTITY)
+    drawn, shape = dict[str, Any](), {"boxstyle": "round,pad=0.5", "edgecolor": "black", "linewidth": 0.9}
+    for name, (x, y, text) in BOXES.items():
+        box = shape | {"facecolor": FILLS.get(name, "white"), "linestyle": "--" if name in LOSSES else "-"}
+        drawn[name] = ax.text(x, y, text, fontsize=7.5, ha="center", va="center", bbox=box).get_bbox_patch()
+    for start, end in ARROWS:
+        arrow = {"arrowstyle": "-|>", "color": "black", "linestyle": "--" if end in LOSSES else "-"}
+        arrow |= {"patchA": drawn[start], "patchB": drawn[end]}
+        ax.annotate("", BOXES[end][:2], BOXES[start][:2], arrowprops=arrow)
+    return style.finish(figure, f"{IDENTITY}. {TRAINING}")

@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fsr import experiments, store, tables
-from fsr.config import Run
 from fsr.files import MissingRecord
 from fsr.tables import labels
 
@@ -40,42 +39,35 @@ def panels(rows: int, cols: int, height: float, width: float = WIDTH, **kwargs) 
     return figure, figure.subplots(rows, cols, squeeze=False, **kwargs).tolist()
 
 
-def points(ax: Axes, frame: pd.DataFrame, at, color: str, label: str = "", *, horizontal: bool = False) -> None:
-    """`value` (fractions, drawn in points) at the places `at`, its intervals: over images thick, over seeds thin."""
-    for low, high, width in (("low", "high", 2.0), ("seeds_low", "seeds_high", 0.7)):
-        if low in frame:
-            (ax.hlines if horizontal else ax.vlines)(at, 100 * frame[low], 100 * frame[high], color, linewidth=width)
-    places = (100 * frame["value"], at) if horizontal else (at, 100 * frame["value"])
-    ax.plot(*places, marker="o", color=color, linestyle="", label=label)
+def points(ax: Axes, frame: pd.DataFrame, at, color: str, label: str = "") -> None:
+    """`value` (fractions, drawn in points) at the places `at`, with its interval."""
+    ax.vlines(at, 100 * frame["low"], 100 * frame["high"], color, linewidth=2)
+    ax.plot(at, 100 * frame["value"], marker="o", color=color, linestyle="", label=label)
 
 
-def facets(frame: pd.DataFrame, at: str, colours: dict[str, str], *, horizontal: bool = False) -> sns.FacetGrid:
+def facets(frame: pd.DataFrame, at: str, colours: dict[str, str]) -> sns.FacetGrid:
     """A panel per `panel`: points of every `hue` side by side at the places of `at`, and a line at zero."""
-    count, height = frame["panel"].nunique(), 2.9 if horizontal else 2.5
-    grid = sns.FacetGrid(frame, col="panel", col_wrap=min(3, count), sharex=horizontal, height=height)
-    grid.figure.set_size_inches(WIDTH if count > 1 else 5.2, height * -(-count // 3))
-    for panel, ax in grid.axes_dict.items():
-        part = frame[frame["panel"] == panel]
-        order = list((frame if horizontal else part)[at].unique())
-        shown = [hue for hue in colours if hue in set(part["hue"])]
-        for i, hue in enumerate(shown):
-            rows = part[part["hue"] == hue]
-            places = rows[at].map(order.index) + 0.2 * (i - (len(shown) - 1) / 2)
-            points(ax, rows, places, colours[hue], hue, horizontal=horizontal)
-        (ax.set_yticks if horizontal else ax.set_xticks)(range(len(order)), order)
-    zero = {"x" if horizontal else "y": 0}
-    return grid.refline(**zero, color="black", linestyle="-", linewidth=0.8).set_titles("{col_name}")
+    count = frame["panel"].nunique()
+    grid = sns.FacetGrid(frame, col="panel", col_wrap=min(3, count), sharex=False)
+    grid.figure.set_size_inches(WIDTH, 2.7 * -(-count // 3))
+    for panel, part in frame.groupby("panel"):
+        ax, (places, order) = grid.axes_dict[panel], pd.factorize(part[at])
+        for i, (hue, colour) in enumerate(colours.items()):
+            mine = (part["hue"] == hue).to_numpy()
+            points(ax, part[mine], places[mine] + 0.2 * (i - (len(colours) - 1) / 2), colour, hue)
+        ax.set_xticks(range(len(order)), order, rotation=90 if len(order) > 4 else 0)
+    grid.refline(y=0, color="black", linestyle="-", linewidth=0.8)
+    return grid.set_titles("{col_name}").set_xlabels("")
 
 
 def finish(figure: Figure, note: str) -> Figure:
     """Note below the panels, above them a legend of everything labelled when it has at least two entries."""
     figure.set_layout_engine("constrained", h_pad=0.06, rect=(0, 0, 1, 0.985))
-    lines = [textwrap.fill(line, int(17.5 * figure.get_figwidth())) for line in note.splitlines()]
-    figure.supxlabel("\n".join(lines), fontsize=7, color="#555555", x=0.01, ha="left")
-    found = [ax.get_legend_handles_labels() for ax in figure.axes]
-    known = {label: handle for handles, names in found for handle, label in zip(handles, names)}
+    text = textwrap.fill(note, int(17.5 * figure.get_figwidth()))
+    figure.supxlabel(text, fontsize=7, color="#555555", x=0.01, ha="left")
+    known = {label: handle for ax in figure.axes for handle, label in zip(*ax.get_legend_handles_labels())}
     if len(known) > 1:
-        figure.legend(known.values(), known, loc="outside upper center", ncols=min(4, len(known)))
+        figure.legend(known.values(), known, loc="outside upper center", ncols=min(6, len(known)))
     return figure
 
 
@@ -85,27 +77,32 @@ def need(found: Any, profile: str, what: str) -> None:
         raise MissingRecord(f"no {what} recorded in {profile}; `python -m fsr run-all --profile {profile}` makes them")
 
 
-def setting(profile: str, checkpoint: str | None = None, *, network: bool = True) -> str:
-    """`CIFAR-10, ResNet-18, 40 epochs, EMA weights`: data set, network, epochs and weights (the reported) in words."""
-    chosen = experiments.profile_of(profile)
-    parts = [labels.dataset(chosen.base.dataset), labels.network(chosen.base)][: 2 if network else 1]
-    return ", ".join([*parts, f"{chosen.base.epochs} epochs", labels.WEIGHTS[checkpoint or chosen.report_checkpoint]])
+def setting(profile: str, checkpoint: str = "") -> str:
+    """`CIFAR-10, ResNet-18, 40 epochs, EMA weights`: with these weights, by default those that the profile reports."""
+    weights = labels.WEIGHTS[checkpoint or experiments.profile_of(profile).report_checkpoint]
+    return f"{labels.setting(profile)}, {weights}"
 
 
-def cells(profile: str, name: str, **equal) -> pd.DataFrame:
-    """The recorded cells of a table whose columns equal the given values."""
+def cells(profile: str, name: str, **wanted) -> pd.DataFrame:
+    """The recorded cells of a table whose columns have the wanted values, each one or a list.
+
+    low and high are of the interval that decides: over seeds and images from three seeds on, else over images.
+    """
     frame = tables.table(profile, name)
-    same = (frame[list(equal)] == pd.Series(equal)).all(axis=1)
-    return frame[same & frame["accuracy" if name == "T7" else "value"].notna()]
+    for column, value in wanted.items():
+        frame = frame[frame[column].isin(np.atleast_1d(value))]
+    if "value" not in frame:
+        return frame[frame["accuracy"].notna()]
+    low, high = (frame[f"seeds_{end}"].fillna(frame[end]) for end in ("low", "high"))
+    return frame.assign(low=low, high=high)[frame["value"].notna()]
 
 
-def analysis(profile: str, run: Run, kind: str) -> tuple[dict, dict[str, np.ndarray]]:
-    """Record and arrays of the planned analysis of the EMA weights; MissingRecord when there is none."""
-    planned = [a for a in experiments.analyses(profile, "all", run) if (a.kind, a.checkpoint) == (kind, "ema")]
-    found = [store.load_analysis(run, one) for one in planned if store.has_analysis(run, one)]
-    found = [(record, arrays) for record, arrays in found if "not_applicable" not in record]
-    need(found, profile, f"{kind} of {run.label}")
-    return found[0]
+def analyses(profile: str, runs, kind: str) -> list[tuple[dict, dict[str, np.ndarray]]]:
+    """Records and arrays of the planned analyses of this kind; MissingRecord when there are none."""
+    planned = [(run, one) for run in runs for one in experiments.analyses(profile, "all", run) if one.kind == kind]
+    found = [store.load_analysis(*pair) for pair in planned if store.has_analysis(*pair)]
+    need(found, profile, kind)
+    return found
 
 
 def histories(runs) -> pd.DataFrame:

@@ -116,7 +116,7 @@ def test_the_exit_code_says_whether_all_is_done(fsr, monkeypatch):
 @pytest.mark.parametrize("failed", [[], ["05-whitebox: KeyError: 'x'"]])
 def test_run_all_executes_the_notebooks_and_builds_the_report(fsr, monkeypatch, failed):
     def execute(names, profile, *, workers, **how):
-        assert (names, profile, workers) == (list(experiments.NOTEBOOKS), "ci", 1)
+        assert (names, profile, workers) == (list(experiments.NEEDS), "ci", 1)
         return failed
 
     monkeypatch.setattr(runs, "missing", lambda profile, sets: [])

@@ -119,8 +119,6 @@ def test_unknown_names_and_runs_outside_a_set():
     assert all(set(needs) <= KINDS for needs in NEEDS.values())
     with pytest.raises(UsageError, match="choose one of ci, demo"):
         experiments.main_pair("dmeo")
-    with pytest.raises(UsageError, match="whitebox"):
-        planned("demo", "white", Run())
 
 
 @pytest.mark.parametrize("profile", ["mini", "headline", "headline40", "paper"])

@@ -26,7 +26,6 @@ def sources(root, tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     needs = {"00-setup": (), "01-broken": (), "02-fine": ()}
     monkeypatch.setattr(experiments, "NEEDS", needs)
-    monkeypatch.setattr(experiments, "NOTEBOOKS", tuple(needs))
     monkeypatch.chdir(folder)
     write(folder, "00-setup", "profile")
     write(folder, "01-broken", "raise ValueError('the reason')")
@@ -52,7 +51,7 @@ def test_a_failing_notebook_is_named_with_its_last_error_and_the_others_run(sour
     assert {p.name: p.read_bytes() for p in sources.iterdir()} == before
     book, good = json.loads(executed("00-setup")), executed("02-fine")
     assert "'ci'" in str(book["cells"][-1]["outputs"]) and str(sources) not in json.dumps(book)
-    for code, says in (("1 / 0", "02-fine: ZeroDivisionError"), ("import sys\nsys.exit(0)", "called sys.exit")):
+    for code, says in (("1 / 0", "^ZeroDivisionError"), ("import sys\nsys.exit(0)", "called sys.exit")):
         write(sources, "02-fine", code)
         with pytest.raises(FSRError, match=says):
             notebooks.run_notebook("02-fine", "ci")
@@ -126,6 +125,4 @@ def test_an_unknown_notebook_is_refused_with_the_choices(sources):
     for wrong in ("99", "", " , ", "02-fin"):
         with pytest.raises(UsageError, match=r"choose from .*02-fine"):
             notebooks.numbered(wrong)
-    with pytest.raises(UsageError, match="no notebook"):
-        notebooks.source("07-missing")
     assert notebooks.numbered("2,00-setup") == ["00-setup", "02-fine"]

@@ -68,7 +68,7 @@ def run_all(setting: Setting, profile: Profile = "demo", only: Only = None, forc
     if summary.stopped != "signal":
         workers = 1 if setting.executor is Executor.inline else min(4, setting.workers or hardware.cores())
         with local.stoppable() as flag:
-            how = {"force": force_notebook, "compute": False, "workers": workers, "interrupted": flag.is_set}
+            how = {"force": force_notebook, "workers": workers, "interrupted": flag.is_set}
             summary.failed += notebooks.execute(names, profile, report=_say, **how)
         if flag.is_set():
             summary.stopped = "signal"

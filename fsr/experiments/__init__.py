@@ -1,16 +1,14 @@
 """Which runs, evaluations and analyses every table and figure needs, per profile."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 
 from fsr.config import PEERS, Analysis, Evaluation, Run, run_id
-from fsr.experiments.plan import ROWS, SETS, Row, surrogates
+from fsr.experiments.plan import CHECKPOINTS, ROWS, SETS, Row, surrogates
 from fsr.experiments.profiles import CONTROLS, PROFILES, Profile, profile_of
-from fsr.files import UsageError
 
 COLUMNS = ("clean", "fgsm", "pgd20", "pgd100", "cw")  # the authors' protocol; `ensemble` is computed from them
-CHECKPOINTS = ("last", "best", "ema")
 # F6: multiples of the data set's eps (down to about no accuracy: `mini` keeps 0.2 to 1.4 %), and steps at its own eps
 EPS_FACTORS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 STEPS = (1, 2, 5, 10, 20, 50, 100, 200)
@@ -33,7 +31,6 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "15-verdict": ("all",),
     "16-explore": ("streams", "whitebox"),
 }
-NOTEBOOKS: tuple[str, ...] = tuple(NEEDS)
 
 
 def has_heads(run: Run) -> bool:
@@ -50,11 +47,11 @@ def columns(profile: str, kind: str) -> dict[str, Evaluation]:
         out = {"clean": attacked(attack="clean"), "transfer-twin": attacked(attack="transfer", surrogate=twin)}
         out["transfer-natural"] = attacked(attack="transfer", surrogate=natural)
         out |= {name: attacked(attack=name, surrogate=twin) for name in ("di-fgsm", "ti-fgsm")}
-        return out | {name: attacked(attack=name, images=chosen.limit("queries")) for name in ("nattack", "square")}
+        return out | {name: attacked(attack=name, images=chosen.limits.queries) for name in ("nattack", "square")}
     joint = ("pgd20-joint",) if kind == "deactivation" else ()
     out = {name: attacked(attack=name) for name in (*COLUMNS, "ensemble", *joint)}
     if kind in ("whitebox", "deactivation", "study") or chosen.autoattack_everywhere:
-        out[chosen.autoattack] = attacked(attack=chosen.autoattack, images=chosen.limit("autoattack"))
+        out[chosen.autoattack] = attacked(attack=chosen.autoattack, images=chosen.limits.autoattack)
     return out
 
 
@@ -62,18 +59,9 @@ def _has(rows: Iterable[Row], run: Run) -> bool:
     return any(run in row.runs for row in rows)
 
 
-def _autoattack_at(profile: Profile, run: Run) -> tuple[str, ...]:
-    """The weights that AutoAttack sees: of the main pair all three, of other rows on the main backbone `last`."""
-    is_main = _has(ROWS[profile.name]["components"][:2], run)
-    elsewhere = run.backbone != profile.base.backbone and profile.name != "paper"
-    if elsewhere or (profile.scope == "smoke" and run.method != "at") or (profile.scope == "study" and not is_main):
-        return ()
-    return CHECKPOINTS if is_main and run.seed in profile.autoattack_seeds else ("last",)
-
-
 def _evaluations(profile: Profile, kind: str, run: Run) -> list[Evaluation]:
     rows, reported, smoke = ROWS[profile.name], profile.report_checkpoint, profile.scope == "smoke"
-    natural = kind == "blackbox" and run.method == "natural"  # T3's source
+    natural, is_main = run.method == "natural", _has(rows["components"][:2], run)  # natural: T3's source
     planned = columns(profile.name, "whitebox" if natural else kind)
     if kind in ("streams", "audit"):
         return []
@@ -81,46 +69,47 @@ def _evaluations(profile: Profile, kind: str, run: Run) -> list[Evaluation]:
         return list(planned.values()) if _has(rows[kind], run) else []  # the AT twin only crafts
     if kind == "strength":
         factors, steps = (EPS_FACTORS[1::3], STEPS[:5:2]) if smoke else (EPS_FACTORS, STEPS)
-        swept = partial(Evaluation, attack="pgd20", checkpoint=reported, images=profile.limit("sweep"))
+        swept = partial(Evaluation, attack="pgd20", checkpoint=reported, images=profile.limits.sweep)
         strengths = [swept(eps=round(factor * run.eps, 6)) for factor in factors]
         return [swept(attack="clean"), *strengths, *(swept(steps=count) for count in steps)]
     kept = ("last",) if natural or (smoke and run not in main_pair(profile.name)) else CHECKPOINTS
-    strong = _autoattack_at(profile, run) if profile.autoattack in planned and not natural else ()
     if kind == "placement" or (kind == "settings" and _has((r for r in rows[kind] if not r.checkpoints), run)):
-        kept, strong = (reported,), tuple(name for name in strong if name == reported)
+        kept = (reported,)
     out = [replace(planned[attack], checkpoint=name) for name in kept for attack in COLUMNS]
-    out += [replace(planned[profile.autoattack], checkpoint=name) for name in strong]
+    elsewhere = run.backbone != profile.base.backbone and profile.name != "paper"
+    other = natural or (smoke and run.method != "at") or (profile.scope == "study" and not is_main)
+    if profile.autoattack in planned and not (elsewhere or other):  # of the main pair on all weights, else on `last`
+        strong = CHECKPOINTS if is_main and run.seed in profile.autoattack_seeds else ("last",)
+        out += [replace(planned[profile.autoattack], checkpoint=name) for name in kept if name in strong]
     if kind == "deactivation" and has_heads(run):
         out.append(planned["pgd20-joint"])
     if kind == "components" and _has(rows[kind][1:2], run) and not (smoke and run.seed):
-        here = [evaluation for evaluation in out if evaluation.checkpoint == reported]
-        out += [replace(e, intervention=row.intervention) for row in rows[kind] if row.intervention for e in here]
+        tests = [row.intervention for row in rows[kind] if row.intervention]
+        out += [replace(one, intervention=name) for name in tests for one in out if one.checkpoint == reported]
     return out
 
 
 def _analyses(profile: Profile, kind: str, run: Run) -> list[Analysis]:
-    rows, reported, images = ROWS[profile.name][kind], profile.report_checkpoint, profile.limit("streams")
+    rows, images, budget = ROWS[profile.name][kind], profile.limits.streams, profile.audit_budget
+    reported = partial(Analysis, checkpoint=profile.report_checkpoint)
     masks = Analysis(kind="masks", checkpoint="ema", images=images)
-    if kind == "whitebox" and run.seed == 0 and run.method == "at" and not run.peer and profile.scope != "study":
-        return [Analysis(kind="cost", checkpoint=reported)]
+    if kind == "whitebox" and (run.seed, run.method) == (0, "at") and profile.scope != "study":
+        return [reported(kind="cost")]
     if kind == "settings" and _has((row for row in rows if row.axis == "tau"), run):
         return [masks]  # F2 shows the masks of each tau
     if kind == "audit" and _has(rows, run):  # and not what AT is attacked from
-        return [Analysis(kind=kind, checkpoint=reported, images=profile.limit("audit"), budget=profile.audit_budget)]
+        return [reported(kind="audit", images=profile.limits.audit, budget=budget)]
     if kind != "streams":
         return []
-    out = [Analysis(kind=kind, checkpoint=name, images=images) for name in dict.fromkeys((reported, "ema"))]
-    shown = {"maps": 8, "features": min(images or 2000, 2000)} if run.seed == 0 else {}  # F1, F2, F8: seed 0 alone
-    more = [Analysis(kind=name, checkpoint="ema", images=count) for name, count in shown.items()]
-    return out + [masks] * bool(shown) + more
+    streams, shown = reported(kind="streams", images=images), {"maps": 8, "features": min(images or 2000, 2000)}
+    pictures = [masks, *(replace(masks, kind=name, images=shown[name]) for name in shown)]  # F1, F2, F8: seed 0 alone
+    return [streams, replace(streams, checkpoint="ema"), *(() if run.seed else pictures)]
 
 
-def _collect(profile: str, kind: str, run: Run, make) -> tuple:
-    sets = SETS[profile_of(profile).name]
-    if kind not in sets:
-        raise UsageError(f"unknown set {kind!r}; choose one of {', '.join(sets)}")
+def _collect(profile: str, kind: str, run: Run, make: Callable) -> tuple:
+    chosen, sets = profile_of(profile), SETS[profile]
     kinds = [name for name in (ROWS[profile] if kind == "all" else [kind]) if run in sets[name]]
-    return tuple(dict.fromkeys(item for name in kinds for item in make(PROFILES[profile], name, run)))
+    return tuple(dict.fromkeys(item for name in kinds for item in make(chosen, name, run)))
 
 
 def evaluations(profile: str, kind: str, run: Run) -> tuple[Evaluation, ...]:

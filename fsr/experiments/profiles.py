@@ -1,8 +1,8 @@
 """The profiles: what is trained, how large, and how much of the test set each kind of attack sees."""
 
 from collections import namedtuple
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 from fsr.config import PEERS, Run, for_dataset
 from fsr.files import UsageError, did_you_mean
@@ -27,52 +27,43 @@ INTERVENTIONS = {  # T4's controls that act at test time
 SWEEPS: dict[str, tuple] = {"tau": (0.05, 0.5, 1.0), "lambda_sep": (0.5, 2.0), "lambda_rec": (0.5, 2.0)}
 SWEEPS |= {"mask": ("soft", "hard"), "granularity": ("channel", "spatial")}
 METHODS = ("at", "trades", "mart")
-EVERY = "whitebox deactivation blackbox components settings placement streams strength audit"
-# T1's methods, T2's peers, T4's variants, T5's values, and the sets that are planned
-Scope = namedtuple("Scope", "methods peers variants sweeps sets", defaults=(("at",), (), (), {}, EVERY))
+# T1's methods, T2's peers, T4's variants and T5's values
+Scope = namedtuple("Scope", "methods peers variants sweeps", defaults=(("at",), (), (), {}))
 SCOPES = {
     "full": Scope(METHODS, tuple(PEERS), tuple(VARIANTS), SWEEPS),
     "smoke": Scope(METHODS, tuple(PEERS), ("separation only", CONTROLS[0]), {"tau": (1.0,)}),  # one of each kind
     "pair": Scope(),  # AT and AT + FSR alone
-    "study": Scope(variants=("recalibration without L_sep", *CONTROLS), sets="whitebox components study"),
+    "study": Scope(variants=("recalibration without L_sep", *CONTROLS)),  # T1, T4 and T11 alone
 }
+# test images, None for all: of AutoAttack, of attacks by queries (T3), of the sweep (F6), of streams and of the audit
+Limits = namedtuple("Limits", "autoattack queries sweep streams audit", defaults=(None, 1000, None, None, 1000))
+USUAL = Limits()
+Place = tuple[str, ...]  # where modules are inserted
 
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """A budget for the whole plan.
-
-    base: plain AT on the main backbone, seed 0; place: where FSR sits in it, () for the backbone's own; placements:
-    the other places of T6; seeds: of the pair {AT, AT + FSR}; other_seeds: of every other row of T1, T2 and T4 (T5 and
-    T6 are sweeps with seed 0); all_seeds: rows of T4 with as many seeds as the pair; trainings: a field of Run -> its
-    values, rows of T5 with AT trained the same way; others: plain AT on further backbones with FSR's place there;
-    scope: a key of SCOPES; images: test images of T1's columns, None for all; limits: see `limit`;
-    autoattack_everywhere: in T4 to T6 too; autoattack_seeds: of the pair, on `best` and `ema` too;
-    report_checkpoint: the weights that tables, figures and sentences report.
-    """
+    """A budget for the whole plan; what differs from it by one setting only (T5, T6) has seed 0."""
 
     name: str
-    base: Run
-    place: tuple[str, ...] = ()
-    peers_at: tuple[str, ...] = ()
-    placements: tuple[tuple[str, ...], ...] = (("layer1",), ("layer2",), ("layer3",), ("layer3", "layer4"))
-    seeds: tuple[int, ...] = (0, 1, 2)
-    other_seeds: tuple[int, ...] = (0,)
-    all_seeds: tuple[str, ...] = ()
-    trainings: Mapping[str, tuple] = field(default_factory=dict)
-    others: tuple[tuple[Run, tuple[str, ...]], ...] = ()
-    scope: str = "full"
-    images: int | None = None
-    limits: Mapping[str, int | None] = field(default_factory=dict)
+    base: Run  # plain AT on the main backbone, seed 0
+    place: Place = ()  # where FSR sits in it; () for the backbone's own
+    peers_at: Place = ()
+    placements: tuple[Place, ...] = (("layer1",), ("layer2",), ("layer3",), ("layer3", "layer4"))  # T6's other ones
+    seeds: tuple[int, ...] = (0, 1, 2)  # of the pair {AT, AT + FSR}
+    other_seeds: tuple[int, ...] = (0,)  # of every other row of T1, T2 and T4
+    all_seeds: tuple[str, ...] = ()  # rows of T4 with as many seeds as the pair
+    trainings: tuple[tuple[str, Any], ...] = ()  # (field of Run, value): a row of T5 against AT trained the same way
+    others: tuple[Run, ...] = ()  # plain AT on further backbones
+    others_at: Place = ()  # where FSR sits in these
+    scope: str = "full"  # a key of SCOPES
+    images: int | None = None  # test images of T1's columns; None: all
+    limits: Limits = USUAL
     autoattack: str = "autoattack"
-    autoattack_everywhere: bool = True
-    autoattack_seeds: tuple[int, ...] = (0, 1, 2)
+    autoattack_everywhere: bool = True  # in T4 to T6 too
+    autoattack_seeds: tuple[int, ...] = (0, 1, 2)  # of the pair, on `best` and `ema` too
     audit_budget: str = "full"
-    report_checkpoint: str = "last"
-
-    def limit(self, what: str) -> int | None:
-        """Test images of autoattack, queries (T3), sweep (F6), streams or audit; None: all of them."""
-        return self.limits.get(what, {"queries": 1000, "audit": 1000}.get(what))
+    report_checkpoint: str = "last"  # the weights that tables, figures and sentences report
 
 
 # on digits the peers sit in the last two blocks, as layer4.0 and layer4.1 are in ResNet-18
@@ -80,6 +71,7 @@ MINUTES: dict = {"place": ("layer3",), "peers_at": ("layer3.0", "layer4.0"), "au
 MINUTES |= {"autoattack_seeds": (), "autoattack_everywhere": False}
 SMALL = {"width": 4, "blocks": (1, 1, 1, 1), "epochs": 2, "batch": 32, "precision": "float32"}
 DIGITS = for_dataset("digits", width=8, blocks=(1, 1, 1, 1), holdout=100, epochs=15, precision="float32")
+WIDE: dict = {"backbone": "wideresnet34", "width": 1}
 MINI, BACKBONES = for_dataset("cifar10", width=16, epochs=10), ("resnet18", "vgg16", "wideresnet34")
 WHOLE = [for_dataset(data, backbone=net) for data in ("cifar10", "svhn", "tinyimagenet") for net in BACKBONES]
 ALL = (
@@ -91,41 +83,35 @@ ALL = (
         seeds=(0, 1),
         scope="smoke",
         autoattack="autoattack-ci",
-        limits={"autoattack": 32, "queries": 4, "sweep": 32, "audit": 16},
+        limits=Limits(autoattack=32, queries=4, sweep=32, audit=16),
     ),
     Profile(
         name="demo",
         base=DIGITS,
         **MINUTES,
         placements=(("layer1",), ("layer2",), ("layer4",), ("layer2", "layer3")),
-        others=(
-            (replace(DIGITS, backbone="vgg16", blocks=(1, 1, 1, 1, 1)), ("block3",)),
-            (replace(DIGITS, backbone="wideresnet34", width=1, blocks=(1, 1, 1)), ("block3",)),
-        ),
+        others=(replace(DIGITS, backbone="vgg16", blocks=(1, 1, 1, 1, 1)), replace(DIGITS, **WIDE, blocks=(1, 1, 1))),
+        others_at=("block3",),
         all_seeds=CONTROLS,
-        limits={"autoattack": 100, "queries": 100, "audit": 100},
+        limits=Limits(autoattack=100, queries=100, audit=100),
     ),
     Profile(
         name="mini",
         base=MINI,
-        others=(
-            (replace(MINI, backbone="vgg16"), ()),
-            (replace(MINI, backbone="wideresnet34", width=1, blocks=(2, 2, 2)), ()),
-        ),
+        others=(replace(MINI, backbone="vgg16"), replace(MINI, **WIDE, blocks=(2, 2, 2))),
         images=2000,
-        limits={"autoattack": 500, "queries": 100, "sweep": 500, "streams": 2000, "audit": 500},
+        limits=Limits(autoattack=500, queries=100, sweep=500, streams=2000, audit=500),
         audit_budget="quick",
         all_seeds=("recalibration without L_sep", *CONTROLS),
-        trainings={"epochs": (5, 10, 20), "precision": ("float32",)},
+        trainings=(("epochs", 5), ("epochs", 10), ("epochs", 20), ("precision", "float32")),
     ),
-    Profile(name="headline", base=WHOLE[0], scope="pair", limits={"sweep": 1000}),
-    # A schedule of the same shape in two fifths of the time. The EMA weights are reported: they are the better ones,
-    # and the first that AutoAttack was run on.
+    Profile(name="headline", base=WHOLE[0], scope="pair", limits=Limits(sweep=1000)),
+    # The EMA weights are reported: they are the better ones, and the first that AutoAttack was run on.
     Profile(
         name="headline40",
         base=replace(WHOLE[0], epochs=40),
         scope="pair",
-        limits={"sweep": 1000, "streams": 2000},
+        limits=Limits(sweep=1000, streams=2000),
         audit_budget="quick",
         report_checkpoint="ema",
     ),
@@ -137,7 +123,7 @@ ALL = (
         seeds=(0, 1, 2, 3, 4),
         other_seeds=(0, 1, 2, 3, 4),
         images=2000,
-        limits={"autoattack": 500},
+        limits=Limits(autoattack=500),
         autoattack_everywhere=False,
         autoattack_seeds=(0,),
     ),
@@ -145,8 +131,8 @@ ALL = (
         name="paper",
         base=WHOLE[0],
         other_seeds=(0, 1, 2),
-        others=tuple((run, ()) for run in WHOLE[1:]),
-        limits={"audit": None},
+        others=tuple(WHOLE[1:]),
+        limits=Limits(audit=None),
     ),
 )
 PROFILES = {profile.name: profile for profile in ALL}

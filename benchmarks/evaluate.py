@@ -55,7 +55,8 @@ def compare(name: str, sides: dict, rounds: int, n: int, device: torch.device) -
 
 def rows_for(run: Run, model: nn.Module, x: Tensor, y: Tensor, given) -> list[dict]:
     """PGD-20 in several rounds, AutoAttack once."""
-    net, batch = FastNet(model, precision=run.precision), batch_size(given.device)
+    batch = batch_size(given.device)
+    net = FastNet(model, x[:batch], run.precision)
 
     def pgd(target) -> Tensor:
         return is_correct(model, attack_named("pgd20")(target, x, y, eps=run.eps), y)

@@ -1,8 +1,8 @@
 """`python -m benchmarks.gpu [--only TEXT]`: what each part of the fast training step gains, one added after the other.
 
 ResNet-18, VGG-16 and WRN-34-10 with FSR at full width: the plain step, then with the folded copy, channels last,
-compiled, recorded as a CUDA graph, the update compiled too (all with the GPU's TF32 convolutions), and in bf16. Then a
-whole epoch as trained, plain against fast. Rows are saved as they are made. Runs on a CPU too, without graphs.
+compiled, recorded as a CUDA graph (all with the GPU's TF32 convolutions), and in bf16. Then a whole epoch as trained,
+plain against fast. Rows are saved as they are made. Runs on a CPU too, without graphs.
 """
 
 import itertools
@@ -16,11 +16,10 @@ from fsr.config import Run, replace
 from fsr.models import model_of
 
 PARTS: dict[str, dict] = {  # what is switched on, in this order
-    "+ folding": {"channels_last": False, "compile": False, "graphs": False},
-    "+ channels last": {"channels_last": True},
+    "+ folding": {"layout": torch.contiguous_format, "compile": False, "graphs": False},
+    "+ channels last": {"layout": torch.channels_last},
     "+ compile": {"compile": True},
     "+ CUDA graphs": {"graphs": True},
-    "+ update compiled": {"update": True},
 }
 
 

@@ -41,12 +41,12 @@ def cases(quick: bool, device: torch.device) -> dict[str, Run]:
 
 
 class FastStep:
-    """One step of the fast path on a batch; update: compile that too; switches: as for Crafter."""
+    """One step of the fast path on a batch; switches: as for Crafter."""
 
-    def __init__(self, run: Run, device: torch.device, update: bool = False, **switches):
+    def __init__(self, run: Run, device: torch.device, **switches):
         self.model = model_of(run).to(device).train()
         self.crafter = Crafter(self.model, run, device, **switches)
-        self.stepper = Stepper(Objective(self.model, run), sgd(self.model, run, device), run, device, compile=update)
+        self.stepper = Stepper(Objective(self.model, run), sgd(self.model, run, device), run, device)
         self.generator = torch.Generator(device)
 
     def step(self, x: Tensor, y: Tensor) -> None:

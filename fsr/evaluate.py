@@ -91,7 +91,8 @@ def evaluate_attack(
         with torch.no_grad():
             check_images(first.expand(len(y), -1, -1, -1), y, model(first.clone()).shape[1])
         short = name not in VARIANTS or len(y) < MANY_IMAGES
-        net = FastNet(model, precision=run.precision, compile=False if short else None)
+        some = as_float(x[: batch_size(device)]).to(device)
+        net = FastNet(model, some, run.precision, compile=False if short else None)
         net.register_forward_pre_hook(lambda *_: check())  # a chunk can take minutes
         eps = run.eps if evaluation.eps is None else evaluation.eps
         if name in VARIANTS:

@@ -130,16 +130,6 @@ def test_synchronised_statistics_are_those_of_the_whole_batch_and_bf16_is_crafte
         assert one["bf16"] == trained(replace(BF16, sync_bn=False))["crafting"]
 
 
-def test_shared_statistics_of_bf16_features_are_float32():
-    """Alone, against torch's own layer: the features' format in and out, statistics in float32."""
-    x = (3 + torch.randn(8, 4, 5, 5)).bfloat16()
-    plain, layer = nn.BatchNorm2d(4), CpuSyncBatchNorm(4)
-    y = layer(x)
-    assert y.dtype == torch.bfloat16 and layer.running_var.dtype == torch.float32
-    torch.testing.assert_close(y, plain(x), rtol=1e-2, atol=1e-2)
-    torch.testing.assert_close(layer.state_dict(), plain.state_dict())
-
-
 def test_too_many_processes_for_a_batch_and_a_numbered_device_are_wrong_use(monkeypatch):
     with pytest.raises(UsageError, match="under torchrun"), distributed.group("cuda:1"):
         pass

@@ -32,6 +32,7 @@ for name in (*(f"at+{name}" for name in MODULES), "trades+fsr", "mart+fsr", "tra
     RUNS[name] = replace(RUNS[name.split("+")[0]], module=MODULES[name.split("+")[1]])
 RUNS["vgg"] = replace(TINY, backbone="vgg16", width=4, blocks=None, module=FSRSpec())
 RUNS["wrn"] = replace(TINY, backbone="wideresnet34", width=2, blocks=(1, 1, 1), module=FSRSpec())
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
 OFF = {"compile": False, "channels_last": False, "graphs": False, "crafting": "float32"}
 # Share of pixels whose sign may be a tie: near its start the KL loss is nearly flat.
 TIES = {"natural": 0.0, "at": 2e-3, "mart": 2e-3, "trades": 2e-2}
@@ -58,8 +59,8 @@ def agree(x_adv, model, x, y, run, noise) -> bool:
         return differing(x_adv, crafted(model, x, y, run, noise=noise)) <= TIES[run.method]
 
 
-def stepper_of(model, run, **options) -> Stepper:
-    return Stepper(Objective(model, run), sgd(model, run, torch.device("cpu")), run, **options)
+def stepper_of(model, run) -> Stepper:
+    return Stepper(Objective(model, run), sgd(model, run, torch.device("cpu")), run)
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_folded_crafting_equals_plain_crafting_and_leaves_the_network_alone(run,
     model, average, (x, y) = network(run), network(run), images(19)
     noise = torch.rand_like(x) * (50 if run.method in PAIRS else 1)  # away from the start, where KL is flat
     before, state = copy.deepcopy(model.state_dict()), torch.random.get_rng_state()
-    crafter = Crafter(model, run, channels_last=channels_last)
+    crafter = Crafter(model, run, layout=LAYOUTS[channels_last])
     x_adv = crafter.craft(x[:8], y[:8], noise=noise[:8])
     assert agree(x_adv, model, x[:8], y[:8], run, noise[:8])
     plain = replace(run, method="at") if run.method == "natural" else run
@@ -138,7 +139,7 @@ def test_what_does_not_compile_or_disagrees_is_left_out_and_logged(monkeypatch, 
     assert agree(crafter.craft(x, y, noise=noise), model, x, y, run, noise)
     assert said in caplog.text and crafter.switches["compile"] is False
     caplog.clear()
-    logits = FastNet(model.eval(), compile=True)(x)
+    logits = FastNet(model.eval(), x, compile=True)(x)
     assert said in caplog.text
     torch.testing.assert_close(logits, model(x), rtol=1e-4, atol=1e-4)
 
@@ -175,7 +176,7 @@ def test_the_first_step_on_kl_is_exact_float32_and_no_other(monkeypatch, bf16):
     crafter = Crafter(model, run)
 
     def noting(net, *rest, steps, **more):
-        seen.append((net is crafter.exact.net, torch.backends.cudnn.conv.fp32_precision == "ieee", steps))
+        seen.append((net is model, torch.backends.cudnn.conv.fp32_precision == "ieee", steps))
         return plain(net, *rest, steps=steps, **more)
 
     monkeypatch.setattr(fast, "craft", noting)
@@ -209,22 +210,10 @@ def test_weight_perturbation_is_seen_by_the_gradient_and_taken_off(precision, bf
     assert float(moved[1].norm()) < 10 * float(moved[0].norm())  # half of each weight, were it still on
 
 
-@pytest.mark.slow
-def test_a_compiled_update_is_the_same_update():
-    run, (x, y) = replace(TINY, method="trades", module=FSRSpec(mask="soft")), images(8)
-    start, after = network(run), []
-    for compile in (False, True):
-        net = copy.deepcopy(start)
-        stepper_of(net, run, compile=compile).step(x, (x + 0.05).clamp(0, 1), y)
-        after.append([*net.parameters()])
-    for before, plain, fused in zip(start.parameters(), *after, strict=True):
-        assert (plain - fused).norm() < 1e-3 * (plain - before).norm()  # of how far the step went
-
-
-def test_tally_is_the_mean_over_images_of_ragged_batches_and_survives_a_save():
+def test_tally_is_the_mean_over_images_of_ragged_batches():
     run, batches, expected = replace(RUNS["at+fsr"], lr=1e-9), [images(8), images(3)], {}
     model = network(run)
-    stepper, again = stepper_of(model, run), stepper_of(model, run)
+    stepper = stepper_of(model, run)
     for x, y in batches:
         torch.manual_seed(0)
         parts, logits = stepper.bare(x, x, y)
@@ -233,9 +222,7 @@ def test_tally_is_the_mean_over_images_of_ragged_batches_and_survives_a_save():
             expected[name] = expected.get(name, 0) + value.item() * len(y) / 11
         torch.manual_seed(0)
         stepper.step(x, x, y)
-    again.load_sums(stepper.sums)
-    assert stepper.tally() == again.tally() == pytest.approx(expected, rel=1e-4)
-    assert stepper.tally() == {} and stepper.first_bad_step == 0
+    assert stepper.tally() == pytest.approx(expected, rel=1e-4) and stepper.sums == {}
 
 
 NETS = [("at+fsr", False), ("at+cifs", False), ("wrn", False), pytest.param("at+fsr", True, marks=pytest.mark.slow)]
@@ -244,7 +231,7 @@ NETS = [("at+fsr", False), ("at+cifs", False), ("wrn", False), pytest.param("at+
 @pytest.mark.parametrize("name, compile", NETS)
 def test_fast_net_has_the_models_logits_and_input_gradients_for_any_batch_size(name, compile):
     model = network(RUNS[name]).eval()
-    net = FastNet(model, compile=compile)
+    net = FastNet(model, images(8)[0], compile=compile)
     for n in (8, 5, 1, 3):
         (x, y), gradients = images(n), []
         for function in (model, net):
@@ -254,7 +241,7 @@ def test_fast_net_has_the_models_logits_and_input_gradients_for_any_batch_size(n
         (ours, streams), (logits, theirs) = net.trace(x), model.trace(x)
         torch.testing.assert_close(ours, logits, rtol=1e-4, atol=1e-4)
         assert len(streams) == len(theirs)
-    assert net.net is not model and (net._fast is not None) == compile
+    assert net.net is not model and (net._fast is not net.net) == compile
 
 
 def test_folding_is_the_closed_form():
@@ -272,7 +259,7 @@ def test_folding_is_the_closed_form():
 @pytest.mark.parametrize("name", ["at+fsr", "at+fsr hard", "at+cas", "at+cifs", "at+fd"])
 def test_a_bf16_copy_is_close_and_keeps_mask_and_logits_in_float32(name, channels_last):
     model, x = network(RUNS[name]).eval(), torch.rand(4, 3, 8, 8)
-    net = folded_copy(model, x, dtype=torch.bfloat16, channels_last=channels_last).net
+    net = folded_copy(model, x, torch.bfloat16, LAYOUTS[channels_last]).net
     logits = net(x)
     assert logits.dtype == torch.float32
     assert {m.weight.dtype for m in net.modules() if isinstance(m, nn.Conv2d)} == {torch.bfloat16}
@@ -382,7 +369,7 @@ def test_attacks_see_the_function_of_any_network(name, precision, monkeypatch, c
         CHANGES[name](model)
     model = randomised_statistics(model).eval()
     model(x.clone())  # old norms make their weights in a forward pass
-    before, net = x.clone(), FastNet(model, precision)
+    before, net = x.clone(), FastNet(model, x, precision)
     for function in (net, lambda x: model(x.clone())):
         leaf = x.clone().requires_grad_()
         logits = function(leaf)

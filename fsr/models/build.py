@@ -1,5 +1,6 @@
-"""FSR or a peer in the networks that runs train, and FSR in any other network that can take it."""
+"""FSR or a peer in the networks that runs train, FSR in any other network, and how their streams come out."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -8,7 +9,110 @@ from torch import Tensor, nn
 from fsr.config import BACKBONES, DATASETS, PEERS, FSRSpec, PeerSpec, Run, named
 from fsr.files import UsageError
 from fsr.models.fsr import FSR
-from fsr.models.insert import Classifier, dry_run, features_at, insert_all
+from fsr.models.modes import eval_mode, hooked
+
+
+class Inserted(nn.Module):
+    """A submodule, followed by a module that maps its features to the same shape; `streams(f, y)` gives them first."""
+
+    recorder: tuple[Tensor | None, list[Any]] | None = None  # only inside `trace`: no copy or pickle carries one
+
+    def __init__(self, submodule: nn.Module, module: nn.Module):
+        super().__init__()
+        self.submodule = submodule
+        self.module: Any = module
+
+    def forward(self, *args, **kwargs) -> Tensor:
+        f = self.submodule(*args, **kwargs)
+        if self.recorder is None:
+            return self.module(f)
+        streams = self.module.streams(f, self.recorder[0])
+        self.recorder[1].append(streams)
+        return streams.features.clone()  # a network may go on in place (DenseNet), and the recorded ones stay
+
+
+class Classifier(nn.Module):
+    """A network whose call gives logits (N, K) and nothing else; `trace` gives its inserted modules' streams too."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+    def inserted(self) -> list[Inserted]:
+        """Every insertion, in the order of `modules()`."""
+        return [part for part in self.modules() if isinstance(part, Inserted)]
+
+    def trace(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, list[Any]]:
+        """Logits (N, K), and every inserted module's streams in running order; y (N,): what CAS and CIFS train on."""
+        streams: list[Any] = []
+        places = self.inserted()
+        for place in places:
+            place.recorder = y, streams
+        try:
+            logits = self.net(x)
+        finally:
+            for place in places:
+                place.recorder = None
+        return logits, streams
+
+
+def insert_all(net: nn.Module, modules: dict[str, nn.Module]) -> None:
+    """Put every module after the submodule at its path, changing net, under every name that the submodule has there."""
+    for path in sorted(modules, key=lambda path: -path.count(".")):  # an insertion moves what lies below it
+        submodule = net.get_submodule(path)
+        names = [(part, name) for part in net.modules() for name, own in part._modules.items() if own is submodule]
+        place = Inserted(submodule, modules[path])
+        for parent, name in names:
+            setattr(parent, name, place)
+
+
+def dry_run(net: nn.Module, x: Tensor, paths=(), *, training: bool = False) -> tuple[Any, dict[str, list[Any]]]:
+    """What net gives for x, or the exception that it raises, and all outputs at each path; net is left as it was."""
+    parts, outputs = {net.get_submodule(path): path for path in paths}, {path: list[Any]() for path in paths}
+    buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
+    with eval_mode(net), hooked(parts, lambda part, _, y: outputs[parts[part]].append(y)), torch.no_grad():
+        net.train(training)
+        with torch.random.fork_rng([x.device] * x.is_cuda):
+            try:
+                given = net(x.clone())
+            except Exception as error:  # a foreign network may refuse an input by any exception
+                given = error
+        for buffer, before in buffers:
+            buffer.copy_(before)
+    return given, outputs
+
+
+def _wrong(outputs: list[Any], x: Tensor) -> str:
+    """Why the outputs at a place are not one map (N, C, H, W), or ''; maps have the image's ratio of H to W."""
+    if len(outputs) != 1:
+        return f"{len(outputs)} outputs"
+    shape = tuple(getattr(outputs[0], "shape", ()))
+    if len(shape) != 4:
+        return f"a {type(outputs[0]).__name__} {shape}"
+    first, last = (abs(h * x.shape[3] - w * x.shape[2]) for h, w in (shape[2:], shape[1:3]))
+    return f"{shape}, maps (N, H, W, C)" if last < first else ""
+
+
+def features_at(net: nn.Module, paths, batches: Iterable[Tensor]) -> tuple[Tensor, Any, dict[str, Tensor]]:
+    """(The first batch that net takes in eval mode, what it gives, the map (N, C, H, W) at each path) or UsageError."""
+    names = [name for name, _ in net.named_modules(remove_duplicate=False) if name]
+    if missing := [path for path in paths if path not in names]:
+        raise UsageError(f"no module {missing[0]!r} in this network; choose one of {', '.join(names)[:500]}")
+    high = [x.repeat_interleave(3, dim=2) for x in batches]  # of square images H, W and C can be alike
+    for x in (*high, *batches):
+        logits, outputs = dry_run(net, x, paths)
+        if not isinstance(logits, Exception):
+            break
+    else:
+        why = " ".join(f"{type(logits).__name__} {logits}".split())[:150]
+        raise UsageError(f"a dry run on images {tuple(x.shape)} failed ({why}); give example=, a batch that it takes")
+    for path, seen in outputs.items():
+        if wrong := _wrong(seen, x):
+            raise UsageError(f"{path!r} gives {wrong} in a pass, not one map (N, C, H, W); choose another module")
+    return x, logits, {path: seen[0] for path, seen in outputs.items()}
 
 
 def build_model(

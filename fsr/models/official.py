@@ -8,8 +8,7 @@ from torch import Tensor
 
 from fsr.config import BACKBONES, FSRSpec
 from fsr.files import UsageError
-from fsr.models.build import build_model
-from fsr.models.insert import Classifier
+from fsr.models.build import Classifier, build_model
 
 # Pattern to replacement, one after the other. VGG's block0.3 is conv1_2: stages count from 1 here, and from the second
 # on a max-pool opens them. WideResNet's sub_block1, which nothing runs, stays behind.

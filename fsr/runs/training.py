@@ -40,8 +40,8 @@ def _now() -> str:
 def save_checkpoint(trainer: Trainer, recorded: dict[str, str]) -> dict[str, str]:
     """Write resume state and weights, but for those recorded; returns digests.  Diverged when they are not finite."""
     run, progress, sums = trainer.run, trainer.progress, trainer.stepper.sums
-    good = [torch.isfinite(v).all() for v in trainer.model.state_dict().values() if v.is_floating_point()]
-    if (sums and float(sums["bad"])) or not bool(torch.stack(good).all()):
+    good = [torch.isfinite(value).all() for value in (*sums.values(), *trainer.model.state_dict().values())]
+    if not all(good):
         where = f"epoch {progress.epoch - (not progress.batch)}, at step {progress.step} of the training or before"
         advice = "the last good checkpoint is kept: lower lr, or set precision to float32"
         raise Diverged(f"losses or weights are not finite in {where}; {advice}")

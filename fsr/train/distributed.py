@@ -4,11 +4,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fsr.files import Interrupted, UsageError
 from fsr.hardware import device_named
@@ -55,11 +55,9 @@ def group(device: str | None) -> Iterator[str]:
         yield str(here)
         dist.barrier()  # nobody leaves while another still talks
     except RuntimeError as error:
-        text = str(error).strip()
-        if not (isinstance(error, dist.DistError) or "gloo" in text or "Connection" in text):
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error) or "Connection" in str(error)):
             raise
-        what = "another process failed or was killed; the last checkpoint is whole and the same command goes on"
-        raise Lost(f"{what} ({text.splitlines()[0][:120]})") from None
+        raise Lost("another process failed or was killed; the last checkpoint is whole, type the same again") from None
     dist.destroy_process_group()
 
 
@@ -101,38 +99,25 @@ def shard(n: int) -> slice:
 @torch.no_grad()
 def average_buffers(model: nn.Module) -> None:
     """Every process's running statistics become their mean; for equal shards that is the whole batch's mean exactly."""
-    floating = [b for b in model.buffers() if b.is_floating_point()]
-    if size() > 1 and floating:
-        mean = gathered(torch.cat([b.flatten() for b in floating])).mean(0)
-        for buffer, part in zip(floating, mean.split([b.numel() for b in floating])):
-            buffer.copy_(part.view_as(buffer))
-
-
-def total(x: Tensor) -> Tensor:
-    """Sum over processes, whose gradient is the sum of theirs."""
-    value = gathered(x.detach()).sum(0) + (x - x.detach())
-    if value.requires_grad:
-        value.register_hook(lambda gradient: gathered(gradient).sum(0))
-    return value
+    for buffer in model.buffers() if size() > 1 else ():
+        if buffer.is_floating_point():
+            buffer.copy_(gathered(buffer).mean(0))
 
 
 class CpuSyncBatchNorm(nn.BatchNorm2d):
-    """SyncBatchNorm on a CPU, where torch has none: the statistics of all processes' images, float32 at least."""
+    """SyncBatchNorm on a CPU, where torch has none: BatchNorm of all processes' images, of which each keeps its own."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        wide, own = x.to(torch.promote_types(x.dtype, torch.float32)), cast(Any, self)
-        count = gathered(torch.tensor(x[:, 0].numel())).sum()
-        mean = total(wide.sum((0, 2, 3))) / count
-        centred = wide - mean[:, None, None]
-        variance = total((centred**2).sum((0, 2, 3))) / count
-        with torch.no_grad():
-            own.num_batches_tracked += 1
-            own.running_mean.lerp_(mean, self.momentum)
-            own.running_var.lerp_(variance * count / (count - 1), self.momentum)
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+        sizes = gathered(torch.tensor(len(x))).tolist()
+        padded = F.pad(x, (0,) * 7 + (max(sizes) - len(x),))  # only tensors of one shape can be gathered
+        shards = gathered(padded.detach())
+        shards[rank()] = padded
+        if shards.requires_grad:
+            shards.register_hook(lambda gradient: gathered(gradient).sum(0))
+        whole = torch.cat([part[:n] for part, n in zip(shards, sizes)])
+        return super().forward(whole).split(sizes)[rank()]
 
 
 def synchronised(model: nn.Module) -> nn.Module:

@@ -4,7 +4,6 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import chain
 from typing import Any
 
 import torch
@@ -33,9 +32,9 @@ def is_wide(model: nn.Module) -> bool:
     return min((m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)), default=0) >= 16
 
 
-def laid_out(x: Tensor, channels_last: bool) -> Tensor:
-    """Images (N, C, H, W) in the memory layout asked for."""
-    return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+def layout_of(model: nn.Module, device: torch.device) -> torch.memory_format:
+    """In which memory layout the model's convolutions are fastest."""
+    return torch.channels_last if device.type == "cuda" or is_wide(model) else torch.contiguous_format
 
 
 @contextmanager
@@ -61,53 +60,42 @@ def feeding_convolutions(net: nn.Module, x: Tensor) -> dict[str, str]:
     """Path of each convolution to that of the BatchNorm that gets its output, both called once."""
     names = {module: name for name, module in net.named_modules() if type(module) in (nn.Conv2d, *BATCHNORMS)}
     calls: Counter[str] = Counter()
-    pairs: list[tuple[str, str]] = []
+    pairs: dict[str, str] = {}
 
     def after(module: Any, given: tuple, y: Any) -> None:
         calls[names[module]] += 1
         if type(module) is nn.Conv2d:
-            y.made_by = (names[module], y._version)
-        elif module.running_mean is not None:
-            conv, version = getattr(given[0], "made_by", ("", -1))
-            if version == given[0]._version:  # not changed in place since
-                pairs.append((conv, names[module]))
+            y.made_by = names[module], y._version
+        elif (made_by := getattr(given[0], "made_by", None)) and made_by[1] == given[0]._version:  # not changed since
+            pairs[made_by[0]] = names[module]
 
     with hooked(names, after):
         net(x.clone())
-    uses = Counter(conv for conv, _ in pairs)
-    return {conv: bn for conv, bn in pairs if calls[conv] == calls[bn] == uses[conv] == 1}
-
-
-def _tensors(net: nn.Module) -> dict[str, Tensor]:
-    every: Any = {"remove_duplicate": False}  # under every name that they have
-    return dict(chain(net.named_parameters(**every), net.named_buffers(**every)))
+    return {conv: bn for conv, bn in pairs.items() if calls[conv] == calls[bn] == 1}
 
 
 class FoldedCopy:
     """`net` computes model(x) of eval mode, with the hooks and attributes of now; `refill` takes the live weights."""
 
-    def __init__(self, model: nn.Module, pairs: dict[str, str], dtype: torch.dtype, channels_last: bool = False):
-        self.pairs, self.dtype, made = pairs, dtype, set()
+    def __init__(self, model: nn.Module, pairs: dict[str, str], dtype: torch.dtype, layout=torch.contiguous_format):
+        self.pairs, self.dtype = pairs, dtype
         self.net: Any = copied(model).eval().requires_grad_(False)
-        layer: Any
         for conv, bn in pairs.items():
             layer = self.net.get_submodule(conv)
             layer.weight = nn.Parameter(layer.weight.clone(), requires_grad=False)  # its own, where weights are tied
             layer.bias = nn.Parameter(layer.weight.new_zeros(layer.out_channels), requires_grad=False)
             self.net.get_submodule(bn).__class__ = nn.Identity
-            made |= {layer.weight, layer.bias}
         for layer in self.net.modules():
             if type(layer) in (nn.Conv2d, nn.Linear):
                 layer.to(dtype if type(layer) is nn.Conv2d else torch.promote_types(dtype, torch.float32))
                 layer.register_forward_pre_hook(lambda own, given: (given[0].to(own.weight.dtype),))
-        if channels_last:
-            self.net.to(memory_format=torch.channels_last)
-        self._kept = {name: tensor for name, tensor in _tensors(self.net).items() if tensor not in made}
+        self.net.to(memory_format=layout)
         self.refill(model)
 
     @torch.no_grad()
     def refill(self, source: nn.Module) -> None:
         """Take the weights and statistics of source, of the same structure, in place: recorded graphs stay valid."""
+        self.net.load_state_dict(source.state_dict(), strict=False)  # folded biases are not in it
         for path, norm in self.pairs.items():
             layers: Any = self.net.get_submodule(path), source.get_submodule(path), source.get_submodule(norm)
             conv, live, bn = layers
@@ -115,20 +103,15 @@ class FoldedCopy:
             shift = -bn.running_mean * scale + (0 if bn.bias is None else bn.bias)
             conv.weight.copy_(live.weight * scale.view(-1, 1, 1, 1))
             conv.bias.copy_(shift if live.bias is None else shift + live.bias * scale)
-        if self._kept:
-            tensors = _tensors(source)
-            torch._foreach_copy_([*self._kept.values()], [tensors[name] for name in self._kept])
 
 
 @torch.no_grad()
 def randomised_statistics(net: nn.Module) -> nn.Module:
     """net, changed: statistics and weights of every BatchNorm are random, since fresh ones are nearly the identity."""
-    generator = torch.Generator(next((p.device for p in net.parameters()), "cpu")).manual_seed(0)
-    for module in (m for m in net.modules() if type(m) in BATCHNORMS):
-        for name, tensor in chain(module.named_parameters(), module.named_buffers()):
-            low, high = (-0.2, 0.2) if name in ("running_mean", "bias") else (0.5, 1.5)
+    for module in net.modules():
+        for tensor in module.state_dict().values() if type(module) in BATCHNORMS else ():
             if tensor.is_floating_point():
-                tensor.uniform_(low, high, generator=generator)
+                tensor.uniform_(0.5, 1.5)
     return net
 
 
@@ -141,7 +124,7 @@ def _answers(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         return logits.detach(), torch.autograd.grad((logits * weights).sum(), leaf)[0]
 
 
-def folded_copy(model: nn.Module, x: Tensor, *, dtype=torch.float32, channels_last: bool = False) -> FoldedCopy | None:
+def folded_copy(model, x: Tensor, dtype=torch.float32, layout=torch.contiguous_format) -> FoldedCopy | None:
     """The folded copy of any network, or None, with one line in the log, where none is the same function."""
     known = (nn.Conv2d, nn.Linear, *BATCHNORMS)  # others with weights stay float32
     if any(type(m) not in known and list(m.parameters(recurse=False)) for m in model.modules()):
@@ -149,9 +132,10 @@ def folded_copy(model: nn.Module, x: Tensor, *, dtype=torch.float32, channels_la
     x, called, live = x[:2].detach().clone(), [], torch.promote_types(dtype, torch.float32)
     failed = "attacks are crafted on the network itself, without its folded copy"
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []), or_log(failed), eval_mode(model):
+        torch.manual_seed(0)
         shadow = randomised_statistics(copied(model).double().requires_grad_(False))
         pairs = feeding_convolutions(shadow, x.double())
-        copies = {each: FoldedCopy(model, pairs, each, channels_last) for each in (live, dtype)}
+        copies = {each: FoldedCopy(model, pairs, each, layout) for each in (live, dtype)}
         cases = [(FoldedCopy(shadow, pairs, torch.float64), shadow, x.double(), 1e-6)]
         cases += [(copy, model, x, 0.05 if each == live else 1e9) for each, copy in copies.items()]
         for copy, net, images, limit in cases:

@@ -52,9 +52,9 @@ class TrainingProgress:
 
 
 class Trainer:
-    """A model in training, its averages and optimiser; switches, for speed alone: see `Crafter`, and update."""
+    """A model in training, its averages and optimiser."""
 
-    def __init__(self, run: Run, data: Data, *, device="cpu", switches: dict | None = None):
+    def __init__(self, run: Run, data: Data, *, device="cpu"):
         self.run, self.data, self.device = run, data, torch.device(device)
         self.cuda = [self.device] if self.device.type == "cuda" else []
         self.progress, processes = TrainingProgress(), distributed.size()
@@ -69,34 +69,33 @@ class Trainer:
         if run.sync_bn and processes > 1:
             distributed.synchronised(self.model)
         self.objective, self.optimizer = Objective(self.model, run), sgd(self.model, run, self.device)
-        switches = dict(switches or {})
-        update, shard = bool(switches.pop("update", False)), replace(run, batch=math.ceil(run.batch / processes))
-        self.crafter = Crafter(self.model, shard, self.device, **switches)
-        self.crafter.switches["update"] = update
+        self.crafter = Crafter(self.model, replace(run, batch=math.ceil(run.batch / processes)), self.device)
         # Copied now, in the memory layout that the crafter chose: averaging across two layouts is slow.
         self.ema = copied(self.model).requires_grad_(False).eval()
         averaged = DistributedDataParallel(self.objective) if processes > 1 else self.objective
-        self.stepper = Stepper(averaged, self.optimizer, run, self.device, compile=update)
+        self.stepper = Stepper(averaged, self.optimizer, run, self.device)
         self.generator = torch.Generator(self.device)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything a resumed training needs, by name: weights, averages, best, momentum and the epoch's sums."""
         states = {"model": self.model.state_dict(), "ema": self.ema.state_dict(), "best": self.best or {}}
         momenta = ((i, self.optimizer.state[p].get("momentum_buffer")) for i, p in enumerate(self.model.parameters()))
-        states |= {"momentum": {str(i): own for i, own in momenta if own is not None}, "sums": self.stepper.sums}
+        states |= {"momentum": {i: own for i, own in momenta if own is not None}, "sums": self.stepper.sums}
         return {f"{part}/{name}": tensor for part, state in states.items() for name, tensor in state.items()}
 
     def restore(self, tensors: dict[str, Tensor], progress: dict) -> None:
         states: dict[str, dict[str, Tensor]] = defaultdict(dict)
-        for (part, _, name), tensor in ((key.partition("/"), tensor) for key, tensor in tensors.items()):
+        for key, tensor in tensors.items():
+            part, _, name = key.partition("/")
             states[part][name] = tensor
         self.model.load_state_dict(states["model"])
         self.ema.load_state_dict(states["ema"])
         self.best, parameters = states["best"] or None, list(self.model.parameters())
-        for i, momentum in states["momentum"].items():
-            self.optimizer.state[parameters[int(i)]]["momentum_buffer"] = momentum.to(self.device)
+        for i, momentum in states["momentum"].items():  # in the memory layout of its weights, which files do not keep
+            own = self.optimizer.state[parameters[int(i)]]
+            own["momentum_buffer"] = torch.empty_like(parameters[int(i)]).copy_(momentum)
         counted = distributed.rank() == 0  # what a group had summed up counts once
-        self.stepper.load_sums({k: v if counted else torch.zeros_like(v) for k, v in states["sums"].items()})
+        self.stepper.sums = {name: value.to(self.device) * counted for name, value in states["sums"].items()}
         self.progress = TrainingProgress(**progress)
 
     def checkpoints(self) -> dict[str, dict[str, Tensor]]:
@@ -134,8 +133,7 @@ class Trainer:
     def order(self) -> list[Tensor]:
         """The batches of the epoch under way: positions of training images, a function of seed and epoch alone."""
         generator = torch.Generator().manual_seed(stream_seed(self.run.seed, "order", self.progress.epoch))
-        parts = batches(len(self.data.train_y), self.run.batch, generator=generator)
-        return list(torch.cat(parts).to(self.device).split([len(part) for part in parts]))  # one copy, one wait
+        return batches(len(self.data.train_y), self.run.batch, generator=generator)
 
     def epoch(self, callbacks: Callbacks = Callbacks()) -> bool:
         """Finish the epoch under way; False as soon as the callbacks say stop, with everything ready to be saved."""
@@ -154,7 +152,7 @@ class Trainer:
         tally = self.stepper.tally()  # synchronises: only now is a GPU done with the epoch
         progress.seconds += (seconds := time.monotonic() - started)
         if bad := [name for name, value in tally.items() if not math.isfinite(value)]:
-            where = f"{bad[0]} is not finite in epoch {progress.epoch}, step {self.stepper.first_bad_step}"
+            where = f"{bad[0]} is not finite in epoch {progress.epoch}"
             raise Diverged(f"{where}; the last good checkpoint is kept: lower lr, or set precision to float32")
         row = {"epoch": progress.epoch, "seconds": seconds, "lr": lr}
         row |= {f"train_{name}": value for name, value in tally.items()} | self._held_out()

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import compress
 from typing import Any
@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from fsr.attacks.gradient import project_linf
 from fsr.config import PEERS, Run
-from fsr.models.insert import Classifier
+from fsr.models.build import Classifier
 from fsr.train import distributed
-from fsr.train.fold import dtype_of, laid_out
+from fsr.train.fold import dtype_of
 
 BETAS = {"trades": 6.0, "mart": 5.0}
 
@@ -146,8 +146,7 @@ def perturbed_weights(objective: Objective, gamma: float, x: Tensor, x_adv: Tens
     with torch.no_grad():
         for buffer, before in buffers:
             buffer.copy_(before)
-        if distributed.size() > 1:  # replicas must move alike
-            grads = tuple(distributed.gathered(grad).sum(0) for grad in grads)
+        grads = tuple(distributed.gathered(grad).sum(0) for grad in grads)  # replicas must move alike
         moves: list[Tensor] = [gamma * w.norm() * grad / (grad.norm() + 1e-20) for w, grad in zip(weights, grads)]
         torch._foreach_add_(weights, moves)
     try:
@@ -178,66 +177,35 @@ def sgd(model: nn.Module, run: Run, device: torch.device) -> torch.optim.SGD:
 class Stepper:
     """One optimiser step at a time on an Objective, or DDP around one; sums stay on the device until `tally`."""
 
-    def __init__(self, objective: nn.Module, optimizer: torch.optim.SGD, run: Run, device="cpu", *, compile=False):
-        self.optimizer, self.run, self.device = optimizer, run, torch.device(device)
+    def __init__(self, objective: nn.Module, optimizer: torch.optim.SGD, run: Run, device="cpu"):
+        self.objective, self.optimizer, self.run, self.device = objective, optimizer, run, torch.device(device)
         self.bare: Any = getattr(objective, "module", objective)  # the Objective itself
-        mode = "reduce-overhead" if self.device.type == "cuda" else None
-        self.objective: Any = torch.compile(objective, mode=mode) if compile else objective
         self.autocast = dtype_of(run.precision, self.bare, self.device) == torch.bfloat16
-        layouts = [p.is_contiguous(memory_format=torch.channels_last) for p in objective.parameters() if p.ndim == 4]
-        self.channels_last = layouts[:1] == [True]
         self.sums: dict[str, Tensor] = {}  # of the epoch so far, for a resumed run too; empty before its first step
-        self.first_bad_step = 0  # of the last tallied epoch, from 1, with a loss that is not finite; 0 for none
 
     def step(self, x: Tensor, x_adv: Tensor, y: Tensor, awp: bool = False) -> None:
         """One update on a batch: images (N, C, H, W) in [0, 1], labels (N,); awp: at perturbed weights."""
-        x, x_adv = (laid_out(t, self.channels_last) for t in (x, x_adv))
         perturb = awp and self.run.awp > 0  # moves weights in place, which autocast's cache of them would not see
-        how: dict[str, Any] = {"enabled": self.autocast, "cache_enabled": not perturb}
-        with torch.autocast(self.device.type, torch.bfloat16, **how), ExitStack() as stack:
-            if perturb:
-                stack.enter_context(perturbed_weights(self.bare, self.run.awp, x, x_adv, y))
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast, cache_enabled=not perturb)
+        with autocast, perturbed_weights(self.bare, self.run.awp, x, x_adv, y) if perturb else nullcontext():
             parts, logits = self.objective(x, x_adv, y)
             total = self.bare.total(parts)
             self.optimizer.zero_grad(set_to_none=True)  # of whatever a caller left there
             (total * self.bare.share).backward()
             self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)  # a recorded update reuses their memory in its next forward pass
-        parts["total"] = total
-        if not self.sums:
-            names = (*parts, "adv_acc", "images", "steps", "bad")
-            self.sums = {name: torch.zeros((), dtype=torch.float64, device=y.device) for name in names}
-        sums, values = self.sums, torch.stack([v.detach().double() for v in parts.values()])
-        sums["steps"] += 1
-        sums["bad"] += sums["steps"] * ((sums["bad"] == 0) & ~torch.isfinite(values).all())
-        sums["images"] += len(y)
-        sums["adv_acc"] += (logits.argmax(1) == y).sum()
-        for name, value in zip(parts, values * len(y)):
-            sums[name] += value
+        sums = {name: part.detach().double() * len(y) for name, part in (parts | {"total": total}).items()}
+        sums |= {"adv_acc": (logits.argmax(1) == y).sum().double(), "images": torch.full_like(sums["total"], len(y))}
+        self.sums = {name: self.sums.get(name, 0) + value for name, value in sums.items()}
 
     def merge_sums(self) -> None:
         """Make the sums those of all processes; to be tallied or saved by rank 0, then not used again."""
-        if distributed.size() > 1 and self.sums:
-            rows = distributed.gathered(torch.stack([*self.sums.values()])).unbind(1)
-            largest = ("steps", "bad")
-            self.sums = {k: row.max() if k in largest else row.sum() for k, row in zip(self.sums, rows)}
-
-    def load_sums(self, sums: dict[str, Tensor]) -> None:
-        """Go on from these; momentum takes on its weights' memory layout, which files do not keep."""
-        self.sums = {k: v.clone().to(self.device) for k, v in sums.items()}
-        for parameter, own in self.optimizer.state.items():
-            if (momentum := own.get("momentum_buffer")) is not None:
-                own["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
+        self.sums = {name: distributed.gathered(value).sum(0) for name, value in self.sums.items()}
 
     def tally(self) -> dict[str, float]:
-        """Means over the epoch's images of every loss part, their total and adv_acc; waits for the device, once."""
+        """Means over the epoch's images of every loss part, their total and adv_acc; waits for the device."""
         self.merge_sums()
-        if not self.sums:
-            return {}
-        values = dict(zip(self.sums, torch.stack([*self.sums.values()]).tolist()))
-        self.sums, self.first_bad_step = {}, int(values.pop("bad"))
-        images, _ = values.pop("images"), values.pop("steps")
-        return {name: value / images for name, value in values.items()}
+        sums, self.sums = self.sums, {}
+        return {name: float(value / sums["images"]) for name, value in sums.items() if name != "images"}
 
 
 @torch.no_grad()

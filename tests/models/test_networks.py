@@ -15,8 +15,8 @@ from fsr.analyse import module_inputs
 from fsr.config import BACKBONES, PEERS, Backbone, FSRSpec, Peer, PeerSpec, Run, for_dataset, named, run_id
 from fsr.files import UsageError
 from fsr.models import CAS, CIFS, FSR, Classifier, FeatureDenoising, build_model, count_macs, count_params, model_of
+from fsr.models.build import Inserted, insert_all
 from fsr.models.fsr import Streams
-from fsr.models.insert import Inserted, insert_all
 from fsr.models.modes import copied
 
 NARROW = {"resnet18": 4, "vgg16": 4, "wideresnet34": 1}

@@ -1,16 +1,16 @@
 """What a run is: frozen, checked dataclasses, and an id made of their content."""
 
+from __future__ import annotations  # the checks below read an annotation as text
+
 import hashlib
-import importlib
 import json
+import os
 import sys
-import types
-import typing
 from collections import namedtuple
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from collections.abc import Iterable
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from dataclasses import replace as replace
-from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
@@ -18,15 +18,11 @@ from fsr.files import UsageError
 
 AUDIT_VERSION = 3  # of the attacks of the adaptive audit; raise it when they change
 RECIPE = 1  # raise it when unchanged configs change meaning; old results keep their ids
-UNIONS = (types.UnionType, typing.Union)
-Checkpoint = Annotated[str, ("last", "best", "ema")]
 
 
-def _matches(value: Any, kind: Any) -> bool:
-    origin, parts = typing.get_origin(kind), typing.get_args(kind)
-    if origin is tuple:
-        return isinstance(value, tuple) and all(type(v) is parts[0] for v in value)
-    return isinstance(value, str) and value in parts[1] if origin is Annotated else type(value) is kind
+def one_of(choices: Iterable[str], default: Any = MISSING) -> Any:
+    """A field that is one of these, or None where its annotation says so."""
+    return field(default=default, metadata={"choices": choices})
 
 
 class Checked:
@@ -39,61 +35,44 @@ class Checked:
     fraction: ClassVar[tuple[str, ...]] = ()  # fields of at most 1
 
     def __post_init__(self) -> None:
-        for f in fields(typing.cast(Any, self)):
-            value, low = getattr(self, f.name), f.name in self.positive
-            high = 1 if f.name in self.fraction else sys.float_info.max
-            kinds = typing.get_args(f.type) if typing.get_origin(f.type) in UNIONS else (f.type,)
-            if isinstance(value, np.generic):  # NumPy's numbers become Python's
-                value = value.item()
+        for f in fields(cast(Any, self)):
+            value, above = getattr(self, f.name), f.name in self.positive
+            if isinstance(value, np.generic | list):  # NumPy's numbers, and tuples as JSON has them
+                value = tuple(value) if isinstance(value, list) else value.item()
                 object.__setattr__(self, f.name, value)
-            if not any(_matches(value, kind) for kind in kinds):
-                choices = [c for kind in kinds if typing.get_origin(kind) is Annotated for c in kind.__metadata__[0]]
-                allowed = f"one of {', '.join(choices)}" if choices else getattr(f.type, "__name__", f.type)
-            elif isinstance(value, int | float) and ((low and value == 0) or not 0 <= value <= high):
-                allowed = f"finite, {'above' if low else 'at least'} 0{' and at most 1' if high == 1 else ''}"
+            kind = type(value).__name__
+            if isinstance(value, tuple):  # of values of one type, and not empty
+                kind = f"tuple[{'/'.join({type(v).__name__ for v in value})}, ...]"
+            choices, most = f.metadata.get("choices", [value]), 1 if f.name in self.fraction else sys.float_info.max
+            if kind not in str(f.type).split(" | ") and value is not f.default:
+                allowed = f.type
+            elif value not in (None, *choices):
+                allowed = f"one of {', '.join(choices)}"
+            elif isinstance(value, int | float) and not (0 <= value <= most and (value or not above)):
+                allowed = f"finite, {'above' if above else 'at least'} 0{' and at most 1' if most == 1 else ''}"
             else:
                 continue
             raise UsageError(f"{type(self).__name__}.{f.name} must be {allowed}, not {value!r}")
 
 
-def named(code: str) -> Any:
-    """The class or function `file.name` of fsr/models."""
-    file, _, name = code.partition(".")
-    return getattr(importlib.import_module(f"fsr.models.{file}"), name)
-
-
-def _after_blocks(stage: str, count: int) -> list[str]:
-    return [f"{stage}.{i}" for i in range(count)]
-
-
-def _wide_places(stage: str, count: int) -> list[str]:
-    return [*_after_blocks(stage, count - 1), stage]  # the last one after the stage's own ReLU
-
-
-# A network with named stages. code: `file.Class`, called with (num_classes, width, blocks); it may have an
-# `initialise(part)` of any network; fsr_stage: FSR's usual place, with `reference` channels at the usual width; blocks:
-# of each stage; places: the module after each of a stage's blocks.
+# code: `file.Class` of fsr/models, called with (num_classes, width, blocks), with its stages as attributes and maybe an
+# `initialise(part)` of any network; blocks: of each stage; fsr_stage: FSR's usual place, with `reference` channels;
+# place(i, n): the path, below its stage, after block i of n.
 Backbone = namedtuple(
-    "Backbone", "code stages fsr_stage blocks width reference places", defaults=(64, 512, _after_blocks)
+    "Backbone", "code stages fsr_stage blocks width reference place", defaults=(64, 512, lambda i, n: f".{i}")
 )
-# A module that FSR is compared with: maps features to their shape, has `streams(f, y) -> (features, aux)`. code:
-# `file.name`, called with (channels, num_classes, is_last) for each place: every stage, or the last one's last blocks.
-# probe: its aux holds logits "probe", whose cross-entropy training and crafting add.
+# code: `file.name`, called with (channels, num_classes, is_last) for each place, every stage or the last one's last two
+# blocks; has `streams(f, y) -> (features, aux)`. probe: aux has logits "probe", whose cross-entropy is added.
 Peer = namedtuple("Peer", "code every_stage probe", defaults=(False, False))
-# What every run on a data set shares; eps and alpha (the training step) in pixels of [0, 1]; pad 0: no crops.
-DatasetInfo = namedtuple(
-    "DatasetInfo", "classes size test eps alpha lr pad flip", defaults=(8 / 255, 2 / 255, 0.1, 0, False)
-)
-
 
 # A new backbone, or peer, is one file in fsr/models and one entry here: build_model and the commands take its name.
 LAYERS, BLOCKS = (tuple(f"{name}{i}" for i in range(1, 6)) for name in ("layer", "block"))
-BACKBONES: dict[str, Backbone] = {
+BACKBONES = {
     "resnet18": Backbone("nets.ResNet", LAYERS[:4], "layer4", (2, 2, 2, 2)),
-    "vgg16": Backbone(
-        "nets.VGG", BLOCKS, "block4", (2, 2, 3, 3, 3), places=lambda s, n: [f"{s}.{3 * i + 3}" for i in range(n)]
+    "vgg16": Backbone("nets.VGG", BLOCKS, "block4", (2, 2, 3, 3, 3), place=lambda i, n: f".{3 * i + 3}"),
+    "wideresnet34": Backbone(  # whose last block is followed by the stage's own ReLU
+        "nets.WideResNet", BLOCKS[:3], "block3", (5, 5, 5), 10, 640, lambda i, n: f".{i}" * (i < n - 1)
     ),
-    "wideresnet34": Backbone("nets.WideResNet", BLOCKS[:3], "block3", (5, 5, 5), 10, 640, _wide_places),
 }
 PEERS = {"fd": Peer("peers.FeatureDenoising", every_stage=True)}
 PEERS |= {name: Peer(f"peers.{name.upper()}", probe=True) for name in ("cas", "cifs")}
@@ -101,20 +80,16 @@ PEERS |= {name: Peer(f"peers.{name.upper()}", probe=True) for name in ("cas", "c
 
 @dataclass(frozen=True, kw_only=True)
 class FSRSpec(Checked):
-    """The FSR module and its controls (Kim et al. 2023, after their code).
-
-    kind: separation passes on f+ alone; residual has S and R as plain residual branches without mask or auxiliary loss;
-    aux has the auxiliary head alone. mask: gumbel has noise in training, soft none, hard is straight-through.
-    """
+    """The FSR module and its controls (Kim et al. 2023, after their code)."""
 
     at: tuple[str, ...] = ()  # module paths; () for the backbone's own place
     tau: float = 0.1
     lambda_sep: float = 1.0
     lambda_rec: float = 1.0
     hidden: int | None = None  # channels inside S and R; None for the width rule
-    kind: Annotated[str, ("fsr", "separation", "residual", "aux")] = "fsr"
-    mask: Annotated[str, ("gumbel", "soft", "hard")] = "gumbel"
-    granularity: Annotated[str, ("element", "channel", "spatial")] = "element"
+    kind: str = one_of(("fsr", "separation", "residual", "aux"), "fsr")  # f+ alone; S and R without mask; head alone
+    mask: str = one_of(("gumbel", "soft", "hard"), "gumbel")  # noise in training, none, straight-through
+    granularity: str = one_of(("element", "channel", "spatial"), "element")
     positive = ("tau", "hidden")
 
 
@@ -122,17 +97,19 @@ class FSRSpec(Checked):
 class PeerSpec(Checked):
     """A deactivation peer: fd (Xie 2019), cas (Bai 2021) or cifs (Yan 2021), with its joint-loss weight."""
 
-    name: Annotated[str, PEERS]
+    name: str = one_of(PEERS)
     at: tuple[str, ...] = ()  # () for the peer's own places
     weight: float = 2.0  # of the mean probe cross-entropy, in training and crafting; fd has no probe
 
 
+# What every run on a data set shares; eps and alpha (the training step) in pixels of [0, 1]; pad 0: no crops.
+DataInfo = namedtuple("DataInfo", "classes size test eps alpha lr pad flip", defaults=(8 / 255, 2 / 255, 0.1, 0, False))
 DATASETS = {
     # eps 8/255 is meaningless on 8x8 digits: natural training survives it. 0.15 was chosen because it does not.
-    "digits": DatasetInfo(classes=10, size=8, test=500, eps=0.15, alpha=0.15 / 4),
-    "cifar10": DatasetInfo(classes=10, size=32, test=10_000, pad=4, flip=True),
-    "svhn": DatasetInfo(classes=10, size=32, test=26_032, alpha=1 / 255, lr=0.01),
-    "tinyimagenet": DatasetInfo(classes=200, size=64, test=10_000, pad=8, flip=True),
+    "digits": DataInfo(classes=10, size=8, test=500, eps=0.15, alpha=0.15 / 4),
+    "cifar10": DataInfo(classes=10, size=32, test=10_000, pad=4, flip=True),
+    "svhn": DataInfo(classes=10, size=32, test=26_032, alpha=1 / 255, lr=0.01),
+    "tinyimagenet": DataInfo(classes=200, size=64, test=10_000, pad=8, flip=True),
 }
 
 
@@ -145,10 +122,10 @@ class Run(Checked):
     test_size: int | None = None  # images of the test set that this run knows; None: all
     holdout: int = 1000  # training images kept back to select `best`; 0: the authors' exact training set
     image_size: int | None = None  # only for folder: data
-    backbone: Annotated[str, BACKBONES] = "resnet18"
+    backbone: str = one_of(BACKBONES, "resnet18")
     width: int | None = None  # None: the backbone's own (64, 64, 10)
     blocks: tuple[int, ...] | None = None  # blocks per stage; None: the backbone's own
-    method: Annotated[str, ("natural", "at", "trades", "mart")] = "at"
+    method: str = one_of(("natural", "at", "trades", "mart"), "at")
     module: FSRSpec | PeerSpec | None = None
     beta: float | None = None  # TRADES, MART; None: 6, 5
     awp: float = 0.0  # gamma of adversarial weight perturbation; 0: off
@@ -161,7 +138,7 @@ class Run(Checked):
     momentum: float = 0.9
     weight_decay: float = 5e-4
     ema_decay: float = 0.9995
-    precision: Annotated[str, ("float32", "bf16")] = "bf16"  # of crafting and products; weights, losses are float32
+    precision: str = one_of(("float32", "bf16"), "bf16")  # of crafting and products; weights, losses are float32
     sync_bn: bool = False  # several devices: share BatchNorm statistics; default is per replica
     seed: int = 0
     imported: str | None = None  # digest of the authors' file whose weights these are; None: trained here
@@ -172,14 +149,9 @@ class Run(Checked):
         super().__post_init__()
         kind, _, path = self.dataset.partition(":")
         if kind == "folder":  # one folder of images gives one run id, however it is named
-            try:
-                object.__setattr__(self, "dataset", f"folder:{Path(path).expanduser().resolve()}")
-            except (RuntimeError, OSError, ValueError) as error:
-                raise UsageError(f"{path[:80]!r} is not a path ({str(error)[:80]}); give folder:PATH") from None
+            object.__setattr__(self, "dataset", f"folder:{os.path.realpath(os.path.expanduser(path))}")
         elif self.dataset not in DATASETS:
             raise UsageError(f"unknown data set {self.dataset!r}; choose one of {', '.join(DATASETS)} or folder:PATH")
-        if self.blocks is not None and min(self.blocks, default=0) < 1:
-            raise UsageError(f"Run.blocks are counts, not {self.blocks}")
 
     @property
     def fsr(self) -> FSRSpec | None:
@@ -203,7 +175,7 @@ class Evaluation(Checked):
     """One attack on one checkpoint of a run."""
 
     attack: str  # of fsr.attacks.ATTACKS, or `clean`
-    checkpoint: Checkpoint = "last"
+    checkpoint: str = one_of(("last", "best", "ema"), "last")
     images: int | None = None  # that many in the fixed stratified order; None: all that the run knows
     eps: float | None = None  # None: the run's own
     steps: int | None = None  # None: the attack's own
@@ -223,25 +195,22 @@ class Evaluation(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis(Checked):
-    """One analysis of a checkpoint of a run; budget: of an audit; images: None for the kind's own number."""
+    """One analysis of a checkpoint of a run; budget: of an audit; images: None for all that the run knows."""
 
-    kind: Annotated[str, ("streams", "masks", "maps", "features", "cost", "audit")]
-    checkpoint: Checkpoint = "last"
+    kind: str = one_of(("streams", "masks", "maps", "features", "cost", "audit"))
+    checkpoint: str = one_of(("last", "best", "ema"), "last")
     images: int | None = None
-    budget: Annotated[str, ("quick", "full")] | None = None
+    budget: str | None = one_of(("quick", "full"), None)
     positive = ("images",)
 
 
-def _content(config) -> dict:
-    """The fields that differ from their defaults: a field added later leaves old ids as they are."""
-    values = [(f, getattr(config, f.name)) for f in fields(config)]
-    return {f.name: v for f, v in values if v != f.default or type(v) is not type(f.default)}
-
-
 def content_id(config) -> str:
-    """Ten hex digits that depend on every field's value and on nothing else."""
-    parts = [RECIPE, type(config).__name__, _content(config)]
-    text = json.dumps(parts, sort_keys=True, default=lambda spec: [type(spec).__name__, _content(spec)])
+    """Ten hex digits that depend on every field's value and on nothing else; a field added later changes no old id."""
+
+    def content(one) -> list:
+        return [type(one).__name__, {f.name: v for f in fields(one) if (v := getattr(one, f.name)) != f.default}]
+
+    text = json.dumps([RECIPE, *content(config)], sort_keys=True, default=content)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
@@ -249,11 +218,6 @@ def run_id(run: Run) -> str:
     """Readable prefix for people, content hash for machines: cifar10-resnet18-at+fsr-s0-c195b1c1cb."""
     dataset = run.dataset if run.dataset in DATASETS else "folder"
     return f"{dataset}-{run.backbone}-{run.label}-s{run.seed}-{content_id(run)}"
-
-
-def analysis_id(analysis: Analysis) -> str:
-    """`kind` and a short content hash, file-name safe."""
-    return f"{analysis.kind}-{content_id(analysis)[:6]}"
 
 
 def to_dict(config) -> dict:
@@ -264,14 +228,10 @@ def to_dict(config) -> dict:
 
 def run_from_dict(data: dict) -> Run:
     """The Run that `to_dict` wrote; unknown fields, kinds or types raise UsageError."""
-
-    def made(kind: Any, named: dict) -> Any:
-        return kind(**{str(k): tuple(v) if isinstance(v, list) else v for k, v in named.items()})
-
     try:
         module = dict(data.get("module") or {})
-        kind = {"FSRSpec": FSRSpec, "PeerSpec": PeerSpec}[module.pop("type")] if module else None
-        return made(Run, data | {"module": kind and made(kind, module)})
+        kind: Any = {"FSRSpec": FSRSpec, "PeerSpec": PeerSpec}[module.pop("type")] if module else None
+        return Run(**data | {"module": kind and kind(**module)})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UsageError(f"not the config of a run: {error}") from None
 
@@ -283,12 +243,5 @@ def for_dataset(dataset: str, **changes) -> Run:
 
 
 def diff(a, b) -> dict[str, tuple[Any, Any]]:
-    """Field to (value in a, value in b) where two configs of one class differ; a spec's own fields as `module.tau`."""
-    out: dict[str, tuple[Any, Any]] = {}
-    for f in fields(a):
-        left, right = getattr(a, f.name), getattr(b, f.name)
-        if is_dataclass(left) and type(left) is type(right):
-            out |= {f"{f.name}.{name}": pair for name, pair in diff(left, right).items()}
-        elif left != right:
-            out[f.name] = (left, right)
-    return out
+    """Field to (value in a, value in b) where two configs of one class differ."""
+    return {name: (value, vars(b)[name]) for name, value in vars(a).items() if value != vars(b)[name]}

@@ -28,7 +28,7 @@ def test_every_committed_record_lies_under_the_id_of_its_config():
             assert f"{evaluation.checkpoint}-{evaluation.attack_id}" == path.stem
         for path in folder.glob("analyses/*.json"):
             analysis = Analysis(**json.loads(path.read_text())["analysis"])
-            assert f"{analysis.checkpoint}-{config.analysis_id(analysis)}" == path.stem
+            assert f"{analysis.checkpoint}-{analysis.kind}-{config.content_id(analysis)[:6]}" == path.stem
 
 
 def test_one_folder_of_images_gives_one_run_id(tmp_path, monkeypatch):
@@ -39,8 +39,6 @@ def test_one_folder_of_images_gives_one_run_id(tmp_path, monkeypatch):
     names = (tmp_path, f"{tmp_path}/", name, f"{name}/../{name}", f"{tmp_path}/link", "~")
     runs = [Run(dataset=f"folder:{name}") for name in names]
     assert {run.dataset for run in runs} == {f"folder:{tmp_path}"} and len(set(map(run_id, runs))) == 1
-    with pytest.raises(UsageError, match="is not a path"):
-        Run(dataset="folder:a\0b")
 
 
 def test_numpy_numbers_become_pythons():
@@ -51,8 +49,8 @@ def test_numpy_numbers_become_pythons():
 def test_the_difference_of_two_configs_is_by_field():
     base = Run(module=FSRSpec())
     assert diff(base, base) == {}
-    assert diff(base, replace(base, seed=2, module=FSRSpec(tau=0.5))) == {"seed": (0, 2), "module.tau": (0.1, 0.5)}
-    assert diff(Run(), base) == {"module": (None, FSRSpec())}
+    assert diff(base, replace(base, seed=2, module=None)) == {"seed": (0, 2), "module": (FSRSpec(), None)}
+    assert diff(FSRSpec(), FSRSpec(tau=0.5)) == {"tau": (0.1, 0.5)}
 
 
 def test_every_field_changes_the_id():
@@ -60,7 +58,7 @@ def test_every_field_changes_the_id():
     changed |= {"blocks": (1, 1), "module": FSRSpec(), "beta": 6.0, "imported": "ab"}
     runs = [Run(), *(Run(module=module) for module in (FSRSpec(tau=0.5), PeerSpec(name="cas")))]
     for f in fields(Run):
-        other = changed[f.name] if f.name in changed else abs((f.default or 0) - (0.5 if f.type is float else 7))
+        other = changed[f.name] if f.name in changed else abs((f.default or 0) - (0.5 if f.type.startswith("float") else 7))
         runs.append(Run(**{f.name: other}))
     assert len(set(map(config.content_id, runs))) == len(runs)
 
@@ -74,7 +72,7 @@ def test_a_config_survives_json(module):
 WRONG = [("dataset", "cifar11"), ("backbone", "resnet"), ("method", "pgd"), ("precision", "fp16"), ("epochs", 0)]
 WRONG += [("eps", float("nan")), ("eps", 8.0), ("alpha", 2.0), ("momentum", 1.5), ("ema_decay", 2.0), ("beta", -1.0)]
 WRONG += [("seed", -1), ("width", 0), ("train_size", 0), ("test_size", -5), ("lr", -1.0), ("lr", float("inf"))]
-WRONG += [("blocks", [1, 1]), ("blocks", (1, 0)), ("blocks", ())]
+WRONG += [("blocks", 2), ("blocks", (1, 1.0)), ("blocks", ()), ("eps", ()), ("module", "fsr"), ("epochs", None)]
 WRONG += [("lr", 1), ("steps", True)]  # 1 and 1.0 would hash differently
 
 

@@ -1,12 +1,13 @@
 """FSR or a peer in the networks that runs train, FSR in any other network, and how their streams come out."""
 
 from collections.abc import Iterable
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fsr.config import BACKBONES, DATASETS, PEERS, FSRSpec, PeerSpec, Run, named
+from fsr.config import BACKBONES, DATASETS, PEERS, FSRSpec, PeerSpec, Run
 from fsr.files import UsageError
 from fsr.models.fsr import FSR
 from fsr.models.modes import eval_mode, hooked
@@ -130,12 +131,12 @@ def build_model(
     blocks, width = chosen.blocks if blocks is None else tuple(blocks), chosen.width if width is None else width
     if len(blocks) != len(chosen.stages) or min(*blocks, width) < 1:
         raise UsageError(f"{backbone} needs {len(chosen.stages)} numbers of blocks, all above 0, not {width}, {blocks}")
-    net = named(chosen.code)(num_classes, width, blocks)
+    net = resolve_name(f"fsr.models.{chosen.code}")(num_classes, width, blocks)
     initialise = getattr(net, "initialise", lambda part: None)
     initialise(net)
     usual: tuple[str, ...] = (chosen.fsr_stage,) if fsr else ()
     if peer is not None:
-        last_two = chosen.places(chosen.stages[-1], blocks[-1])[-2:]
+        last_two = [chosen.stages[-1] + chosen.place(i, blocks[-1]) for i in range(blocks[-1])][-2:]
         usual = chosen.stages if PEERS[peer.name].every_stage else tuple(last_two)
     paths = getattr(fsr or peer, "at", ()) or usual
     images, modules = [torch.zeros(1, 3, size, size) for size in (8, 32, 64)], dict[str, nn.Module]()
@@ -143,7 +144,7 @@ def build_model(
         if peer is None:
             modules[path] = FSR(f.shape[1], num_classes, fsr, reference=chosen.reference)
         else:
-            modules[path] = named(PEERS[peer.name].code)(f.shape[1], num_classes, path == paths[-1])
+            modules[path] = resolve_name(f"fsr.models.{PEERS[peer.name].code}")(f.shape[1], num_classes, path == paths[-1])
     for module in modules.values():
         initialise(module)
     insert_all(net, modules)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from fsr import files
-from fsr.config import Analysis, Evaluation, Run, analysis_id, run_from_dict, run_id, to_dict
+from fsr.config import Analysis, Evaluation, Run, content_id, run_from_dict, run_id, to_dict
 from fsr.files import CorruptFile, FSRError, MissingRecord, UsageError, load_json, load_npz, save_json, sha256
 
 ENSEMBLE = ("clean", "fgsm", "pgd20", "pgd100", "cw")  # right on clean and all four
@@ -108,11 +108,11 @@ def history(run: Run | str) -> pd.DataFrame:
 
 def record_path(run: Run | str, part: Evaluation | Analysis) -> Path:
     """<run's folder>/evals/<checkpoint>-<attack id>.json, or analyses/<checkpoint>-<kind>-<id>.json; UsageError."""
-    folder, name = ("evals", part.attack_id) if isinstance(part, Evaluation) else ("analyses", analysis_id(part))
+    name = part.attack_id if isinstance(part, Evaluation) else f"{part.kind}-{content_id(part)[:6]}"
     name = f"{part.checkpoint}-{name}.json"
     if len(name) > 200 or any(c in name for c in "/\\\0"):
         raise UsageError(f"{name!r} cannot name a record; give an attack of fsr.attacks.ATTACKS")
-    return files.run_dir(id_of(run)) / folder / name
+    return files.run_dir(id_of(run)) / ("evals" if isinstance(part, Evaluation) else "analyses") / name
 
 
 def has_record(run: Run | str, part: Evaluation | Analysis) -> bool:

@@ -4,6 +4,7 @@ import math
 import sys
 import types
 from pathlib import Path
+from pkgutil import resolve_name
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 
 from fsr import runs, store
 from fsr.analyse import module_inputs
-from fsr.config import BACKBONES, PEERS, Backbone, FSRSpec, Peer, PeerSpec, Run, for_dataset, named, run_id
+from fsr.config import BACKBONES, PEERS, Backbone, FSRSpec, Peer, PeerSpec, Run, for_dataset, run_id
 from fsr.files import UsageError
 from fsr.models import CAS, CIFS, FSR, Classifier, FeatureDenoising, build_model, count_macs, count_params, model_of
 from fsr.models.build import Inserted, insert_all
@@ -33,7 +34,7 @@ def test_parameters_macs_and_feature_shape_are_those_of_the_spec(backbone):
     added, percent, giga, added_mega, shape = TABLE[backbone]
     chosen = BACKBONES[backbone]
     with torch.device("meta"):  # full size without memory: build_model's own dry run needs real numbers
-        plain, net = (named(chosen.code)(10, chosen.width, chosen.blocks) for _ in range(2))
+        plain, net = (resolve_name(f"fsr.models.{chosen.code}")(10, chosen.width, chosen.blocks) for _ in range(2))
         insert_all(net, {chosen.fsr_stage: FSR(chosen.reference, 10, FSRSpec(), reference=chosen.reference)})
         model, x = Classifier(net), torch.empty(1, 3, 32, 32)
     assert count_params(model) - count_params(plain) == added

@@ -2,13 +2,13 @@ import argparse
 import json
 import re
 from pathlib import Path
+from pkgutil import resolve_name
 
 import numpy as np
 import pytest
 import torch
 from official_net import NETWORKS, randomised
 
-from fsr.config import named
 from fsr.files import UsageError
 from fsr.models import BACKBONES, FSRSpec, attach_fsr, build_model, load_official
 from fsr.models.official import official_state
@@ -47,7 +47,7 @@ def test_every_name_and_shape_of_their_checkpoints_finds_its_place(backbone, tmp
     shapes = {k: tuple(v) for k, v in json.loads(keys.read_text())[backbone]}
     chosen = BACKBONES[backbone]
     with torch.device("meta"):
-        net = named(chosen.code)(10, chosen.width, chosen.blocks)
+        net = resolve_name(f"fsr.models.{chosen.code}")(10, chosen.width, chosen.blocks)
         ours = attach_fsr(net, chosen.fsr_stage, 10, FSRSpec(hidden=64), example=torch.zeros(1, 3, 8, 8))
     torch.save({k: torch.zeros(()).expand(v) for k, v in shapes.items()}, tmp_path / "net.pth")
     state, classes = official_state(tmp_path / "net.pth", backbone)

@@ -1,7 +1,6 @@
 """The command line: `python -m fsr --help`."""
 
 import logging
-import os
 import sys
 from typing import Any
 
@@ -18,15 +17,11 @@ def main() -> None:
     """Run the command line; wrong use is one line and exit code 2."""
     log = logging.getLogger("fsr")
     log.handlers[:], log.propagate = [logging.StreamHandler(sys.stderr)], False  # what libraries log is their business
-    log.setLevel(logging.INFO)
     try:
         code = app(standalone_mode=False, prog_name="fsr")
         sys.exit(code if isinstance(code, int) else 0)  # `raise typer.Exit(1)` comes back as a value
     except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
-    except BrokenPipeError:  # what reads our output, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except ClickException as error:
         code, line = 2, f"{error.format_message()} (`python -m fsr --help` shows what there is)"
     except FSRError as error:

@@ -4,15 +4,18 @@ import logging
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
-from unittest import mock
 
 import typer
 
-from fsr import experiments, files
+from fsr import experiments, files, hardware, runs, statistics, store
+from fsr.attacks import ATTACKS
 from fsr.cli import options
-from fsr.cli.options import DataDir, Device, Executor, Root, Setting, with_setting
-from fsr.config import Analysis
-from fsr.files import UsageError, duration
+from fsr.cli.options import DataDir, Device, Root, Setting, with_setting
+from fsr.config import Analysis, Evaluation
+from fsr.data.readers import check
+from fsr.files import UsageError, did_you_mean, duration
+from fsr.runs import local
+from fsr.tables import audit_lines
 
 What = StrEnum("What", ["check", "path"])
 log = logging.getLogger("fsr")
@@ -43,37 +46,27 @@ def everywhere(quiet: Quiet = False, verbose: Verbose = False) -> None:
     log.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
 
 
-def _say(line: str) -> None:
-    if log.level <= logging.INFO:
-        typer.echo(line)
-
-
 @app.command("run-all", epilog="Examples:  python -m fsr run-all    python -m fsr run-all -p mini --limit-minutes 60")
 @with_setting
 def run_all(setting: Setting, profile: Profile = "demo", only: Only = None, force_notebook: Force = False) -> None:
     """Train, evaluate and analyse what is missing, then execute the notebooks that are not current."""
-    from fsr import hardware, notebooks, report, runs
-    from fsr.runs import local
-    from fsr.train import distributed
+    from fsr import notebooks, report
 
     names = notebooks.numbered(only)
     sets = ("all",) if only is None else tuple(dict.fromkeys(s for n in names for s in experiments.NEEDS[n]))
     todo = runs.missing(profile, sets)
     if setting.dry_run:
         return setting.do(todo)
-    if distributed.requested():
-        raise UsageError(options.TORCHRUN)
-    files.writable(files.results(), "--root")
     summary = setting.compute(todo) if todo else local.Summary()
     if summary.stopped != "signal":
-        workers = 1 if setting.executor is Executor.inline else min(4, setting.workers or hardware.cores())
+        workers = min(4, setting.workers or hardware.cores())
         with local.stoppable() as flag:
             how = {"force": force_notebook, "workers": workers, "interrupted": flag.is_set}
-            summary.failed += notebooks.execute(names, profile, report=_say, **how)
+            summary.failed += notebooks.execute(names, profile, report=log.info, **how)
         if flag.is_set():
             summary.stopped = "signal"
         elif only is None:
-            _say(f"report: {report.build(profile)}")
+            typer.echo(f"report: {report.build(profile)}")
     options.conclude(summary)
 
 
@@ -95,21 +88,22 @@ def evaluate(
     images: Images = None,
 ) -> None:
     """Evaluate and analyse what is missing of a set, training first what is not trained; or one attack, printed."""
-    from fsr import statistics, store
-
     if attack is None:
         if images is not None or checkpoint != "last":
             raise UsageError("--images and --checkpoint belong to --attack NAME; else the profile's plan says both")
         return setting.do(options.planned(profile, which))
-    chosen = options.attacked(profile, which, attack, checkpoint, images)
-    if todo := [task for task in chosen if task.missing()]:
-        setting.do(todo)
-    for task in () if setting.dry_run else chosen:
-        (evaluation,) = task.evaluations
+    alone = [name for name, known in ATTACKS.items() if not known.needs]
+    if attack not in alone:
+        meant = f"{did_you_mean(attack, alone)}; choose one of {', '.join(alone)}"
+        raise UsageError(f"no attack {attack!r} that needs nothing but a network{meant}")
+    evaluation = Evaluation(attack=attack, checkpoint=checkpoint, images=images or ATTACKS[attack].images)
+    tasks = options.tasks_of(options.runs_of(which, profile), evaluation)
+    setting.do(tasks)
+    for task in () if setting.dry_run else tasks:
         correct = store.load_evaluation(task.run, evaluation).correct
         low, high = (100 * bound for bound in statistics.wilson(int(correct.sum()), len(correct)))
         value = f"{100 * correct.mean():.1f} [{low:.1f}, {high:.1f}] % of {len(correct)}"
-        typer.echo(f"{task.name}  {evaluation.checkpoint} {evaluation.attack_id}  {value}")
+        typer.echo(f"{task.name}  {checkpoint} {evaluation.attack_id}  {value}")
 
 
 @app.command(epilog="Example:  python -m fsr audit RUN --checkpoint ema --images 200 --budget full")
@@ -118,32 +112,23 @@ def audit(
     setting: Setting, run: RunId, checkpoint: Checkpoint = "last", budget: Budget = "quick", images: Images = 100
 ) -> None:
     """Attack a run by everything an informed attacker would try, and print what survives."""
-    from fsr import runs, store
-    from fsr.tables import audit_lines
-
-    (chosen,) = options.runs_of(run)
     analysis = Analysis(kind="audit", checkpoint=checkpoint, images=images, budget=budget)
-    options.check_fits(chosen, "audit", checkpoint, images)
-    task = runs.Task(run=chosen, analyses=(analysis,))
-    if setting.dry_run or task.missing():
-        setting.do([task])
-    for line in () if setting.dry_run else audit_lines(store.load_analysis(chosen, analysis)[0]):
+    (task,) = options.tasks_of(options.runs_of(run), analysis)
+    setting.do([task])
+    for line in () if setting.dry_run else audit_lines(store.load_analysis(task.run, analysis)[0]):
         typer.echo(line)
 
 
 @app.command(epilog="Example:  python -m fsr status --profile mini")
 def status(profile: Profile = "demo", device: Device = None, root: Root = None) -> None:
     """What of a profile is done, partial and missing, and how long the missing trainings take."""
-    from fsr import runs
-
     files.use(root=root)
     files.existing()
     frame = runs.status(profile, device=device).rename(columns={"seconds": "training left"})
     shown = {"training left": lambda s: "?" if s != s else duration(s) if s else ""}
     typer.echo(frame.to_string(index=False, formatters=shown))
     counts = [f"{(frame['state'] == state).sum()} {state}" for state in ("done", "partial", "missing", "damaged")]
-    left = f"trainings left: {duration(frame['training left'].sum())} one after the other"
-    typer.echo(f"{', '.join(counts)} of {len(frame)} runs; {left}, as fast as those finished here")
+    typer.echo(f"{', '.join(counts)} of {len(frame)} runs; {duration(frame['training left'].sum())} of trainings left")
 
 
 @app.command("report", epilog="Example:  python -m fsr report --profile demo")
@@ -161,30 +146,27 @@ def report_command(profile: Profile = "demo", root: Root = None, readme: Readme 
 @app.command(epilog="Example:  python -m fsr compare reproduced --profile demo")
 def compare(other: Other, profile: Profile = "demo", root: Root = None) -> None:
     """Print accuracies here beside those of another root, as `make retrain` does; differences in points of percent."""
-    from fsr import store
-
     files.use(root=root)
-    planned = experiments.SETS[experiments.profile_of(profile).name]["all"]
-    here = store.metrics(planned)
-    with mock.patch.dict("os.environ"):  # gets its FSR_ROOT back
-        files.use(root=other)
-        again = store.metrics(planned)
+    planned, here = experiments.SETS[experiments.profile_of(profile).name]["all"], files.root()
+
+    def metrics(where: Path):
+        files.use(root=where)
+        return store.metrics(planned)
+
+    again, values = metrics(other), metrics(here)
     if again.empty:
         raise UsageError(f"{other} holds no results of this profile; type `make retrain`")
     keys = ["run_id", "checkpoint", "attack_id"]
-    both = here.merge(again, on=keys, suffixes=("", "_again"), validate="one_to_one")
+    both = values.merge(again, on=keys, suffixes=("", "_again"), validate="one_to_one")
     both["difference"] = 100 * (both["accuracy_again"] - both["accuracy"])
     columns, sizes = [*keys, "n", "accuracy", "accuracy_again", "difference"], both["difference"].abs()
     typer.echo(both.to_string(index=False, columns=columns, float_format="{:.4f}".format))
-    spread = f"median {sizes.median():.2f}, 95 % within {sizes.quantile(0.95):.2f}, largest {sizes.max():.2f} points"
-    typer.echo(f"{len(both)} values: {(sizes == 0).sum()} equal; differences: {spread}")
+    typer.echo(f"{len(both)} values: {(sizes == 0).sum()} equal; largest difference {sizes.max():.2f} points")
 
 
 @app.command("data", epilog="Examples:  python -m fsr data check    python -m fsr data path --data /sets")
 def data_command(what: Annotated[What, typer.Argument()] = What.check, data: DataDir = None, root: Root = None) -> None:
     """Say which data sets are there and where missing ones belong, or print the folder."""
-    from fsr.data.readers import check
-
     files.use(root=root, data=data)
     for name, there, where in check() if what is What.check else ():
         typer.echo(f"{name:14}{'there' if there else 'missing':9}{where}")
@@ -195,8 +177,6 @@ def data_command(what: Annotated[What, typer.Argument()] = What.check, data: Dat
 @app.command("import-official", epilog="Example:  python -m fsr import-official F.pth --backbone vgg16 --dataset svhn")
 def import_official(file: File, backbone: Network, dataset: Trained, root: Root = None) -> None:
     """Make a run of an authors' checkpoint, so that it can be evaluated and audited like any other."""
-    from fsr import runs
-
     files.use(root=root)
     files.writable(files.results(), "--root")
     typer.echo(runs.import_official(file, backbone, dataset))

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -116,17 +116,17 @@ def run_inline(tasks: Iterable[Task], options: Options) -> Summary:
     return total
 
 
-def run_together(tasks: Iterable[Task], options: Options, show: Callable) -> Summary:
+def run_together(tasks: Iterable[Task], options: Options) -> Summary:
     """One training after the other, each by all of torchrun's processes; one that fails ends them all."""
     try:
         with stoppable() as flag, distributed.group(options.device) as device:
             tasks = distributed.decide(list(tasks))
-            options = replace(options, device=device, interrupted=flag.is_set)
-            with nullcontext(options.report) if distributed.rank() else show(tasks) as report:
-                for task in tasks:
-                    if failed := perform(task, replace(options, report=report)):
-                        raise FSRError("; ".join(failed))
-                    report(task.name, "done", 1, 1)
+            report = (lambda *_: None) if distributed.rank() else options.report
+            options = replace(options, device=device, interrupted=flag.is_set, report=report)
+            for task in tasks:
+                if failed := perform(task, options):
+                    raise FSRError("; ".join(failed))
+                report(task.name, "done", 1, 1)
     except FSRError as error:
         return ended(error, f"process {os.environ.get('RANK', '0')}")
     return Summary()

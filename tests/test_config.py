@@ -58,7 +58,7 @@ def test_every_field_changes_the_id():
     changed |= {"blocks": (1, 1), "module": FSRSpec(), "beta": 6.0, "imported": "ab"}
     runs = [Run(), *(Run(module=module) for module in (FSRSpec(tau=0.5), PeerSpec(name="cas")))]
     for f in fields(Run):
-        other = changed[f.name] if f.name in changed else abs((f.default or 0) - (0.5 if f.type.startswith("float") else 7))
+        other = changed[f.name] if f.name in changed else abs((f.default or 0) - (0.5 if "float" in f.type else 7))
         runs.append(Run(**{f.name: other}))
     assert len(set(map(config.content_id, runs))) == len(runs)
 

@@ -144,7 +144,8 @@ def build_model(
         if peer is None:
             modules[path] = FSR(f.shape[1], num_classes, fsr, reference=chosen.reference)
         else:
-            modules[path] = resolve_name(f"fsr.models.{PEERS[peer.name].code}")(f.shape[1], num_classes, path == paths[-1])
+            kind = resolve_name(f"fsr.models.{PEERS[peer.name].code}")
+            modules[path] = kind(f.shape[1], num_classes, path == paths[-1])
     for module in modules.values():
         initialise(module)
     insert_all(net, modules)

@@ -17,9 +17,8 @@ from fsr.analyse.overhead import cost
 from fsr.attacks import attack_named
 from fsr.config import Analysis, Run
 from fsr.data import Data, as_float, batches, part_of_test
-from fsr.files import UsageError
 from fsr.hardware import exact_float32
-from fsr.models import BACKBONES, FSR, Classifier, Inserted
+from fsr.models import BACKBONES, FSR, Classifier
 from fsr.models.modes import eval_mode, hooked
 
 ATTACK, BATCH = "pgd20", 250  # of every analysis
@@ -40,11 +39,6 @@ def module_inputs(model: Classifier, stage: str | None = None) -> Iterator[list[
         yield seen
 
 
-def pooled(features: Tensor) -> Tensor:
-    """Mean over positions: (N, C, h, w) to (N, C) float32."""
-    return features.float().mean((2, 3))
-
-
 class Seen(NamedTuple):
     """One batch at the last inserted module."""
 
@@ -60,22 +54,23 @@ class Inspection:
         self.model, self.run, self.data = model, run, data
         wanted = None if analysis.images is None else min(analysis.images, len(data.test_y))
         self.x, self.y, self.index = part_of_test(data, wanted)  # x: uint8
-        places = {part: name for name, part in model.named_modules() if isinstance(part, Inserted)}
         order: list[Any] = []
-        with torch.no_grad(), hooked(places, lambda part, _, f: order.append(part)):
+        with torch.no_grad(), hooked(model.inserted(), lambda part, _, f: order.append(part)):
             model(as_float(self.x[:1]))
-        path = places[order[-1]].removeprefix("net.").replace(".submodule", "") if order else ""
-        self.place = path or BACKBONES[run.backbone].fsr_stage  # in the bare network; where FSR would sit
         self.module: Any = order[-1].module if order else None
+        paths = [name for name, part in model.named_modules() if order and part is order[-1]]
+        path = paths[0].removeprefix("net.").replace(".submodule", "") if paths else BACKBONES[run.backbone].fsr_stage
+        self.place = path  # in the bare network; where nothing was inserted, where FSR would sit
 
     def see(self, x: Tensor) -> Seen:
         """The network on x (N, 3, H, W) in [0, 1]; no gradients."""
         with torch.no_grad(), module_inputs(self.model, self.place) as inputs:
             logits, streams = self.model.trace(x)
-        last: Any = streams[-1] if streams else None
-        maps, mask = {"f": inputs[-1]} | ({"output": last.features} if streams else {}), getattr(last, "mask", None)
+        maps, mask = {"f": inputs[-1]}, streams[-1].mask if streams else None
+        if streams:
+            maps["output"] = streams[-1].features
         if mask is not None:  # neither peers nor the residual and the heads alone
-            maps |= {name: f for name in STREAMS if (f := getattr(last, name)) is not None}
+            maps |= {name: f for name in STREAMS if (f := getattr(streams[-1], name)) is not None}
         return Seen(logits, maps, mask)
 
     def pairs(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Seen, Seen]]:
@@ -113,28 +108,23 @@ def maps(job: Inspection) -> tuple[dict, dict]:
     def of(x: Tensor, x_adv: Tensor, clean: Seen, adv: Seen) -> dict[str, Tensor]:
         images = {name: (v * 255).round().to(torch.uint8) for name, v in (("natural", x), ("adversarial", x_adv))}
         answers = {"pred_clean": clean.logits.argmax(1), "pred_adv": adv.logits.argmax(1)}
-        shown = {f"map_{name}": f.abs().mean(1).half() for name, f in adv.maps.items()}
-        return images | answers | shown | {"map_features": shown.pop("map_output")}
+        shown = {"features" if name == "output" else name: f for name, f in adv.maps.items()}
+        return images | answers | {f"map_{name}": f.abs().mean(1).half() for name, f in shown.items()}
 
     return {}, _gathered(job, of)
 
 
-def embedded(points: np.ndarray, perplexity: float) -> np.ndarray:
-    """t-SNE of points (n, C) with a fixed seed: (n, 2) float16."""
-    from sklearn.manifold import TSNE
-
-    start = "pca" if len(points) > 1 and np.ptp(points, axis=0).any() else "random"  # equal points have no axes
-    tsne = TSNE(perplexity=perplexity, init=start, random_state=SEED)
-    return tsne.fit_transform(points.astype(np.float32)).astype(np.float16)
-
-
 def features(job: Inspection) -> tuple[dict, dict]:
     """F8: t-SNE, (n, 2), of pooled f- and recalibrated f- under attack; of narrow networks the features too."""
+    from sklearn.manifold import TSNE
+
     perplexity = min(PERPLEXITY, max(1.0, (len(job.y) - 1) / 3))  # t-SNE refuses more than a third of the neighbours
-    arrays = _gathered(job, lambda x, x_adv, clean, adv: {name: pooled(adv.maps[name]) for name in STREAMS[1:]})
+    arrays = _gathered(job, lambda x, x_adv, clean, adv: {name: adv.maps[name].mean((2, 3)) for name in STREAMS[1:]})
     for name in STREAMS[1:]:
         points = arrays.pop(name)
-        arrays[f"tsne_{name}"] = embedded(points, perplexity)
+        start = "pca" if np.ptp(points, axis=0).any() else "random"  # equal points have no axes
+        tsne = TSNE(perplexity=perplexity, init=start, random_state=SEED)
+        arrays[f"tsne_{name}"] = tsne.fit_transform(points).astype(np.float16)
         if points.nbytes <= KEPT_BYTES:
             arrays[name] = points.astype(np.float16)
     return {"perplexity": perplexity, "seed": SEED}, arrays
@@ -155,38 +145,27 @@ def streams(job: Inspection) -> tuple[dict, dict]:
     parts = defaultdict[str, list[Tensor]](list)  # pooled clean training features of every stream
     for rows in batches(len(bank_y), BATCH):
         for name, f in job.see(as_float(job.data.train_x[rows])).maps.items():
-            parts[name].append(pooled(f))
+            parts[name].append(f.mean((2, 3)))
     bank = {name: torch.cat(features) for name, features in parts.items()}
-    right = {attack: Counter[tuple[str, str]]() for attack in (ATTACK, "clean")}
-    network = Counter[str]()
+    right = Counter[tuple[str, str, str]]()  # of (attack, stream, probe)
     for _, _, y, clean, adv in job.pairs():
         for attack, seen in (("clean", clean), (ATTACK, adv)):
-            network[attack] += int((seen.logits.argmax(1) == y).sum())
+            right[attack, "network", ""] += int((seen.logits.argmax(1) == y).sum())
             for name, f in seen.maps.items():
-                answers = {} if head is None else {"aux": head(pooled(f)).argmax(1)}
-                answers["knn"] = knn(bank[name], bank_y, pooled(f), k=k, classes=job.data.classes)
-                right[attack].update({(name, probe): int((found == y).sum()) for probe, found in answers.items()})
+                pooled = f.mean((2, 3))
+                answers = {} if head is None else {"aux": head(pooled).argmax(1)}
+                answers["knn"] = knn(bank[name], bank_y, pooled, k=k, classes=job.data.classes)
+                right.update({(attack, name, probe): int((found == y).sum()) for probe, found in answers.items()})
     record: dict = {"k": k, "temperature": TEMPERATURE, "bank": len(bank_y)}
-    record |= {"network_clean": network["clean"], "network_adv": network[ATTACK]}
-    for key, (attack, counts) in zip(("rows", "rows_clean"), right.items()):
+    for attack, network, key in (("clean", "network_clean", "rows_clean"), (ATTACK, "network_adv", "rows")):
+        record[network] = right.pop((attack, "network", ""))
+        own = {(name, probe): n for (of, name, probe), n in right.items() if of == attack}
         same = {"attack": attack, "n": len(job.y)}
-        record[key] = [{"stream": name, "probe": probe, **same, "correct": c} for (name, probe), c in counts.items()]
+        record[key] = [{"stream": name, "probe": probe, **same, "correct": n} for (name, probe), n in own.items()]
     return record, {}
 
 
 ANALYSES = {"streams": streams, "masks": masks, "maps": maps, "features": features, "cost": cost}
-
-
-@contextmanager
-def exact() -> Iterator[None]:
-    """Full float32 and repeatable convolutions on a GPU, whose default is TF32; afterwards as before."""
-    cudnn = torch.backends.cudnn
-    before, (cudnn.deterministic, cudnn.benchmark) = (cudnn.deterministic, cudnn.benchmark), (True, False)
-    try:
-        with exact_float32():
-            yield
-    finally:
-        cudnn.deterministic, cudnn.benchmark = before
 
 
 def analyse(
@@ -194,20 +173,17 @@ def analyse(
 ) -> tuple[dict, dict[str, np.ndarray]]:
     """(record, arrays) of one analysis of a run's network, in float32 and eval mode; model is left as it was.
 
-    data: on the model's device; seconds_per_epoch: of cost. Deterministic but for cost's times. A kind that needs what
-    the network does not have gives {"not_applicable": why}.
+    data: on the model's device; seconds_per_epoch: of cost. Deterministic on a CPU but for cost's times. A kind that
+    needs what the network does not have gives {"not_applicable": why}.
     """
     kind = analysis.kind
-    if kind not in ANALYSES:
-        raise UsageError(f"no analysis {kind!r} here; choose one of {', '.join(ANALYSES)}")
-    with eval_mode(model), exact():
+    with eval_mode(model), exact_float32():
         job = Inspection(model, run, analysis, data)
         if kind == "cost":
             return cost(job) | {"train_seconds_per_epoch": seconds_per_epoch}, {}
-        if kind != "streams" and not (isinstance(job.module, FSR) and job.module.has_mask):
-            return {"not_applicable": f"{run.label} has no FSR mask, so its features are not split into streams"}, {}
-        if kind in ("maps", "features") and job.module.correct is None:
-            return {"not_applicable": f"{run.label} has no recalibration"}, {}
+        has_mask = isinstance(job.module, FSR) and job.module.has_mask
+        if kind != "streams" and (not has_mask or (kind != "masks" and job.module.correct is None)):
+            return {"not_applicable": f"{run.label} has no FSR {'recalibration' if has_mask else 'mask'}"}, {}
         record, arrays = ANALYSES[kind](job)
     record |= {"n": len(job.y), "attack": ATTACK, "eps": run.eps, "place": job.place}
     return record | {"classes": data.classes, "class_names": list(data.class_names)}, arrays

@@ -2,15 +2,12 @@
 
 import copy
 import statistics
-import time
-import weakref
-from itertools import pairwise
+import timeit
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from fsr import hardware
 from fsr.config import replace
@@ -21,50 +18,34 @@ BATCHES = (1, 128)  # of latency; peak memory at the last
 WARMUPS, REPEATS = 2, 9
 
 
-class LiveMemory(TorchDispatchMode):
-    """Bytes of the live tensors that torch makes inside the block, `held`, and their `peak`; no kernel's scratch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.held, self.peak = dict[int, int](), 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for storage in [leaf.untyped_storage() for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]:
-            if storage._cdata not in self.held:  # else a view, or written in place
-                self.held[storage._cdata] = storage.nbytes()
-                weakref.finalize(storage, self.held.pop, storage._cdata, None)
-                self.peak = max(self.peak, sum(self.held.values()))
-        return out
-
-
 def peak_memory(model: Classifier, x: Tensor, y: Tensor) -> float:
-    """MiB at the peak of one training batch, by a GPU's allocator or the live tensors, without optimiser."""
-    model = copy.deepcopy(model).train()
-    own = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    """MiB at the peak of one training batch without optimiser: a GPU's allocator counts, or torch its live tensors."""
+    from torch.distributed._tools.mem_tracker import MemTracker
+
+    model, tracker, before = copy.deepcopy(model).train(), MemTracker(), 0
+    tracker.track_external(model)
     if x.is_cuda:
-        before = torch.cuda.memory_allocated(x.device) - own
+        before = torch.cuda.memory_allocated(x.device) - sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
         torch.cuda.reset_peak_memory_stats(x.device)
-    with torch.random.fork_rng([x.device] * x.is_cuda), LiveMemory() as live:  # the mask's noise draws
+    with torch.random.fork_rng([x.device] * x.is_cuda), tracker:  # the mask's noise draws
         logits, streams = model.trace(x, y)
         outputs = [logits, *(aux for one in streams for aux in one.aux.values())]
         torch.stack([F.cross_entropy(output, y) for output in outputs]).sum().backward()
-    return (torch.cuda.max_memory_allocated(x.device) - before if x.is_cuda else live.peak + own) / 2**20
+    alive = tracker.get_tracker_snapshot("peak")[x.device]["Total"]
+    return (torch.cuda.max_memory_allocated(x.device) - before if x.is_cuda else alive) / 2**20
 
 
 @torch.no_grad()
 def latencies(models: list[Classifier], x: Tensor) -> list[float]:
     """Median milliseconds of an eval-mode pass of each model on x, in turns: a machine that slows down slows all."""
-    turns = []
-    for _ in range(WARMUPS + REPEATS):
-        marks = []
-        for model in (*models, nn.Identity()):
-            if x.is_cuda:
-                torch.cuda.synchronize(x.device)
-            marks.append(time.perf_counter())
-            model(x)
-        turns.append([1000 * (end - start) for start, end in pairwise(marks)])
-    return [statistics.median(times) for times in zip(*turns[WARMUPS:])]
+
+    def once(model: Classifier) -> None:
+        model(x)
+        if x.is_cuda:
+            torch.cuda.synchronize(x.device)
+
+    turns = [[timeit.timeit(partial(once, model), number=1) for model in models] for _ in range(WARMUPS + REPEATS)]
+    return [1000 * statistics.median(times) for times in zip(*turns[WARMUPS:])]
 
 
 def cost(job) -> dict:

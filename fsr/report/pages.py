@@ -6,7 +6,7 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from fsr import experiments, files, plots, reference, tables
+from fsr import experiments, files, plots, tables
 from fsr.files import MissingRecord, UsageError, load_json
 from fsr.report import sentences as say
 from fsr.tables import labels
@@ -27,7 +27,8 @@ QUESTIONS = (  # question, notebook, figures and tables in their order
 )
 OURS = ["ours", "gain", "difference"]
 LARGEST_FIRST = ("paper", "headline", "headline40", "overfit", "mini", "demo")
-FULL_SIZE = ("w16 at+fsr", "w64 at+fsr", "w10 at+fsr", "PGD-20", "AutoAttack", "epoch", "2048")
+FULL_SIZE = r"w\d\d at.fsr|PGD-20|AutoAttack|epoch|2048"  # the benchmarks' cases that docs/speed.md shows
+SPEED = {"record": "record", "case": "case", "ratio.median": "times", "ratio.low": "low", "ratio.high": "high"}
 
 
 def build(profile: str) -> Path:
@@ -38,55 +39,42 @@ def build(profile: str) -> Path:
 def page(profile: str) -> str:
     """The whole report as HTML; the same records always give the same text."""
     tables.save_all(profile)
-    left_out: list[str] = []
-    sections, first = [], [say.answer(profile), *say.reasons(profile)]
-    for question, notebook, items in QUESTIONS:
-        parts: list[dict] = []
-        said: list[str] = []
-        for name in (name for name in items.split() if name in (*plots.FIGURES, *tables.of_profile(profile))):
-            told = say.findings(profile, name) if name in say.FINDERS else []
-            part = _figure(profile, name) if name in plots.FIGURES else _table(profile, name) if told else None
-            parts += [part] if part else []
-            left_out += [] if part else [name]
-            known = first if name == "T10" else (first[0], *tables.PRELIMINARY.get(profile, []))
-            said += [sentence for sentence in told if part and sentence not in known]
-        if parts:
-            sections.append({"question": question, "notebook": notebook, "findings": said, "parts": parts})
+    planned, sections = (*plots.FIGURES, *tables.of_profile(profile)), list[dict]()
+    for question, notebook, names in QUESTIONS:
+        parts = [part for name in names.split() if name in planned and (part := _part(profile, name))]
+        sections += [{"question": question, "notebook": notebook, "parts": parts}] if parts else []
+    shown = [part["name"] for section in sections for part in section["parts"]]
     others = pd.concat([tables.table(profile, name) for name in ("T1", "T2")])
     others = others[~others["kind"].isin(OURS)].drop_duplicates()
-    known, end = reference.known_results(), {"others": tables.show(others).to_html() if len(others) else ""}
-    known = known[(known["kind"] == "rerun") & known["source"].isin(others["source"]) & (known["note"] != "")]
-    end["codes"] = known[known["unit"] == "percent"].groupby("source")["note"].first().to_dict()
-    end["provenance"] = tables.provenance(profile).to_html(index=False, border=0, na_rep="")
-    source = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=source, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.get_template("page.html")
-    end |= {"profile": profile, "where": labels.setting(profile), "claimed": say.claimed(), "left_out": left_out}
-    return template.render(first=first, sections=sections, **end)
+    facts: dict = {"profile": profile, "where": labels.setting(profile), "claimed": say.claimed()}
+    facts |= {"first": [say.answer(profile), *say.reasons(profile)], "again": tables.PRELIMINARY.get(profile, [])}
+    facts |= {"sections": sections, "left_out": [name for name in planned if name not in shown]}
+    facts["others"] = tables.show(others).to_html() if len(others) else ""
+    facts["provenance"] = tables.provenance(profile).to_html(index=False, border=0, na_rep="")
+    text = (Path(__file__).parent / "page.html").read_text()
+    return jinja2.Template(text, autoescape=True, trim_blocks=True, lstrip_blocks=True).render(facts)
 
 
-def _figure(profile: str, name: str) -> dict | None:
-    try:
-        png, pdf = plots.save(profile, name)
-    except MissingRecord:
+def _part(profile: str, name: str) -> dict | None:
+    """What the page shows of a figure or a table, with the sentences on it; None where it was not run."""
+    told = say.findings(profile, name) if name in say.FINDERS else []
+    if name in plots.FIGURES:
+        try:
+            png, pdf = plots.save(profile, name)
+        except MissingRecord:
+            return None
+        source, file = base64.b64encode(png.read_bytes()).decode(), f"../../figures/{pdf.parent.name}/{pdf.name}"
+        return {"name": name, "title": plots.TITLES[name], "said": told, "png": source, "file": file}
+    if not told:
         return None
-    title, source = plots.TITLES[name], base64.b64encode(png.read_bytes()).decode()
-    return {"name": name, "title": title, "png": source, "file": f"../../figures/{pdf.parent.name}/{pdf.name}"}
-
-
-def _table(profile: str, name: str) -> dict | None:
-    """The rows of the weights that the profile reports; None where most was not run."""
     frame = shown = tables.table(profile, name)
     if "metric" in frame or "stream" in frame:
         shown = shown[shown["checkpoint"] == experiments.profile_of(profile).report_checkpoint]
     if "metric" in frame:
-        kinds = ["ours"] if name in ("T5", "T6") else OURS  # F4 shows their differences
-        shown = shown[shown["kind"].isin(kinds)].assign(planned=shown["seeds"])  # the sentences say how many
-    value = next((column for column in ("value", "accuracy", "macs") if column in shown and name != "T9"), "row")
-    if shown.empty or (value in shown and shown[value].isna().mean() > 0.5):
-        return None
-    info, html, notes = tables.TABLES[name], tables.show(shown).to_html(), tables.notes(profile, name, frame)
-    return {"name": name, "title": info.title, "html": html, "notes": notes, "file": f"../tables/{profile}/{info.stem}"}
+        shown = shown[shown["kind"].isin(["ours"] if name in ("T5", "T6") else OURS)]  # F4 shows their differences
+    (stem, title), notes = tables.TABLES[name], tables.notes(profile, name, frame)
+    part = {"name": name, "title": title, "said": told, "notes": notes, "file": f"../tables/{profile}/{stem}"}
+    return part | {"html": tables.show(shown).to_html()}
 
 
 def _recorded() -> dict[str, dict]:
@@ -97,28 +85,25 @@ def _recorded() -> dict[str, dict]:
 
 def answers() -> str:
     """The answer of the largest profile that is settled, with what may explain it, then the other answers."""
-    gains = _recorded()
-    if not gains:
+    if not (gains := _recorded()):
         return "No profile that answers the question has been run here."
-    settled = [name for name in gains if name not in ("demo", *tables.PRELIMINARY)] or list(gains)
-    agree = len({say.side(gains[name]) for name in settled}) == 1
-    lines = [f"**{say.answer(settled[0])}**" + ("" if agree else " The settings that were run do not agree."), ""]
-    lines += [say.claimed(), "", *(f"- {one}" for one in say.reasons(settled[0]))]
-    others = [" ".join([say.answer(name), *tables.PRELIMINARY.get(name, [])]) for name in gains if name != settled[0]]
-    return "\n".join([*lines, *(["", "Other settings:", "", *(f"- {one}" for one in others)] if others else [])])
+    first, *others = sorted(gains, key=lambda name: name in tables.PRELIMINARY)
+    lines = [f"**{say.answer(first)}**", "", say.claimed(), "", *(f"- {one}" for one in say.reasons(first))]
+    told = [" ".join([say.answer(name), *tables.PRELIMINARY.get(name, [])]) for name in others]
+    return "\n".join([*lines, *(["", "Other settings:", "", *(f"- {one}" for one in told)] if told else [])])
 
 
 def results() -> str:
     """AT and AT + FSR in the largest recorded profile, last and EMA weights: accuracy and gain per attack."""
-    (profile, gain), lines = next(iter(_recorded().items())), []
-    for weights, row in ((weights, row) for weights in ("last", "ema") for row in ("AT", "AT + FSR", say.MAIN)):
-        part, line = say.reported(profile, "T1", weights), {"weights": labels.WEIGHTS[weights], "row": row}
-        for metric in ("clean", "pgd20", "ensemble", experiments.profile_of(profile).autoattack):
-            found = say.cell(part, row, metric)
-            line[labels.metric(metric)] = say.change(found, "", row == say.MAIN) if found else "not run"
-        lines.append(line)
-    of = f"{labels.setting(profile)}: accuracy in percent ({gain['n']:,.0f} images, {say.seeds([gain['seeds']])})."
-    return of + "\n\n" + pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)
+    profile, gain = next(iter(_recorded().items()))
+    metrics = ["clean", "pgd20", "ensemble", experiments.profile_of(profile).autoattack]
+    wanted = {"row": ["AT", "AT + FSR", say.MAIN], "kind": OURS, "metric": metrics, "checkpoint": ["last", "ema"]}
+    wanted |= {"dataset": [gain["dataset"]], "network": [gain["network"]]}
+    frame = tables.table(profile, "T1")
+    shown = tables.wide(frame[frame[list(wanted)].isin(wanted).all(axis=1)])
+    columns = ["weights", "method", *map(labels.metric, metrics), "seeds"]
+    text = shown[columns].to_markdown(index=False, disable_numparse=True)
+    return f"{labels.setting(profile)}: accuracy in percent ({gain['n']:,.0f} images).\n\n{text}"
 
 
 def profiles() -> str:
@@ -133,28 +118,20 @@ def profiles() -> str:
 
 def speed() -> str:
     """How many times longer the plain loop takes, per recorded benchmark: median and range of rounds."""
-    lines = []
-    for path in sorted((files.results() / "benchmarks").glob("*.json")):
-        record = load_json(path)
-        machine = record["machine"]
-        where = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} thread"
-        where += "" if machine.get("bf16_units", True) else ", no bf16 units"
-        for row in record["rows"]:
-            if "ratio" in row and any(part in row["case"] for part in FULL_SIZE):
-                times = "{median:.1f} ({low:.1f} to {high:.1f})".format(**row["ratio"])
-                lines.append({"benchmark": path.stem.split("-")[0], "case": row["case"], "times": times, "on": where})
-    return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)
+    paths = sorted((files.results() / "benchmarks").glob("*.json"))
+    rows = {path.stem: pd.json_normalize(load_json(path)["rows"]) for path in paths}
+    frame = pd.concat(rows, names=["record"]).reset_index()
+    frame = frame[frame["case"].str.contains(FULL_SIZE, na=False)]
+    return frame[list(SPEED)].rename(columns=SPEED).to_markdown(index=False, floatfmt=".1f")
 
 
 PARTS = {"README.md": (answers, results, profiles), "docs/speed.md": (speed,)}
 
 
 def rewrite(text: str, parts) -> str:
-    """The text with what stands between `<!-- name -->` and `<!-- /name -->` made anew; UsageError without marks."""
+    """The text with what stands between `<!-- name -->` and `<!-- /name -->` made anew."""
     for part in parts:
         begin, end = f"<!-- {part.__name__} -->\n", f"<!-- /{part.__name__} -->"
-        if begin not in text or end not in text:
-            raise UsageError(f"the marks {begin.strip()} and {end} are missing")
         before, rest = text.split(begin, 1)
         text = f"{before}{begin}{part()}\n{end}{rest.split(end, 1)[1]}"
     return text
@@ -164,6 +141,6 @@ def update_readme() -> list[Path]:
     """Bring this repository's README.md and docs/speed.md up to date; the changed files. UsageError in another root."""
     if files.root().resolve() != files.repository().resolve():
         raise UsageError("README states the records of this repository; leave out --root or --readme")
-    texts = {path: (path.read_text(), parts) for name, parts in PARTS.items() if (path := files.repository() / name)}
-    new = {path: rewrite(old, parts) for path, (old, parts) in texts.items()}
-    return [tables.write(path, text) for path, text in new.items() if text != texts[path][0]]
+    texts = {files.repository() / name: parts for name, parts in PARTS.items()}
+    new = {path: rewrite(path.read_text(), parts) for path, parts in texts.items()}
+    return [tables.write(path, text) for path, text in new.items() if text != path.read_text()]

@@ -42,13 +42,15 @@ def test_a_typed_cell_is_read_and_blank_lines_and_a_byte_order_mark_are_forgiven
 
 LINE = "T1,cifar10,resnet18,AT,clean,{},percent,"
 GOOD = LINE.format(82)
-BAD = [([LINE.format(v)], f"line 2: '{v}' of 'clean' is no number") for v in ("82 %", "nan", "182", "-1")]
-BAD += [([GOOD.replace("percent", "procent")], "line 2: unknown unit 'procent'"), ([GOOD + "a,b"], "line 2: 9 fields")]
-BAD += [
-    ([GOOD.replace("T1", "T11")], "line 2: unknown table 'T11'"),
-    ([GOOD.replace("clean", "")], "line 2: '82' of ''"),
-]
-BAD += [([GOOD.replace("cifar10", "cifar-10")], "line 2: unknown dataset 'cifar-10'")]
+BAD = [([LINE.format(v)], f"line 2: '{v}' is no number in") for v in ("82 %", "nan", "182", "-1")]
+BAD += [([GOOD + "a,b"], "line 2: more fields"), ([GOOD.replace(",clean", "")], "line 2: unknown unit ''")]
+WRONG = {
+    "unit": ("percent", "procent"),
+    "table": ("T1", "T11"),
+    "dataset": ("cifar10", "c10"),
+    "backbone": ("18", "81"),
+}
+BAD += [([GOOD.replace(*pair)], f"line 2: unknown {name} '.*{pair[1]}'") for name, pair in WRONG.items()]
 BAD += [([GOOD, GOOD.replace("clean", "fgsm"), GOOD], "line 4: .* already in line 2")]
 
 

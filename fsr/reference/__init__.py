@@ -1,24 +1,20 @@
 """What others report, the paper's own cells that a person may add, and the verdict's claims."""
 
 import csv
-import io
 import tomllib
 from collections import namedtuple
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from fsr import files
-from fsr.config import DATASETS
+from fsr.config import BACKBONES, DATASETS
 from fsr.files import UsageError
 
 DATA = Path(__file__).resolve().parent / "data"
 COLUMNS = ("table", "dataset", "backbone", "row", "metric", "value", "unit", "note")
-TABLES = ("T1", "T2", "T3", "T4", "T5", "T6", "T7", "T8", "T10")  # nobody has published T9's audit
-# unit -> smallest and largest value that can be meant; an accuracy typed as a fraction stays visible as 0.5 %
-UNITS = {"percent": (0.0, 100.0), "points": (-100.0, 100.0), "count": (0.0, 1e12)}
-UNITS |= dict.fromkeys(("seconds", "milliseconds", "megabytes"), (0.0, 1e9))
+KNOWN = {"table": ("T1", "T2", "T3", "T4", "T5", "T6", "T10"), "unit": ("percent", "points")}  # T10: the abstract's
+KNOWN |= {"dataset": ("", *DATASETS), "backbone": ("", *BACKBONES)}
 MIN_SEEDS = 3  # fewer only point somewhere
 
 
@@ -42,31 +38,22 @@ def paper_values(path: Path | None = None) -> pd.DataFrame:
     """The paper's cells as a person typed them, with their lines; empty without a file; UsageError names a bad line."""
     try:
         path = path or paper_file()
-        text = path.read_text(encoding="utf-8-sig")
+        reader = csv.DictReader(path.read_text("utf-8-sig", "replace").splitlines(), restval="", skipinitialspace=True)
     except (FileNotFoundError, UsageError):
         return pd.DataFrame(columns=[*COLUMNS, "line"])
-    except UnicodeDecodeError:
-        raise UsageError(f"{path} is not UTF-8 text; save it as CSV, UTF-8") from None
-    reader, rows = csv.reader(io.StringIO(text)), dict[tuple, dict]()
-    header = [name.strip() for name in next(reader, [])]
-    if sorted(header) != sorted(COLUMNS):
-        raise UsageError(f"{path}, line 1: the columns must be {','.join(COLUMNS)}, not {','.join(header)}")
-    for cells in (line for line in reader if any(map(str.strip, line))):
-        where, row = f"{path}, line {reader.line_num}", dict[str, Any](zip(header, map(str.strip, cells)))
-        if len(cells) != len(COLUMNS):
-            raise UsageError(f"{where}: {len(cells)} fields instead of {len(COLUMNS)}; put quotes around commas")
-        for name, known in (("table", TABLES), ("dataset", ("", *DATASETS)), ("unit", UNITS)):
-            if row[name] not in known:
-                raise UsageError(f"{where}: unknown {name} {row[name]!r}; choose one of {' '.join(known).strip()}")
-        (low, high), value = UNITS[row["unit"]], pd.to_numeric(row["value"], errors="coerce")
-        if not (row["metric"] and low <= value <= high):  # also refuses nan
-            what = f"{row['value']!r} of {row['metric']!r} is no number of a column (as pgd20)"
-            raise UsageError(f"{where}: {what} between {low:g} and {high:g} {row['unit']}")
-        row |= {"value": float(value), "line": reader.line_num}
-        first = rows.setdefault(tuple(row[name] for name in COLUMNS[:5]), row)
-        if first is not row:
-            raise UsageError(f"{where}: the same cell is already in line {first['line']}")
-    return pd.DataFrame(rows.values(), columns=[*COLUMNS, "line"])
+    if sorted(reader.fieldnames or []) != sorted(COLUMNS):
+        raise UsageError(f"{path}, line 1: the columns must be {','.join(COLUMNS)}")
+    rows, lines = list[dict](), dict[tuple, int]()
+    for row in reader:
+        line, key = reader.line_num, tuple(map(row.get, COLUMNS[:5]))
+        checks = {f"unknown {name} {row[name]!r}, not in {known}": row[name] in known for name, known in KNOWN.items()}
+        checks["more fields than columns; put quotes around commas"] = None not in row
+        checks[f"{row['value']!r} is no number in 0..100"] = 0 <= pd.to_numeric(row["value"], errors="coerce") <= 100
+        checks[f"the same cell is already in line {lines.get(key)}"] = lines.setdefault(key, line) == line
+        for fault in (message for message, fine in checks.items() if not fine):
+            raise UsageError(f"{path}, line {line}: {fault}")
+        rows.append(row | {"value": float(row["value"]), "line": line})
+    return pd.DataFrame(rows, columns=[*COLUMNS, "line"])
 
 
 # One claim of claims.toml, which says what its fields are; those from `leads` on have usual values.

@@ -6,9 +6,9 @@ from pathlib import Path
 import pandas as pd
 
 from fsr import experiments, files, store
-from fsr.config import AUDIT_VERSION, run_id
+from fsr.config import run_id
 from fsr.files import UsageError
-from fsr.tables import display, inside, labels, outcomes, robustness, verdict
+from fsr.tables import display, inside, outcomes, robustness, verdict
 from fsr.tables.display import show, wide
 from fsr.tables.inside import audit_lines, provenance
 
@@ -33,8 +33,8 @@ PRELIMINARY = {"mini": ["We are making the mini records again. Treat these resul
 
 def of_profile(profile: str) -> list[str]:
     """The tables that a profile writes: T1 to T10, and T11 where the plan has the overfitting study."""
-    has_study = bool(experiments.ROWS[experiments.profile_of(profile).name]["study"])
-    return [name for name in TABLES if name != "T11" or has_study]
+    rows = experiments.ROWS[experiments.profile_of(profile).name]
+    return [name for name in TABLES if name != "T11" or rows["study"]]
 
 
 def table(profile: str, name: str) -> pd.DataFrame:
@@ -47,22 +47,13 @@ def table(profile: str, name: str) -> pd.DataFrame:
 def notes(profile: str, name: str, frame: pd.DataFrame | None = None) -> list[str]:
     """At most two sentences that a reader of this table needs; frame: the table, when it is at hand."""
     frame = table(profile, name) if frame is None else frame
-    told = [*PRELIMINARY.get(profile, [])]
-    if name == "T10":
-        setting, others = verdict.notes(profile)
-        return [" ".join([setting, *told]), others]
-    mixed = "status" in frame and frame["status"].eq(robustness.OTHER_WEIGHTS).any()
-    rows = experiments.ROWS[profile][robustness.KINDS[name]] if mixed else ()
-    for method, run in [(row.name, run) for row in rows for run in row.runs]:
-        other = [evaluation for evaluation in store.evaluations(run) if outcomes.of_other_weights(run, evaluation)]
-        if attacks := ", ".join(dict.fromkeys(labels.metric(evaluation.attack) for evaluation in other)):
-            again = f"move results/runs/{run_id(run)} away and run `python -m fsr run-all -p {profile}`"
-            told.append(f"What {method} has of other weights is left out ({attacks}); {again}.")
-    if name == "T8" and (where := [" and ".join(frame[w].dropna().unique()) for w in ("trained_on", "measured_on")])[0]:
-        told.append(f"Seconds per epoch: {where[0]}. Latency: {where[1] or 'not run'}.")
-    if name == "T9" and (frame["version"] < AUDIT_VERSION).any():
-        told.append("Audits of an earlier version: do not compare them with newer ones.")
-    return told[:2]
+    told = [verdict.scope(profile)] * (name == "T10") + PRELIMINARY.get(profile, [])
+    if "status" in frame and frame["status"].eq(robustness.OTHER_WEIGHTS).any():
+        runs = [run for row in experiments.ROWS[profile][robustness.KINDS[name]] for run in row.runs]
+        mixed = [r for r in runs if any(outcomes.of_other_weights(r, one) for one in store.evaluations(r))]
+        moved = "; ".join(f"move results/runs/{one} away" for one in dict.fromkeys(map(run_id, mixed)))
+        told.append(f"Outcomes of other weights are left out; {moved} and run `python -m fsr run-all -p {profile}`.")
+    return told
 
 
 def write(path: Path, text: str) -> Path:
@@ -75,10 +66,10 @@ def write(path: Path, text: str) -> Path:
 def save(profile: str, name: str) -> list[Path]:
     """Write a table's csv, md and tex; a file whose content is the same is left alone."""
     frame, (stem, title) = table(profile, name), TABLES[name]
-    title, told = f"{name}. {title} ({profile})", notes(profile, name, frame)
-    told = [*filter(None, [display.legend(frame)]), *told]
+    title = f"{name}. {title} ({profile})"
+    told = [*filter(None, [display.legend(frame)]), *notes(profile, name, frame)]
     texts = {"csv": display.csv_text(frame), "md": display.markdown(frame, title, told)}
-    texts["tex"] = display.latex(frame, title, stem, told)
+    texts["tex"] = display.latex(frame, title, f"tab:{stem}", told)
     return [write(files.tables(profile) / f"{stem}.{suffix}", text) for suffix, text in texts.items()]
 
 

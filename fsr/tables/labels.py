@@ -50,21 +50,18 @@ def metric(name: str) -> str:
 
 def run(profile: str, run: Run) -> str:
     """A run in the words of the first row that it is in: `AT + FSR, seed 1`, `T5 tau = 0.05, seed 0`."""
-    rows = [(kind, r) for kind, own in experiments.ROWS[profile].items() for r in own if r.intervention is None]
-    names = [(kind, r.name) for kind, r in rows if run in r.runs]
-    names += [(kind, f"{r.name}, baseline") for kind, r in rows if run in r.baseline]
-    (kind, name), *_ = [*names, ("", method(run.label))]
-    prefix, base = {"settings": "T5 ", "placement": "T6 "}.get(kind, ""), experiments.profile_of(profile).base
+    base, prefix = experiments.profile_of(profile).base, {"settings": "T5 ", "placement": "T6 "}
+    rows = [(prefix.get(kind, ""), row) for kind, own in experiments.ROWS[profile].items() for row in own]
+    names = [first + row.name for first, row in rows if run in row.runs]
+    names += [f"{first}{row.name}, baseline" for first, row in rows if run in row.baseline]
     place = [dataset(run.dataset)] * (run.dataset != base.dataset) + [network(run)] * (run.backbone != base.backbone)
-    return ", ".join([prefix + name, *place, f"seed {run.seed}"])
+    return ", ".join([*names, method(run.label)][:1] + place + [f"seed {run.seed}"])
 
 
 def number(value: float, *, digits: int = 1, sign: bool = False) -> str:
     """Fixed digits, half away from zero, a true minus, never -0.0: 1.5, −0.3, with sign also +0.2."""
-    value += math.copysign(1e-9, value)  # a tie, 5.45, is stored a little below or above itself
-    if float(f"{value:.{digits}f}") == 0:
-        value = 0.0
-    return (f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}").replace("-", MINUS)
+    value = round(value + math.copysign(1e-9, value), digits) + 0.0  # a tie, 5.45, is stored a little below or above
+    return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", MINUS)
 
 
 def span(low: float, high: float, *, digits: int = 1, sign: bool = False) -> str:

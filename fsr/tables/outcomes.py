@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import lru_cache
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -49,8 +50,9 @@ def accuracy(runs: Runs, evaluation: Evaluation) -> dict:
     found = {run: o for run in runs if (o := outcome(run, evaluation)) is not None}
     cell: dict = {"planned": len(runs), "seeds": len(found)}
     if found:
-        cell["flags"] = warnings(list(found), evaluation)
-        cell |= mean_of([float(o.mean()) for o in found.values()], min(map(len, found.values())))
+        each = [float(right.mean()) for right in found.values()]
+        cell |= {"each": each, "flags": warnings(list(found), evaluation)}
+        cell |= mean_of(each, min(map(len, found.values())))
     return cell
 
 
@@ -82,11 +84,11 @@ def gain(runs: Runs, baseline: Runs, evaluation: Evaluation, base_evaluation: Ev
     return cell
 
 
-def broken_only(run: Run, evaluation: Evaluation, strong: pd.Series) -> tuple[int, int] | None:
-    """(images that survive `strong` and fall to this evaluation, survivors that it saw); None when it was not run."""
+def broken_only(run: Run, evaluation: Evaluation, strong: pd.Series | None) -> tuple[int, int]:
+    """(images that survive `strong` and fall to this evaluation, survivors that it saw); 0, 0 where one was not run."""
     other = outcome(run, evaluation)
-    if other is None:
-        return None
+    if strong is None or other is None:
+        return 0, 0
     both = pd.concat([strong, other], axis=1, join="inner").to_numpy()
     return int((both[:, 0] & ~both[:, 1]).sum()), int(both[:, 0].sum())
 
@@ -100,14 +102,12 @@ def warnings(runs: list[Run], evaluation: Evaluation) -> str | None:
     if not flags:
         return None
     raised = sorted({name for record in flags for name, on in record.items() if on is True})
-    doubts, beaten = [", ".join(raised).replace("_", " ")] * bool(raised), list[tuple[int, int, str]]()
-    strength: dict = {"attack": "", "images": None, "steps": None, "surrogate": None}
+    doubts = [", ".join(raised).replace("_", " ")] * bool(raised)
+    setting, beaten = attrgetter("checkpoint", "eps", "intervention"), [(0, 0, 1, "")]
     for run, (strong, _) in zip(runs, parts):
-        for other in store.evaluations(run):
-            same = replace(other, **strength) == replace(evaluation, **strength) and other.attack != evaluation.attack
-            if same and (found := broken_only(run, other, strong)) and found[0] > SPARED * len(strong):
-                beaten.append((*found, other.attack))
-    if beaten:
-        broken, left, attack = max(beaten, key=lambda found: found[0])
+        others = [other for other in store.evaluations(run) if setting(other) == setting(evaluation)]
+        beaten += [(*broken_only(run, other, strong), len(strong), other.attack) for other in others]
+    broken, left, n, attack = max(beaten)
+    if broken > SPARED * n:
         doubts.append(f"{labels.metric(attack)} breaks {broken} of the {left} that it leaves")
     return "; ".join(doubts) or "none"

@@ -1,7 +1,8 @@
 """T1 to T6 and T11: accuracy under attack and gain over the baseline, from the plan's rows and the records."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 
 import pandas as pd
 
@@ -29,32 +30,28 @@ def frame(name: str, profile: str) -> pd.DataFrame:
 
 def _ours(profile: str, kind: str) -> Iterator[dict]:
     for row in experiments.ROWS[profile][kind]:
-        run = row.runs[0]
+        run, columns = row.runs[0], experiments.columns(profile, kind)
         planned = experiments.evaluations(profile, kind, run)
-        kept = row.checkpoints or {e.checkpoint for e in planned if e.intervention == row.intervention}
+        kept = row.checkpoints or {e.checkpoint for e in planned if e.intervention == row.intervention} or ("last",)
         keys: dict = {"dataset": run.dataset, "backbone": run.backbone, "network": labels.network(run)}
-        keys |= {"source": "this project", "axis": row.axis, "setting": row.value}
+        keys |= {"source": "this project", "axis": row.axis}
+        keys["setting"] = f"{row.value:g}" if isinstance(row.value, float) else row.value
         keys["full_size"] = (run.width, run.blocks, run.train_size, run.epochs) == (None, None, None, 100)
-        evaluations = [
-            (shown, metric, replace(evaluation, checkpoint=checkpoint))
-            for checkpoint in [name for name in experiments.CHECKPOINTS if name in kept] or ["last"]
-            for shown in ("ours", "gain")[: 2 if row.baseline else 1]
-            for metric, evaluation in experiments.columns(profile, kind).items()
-        ]
-        for shown, metric, evaluation in evaluations:
-            keys |= {"checkpoint": evaluation.checkpoint, "kind": shown, "metric": metric, "status": None}
-            tested = replace(evaluation, intervention=row.intervention)
+        weights, kinds = [name for name in experiments.CHECKPOINTS if name in kept], ("ours", "gain")
+        for checkpoint, shown, metric in product(weights, kinds[: 2 if row.baseline else 1], columns):
+            plain = replace(columns[metric], checkpoint=checkpoint)
+            tested = replace(plain, intervention=row.intervention)
             if shown == "ours":
-                cell = {"row": row.name} | outcomes.accuracy(row.runs, tested)
+                cell = {"row": row.name, "status": None} | outcomes.accuracy(row.runs, tested)
             else:
-                cell = {"row": f"{row.name}: gain over {labels.method(row.baseline[0].label)}"}
-                cell |= outcomes.gain(row.runs, row.baseline, tested, evaluation)
+                name = f"{row.name}: gain over {labels.method(row.baseline[0].label)}"
+                cell = {"row": name, "status": None} | outcomes.gain(row.runs, row.baseline, tested, plain)
             if metric == JOINT and (shown == "gain" or not experiments.has_heads(run)):
                 cell["status"] = "not applicable"
             elif "value" not in cell:
                 mixed = any(outcomes.of_other_weights(one, tested) for one in row.runs)
                 cell["status"] = OTHER_WEIGHTS if mixed else NOT_RUN
-            yield keys | cell
+            yield keys | {"checkpoint": checkpoint, "kind": shown, "metric": metric} | cell
 
 
 def _others(table: str, ours: list[dict]) -> Iterator[dict]:
@@ -63,37 +60,25 @@ def _others(table: str, ours: list[dict]) -> Iterator[dict]:
     metrics, known = {r["metric"] for r in ours}, reference.known_results()
     for row in known[known["kind"].isin(["rerun", "anchor"]) & (known["unit"] == "percent")].to_dict("records"):
         if (row["dataset"], row["backbone"]) in places and row["metric"] in metrics:
-            network = labels.network(Run(backbone=row["backbone"]))
-            theirs = {"network": network, "row": labels.method(row["method"]), "full_size": True}
-            theirs |= {"checkpoint": row["checkpoint"] or "unknown", "value": row["value"] / 100}
-            yield row | theirs
-
-
-def paper_cells(table: str, *, rows: Collection, units: Mapping[str, str]) -> Iterator:
-    """The typed cells of one table, whose rows are names or (data set, backbone, name); units: metric -> its unit."""
-    typed = reference.paper_values()
-    for cell in typed[typed["table"] == table].itertuples():
-        known = cell.row in rows or (cell.dataset, cell.backbone, cell.row) in rows
-        if not known or units.get(cell.metric) != cell.unit:
-            what = f"{cell.dataset} {cell.backbone} {cell.row!r}, or no column {cell.metric!r} in {cell.unit}"
-            where, columns = f"{reference.paper_file()}, line {cell.line}", ", ".join(map(" in ".join, units.items()))
-            raise UsageError(f"{where}: {table} has no row {what}; its columns are {columns}")
-        yield cell
+            row |= {"network": labels.network(Run(backbone=row["backbone"])), "row": labels.method(row["method"])}
+            row |= {"checkpoint": row["checkpoint"] or "unknown", "value": row["value"] / 100, "full_size": True}
+            yield row
 
 
 def _paper(table: str, ours: list[dict]) -> Iterator[dict]:
     """The paper's cells beside the `last` weights, which the authors' code keeps, and at full size ours minus them."""
-    kind = KINDS[table]
-    plans = [row for name in experiments.PROFILES for row in experiments.ROWS[name][kind]]
-    rows = {(row.runs[0].dataset, row.runs[0].backbone, row.name) for row in plans}
-    units = {metric: "percent" for name in experiments.PROFILES for metric in experiments.columns(name, kind)}
+    kind, profiles = KINDS[table], experiments.PROFILES
+    rows = {row.name for name in profiles for row in experiments.ROWS[name][kind]}
+    metrics = {metric for name in profiles for metric in experiments.columns(name, kind)}
     index = {(r["dataset"], r["backbone"], r["row"], r["metric"]): r for r in ours if r["checkpoint"] == "last"}
-    for cell in paper_cells(table, rows=rows, units=units):
+    for cell in reference.paper_values().query("table == @table").itertuples():
+        if cell.row not in rows or cell.metric not in metrics:
+            what = f"{table} has no row {cell.row!r}, or no column {cell.metric!r}"
+            raise UsageError(f"{reference.paper_file()}, line {cell.line}: {what}")
         if mine := index.get((cell.dataset, cell.backbone, cell.row, cell.metric)):
             base = {key: mine[key] for key in (*KEYS, "full_size")} | {"source": "paper"}
             theirs = {"network": labels.network(Run(backbone=cell.backbone)), "full_size": True}
             yield base | theirs | {"kind": "paper", "row": f"{cell.row}: paper", "value": cell.value / 100}
-            same = mine["full_size"] and "value" in mine
-            status = None if same else NOT_RUN if mine["full_size"] else "not comparable"
-            difference = {"value": mine["value"] - cell.value / 100 if same else None, "status": status}
-            yield base | {"kind": "difference", "row": f"{cell.row}: ours minus paper"} | difference
+            if mine["full_size"]:
+                value = mine.get("value", float("nan")) - cell.value / 100
+                yield base | {"kind": "difference", "row": f"{cell.row}: ours minus paper", "value": value}

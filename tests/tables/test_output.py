@@ -36,17 +36,18 @@ def test_csv_holds_fractions_counts_and_nothing_where_nothing_was_run(filled):
     assert len(rows) == len(tables.table("demo", "T1"))
     cell = rows.query("row == 'AT' and metric == 'fgsm' and checkpoint == 'last'").iloc[0]
     assert cell["value"] == "0.8" and cell["n"] == "500" and set(rows.query("metric == 'autoattack'")["value"]) == {""}
-    text = tables.display.csv_text(pd.DataFrame({"setting": [1.0, "soft", None], "n": [12432981.0, 1, 2]}))
-    assert text == "setting,n\n1,12432981\nsoft,1\n,2\n"
+    text = tables.display.csv_text(pd.DataFrame({"value": [1 / 3, 1, None], "n": [12432981.0, 1, 2]}))
+    assert text == "value,n\n0.333333,12432981\n1,1\n,2\n"
+    assert set(tables.table("demo", "T5").query("axis == 'tau'")["setting"]) == {"0.05", "0.1", "0.5", "1"}
 
 
 def test_markdown_has_a_title_headings_bold_and_equal_columns_and_latex_is_booktabs_and_escaped(filled):
     text, latex = (path.read_text() for path in tables.save("demo", "T1")[1:])
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert text.startswith("# T1. White-box robustness (demo)") and tables.display.LEGEND in text
-    assert len({line.count("|") for line in rows}) == 1 and "**84.0" in text
+    assert len({line.count("|") for line in rows}) == 1 and "| 84.0 [" in text
     assert "**digits, ResNet-10 (width 8), last weights**" in text
-    assert all(part in latex for part in (r"\toprule", r"\midrule", r"\bottomrule", r"\textbf{84.0", r"C\&W"))
+    assert all(part in latex for part in (r"\toprule", r"\midrule", r"\bottomrule", r"\textbf{digits, ", r"C\&W"))
 
 
 @pytest.mark.parametrize("profile", experiments.PROFILES)

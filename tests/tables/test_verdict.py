@@ -30,9 +30,9 @@ def test_listed_are_the_claims_that_a_profile_can_decide_and_the_others_are_name
     frame = tables.table(profile, "T10")
     assert list(frame["id"]) == [c.id for c in reference.CLAIMS if profile in c.profiles]
     assert set(frame["verdict"]) <= {"not tested"}
-    where, others = tables.notes(profile, "T10")
-    assert where.startswith("Verdicts hold for ")
-    assert all((f"{c.id}," in others or f"{c.id} (" in others) == (profile not in c.profiles) for c in CLAIMS.values())
+    note = tables.notes(profile, "T10")[0]
+    assert note.startswith("Verdicts hold for ")
+    assert all((f" {c.id}," in note or f" {c.id}." in note) == (profile not in c.profiles) for c in CLAIMS.values())
 
 
 @pytest.mark.parametrize(
@@ -93,8 +93,8 @@ def test_cues_by_neighbours_and_the_check_that_separation_was_learnt(records, co
         table = [{"probe": p, "stream": s, "attack": "pgd20", "n": 1000, "correct": c} for p, s, c in cells]
         records("mini").analysis(run, "streams", {"rows": table}, checkpoint="last")
     found = verdicts("mini").loc["C5"]
-    assert "separation was not learnt" in found["reason"]
-    assert found["verdict"] == told  # 4 points of 1,000 images, unpaired, are undecided
+    assert "no separation learnt" in found["reason"]
+    assert found["verdict"] == told  # one seed has no interval
 
 
 @pytest.mark.parametrize(
@@ -117,11 +117,13 @@ def test_seconds_on_the_stated_device_where_sharing_only_slows(records, seconds,
 
 
 @pytest.mark.parametrize(
-    ("macs", "sharing", "told"), [(1.05, 1, "reproduced"), (1.05, 2, "undecided"), (1.2, 2, "contradicted")]
+    ("macs", "more", "told"),
+    [(1.05, {}, "reproduced"), (1.05, {"sharing": 2}, "undecided"), (1.2, {"sharing": 2}, "contradicted")]
+    + [(1.05, {"processes": 2}, "undecided"), (1.05, {"sittings": [{"hardware": {"gpu": "A100"}}]}, "undecided")],
 )
-def test_overhead_by_operations_and_seconds(records, macs, sharing, told):
-    for run, ratio in zip(experiments.main_pair("headline40"), (1.0, macs)):
-        records("headline40").trained(run, 10 * ratio, {"gpu": "H200"}, sharing=sharing)
+def test_overhead_by_operations_and_by_seconds_on_one_machine_that_nobody_shares(records, macs, more, told):
+    for run, ratio, extra in zip(experiments.main_pair("headline40"), (1.0, macs), ({}, more)):
+        records("headline40").trained(run, 10 * ratio, {"gpu": "H200"}, **extra)
         records("headline40").analysis(run, "cost", {"macs": 1000 * ratio, "params": 1})
     assert verdicts("headline40").loc["C3", "verdict"] == told
 

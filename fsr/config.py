@@ -16,7 +16,7 @@ import numpy as np
 
 from fsr.files import UsageError
 
-AUDIT_VERSION = 3  # of the attacks of the adaptive audit; raise it when they change
+AUDIT_VERSION = 4  # of the attacks of the adaptive audit; raise it when they change
 RECIPE = 1  # raise it when unchanged configs change meaning; old results keep their ids
 
 

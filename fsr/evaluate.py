@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fsr.attacks import VARIANTS, attack_named, autoattack
 from fsr.attacks.gradient import is_wrong
@@ -23,8 +23,6 @@ from fsr.models import intervene
 from fsr.models.modes import eval_mode
 from fsr.train.fast import FastNet
 
-# From so many images on AutoAttack on a GPU is left to compile, which takes half a minute or so (estimated).
-MANY_IMAGES = 2000
 SEED = 0  # of every evaluation attack: a column means the same for every run
 
 
@@ -58,7 +56,6 @@ def images_sha256(x: Tensor, y: Tensor) -> str:
 @torch.no_grad()
 def is_correct(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
     """Is each image classified correctly?  x (N, C, H, W) in [0, 1], y (N,) int64; returns (N,) bool."""
-    check_images(x, y, empty=True)
     with exact_float32():
         return ~is_wrong(model(x.clone()), y)
 
@@ -72,15 +69,15 @@ def evaluate_attack(
     evaluation: an Evaluation; progress: of an earlier call; on_chunk(progress), and check() before every pass, may
     raise to stop. UsageError for unfit images and labels.
     """
-    name = evaluation.attack
-    if not len(x) == len(y) == len(index):
-        raise UsageError(f"{len(x)} images, {len(y)} labels and {len(index)} places in the test set do not fit")
+    name, progress = evaluation.attack, Progress() if progress is None else progress
+    if not 0 < len(x) == len(y) == len(index):
+        raise UsageError(
+            f"{len(x)} images, {len(y)} labels, {len(index)} places in the test set do not fit or are empty"
+        )
     if name in VARIANTS and evaluation.steps is not None:
         raise UsageError(f"{name} has steps of its own; leave out steps={evaluation.steps}")
-    progress = Progress() if progress is None else progress
-    device = next(model.parameters()).device
-    first = as_float(x[:1]).to(device)
-    check_images(first, y[:1])
+    x = x.to(device := next(model.parameters()).device)
+    y, first = y.to(device), as_float(x[:1])
 
     def judge(some: Tensor) -> Tensor:
         check()
@@ -90,51 +87,44 @@ def evaluate_attack(
     with eval_mode(model), intervene(model, evaluation.intervention) if evaluation.intervention else nullcontext():
         with torch.no_grad():
             check_images(first.expand(len(y), -1, -1, -1), y, model(first.clone()).shape[1])
-        short = name not in VARIANTS or len(y) < MANY_IMAGES
-        some = as_float(x[: batch_size(device)]).to(device)
-        net = FastNet(model, some, run.precision, compile=False if short else None)
+        some = as_float(x[: batch_size(device)])
+        net = FastNet(model, some, run.precision, compile=None if name in VARIANTS else False)
         net.register_forward_pre_hook(lambda *_: check())  # a chunk can take minutes
         eps = run.eps if evaluation.eps is None else evaluation.eps
         if name in VARIANTS:
-            _autoattack(net, judge, as_float(x).to(device), y.to(device), eps, VARIANTS[name], progress, on_chunk)
-        while progress.done < len(y):
-            started, chunk = time.monotonic(), slice(progress.done, progress.done + batch_size(device))
-            given = as_float(x[chunk]).to(device), y[chunk].to(device), index[chunk]
-            correct, flips = _judged(name, net, judge, *given, eps=eps, steps=evaluation.steps, surrogate=surrogate)
-            progress.correct += correct.tolist()
-            progress.flips += flips
-            progress.done += len(correct)
-            weights = next(surrogate.parameters(), None) if isinstance(surrogate, nn.Module) else None
-            dtype = net.dtype if surrogate is None else None if weights is None else weights.dtype
-            progress.crafting = {} if dtype is None else {"dtype": str(dtype).removeprefix("torch.")}
-            progress.seconds += time.monotonic() - started
-            on_chunk(progress)
+            _autoattack(net, judge, as_float(x), y, eps, VARIANTS[name], progress, on_chunk)
+        else:
+            how = {"eps": eps, "steps": evaluation.steps, "surrogate": surrogate}
+            _by_chunks(attack_named(name), net, judge, x, y, index, progress, on_chunk, how)
+    progress.crafting = {"dtype": str(net.dtype if surrogate is None else torch.float32).removeprefix("torch.")}
     return progress
 
 
-def _judged(name: str, net, judge, x: Tensor, y: Tensor, index: Tensor, **options) -> tuple[Tensor, int]:
-    """(what the judge still gets right, (N,) bool; where the networks disagree: there the judge itself is attacked)."""
-    attack = attack_named(name)
+def _by_chunks(attack, net, judge, x: Tensor, y: Tensor, index, progress: Progress, on_chunk, how: dict) -> None:
+    def crafted(target, rows: Tensor) -> Tensor:
+        images = as_float(x[rows])
+        return inside(attack(target, images, y[rows], seed=SEED, indices=index[rows], **how), images, how["eps"])
 
-    def crafted(target, rows) -> Tensor:
-        x_adv = attack(target, x[rows], y[rows], seed=SEED, indices=index[rows.to(index.device)], **options)
-        return inside(x_adv, x[rows], options["eps"])
-
-    every = torch.arange(len(y), device=y.device)
-    x_adv = crafted(net, every)
-    correct, fast = (is_correct(each, x_adv, y) for each in (judge, net))
-    again, flips = every[correct & ~fast], int((correct != fast).sum())
-    if attack.survivors_ok and len(again):
-        correct[again] = is_correct(judge, crafted(judge, again), y[again])
-    return correct, flips
+    for at in range(progress.done, len(y), size := batch_size(x.device)):
+        started, rows = time.monotonic(), torch.arange(len(y))[at : at + size]
+        x_adv = crafted(net, rows)
+        correct, fast = (is_correct(each, x_adv, y[rows]) for each in (judge, net))
+        progress.flips += int((correct != fast).sum())
+        again = (correct & ~fast).cpu()
+        if attack.survivors_ok and again.any():  # there the judge itself is attacked
+            correct[again] = is_correct(judge, crafted(judge, rows[again]), y[rows[again]])
+        progress.correct += correct.tolist()
+        progress.done += len(rows)
+        progress.seconds += time.monotonic() - started
+        on_chunk(progress)
 
 
 def inside(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
     """x_adv in float32 and [0, 1]; UsageError where it is more than eps away, but for rounding, or no number."""
     x_adv = x_adv.float().clamp(0, 1)
     if x_adv.shape != x.shape or not (x_adv - x).abs().amax() <= eps + 1e-4:
-        wrong = f"the attack gave {tuple(x_adv.shape)} for images {tuple(x.shape)}, or moved a pixel by more than eps"
-        raise UsageError(f"{wrong} = {eps:.3g}; end it with fsr.attacks.gradient.project_linf (nothing is recorded)")
+        text = f"the attack moved a pixel by more than eps = {eps:.3g} or gave another shape; end it with"
+        raise UsageError(f"{text} fsr.attacks.gradient.project_linf (nothing is recorded)")
     return x_adv
 
 
@@ -154,8 +144,6 @@ def _autoattack(net, judge, x: Tensor, y: Tensor, eps: float, variant: dict, pro
 
     how = {"eps": eps, "seed": SEED, "batch": batch_size(x.device), "keep_images": False, **variant}
     result = autoattack(net, x, y, judge=judge, state=state, on_chunk=remember, **how)
-    progress.seconds = before + time.monotonic() - started
-    progress.crafting = {"dtype": str(net.dtype).removeprefix("torch.")}
     progress.done, progress.correct = len(y), result.correct.tolist()
     progress.flips, progress.flags = sum(result.flips.values()), result.flags
     progress.after = {name: outcome.tolist() for name, outcome in result.outcomes.items()}

@@ -45,7 +45,7 @@ def results(root) -> dict:
 
 
 FSR_HERE = FSRSpec(at=("layer3",))
-FEW = {"steps": 12, "pgd_steps": 10, "targeted_steps": 10, "noisy_steps": 3, "draws": 8, "queries": 100, "pairs": 6}
-FEW |= {"estimated_steps": 3, "autoattack": {"steps": 5, "queries": 50}, "rand": {"steps": 2}, "binary": 4}
+FEW = {"steps": 12, "draws": 8, "queries": 100, "pairs": 6, "binary": 4}
+FEW |= {"autoattack": {"steps": 5, "queries": 50}, "rand": {"steps": 2}}
 UNTESTED = ("autoattack", "autoattack-rand", "nattack", "autoattack-ci", "pgd100-restarts", "pgd100", "apgd-dlr")
 BRISK = {**BUDGETS["quick"], **FEW, "untested": UNTESTED}  # an audit far below it, where only the plumbing is asked

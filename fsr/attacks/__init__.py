@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fsr.attacks import gradient as g
-from fsr.attacks.auto import autoattack, single
+from fsr.attacks.auto import autoattack
 from fsr.attacks.inputs import Network, check_eps, check_images
 from fsr.files import UsageError
 
@@ -38,8 +38,6 @@ class Attack:
         check_images(x, y, empty=True)
         eps = check_eps(eps, steps=given.get("steps"), queries=given.get("queries"))
         places = range(len(x)) if indices is None else [int(i) for i in indices]
-        if len(places) != len(x):
-            raise UsageError(f"{len(places)} places in the data set do not fit {len(x)} images")
         x, y = x.detach().clone(), y.detach().clone()
         if len(x) == 0 or 0 in (eps, given.get("steps"), given.get("queries")):
             return x
@@ -58,16 +56,15 @@ VARIANTS: dict[str, dict] = {"autoattack": {}, "autoattack-rand": {"version": "r
 VARIANTS["autoattack-ci"] = {"steps": 5, "queries": 50}
 
 
-def _auto(name: str, description: str) -> Attack:
+def _auto(description: str, takes: tuple[str, ...] = (), **variant) -> Attack:
     def craft(model, x: Tensor, y: Tensor, *, seed: int, **options) -> Tensor:
-        return autoattack(model, x, y, seed=seed, batch=len(x), **VARIANTS[name], **options).x_adv
+        return autoattack(model, x, y, seed=seed, batch=len(x), **variant, **options).x_adv
 
-    return _any_break(craft, description)
+    return Attack(craft, description, survivors_ok=True, takes=takes)
 
 
-_any_break = partial(Attack, survivors_ok=True)
 _walks, _transfers = partial(Attack, takes=("steps",)), partial(Attack, takes=("surrogate", "steps"))
-_worst, _asks = partial(_any_break, takes=("steps",)), partial(_any_break, takes=("queries",))
+_worst, _alone = partial(Attack, survivors_ok=True, takes=("steps",)), partial(_auto, version="custom")
 
 # To add an attack: a function (model, x, y, *, eps, ...) -> x_adv in a file of this folder, and an entry
 # "name": Attack(function, "what it does") here. Its name is then a column, a value of --attack and a tested case.
@@ -88,13 +85,15 @@ ATTACKS: dict[str, Attack] = {
     "di-fgsm": _transfers(g.di_fgsm, "pgd20 with input diversity (probability 0.5, resize 0.9)"),
     "ti-fgsm": _transfers(g.ti_fgsm, "pgd20 along the Gaussian-smoothed gradient (7x7; 3x3 at 8 pixels)"),
     "mi-fgsm": _transfers(g.mi_fgsm, "pgd20 with momentum 1"),
-    "nattack": _asks(g.nattack, "N-Attack: scores only, population 300, 20,000 queries", images=1000),
-    "square": _asks(partial(single, name="square", rescale=True), "Square Attack: scores only, 5,000 queries"),
-    "apgd-ce": _any_break(partial(single, name="apgd-ce"), "APGD, 100 steps, cross-entropy"),
-    "apgd-dlr": _any_break(partial(single, name="apgd-dlr"), "APGD, 100 steps, difference of logits ratio"),
-    "autoattack": _auto("autoattack", "AutoAttack standard: APGD-CE, APGD-T, FAB-T, Square"),
-    "autoattack-rand": _auto("autoattack-rand", "AutoAttack rand: APGD-CE, APGD-DLR, 20 draws per gradient"),
-    "autoattack-ci": _auto("autoattack-ci", "AutoAttack standard cut to 5 steps and 50 queries: tests plumbing only"),
+    "nattack": _worst(
+        g.nattack, "N-Attack: scores only, population 300, 20,000 queries", takes=("queries",), images=1000
+    ),
+    "square": _alone("Square Attack: scores only, 5,000 queries", ("queries",), attacks=("square",), rescale=True),
+    "apgd-ce": _alone("APGD, 100 steps, cross-entropy", attacks=("apgd-ce",)),
+    "apgd-dlr": _alone("APGD, 100 steps, difference of logits ratio", attacks=("apgd-dlr",)),
+    "autoattack": _auto("AutoAttack standard: APGD-CE, APGD-T, FAB-T, Square"),
+    "autoattack-rand": _auto("AutoAttack rand: APGD-CE, APGD-DLR, 20 draws a gradient", **VARIANTS["autoattack-rand"]),
+    "autoattack-ci": _auto("AutoAttack standard cut to 5 steps and 50 queries", **VARIANTS["autoattack-ci"]),
 }
 
 

@@ -4,7 +4,6 @@ import json
 import re
 import sys
 import zlib
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -30,6 +29,7 @@ FLAGS = {  # each with a phrase of the package's warning that raises it
     "zero_gradient": "zero gradient",
     "square_beats_whitebox": "Square Attack has decreased",
 }
+OPTIONS = {"seed": 0, "batch": 250, "steps": 100, "queries": 5000, "rescale": False, "keep_images": True}
 State = dict[str, np.ndarray]
 
 
@@ -46,16 +46,6 @@ class Log:
         self.record["zero_gradient_points"] += int(points[1]) if points else 0
 
 
-def connected(model: Net) -> Net:
-    """The model with finite float32 logits that depend on the image: Square writes into them, FAB divides by them."""
-
-    def net(x: Tensor) -> Tensor:
-        logits = model(x).float().clamp_min(-1e9)
-        return logits + 0 * x.flatten(1).sum(1, keepdim=True) if x.requires_grad else logits
-
-    return net
-
-
 def _fab_gradient(net: Net, x: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Difference of logits and its gradient; the package's own `backward()` would fill the parameters' too."""
     leaf = x.clone().requires_grad_()
@@ -67,7 +57,10 @@ def _fab_gradient(net: Net, x: Tensor, y: Tensor, target: Tensor) -> tuple[Tenso
 
 def component(name, model, *, eps, seed, device, log, steps=100, queries=5000, draws=1, targets=9, rescale=False):
     """One attack of NAMES with AutoAttack's defaults. draws: gradients averaged per step; targets: classes to try."""
-    net = connected(model)
+
+    def net(x: Tensor) -> Tensor:
+        return model(x).float()  # the package stores logits among its own float32 numbers
+
     common = {"eps": eps, "norm": "Linf", "seed": seed, "device": device, "verbose": False, "n_restarts": 1}
     ascent = {"n_iter": steps, "eot_iter": draws, "rho": 0.75, "logger": log, **common}
     if name == "square":
@@ -83,7 +76,7 @@ def component(name, model, *, eps, seed, device, log, steps=100, queries=5000, d
 
 def craft(name: str, model: Net, x: Tensor, y: Tensor, *, eps: float, perturb: dict | None = None, **how) -> Tensor:
     """What a component makes of x, in the ball and [0, 1]; an image with a non-finite pixel becomes its clean one."""
-    if eps == 0 or how.get("queries" if name == "square" else "steps") == 0:
+    if eps == 0 or how["queries" if name == "square" else "steps"] == 0:
         return x.clone()
     attack = component(name, model, eps=eps, device=x.device, **how)
     x_adv = attack.perturb(x, y, **(perturb or {})).detach().float()
@@ -91,32 +84,19 @@ def craft(name: str, model: Net, x: Tensor, y: Tensor, *, eps: float, perturb: d
     return project_linf(torch.where(finite, x_adv, x), x, eps)
 
 
-@torch.no_grad()
-def single(model: Net, x: Tensor, y: Tensor, *, name: str, eps: float, seed: int = 0, **budget) -> Tensor:
-    """One component alone, x_adv like x; x where the model is wrong or stays right. budget: see `component`."""
-    with own_randomness(seed):
-        images = x.detach().float().contiguous()  # the package takes views
-        if name == "apgd-dlr" and (classes := model(images[:1]).shape[1]) < 3:
-            raise UsageError(f"apgd-dlr needs three classes, the network has {classes}")
-        return craft(name, model, images, y, eps=eps, seed=seed, log=Log(), **budget).to(x.dtype)
-
-
 def check_model(model: Net, x: Tensor, y: Tensor, attacks: list[str], randomised_ok: bool, log: Log) -> int:
     """The package's checks on one batch into `log`; returns the number of classes."""
-    net = connected(model)
     if not randomised_ok:
-        checks.check_randomized(net, x, y, bs=len(x), logger=log)
-    classes = checks.check_range_output(net, x, logger=log)
+        checks.check_randomized(model, x, y, bs=len(x), logger=log)
+    classes = checks.check_range_output(model, x, logger=log)
     if classes < (needed := 4 if "apgd-t" in attacks else 3 if "apgd-dlr" in attacks else 2):
         instead = 'version="custom", attacks=("apgd-ce", "fab-t", "square"), or one alone: --attack square'
         raise UsageError(f"{', '.join(attacks)} need {needed} classes, this model has {classes}; use {instead}")
-    trace, counters = sys.gettrace(), checks.funcs  # the package counts on, and sets its own trace and then none
-    checks.funcs = dict.fromkeys(counters, 0)
+    trace, checks.funcs = sys.gettrace(), dict.fromkeys(checks.funcs, 0)  # it counts on from earlier networks
     try:
-        checks.check_dynamic(net, x, False, logger=log)
+        checks.check_dynamic(model, x, False, logger=log)
     finally:
         sys.settrace(trace)
-        checks.funcs = counters
     return classes
 
 
@@ -131,31 +111,18 @@ class AutoAttackResult(NamedTuple):
     flips: dict[str, int]  # per attack, images that the model got wrong and the judge right
 
 
-def _opened(state: State, identity: dict, x: Tensor) -> dict[str, Any]:
-    record = {"identity": identity, "classes": 0, "done": {}, "flips": {}, **Log().record}
-    if "record" in state:
-        record = json.loads(str(state["record"]))
-        if other := [name for name, value in identity.items() if record["identity"].get(name) != value]:
-            raise UsageError(f"this AutoAttack state is another evaluation's: it differs in {', '.join(other)}")
-    else:  # -2: not yet judged, -1: still correct, 0: wrong without an attack, i + 1: broken by the i-th attack
-        state["broken_by"] = np.full(len(x), -2, dtype=np.int8)
-        if identity["keep_images"]:
-            state["x_adv"] = x.cpu().numpy().copy()
-    return record
-
-
 def _attacked(name: str, model: Network, judge: Network, x: Tensor, y: Tensor, record: dict) -> tuple[Tensor, Tensor]:
     """(which images the judge gets wrong, x_adv). Where only the model is wrong, the judge itself is attacked."""
-    given = record["identity"]
-    how = {name: given[name] for name in ("eps", "seed", "steps", "queries", "draws", "rescale")}
-    how |= {"log": Log(record), "targets": min(given["targets"], record["classes"] - 1)}
+    given, rand = record["identity"], record["identity"]["randomised_ok"]
+    how = {name: given[name] for name in ("eps", "seed", "steps", "queries", "rescale")}
+    how |= {"log": Log(record), "draws": 20 if rand else 1, "targets": min(9, record["classes"] - 1)}
     x_adv = craft(name, model, x, y, **how)
     wrong = is_wrong(judge(x_adv), y)
     if judge is not model:
         flipped = is_wrong(model(x_adv), y) & ~wrong
         record["flips"][name] = record["flips"].get(name, 0) + int(flipped.sum())
         if flipped.any():
-            net, how["perturb"] = (model, {"best_loss": True}) if given["randomised_ok"] else (judge, {})
+            net, how["perturb"] = (model, {"best_loss": True}) if rand else (judge, {})
             x_adv[flipped] = craft(name, net, x[flipped], y[flipped], **how)
             wrong = is_wrong(judge(x_adv), y)
     return wrong, x_adv
@@ -191,40 +158,35 @@ def _run(model: Network, judge: Network, x: Tensor, y: Tensor, state: State, rec
 @torch.inference_mode(False)
 @torch.no_grad()
 def autoattack(
-    model: Net,
-    x: Tensor,
-    y: Tensor,
-    *,
-    eps: float,
-    version: str = "standard",
-    attacks=None,
-    seed: int = 0,
-    batch: int = 250,
-    steps: int = 100,
-    queries: int = 5000,
-    judge: Net | None = None,
-    keep_images: bool = True,
-    on_chunk: Callable[[State], None] = lambda state: None,
-    state: State | None = None,
+    model, x, y, *, eps, version="standard", attacks=None, judge=None, state=None, on_chunk=lambda _: None, **options
 ) -> AutoAttackResult:
     """AutoAttack (Croce & Hein 2020): each attack gets what the ones before left correct.
 
     x: (N, C, H, W) in [0, 1], y: (N,) int64; model: to logits (N, K); judge: a differentiable net that alone decides,
-    for a `model` in a faster precision. state: arrays, updated in place and given to on_chunk after every batch (which
-    may raise); a call with such a state goes on there. UsageError for another evaluation's and wrong inputs.
+    for a `model` in a faster precision; version: standard, rand, or custom with attacks of NAMES; options: of OPTIONS.
+    state: arrays, updated in place and given to on_chunk after every batch (which may raise); a call with such a state
+    goes on there. UsageError for another evaluation's and wrong inputs.
     """
     check_images(x, y, empty=True)
     names, rand, state = list(attacks or VERSIONS.get(version, ())), version == "rand", {} if state is None else state
-    if not names or (attacks is not None) != (version == "custom") or not {*names} <= {*NAMES}:
-        raise UsageError(f'version is "standard" or "rand", or "custom" with attacks=(...) of {", ".join(NAMES)}')
-    identity = {"attacks": names, "eps": check_eps(eps, steps=steps, queries=queries), "seed": seed, "batch": batch}
-    identity |= {"n": len(x), "keep_images": keep_images, "judged": judge is not None, "randomised_ok": rand}
-    identity |= {"steps": steps, "queries": queries, "draws": 20 if rand else 1, "targets": 9, "rescale": False}
-    network, dtype = Network(model, x[:batch], y), x.dtype
+    if not names or (attacks is not None) != (version == "custom") or {*names, *options} - {*NAMES, *OPTIONS}:
+        raise UsageError(f"version: standard, rand, or custom and attacks of {', '.join(NAMES)}; also {[*OPTIONS]}")
+    identity = {"attacks": names, **OPTIONS, **options, "n": len(x), "judged": judge is not None, "randomised_ok": rand}
+    identity["eps"] = check_eps(eps, steps=identity["steps"], queries=identity["queries"])
+    batch, dtype = identity["batch"], x.dtype
+    network = Network(model, x[:batch], y)
     judging = network if judge is None else Network(judge, x[:batch], y)
     x, y = x.detach().float().contiguous().clone(), y.detach().contiguous().clone()
     identity["images"] = zlib.crc32(y.cpu().numpy().data, zlib.crc32(x.cpu().numpy().data))
-    record = _opened(state, identity, x)
+    if (
+        "record" not in state
+    ):  # -2: not yet judged, -1: still correct, 0: wrong without an attack, i: broken by the i-th
+        state["record"] = json.dumps({"identity": identity, "classes": 0, "done": {}, "flips": {}, **Log().record})
+        state["broken_by"] = np.full(len(x), -2, dtype=np.int8)
+        state |= {"x_adv": x.cpu().numpy().copy()} if identity["keep_images"] else {}
+    record = json.loads(str(state["record"]))
+    if other := [name for name, value in identity.items() if record["identity"].get(name) != value]:
+        raise UsageError(f"this AutoAttack state is another evaluation's: it differs in {', '.join(other)}")
     _run(network, judging, x, y, state, record, on_chunk)
     by, kept = torch.from_numpy(state["broken_by"].copy()), state.get("x_adv")
     after = {"clean": by != 0} | {name: (by == -1) | (by > i) for i, name in enumerate(names, 1)}

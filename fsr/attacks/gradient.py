@@ -4,7 +4,7 @@ An attack is (model, x, y, *, eps, ...) -> x_adv, like x (N, C, H, W) in [0, 1],
 map logits (N, K) and labels to (N,) and are summed: no image's step depends on another.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import numpy as np
@@ -42,12 +42,6 @@ def margin(logits: Tensor, y: Tensor, kappa: float = 50.0) -> Tensor:
 def targeted_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """z_target - z_y; target: (N,) int64 wrong classes (Gowal et al. 2019)."""
     return (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
-
-
-def dlr(logits: Tensor, y: Tensor) -> Tensor:
-    """Difference of logits ratio, K >= 3: scaling the logits does not change it (Croce & Hein 2020, eq. 6)."""
-    top = logits.topk(3, dim=1).values
-    return logit_margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
 
 
 def joint_loss(traced, y: Tensor, weight: float = 2.0) -> Tensor:
@@ -195,16 +189,6 @@ def mi_fgsm(model: Net, x: Tensor, y: Tensor, *, decay: float = 1.0, **options) 
     return walk(model, x, y, turn=accumulate, **options)
 
 
-def _population(x: Tensor, members: int, seed: int, turn: int) -> Iterator[tuple[slice, Tensor]]:
-    """(members, their standard normal noise (P, C, H, W)) in parts of 16s, which draw what one part would."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + turn)
-    size = max(1, min(members, VALUES_PER_PASS // x[0].numel()))
-    size = size if size in (1, members) else max(1, size // 16 * 16)
-    for first in range(0, members, size):
-        shape = (min(size, members - first), *x.shape[1:])
-        yield slice(first, first + size), torch.randn(shape, generator=generator, dtype=torch.float64).to(x)
-
-
 def _search(model: Net, x: Tensor, y: Tensor, mean: Tensor, *, eps, population, queries, seed) -> Tensor:
     x_adv, rows = x.clone(), torch.arange(len(x), device=x.device)
     z = torch.atanh((2 * x - 1) * (1 - 1e-6))  # from [0, 1] into all real numbers, drawn in to stay finite
@@ -213,22 +197,25 @@ def _search(model: Net, x: Tensor, y: Tensor, mean: Tensor, *, eps, population, 
         return project_linf((torch.tanh(moved) + 1) / 2, x[rows, *more], eps)
 
     for turn in range(queries // population):
-        ahead = torch.empty(len(rows), population, dtype=x.dtype, device=x.device)
-        won = torch.zeros(len(rows), dtype=torch.bool, device=x.device)
-        for part, noise in _population(x, population, seed, turn):
-            members = images(rows, z[rows, None] + mean[rows, None] + SIGMA * noise, None)
-            labels = y[rows, None].expand(-1, len(noise)).flatten()
+        generator, won = (
+            torch.Generator().manual_seed(seed * 1_000_003 + turn),
+            torch.zeros_like(rows, dtype=torch.bool),
+        )
+        noise = torch.randn((population, *x.shape[1:]), generator=generator, dtype=torch.float64).to(x)
+        margins = list[Tensor]()
+        for part in noise.split(max(1, VALUES_PER_PASS // x[0].numel())):
+            members = images(rows, z[rows, None] + mean[rows, None] + SIGMA * part, None)
+            labels = y[rows, None].expand(-1, len(part)).flatten()
             logits = model(members.flatten(0, 1))
-            ahead[:, part] = -logit_margin(logits, labels).view(len(rows), -1).to(ahead)
+            margins.append(logit_margin(logits, labels).view(len(rows), -1).to(x))
             wrong = (logits.argmax(dim=1) != labels).view(len(rows), -1)
             new, first = wrong.any(dim=1) & ~won, wrong.int().argmax(dim=1)
             x_adv[rows[new]], won = members[new, first[new]], won | new
-        rows, reward = rows[~won], -0.5 * ahead[~won].clamp_min(0)
+        rows, reward = rows[~won], 0.5 * torch.cat(margins, dim=1)[~won].clamp_max(0)
         if len(rows) == 0:
             break
         score = (reward - reward.mean(1, keepdim=True)) / (reward.std(1, correction=0, keepdim=True) + 1e-7)
-        for part, noise in _population(x, population, seed, turn):
-            mean[rows] += STEP / (population * SIGMA) * torch.einsum("np,pchw->nchw", score[:, part], noise)
+        mean[rows] += STEP / (population * SIGMA) * torch.einsum("np,pchw->nchw", score, noise)
     x_adv[rows] = images(rows, z[rows] + mean[rows])
     return x_adv
 

@@ -1,12 +1,10 @@
 """What attacks may be given, the network as they ask it, and random numbers of their own."""
 
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,16 +17,17 @@ def check_images(x: Tensor, y: Tensor, classes: int | None = None, *, empty: boo
         raise UsageError(f"images must be (N, C, H, W) floating point in [0, 1], not {tuple(x.shape)} {x.dtype}")
     if y.shape != x.shape[:1] or y.dtype != torch.int64:
         raise UsageError(f"labels must be ({len(x)},) int64, one per image, not {tuple(y.shape)} {y.dtype}")
-    if len(x) == 0 and empty:
-        return
-    if len(x) == 0:
+    if not len(x) and not empty:
         raise UsageError("there are no images: the batch is empty")
+    if not len(x):
+        return
     dark, bright, low, high = float(x.min()), float(x.max()), int(y.min()), int(y.max())  # NaN where a pixel is NaN
     if not (dark >= 0 and bright <= 1):
         raise UsageError(f"pixels must lie in [0, 1], not from {dark:g} to {bright:g}; divide 0..255 by 255")
     if low < 0 or (classes is not None and high >= classes):
-        last = "K-1" if classes is None else classes - 1
-        raise UsageError(f"labels must lie in 0..{last}, these reach from {low} to {high}")
+        raise UsageError(
+            f"labels must lie in 0..{'K-1' if classes is None else classes - 1}, these reach from {low} to {high}"
+        )
 
 
 def check_eps(eps: float, **counts: int | None) -> float:
@@ -36,29 +35,21 @@ def check_eps(eps: float, **counts: int | None) -> float:
     for name, count in counts.items():
         if count is not None and (not isinstance(count, Integral) or count < 0):
             raise UsageError(f"{name} must be a whole number from 0, not {count!r}")
-    try:
-        radius = float(eps)
-    except (TypeError, ValueError):
-        radius = float("nan")
-    if not 0 <= radius <= 1:
+    if not isinstance(eps, Real) or not 0 <= eps <= 1:
         raise UsageError(f"eps must lie in [0, 1], in pixels of [0, 1] such as 8/255, not {eps!r}")
-    return radius
+    return float(eps)
 
 
 @contextmanager
 def own_randomness(seed: int) -> Iterator[None]:
-    """Seeded torch, numpy and random, and float32 by default, inside; afterwards all are as they were before."""
-    python, arrays, dtype = random.getstate(), np.random.get_state(), torch.get_default_dtype()
+    """Seeded torch, and float32 by default, inside; afterwards both are as they were before."""
+    dtype = torch.get_default_dtype()
     with torch.random.fork_rng(range(torch.cuda.device_count())):
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
         torch.manual_seed(seed)
         torch.set_default_dtype(torch.float32)
         try:
             yield
         finally:
-            random.setstate(python)
-            np.random.set_state(arrays)
             torch.set_default_dtype(dtype)
 
 
@@ -67,61 +58,71 @@ def inward(x: Tensor) -> Tensor:
     return x + 2.0**-20 * ((x == 0).to(x.dtype) - (x == 1).to(x.dtype))
 
 
-def clips(net: Any, x: Tensor) -> bool:
-    """Has a network no gradient at pixels of 0 and 1, and one just inside?  So has clamp(0, 1) in newer torch."""
-
-    def size(images: Tensor) -> float:
-        leaf = images.clone().requires_grad_()
-        with torch.enable_grad(), torch.random.fork_rng(range(torch.cuda.device_count())):
-            logits = net(leaf)
-            total = (logits * torch.arange(logits.shape[1], device=x.device)).sum()
-            return float(torch.autograd.grad(total, leaf)[0][edge].abs().sum())
-
-    x = x[:8].detach()
-    edge = (x == 0) | (x == 1)
-    try:
-        return bool(edge.any()) and size(x) == 0 and size(inward(x)) > 0
-    except RuntimeError:  # it has no gradient anywhere
-        return False
-
-
 class Network(nn.Module):
-    """A network as attacks ask it: its own copy of the images, in their precision; UsageError for unfit logits."""
+    """A network as attacks ask it: its own copy of the images, in their precision; logits that have a gradient.
 
-    def __init__(self, model: Any, x: Tensor, y: Tensor):
+    A logit of -inf becomes one below the row's lowest. UsageError for unfit logits, and for labels without a class.
+    draws: of a randomised network, the logarithm of the mean softmax over so many passes, up to a constant.
+    """
+
+    def __init__(self, model: Any, x: Tensor, y: Tensor, draws: int = 1):
         super().__init__()
-        self.model, self.size, self.dtype = model, len(x), x.dtype
-        self.labels = int(y.max()) + 1 if len(y) else 0
-        self.asked = self.fixed = False
+        self.model, self.x, self.y, self.draws = model, x.detach(), y, draws
+        self.asked = self.fixed = self.blind = False  # blind: it is asked without gradients
         self.clips: bool | None = None  # not known before the first gradient is asked for
 
     def forward(self, x: Tensor) -> Tensor:
         if self.clips is None and x.requires_grad:
             self.clips = False
-            self.clips = clips(self, x)
-        x = inward(x) if self.clips and x.requires_grad else x
-        try:
-            if not self.fixed:
-                return self._checked(self.model(x.to(self.dtype, copy=True)), len(x))
-        except (RuntimeError, ValueError, AssertionError):
-            if len(x) == self.size:
-                raise
-            self.fixed = True  # it takes batches of its first size only: smaller ones are padded
-        missing = -len(x) % self.size
-        parts = torch.cat([x, x[:1].expand(missing, *x.shape[1:])]).to(self.dtype).split(self.size)
-        return self._checked(torch.cat([self.model(part.clone()) for part in parts])[: len(x)], len(x))
+            self.clips = self._clips()
+        if self.draws == 1:
+            return self._logits(x)
+        return torch.stack([self._logits(x).log_softmax(dim=1) for _ in range(self.draws)]).logsumexp(dim=0)
 
     def trace(self, x: Tensor) -> tuple[Tensor, Any]:
         if not hasattr(self.model, "trace"):
             raise UsageError("this attack needs a network with `trace`, from fsr.models.build_model")
-        logits, streams = self.model.trace(x.to(self.dtype, copy=True))
+        logits, streams = self.model.trace(x.to(self.x.dtype, copy=True))
         return self._checked(logits, len(x)), streams
+
+    def _clips(self) -> bool:
+        """Has it no gradient at pixels of 0 and 1, and one just inside?  So has clamp(0, 1) in newer torch."""
+
+        def size(images: Tensor) -> float:
+            leaf = images.clone().requires_grad_()
+            with torch.enable_grad(), own_randomness(0):
+                logits = self._logits(leaf)
+                total = (logits * torch.arange(logits.shape[1], device=leaf.device)).sum()
+                return float(torch.autograd.grad(total, leaf)[0].abs().sum())
+
+        edges = self.x[:8].round()
+        return size(edges) == 0 < size(inward(edges))
+
+    def _logits(self, x: Tensor) -> Tensor:
+        images = (inward(x) if self.clips and x.requires_grad else x).to(self.x.dtype)
+        if images.requires_grad:
+            images.register_hook(lambda gradient: gradient.nan_to_num(0, 0, 0))
+        logits = self._checked(self._passed(images.detach() if self.blind else images), len(x))
+        off = torch.isneginf(logits)
+        lowest = logits.detach().masked_fill(off, torch.inf).amin(dim=1, keepdim=True)
+        return torch.where(off, lowest - 1, logits) + 0 * x.flatten(1).sum(dim=1, keepdim=True)
+
+    def _passed(self, x: Tensor) -> Any:
+        try:
+            if not self.fixed:
+                return self.model(x.clone())
+        except (RuntimeError, ValueError, AssertionError):
+            if len(x) == len(self.x):
+                raise
+        parts = torch.cat([x, x[:1].expand(-len(x) % len(self.x), *x.shape[1:])]).split(len(self.x))
+        logits = torch.cat([self.model(part.clone()) for part in parts])[: len(x)]
+        self.fixed = True  # it takes batches of its first size only: smaller ones are padded
+        return logits
 
     def _checked(self, logits: Any, images: int) -> Tensor:
         if not self.asked:
             if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != images or logits.shape[1] < 2:
                 raise UsageError("the network must give logits (N, K), K at least 2, and nothing else")
-            if logits.shape[1] < self.labels:
-                raise UsageError(f"labels must lie in 0..{logits.shape[1] - 1}, these reach to {self.labels - 1}")
+            check_images(self.x[:1].expand(len(self.y), -1, -1, -1), self.y, logits.shape[1], empty=True)
             self.asked = True
         return logits

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from fsr.attacks import ATTACKS, auto
-from fsr.attacks.gradient import Loss, cross_entropy, dlr, logit_margin
-from fsr.audit.ascent import backward, differences, joint, scale_free, scaled_cross_entropy, slope, with_latent_heads
-from fsr.audit.context import Attackable, Context, Craft, watched
+from fsr.attacks.gradient import cross_entropy, logit_margin
+from fsr.audit.ascent import backward, differences, joint, scale_free, slope, with_latent_heads
+from fsr.audit.context import Context, Craft, attackable
 from fsr.audit.proofs import binary_problem, indicators
 from fsr.files import UsageError
 from fsr.models import Classifier, Intervention
@@ -43,8 +43,8 @@ def bpda(c: Context, details: dict) -> Found:
     """APGD with the mask's backward pass at tau = 1 (BPDA, Athalye et al. 2018)."""
     if not masked(c.net):
         return [("", NO_MASK)]
-    losses: dict[str, Loss] = {"apgd-ce": cross_entropy, "apgd-dlr": dlr if c.classes >= 3 else logit_margin}
-    return [(name, c.climb(slope(c.net, loss), 30, backward_tau=1.0)) for name, loss in losses.items()]
+    up = partial(c.climb, backward_tau=1.0)
+    return [("apgd-ce", up(slope(c.net, cross_entropy), 30)), ("apgd-margin", up(slope(c.net, logit_margin), 30))]
 
 
 def mask(c: Context, details: dict) -> Found:
@@ -63,102 +63,90 @@ def mask(c: Context, details: dict) -> Found:
             return c.net(x), seen
 
     def frozen(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-        with torch.no_grad():
-            values = with_masks(x)[1][: len(masked(c.net))]
-        held = [Intervention(mask=partial(lambda kept, _: kept, value)) for value in values]
+        values = with_masks(x)[1][: len(masked(c.net))]
+        held = [Intervention(mask=partial(lambda kept, _: kept, value.detach())) for value in values]
         return c.climb(slope(c.net, cross_entropy), 40, stop=False, intervention=held)(x, y, rows)
 
-    def driven(x: Tensor, y: Tensor, rows: Tensor, *, towards: float) -> Tensor:
+    def driven(end: float) -> Craft:
         def objective(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
             logits, seen = with_masks(x)
-            distance = sum((value - towards).abs().flatten(1).mean(dim=1) for value in seen) / len(seen)
+            distance = sum((value - end).abs().flatten(1).mean(dim=1) for value in seen) / len(seen)
             return logit_margin(scale_free(logits), y) - PUSH * distance, logits
 
-        half: dict[str, Any] = {"steps": c.budget["steps"] // 2, "backward_tau": 1.0}
-        first = c.climb(backward(objective), 41, stop=False, **half)(x, y, rows)
-        return c.climb(slope(c.net, logit_margin), 41, start=first - x, **half)(x, y, rows)
+        return c.climb(backward(objective), 41, backward_tau=1.0)
 
-    return [("frozen", frozen), *((f"towards-{end}", partial(driven, towards=float(end))) for end in (0, 1))]
+    return [("frozen", frozen), ("towards-0", driven(0.0)), ("towards-1", driven(1.0))]
 
 
 def latent(c: Context, details: dict) -> Found:
-    """Final and auxiliary logits together; final logits and freshly fitted heads on the stages (LAFEAT, Yu 2021)."""
+    """Final and auxiliary logits together; final logits and freshly fitted heads on features (LAFEAT, Yu 2021)."""
 
     def with_auxiliary(x: Tensor) -> tuple[Tensor, list[Tensor]]:
         logits, streams = Classifier(c.net).trace(x)
         return logits, [z for one in streams for z in one.aux.values()]
 
-    there, up = bool(with_auxiliary(c.x[:1])[1]), c.climb(joint(with_auxiliary, 1.0), 50, backward_tau=1.0)
-    yield "joint", up if there else "this model has no auxiliary logits"
-    heads, details["stages"] = with_latent_heads(c.net, *(c.train or (c.x, c.y)), classes=c.classes, batch=c.batch)
-    for name, weight in {"heads": 1.0, "heads-strong": 10.0}.items() if details["stages"] else ():
-        yield name, c.climb(joint(heads, weight), 51)
-    if not details["stages"]:
-        yield "heads", "this model has no stages below its logits"
+    there, up = bool(with_auxiliary(c.x[:1])[1]), c.climb(joint(with_auxiliary), 50, backward_tau=1.0)
+    heads, details["stages"] = with_latent_heads(c.net, c.x, c.y, classes=c.classes, batch=c.batch)
+    fitted = c.climb(joint(heads), 51) if details["stages"] else "this model has no features below its logits"
+    return [("joint", up if there else "this model has no auxiliary logits"), ("heads", fitted)]
 
 
 def transfer(c: Context, details: dict) -> Found:
-    """Images made on the network with m = 1, on it with R = 0, and on the surrogate, at their highest."""
-    nets: dict[str, Any] = {"m1": (c.net, 60, {"intervention": Intervention(mask=torch.ones_like)})}
-    nets["r0"] = (c.net, 60, {"intervention": Intervention(recalibrate=False)})
-    nets["surrogate"] = (c.surrogate, 61, {})
-    missing = {} if masked(c.net) else {"m1": NO_MASK, "r0": NO_MASK}
-    if masked(c.net) and all(module.correct is None for module in masked(c.net)):
-        missing["r0"] = "this model has no recalibration"
-    if c.surrogate is None:
-        missing["surrogate"] = "no surrogate network was given"
-    for kind, (net, stream, switches) in nets.items():
-        if kind in missing:
-            yield kind, missing[kind]
-            continue
-        for name, loss in {"margin": logit_margin, "ce": scaled_cross_entropy}.items():
-            yield f"{kind}-{name}", c.climb(slope(net, loss), stream, stop=False, **switches)
+    """Images made on the network with m = 1, on it with R = 0, and on the surrogate, at their highest margin."""
+    up, own, parts = partial(c.climb, stop=False), slope(c.net, logit_margin), masked(c.net)
+    made: dict[str, Craft | str] = {"m1": NO_MASK, "r0": "this model has no recalibration"}
+    made["surrogate"] = "no surrogate network was given"
+    if parts:
+        made["m1"] = up(own, 60, intervention=Intervention(mask=torch.ones_like))
+    if any(module.correct is not None for module in parts):
+        made["r0"] = up(own, 60, intervention=Intervention(recalibrate=False))
+    if c.surrogate is not None:
+        made["surrogate"] = up(slope(c.surrogate, logit_margin), 61)
+    return made.items()
 
 
 def restarts(c: Context, details: dict) -> Found:
     """PGD on cross-entropy with ten restarts at several step sizes, and on the margin to every likely wrong class."""
-    yield "pgd", c.named("pgd100-restarts", steps=c.budget["pgd_steps"])
-    yield "multi-targeted", c.named("pgd-mt", steps=c.budget["targeted_steps"])
+    steps = c.budget["steps"]
+    return [
+        ("pgd", c.named("pgd100-restarts", steps=steps)),
+        ("multi-targeted", c.named("pgd-mt", steps=steps // 2)),
+    ]
 
 
 def noise(c: Context, details: dict) -> Found:
-    """Gradients averaged over 20 draws (EOT), and AutoAttack `rand`: on FSR with its training noise switched on."""
+    """Gradients averaged over draws (EOT), and AutoAttack `rand`: on FSR with its training noise switched on."""
     if not c.randomised and all(module.spec.mask == "soft" for module in masked(c.net)):
-        yield "", "this model draws no noise"
-        return
-    switches, draws, own = {} if c.randomised else {"noise": True}, c.budget["draws"], c.clean.clone()
+        return [("", "this model draws no noise")]
+    switches, own = {} if c.randomised else {"noise": True}, c.clean.clone()
+    averaged, judge = (attackable(c.model, c.x, c.y, draws) for draws in (8, c.budget["draws"]))
     details["noisy_accuracy"] = own
 
     def rand(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-        how: dict[str, Any] = {"version": "rand", "judge": Attackable(c.model, x, draws), "seed": c.seed}
-        return auto.autoattack(c.reference, x, y, eps=c.eps, batch=c.batch, **how, **c.budget["rand"]).x_adv
+        how: dict[str, Any] = {"version": "rand", "judge": judge, "seed": c.seed, "batch": c.batch}
+        return auto.autoattack(c.reference, x, y, eps=c.eps, **how, **c.budget["rand"]).x_adv
 
     def through_noise(craft: Craft, x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         with switched(c.net, **switches):
             x_adv = craft(x, y, rows)
-            own[rows] &= c.correct(x_adv, rows, randomised=True)
+            own[rows] &= c.correct(x_adv, rows, judge)
         return x_adv
 
-    for name, loss in {"eot-margin": logit_margin, "eot-ce": scaled_cross_entropy}.items():
-        up = c.climb(slope(c.reference, loss, draws), 70, steps=c.budget["noisy_steps"], stop=False)
-        yield name, partial(through_noise, up)
-    yield "rand", "APGD-DLR needs three classes" if c.classes < 3 else partial(through_noise, rand)
+    up = c.climb(slope(averaged, logit_margin), 70, stop=False, part=2)
+    few = "APGD-DLR needs three classes"
+    return [("eot", partial(through_noise, up)), ("rand", few if c.classes < 3 else partial(through_noise, rand))]
 
 
 def queries(c: Context, details: dict) -> Found:
     """Attacks that read scores only: Square, and finite differences (NES); random noise as a control."""
-
-    def nes(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-        oracle = differences(c.reference, logit_margin, sigma=c.eps, pairs=c.budget["pairs"], seed=c.seed)
-        return c.climb(oracle, 80, steps=c.budget["estimated_steps"])(x, y, rows)
-
     square = c.named("square", queries=c.budget["queries"] // c.net.draws)
+    nes = c.climb(differences(c.reference, logit_margin, sigma=c.eps, pairs=c.budget["pairs"]), 80, part=2)
     return [("square", square), ("nes", nes), ("random-noise", c.named("random-noise"))]
 
 
 def binarization(c: Context, details: dict) -> Found:
     """The binarization test of ATTACKS and of the audit's own; attacks on scores get a boundary half as far."""
-    images, shares, changed = c.x[c.clean][: c.budget["binary"]], dict[str, float](), list[str]()
+    images, shares = c.x[c.clean][: c.budget["binary"]], dict[str, float]()
     for scores_only, closeness in ((False, 0.99), (True, 0.5)):
         try:
             model, x, y = binary_problem(c.model, images, c.eps, seed=c.seed, closeness=closeness)
@@ -166,16 +154,15 @@ def binarization(c: Context, details: dict) -> Found:
             return [("", str(error))]
         inner = Context(model=model, x=x, y=y, eps=c.eps, seed=c.seed, budget=c.budget, batch=c.batch)
         options = {"queries": c.budget["queries"]} if scores_only else {}
-        kept = dict[str, Tensor]()
-        for name, attack in ATTACKS.items():
-            if name not in ("clean", *c.budget["untested"]) and ("queries" in attack.takes) == scores_only:
-                # UsageError: it needs another network, or auxiliary heads, which know nothing of this problem
-                with suppress(UsageError), watched(inner.net, name, changed):
-                    kept |= inner.run([(name, inner.named(name, **options))])
+        left_out = {"clean", "pgd20-joint", *c.budget["untested"]}  # auxiliary heads know nothing of this problem
+        attacks = {name for name, attack in ATTACKS.items() if ("queries" in attack.takes) == scores_only}
+        found: list = [(name, inner.named(name, **options)) for name in ATTACKS if name in attacks - left_out]
         for group in (queries,) if scores_only else (autoattack, bpda, mask):
-            kept |= {f"{group.__name__}/{name}": right for name, right in inner.run(group(inner, {})).items()}
-        shares |= {name: 1 - float(right.double().mean()) for name, right in kept.items()}
-    details |= {"shares": shares, "images": len(images), "changed": changed}
+            found += [(f"{group.__name__}/{name}", craft) for name, craft in group(inner, {})]
+        for name, craft in found:
+            with suppress(UsageError):  # it needs another network or more classes
+                shares |= {each: 1 - float(kept.double().mean()) for each, kept in inner.run([(name, craft)]).items()}
+    details |= {"shares": shares, "images": len(images)}
     return []
 
 

@@ -128,7 +128,6 @@ def _audit(run: Run, analysis: Analysis, model: Classifier, options: Options) ->
         options.check()
 
     setting: dict[str, Any] = {"surrogate": network, "on_group": on_group, "done": dict(done)}
-    setting["train"] = (as_float(data.held_x), data.held_y) if len(data.held_y) else None
     budget = analysis.budget or "quick"
     hook = model.register_forward_pre_hook(lambda *_: options.check())  # a group takes minutes; copies keep the hook
     try:

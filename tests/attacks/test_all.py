@@ -205,7 +205,6 @@ def test_unknown_and_missing_names_and_options_are_refused(batch):
         attack_named("pgd-20")
     wrong = [("transfer", {"surrogate": None}, "needs \\('surrogate"), ("fgsm", {"steps": 3}, "not {'steps'}")]
     wrong += [("pgd20", {"steps": -1}, "whole number"), ("square", {"queries": 2.5}, "2.5")]
-    wrong += [("pgd20", {"indices": [1]}, "do not fit 8")]
     for name, options, says in wrong:
         with pytest.raises(UsageError, match=says):
             ATTACKS[name](Net(), *batch, eps=EPS, **options)

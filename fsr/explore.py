@@ -1,10 +1,8 @@
 """What notebooks show of records and networks: plain functions first, the widgets of notebook 16 last."""
 
 import html
-import importlib.metadata
 import io
 import os
-import platform
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,46 +16,31 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fsr import experiments, files, hardware, runs, store
-from fsr.analyse import module_inputs
+from fsr.analyse import Inspection
 from fsr.attacks import attack_named
-from fsr.config import BACKBONES, Run, diff
+from fsr.config import Analysis, Run, diff
 from fsr.data import as_float, part_of_test
 from fsr.files import FSRError, MissingRecord, UsageError
-from fsr.models.modes import eval_mode
 from fsr.tables import labels
 
 pd.options.display.max_colwidth = 1000  # a run's module is shown whole
 ATTACKS = ("clean", "fgsm", "pgd20", "pgd100", "cw")  # quick enough to wait for
 KINDS = ("ema", "last", "best")
-STREAMS = {"f": "f", "robust": "f⁺", "nonrobust": "f⁻", "recalibrated": "f̃⁻", "features": "f̃"}
+STREAMS = {"f": "f", "robust": "f⁺", "nonrobust": "f⁻", "recalibrated": "f̃⁻", "output": "f̃"}
 
 
 def versions() -> pd.DataFrame:
     """Python, the packages that decide results, and the device that would be used."""
-    parts = hardware.describe(hardware.device_named(None))
-    rows = {"Python": platform.python_version()} | {name: importlib.metadata.version(name) for name in files.PACKAGES}
-    rows |= {"device": parts.get("gpu", parts["device"]), "processor": f"{parts['cpu']}, {parts['cores']} cores"}
-    return pd.DataFrame({"version": rows})
-
-
-def plan(profile: str) -> pd.DataFrame:
-    """The profile's main network, and how many trainings and evaluations are planned around it."""
-    run, planned = experiments.main_pair(profile)[0], experiments.SETS[profile]["all"]
-    rows: dict = {"data set": labels.dataset(run.dataset), "network": labels.network(run)}
-    rows |= {"eps": f"{255 * run.eps:.1f}/255", "epochs": run.epochs, "trainings": len(planned)}
-    rows["evaluations"] = sum(len(experiments.evaluations(profile, "all", one)) for one in planned)
-    return pd.DataFrame({profile: rows})
+    parts, origin = hardware.describe(hardware.device_named(None)), files.provenance()
+    machine = {"device": parts.get("gpu", parts["device"]), "processor": f"{parts['cpu']}, {parts['cores']} cores"}
+    return pd.DataFrame({"version": {"Python": origin["python"], **origin["versions"], **machine}})
 
 
 def data_summary(run: Run) -> pd.DataFrame:
-    """Images, size and class balance of the training, held-out and test part."""
-    data, rows = runs.data_of(run), {}
-    for name, part in {"train": "train", "held out": "held", "test": "test"}.items():
-        shape, y = getattr(data, f"{part}_x").shape, getattr(data, f"{part}_y")
-        counts = torch.bincount(y, minlength=data.classes)
-        rows[name] = [len(y), " x ".join(map(str, shape[1:])), int(counts.min()), int(counts.max())]
-    columns = ["images", "channels x height x width", "smallest class", "largest class"]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+    """Images and their size in the training, held-out and test part."""
+    data = runs.data_of(run)
+    parts = {"train": data.train_x, "held out": data.held_x, "test": data.test_x}
+    return pd.DataFrame([tuple(x.shape) for x in parts.values()], parts, ["images", "channels", "height", "width"])
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -85,26 +68,23 @@ def sample_grid(run: Run, *, noise: bool = False, images: int = 20) -> Figure:
     return figure
 
 
-def complete(profile: str, notebook: str, device: str | None = None) -> str:
+def complete(profile: str, notebook: str) -> str:
     """Compute what the notebook reads and no record holds; with FSR_COMPUTE=0 only count what is missing."""
     if os.environ.get("FSR_COMPUTE") != "0":
-        runs.ensure(profile, notebook, runs.Options(device=device))
+        runs.ensure(profile, notebook)
     left = sum(len(task.missing()) for task in runs.missing(profile, experiments.NEEDS[notebook]))
-    missing = f"{left} records are missing: they show as not run"
-    return missing if left else "every record that this notebook reads is here"
+    return f"{left} records are missing: they show as not run" if left else "every record is here"
 
 
 def trained(profile: str, *, modules: bool) -> pd.DataFrame:
     """A row per planned run, without or with an inserted module: what it is, as `status` says it, and how it went."""
     rows = []
     for run in (run for run in experiments.SETS[profile]["all"] if (run.module is not None) == modules):
-        row: dict = {"run": labels.run(profile, run), "network": labels.network(run), "epochs": "not run"}
+        rows.append({"run": labels.run(profile, run), "network": labels.network(run), "epochs": "not run"})
         with suppress(MissingRecord):
-            history = store.history(run).set_index("epoch")
-            row["epochs"] = f"{len(history)}/{run.epochs}"
-            row["clean"], row["robust"] = history[["held_clean_acc", "held_robust_acc"]].iloc[-1].round(3)
-            row["best epoch"] = history["held_robust_acc"].fillna(-1).idxmax() if run.holdout else None
-        rows.append(row)
+            history = store.history(run)
+            clean, robust = history[["held_clean_acc", "held_robust_acc"]].iloc[-1].round(3)
+            rows[-1] |= {"epochs": f"{len(history)}/{run.epochs}", "clean": clean, "robust": robust}
     return pd.DataFrame(rows)
 
 
@@ -138,33 +118,27 @@ def example(profile: str, label: str) -> tuple[Run, str]:
 
 
 def inspect(run: Run, checkpoint: str = "ema", *, attack: str = "pgd20", image: int = 0) -> SimpleNamespace:
-    """Attack one test image on the CPU; of the attacked one at FSR's place: maps, classes of the heads and mask.
+    """Attack one test image on the CPU, and see the streams and the answers of the heads at FSR's place.
 
-    images: clean and attacked (2, 3, H, W) in [0, 1]; probabilities: (2, K); maps: stream to mean |feature| (h, w).
+    images: clean, attacked (2, 3, H, W); probabilities (2, K); maps: stream to mean |f| (h, w); mask (2, C, h, w).
     """
     data = runs.data_of(run)
-    if attack not in ATTACKS or not 0 <= image < len(data.test_y):
-        choices = f"choose one of {', '.join(ATTACKS)}, and an image in 0..{len(data.test_y) - 1}"
-        raise UsageError(f"no attack {attack!r} on image {image}: {choices}")
-    x, y, index = (part[image : image + 1] for part in part_of_test(data, len(data.test_y)))
-    x, model = as_float(x), runs.load_model(run, checkpoint, runs.Options(device="cpu"))
-    planned = (other for sets in experiments.SETS.values() for other in sets["all"])
-    alike = (other.fsr for other in planned if (other.dataset, other.backbone) == (run.dataset, run.backbone))
-    place = next((spec.at[-1] for spec in alike if spec and spec.at), BACKBONES[run.backbone].fsr_stage)
-    with eval_mode(model):
-        x = torch.cat([x, attack_named(attack)(model, x, y, eps=run.eps, seed=0, indices=index)])
-        with torch.no_grad(), module_inputs(model, place) as inputs:
-            logits, streams = model.trace(x)
-    maps, heads, mask, last = {"f": inputs[-1]}, {}, None, cast(Any, streams[-1] if streams else None)
-    if getattr(last, "nonrobust", None) is not None:
-        maps |= {name: f for name in STREAMS if (f := getattr(last, name, None)) is not None}
-        heads = {name: data.class_names[int(aux[1].argmax())] for name, aux in last.aux.items()}
-        mask = None if last.mask is None else last.mask[1].flatten().numpy()
+    if not 0 <= image < len(data.test_y):
+        raise UsageError(f"no image {image}; choose one of 0..{len(data.test_y) - 1}")
+    model = runs.load_model(run, checkpoint, runs.Options(device="cpu"))
+    job = Inspection(model, run, Analysis(kind="maps", images=image + 1), data)
+    bases = {(plan.base.dataset, plan.base.backbone): plan.place for plan in experiments.PROFILES.values()}
+    job.place = (*bases.get((run.dataset, run.backbone), ()), job.place)[0]  # AT is seen where FSR would sit
+    x, y, index = as_float(job.x[image:]), job.y[image:], job.index[image:]
+    x = torch.cat([x, attack_named(attack)(model, x, y, eps=run.eps, seed=0, indices=index)])
+    at_fsr, streams = job.see(x), cast(Any, model.trace(x)[1])
+    heads = streams[-1].aux if at_fsr.mask is not None else {}
     method = f"{labels.method(run.label)}, seed {run.seed}, {checkpoint}"
     title = f"{method}: test image {int(index)} under {labels.metric(attack)}"
     seen = {"title": title, "eps": run.eps, "label": int(y), "class_names": data.class_names, "images": x.numpy()}
-    seen |= {"maps": {name: f[1].abs().mean(0).numpy() for name, f in maps.items()}, "heads": heads, "mask": mask}
-    return SimpleNamespace(**seen, probabilities=logits.softmax(1).numpy())
+    seen |= {"maps": {name: f[1].abs().mean(0).numpy() for name, f in at_fsr.maps.items()}}
+    seen["heads"] = {name: data.class_names[int(aux[1].argmax())] for name, aux in heads.items()}
+    return SimpleNamespace(**seen, mask=at_fsr.mask, probabilities=at_fsr.logits.softmax(1).numpy())
 
 
 def draw(*seen: SimpleNamespace) -> Figure:
@@ -183,34 +157,33 @@ def draw(*seen: SimpleNamespace) -> Figure:
         frame = frame.loc[frame.max(axis=1).nlargest(10).index].sort_index()
         frame.plot.barh(ax=part.add_subplot(grid[1, :3]), xlim=(0, 1), title=f"confidence (true class: {truth})")
         if one.mask is not None:
-            part.add_subplot(grid[1, 3:], title="mask m").hist(one.mask, bins=20, range=(0, 1), color="grey")
+            part.add_subplot(grid[1, 3:], title="mask m").hist(
+                one.mask[1].flatten(), bins=20, range=(0, 1), color="grey"
+            )
         part.suptitle(one.title, fontsize=9)
     return figure
 
 
 def app(profile: str) -> widgets.Widget:
     """Menus for one or two networks, an attack and an image; every change draws again or says what is wrong."""
-    known = networks(profile)
-    if known.empty:
+    menu = [(name, (run, checkpoint)) for name, run, checkpoint in networks(profile).itertuples(index=False)]
+    if not menu:
         return widgets.HTML(f"No weights are here; type <code>python -m fsr train --profile {profile}</code>.")
-    menu, attacks = list(zip(known["name"], known.index)), [(labels.metric(name), name) for name in ATTACKS]
-    choices = (("network", menu), ("beside it", [("(none)", None), *menu]), ("attack", attacks))
-    controls: list = [widgets.Dropdown(options=options, description=name) for name, options in choices]
-    controls[2].value = "pgd20"
-    controls.append(widgets.BoundedIntText(value=0, min=0, max=10**6, description="image"))
+    choices: dict = {"network": menu, "beside it": [("(none)", None), *menu], "attack": ATTACKS}
+    controls: list = [widgets.Dropdown(options=options, description=name) for name, options in choices.items()]
+    controls.append(widgets.BoundedIntText(max=10**6, description="image"))
     picture, message = widgets.Image(format="png"), widgets.HTML()  # an Output widget can block papermill's kernel
 
     def refresh(_change=None) -> None:
         *chosen, attack, image = (control.value for control in controls)
-        rows = [known.loc[place] for place in chosen if place is not None]
         buffer = io.BytesIO()
         try:
-            draw(*(inspect(row["run"], row["checkpoint"], attack=attack, image=image) for row in rows)).savefig(buffer)
+            draw(*(inspect(*one, attack=attack, image=image) for one in chosen if one)).savefig(buffer)
             picture.value, message.value = buffer.getvalue(), ""
         except FSRError as error:
             message.value = html.escape(str(error))
 
     for control in controls:
         control.observe(refresh, names="value")
-    refresh()
+    controls[2].value = "pgd20"  # which draws
     return widgets.VBox([*controls, message, picture])

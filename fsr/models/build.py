@@ -1,6 +1,8 @@
-"""FSR or a peer in the networks that runs train, FSR in any other network, and how their streams come out."""
+"""Networks with FSR or a peer: those that runs train, any other, and the authors' checkpoints (wkim97/FSR)."""
 
+import re
 from collections.abc import Iterable
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from fsr.config import BACKBONES, DATASETS, PEERS, FSRSpec, PeerSpec, Run
 from fsr.files import UsageError
 from fsr.models.fsr import FSR
-from fsr.models.modes import eval_mode, hooked
+from fsr.models.modes import copied, hooked
 
 
 class Inserted(nn.Module):
@@ -71,19 +73,15 @@ def insert_all(net: nn.Module, modules: dict[str, nn.Module]) -> None:
 
 
 def dry_run(net: nn.Module, x: Tensor, paths=(), *, training: bool = False) -> tuple[Any, dict[str, list[Any]]]:
-    """What net gives for x, or the exception that it raises, and all outputs at each path; net is left as it was."""
+    """What a copy of net gives for x, or the exception that it raises, and all outputs at each path."""
+    net = copied(net).train(training)
     parts, outputs = {net.get_submodule(path): path for path in paths}, {path: list[Any]() for path in paths}
-    buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
-    with eval_mode(net), hooked(parts, lambda part, _, y: outputs[parts[part]].append(y)), torch.no_grad():
-        net.train(training)
-        with torch.random.fork_rng([x.device] * x.is_cuda):
-            try:
-                given = net(x.clone())
-            except Exception as error:  # a foreign network may refuse an input by any exception
-                given = error
-        for buffer, before in buffers:
-            buffer.copy_(before)
-    return given, outputs
+    noting = hooked(parts, lambda part, _, y: outputs[parts[part]].append(y))
+    with noting, torch.no_grad(), torch.random.fork_rng([x.device] * x.is_cuda):
+        try:
+            return net(x.clone()), outputs
+        except Exception as error:  # a foreign network may refuse an input by any exception
+            return error, outputs
 
 
 def _wrong(outputs: list[Any], x: Tensor) -> str:
@@ -128,7 +126,7 @@ def build_model(
     if fsr is not None and peer is not None:
         raise UsageError("a network takes an FSRSpec or a PeerSpec, not both")
     chosen = BACKBONES[backbone]
-    blocks, width = chosen.blocks if blocks is None else tuple(blocks), chosen.width if width is None else width
+    blocks, width = tuple(blocks or chosen.blocks), chosen.width if width is None else width
     if len(blocks) != len(chosen.stages) or min(*blocks, width) < 1:
         raise UsageError(f"{backbone} needs {len(chosen.stages)} numbers of blocks, all above 0, not {width}, {blocks}")
     net = resolve_name(f"fsr.models.{chosen.code}")(num_classes, width, blocks)
@@ -140,37 +138,32 @@ def build_model(
         usual = chosen.stages if PEERS[peer.name].every_stage else tuple(last_two)
     paths = getattr(fsr or peer, "at", ()) or usual
     images, modules = [torch.zeros(1, 3, size, size) for size in (8, 32, 64)], dict[str, nn.Module]()
-    for path, f in features_at(net, paths, images)[2].items() if paths else ():
+    for path, f in features_at(net, paths, images)[2].items():
         if peer is None:
             modules[path] = FSR(f.shape[1], num_classes, fsr, reference=chosen.reference)
         else:
             kind = resolve_name(f"fsr.models.{PEERS[peer.name].code}")
             modules[path] = kind(f.shape[1], num_classes, path == paths[-1])
-    for module in modules.values():
-        initialise(module)
+    initialise(nn.ModuleList(modules.values()))
     insert_all(net, modules)
     return Classifier(net)
 
 
 def model_of(run: Run, num_classes: int | None = None) -> Classifier:
     """The network that a run trains, freshly initialised; num_classes: of `folder:` data, which no run knows."""
-    if num_classes is None:
-        if run.dataset not in DATASETS:
-            raise UsageError(f"how many classes {run.dataset!r} has is known once it is read: give num_classes")
-        num_classes = DATASETS[run.dataset].classes
-    return build_model(run.backbone, num_classes, run.fsr, run.peer, run.width, run.blocks)
+    classes = DATASETS[run.dataset].classes if num_classes is None else num_classes
+    return build_model(run.backbone, classes, run.fsr, run.peer, run.width, run.blocks)
 
 
 def _check_outputs(model: nn.Module, x: Tensor, logits: Any, num_classes: int) -> None:
     """UsageError unless a network gives logits (N, K) and nothing else, in both modes."""
     batches = (torch.cat([x, x]), x, x.new_zeros(2, 3, 299, 299))  # Inception's auxiliary outputs need 299 pixels
-    given = (dry_run(model, batch, training=True)[0] for batch in batches)
-    trained = next((output for output in given if not isinstance(output, Exception)), logits)
+    outputs = (dry_run(model, batch, training=True)[0] for batch in batches)
+    trained = next((output for output in outputs if not isinstance(output, Exception)), logits)
     for output, mode in ((logits, "evaluation"), (trained, "training")):
-        if not isinstance(output, Tensor) or tuple(output.shape[1:]) != (num_classes,):
-            what = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
-            should = f"not logits (N, {num_classes}) alone; num_classes must be that of its own head"
-            raise UsageError(f"the network gives {what} in {mode} mode, {should}, auxiliary outputs off or wrapped")
+        given = tuple(output.shape) if isinstance(output, Tensor) else (type(output).__name__,)
+        if given[1:] != (num_classes,):
+            raise UsageError(f"the network gives {given} in {mode} mode, not logits (N, {num_classes}) alone")
 
 
 def attach_fsr(
@@ -190,9 +183,61 @@ def attach_fsr(
     black = [weights[0].new_zeros(1, 3, size, size) for size in (32, 64, 224)]
     x, logits, features = features_at(net, paths, black if example is None else [example])
     _check_outputs(net, x, logits, num_classes)
-    modules = dict[str, nn.Module]()
-    for path, f in features.items():
-        like = next((p for p in weights if p.dtype == f.dtype), weights[0])  # autocast's type is no weight's
-        modules[path] = FSR(f.shape[1], num_classes, spec).to(f.device, like.dtype)
-    insert_all(net, modules)
+    insert_all(net, {path: FSR(f.shape[1], num_classes, spec).to(weights[0]) for path, f in features.items()})
     return Classifier(net)
+
+
+# Pattern to replacement, one after the other. VGG's block0.3 is conv1_2: stages count from 1 here, and from the second
+# on a max-pool opens them. WideResNet's sub_block1, which nothing runs, stays behind.
+NAMES: dict[str, dict] = {
+    "vgg16": {r"^block(\d+)\.(\d+)": lambda found: f"block{int(found[1]) + 1}.{int(found[2]) + (found[1] != '0')}"},
+    "wideresnet34": {r"^bn1\.": "block3.bn.", r"\.layer\.": ".", r"\.convShortcut\.": ".shortcut."},
+}
+MODULE = {r"^separation\.sep_net": "score", r"^recalibration\.rec_net": "correct", r"^aux\.0": "aux"}
+
+
+def our_name(name: str, backbone: str, stage: str) -> str:
+    """The name in our Classifier of a weight in their network; stage: where FSR sits."""
+    inside = {pattern: f"{stage}.module.{ours}" for pattern, ours in MODULE.items()}
+    for pattern, ours in (NAMES.get(backbone, {}) | {rf"^{stage}\.": f"{stage}.submodule."} | inside).items():
+        name = re.sub(pattern, ours, name)
+    return f"net.{name}"
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by their names, without running any code that it may hold."""
+    if not path.is_file():
+        raise UsageError(f"no file {path}; give the authors' checkpoint")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # nothing is executed, but damaged bytes lead the reader into any exception there is
+        found = re.search(r"Unsupported (?:global: GLOBAL|class) ([\w.]+)", str(error))
+        why = f"holds {found[1]}, which is more than weights" if found else "is not a whole file of weights"
+        raise UsageError(f"{path} {why}; save its state_dict alone") from None
+    for wrapper in ("state_dict", "net", "model"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UsageError(f"{path} holds no state_dict: a mapping of names to tensors is expected")
+    return {re.sub(r"^(module\.|_orig_mod\.)+", "", str(name)): value for name, value in state.items()}
+
+
+def official_state(path, backbone: str) -> tuple[dict[str, Tensor], int]:
+    """The checkpoint under our names without dead weights, and its number of classes; UsageError for another file."""
+    state, stage = _read(Path(path)), BACKBONES[backbone].fsr_stage
+    kept = {our_name(k, backbone, stage): v for k, v in state.items() if not k.startswith("sub_block1.")}
+    return kept, state["aux.0.bias"].numel() if "aux.0.bias" in state else 10
+
+
+def load_official(path, backbone: str, tau: float = 0.1) -> Classifier:
+    """A checkpoint of the authors' code (wkim97/FSR) as a Classifier in eval mode; no code in it is run.
+
+    backbone: of full size; tau: what it was trained with. UsageError where a weight is missing or does not fit.
+    """
+    state, num_classes = official_state(path, backbone)
+    model = build_model(backbone, num_classes, fsr=FSRSpec(tau=tau))
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise UsageError(f"{path} is not the authors' {backbone}: {' '.join(str(error).split())[:250]}") from None
+    return model.eval()

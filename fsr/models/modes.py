@@ -7,18 +7,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 
 @contextmanager
 def eval_mode(model):
     """Evaluate inside the block; afterwards every submodule has its own mode back, a frozen part its frozen one."""
-    before = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with ExitStack() as stack:
+        for module in model.modules():
+            stack.callback(setattr, module, "training", module.training)
+        model.eval()
         yield model
-    finally:
-        for module, was_training in before.items():
-            module.training = was_training
 
 
 @contextmanager
@@ -42,9 +41,7 @@ def count_params(model: nn.Module) -> int:
 
 
 def count_macs(model: nn.Module, x: Tensor) -> int:
-    """Multiply-accumulates of convolutions and linear layers, per image of an eval-mode pass on x (N, C, H, W)."""
-    macs, layers = list[int](), [part for part in model.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
-    counted = hooked(layers, lambda layer, _, y: macs.append(y.numel() * layer.weight[0].numel()))
-    with eval_mode(model), torch.no_grad(), counted:
+    """Multiply-accumulates of convolutions and matrix products, per image of an eval-mode pass on x (N, C, H, W)."""
+    with eval_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counted:
         model(x)
-    return sum(macs) // len(x)
+    return counted.get_total_flops() // 2 // len(x)

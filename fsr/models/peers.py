@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fsr.files import UsageError
 from fsr.models.fsr import Streams
 
 
@@ -41,9 +40,7 @@ class _Probed(nn.Module):
         return self.streams(f).features
 
     def streams(self, f: Tensor, y: Tensor | None = None) -> Streams:
-        """Features and the probe's logits; y: (N,) int64, needed in training mode and read there only."""
-        if self.training and y is None:
-            raise UsageError(f"{type(self).__name__} in training mode needs the labels: call trace(x, y)")
+        """Features and the probe's logits; y: (N,) int64, read in training mode only."""
         gate, logits = self.gate(f, y if self.training else None)
         return Streams(f * gate[:, :, None, None].to(f.dtype), {"probe": logits})
 

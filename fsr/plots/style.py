@@ -92,7 +92,7 @@ def cells(profile: str, name: str, **wanted) -> pd.DataFrame:
     for column, value in wanted.items():
         frame = frame[frame[column].isin(np.atleast_1d(value))]
     if "value" not in frame:
-        return frame[frame["accuracy"].notna()]
+        return frame[frame["correct"].notna()]
     low, high = (frame[f"seeds_{end}"].fillna(frame[end]) for end in ("low", "high"))
     return frame.assign(low=low, high=high)[frame["value"].notna()]
 

@@ -99,7 +99,7 @@ def results() -> str:
     metrics = ["clean", "pgd20", "ensemble", experiments.profile_of(profile).autoattack]
     wanted = {"row": ["AT", "AT + FSR", say.MAIN], "kind": OURS, "metric": metrics, "checkpoint": ["last", "ema"]}
     wanted |= {"dataset": [gain["dataset"]], "network": [gain["network"]]}
-    frame = tables.table(profile, "T1")
+    frame = tables.table(profile, "T1").sort_values("checkpoint", ascending=False, kind="stable")  # last, then EMA
     shown = tables.wide(frame[frame[list(wanted)].isin(wanted).all(axis=1)])
     columns = ["weights", "method", *map(labels.metric, metrics), "seeds"]
     text = shown[columns].to_markdown(index=False, disable_numparse=True)

@@ -42,12 +42,11 @@ def seeds(counts) -> str:
     return " to ".join(dict.fromkeys(ends)) + (" seed" if max(counts) == 1 else " seeds")
 
 
-def reported(profile: str, name: str, weights: str = "") -> pd.DataFrame:
-    """This project's recorded numbers of these weights, by default of those that the profile reports."""
+def reported(profile: str, name: str) -> pd.DataFrame:
+    """A table; of one of attacks, this project's recorded numbers of the weights that the profile reports."""
     if "metric" not in (frame := tables.table(profile, name)):
         return frame
-    weights = weights or experiments.profile_of(profile).report_checkpoint
-    return cells(profile, name, kind=["ours", "gain"], checkpoint=weights)
+    return cells(profile, name, kind=["ours", "gain"], checkpoint=experiments.profile_of(profile).report_checkpoint)
 
 
 def cell(numbers: pd.DataFrame, row: str, metric: str) -> dict | None:

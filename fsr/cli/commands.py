@@ -148,16 +148,13 @@ def compare(other: Other, profile: Profile = "demo", root: Root = None) -> None:
     """Print accuracies here beside those of another root, as `make retrain` does; differences in points of percent."""
     files.use(root=root)
     planned, here = experiments.SETS[experiments.profile_of(profile).name]["all"], files.root()
-
-    def metrics(where: Path):
-        files.use(root=where)
-        return store.metrics(planned)
-
-    again, values = metrics(other), metrics(here)
+    files.use(root=other)
+    again = store.metrics(planned)
+    files.use(root=here)
     if again.empty:
         raise UsageError(f"{other} holds no results of this profile; type `make retrain`")
     keys = ["run_id", "checkpoint", "attack_id"]
-    both = values.merge(again, on=keys, suffixes=("", "_again"), validate="one_to_one")
+    both = store.metrics(planned).merge(again, on=keys, suffixes=("", "_again"), validate="one_to_one")
     both["difference"] = 100 * (both["accuracy_again"] - both["accuracy"])
     columns, sizes = [*keys, "n", "accuracy", "accuracy_again", "difference"], both["difference"].abs()
     typer.echo(both.to_string(index=False, columns=columns, float_format="{:.4f}".format))

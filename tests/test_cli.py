@@ -11,9 +11,10 @@ from tiny import BRISK, tiny_run
 from fsr import __main__ as cli
 from fsr import experiments, files, notebooks, report, runs, store
 from fsr.audit import BUDGETS
+from fsr.cli import options
 from fsr.config import Analysis, Evaluation, Run, run_id
 from fsr.files import MissingData
-from fsr.runs import local
+from fsr.runs.tasks import failure
 from fsr.train import loop as train
 
 FIRST = experiments.SETS["ci"]["whitebox"][0]
@@ -76,7 +77,7 @@ def test_what_is_not_there_is_refused_before_anything_is_computed(fsr, root, mon
     def gone(name):
         raise MissingData(f"{name} is not here")
 
-    monkeypatch.setattr(local, "fetch", gone)
+    monkeypatch.setattr(options, "fetch", gone)
     assert fsr("train", "whitebox", "-p", "mini")[::2] == (2, "cifar10 is not here\n")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert "no CUDA" in fsr("train", "whitebox", "-p", "ci", "--device", "cuda")[2]
@@ -136,23 +137,24 @@ def test_a_dry_run_says_what_would_be_computed_and_computes_nothing(fsr, root):
 
 
 def test_missing_trainings_take_the_seconds_per_epoch_of_those_alike(fsr, root):
-    done, begun = experiments.main_pair("ci")
+    done, begun = (run for run in experiments.SETS["ci"]["whitebox"] if run.label == "at")
     for run, epochs in ((done, done.epochs), (begun, 1)):
         store.save_config(run)
         data = store.save_history(run, [{"epoch": i, "seconds": 600.0} for i in range(1, epochs + 1)])
         if run == done:
             record = {"run_id": run_id(done), "hardware": {"device": "cpu"}, "history_sha256": files.sha256(data)}
             files.save_json(files.run_dir(run_id(done)) / "env.json", record)
+    left = files.duration(600 * (begun.epochs - 1))
     lines = fsr("status", "-p", "ci", "--device", "cpu")[1].splitlines()
     line = next(line for line in lines if run_id(begun) in line)
-    assert files.duration(600 * (begun.epochs - 1)) in line and line.split()[:3] == ["AT", "+", "FSR,"]
+    assert left in line and line.split()[:3] == ["AT,", "seed", "1"]
 
 
 def test_status_names_every_run_once_in_the_words_of_its_table(fsr):
     code, out, _ = fsr("status", "-p", "demo")
     ids = [run_id(run) for run in experiments.SETS["demo"]["all"]]
     assert code == 0 and all(out.count(name) == 1 for name in ids)
-    assert f"0 done, 0 partial, {len(ids)} missing, 0 damaged of {len(ids)} runs" in out
+    assert f"0 done, 0 partial, {len(ids)} missing of {len(ids)} runs" in out
     named = ("T5 tau = 0.05", "AT + FSR", "AT + FSR, VGG-8-BN (width 8)")
     assert all(f" {name}, seed 0 " in f" {out}" for name in named)
 
@@ -211,7 +213,7 @@ def test_every_command_has_help_with_an_example(fsr):
 def test_verbose_shows_where_a_failure_comes_from(fsr, capsys):
     for loud in ((), ("-v",)):
         fsr(*loud, "data", "path")
-        assert local.ended(KeyError("lost"), "x").failed == ["x: KeyError: 'lost' (-v shows where)"]
+        assert failure(KeyError("lost"), "x") == "x: KeyError: 'lost' (-v shows where)"
         assert ("a task failed" in capsys.readouterr().err) == bool(loud)
 
 

@@ -1,7 +1,6 @@
 """A Ray cluster computes what one process computes, whoever is killed on the way."""
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -19,8 +18,8 @@ from tiny import results
 
 from fsr import files, store
 from fsr.config import Analysis, Evaluation, FSRSpec, Run, for_dataset, run_id
-from fsr.files import CorruptFile, UsageError
-from fsr.runs import Options, Task, local, perform, state_path
+from fsr.files import FSRError, TimeUp, UsageError
+from fsr.runs import Options, Task, perform, state_path
 from fsr.runs import ray as room
 from fsr.runs.local import run_inline
 from fsr.runs.ray import resources, run_tasks
@@ -33,16 +32,14 @@ LOOKS = (Evaluation(attack="clean"), Evaluation(attack="pgd20", checkpoint="ema"
 SURROGATE = Evaluation(attack="transfer", surrogate=run_id(RUNS[2]))
 HELD = 4  # the epoch in which trainings wait for a test
 PATIENCE = 900  # seconds, for a machine that does other work as well
-TASKS = [Task(run=run, evaluations=LOOKS) for run in RUNS] + [Task(run=RUNS[0], evaluations=(SURROGATE,))]
+TASKS = [Task(run=run, parts=LOOKS) for run in RUNS] + [Task(run=RUNS[0], parts=(SURROGATE,))]
 
 
 def test_small_networks_share_a_gpu_and_take_one_core():
-    small, wide, timed = Task(run=BASE), Task(run=Run()), Task(run=BASE, analyses=(Analysis(kind="cost"),))
-    shares = {task: resources(task, gpus=True, cpus=8) for task in (wide, small, Task(run=Run(width=16)), timed)}
-    assert [need["num_gpus"] for need in shares.values()] == [1, 0.125, 0.25, 1]  # what is timed has it for itself
-    assert {need["num_cpus"] for need in shares.values()} == {1}
-    assert resources(wide, gpus=False, cpus=8) == {"num_gpus": 0, "num_cpus": 8}
-    assert resources(small, gpus=False, cpus=8) == {"num_gpus": 0, "num_cpus": 1}
+    small, wide, timed = Task(run=BASE), Task(run=Run()), Task(run=BASE, parts=(Analysis(kind="cost"),))
+    shares = [resources(task, gpus=True) for task in (wide, small, Task(run=Run(width=16)), timed)]
+    assert [need["num_gpus"] for need in shares] == [1, 0.125, 0.25, 1]  # what is timed has it for itself
+    assert resources(wide, gpus=False) == {"num_gpus": 0, "num_cpus": 1}
 
 
 class FakeRay:
@@ -54,16 +51,10 @@ class FakeRay:
 
     def remote(self, thing):
         def start(options, *arguments):
-            if isinstance(thing, type):
-                actor = thing()
-                return SimpleNamespace(**{n: SimpleNamespace(remote=getattr(actor, n)) for n in ("tell", "take")})
             self.asked.append(options)
             return SimpleNamespace(future=lambda: self.thread.submit(thing, *arguments))
 
         return SimpleNamespace(options=lambda **options: SimpleNamespace(remote=partial(start, options)))
-
-    def get(self, result, timeout):
-        return result
 
     def nodes(self):
         return [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": False, "Resources": {"CPU": 1.0, "GPU": 1.0}}]
@@ -85,17 +76,14 @@ def ray(root, monkeypatch):
 def replaced(monkeypatch, behaviour=lambda task, options: []) -> list[Task]:
     """Replace the work by `behaviour`; returns the list that each task is added to."""
     done: list[Task] = []
-    monkeypatch.setattr(local, "perform", lambda task, options: done.append(task) or behaviour(task, options))
+    monkeypatch.setattr(room, "perform", lambda task, options: done.append(task) or behaviour(task, options))
     return done
 
 
 def test_all_tasks_are_done_in_order_and_reported(ray, root, monkeypatch):
-    heard, done = [], replaced(monkeypatch, lambda task, options: options.report(task.name, "epoch", 3, 3) or [])
-    summary = run_tasks(TASKS, Options(report=lambda *event: heard.append(event)))
-    assert summary == local.Summary() and done == TASKS
-    names = [run_id(run) for run in RUNS]
-    assert sorted(name for name, what, *_ in heard if what == "done") == sorted(names)
-    assert (names[0], "epoch", 3, 3) in heard
+    heard, done = [], replaced(monkeypatch)
+    assert run_tasks(TASKS, Options(report=lambda *event: heard.append(event))) == [] and done == TASKS
+    assert sorted(heard) == sorted((task.name, "done", 1, 1) for task in TASKS)
     assert {(o["num_gpus"], o["num_cpus"], o["max_retries"]) for o in ray.asked} == {(0, 1, room.RETRIES)}
     sent = ray.setting["runtime_env"]["env_vars"]
     assert sent["FSR_ROOT"] == str(root) and sent.get("FSR_COMMIT") == files.provenance()["commit"]
@@ -103,22 +91,19 @@ def test_all_tasks_are_done_in_order_and_reported(ray, root, monkeypatch):
 
 
 def test_what_fails_is_one_line_and_leaves_the_others(ray, monkeypatch):
-    def fail(error, *_):
-        raise error
+    def lose(task, _):
+        if task.run == BASE:
+            raise ray.exceptions.WorkerCrashedError
+        return []
 
-    for error, says in ((CorruptFile("damaged"), "damaged"), (ValueError("x"), "ValueError: x")):
-        done = replaced(monkeypatch, lambda task, _, error=error: fail(error) if task.run == BASE else [])
-        failed = run_tasks(TASKS, Options()).failed
-        assert done == TASKS and [line.startswith(run_id(BASE)) and says in line for line in failed] == [True, True]
+    done = replaced(monkeypatch, lose)
+    failed = run_tasks(TASKS, Options())
+    assert done == TASKS and len(failed) == 2  # two tasks are of that run
+    assert all(line.startswith(f"{run_id(BASE)}: WorkerCrashedError") for line in failed)
     done = replaced(monkeypatch)
-    for place, name, value, says in (
-        (room.Path, "exists", lambda path: path.suffix != ".shared", "does not see the driver's"),
-        (room, "_work", partial(fail, ray.exceptions.WorkerCrashedError()), "worker process died (WorkerCrashedError"),
-    ):
-        with monkeypatch.context() as patch:
-            patch.setattr(place, name, value)
-            failed = run_tasks(TASKS, Options()).failed
-        assert len(failed) == 4 and all(says in line for line in failed) and not done
+    monkeypatch.setattr(room.Path, "exists", lambda path: path.suffix != ".shared")
+    failed = run_tasks(TASKS, Options())
+    assert len(failed) == 4 and all("does not see" in line for line in failed) and not done
 
 
 def test_the_time_limit_stops_tasks_that_have_not_begun(ray, monkeypatch):
@@ -131,7 +116,9 @@ def test_the_time_limit_stops_tasks_that_have_not_begun(ray, monkeypatch):
         done.append(task)
 
     replaced(monkeypatch, work)
-    assert run_tasks(TASKS, Options(deadline=time.monotonic() + 0.5)) == local.Summary(stopped="time") and not done
+    with pytest.raises(TimeUp):
+        run_tasks(TASKS, Options(deadline=time.monotonic() + 0.5))
+    assert not done
 
 
 def test_no_ray_and_wrong_addresses_are_one_clear_line(ray, root, monkeypatch):
@@ -145,7 +132,6 @@ def test_no_ray_and_wrong_addresses_are_one_clear_line(ray, root, monkeypatch):
             run_tasks(TASKS, Options(), address=address)
         assert "\n" not in str(caught.value)
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert run_tasks([], Options()) == local.Summary()  # nothing to do needs no cluster
     with pytest.raises(UsageError, match=r"Ray is not installed; type `pip install"):
         run_tasks(TASKS, Options())
 
@@ -165,27 +151,20 @@ def nodes():
 def expected(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FSR_ROOT", str(root := tmp_path_factory.mktemp("inline")))
-        assert run_inline(TASKS, Options(device="cpu")).failed == []
+        assert run_inline(TASKS, Options(device="cpu")) == []
         return results(root)
 
 
 def driver(root: Path, address: str) -> subprocess.Popen:
-    """A driver of its own: this file as a program; its reports go to root/driver.jsonl."""
+    """A driver of its own: this file as a program."""
     with open(root / "driver.log", "wb") as log:
-        command = [sys.executable, __file__, address, str(root / "driver.jsonl")]
+        command = [sys.executable, __file__, address]
         return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
-def told(root: Path) -> list[tuple]:
-    """What the driver was told so far: (run, what, done, of)."""
-    lines = (root / "driver.jsonl").read_text().splitlines(True)
-    return [tuple(json.loads(line)) for line in lines if line.endswith("\n")]
-
-
-def finished(process: subprocess.Popen, root: Path) -> list[tuple]:
-    """Wait for a driver that must succeed; returns what it was told."""
+def finished(process: subprocess.Popen, root: Path) -> None:
+    """Wait for a driver that must succeed."""
     assert process.wait(PATIENCE) == 0, (root / "driver.log").read_text()[-3000:]
-    return told(root)
 
 
 def held_work(*arguments):
@@ -193,14 +172,17 @@ def held_work(*arguments):
 
     def held(task, options):
         def report(name, what, done, of):
-            options.report(name, what, done, of)
             while what.startswith(f"epoch {HELD}/") and (files.root() / "hold").exists() and not options.interrupted():
                 time.sleep(0.05)
 
         return perform(task, replace(options, report=report))
 
-    local.perform = held
+    room.perform = held
     return room._work(*arguments)
+
+
+def epoch(run: Run) -> int:
+    return load_tensors(state_path(run))[1]["epoch"] if state_path(run).exists() else 0
 
 
 @pytest.fixture
@@ -208,15 +190,12 @@ def held(root, nodes, monkeypatch):
     """(driver, run): trainings wait while there is a file `hold`; the run has a checkpoint, and epochs to go."""
     monkeypatch.setenv("FSR_COMMIT", "0" * 40)  # nodes have no repository: the driver says which code it sent
     (root / "hold").touch()
-    process, until, names = driver(root, nodes[0]), time.monotonic() + PATIENCE, []
-    while not names:
+    process, until, waiting = driver(root, nodes[0]), time.monotonic() + PATIENCE, []
+    while not waiting:
         assert time.monotonic() < until and process.poll() is None, (root / "driver.log").read_text()
         time.sleep(0.05)
-        if (root / "driver.jsonl").exists():
-            names = [name for name, what, *_ in told(root) if what == f"epoch {HELD}/{BASE.epochs}"]
-    run = next(run for run in RUNS if run_id(run) == names[0])
-    assert load_tensors(state_path(run))[1]["epoch"] == HELD
-    yield process, run
+        waiting = [run for run in RUNS if epoch(run) == HELD]
+    yield process, waiting[0]
     (root / "hold").unlink(missing_ok=True)
 
 
@@ -230,7 +209,7 @@ def test_a_driver_that_ends_leaves_checkpoints_and_no_worker(root, nodes, expect
     while any(ray_nodes.working(node, "ray::digits") for node in nodes[1]):
         assert time.monotonic() < until
         time.sleep(0.2)
-    assert not store.is_trained(run) and load_tensors(state_path(run))[1]["epoch"] == HELD
+    assert not store.is_trained(run) and epoch(run) == HELD
     (root / "hold").unlink()
     finished(driver(root, nodes[0]), root)
     assert results(root) == expected
@@ -240,26 +219,24 @@ def test_a_driver_that_ends_leaves_checkpoints_and_no_worker(root, nodes, expect
 @pytest.mark.parametrize("lost", ["worker", "node"])  # a node last: the cluster is smaller afterwards
 def test_a_cluster_records_what_one_process_records_though_one_is_lost(root, nodes, expected, held, lost):
     process, run = held
-    before, found = len(told(root)), {node: ray_nodes.working(node, f"ray::{run_id(run)}") for node in nodes[1][1:]}
+    found = {node: ray_nodes.working(node, f"ray::{run_id(run)}") for node in nodes[1][1:]}
     node = max(found, key=lambda node: len(found[node]))
     for pid in found[node] if lost == "worker" else [node.pid, *ray_nodes.children(node.pid)]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     assert found[node] and not store.is_trained(run)
     (root / "hold").unlink()
-    events = finished(process, root)
-    news = [what for name, what, *_ in events[before:] if name == run_id(run) and what.startswith("epoch")]
-    assert min(int(what.split()[1].split("/")[0]) for what in news) == HELD  # the new worker went on from there
-    assert {what for _, what, *_ in events} >= {"last clean", "ema pgd20"}
+    finished(process, root)
+    record = store.environment(run)  # the new worker went on from the checkpoint
+    assert [part["first_step"] for part in record["sittings"]] == [0, record["steps"] // run.epochs * (HELD - 1)]
     assert results(root) == expected and store.environment(RUNS[0])["commit"] == "0" * 40
     assert not list((files.results() / ".locks").glob("*.shared"))
 
 
-if __name__ == "__main__":  # a driver: all tasks on the cluster, reports as lines
+if __name__ == "__main__":  # a driver: all tasks on the cluster
     if (files.root() / "hold").exists():
         room._work = held_work
-    with open(sys.argv[2], "a", buffering=1) as file:
-        options = Options(report=lambda *event: print(json.dumps(event), file=file))
-        outcome = run_tasks(TASKS, options, address=sys.argv[1])
-    print(outcome)
-    sys.exit(130 if outcome.stopped else bool(outcome.failed))
+    try:
+        sys.exit(bool(run_tasks(TASKS, Options(), address=sys.argv[1])))
+    except FSRError as error:
+        sys.exit(error.exit_code)

@@ -13,7 +13,7 @@ from fsr.cli import options
 from fsr.cli.options import DataDir, Device, Root, Setting, with_setting
 from fsr.config import Analysis, Evaluation
 from fsr.data.readers import check
-from fsr.files import UsageError, did_you_mean, duration
+from fsr.files import Interrupted, UsageError, did_you_mean, duration
 from fsr.runs import local
 from fsr.tables import audit_lines
 
@@ -57,17 +57,16 @@ def run_all(setting: Setting, profile: Profile = "demo", only: Only = None, forc
     todo = runs.missing(profile, sets)
     if setting.dry_run:
         return setting.do(todo)
-    summary = setting.compute(todo) if todo else local.Summary()
-    if summary.stopped != "signal":
-        workers = min(4, setting.workers or hardware.cores())
-        with local.stoppable() as flag:
-            how = {"force": force_notebook, "workers": workers, "interrupted": flag.is_set}
-            summary.failed += notebooks.execute(names, profile, report=log.info, **how)
-        if flag.is_set():
-            summary.stopped = "signal"
-        elif only is None:
-            typer.echo(f"report: {report.build(profile)}")
-    options.conclude(summary)
+    failed = setting.compute(todo) if todo else []
+    workers = min(4, setting.workers or hardware.cores())
+    with local.stoppable() as flag:
+        how = {"force": force_notebook, "workers": workers, "interrupted": flag.is_set}
+        failed += notebooks.execute(names, profile, report=log.info, **how)
+    if flag.is_set():
+        raise Interrupted("stopped by a signal; the same command goes on from here")
+    if only is None:
+        typer.echo(f"report: {report.build(profile)}")
+    options.conclude(failed)
 
 
 @app.command(epilog="Examples:  python -m fsr train whitebox    python -m fsr train all -p mini --dry-run")
@@ -127,7 +126,7 @@ def status(profile: Profile = "demo", device: Device = None, root: Root = None) 
     frame = runs.status(profile, device=device).rename(columns={"seconds": "training left"})
     shown = {"training left": lambda s: "?" if s != s else duration(s) if s else ""}
     typer.echo(frame.to_string(index=False, formatters=shown))
-    counts = [f"{(frame['state'] == state).sum()} {state}" for state in ("done", "partial", "missing", "damaged")]
+    counts = [f"{(frame['state'] == state).sum()} {state}" for state in ("done", "partial", "missing")]
     typer.echo(f"{', '.join(counts)} of {len(frame)} runs; {duration(frame['training left'].sum())} of trainings left")
 
 

@@ -14,6 +14,7 @@ import typer
 
 from fsr import experiments, files, hardware, runs, store
 from fsr.config import DATASETS, Analysis, Evaluation, Run, replace, run_id
+from fsr.data.readers import fetch
 from fsr.files import UsageError, did_you_mean
 from fsr.runs import local, ray
 from fsr.train import distributed
@@ -46,7 +47,7 @@ def planned(profile: str, which: str, *, train_only: bool = False) -> list:
     columns = [e for e in experiments.columns(profile, "whitebox").values() if e.attack != "ensemble"]
     whole = _test_images(chosen[0]) is None  # a folder of any size
     some = tuple(replace(e, checkpoint="last", images=None if whole else e.images) for e in columns)
-    return [runs.Task(run=chosen[0], evaluations=() if train_only else some)]
+    return [runs.Task(run=chosen[0], parts=() if train_only else some)]
 
 
 def _test_images(run: Run) -> int | None:
@@ -62,8 +63,7 @@ def tasks_of(chosen: Iterable[Run], part: Evaluation | Analysis) -> list:
             raise UsageError(f"{run_id(run)} has {there} test images; give --images of at most {there}")
         if part.checkpoint not in kinds:
             raise UsageError(f"no {part.checkpoint!r} weights of {run_id(run)}; --checkpoint is {' or '.join(kinds)}")
-    parts: dict = {"evaluations" if isinstance(part, Evaluation) else "analyses": (part,)}
-    return [runs.Task(run=run, **parts) for run in chosen]
+    return [runs.Task(run=run, parts=(part,)) for run in chosen]
 
 
 def progress_of(tasks: Iterable) -> Callable[[str, str, int, int], None]:
@@ -99,10 +99,12 @@ class Setting:
         if self.executor is not Executor.ray:  # its driver needs no GPU
             hardware.device_named(self.device)
         deadline = None if self.limit_minutes is None else time.monotonic() + 60 * self.limit_minutes
-        self.options = runs.Options(device=self.device, deadline=deadline, tensorboard=self.tensorboard)
+        self.options = runs.Options(
+            device=self.device, deadline=deadline, tensorboard=self.tensorboard, deterministic=self.deterministic
+        )
 
     def do(self, tasks: list) -> None:
-        """Compute what these tasks lack, or only say what it is; Exit with 1 or 130 when not all is done."""
+        """Compute what these tasks lack, or only say what it is; Exit with 1 when one failed."""
         todo = [task for task in tasks if task.missing()]
         if self.dry_run:
             typer.echo("\n".join(f"{task.name}: {', '.join(task.missing())}" for task in todo) or "nothing to do")
@@ -111,31 +113,27 @@ class Setting:
         else:
             log.info("nothing to do")
 
-    def compute(self, tasks: list):
-        """Hand the tasks to the executor; returns its Summary. Under torchrun all processes train together."""
-        together, inline = distributed.requested(), self.executor is Executor.inline
+    def compute(self, tasks: list) -> list[str]:
+        """Hand the tasks to the executor; returns what failed. Under torchrun all processes train together."""
         files.writable(files.results(), "--root")  # or fail at once, not after hours
-        if self.deterministic and (together or inline):
-            hardware.make_deterministic()
-        options, more = replace(self.options, report=progress_of(tasks)), {"deterministic": self.deterministic}
-        if together:
-            return local.run_together(tasks, options)
-        if self.executor is Executor.ray:
-            return ray.run_tasks(tasks, options, address=self.address, **more)
-        local.need_data(tasks)
-        if inline:
+        options = replace(self.options, report=progress_of(tasks))
+        if distributed.requested():
             return local.run_inline(tasks, options)
-        return local.run_tasks(tasks, options, workers=self.workers, **more)
+        if self.executor is Executor.ray:
+            return ray.run_tasks(tasks, options, address=self.address)
+        for name in sorted({task.run.dataset for task in tasks}):  # once, before several workers would
+            fetch(name)
+        if self.executor is Executor.inline:
+            return local.run_inline(tasks, options)
+        return local.run_tasks(tasks, options, workers=self.workers)
 
 
-def conclude(summary) -> None:
-    """Print failures; exit code 1 for those and the time limit, 130 for a signal."""
-    for line in summary.failed:
+def conclude(failed: list[str]) -> None:
+    """Print failures; with any the exit code is 1."""
+    for line in failed:
         typer.echo(f"failed: {line}", err=True)
-    if summary.stopped:
-        typer.echo("stopped early; everything done is kept, the same command goes on from here", err=True)
-    if summary.failed or summary.stopped:
-        raise typer.Exit(130 if summary.stopped == "signal" else 1)
+    if failed:
+        raise typer.Exit(1)
 
 
 def with_setting(command: Callable) -> Callable:

@@ -100,7 +100,7 @@ def cells(profile: str, name: str, **wanted) -> pd.DataFrame:
 def analyses(profile: str, runs, kind: str) -> list[tuple[dict, dict[str, np.ndarray]]]:
     """Records and arrays of the planned analyses of this kind; MissingRecord when there are none."""
     planned = [(run, one) for run in runs for one in experiments.analyses(profile, "all", run) if one.kind == kind]
-    found = [store.load_analysis(*pair) for pair in planned if store.has_analysis(*pair)]
+    found = [store.load_analysis(*pair) for pair in planned if store.has_record(*pair)]
     need(found, profile, kind)
     return found
 

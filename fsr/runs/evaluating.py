@@ -1,6 +1,5 @@
 """Evaluate or load, analyse or audit or load: a record that is there is kept, an interrupted call resumes."""
 
-import logging
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -16,12 +15,9 @@ from fsr.data import as_float, part_of_test
 from fsr.evaluate import Progress, batch_size, evaluate_attack, images_sha256
 from fsr.files import load_json, provenance, save_json
 from fsr.models import Classifier
-from fsr.runs.options import Options, data_of, once
+from fsr.runs.options import DEFAULT, Options, data_of, once
 from fsr.runs.training import load_model, weights_path
 from fsr.store.weights import digest_of
-
-log = logging.getLogger("fsr")
-SAVE_SECONDS = 5.0  # outcomes so far are written at most this often
 
 
 def partial_path(run: Run, part: Evaluation | Analysis) -> Path:
@@ -35,45 +31,45 @@ def _load_partial(path: Path, identity: dict) -> dict:
     return record if all(record.get(name) == value for name, value in identity.items()) else {}
 
 
-def ensure_recorded(run: Run, part: Evaluation | Analysis, options: Options | None = None) -> None:
+def _network(run: Run, checkpoint: str, options: Options) -> tuple[Classifier, str]:
+    """The network, trained first if need be, and the digest of its weights."""
+    return load_model(run, checkpoint, options), digest_of(weights_path(run, checkpoint))
+
+
+def ensure_recorded(run: Run, part: Evaluation | Analysis, options: Options = DEFAULT) -> None:
     """Evaluate, analyse or audit unless the record is there; an interrupted call goes on after its last part."""
-    chosen, path = options or Options(), store.record_path(run, part)
+    path = store.record_path(run, part)
 
     def compute() -> None:
         provenance()  # of the code as it was loaded, not as it lies there when all is done
         store.save_config(run)  # a damaged one is named before anything is added to this run
-        model = load_model(run, part.checkpoint, chosen)
+        network = _network(run, part.checkpoint, options)
         # Training makes cudnn try every convolution on each new batch size, of which attacks have hundreds.
         torch.backends.cudnn.benchmark = False
         make: Any = _evaluate if isinstance(part, Evaluation) else _analyse
-        make(run, part, model, chosen)
+        make(run, part, options, *network)
 
-    once(run, chosen, path.exists, compute, path.stem)
+    once(run, options, path.exists, compute, path.stem)
     partial_path(run, part).unlink(missing_ok=True)
 
 
 ensure_evaluated = ensure_analysed = ensure_recorded
 
 
-def _evaluate(run: Run, evaluation: Evaluation, model: Classifier, options: Options) -> None:
-    device, path, saved, surrogate = options.torch_device, partial_path(run, evaluation), time.monotonic(), None
-    data, identity = data_of(run, device), {"weights": digest_of(weights_path(run, evaluation.checkpoint))}
+def _evaluate(run: Run, evaluation: Evaluation, options: Options, model: Classifier, weights: str) -> None:
+    path, surrogate, data = partial_path(run, evaluation), None, data_of(run, device := options.torch_device)
+    identity = {"weights": weights, "images_sha256": images_sha256(data.test_x, data.test_y)}
     if evaluation.surrogate is not None:  # `last` of that run, trained first if need be
         planned = {run_id(one): one for sets in experiments.SETS.values() for one in sets["all"]}
         other = planned.get(evaluation.surrogate) or store.config_of(evaluation.surrogate)
-        surrogate = load_model(other, "last", options)
-        identity["surrogate_weights"] = digest_of(weights_path(other, "last"))
-    identity["images_sha256"] = images_sha256(data.test_x, data.test_y)
+        surrogate, identity["surrogate_weights"] = _network(other, "last", options)
     resumes = identity | {"batch": batch_size(device)}  # AutoAttack's state of one device is of no use on another
     x, y, index = part_of_test(data, evaluation.images)
 
     def on_chunk(progress: Progress) -> None:
-        nonlocal saved
         options.report(run_id(run), f"{evaluation.checkpoint} {evaluation.attack_id}", progress.done, len(y))
         if progress.done < len(y):
-            if options.interrupted() or options.late() or time.monotonic() - saved > SAVE_SECONDS:
-                save_json(path, resumes | {"progress": asdict(progress)})
-                saved = time.monotonic()
+            save_json(path, resumes | {"progress": asdict(progress)})
             options.check()
 
     before = Progress(**_load_partial(path, resumes).get("progress", {}))
@@ -85,18 +81,16 @@ def _evaluate(run: Run, evaluation: Evaluation, model: Classifier, options: Opti
     store.save_evaluation(run, evaluation, index.numpy(), progress.correct, after=progress.after, **extra)
 
 
-def _analyse(run: Run, analysis: Analysis, model: Classifier, options: Options) -> None:
-    data, what = data_of(run, device := options.torch_device), f"{analysis.checkpoint} {analysis.kind}"
-    weights, started = digest_of(weights_path(run, analysis.checkpoint)), time.monotonic()
-    options.report(run_id(run), what, 0, 1)
+def _analyse(run: Run, analysis: Analysis, options: Options, model: Classifier, weights: str) -> None:
+    started, device = time.monotonic(), options.torch_device
+    options.report(run_id(run), f"{analysis.checkpoint} {analysis.kind}", 0, 1)
     if analysis.kind == "audit":
-        record, arrays = _audit(run, analysis, model, options)
+        record, arrays = _audit(run, analysis, options, model, weights)
     else:
         seconds = None if run.imported else float(store.history(run)["seconds"].median())
-        record, arrays = analyse(model, run, analysis, data, seconds_per_epoch=seconds)
-    record = {"seconds": round(time.monotonic() - started, 3), **record, "weights": weights}
-    store.save_analysis(run, analysis, record | {"hardware": hardware.describe(device)}, **arrays)
-    options.report(run_id(run), what, 1, 1)
+        record, arrays = analyse(model, run, analysis, data_of(run, device), seconds_per_epoch=seconds)
+    facts = {"seconds": round(time.monotonic() - started, 3), "weights": weights, "hardware": hardware.describe(device)}
+    store.save_analysis(run, analysis, facts | record, **arrays)
 
 
 def surrogate_run(run: Run) -> Run:
@@ -105,38 +99,29 @@ def surrogate_run(run: Run) -> Run:
     return replace(run, seed=run.seed + 1) if baseline == run else baseline
 
 
-def _audit(run: Run, analysis: Analysis, model: Classifier, options: Options) -> tuple[dict, dict]:
+def _audit(run: Run, analysis: Analysis, options: Options, model: Classifier, weights: str) -> tuple[dict, dict]:
     from fsr.audit import GROUPS, audit  # training and plain evaluation do without it
 
     device, path, other = options.torch_device, partial_path(run, analysis), surrogate_run(run)
-    name = digest = network = None  # a surrogate is trained first where a profile plans both
+    name = digest = surrogate = None  # it is trained first where a profile plans both
     if store.is_trained(other) or any({run, other} <= set(sets["all"]) for sets in experiments.SETS.values()):
-        name, network = run_id(other), load_model(other, analysis.checkpoint, options)
-        digest = digest_of(weights_path(other, analysis.checkpoint))
-    else:
-        log.warning("%s: the audit's record says 'surrogate': null, as %s is not trained", run_id(run), run_id(other))
-    started, data = time.monotonic(), data_of(run, device)
+        name, (surrogate, digest) = run_id(other), _network(other, analysis.checkpoint, options)
+    data, budget = data_of(run, device), analysis.budget or "quick"
     x, y, index = part_of_test(data, analysis.images)
-    identity = {"weights": digest_of(weights_path(run, analysis.checkpoint)), "images": len(y)}
-    identity |= {"twin": name, "twin_weights": digest, "version": AUDIT_VERSION}
+    identity = {"weights": weights, "images": len(y), "twin": name, "twin_weights": digest, "version": AUDIT_VERSION}
     done = _load_partial(path, identity).get("done", {})
 
     def on_group(group: str, result: dict) -> None:
         done[group] = result
         save_json(path, {**identity, "done": done})
         options.report(run_id(run), f"{analysis.checkpoint} audit", len(done), len(GROUPS))
-        options.check()
 
-    setting: dict[str, Any] = {"surrogate": network, "on_group": on_group, "done": dict(done)}
-    budget = analysis.budget or "quick"
-    hook = model.register_forward_pre_hook(lambda *_: options.check())  # a group takes minutes; copies keep the hook
-    try:
-        result = audit(model, as_float(x), y, eps=run.eps, budget=budget, **setting)
-    finally:
-        hook.remove()
+    model.register_forward_pre_hook(lambda *_: options.check())  # a group takes minutes; copies keep the hook
+    setting: dict[str, Any] = {"surrogate": surrogate, "on_group": on_group, "done": dict(done)}
+    result = audit(model, as_float(x), y, eps=run.eps, budget=budget, **setting)
     record: dict = {"surrogate": name, "twin_weights": digest, "budget": budget, "version": AUDIT_VERSION, "n": len(y)}
     record |= {"crafting": "tf32" if device.type == "cuda" else "float32", "group_seconds": result.seconds}
-    record["seconds"] = round(time.monotonic() - started, 3)  # without the surrogate's training
+    record["seconds"] = round(sum(result.seconds.values()), 3)
     arrays = {f"group_{key}": correct.numpy() for key, correct in result.groups.items()}
     arrays |= {key: getattr(result, key).numpy() for key in ("worst_case", "authors_protocol")}
     same = ("not_applicable", "indicators", "flags", "checks", "binarization", "details", "randomised")

@@ -1,58 +1,22 @@
 """Tasks on this machine: in worker processes, in this process, or one after the other by torchrun's processes."""
 
-import ctypes
-import logging
 import multiprocessing
 import os
 import signal
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 
 from fsr import hardware
-from fsr.data.readers import fetch
-from fsr.files import FSRError, Interrupted, MissingData, TimeUp
+from fsr.files import FSRError, Interrupted, TimeUp
 from fsr.runs.options import Options
-from fsr.runs.tasks import Task, perform
+from fsr.runs.tasks import Task, failure, perform
 from fsr.train import distributed
-
-log = logging.getLogger("fsr")
-STOP_SECONDS = 300.0  # for running tasks to save their checkpoints once the command was stopped
-
-
-@dataclass
-class Summary:
-    """What came of a list of tasks: failures as lines, and what stopped it early: time, signal or None."""
-
-    failed: list[str] = field(default_factory=list)
-    stopped: str | None = None
-
-    def add(self, one: "Summary", task: Task, left: list[Task], report: Callable) -> None:
-        self.failed, self.stopped = self.failed + one.failed, self.stopped or one.stopped
-        for line in one.failed if left else ():  # the others can take hours
-            log.warning("failed, the others go on: %s", line)
-        if not one.stopped and all(other.name != task.name for other in left):
-            report(task.name, "done", 1, 1)
-
-
-def need_data(tasks: Iterable[Task]) -> None:
-    """Raise one MissingData when no data set of these tasks can be had, instead of a failure per task."""
-    names, missing = sorted({task.run.dataset for task in tasks}), list[str]()
-    for name in names:
-        try:
-            fetch(name)
-        except MissingData as error:
-            missing.append(str(error))
-    if names and len(missing) == len(names):
-        raise MissingData("; ".join(missing))
 
 
 @contextmanager
@@ -65,8 +29,7 @@ def stoppable():
             raise KeyboardInterrupt
         flag.set()
 
-    main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM) if main}
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield flag
     finally:
@@ -74,140 +37,97 @@ def stoppable():
             signal.signal(number, handler)
 
 
-def shape(tasks: Iterable[Task], device: torch.device, workers: int | None = None) -> tuple[int, int]:
+def shape(tasks: list[Task], device: torch.device, workers: int | None = None) -> tuple[int, int]:
     """(processes, threads each): never more threads than cores, or than $OMP_NUM_THREADS in a process."""
-    cores, tasks = hardware.cores(), list(tasks)
+    cores = hardware.cores()
     # two threads on tiny tensors can be 40 times slower beside another process
-    small = device.type == "cpu" and all(t.run.precision == "float32" and (t.run.width or 64) < 16 for t in tasks)
-    most = min(len(tasks), cores) if device.type == "cpu" else len(tasks)
-    count = max(1, min(workers or (cores if small else 1), most))
+    small = device.type == "cpu" and all((task.run.width or 64) < 16 for task in tasks)
+    count = max(1, min(workers or (cores if small else 1), len(tasks)))
     share = max(1, cores // count)
     return count, 1 if small else min(share, hardware.REQUESTED_THREADS or share)
 
 
-def ended(error: Exception, who: str) -> Summary:
-    """The Summary of tasks that this error ended: the time limit, a signal, or whatever failed, in one line."""
-    if isinstance(error, (TimeUp, Interrupted)) and not isinstance(error, distributed.Lost):
-        return Summary(stopped="time" if isinstance(error, TimeUp) else "signal")
-    if isinstance(error, FSRError):
-        return Summary([f"{who}: {error}"])
-    log.debug("a task failed", exc_info=error)
-    text = (str(error).strip().splitlines() or [""])[-1]
-    return Summary([f"{who}: {type(error).__name__}: {text} (-v shows where)"])
+def run_inline(tasks: list[Task], options: Options) -> list[str]:
+    """One after the other, under torchrun by all processes; a line for each failure.  May raise TimeUp, Interrupted."""
+    failed, alone = list[str](), nullcontext(options.device)
+    with stoppable() as flag, distributed.group(options.device) if distributed.requested() else alone as device:
+        tasks = distributed.decide(tasks)
+        torch.set_num_threads(shape(tasks, options.torch_device, 1)[1])
+        for task in tasks:
+            failed += perform(task, replace(options, device=device, interrupted=flag.is_set))
+            if failed and distributed.size() > 1:
+                raise FSRError("; ".join(failed))
+            if not distributed.rank():
+                options.report(task.name, "done", 1, 1)
+    return failed
 
 
-def attempt(task: Task, options: Options) -> Summary:
-    """Do a task whatever it raises, so that the others are not lost."""
-    try:
-        return Summary(perform(task, options))
-    except Exception as error:
-        return ended(error, task.name)
-
-
-def run_inline(tasks: Iterable[Task], options: Options) -> Summary:
-    """One task after the other in this process."""
-    left, total = list(tasks), Summary()
-    torch.set_num_threads(shape(left, options.torch_device, 1)[1])
+def follow(tasks: dict[Future, Task], options: Options, hear: Callable, stop: Callable) -> list[str]:
+    """Report on tasks that others do, as `run_inline`; after a signal or the time limit they are told to stop."""
+    failed, stopped = list[str](), None
     with stoppable() as flag:
-        options = replace(options, interrupted=flag.is_set)
-        while left and not total.stopped:
-            task = left.pop(0)
-            total.add(attempt(task, options), task, left, options.report)
-    return total
-
-
-def run_together(tasks: Iterable[Task], options: Options) -> Summary:
-    """One training after the other, each by all of torchrun's processes; one that fails ends them all."""
-    try:
-        with stoppable() as flag, distributed.group(options.device) as device:
-            tasks = distributed.decide(list(tasks))
-            report = (lambda *_: None) if distributed.rank() else options.report
-            options = replace(options, device=device, interrupted=flag.is_set, report=report)
-            for task in tasks:
-                if failed := perform(task, options):
-                    raise FSRError("; ".join(failed))
-                report(task.name, "done", 1, 1)
-    except FSRError as error:
-        return ended(error, f"process {os.environ.get('RANK', '0')}")
-    return Summary()
-
-
-def follow(tasks: Iterable[Task], options: Options, start: Callable, hear: Callable, stop: Callable) -> Summary:
-    """Do all tasks elsewhere; after a signal or the time limit none begins. start(task): a Future, or None: no room."""
-    todo, total, busy, end = list(tasks), Summary(), dict[Future, Task](), float("inf")
-    with stoppable() as flag:
-        while (busy or (todo and not total.stopped)) and time.monotonic() < end:
-            while todo and not total.stopped and (future := start(todo[0])):
-                busy[future] = todo.pop(0)
-            done, _ = wait(busy, timeout=0.2, return_when=FIRST_COMPLETED)
+        while tasks:
+            done, _ = wait(tasks, timeout=0.2, return_when=FIRST_COMPLETED)
             for event in hear():
                 options.report(*event)
             for future in done:
-                task, error = busy.pop(future), future.exception()
-                lost = f"its worker process died ({type(error).__name__}: killed, or out of memory)"
-                text = f"{task.name}: {lost}; the same command goes on from its last checkpoint"
-                one = Summary([text]) if error else future.result()  # a lost worker cannot end a night's work
-                total.add(one, task, [*busy.values(), *todo], options.report)
-            if end == float("inf") and (flag.is_set() or options.late()):
-                total.stopped, end = "signal" if flag.is_set() else "time", time.monotonic() + STOP_SECONDS
+                task, error = tasks.pop(future), future.exception()
+                if not stopped:  # an error is that of a lost worker, which must not end a night's work
+                    failed += [failure(error, task.name)] if error else future.result()
+                    options.report(task.name, "done", 1, 1)
+            try:
+                replace(options, interrupted=flag.is_set).check()
+            except (TimeUp, Interrupted) as error:
+                stopped = error
                 stop()
-    return total
+    if stopped:
+        raise stopped
+    return failed
 
 
-_WORKER: dict[str, Any] = {}  # of a worker process: where it reports, the stop flag, its parent
+_CHANNELS: list = []  # of a worker process: where it reports, and the flag that stops it
 
 
-def _start_worker(reports, stop, parent: int, threads: int, deterministic: bool) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: locks and work must not outlive the parent
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the parent decides and sets `stop`
-    torch.set_num_threads(threads)
-    if deterministic:
-        hardware.make_deterministic()
-    _WORKER.update(reports=reports, stop=stop, parent=parent, next=0.0)
-    _stopped()
-
-
-def _stopped() -> bool:
-    if os.getppid() != _WORKER["parent"]:
+def _start_worker(reports, stopped, threads: int) -> None:
+    def end_with_parent() -> None:  # locks and work must not outlive it
+        multiprocessing.parent_process().join()  # type: ignore[union-attr]
         os._exit(1)
-    return bool(_WORKER["stop"].value)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the parent decides and sets `stopped`
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    _CHANNELS[:] = reports, stopped
 
 
-def _report(*event) -> None:
-    if event[2] >= event[3] or time.monotonic() > _WORKER["next"]:
-        _WORKER["next"] = time.monotonic() + 0.2
-        _WORKER["reports"].send(event)  # whole or not at all: a pipe takes so few bytes at once
+def _work(task: Task, options: Options) -> list[str]:
+    reports, stopped = _CHANNELS
+    # an event is written whole or not at all: a pipe takes so few bytes at once
+    report, interrupted = (lambda *event: reports.send(event)), (lambda: bool(stopped.value))
+    return perform(task, replace(options, report=report, interrupted=interrupted))
 
 
-def run_tasks(
-    tasks: Iterable[Task], options: Options, *, workers: int | None = None, deterministic: bool = False
-) -> Summary:
-    """In worker processes on this machine; one that is killed costs its own task, and the others go on."""
-    tasks, context = list(tasks), multiprocessing.get_context("spawn")
+def run_tasks(tasks: list[Task], options: Options, *, workers: int | None = None) -> list[str]:
+    """As `run_inline`, in worker processes; one that is killed costs its own task, and the others go on."""
+    context = multiprocessing.get_context("spawn")
     count, threads = shape(tasks, options.torch_device, workers)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     stopped, (events, reports) = context.RawValue("b", 0), context.Pipe(duplex=False)  # no lock that a kill could keep
-    setting = (reports, stopped, os.getpid(), threads, deterministic)
-    sent = replace(options, interrupted=_stopped, report=_report, deadline=None)  # one clock: ours
-    # a pool of one process for each worker: one that is killed breaks its own pool
-    slots: list[tuple[ProcessPoolExecutor | None, Future | None]] = [(None, None)] * count
+    stop, own = partial(setattr, stopped, "value", 1), threading.local()
+    sent = replace(options, deadline=None, interrupted=bool, report=print)  # a worker has its own
 
-    def start(task: Task) -> Future | None:
-        place = next((i for i, (_, last) in enumerate(slots) if last is None or last.done()), None)
-        if place is None:
-            return None
-        pool, last = slots[place]
-        if pool is None or (last and last.exception()):
-            pool = ProcessPoolExecutor(1, context, _start_worker, setting)
-        slots[place] = pool, last = pool, pool.submit(attempt, task, sent)
-        return last
+    def do(task: Task) -> list[str]:  # in a thread with a pool of one process: a killed one breaks its own pool
+        if not hasattr(own, "pool"):
+            own.pool = pools.enter_context(ProcessPoolExecutor(1, context, _start_worker, (reports, stopped, threads)))
+        try:
+            return own.pool.submit(_work, task, sent).result()
+        except BrokenExecutor:
+            del own.pool
+            raise
 
-    stop = partial(setattr, stopped, "value", 1)
-    try:
-        return follow(tasks, options, start, lambda: [events.recv() for _ in iter(events.poll, False)], stop)
-    finally:
-        stop()
-        for pool in filter(None, (pool for pool, _ in slots)):
-            pool.shutdown()
+    with ExitStack() as pools, ThreadPoolExecutor(count) as starters:
+        try:
+            futures = {starters.submit(do, task): task for task in tasks}
+            return follow(futures, options, lambda: [events.recv() for _ in iter(events.poll, False)], stop)
+        finally:
+            stop()

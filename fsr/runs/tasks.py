@@ -1,5 +1,6 @@
 """What a profile still needs, as tasks that any executor can do in any process, and how far it is."""
 
+import logging
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -9,13 +10,14 @@ import pandas as pd
 
 from fsr import experiments, hardware, store
 from fsr.config import Analysis, Evaluation, Run, run_id
-from fsr.files import FSRError, Interrupted, MissingRecord, TimeUp, UsageError
+from fsr.files import FSRError, Interrupted, MissingRecord, TimeUp
 from fsr.runs.evaluating import ensure_recorded
-from fsr.runs.options import Options
-from fsr.runs.training import ensure_trained, has_weights, state_path
+from fsr.runs.options import DEFAULT, Options
+from fsr.runs.training import ensure_trained, state_path
 from fsr.tables import labels
 
-COST = ("dataset", "image_size", "train_size", "backbone", "width", "blocks", "batch", "precision")  # of an epoch
+log = logging.getLogger("fsr")
+COST = ("label", "dataset", "image_size", "train_size", "backbone", "width", "blocks", "batch", "precision")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,42 +25,30 @@ class Task:
     """One run: its training, and what is evaluated and analysed on it.  Small, picklable, done twice at no cost."""
 
     run: Run
-    evaluations: tuple[Evaluation, ...] = ()
-    analyses: tuple[Analysis, ...] = ()
+    parts: tuple[Evaluation | Analysis, ...] = ()
 
     @property
     def name(self) -> str:
         return run_id(self.run)
 
-    def left(self) -> list[Evaluation | Analysis]:
-        parts: list[Evaluation | Analysis] = [*self.evaluations, *self.analyses]
-        return [part for part in parts if not store.has_record(self.run, part)]
-
     def missing(self) -> list[str]:
         """What is not recorded yet: `train`, `<checkpoint> <attack id or kind>`."""
-        parts = [f"{p.checkpoint} {p.attack_id if isinstance(p, Evaluation) else p.kind}" for p in self.left()]
-        return ["train"] * (not store.is_trained(self.run)) + parts
-
-    def trains(self) -> str:
-        """`new` where it was never trained, `again` where what is missing needs weights that are gone, else ""."""
-        gone = self.run.imported is None and not all(has_weights(self.run, part.checkpoint) for part in self.left())
-        return ("again" if gone else "") if store.is_trained(self.run) else "new"
+        left = [part for part in self.parts if not store.has_record(self.run, part)]
+        names = [f"{p.checkpoint} {p.attack_id if isinstance(p, Evaluation) else p.kind}" for p in left]
+        return ["train"] * (not store.is_trained(self.run)) + names
 
 
 def tasks(profile: str, sets: Iterable[str] = ("all",), *, train_only: bool = False) -> list[Task]:
     """Tasks of these sets in the plan's order, each run once; behind all come those that need another run's weights."""
-    experiments.profile_of(profile)
-    plan, sets, rounds = experiments.SETS[profile], tuple(sets), (list[Task](), list[Task]())
-    chosen = dict.fromkeys(run for name in sets for run in plan[name])
-    for run in dict.fromkeys([*(run for run in plan["all"] if run in chosen), *chosen]):
-        evaluations = dict.fromkeys(e for name in sets for e in experiments.evaluations(profile, name, run))
-        analyses = dict.fromkeys(a for name in sets for a in experiments.analyses(profile, name, run))
-        for later, out in enumerate(rounds):
-            own = tuple(e for e in evaluations if (e.surrogate is not None) == later and not train_only)
-            kinds = tuple(a for a in analyses if (a.kind == "audit") == later and not train_only)
-            if own or kinds or not later:
-                out.append(Task(run=run, evaluations=own, analyses=kinds))
-    return rounds[0] + rounds[1]
+    plan, sets = experiments.SETS[experiments.profile_of(profile).name], tuple(sets)
+    kinds = () if train_only else (experiments.evaluations, experiments.analyses)
+    first, later = list[Task](), list[Task]()
+    for run in (run for run in plan["all"] if any(run in plan[name] for name in sets)):
+        parts = dict.fromkeys(part for make in kinds for name in sets for part in make(profile, name, run))
+        late = tuple(p for p in parts if (p.surrogate if isinstance(p, Evaluation) else p.kind == "audit"))
+        first.append(Task(run=run, parts=tuple(part for part in parts if part not in late)))
+        later += [Task(run=run, parts=late)] * bool(late)
+    return first + later
 
 
 def missing(profile: str, sets: Iterable[str] = ("all",), *, train_only: bool = False) -> list[Task]:
@@ -66,62 +56,65 @@ def missing(profile: str, sets: Iterable[str] = ("all",), *, train_only: bool = 
     return [task for task in tasks(profile, sets, train_only=train_only) if task.missing()]
 
 
+def failure(error: BaseException, who: str) -> str:
+    """What failed, in one line; -v shows where."""
+    log.debug("a task failed", exc_info=error)
+    text = (str(error).strip().splitlines() or [""])[-1]
+    if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
+        text = "out of memory: try a smaller batch, another precision, a narrower width or fewer --workers"
+    elif not isinstance(error, FSRError):
+        text = f"{type(error).__name__}: {text} (-v shows where)"
+    return f"{who}: {text}"
+
+
 def perform(task: Task, options: Options) -> list[str]:
     """Do what is missing of a task; one line per part that failed, the others are done.  TimeUp, Interrupted end it."""
-    failed, run = [], task.run
-    for part in (None, *task.evaluations, *task.analyses):
+    failed = []
+    for part in (None, *task.parts):
         try:
-            ensure_recorded(run, part, options) if part else ensure_trained(run, options)
+            ensure_recorded(task.run, part, options) if part else ensure_trained(task.run, options)
         except (TimeUp, Interrupted):
             raise
-        except (FSRError, MemoryError, RuntimeError) as error:
-            text = str(error).strip()
-            if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
-                advice = f"a smaller batch than {run.batch}, another precision than {run.precision}, a narrower width"
-                text = f"out of memory: try {advice} or fewer --workers ({text[:80]})"
-            elif not isinstance(error, FSRError):
-                raise
-            failed.append(f"{task.name}: {text}")
+        except Exception as error:
+            failed.append(failure(error, task.name))
             if part is None:
                 break
     return failed
 
 
-def ensure(profile: str, notebook: str, options: Options | None = None) -> None:
+def ensure(profile: str, notebook: str, options: Options = DEFAULT) -> None:
     """Everything a notebook reads is recorded when this returns; computes in this process what is missing."""
-    if notebook not in experiments.NEEDS:
-        raise UsageError(f"unknown notebook {notebook!r}; choose one of {', '.join(experiments.NEEDS)}")
     for task in missing(profile, experiments.NEEDS[notebook]):
-        if failed := perform(task, options or Options()):
+        if failed := perform(task, options):
             raise FSRError("; ".join(failed))
 
 
 def seconds_per_epoch(device: str) -> list[tuple[Run, float]]:
     """Finished runs and their median seconds per epoch, of those trained on this kind of device (cpu, cuda)."""
-    here = [run for run, record in store.finished() if (record.get("hardware") or {}).get("device") == device]
+    trained = [run for run in store.runs() if store.is_trained(run) and not run.imported]
+    here = [run for run in trained if store.environment(run).get("hardware", {}).get("device") == device]
     return [(run, float(store.history(run)["seconds"].median())) for run in here]
 
 
-def seconds_left(run: Run, measured: list[tuple[Run, float]], *, epochs: int | None = None) -> float | None:
-    """Seconds of the epochs left (None: those not in its history), by measured runs of its size, best of its method."""
-    alike = [(other, s) for other, s in measured if all(getattr(run, f) == getattr(other, f) for f in COST)]
-    seconds = [s for other, s in alike if other.label == run.label] or [s for _, s in alike]
+def seconds_left(run: Run, measured: list[tuple[Run, float]]) -> float | None:
+    """Seconds of the epochs that its history lacks, by measured runs of its method and size; None without any."""
+    seconds = [s for other, s in measured if all(getattr(run, name) == getattr(other, name) for name in COST)]
+    done = 0
     with suppress(MissingRecord):
-        epochs = run.epochs - len(store.history(run)) if epochs is None else epochs
-    return (run.epochs if epochs is None else epochs) * float(np.median(seconds)) if seconds else None
+        done = len(store.history(run))
+    return (run.epochs - done) * float(np.median(seconds)) if seconds else None
 
 
-def status(profile: str, sets: Iterable[str] = ("all",), *, device: str | None = None) -> pd.DataFrame:
-    """A row per run: id, state (done, partial, missing, damaged), what is recorded, seconds of training left, next."""
-    measured, rows, everything = seconds_per_epoch(hardware.device_named(device).type), [], tasks(profile, sets)
+def status(profile: str, *, device: str | None = None) -> pd.DataFrame:
+    """A row per run: id, state (done, partial, missing), what is recorded, seconds of training left, next."""
+    measured, rows, everything = seconds_per_epoch(hardware.device_named(device).type), [], tasks(profile)
     for run in dict.fromkeys(task.run for task in everything):
-        own, trained, damage = [t for t in everything if t.run == run], store.is_trained(run), store.damage(run)
-        left = ["train"] * (not trained) + [what for task in own for what in task.missing() if what != "train"]
-        total = 1 + sum(len(task.evaluations) + len(task.analyses) for task in own)
-        begun = "partial" if trained or state_path(run).exists() else "missing"
-        state = "damaged" if damage else begun if left else "done"
-        seconds = 0.0 if trained or damage else seconds_left(run, measured)
-        recorded, then = f"{total - len(left)}/{total}", damage or next(iter(left), "")
+        own, trained = [task for task in everything if task.run == run], store.is_trained(run)
+        left = list(dict.fromkeys(what for task in own for what in task.missing()))
+        total = 1 + sum(len(task.parts) for task in own)
+        state = "done" if not left else "partial" if trained or state_path(run).exists() else "missing"
+        seconds = 0.0 if trained else seconds_left(run, measured)
+        recorded, then = f"{total - len(left)}/{total}", next(iter(left), "")
         rows.append([labels.run(profile, run), run_id(run), state, recorded, seconds, then])
     columns = ["run", "id", "state", "recorded", "seconds", "next"]
     return pd.DataFrame(rows, columns=columns).astype({"seconds": float})

@@ -11,7 +11,7 @@ import pandas as pd
 
 from fsr import files
 from fsr.config import Analysis, Evaluation, Run, content_id, run_from_dict, run_id, to_dict
-from fsr.files import CorruptFile, FSRError, MissingRecord, UsageError, load_json, load_npz, save_json, sha256
+from fsr.files import CorruptFile, MissingRecord, UsageError, load_json, load_npz, save_json, sha256
 
 ENSEMBLE = ("clean", "fgsm", "pgd20", "pgd100", "cw")  # right on clean and all four
 COLUMNS = "run_id dataset backbone width method seed epochs train_size checkpoint attack attack_id images eps steps"
@@ -27,14 +27,9 @@ class Outcome:
     record: dict
 
 
-def id_of(run: Run | str) -> str:
-    """A run's id, from the run or from itself."""
-    return run if isinstance(run, str) else run_id(run)
-
-
-def _own(run: Run | str, path: Path) -> dict:
+def _own(name: str, path: Path) -> dict:
     record = load_json(path)
-    if record.get("run_id") != id_of(run):
+    if record.get("run_id") != name:
         raise CorruptFile(f"{path} is a record of {record.get('run_id')}; move it away to compute this run's own")
     return record
 
@@ -60,32 +55,14 @@ def runs() -> list[Run]:
     return [config_of(p.parent.name) for p in sorted((files.results() / "runs").glob("*/config.json"))]
 
 
-def is_trained(run: Run | str) -> bool:
+def is_trained(run: Run) -> bool:
     """Did the training finish?  The weights may be gone: a record is valid without them."""
-    return (files.run_dir(id_of(run)) / "env.json").exists()
+    return (files.run_dir(run_id(run)) / "env.json").exists()
 
 
-def environment(run: Run | str) -> dict:
+def environment(run: Run) -> dict:
     """env.json: commit, versions, hardware, start, seconds, checkpoint hashes."""
-    return _own(run, files.run_dir(id_of(run)) / "env.json")
-
-
-def damage(run: Run | str) -> str:
-    """What is wrong with a run's config.json, env.json or history.csv, in one line; "" when nothing is."""
-    try:
-        if (files.run_dir(id_of(run)) / "config.json").exists():
-            config_of(id_of(run))
-        if is_trained(run) and environment(run).get("history_sha256"):
-            history(run)
-    except FSRError as error:
-        return str(error)
-    return ""
-
-
-def finished() -> list[tuple[Run, dict]]:
-    """Every finished run and its env.json, sorted by id; damaged ones are left out (`status` names them)."""
-    names = [p.parent.name for p in sorted((files.results() / "runs").glob("*/env.json"))]
-    return [(config_of(name), environment(name)) for name in names if not damage(name)]
+    return _own(run_id(run), files.run_dir(run_id(run)) / "env.json")
 
 
 def save_history(run: Run, rows: list[dict]) -> bytes:
@@ -97,41 +74,40 @@ def save_history(run: Run, rows: list[dict]) -> bytes:
     return data
 
 
-def history(run: Run | str) -> pd.DataFrame:
+def history(run: Run) -> pd.DataFrame:
     """history.csv as a frame; of a finished run it must match the hash in env.json."""
-    path = files.run_dir(id_of(run)) / "history.csv"
+    path = files.run_dir(run_id(run)) / "history.csv"
     data = files.read_bytes(path)
     if is_trained(run) and environment(run)["history_sha256"] != sha256(data):
         raise CorruptFile(f"{path} is damaged (its bytes do not match env.json)")
     return pd.read_csv(io.BytesIO(data))
 
 
-def record_path(run: Run | str, part: Evaluation | Analysis) -> Path:
+def record_path(run: Run, part: Evaluation | Analysis) -> Path:
     """<run's folder>/evals/<checkpoint>-<attack id>.json, or analyses/<checkpoint>-<kind>-<id>.json; UsageError."""
     name = part.attack_id if isinstance(part, Evaluation) else f"{part.kind}-{content_id(part)[:6]}"
     name = f"{part.checkpoint}-{name}.json"
     if len(name) > 200 or any(c in name for c in "/\\\0"):
         raise UsageError(f"{name!r} cannot name a record; give an attack of fsr.attacks.ATTACKS")
-    return files.run_dir(id_of(run)) / ("evals" if isinstance(part, Evaluation) else "analyses") / name
+    return files.run_dir(run_id(run)) / ("evals" if isinstance(part, Evaluation) else "analyses") / name
 
 
-def has_record(run: Run | str, part: Evaluation | Analysis) -> bool:
+def has_record(run: Run, part: Evaluation | Analysis) -> bool:
     """Is this evaluation or analysis recorded?"""
     return record_path(run, part).exists()
 
 
-has_evaluation = has_analysis = has_record
-
-
-def evaluations(run: Run | str) -> dict[Evaluation, dict]:
+def evaluations(run: Run) -> dict[Evaluation, dict]:
     """Every recorded evaluation of a run and its record, in the order of their names."""
-    paths = sorted((files.run_dir(id_of(run)) / "evals").glob("*.json"))
-    return {Evaluation(**record["evaluation"]): record for record in (_own(run, path) for path in paths)}
+    paths = sorted((files.run_dir(run_id(run)) / "evals").glob("*.json"))
+    return {Evaluation(**record["evaluation"]): record for record in (_own(run_id(run), path) for path in paths)}
 
 
-def _save_arrays(path: Path, **arrays) -> str:
-    files.write_bytes(path.with_suffix(".npz"), data := files.npz_bytes(**arrays))
-    return sha256(data)
+def _save(path: Path, run: Run, digest: str, record: dict, **arrays) -> None:
+    if arrays:
+        files.write_bytes(path.with_suffix(".npz"), data := files.npz_bytes(**arrays))
+        record = record | {digest: sha256(data)}
+    save_json(path, {"run_id": run_id(run)} | files.provenance() | record)
 
 
 def save_evaluation(run: Run, evaluation: Evaluation, index, correct, *, after: dict | None = None, **extra) -> Path:
@@ -140,10 +116,9 @@ def save_evaluation(run: Run, evaluation: Evaluation, index, correct, *, after: 
     if path.exists():
         return path
     index, correct = np.asarray(index, dtype=np.int32), np.asarray(correct, dtype=bool)
-    parts = {f"after_{name}": np.packbits(np.asarray(flags, dtype=bool)) for name, flags in (after or {}).items()}
-    record: dict = {"run_id": run_id(run), "evaluation": asdict(evaluation), "n": len(correct)}
-    record |= {"correct": int(correct.sum()), "eps": run.eps if evaluation.eps is None else evaluation.eps}
-    record["outcomes_sha256"] = _save_arrays(path, correct=np.packbits(correct), **parts)
+    arrays = {f"after_{name}": np.packbits(np.asarray(flags, dtype=bool)) for name, flags in (after or {}).items()}
+    record: dict = {"evaluation": asdict(evaluation), "n": len(correct), "correct": int(correct.sum())}
+    record["eps"] = run.eps if evaluation.eps is None else evaluation.eps
     if not np.array_equal(index, np.arange(len(index))):  # in a file that all records on these images share
         buffer = io.BytesIO()
         np.save(buffer, index.astype(np.min_scalar_type(int(index.max()))), allow_pickle=False)
@@ -151,16 +126,14 @@ def save_evaluation(run: Run, evaluation: Evaluation, index, correct, *, after: 
         files.write_bytes(path.with_name(f"index-{record['index_sha256'][:12]}.npy"), buffer.getvalue())
     if after:
         record["after"] = {name: int(np.sum(flags)) for name, flags in after.items()}
-    save_json(path, record | files.provenance() | extra)
+    _save(path, run, "outcomes_sha256", record | extra, correct=np.packbits(correct), **arrays)
     return path
 
 
-def load_evaluation(run: Run | str, evaluation: Evaluation) -> Outcome:
-    """Outcomes of one evaluation; MissingRecord when it was not run, UsageError for another eps of the same name."""
+def load_evaluation(run: Run, evaluation: Evaluation) -> Outcome:
+    """Outcomes of one evaluation; MissingRecord when it was not run."""
     path = record_path(run, evaluation)
-    record = _own(run, path)
-    if (held := Evaluation(**record["evaluation"])) != evaluation:
-        raise UsageError(f"{path} holds {held}, and {evaluation} was asked for, whose file has the same name")
+    record = _own(run_id(run), path)
     arrays = load_npz(path.with_suffix(".npz"), record["outcomes_sha256"])
     if digest := record.get("index_sha256"):
         index = load_npz(path.with_name(f"index-{digest[:12]}.npy"), digest)["array"].astype(np.int32)
@@ -169,13 +142,13 @@ def load_evaluation(run: Run | str, evaluation: Evaluation) -> Outcome:
     return Outcome(index, np.unpackbits(arrays["correct"], count=record["n"]).astype(bool), record)
 
 
-def ensemble(run: Run | str, checkpoint: str, images: int | None = None, intervention: str | None = None) -> Outcome:
+def ensemble(run: Run, checkpoint: str, images: int | None = None, intervention: str | None = None) -> Outcome:
     """Right on clean and all four of the authors' attacks, per sample; MissingRecord for mixed weights or images."""
     clean = Evaluation(attack="clean", checkpoint=checkpoint, images=images, intervention=intervention)
     parts = [load_evaluation(run, replace(clean, attack=attack)) for attack in ENSEMBLE]
-    for name, what in (("weights", "weights"), ("images_sha256", "test images")):
-        if len({part.record.get(name) for part in parts if name == "weights" or part.record.get(name)}) > 1:
-            text = f"{id_of(run)}, {checkpoint}: clean and the four attacks are of different {what}"
+    for what in ("weights", "images_sha256"):
+        if len({part.record.get(what) for part in parts} - {None}) > 1:
+            text = f"{run_id(run)}, {checkpoint}: clean and the four attacks are of different {what}"
             raise MissingRecord(f"{text}; move the older records away, then type `python -m fsr run-all`")
     every = pd.concat([pd.Series(part.correct, index=part.index) for part in parts], axis=1, join="inner").sort_index()
     record = {name: parts[0].record.get(name) for name in ("commit", "eps", "weights", "images_sha256")}
@@ -192,9 +165,9 @@ def metrics(chosen: Iterable[Run] | None = None) -> pd.DataFrame:
                 both = ensemble(run, one.checkpoint, one.images, one.intervention)
                 recorded[replace(one, attack="ensemble")] = both.record | {"correct": int(both.correct.sum())}
         for one, record in recorded.items():
-            row = vars(run) | asdict(one) | {name: record.get(name) for name in ("eps", "seconds", "commit")}
-            row |= {"run_id": run_id(run), "method": run.label, "attack_id": one.attack_id}
-            rows.append(row | {"n": record["n"], "correct": record["correct"]})
+            facts = {name: record.get(name) for name in ("eps", "seconds", "commit", "n", "correct")}
+            own = {"run_id": run_id(run), "method": run.label, "attack_id": one.attack_id}
+            rows.append(vars(run) | asdict(one) | facts | own)
     frame = pd.DataFrame(rows, columns=COLUMNS.split())
     return frame.assign(accuracy=frame["correct"] / frame["n"])
 
@@ -203,14 +176,13 @@ def save_analysis(run: Run, analysis: Analysis, record: dict, **arrays) -> Path:
     """Store an analysis: a JSON record, and arrays beside it when there are any; an existing one is kept."""
     path = record_path(run, analysis)
     if not path.exists():
-        digest = {"arrays_sha256": _save_arrays(path, **arrays)} if arrays else {}
-        save_json(path, {"run_id": run_id(run), "analysis": asdict(analysis), **record, **files.provenance(), **digest})
+        _save(path, run, "arrays_sha256", {"analysis": asdict(analysis), **record}, **arrays)
     return path
 
 
-def load_analysis(run: Run | str, analysis: Analysis) -> tuple[dict, dict[str, np.ndarray]]:
+def load_analysis(run: Run, analysis: Analysis) -> tuple[dict, dict[str, np.ndarray]]:
     """Record and arrays ({} when there are none) of one analysis; MissingRecord when it was not run."""
     path = record_path(run, analysis)
-    record = _own(run, path)
+    record = _own(run_id(run), path)
     digest = record.get("arrays_sha256")
     return record, load_npz(path.with_suffix(".npz"), digest) if digest else {}

@@ -2,10 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -36,37 +33,23 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict | None = Non
     return mark
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, str, str]]:
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """(tensors on the CPU, meta); MissingRecord when there is none, CorruptFile when it is not what was saved."""
     if not path.exists():
         raise MissingRecord(f"no such checkpoint: {path}")
     try:
         with safe_open(str(path), framework="pt") as file:
-            if (text := (file.metadata() or {}).get("fsr")) is None:
-                why = "was not written by this version of the package (no `fsr` in its metadata)"
-                raise CorruptFile(f"{path} {why}; read it with the version that wrote it, or move it away")
-            info = json.loads(text)
-            yield file, info["digest"], info["meta"]
+            info = json.loads(file.metadata()["fsr"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            mark, meta = info["digest"], info["meta"]
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise CorruptFile(f"{path} cannot be read ({error}); move it away to train again") from None
-
-
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
-    """(tensors on the CPU, meta); MissingRecord when there is none, CorruptFile when it is not what was saved."""
-    with _opened(path) as (file, mark, meta):
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        if mark != digest(tensors, meta):
-            raise CorruptFile(f"{path} is damaged (its content does not match its digest); move it away to train again")
-        return tensors, json.loads(meta)
+    if mark != digest(tensors, meta):
+        raise CorruptFile(f"{path} is damaged (its content does not match its digest); move it away to train again")
+    return tensors, json.loads(meta)
 
 
 def digest_of(path: Path) -> str:
-    """The digest stored in a checkpoint, without reading its tensors."""
-    with _opened(path) as (_, mark, _):
-        return mark
-
-
-def meta_of(path: Path) -> dict:
-    """The meta stored in a checkpoint, without reading its tensors."""
-    with _opened(path) as (_, _, meta):
-        return json.loads(meta)
+    """The digest that is stored in a checkpoint, of which it is the true one."""
+    tensors, meta = load_tensors(path)
+    return digest(tensors, json.dumps(meta, sort_keys=True))

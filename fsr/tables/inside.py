@@ -25,7 +25,7 @@ GROUPS |= {"queries/random-noise": "8 control: random noise of the same size", W
 def recorded(profile: str, run: Run, kind: str) -> list[tuple[Analysis, dict]]:
     """A run's planned analyses of this kind with their records; {} for one that was not run."""
     planned = [a for a in experiments.analyses(profile, "all", run) if a.kind == kind]
-    return [(a, store.load_analysis(run, a)[0] if store.has_analysis(run, a) else {}) for a in planned]
+    return [(a, store.load_analysis(run, a)[0] if store.has_record(run, a) else {}) for a in planned]
 
 
 def streams(profile: str) -> pd.DataFrame:

@@ -32,7 +32,7 @@ def _parts(evaluation: Evaluation) -> list[Evaluation]:
 def of_other_weights(run: Run, evaluation: Evaluation) -> bool:
     """Is this evaluation on record, but of other weights than those of the run's training on record?"""
     trained = store.environment(run).get("checkpoints", {}) if store.is_trained(run) else {}
-    found = [_read(files.results(), run, one)[1] for one in _parts(evaluation) if store.has_evaluation(run, one)]
+    found = [_read(files.results(), run, one)[1] for one in _parts(evaluation) if store.has_record(run, one)]
     known = (None, trained.get(evaluation.checkpoint))
     return known[1] is not None and any(record.get("weights") not in known for record in found)
 
@@ -40,7 +40,7 @@ def of_other_weights(run: Run, evaluation: Evaluation) -> bool:
 def outcome(run: Run, evaluation: Evaluation) -> pd.Series | None:
     """Right (bool) by test-set position; `ensemble`: under all five columns; None: not run, or of other weights."""
     parts = _parts(evaluation)
-    if not all(store.has_evaluation(run, part) for part in parts) or of_other_weights(run, evaluation):
+    if not all(store.has_record(run, part) for part in parts) or of_other_weights(run, evaluation):
         return None
     return pd.concat([_read(files.results(), run, part)[0] for part in parts], axis=1, join="inner").all(axis=1)
 

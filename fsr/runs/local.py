@@ -81,7 +81,7 @@ def follow(tasks: dict[Future, Task], options: Options, hear: Callable, stop: Ca
                 stopped = error
                 stop()
     if stopped:
-        raise stopped
+        raise type(stopped)("; ".join([str(stopped), *failed]))
     return failed
 
 

@@ -10,7 +10,7 @@ from benchmarks.plain import PlainTrainer
 from fsr.config import DATASETS, FSRSpec, Run, for_dataset, replace
 from fsr.models import count_macs, model_of
 from fsr.train.fast import Crafter
-from fsr.train.objectives import Objective, Stepper, sgd
+from fsr.train.objectives import Objective, Stepper
 
 SMALL = for_dataset("cifar10", backbone="resnet18", width=16, module=FSRSpec(), holdout=0)
 FULL = replace(SMALL, width=None)
@@ -46,7 +46,7 @@ class FastStep:
     def __init__(self, run: Run, device: torch.device, **switches):
         self.model = model_of(run).to(device).train()
         self.crafter = Crafter(self.model, run, device, **switches)
-        self.stepper = Stepper(Objective(self.model, run), sgd(self.model, run, device), run, device)
+        self.stepper = Stepper(Objective(self.model, run), run, device)
         self.generator = torch.Generator(device)
 
     def step(self, x: Tensor, y: Tensor) -> None:

@@ -19,7 +19,7 @@ from fsr import store
 from fsr.config import FSRSpec, for_dataset, run_id
 from fsr.data import load
 from fsr.experiments import SETS
-from fsr.files import Interrupted, UsageError
+from fsr.files import Interrupted
 from fsr.runs import Options, Task, state_path, training
 from fsr.runs.local import run_inline
 from fsr.store.weights import load_tensors
@@ -128,14 +128,6 @@ def test_synchronised_statistics_are_those_of_the_whole_batch_and_bf16_is_crafte
     for one in group:
         torch.testing.assert_close(one["layer"]["statistics"], expected["statistics"])
         assert one["bf16"] == trained(replace(BF16, sync_bn=False))["crafting"]
-
-
-def test_too_many_processes_for_a_batch_and_a_numbered_device_are_wrong_use(monkeypatch):
-    with pytest.raises(UsageError, match="under torchrun"), distributed.group("cuda:1"):
-        pass
-    monkeypatch.setattr(distributed, "size", lambda: 9)
-    with pytest.raises(UsageError, match="smallest batch has 17 images"):
-        Trainer(TINY, load(TINY))
 
 
 def torchrun(root: Path, *what: str, **variables: str) -> int:

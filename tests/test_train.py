@@ -74,7 +74,7 @@ def test_held_out_images_are_judged_clean_and_attacked_on_the_network_asked_for(
         seen.append((source, generator.initial_seed()))
         return 1 - x
 
-    monkeypatch.setattr(trainer.crafter, "attack", attack)
+    monkeypatch.setattr(trainer.crafter, "craft", attack)
     found = trainer._held_out()
     assert (found["ema_held_clean_acc"], found["ema_held_robust_acc"]) == (1.0, 0.0)
     assert seen == [(one, stream_seed("held-out")) for one in (trainer.model, net)]  # the same start in every epoch

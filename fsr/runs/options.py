@@ -70,5 +70,4 @@ _data = functools.lru_cache(maxsize=2)(data.load)
 def data_of(run: Run, device: torch.device | str = "cpu") -> data.Data:
     """The data of a run on a device, read once per process."""
     key = {name: getattr(run, name) for name in ("dataset", "train_size", "test_size", "holdout", "image_size")}
-    with distributed.first_alone():
-        return _data(Run(**key), str(device))
+    return _data(Run(**key), str(device))

@@ -10,16 +10,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fsr.files import Interrupted, UsageError
+from fsr.files import FSRError
 from fsr.hardware import device_named
 
 WAIT = timedelta(hours=24)  # rank 0 may wait for another command's lock; a lost process is noticed at once all the same
-
-
-class Lost(Interrupted):
-    """Another process of the group failed or was killed: the last checkpoint is whole, the same command resumes."""
-
-    exit_code = 1
 
 
 def requested() -> bool:
@@ -39,9 +33,7 @@ def rank() -> int:
 
 @contextmanager
 def group(device: str | None) -> Iterator[str]:
-    """torchrun's processes as one group; yields this one's device. Raises Lost where a process is gone."""
-    if device not in (None, "cpu", "cuda"):
-        raise UsageError(f"--device {device}: under torchrun every process takes its own; type --device cpu or cuda")
+    """torchrun's processes as one group; yields this one's device. FSRError where a process is gone."""
     here = device_named(device)
     if here.type == "cuda":  # UsageError where there are more processes than GPUs
         here = device_named(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
@@ -57,7 +49,9 @@ def group(device: str | None) -> Iterator[str]:
     except RuntimeError as error:
         if not (isinstance(error, dist.DistError) or "gloo" in str(error) or "Connection" in str(error)):
             raise
-        raise Lost("another process failed or was killed; the last checkpoint is whole, type the same again") from None
+        raise FSRError(
+            "another process failed or was killed; the last checkpoint is whole, type the same again"
+        ) from None
     dist.destroy_process_group()
 
 
@@ -76,18 +70,6 @@ def gathered(value: Tensor) -> Tensor:
         parts = [torch.empty_like(part) for part in parts]
         dist.all_gather(parts, value.contiguous())
     return torch.stack(parts)
-
-
-@contextmanager
-def first_alone() -> Iterator[None]:
-    """Rank 0 goes through the block before the others: what it downloads is there for them."""
-    if rank():
-        dist.barrier()
-    try:
-        yield
-    finally:
-        if size() > 1 and not rank():
-            dist.barrier()
 
 
 def shard(n: int) -> slice:
@@ -120,11 +102,10 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
         return super().forward(whole).split(sizes)[rank()]
 
 
-def synchronised(model: nn.Module) -> nn.Module:
-    """The model, changed: every BatchNorm's statistics are over all processes; its state_dict keeps its names."""
+def synchronise(model: nn.Module) -> None:
+    """Change the model: every BatchNorm's statistics are over all processes; its state_dict keeps its names."""
     if next(model.parameters()).is_cuda:
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = CpuSyncBatchNorm  # the same attributes, another forward
-    return model

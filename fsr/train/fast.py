@@ -1,6 +1,5 @@
 """Crafting as in `objectives`, faster: folded, compiled, as one CUDA graph; left out, and logged, where it differs."""
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,15 +12,11 @@ from fsr.attacks.gradient import project_linf
 from fsr.config import Run
 from fsr.hardware import exact_float32
 from fsr.models.modes import eval_mode
-from fsr.train.fold import compare, dtype_of, folded_copy, is_wide, layout_of, or_log
+from fsr.train.fold import compare, dtype_of, folded_copy, layout_of, or_log
 from fsr.train.objectives import craft, draw_start, full_precision, pgd_step, start
 
 Function = Callable[..., Tensor]
-RECOMPILE = 64  # variants of all networks' forward passes together; beyond torch's 8 it runs uncompiled, unsaid
-MANY_STEPS = 2000  # crafting steps of a run from which compiling (about 10 s on a CPU) pays
-# Largest difference of steps that compiling (in bf16 or not) or a CUDA graph may make, each of which adds in another
-# order. Where a share p of the signs differs it is 2 sqrt(p); 1.4 where they have nothing in common.
-SIGNS, SIGNS_BF16 = 0.2, 0.9
+SIGNS = 0.9  # largest difference of steps that adding in another order makes; 2 sqrt(p) for a share p of other signs
 
 
 class Crafter:
@@ -31,24 +26,16 @@ class Crafter:
         self.model, self.run, device = model, run, torch.device(device)
         self.dtype, self.layout = dtype_of(run.precision, model, device), layout or layout_of(model, device)
         self.switches: dict[str, Any] = {"compile": compile, "channels_last": self.layout == torch.channels_last}
-        self.switches |= {
-            "graphs": device.type == "cuda" and graphs,
-            "crafting": str(self.dtype).removeprefix("torch."),
-        }
-        if device.type == "cuda":
-            torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+        self.switches["graphs"] = device.type == "cuda" and graphs
+        torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
         model.to(memory_format=self.layout)  # type: ignore[call-overload]
         self.copy: Any = None  # a FoldedCopy; None: crafting is on the network itself
-        self.exact = 0  # how many first steps are on the network itself, in exact float32
+        self.exact = 0  # first steps on the network itself, in exact float32: bf16 would drown KL near its flat start
         self._loop: Function | None = None  # all other steps, on the copy; None before the first batch
 
-    def craft(self, x: Tensor, y: Tensor, generator=None, *, noise: Tensor | None = None) -> Tensor:
-        """Training images like x, float32, not part of any graph; natural training gets x itself."""
-        return x if self.run.method == "natural" else self.attack(x, y, generator, noise=noise)
-
     @torch.no_grad()
-    def attack(self, x: Tensor, y: Tensor, generator=None, *, source=None, noise: Tensor | None = None) -> Tensor:
-        """The training attack (of plain AT for natural runs) on source, by default the live model."""
+    def craft(self, x: Tensor, y: Tensor, generator=None, *, source=None, noise: Tensor | None = None) -> Tensor:
+        """Adversarial images like x, float32, by the run's attack (AT's for natural runs) on source or the model."""
         source = self.model if source is None else source
         x = x.detach().contiguous(memory_format=self.layout)
         x_adv = start(x, self.run, draw_start(x, self.run, generator) if noise is None else noise)
@@ -66,40 +53,35 @@ class Crafter:
                 x_adv = craft(source, self.run, x_adv, x, y, steps=self.exact)
         return self._loop(x_adv, x, y)  # type: ignore[misc]
 
-    def _filled(self, x_adv: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-        """The batch filled up, or cut, to the one size that fast loops are made for; images do not see each other."""
-        rows = torch.arange(self.run.batch, device=x.device) % len(x)
-        return (*(t[rows].contiguous(memory_format=self.layout) for t in (x_adv, x)), y[rows])
-
     def _prepare(self, x: Tensor, y: Tensor) -> Function:
         """Make the copy on the first batch; returns its steps, compiled and recorded as asked for where that works."""
-        on, run, step, graph = self.switches, self.run, None, None
+        on, run, step, n = self.switches, self.run, None, min(len(x), self.run.batch)
         self.copy = folded_copy(self.model, x, self.dtype, self.layout)
         if self.copy is None:
             on.update(compile=False, graphs=False, crafting="float32")
             return craft
         on["crafting"] = str(self.copy.dtype).removeprefix("torch.")
-        # the first step on KL, near its flat start, would drown in bf16 rounding
         self.exact = int(run.method == "trades" and self.copy.dtype == torch.bfloat16 and run.steps > 0)
-        batch = self._filled(project_linf(1 - x, x, run.eps), x, y)  # far from x, where KL is not flat
+        batch = (
+            project_linf(1 - x[:n], x[:n], run.eps),
+            x[:n].clone(),
+            y[:n].clone(),
+        )  # far from x, where KL is not flat
         if on["compile"] is None:  # measured: on a CPU it gains a quarter from 16 channels and 32 pixels on
-            steps = run.steps * run.epochs * math.ceil((run.train_size or 50_000) / run.batch)
-            worth = is_wide(self.model) and x.shape[-1] >= 32 and steps >= MANY_STEPS
-            on["compile"] = x.is_cuda or worth
+            on["compile"] = x.is_cuda or (self.layout == torch.channels_last and x.shape[-1] >= 32)
         if on["compile"]:
             with or_log("crafting is not compiled"):
                 step = self._compiled(*batch)
-        loop = partial(craft, self.copy.net, run, step=step, steps=run.steps - self.exact)
+        plain = partial(craft, self.copy.net, run, steps=run.steps - self.exact)
+        loop = fast = partial(plain, step=step)
         if on["graphs"]:
             with or_log("crafting is not recorded as a CUDA graph"):
                 replay: Any = torch.cuda.make_graphed_callables(loop, batch)
-                compare(replay(*batch) - batch[0], loop(*batch) - batch[0], SIGNS_BF16)
-                graph = lambda *some: replay(*some).clone()  # noqa: E731 - the next replay writes over its result
-        on["compile"], on["graphs"] = step is not None, graph is not None
-        if step is None and graph is None:  # a compiled function has no truth value
-            return loop
-        fast = loop if graph is None else graph
-        return lambda *some: fast(*self._filled(*some))[: len(some[0])]
+                compare(replay(*batch) - batch[0], loop(*batch) - batch[0], SIGNS)
+                fast = replay
+        on["compile"], on["graphs"] = step is not None, fast is not loop  # a compiled function has no truth value
+        # fast is made for batches of one size, and a replay writes over the result of the one before
+        return lambda *some: (fast if len(some[0]) == n else plain)(*some).clone()
 
     def _compiled(self, *batch: Tensor) -> Function:
         """`pgd_step` on the copy, its gradients unrolled first, so that the network may hold any Python."""
@@ -107,16 +89,12 @@ class Crafter:
         given = (*batch, net(batch[1])) if run.method == "trades" else batch
         plain = lambda *tensors: pgd_step(net, run, *tensors)  # noqa: E731 - make_fx wants a plain function
         step = torch.compile(make_fx(plain)(*given), dynamic=False)
-        limit = SIGNS_BF16 if self.copy.dtype == torch.bfloat16 else SIGNS
-        compare(step(*given) - batch[0], plain(*given) - batch[0], limit)
+        compare(step(*given) - batch[0], plain(*given) - batch[0], SIGNS)
         return step
 
 
 class FastNet(nn.Module):
-    """A network for attacks to differentiate: model, in eval mode, folded, in `precision`; logits float32.
-
-    x: some images (N, C, H, W), on which the copy is compared with the model.
-    """
+    """A network for attacks to differentiate: model, in eval mode, folded, in `precision`; x: images to try it on."""
 
     def __init__(self, model: nn.Module, x: Tensor, precision="float32", *, compile=None):
         super().__init__()
@@ -130,7 +108,7 @@ class FastNet(nn.Module):
                 self._fast = self._compiled(x.contiguous(memory_format=self.layout))
 
     def _compiled(self, some: Tensor) -> Function:
-        torch._dynamo.config.recompile_limit = max(RECOMPILE, torch._dynamo.config.recompile_limit)
+        torch._dynamo.reset()  # after 8 networks torch would compile no more, unsaid
         compiled = torch.compile(self.net)
 
         def fast(x: Tensor) -> Tensor:

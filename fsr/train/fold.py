@@ -1,7 +1,6 @@
 """The folded copy of a network in eval mode: each BatchNorm inside the convolution before it; used where equal."""
 
 import logging
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +14,6 @@ from fsr.models.modes import copied, eval_mode, hooked
 from fsr.train.distributed import CpuSyncBatchNorm
 
 log = logging.getLogger("fsr")
-
 BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, CpuSyncBatchNorm)
 
 
@@ -27,14 +25,10 @@ def dtype_of(precision: str, model: nn.Module, device: torch.device) -> torch.dt
     return torch.bfloat16 if fast else torch.float32
 
 
-def is_wide(model: nn.Module) -> bool:
-    """Has every convolution 16 channels? Below, torch 2.15 can crash in channels-last backward passes on a CPU."""
-    return min((m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)), default=0) >= 16
-
-
 def layout_of(model: nn.Module, device: torch.device) -> torch.memory_format:
-    """In which memory layout the model's convolutions are fastest."""
-    return torch.channels_last if device.type == "cuda" or is_wide(model) else torch.contiguous_format
+    """The fastest memory layout; on a CPU, torch 2.15 can crash in channels-last backward passes below 16 channels."""
+    narrowest = min((m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)), default=0)
+    return torch.channels_last if device.type == "cuda" or narrowest >= 16 else torch.contiguous_format
 
 
 @contextmanager
@@ -57,13 +51,11 @@ def compare(ours: Tensor, own: Tensor, limit: float) -> None:
 
 @torch.no_grad()
 def feeding_convolutions(net: nn.Module, x: Tensor) -> dict[str, str]:
-    """Path of each convolution to that of the BatchNorm that gets its output, both called once."""
+    """Path of each convolution to that of the BatchNorm that gets its output."""
     names = {module: name for name, module in net.named_modules() if type(module) in (nn.Conv2d, *BATCHNORMS)}
-    calls: Counter[str] = Counter()
     pairs: dict[str, str] = {}
 
     def after(module: Any, given: tuple, y: Any) -> None:
-        calls[names[module]] += 1
         if type(module) is nn.Conv2d:
             y.made_by = names[module], y._version
         elif (made_by := getattr(given[0], "made_by", None)) and made_by[1] == given[0]._version:  # not changed since
@@ -71,7 +63,7 @@ def feeding_convolutions(net: nn.Module, x: Tensor) -> dict[str, str]:
 
     with hooked(names, after):
         net(x.clone())
-    return {conv: bn for conv, bn in pairs.items() if calls[conv] == calls[bn] == 1}
+    return pairs
 
 
 class FoldedCopy:

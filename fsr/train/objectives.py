@@ -5,12 +5,12 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from itertools import compress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 from fsr.attacks.gradient import project_linf
 from fsr.config import PEERS, Run
@@ -168,18 +168,14 @@ def learning_rate(run: Run, epoch: int) -> float:
     return run.lr * (0.01 if last else 0.1 if late else 1)
 
 
-def sgd(model: nn.Module, run: Run, device: torch.device) -> torch.optim.SGD:
-    """The authors' optimiser, SGD with momentum: one kernel for all weights on a GPU, grouped operations on a CPU."""
-    how: dict[str, Any] = {"lr": run.lr, "momentum": run.momentum, "weight_decay": run.weight_decay}
-    return torch.optim.SGD(model.parameters(), **how, **{"fused" if device.type == "cuda" else "foreach": True})
-
-
 class Stepper:
-    """One optimiser step at a time on an Objective, or DDP around one; sums stay on the device until `tally`."""
+    """The authors' SGD on an Objective, a step at a time, over all processes; sums stay on the device until `tally`."""
 
-    def __init__(self, objective: nn.Module, optimizer: torch.optim.SGD, run: Run, device="cpu"):
-        self.objective, self.optimizer, self.run, self.device = objective, optimizer, run, torch.device(device)
-        self.bare: Any = getattr(objective, "module", objective)  # the Objective itself
+    def __init__(self, objective: Objective, run: Run, device="cpu"):
+        self.bare, self.run, self.device = objective, run, torch.device(device)
+        self.objective = DistributedDataParallel(objective) if distributed.size() > 1 else objective
+        how: dict[str, Any] = {"fused" if self.device.type == "cuda" else "foreach": True, "momentum": run.momentum}
+        self.optimizer = torch.optim.SGD(self.bare.parameters(), run.lr, weight_decay=run.weight_decay, **how)
         self.autocast = dtype_of(run.precision, self.bare, self.device) == torch.bfloat16
         self.sums: dict[str, Tensor] = {}  # of the epoch so far, for a resumed run too; empty before its first step
 
@@ -212,9 +208,9 @@ class Stepper:
 def ema_update(ema: nn.Module, model: nn.Module, run: Run, step: int) -> None:
     """ema = d ema + (1 - d) model at step t from 0, d = min(ema_decay, (1 + t) / (10 + t)); counters are copied."""
     decay = min(run.ema_decay, (1 + step) / (10 + step))
-    averages, live = ([*net.parameters(), *net.buffers()] for net in (ema, model))
-    floating = [tensor.is_floating_point() for tensor in averages]
-    torch._foreach_lerp_(list(compress(averages, floating)), list(compress(live, floating)), 1 - decay)
-    for average, tensor, moving in zip(averages, live, floating, strict=True):
-        if not moving:
+    pairs = list(zip(*([*net.parameters(), *net.buffers()] for net in (ema, model)), strict=True))
+    averages, live = zip(*(pair for pair in pairs if pair[0].is_floating_point()))
+    torch._foreach_lerp_(averages, live, 1 - decay)
+    for average, tensor in pairs:
+        if not average.is_floating_point():
             average.copy_(tensor)

@@ -17,7 +17,7 @@ from fsr import files
 from fsr.config import DATASETS, Run
 from fsr.data import Data
 from fsr.files import UsageError, provenance, save_json
-from fsr.hardware import bf16_is_fast, cores, cpu_name, describe, device_named
+from fsr.hardware import BF16_UNITS, describe, device_named
 
 Rounds = dict[str, list[float]]
 
@@ -38,6 +38,7 @@ def arguments(description: str, extra: Callable[[argparse.ArgumentParser], None]
     given = parser.parse_args()
     try:
         files.use(root=given.root, data=given.data)
+        files.writable()
         given.device = device_named(given.device)
     except UsageError as error:
         parser.exit(2, f"{error}\n")
@@ -101,7 +102,7 @@ def peak_flops(device: torch.device) -> dict[str, float]:
     bf16 only where the processor has units for it: emulated, one product takes a minute, and nothing is computed so.
     """
     n, found = 8192 if device.type == "cuda" else 2048, {}
-    kinds = {"float32": torch.float32} | ({"bf16": torch.bfloat16} if device.type == "cuda" or bf16_is_fast() else {})
+    kinds = {"float32": torch.float32} | ({"bf16": torch.bfloat16} if device.type == "cuda" or BF16_UNITS else {})
     for name, dtype in kinds.items():
         a, b = torch.randn(n, n, device=device, dtype=dtype), torch.randn(n, n, device=device, dtype=dtype)
         found[name] = 2 * n**3 / min(timed(lambda a=a, b=b: a @ b, device) for _ in range(6))
@@ -110,10 +111,10 @@ def peak_flops(device: torch.device) -> dict[str, float]:
 
 def machine(device: torch.device) -> str:
     """The machine by its parts, fit for a file name: processor, cores, GPU; never a host's name."""
-    name = f"{cpu_name()} {cores()} cores"
+    name = "{cpu} {cores} cores".format_map(describe())
     if device.type == "cuda":
         name += " " + torch.cuda.get_device_name(device)
-    elif not bf16_is_fast():
+    elif not BF16_UNITS:
         name += " without bf16"
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 

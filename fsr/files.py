@@ -1,16 +1,17 @@
 """Errors that a user sees, paths, files written all or nothing and hashed, and where their code came from."""
 
 import difflib
-import functools
 import hashlib
 import io
 import json
 import os
 import platform
+import secrets
 import subprocess
-import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Collection
 from contextlib import suppress
+from datetime import timedelta
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 
@@ -44,10 +45,6 @@ class MissingRecord(FSRError):
     """A record that a reader needs is not there; the message names the command that makes it."""
 
 
-class Diverged(FSRError):
-    """A loss became NaN or infinite; the last good checkpoint is kept."""
-
-
 class TimeUp(FSRError):
     """The time limit was reached: the checkpoint is whole and the same command resumes."""
 
@@ -66,46 +63,30 @@ def repository() -> Path:
     raise UsageError("no notebooks/00-setup.ipynb here or above; go into the repository or give --root DIR")
 
 
-def _folder(text: str, option: str) -> Path:
-    try:
-        path = Path(text).expanduser().resolve()
-        if path.exists() and not path.is_dir():
-            raise ValueError("it is a file")
-        return path
-    except (RuntimeError, OSError, ValueError) as error:  # an unknown user's ~, a name too long, a null character
-        raise UsageError(f"{option} {text[:80]!r} is no folder ({str(error)[:80]}); give another DIR") from None
+def _folder(option: str) -> Path | None:
+    """The folder that $FSR_ROOT or $FSR_DATA names, absolute; None where it is not set."""
+    text = os.environ.get(f"FSR_{option.upper()}")
+    return Path(os.path.realpath(os.path.expanduser(text))) if text else None
 
 
 def root() -> Path:
     """Results and figures lie below it: $FSR_ROOT (set by --root), else the repository."""
-    return _folder(text, "--root") if (text := os.environ.get("FSR_ROOT")) else repository()
+    return _folder("root") or repository()
 
 
 def data() -> Path:
     """Data sets lie below it: $FSR_DATA (set by --data), else data/ below the root."""
-    return _folder(text, "--data") if (text := os.environ.get("FSR_DATA")) else root() / "data"
+    return _folder("data") or root() / "data"
 
 
-def use(*, root: Path | str | None = None, data: Path | str | None = None) -> None:
-    """Make --root and --data hold for this process and every process it starts."""
-    for name, value in (("root", root), ("data", data)):
-        if value is not None:
-            os.environ[f"FSR_{name.upper()}"] = str(_folder(str(value), f"--{name}"))
-
-
-def existing() -> None:
-    """Raise UsageError when the root is not there: commands that only read never make it."""
-    if not root().is_dir():
+def use(*, existing: bool = False, **folders: Path | str | None) -> None:
+    """Make root= and data= hold for this process and every process it starts; existing: UsageError for a new root."""
+    for name, folder in folders.items():
+        if folder is not None:
+            os.environ[f"FSR_{name.upper()}"] = str(folder)
+            os.environ[f"FSR_{name.upper()}"] = str(_folder(name))  # the same from any working directory
+    if existing and not os.path.isdir(root()):
         raise UsageError(f"no folder {root()}; give an existing --root DIR, or type `python -m fsr run-all` to fill it")
-
-
-def writable(folder: Path, option: str) -> None:
-    """Make the folder and write to it; UsageError that names the option where that fails."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise UsageError(f"cannot write to {folder} ({error.strerror}); give another {option} DIR") from None
 
 
 def results() -> Path:
@@ -113,55 +94,52 @@ def results() -> Path:
     return root() / "results"
 
 
-def _place(folder: str, suffix: str = "") -> Callable[[str], Path]:
-    def path(name: str) -> Path:  # of a run or a profile, whose name must not leave its folder
-        if name in ("", ".", "..") or any(c in name for c in "/\\\0"):
-            raise UsageError(f"{name!r} is not a run id; `python -m fsr status` lists them")
-        return root() / folder / (name + suffix)
-
-    return path
+def writable() -> None:
+    """UsageError unless the results can be written: a command fails at once and not after hours."""
+    write_bytes(results() / ".locks" / ".gitignore", b"*\n")
 
 
-run_dir = _place("results/runs")  # of a run id: config.json, env.json, history.csv, evals/, analyses/
-checkpoint_dir = _place("results/checkpoints")  # of a run id: last, best and ema weights, and what resumes
-tables = _place("results/tables")  # of a profile
-executed = _place("results/notebooks")  # of a profile: executed notebooks; the sources are never written
-report = _place("results/report", ".html")  # of a profile
-figures = _place("figures")  # of a profile
+def _place(folder: str, name: str, suffix: str = "") -> Path:
+    if name in ("", ".", "..") or any(c in name for c in "/\\\0"):  # it would leave its folder
+        raise UsageError(f"{name!r} is not a run id; `python -m fsr status` lists them")
+    return root() / folder / (name + suffix)
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+run_dir = partial(_place, "results/runs")  # of a run id: config.json, env.json, history.csv, evals/, analyses/
+checkpoint_dir = partial(_place, "results/checkpoints")  # of a run id: last, best and ema weights, and what resumes
+tables = partial(_place, "results/tables")  # of a profile
+executed = partial(_place, "results/notebooks")  # of a profile: executed notebooks; the sources are never written
+report = partial(_place, "results/report", suffix=".html")  # of a profile
+figures = partial(_place, "figures")  # of a profile
+
+
+def did_you_mean(word: str, known: Collection[str]) -> str:
     """`; did you mean 'x'?` when something known begins with word or is close to it, else an empty string."""
-    names = list(known)
-    close = [name for name in names if word and name.startswith(word)] or difflib.get_close_matches(word, names, n=1)
+    close = [name for name in known if name.startswith(word or " ")] or difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def duration(seconds: float) -> str:
-    """42 s, 12 min, 3.5 h or 2.1 days."""
-    if seconds < 90 * 60:
-        return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
+    """0:12:34 or 2 days, 3:40:00."""
+    return str(timedelta(seconds=round(seconds)))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """All of it or nothing: a killed job or a full disk never leaves half a file under the final name."""
-    temporary = None
+    temporary = path.with_name(f".{path.name[:40]}{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix="." + path.name[:40], suffix=".tmp")
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
         text = f"cannot write {path}: {error.strerror}; earlier results are whole; make room or give another --root DIR"
-        raise (FSRError if temporary else UsageError)(text) from None
+        raise (FSRError if os.path.exists(temporary) else UsageError)(text) from None
     finally:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)  # gone already unless something failed
+        with suppress(OSError):  # gone already unless something failed
+            temporary.unlink()
 
 
 def sha256(data: bytes) -> str:
@@ -219,19 +197,15 @@ def load_npz(path: Path, digest: str) -> dict[str, np.ndarray]:
     return {"array": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
 
 
-@functools.cache
+@cache
 def provenance() -> dict:
-    """Commit, whether fsr/ had changes, and versions, read once; None where unknown. $FSR_COMMIT, $FSR_DIRTY win."""
-    versions: dict[str, str | None] = dict.fromkeys(PACKAGES)
-    for name in PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
+    """Commit, whether fsr/ had changes, None where unknown, and versions, read once. $FSR_COMMIT, $FSR_DIRTY win."""
     commit, dirty = os.environ.get("FSR_COMMIT"), {"0": False, "1": True}.get(os.environ.get("FSR_DIRTY", ""))
     if not commit:
         commit, dirty, here = None, None, Path(__file__).resolve()
-        ask = functools.partial(subprocess.run, cwd=here.parent, capture_output=True, text=True, timeout=20, check=True)
-        with suppress(OSError, subprocess.SubprocessError):
-            ask(["git", "cat-file", "-e", f"HEAD:./{here.name}"])  # fails in another repository around this code
-            commit = ask(["git", "rev-parse", "HEAD"]).stdout.strip()
-            dirty = bool(ask(["git", "status", "--porcelain", "--", "."]).stdout)
+        ask = partial(subprocess.check_output, cwd=here.parent, stderr=subprocess.DEVNULL, text=True, timeout=20)
+        with suppress(OSError, subprocess.SubprocessError):  # of git, also where another repository is around this code
+            commit = ask(["git", "rev-parse", "HEAD", f"HEAD:./{here.name}"]).split()[0]
+            dirty = bool(ask(["git", "status", "--porcelain", "--", "."]))
+    versions = {name: metadata.version(name) for name in PACKAGES}
     return {"commit": commit, "dirty": dirty, "python": platform.python_version(), "versions": versions}

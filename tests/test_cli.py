@@ -53,7 +53,7 @@ audit PLAIN --images 65 | 64 test images
 data fetch | 'check', 'path'
 status --root ~nobody-of-that-name/x | --root
 status --root ROOT/nowhere | no folder
-status --root ROOT/file | it is a file
+status --root ROOT/file | no folder
 frobnicate | frobnicate
 import-official missing.pth --backbone resnet18 --dataset cifar10 | missing.pth
 compare ROOT/nowhere | make retrain
@@ -74,14 +74,14 @@ def test_wrong_use_is_one_line_that_says_what_to_type(fsr, root, monkeypatch, li
 
 
 def test_what_is_not_there_is_refused_before_anything_is_computed(fsr, root, monkeypatch):
-    def gone(name):
-        raise MissingData(f"{name} is not here")
+    def gone(run):
+        raise MissingData(f"{run.dataset} is not here")
 
-    monkeypatch.setattr(options, "fetch", gone)
+    monkeypatch.setattr(options, "read", gone)
     assert fsr("train", "whitebox", "-p", "mini")[::2] == (2, "cifar10 is not here\n")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert "no CUDA" in fsr("train", "whitebox", "-p", "ci", "--device", "cuda")[2]
-    (root / "results").rmdir()
+    (root / "results").rename(root / "moved")
     (root / "results").write_text("in the way")
     code, _, err = fsr("train", "whitebox", "-p", "ci")
     assert code == 2 and "cannot write" in err and (root / "results").read_text() == "in the way"

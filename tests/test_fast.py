@@ -66,7 +66,7 @@ def stepper_of(model, run) -> Stepper:
 @pytest.fixture
 def bf16(monkeypatch):
     """bf16 on any processor: slow on some, and the same."""
-    monkeypatch.setattr(fold, "bf16_is_fast", lambda: True)
+    monkeypatch.setattr(fold, "BF16_UNITS", True)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -363,7 +363,7 @@ WHOLE = ("tied", "reads statistics", "a layer under", "new weight_norm", "in pla
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 def test_attacks_see_the_function_of_any_network(name, precision, monkeypatch, caplog):
     """Logits and input gradients are the network's own, from a copy or, with one line in the log, from itself."""
-    monkeypatch.setattr("fsr.train.fold.bf16_is_fast", lambda: True)
+    monkeypatch.setattr("fsr.train.fold.BF16_UNITS", True)
     model, x, found = type("Changed", (Small,), METHODS.get(name, {}))(), torch.rand(4, 3, 8, 8), []
     if name in CHANGES:
         CHANGES[name](model)

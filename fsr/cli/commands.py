@@ -121,8 +121,7 @@ def audit(
 @app.command(epilog="Example:  python -m fsr status --profile mini")
 def status(profile: Profile = "demo", device: Device = None, root: Root = None) -> None:
     """What of a profile is done, partial and missing, and how long the missing trainings take."""
-    files.use(root=root)
-    files.existing()
+    files.use(root=root, existing=True)
     frame = runs.status(profile, device=device).rename(columns={"seconds": "training left"})
     shown = {"training left": lambda s: "?" if s != s else duration(s) if s else ""}
     typer.echo(frame.to_string(index=False, formatters=shown))
@@ -135,8 +134,7 @@ def report_command(profile: Profile = "demo", root: Root = None, readme: Readme 
     """Write the profile's self-contained HTML report from its records."""
     from fsr import report
 
-    files.use(root=root)
-    files.existing()
+    files.use(root=root, existing=True)
     typer.echo(f"report: {report.build(profile)}")
     if readme:
         typer.echo(f"written: {', '.join(path.name for path in report.update_readme()) or 'nothing new'}")
@@ -164,8 +162,8 @@ def compare(other: Other, profile: Profile = "demo", root: Root = None) -> None:
 def data_command(what: Annotated[What, typer.Argument()] = What.check, data: DataDir = None, root: Root = None) -> None:
     """Say which data sets are there and where missing ones belong, or print the folder."""
     files.use(root=root, data=data)
-    for name, there, where in check() if what is What.check else ():
-        typer.echo(f"{name:14}{'there' if there else 'missing':9}{where}")
+    for name, state in check().items() if what is What.check else ():
+        typer.echo(f"{name:14}{state}")
     if what is What.path:
         typer.echo(files.data())
 
@@ -174,5 +172,5 @@ def data_command(what: Annotated[What, typer.Argument()] = What.check, data: Dat
 def import_official(file: File, backbone: Network, dataset: Trained, root: Root = None) -> None:
     """Make a run of an authors' checkpoint, so that it can be evaluated and audited like any other."""
     files.use(root=root)
-    files.writable(files.results(), "--root")
+    files.writable()
     typer.echo(runs.import_official(file, backbone, dataset))

@@ -14,7 +14,7 @@ import typer
 
 from fsr import experiments, files, hardware, runs, store
 from fsr.config import DATASETS, Analysis, Evaluation, Run, replace, run_id
-from fsr.data.readers import fetch
+from fsr.data.readers import SOURCES, read
 from fsr.files import UsageError, did_you_mean
 from fsr.runs import local, ray
 from fsr.train import distributed
@@ -115,14 +115,14 @@ class Setting:
 
     def compute(self, tasks: list) -> list[str]:
         """Hand the tasks to the executor; returns what failed. Under torchrun all processes train together."""
-        files.writable(files.results(), "--root")  # or fail at once, not after hours
+        files.writable()  # or fail at once, not after hours
         options = replace(self.options, report=progress_of(tasks))
         if distributed.requested():
             return local.run_inline(tasks, options)
         if self.executor is Executor.ray:
             return ray.run_tasks(tasks, options, address=self.address)
-        for name in sorted({task.run.dataset for task in tasks}):  # once, before several workers would
-            fetch(name)
+        for name in sorted({task.run.dataset for task in tasks} & SOURCES.keys()):  # downloaded once, before workers
+            read(Run(dataset=name))
         if self.executor is Executor.inline:
             return local.run_inline(tasks, options)
         return local.run_tasks(tasks, options, workers=self.workers)

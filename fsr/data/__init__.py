@@ -32,8 +32,8 @@ class Data:
 
     def to(self, device) -> "Data":
         """The same data on another device."""
-        tensors: dict[str, Any] = {k: v.to(device) for k, v in self.__dict__.items() if isinstance(v, Tensor)}
-        return replace(self, **tensors)
+        values: list[Any] = [v.to(device) if isinstance(v, Tensor) else v for v in vars(self).values()]
+        return Data(*values)
 
 
 def as_float(x: Tensor) -> Tensor:
@@ -47,10 +47,9 @@ def augment(x: Tensor, *, pad: int, flip: bool, generator: torch.Generator) -> T
     """Zero-pad by `pad` pixels, random crop and horizontal flip of each image of a batch (N, C, H, W)."""
     n, _, h, w = x.shape
     if pad:
-        rows, cols = torch.randint(0, 2 * pad + 1, (2, n, 1), generator=generator, device=x.device)
-        rows, cols = rows + torch.arange(h, device=x.device), cols + torch.arange(w, device=x.device)
-        images, padded = torch.arange(n, device=x.device)[:, None, None], F.pad(x, (pad, pad, pad, pad))
-        x = padded.permute(0, 2, 3, 1)[images, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
+        rows, cols = torch.randint(0, 2 * pad + 1, (2, n), generator=generator, device=x.device)
+        crops = F.pad(x, (pad, pad, pad, pad)).unfold(2, h, 1).unfold(3, w, 1)  # a view of all crops of all images
+        x = crops[torch.arange(n, device=x.device), :, rows, cols]
     if flip:
         flipped = torch.rand(n, generator=generator, device=x.device) < 0.5
         x = torch.where(flipped[:, None, None, None], x.flip(3), x)
@@ -67,13 +66,10 @@ def batches(n: int, size: int, *, generator: torch.Generator | None = None) -> l
 
 def part_of_test(data: Data, images: int | None) -> tuple[Tensor, Tensor, Tensor]:
     """(x uint8, y, index): the whole test set in data order, or the first `images` of the fixed stratified order."""
-    if images is None:
-        return data.test_x, data.test_y, torch.arange(len(data.test_y))
-    if images > len(data.test_y):
+    if (images or 0) > len(data.test_y):
         raise UsageError(f"{images} test images asked for, there are {len(data.test_y)}")
-    index = stratified_order(data.test_y)[:images]
-    chosen = index.to(data.test_x.device)
-    return data.test_x[chosen], data.test_y[chosen], index
+    index = torch.arange(len(data.test_y)) if images is None else stratified_order(data.test_y)[:images]
+    return data.test_x[index.to(data.test_x.device)], data.test_y[index.to(data.test_y.device)], index
 
 
 def augmentation(run: Run) -> tuple[int, bool]:

@@ -1,16 +1,11 @@
 """Data sets as they lie on disk: one reader each, every image with all of its grey levels, or refused by name."""
 
 import contextlib
-import importlib.util
-import io
 import logging
-import warnings
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from functools import partial
+from importlib import metadata
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,7 +15,7 @@ from torch import Tensor
 
 from fsr import files
 from fsr.config import DATASETS, Run
-from fsr.files import FSRError, MissingData
+from fsr.files import MissingData
 
 log = logging.getLogger("fsr")
 Images = tuple[Tensor, Tensor, Tensor, Tensor, tuple[str, ...]]  # to train (N, 3, H, W), (N,); to test; classes' names
@@ -33,13 +28,10 @@ SOURCES = {  # torchvision's class, its argument for train and test, its labels,
 
 
 def stratified_order(y: Tensor) -> Tensor:
-    """An order of all positions, (N,) int64, of which every prefix holds the classes in near equal shares of y.
-
-    Each class is shuffled, then its members are spread evenly over [0, 1) and all are sorted by that place.
-    """
+    """An order of all positions, (N,) int64, of which every prefix holds the classes in near equal shares of y."""
     generator = torch.Generator().manual_seed(0)  # the same images for every run seed
     place = torch.empty(len(y), dtype=torch.float64)
-    for label in y.cpu().unique():
+    for label in y.cpu().unique():  # members are shuffled and spread evenly over [0, 1); all are sorted by that place
         members = (y.cpu() == label).nonzero().flatten()
         members = members[torch.randperm(len(members), generator=generator)]
         steps = torch.arange(len(members), dtype=torch.float64)
@@ -61,32 +53,26 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _decoded(sources: Iterable[tuple[str, Callable[[], bytes]]], size: int) -> Tensor:
-    """Images by (name, function that reads the bytes) as (N, 3, size, size) uint8, resized bilinearly where needed."""
-    images, failed = [], []
-    for name, read in sources:
+def _decoded(train: Sequence, test: Sequence, names: Sequence[str], size: int) -> Images:
+    """Two lists of (file, label) as Images of size x size pixels, resized bilinearly where needed."""
+    images, failed = list[Tensor](), list[str]()
+    for file, _ in (*train, *test):
         try:
-            with warnings.catch_warnings(), Image.open(io.BytesIO(read())) as file:
-                warnings.simplefilter("ignore", UserWarning)  # of damaged metadata, which is not used
-                file.load()
-                image = _rgb(file)
-            image = image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BILINEAR)
+            with Image.open(file) as opened:
+                image = _rgb(opened).resize((size, size), Image.Resampling.BILINEAR)
             images.append(torch.from_numpy(np.array(image)).permute(2, 0, 1))
-        except FSRError:  # a signal asked to stop
-            raise
         except Exception as error:  # foreign bytes lead Pillow into any exception: bombs, wrong headers, bad checksums
-            reason = " ".join(str(error).split()) or type(error).__name__
-            failed.append(f"{name} ({reason.replace(repr(name), 'it')[:150]})")
+            failed.append(f"{file} ({' '.join(str(error).split())[:150] or type(error).__name__})")
     if failed:
-        more = f" and {len(failed) - 5} more" if len(failed) > 5 else ""
-        raise MissingData(f"images that cannot be read: {', '.join(failed[:5])}{more}; replace or remove them")
-    return torch.stack(images)
+        raise MissingData(f"{len(failed)} images cannot be read: {', '.join(failed[:5])}; replace or remove them")
+    x, y = torch.stack(images), torch.tensor([label for _, label in (*train, *test)])
+    return x[: len(train)], y[: len(train)], x[len(train) :], y[len(train) :], tuple(names)
 
 
 def _digits(_folder: Path, _look: bool) -> Images:
     """scikit-learn's 1,797 digits, 8x8 scans from 0 to 16: 1,297 to train and hold out, 500 to test."""
-    package = Path(cast(Any, importlib.util.find_spec("sklearn")).origin).parent  # whose import takes seconds
-    table = np.loadtxt(package / "datasets/data/digits.csv.gz", delimiter=",")
+    package = metadata.distribution("scikit-learn").locate_file("sklearn")  # whose import takes seconds
+    table = np.loadtxt(f"{package}/datasets/data/digits.csv.gz", delimiter=",")
     x = torch.from_numpy((table[:, :-1] * (255 / 16)).round().astype(np.uint8)).reshape(-1, 1, 8, 8).repeat(1, 3, 1, 1)
     y = torch.from_numpy(table[:, -1].astype(np.int64))
     order, held = stratified_order(y), DATASETS["digits"].test
@@ -115,27 +101,18 @@ def _torchvision(name: str, folder: Path, look: bool) -> Images:
 
 
 def _tinyimagenet(folder: Path, look: bool) -> Images | None:
-    """The official folder or zip: train/<wnid>/images; test = the official validation images."""
+    """The official zip, unpacked: train/<wnid>/images; test = the official validation images."""
     base = folder / "tiny-imagenet-200"
     try:
-        with contextlib.nullcontext() if base.is_dir() else zipfile.ZipFile(base.with_suffix(".zip")) as archive:
-            read = archive.read if archive else lambda name: (folder / name).read_bytes()
-            names = archive.namelist() if archive else [str(p.relative_to(folder)) for p in base.rglob("*.JPEG")]
-            lines = [s.split("\t") for s in read(f"{base.name}/val/val_annotations.txt").decode().splitlines()]
-            labels = {wnid: i for i, wnid in enumerate(sorted(read(f"{base.name}/wnids.txt").decode().split()))}
-            images = sorted(name for name in names if name.endswith(".JPEG"))
-            train, held = ([n for n in images if n.startswith(f"{base.name}/{part}/")] for part in ("train", "val"))
-            if (len(train), min(len(lines), len(held))) != TINY:
-                raise KeyError(f"{len(train)} training and {len(held)} validation images, {len(lines)} listed")
-            if look:
-                return None
-            test = [f"{base.name}/val/images/{line[0]}" for line in lines]
-            x = [_decoded(((name, partial(read, name)) for name in part), 64) for part in (train, test)]
-            y = [[labels[n.split("/")[2]] for n in train], [labels[line[1]] for line in lines]]
-    except (KeyError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        where = f"{base} or {base}.zip"
-        raise MissingData(f"Tiny ImageNet belongs whole in {where}; get it from Stanford CS231N ({error})") from None
-    return x[0], torch.tensor(y[0]), x[1], torch.tensor(y[1]), tuple(labels)
+        names = sorted((base / "wnids.txt").read_text().split())
+        listed = [line.split("\t") for line in (base / "val" / "val_annotations.txt").read_text().splitlines()]
+        train = [(file, names.index(file.parts[-3])) for file in sorted(base.glob("train/*/images/*.JPEG"))]
+        test = [(base / "val" / "images" / line[0], names.index(line[1])) for line in listed]
+        if (found := (len(train), sum(file.exists() for file, _ in test))) != TINY:
+            raise OSError(f"{found} training and validation images, not {TINY}")
+    except (OSError, LookupError, ValueError) as error:
+        raise MissingData(f"Tiny ImageNet of Stanford CS231N belongs whole and unpacked in {base}: {error}") from None
+    return None if look else _decoded(train, test, names, 64)
 
 
 def _folder(run: Run) -> Images:
@@ -145,16 +122,15 @@ def _folder(run: Run) -> Images:
     where, size = Path(run.dataset.removeprefix("folder:")), run.image_size or FOLDER_SIZE
     held = "test" if (where / "test").is_dir() else "val"
     try:
-        train, test = parts = [torchvision.datasets.ImageFolder(str(where / part)) for part in ("train", held)]
+        train, test = (torchvision.datasets.ImageFolder(str(where / part)) for part in ("train", held))
         if train.classes != test.classes or len(train.classes) < 2:
-            raise FileNotFoundError(f"its parts hold {', '.join(train.classes)} and {', '.join(test.classes)}")
+            raise FileNotFoundError(f"{len(train.classes)} and {len(test.classes)} classes, or other names")
     except OSError as error:
         needed = "train/<class>/ and test/<class>/ (or val/<class>/), the same two or more classes"
-        raise MissingData(f"{where} needs {needed}: {str(error)[:160]}") from None
+        raise MissingData(f"{where} needs {needed}: {error!s:.160}") from None
     if run.image_size is None:
         log.warning("%s: no image_size given, so images are resized to %d x %d pixels", run.dataset, size, size)
-    x = [_decoded(((p, Path(p).read_bytes) for p, _ in part.samples), size) for part in parts]
-    return x[0], torch.tensor(train.targets), x[1], torch.tensor(test.targets), tuple(train.classes)
+    return _decoded(train.samples, test.samples, train.classes, size)
 
 
 READERS: dict[str, Callable] = {"digits": _digits} | {name: partial(_torchvision, name) for name in SOURCES}
@@ -166,19 +142,12 @@ def read(run: Run) -> Images:
     return READERS[run.dataset](files.data(), False) if run.dataset in READERS else _folder(run)
 
 
-def fetch(name: str) -> None:
-    """Download a data set of torchvision's where it is not here; MissingData says where it belongs."""
-    if name in SOURCES:
-        READERS[name](files.data(), False)
-
-
-def check() -> list[tuple[str, bool, str]]:
-    """(name, there and whole, where or what to do) of every known data set, without downloading anything."""
-    rows = []
+def check() -> dict[str, str]:
+    """`there`, or what is missing and where it belongs, of every known data set, without downloading anything."""
+    states = dict.fromkeys(READERS, "there")
     for name, reader in READERS.items():
         try:
             reader(files.data(), True)
-            rows.append((name, True, "embedded in scikit-learn" if name == "digits" else str(files.data())))
         except MissingData as error:
-            rows.append((name, False, str(error)))
-    return rows
+            states[name] = f"missing: {error}"
+    return states

@@ -8,7 +8,7 @@ import torch
 
 from fsr import files, hardware, store
 from fsr.config import DATASETS, FSRSpec, Run, for_dataset, replace, run_id
-from fsr.files import CorruptFile, Diverged, MissingRecord, UsageError, provenance, read_bytes, save_json, sha256
+from fsr.files import CorruptFile, FSRError, MissingRecord, UsageError, provenance, read_bytes, save_json, sha256
 from fsr.models import Classifier, load_official, model_of
 from fsr.runs.options import DEFAULT, Options, data_of, once
 from fsr.store.weights import digest_of, load_tensors, save_tensors
@@ -30,12 +30,12 @@ def _now() -> str:
 
 
 def save_state(trainer: Trainer) -> None:
-    """Write what a resumed training needs; Diverged, and the file stays as it is, when something is not finite."""
+    """Write what a resumed training needs; FSRError, and the file stays as it is, when something is not finite."""
     run, progress = trainer.run, trainer.progress
     values = (*trainer.stepper.sums.values(), *trainer.model.state_dict().values())
     if not all(value.isfinite().all() for value in values):
         where = f"losses or weights are not finite in epoch {progress.epoch - (not progress.batch)} or before"
-        raise Diverged(f"{where}; the last good checkpoint is kept: lower lr, or set precision to float32")
+        raise FSRError(f"{where}; the last good checkpoint is kept: lower lr, or set precision to float32")
     save_tensors(state_path(run), trainer.tensors(), asdict(progress) | {"run_id": run_id(run)})
 
 

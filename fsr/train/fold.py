@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fsr.files import FSRError
-from fsr.hardware import bf16_is_fast
+from fsr.hardware import BF16_UNITS
 from fsr.models.modes import copied, eval_mode, hooked
 from fsr.train.distributed import CpuSyncBatchNorm
 
@@ -21,7 +21,7 @@ def dtype_of(precision: str, model: nn.Module, device: torch.device) -> torch.dt
     """What crafting computes in: bf16 only where the processor multiplies it natively; a float64 network in float64."""
     if any(p.dtype == torch.float64 for p in model.parameters()):
         return torch.float64
-    fast = precision == "bf16" and (device.type == "cuda" or bf16_is_fast())
+    fast = precision == "bf16" and (device.type == "cuda" or BF16_UNITS)
     return torch.bfloat16 if fast else torch.float32
 
 

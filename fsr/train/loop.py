@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fsr.config import Run
 from fsr.data import Data, as_float, augment, augmentation, batches
-from fsr.files import Diverged, Interrupted, TimeUp
+from fsr.files import FSRError, Interrupted, TimeUp
 from fsr.models import FSR, model_of
 from fsr.models.modes import copied, eval_mode
 from fsr.train import distributed
@@ -119,7 +119,7 @@ class Trainer:
         return x[part], y[part], draw_start(x, self.run, self.generator)[part]
 
     def epoch(self, callbacks: Callbacks = Callbacks()) -> None:
-        """Finish the epoch under way, or raise TimeUp, Interrupted or Diverged."""
+        """Finish the epoch under way, or raise TimeUp, Interrupted or FSRError."""
         run, progress = self.run, self.progress
         order = torch.Generator().manual_seed(stream_seed(run.seed, "order", progress.epoch))
         parts = batches(len(self.data.train_y), run.batch, generator=order)
@@ -142,7 +142,7 @@ class Trainer:
         progress.seconds += (seconds := time.monotonic() - started)
         if bad := [name for name, value in tally.items() if not math.isfinite(value)]:
             advice = "the last good checkpoint is kept: lower lr, or set precision to float32"
-            raise Diverged(f"{bad[0]} is not finite in epoch {progress.epoch}; {advice}")
+            raise FSRError(f"{bad[0]} is not finite in epoch {progress.epoch}; {advice}")
         row = {"epoch": progress.epoch, "seconds": seconds, "lr": lr}
         row |= {f"train_{name}": value for name, value in tally.items()} | self._held_out()
         progress.rows.append(row)
@@ -168,7 +168,7 @@ class Trainer:
 
 
 def fit(trainer: Trainer, callbacks: Callbacks = Callbacks()) -> Trainer:
-    """Train to the last epoch of the run, or raise TimeUp, Interrupted or Diverged; files are the caller's."""
+    """Train to the last epoch of the run, or raise TimeUp, Interrupted or FSRError; files are the caller's."""
     with torch.random.fork_rng([trainer.device] * (trainer.device.type == "cuda")):
         while trainer.progress.epoch <= trainer.run.epochs:
             trainer.epoch(callbacks)

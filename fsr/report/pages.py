@@ -1,4 +1,4 @@
-"""One HTML page per profile, and the generated parts of README.md and docs/speed.md."""
+"""One HTML page per profile, and the generated parts of README.md."""
 
 import base64
 from pathlib import Path
@@ -7,7 +7,7 @@ import jinja2
 import pandas as pd
 
 from fsr import experiments, files, plots, tables
-from fsr.files import MissingRecord, UsageError, load_json
+from fsr.files import MissingRecord, UsageError
 from fsr.report import sentences as say
 from fsr.tables import labels
 
@@ -27,8 +27,6 @@ QUESTIONS = (  # question, notebook, figures and tables in their order
 )
 OURS = ["ours", "gain", "difference"]
 LARGEST_FIRST = ("paper", "headline", "headline40", "overfit", "mini", "demo")
-FULL_SIZE = r"w\d\d at.fsr|PGD-20|AutoAttack|epoch|2048"  # the benchmarks' cases that docs/speed.md shows
-SPEED = {"record": "record", "case": "case", "ratio.median": "times", "ratio.low": "low", "ratio.high": "high"}
 
 
 def build(profile: str) -> Path:
@@ -116,16 +114,7 @@ def profiles() -> str:
     return pd.DataFrame(rows).to_markdown(index=False)
 
 
-def speed() -> str:
-    """How many times longer the plain loop takes, per recorded benchmark: median and range of rounds."""
-    paths = sorted((files.results() / "benchmarks").glob("*.json"))
-    rows = {path.stem: pd.json_normalize(load_json(path)["rows"]) for path in paths}
-    frame = pd.concat(rows, names=["record"]).reset_index()
-    frame = frame[frame["case"].str.contains(FULL_SIZE, na=False)]
-    return frame[list(SPEED)].rename(columns=SPEED).to_markdown(index=False, floatfmt=".1f")
-
-
-PARTS = {"README.md": (answers, results, profiles), "docs/speed.md": (speed,)}
+PARTS = (answers, results, profiles)
 
 
 def rewrite(text: str, parts) -> str:
@@ -138,9 +127,9 @@ def rewrite(text: str, parts) -> str:
 
 
 def update_readme() -> list[Path]:
-    """Bring this repository's README.md and docs/speed.md up to date; the changed files. UsageError in another root."""
+    """Bring this repository's README.md up to date; it, if that changed it. UsageError in another root."""
     if files.root().resolve() != files.repository().resolve():
         raise UsageError("README states the records of this repository; leave out --root or --readme")
-    texts = {files.repository() / name: parts for name, parts in PARTS.items()}
-    new = {path: rewrite(path.read_text(), parts) for path, parts in texts.items()}
-    return [tables.write(path, text) for path, text in new.items() if text != path.read_text()]
+    path = files.repository() / "README.md"
+    old, new = path.read_text(), rewrite(path.read_text(), PARTS)
+    return [tables.write(path, new)] if new != old else []

@@ -1,6 +1,6 @@
 """Which runs, evaluations and analyses every table and figure needs, per profile."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -55,25 +55,21 @@ def columns(profile: str, kind: str) -> dict[str, Evaluation]:
     return out
 
 
-def _has(rows: Iterable[Row], run: Run) -> bool:
-    return any(run in row.runs for row in rows)
-
-
 def _evaluations(profile: Profile, kind: str, run: Run) -> list[Evaluation]:
-    rows, reported, smoke = ROWS[profile.name], profile.report_checkpoint, profile.scope == "smoke"
-    natural, is_main = run.method == "natural", _has(rows["components"][:2], run)  # natural: T3's source
+    rows, reported, smoke = ROWS[profile.name][kind], profile.report_checkpoint, profile.scope == "smoke"
+    natural, is_main = run.method == "natural", replace(run, seed=0) in main_pair(profile.name)  # natural: T3's source
     planned = columns(profile.name, "whitebox" if natural else kind)
     if kind in ("streams", "audit"):
         return []
     if kind == "blackbox" and not natural:
-        return list(planned.values()) if _has(rows[kind], run) else []  # the AT twin only crafts
+        return [] if run.seed else list(planned.values())  # the AT twin, the one with another seed, only crafts
     if kind == "strength":
         factors, steps = (EPS_FACTORS[1::3], STEPS[:5:2]) if smoke else (EPS_FACTORS, STEPS)
         swept = partial(Evaluation, attack="pgd20", checkpoint=reported, images=profile.limits.sweep)
         strengths = [swept(eps=round(factor * run.eps, 6)) for factor in factors]
         return [swept(attack="clean"), *strengths, *(swept(steps=count) for count in steps)]
-    kept = ("last",) if natural or (smoke and run not in main_pair(profile.name)) else CHECKPOINTS
-    if kind == "placement" or (kind == "settings" and _has((r for r in rows[kind] if not r.checkpoints), run)):
+    kept = ("last",) if natural or (smoke and (run.seed or not is_main)) else CHECKPOINTS
+    if kind == "placement" or (kind == "settings" and any(run in row.runs for row in rows if not row.checkpoints)):
         kept = (reported,)
     out = [replace(planned[attack], checkpoint=name) for name in kept for attack in COLUMNS]
     elsewhere = run.backbone != profile.base.backbone and profile.name != "paper"
@@ -83,8 +79,8 @@ def _evaluations(profile: Profile, kind: str, run: Run) -> list[Evaluation]:
         out += [replace(planned[profile.autoattack], checkpoint=name) for name in kept if name in strong]
     if kind == "deactivation" and has_heads(run):
         out.append(planned["pgd20-joint"])
-    if kind == "components" and _has(rows[kind][1:2], run) and not (smoke and run.seed):
-        tests = [row.intervention for row in rows[kind] if row.intervention]
+    if kind == "components" and is_main and run.module and not (smoke and run.seed):
+        tests = [row.intervention for row in rows if row.intervention]
         out += [replace(one, intervention=name) for name in tests for one in out if one.checkpoint == reported]
     return out
 
@@ -95,9 +91,9 @@ def _analyses(profile: Profile, kind: str, run: Run) -> list[Analysis]:
     masks = Analysis(kind="masks", checkpoint="ema", images=images)
     if kind == "whitebox" and (run.seed, run.method) == (0, "at") and profile.scope != "study":
         return [reported(kind="cost")]
-    if kind == "settings" and _has((row for row in rows if row.axis == "tau"), run):
+    if kind == "settings" and any(run in row.runs for row in rows if row.axis == "tau"):
         return [masks]  # F2 shows the masks of each tau
-    if kind == "audit" and _has(rows, run):  # and not what AT is attacked from
+    if kind == "audit" and run.seed == 0:  # and not what AT is attacked from
         return [reported(kind="audit", images=profile.limits.audit, budget=budget)]
     if kind != "streams":
         return []

@@ -84,8 +84,7 @@ def audits(profile: str) -> pd.DataFrame:
 def _items(record: dict) -> list[dict]:
     """One audit's items: what it counts, in the order of GROUPS, then what raises doubt and the indicators."""
     n, why = record.get("n", 0), record.get("not_applicable", {})
-    parts = record.get("attacks", {}) | record.get("groups", {})  # of the attacks, the control
-    counts = {name: part["correct"] for name, part in parts.items()}
+    counts = {name: part["correct"] for name, part in (record.get("attacks", {}) | record.get("groups", {})).items()}
     counts |= {PROTOCOL: record.get("authors_protocol"), WORST: record.get("worst_case")}
     items: list[dict] = []
     for name in GROUPS:
@@ -98,7 +97,8 @@ def _items(record: dict) -> list[dict]:
     items.append({"item": DOUBTS, "text": ", ".join(raised) or ("none" if found else NOT_RUN)})
     values = {f"indicator: {name.replace('_', ' ')}": value for name, value in record.get("indicators", {}).items()}
     values |= {f"binarization test, {name}": value for name, value in record.get("binarization", {}).items()}
-    return items + [{"item": name, "value": value, "text": f"{value:.2f}"} for name, value in values.items()]
+    texts = {name: NOT_RUN if value is None else f"{value:.2f}" for name, value in values.items()}
+    return items + [{"item": name, "value": value, "text": texts[name]} for name, value in values.items()]
 
 
 def audit_lines(record: dict) -> list[str]:

@@ -44,7 +44,11 @@ def audit_record(**changes):
 def test_audit_shows_groups_the_control_worst_case_doubts_and_indicators(records):
     write = records("demo")
     attacks = {"queries/square": {"n": 100, "correct": 62}, "queries/random-noise": {"n": 100, "correct": 80}}
-    more = {"checks": {"cw_above_pgd20": True, "changed": []}, "binarization": {"pgd20": 0.9}, "attacks": attacks}
+    more = {
+        "checks": {"cw_above_pgd20": True, "changed": []},
+        "binarization": {"pgd20": 0.9, "cw": None},
+        "attacks": attacks,
+    }
     write.analysis(BOTH, "audit", audit_record(not_applicable={"mask/frozen": "no slope"}, **more))
     write.analysis(AT, "audit", audit_record(groups={}, not_applicable={"mask": "no FSR mask"}))
     rows = wide("T9", "attack group")
@@ -54,6 +58,7 @@ def test_audit_shows_groups_the_control_worst_case_doubts_and_indicators(records
     assert not {"mask/frozen", "queries/square"} & set(order) and order[0] == "authors' protocol"
     assert at["worst case"].startswith("50.0") and at["checks that raise doubt"] == "zero gradient"
     assert both["indicator: silent success"] == "0.25" and both["binarization test, pgd20"] == "0.90"
+    assert both["binarization test, cw"] == "not run"
     assert both["checks that raise doubt"] == "zero gradient, cw above pgd20"
     control = order.index("8 control: random noise of the same size")
     assert order[control - 1] == "8 Square" and both.iloc[control].startswith("80.0")

@@ -102,8 +102,7 @@ def evaluate_attack(
 
 def _by_chunks(attack, net, judge, x: Tensor, y: Tensor, index, progress: Progress, on_chunk, how: dict) -> None:
     def crafted(target, rows: Tensor) -> Tensor:
-        images = as_float(x[rows])
-        return inside(attack(target, images, y[rows], seed=SEED, indices=index[rows], **how), images, how["eps"])
+        return attack(target, as_float(x[rows]), y[rows], seed=SEED, indices=index[rows], **how)
 
     for at in range(progress.done, len(y), size := batch_size(x.device)):
         started, rows = time.monotonic(), torch.arange(len(y))[at : at + size]
@@ -117,15 +116,6 @@ def _by_chunks(attack, net, judge, x: Tensor, y: Tensor, index, progress: Progre
         progress.done += len(rows)
         progress.seconds += time.monotonic() - started
         on_chunk(progress)
-
-
-def inside(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
-    """x_adv in float32 and [0, 1]; UsageError where it is more than eps away, but for rounding, or no number."""
-    x_adv = x_adv.float().clamp(0, 1)
-    if x_adv.shape != x.shape or not (x_adv - x).abs().amax() <= eps + 1e-4:
-        text = f"the attack moved a pixel by more than eps = {eps:.3g} or gave another shape; end it with"
-        raise UsageError(f"{text} fsr.attacks.gradient.project_linf (nothing is recorded)")
-    return x_adv
 
 
 def _autoattack(net, judge, x: Tensor, y: Tensor, eps: float, variant: dict, progress: Progress, on_chunk) -> None:

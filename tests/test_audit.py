@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from fsr.attacks import ATTACKS
 from fsr.attacks.gradient import cross_entropy, pgd
-from fsr.audit import BUDGETS, GROUPS, Context, audit, binarization_test, cheap_checks, run_group
+from fsr.audit import BUDGETS, GROUPS, Context, audit, binarization_test, cheap_checks, proofs, run_group
 from fsr.audit.context import snapshot
-from fsr.audit.proofs import NAMES, indicators
+from fsr.audit.proofs import NAMES
 from fsr.config import FSRSpec
 from fsr.files import UsageError
 from fsr.models import FSR, build_model
@@ -138,7 +138,7 @@ def test_fsr_gets_every_group_and_the_worst_case_is_all_of_them(fsr, brisk):
     for name, kept in result.groups.items():
         attacks = [v for k, v in result.attacks.items() if k.startswith(f"{name}/")]
         assert kept.dtype == torch.bool and torch.equal(kept, torch.stack(attacks).all(0))
-    assert {"transfer/m1", "transfer/r0", "transfer/surrogate", "noise/rand"} <= result.attacks.keys()
+    assert {"transfer/m1", "transfer/r0", "transfer/surrogate", "noise/eot"} <= result.attacks.keys()
     assert {"pgd20", "square", "autoattack/standard", "bpda/apgd-ce", "queries/nes"} <= result.binarization.keys()
 
 
@@ -254,8 +254,8 @@ def test_the_noise_group_switches_the_training_noise_on(fsr, monkeypatch):
     context = context_of(model, x, model(x).argmax(1))
     seen.clear()
     record = run_group("noise", context)
-    assert seen.count(True) > 100 > seen.count(None) > 0 and not context.randomised  # judged without it
-    assert {"eot", "rand"} == record["attacks"].keys()
+    assert seen.count(True) > 50 > seen.count(None) > 0 and not context.randomised  # judged without it
+    assert record["attacks"].keys() == {"eot"}
     assert 0 <= record["details"]["noisy_accuracy"] <= 1
 
 
@@ -268,12 +268,6 @@ def test_fsr_behind_numpy_is_attacked_without_an_exception(fsr, brisk, random):
     model, x = Wrapped(fsr.eval().requires_grad_(False), before=before), torch.rand(6, 3, 8, 8)
     result = audit(model, x, model(x).argmax(1), 0.02)
     assert result.randomised == random and len(result.groups) == 8 and not result.checks["changed"]
-
-
-def test_verdicts_are_about_images_inside_the_ball():
-    outside, model = torch.stack([torch.full((3, 4, 4), v) for v in (1.0, torch.nan, 7.0)]), slope(lambda d: d - 0.5)
-    assert context_of(model, grey(3), eps=0.05).correct(outside, torch.arange(3)).all()
-    assert context_of(model, grey(3), eps=0.2).correct(outside, torch.arange(3)).tolist() == [False, True, False]
 
 
 HEIGHTS = [
@@ -295,7 +289,7 @@ def test_indicators_of_functions_with_known_failures(height, expected):
 @pytest.mark.parametrize("share, expected", [(-0.01, 1.0), (0.0, 0.0)])
 def test_optimisation_is_incomplete_where_the_last_tenth_of_the_steps_brings_more(share, expected, monkeypatch):
     """Ten steps reach the ball's end, the last tenth brings nothing: no share of the gain, which is more than -1 %."""
-    monkeypatch.setitem(indicators.__globals__, "INCOMPLETE", share)
+    monkeypatch.setattr(proofs, "INCOMPLETE", share)
     record = run_group("indicators", context_of(slope(lambda d: 0.9 * d - 1), grey(4), eps=EPS))
     assert record["details"]["incomplete_optimisation"] == expected
 

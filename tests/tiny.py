@@ -46,6 +46,6 @@ def results(root) -> dict:
 
 FSR_HERE = FSRSpec(at=("layer3",))
 FEW = {"steps": 12, "draws": 8, "queries": 100, "pairs": 6, "binary": 4}
-FEW |= {"autoattack": {"steps": 5, "queries": 50}, "rand": {"steps": 2}}
+FEW |= {"autoattack": {"steps": 5, "queries": 50}}
 UNTESTED = ("autoattack", "autoattack-rand", "nattack", "autoattack-ci", "pgd100-restarts", "pgd100", "apgd-dlr")
 BRISK = {**BUDGETS["quick"], **FEW, "untested": UNTESTED}  # an audit far below it, where only the plumbing is asked

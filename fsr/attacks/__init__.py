@@ -35,7 +35,7 @@ class Attack:
         given = {name: value for name, value in options.items() if value is not None}
         if wrong := {*self.needs} - {*given} or {*given} - {*self.needs, *self.takes}:
             raise UsageError(f"this attack needs {self.needs}, may get {self.takes}, not {wrong}: {self.description}")
-        check_images(x, y, empty=True)
+        check_images(x, y)
         eps = check_eps(eps, steps=given.get("steps"), queries=given.get("queries"))
         places = range(len(x)) if indices is None else [int(i) for i in indices]
         x, y = x.detach().clone(), y.detach().clone()
@@ -47,13 +47,16 @@ class Attack:
         if not network.asked:  # by a control: the labels are checked all the same
             with torch.no_grad():
                 network(x)
-        return x_adv
+        return g.project_linf(torch.where(torch.isfinite(x_adv), x_adv, x), x, eps + 1e-7)
 
 
 # AutoAttack's variants by name, and the options that make them: attacks of several parts, each of which sees only what
 # the parts before left correct
-VARIANTS: dict[str, dict] = {"autoattack": {}, "autoattack-rand": {"version": "rand"}}
-VARIANTS["autoattack-ci"] = {"steps": 5, "queries": 50}
+VARIANTS: dict = {
+    "autoattack": {},
+    "autoattack-rand": {"version": "rand"},
+    "autoattack-ci": {"steps": 5, "queries": 50},
+}
 
 
 def _auto(description: str, takes: tuple[str, ...] = (), **variant) -> Attack:
@@ -85,9 +88,7 @@ ATTACKS: dict[str, Attack] = {
     "di-fgsm": _transfers(g.di_fgsm, "pgd20 with input diversity (probability 0.5, resize 0.9)"),
     "ti-fgsm": _transfers(g.ti_fgsm, "pgd20 along the Gaussian-smoothed gradient (7x7; 3x3 at 8 pixels)"),
     "mi-fgsm": _transfers(g.mi_fgsm, "pgd20 with momentum 1"),
-    "nattack": _worst(
-        g.nattack, "N-Attack: scores only, population 300, 20,000 queries", takes=("queries",), images=1000
-    ),
+    "nattack": _worst(g.nattack, "N-Attack: scores only, 20,000 queries", takes=("queries",), images=1000),
     "square": _alone("Square Attack: scores only, 5,000 queries", ("queries",), attacks=("square",), rescale=True),
     "apgd-ce": _alone("APGD, 100 steps, cross-entropy", attacks=("apgd-ce",)),
     "apgd-dlr": _alone("APGD, 100 steps, difference of logits ratio", attacks=("apgd-dlr",)),

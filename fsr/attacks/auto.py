@@ -4,8 +4,9 @@ import json
 import re
 import sys
 import zlib
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -30,14 +31,15 @@ FLAGS = {  # each with a phrase of the package's warning that raises it
     "square_beats_whitebox": "Square Attack has decreased",
 }
 OPTIONS = {"seed": 0, "batch": 250, "steps": 100, "queries": 5000, "rescale": False, "keep_images": True}
+NOTHING: dict = {"messages": {}, "zero_gradient_points": 0}  # what is noted of a network without fault
 State = dict[str, np.ndarray]
 
 
+@dataclass
 class Log:
     """Stands in for the package's logger: a warning becomes a flag with its first message, in `record`."""
 
-    def __init__(self, record: dict | None = None):
-        self.record: dict = {"messages": {}, "zero_gradient_points": 0} if record is None else record
+    record: dict
 
     def warning(self, message: str) -> None:
         text = str(message).replace(" See flags_doc.md for details.", "")
@@ -90,25 +92,13 @@ def check_model(model: Net, x: Tensor, y: Tensor, attacks: list[str], randomised
         checks.check_randomized(model, x, y, bs=len(x), logger=log)
     classes = checks.check_range_output(model, x, logger=log)
     if classes < (needed := 4 if "apgd-t" in attacks else 3 if "apgd-dlr" in attacks else 2):
-        instead = 'version="custom", attacks=("apgd-ce", "fab-t", "square"), or one alone: --attack square'
-        raise UsageError(f"{', '.join(attacks)} need {needed} classes, this model has {classes}; use {instead}")
+        raise UsageError(f"{', '.join(attacks)} need {needed} classes, this model has {classes}; use --attack square")
     trace, checks.funcs = sys.gettrace(), dict.fromkeys(checks.funcs, 0)  # it counts on from earlier networks
     try:
         checks.check_dynamic(model, x, False, logger=log)
     finally:
         sys.settrace(trace)
     return classes
-
-
-class AutoAttackResult(NamedTuple):
-    """What AutoAttack found; per-image tensors (but x_adv) on the CPU, in the order of x."""
-
-    clean: Tensor  # (N,) bool, before all attacks
-    correct: Tensor  # (N,) bool, after them
-    outcomes: dict[str, Tensor]  # attack name to (N,) bool, still correct after it
-    x_adv: Any  # Tensor like x: the image that broke each, else x; None when not kept
-    flags: dict  # the package's warnings as booleans (FLAGS), zero_gradient_points and their messages
-    flips: dict[str, int]  # per attack, images that the model got wrong and the judge right
 
 
 def _attacked(name: str, model: Network, judge: Network, x: Tensor, y: Tensor, record: dict) -> tuple[Tensor, Tensor]:
@@ -159,29 +149,29 @@ def _run(model: Network, judge: Network, x: Tensor, y: Tensor, state: State, rec
 @torch.no_grad()
 def autoattack(
     model, x, y, *, eps, version="standard", attacks=None, judge=None, state=None, on_chunk=lambda _: None, **options
-) -> AutoAttackResult:
+) -> SimpleNamespace:
     """AutoAttack (Croce & Hein 2020): each attack gets what the ones before left correct.
 
     x: (N, C, H, W) in [0, 1], y: (N,) int64; model: to logits (N, K); judge: a differentiable net that alone decides,
     for a `model` in a faster precision; version: standard, rand, or custom with attacks of NAMES; options: of OPTIONS.
     state: arrays, updated in place and given to on_chunk after every batch (which may raise); a call with such a state
     goes on there. UsageError for another evaluation's and wrong inputs.
+    Of the result, in the order of x: clean and correct, (N,) bool before and after all attacks; outcomes, attack to
+    (N,) bool after it; x_adv, what broke each image, else x, None when not kept; flags, FLAGS and the package's words;
+    flips, per attack, the images that the model got wrong and the judge right.
     """
-    check_images(x, y, empty=True)
+    check_images(x, y)
     names, rand, state = list(attacks or VERSIONS.get(version, ())), version == "rand", {} if state is None else state
     if not names or (attacks is not None) != (version == "custom") or {*names, *options} - {*NAMES, *OPTIONS}:
         raise UsageError(f"version: standard, rand, or custom and attacks of {', '.join(NAMES)}; also {[*OPTIONS]}")
     identity = {"attacks": names, **OPTIONS, **options, "n": len(x), "judged": judge is not None, "randomised_ok": rand}
     identity["eps"] = check_eps(eps, steps=identity["steps"], queries=identity["queries"])
-    batch, dtype = identity["batch"], x.dtype
-    network = Network(model, x[:batch], y)
-    judging = network if judge is None else Network(judge, x[:batch], y)
+    network, dtype = Network(model, x[: identity["batch"]], y), x.dtype
+    judging = network if judge is None else Network(judge, network.x, y)
     x, y = x.detach().float().contiguous().clone(), y.detach().contiguous().clone()
     identity["images"] = zlib.crc32(y.cpu().numpy().data, zlib.crc32(x.cpu().numpy().data))
-    if (
-        "record" not in state
-    ):  # -2: not yet judged, -1: still correct, 0: wrong without an attack, i: broken by the i-th
-        state["record"] = json.dumps({"identity": identity, "classes": 0, "done": {}, "flips": {}, **Log().record})
+    if "record" not in state:  # broken_by: -2 not yet judged, -1 still correct, 0 without an attack, i by the i-th
+        state["record"] = json.dumps({"identity": identity, "classes": 0, "done": {}, "flips": {}} | NOTHING)
         state["broken_by"] = np.full(len(x), -2, dtype=np.int8)
         state |= {"x_adv": x.cpu().numpy().copy()} if identity["keep_images"] else {}
     record = json.loads(str(state["record"]))
@@ -191,7 +181,7 @@ def autoattack(
     by, kept = torch.from_numpy(state["broken_by"].copy()), state.get("x_adv")
     after = {"clean": by != 0} | {name: (by == -1) | (by > i) for i, name in enumerate(names, 1)}
     checks.check_square_sr({name: float(v.double().mean()) for name, v in after.items()}, logger=Log(record))
-    flags = {flag: flag in record["messages"] for flag in FLAGS}
-    flags |= {name: record[name] for name in ("zero_gradient_points", "messages")}
+    flags = {flag: flag in record["messages"] for flag in FLAGS} | {name: record[name] for name in NOTHING}
     x_adv = None if kept is None else torch.from_numpy(kept).to(x.device, dtype)
-    return AutoAttackResult(after.pop("clean"), by == -1, after, x_adv, flags, record["flips"])
+    clean, flips = after.pop("clean"), record["flips"]
+    return SimpleNamespace(clean=clean, correct=by == -1, outcomes=after, x_adv=x_adv, flags=flags, flips=flips)

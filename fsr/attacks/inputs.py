@@ -11,14 +11,12 @@ from torch import Tensor, nn
 from fsr.files import UsageError
 
 
-def check_images(x: Tensor, y: Tensor, classes: int | None = None, *, empty: bool = False) -> None:
-    """UsageError unless x is (N, C, H, W) in [0, 1] and y (N,) int64 in [0, classes); empty: N may be 0."""
+def check_images(x: Tensor, y: Tensor, classes: int | None = None) -> None:
+    """UsageError unless x is (N, C, H, W) in [0, 1] and y (N,) int64 in [0, classes)."""
     if x.ndim != 4 or not x.is_floating_point():
         raise UsageError(f"images must be (N, C, H, W) floating point in [0, 1], not {tuple(x.shape)} {x.dtype}")
     if y.shape != x.shape[:1] or y.dtype != torch.int64:
         raise UsageError(f"labels must be ({len(x)},) int64, one per image, not {tuple(y.shape)} {y.dtype}")
-    if not len(x) and not empty:
-        raise UsageError("there are no images: the batch is empty")
     if not len(x):
         return
     dark, bright, low, high = float(x.min()), float(x.max()), int(y.min()), int(y.max())  # NaN where a pixel is NaN
@@ -123,6 +121,6 @@ class Network(nn.Module):
         if not self.asked:
             if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != images or logits.shape[1] < 2:
                 raise UsageError("the network must give logits (N, K), K at least 2, and nothing else")
-            check_images(self.x[:1].expand(len(self.y), -1, -1, -1), self.y, logits.shape[1], empty=True)
+            check_images(self.x[:1].expand(len(self.y), -1, -1, -1), self.y, logits.shape[1])
             self.asked = True
         return logits

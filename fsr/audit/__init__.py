@@ -2,7 +2,6 @@
 
 import time
 import zlib
-from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,7 +29,7 @@ def run_group(name: str, c: Context) -> dict:
     return {"attacks": attacks, "details": details, "not_applicable": left_out, "seconds": seconds}
 
 
-def assemble(c: Context, records: Mapping[str, dict], checks: dict) -> SimpleNamespace:
+def assemble(c: Context, records: dict[str, dict], checks: dict) -> SimpleNamespace:
     """The report of all groups; tensors are (N,) bool on the CPU, in the order of the images: still right."""
     clean, details = c.clean.cpu(), {name: record["details"] for name, record in records.items()}
     kept = {k: {a: torch.tensor(v) for a, v in record["attacks"].items()} for k, record in records.items()}
@@ -42,7 +41,6 @@ def assemble(c: Context, records: Mapping[str, dict], checks: dict) -> SimpleNam
         **checks,
         "changed": [what for each in details.values() for what in each.get("changed", [])],
     }
-    left_out = {k: record["not_applicable"] for k, record in records.items()}
     return SimpleNamespace(
         clean=clean,
         columns=kept["protocol"],  # the parts of the authors' protocol
@@ -50,7 +48,7 @@ def assemble(c: Context, records: Mapping[str, dict], checks: dict) -> SimpleNam
         authors_protocol=right.pop("protocol"),  # clean, FGSM, PGD-20, PGD-100 and C&W without restarts
         groups=right,  # clean images included, as in `attacks`
         attacks={f"{k}/{a}": v for k, attacks in kept.items() if k != "protocol" for a, v in attacks.items()},
-        not_applicable={f"{k}/{a}" if a else k: why for k, each in left_out.items() for a, why in each.items()},
+        not_applicable={f"{k}/{a}" if a else k: why for k in kept for a, why in records[k]["not_applicable"].items()},
         indicators=details["indicators"],  # `proofs.NAMES` to shares
         flags=details["autoattack"],  # AutoAttack's own
         checks=checks,
@@ -70,16 +68,15 @@ def audit(
     transfer from. on_group(name, record): called after each group; done: such records, not computed again.
     UsageError for what cannot be audited.
     """
-    if check_eps(eps) == 0 or budget not in BUDGETS:
-        raise UsageError(f"eps is {eps}, above 0, and budget one of {', '.join(BUDGETS)}, not {budget!r}")
+    if check_eps(eps) == 0 or budget not in BUDGETS or not len(x):
+        raise UsageError(f"an audit needs images, eps > 0, not {eps}, and of {', '.join(BUDGETS)} one, not {budget!r}")
     check_images(x, y)
     copy, records = private_copy(model), dict(done or {})
     device = next((t.device for t in [*copy.parameters(), *copy.buffers()]), x.device)
     x, y = x.detach().float().contiguous().to(device), y.to(device)
     with own_randomness(seed), exact_float32():
         other = None if surrogate is None else attackable(private_copy(surrogate).to(device), x, y)
-        given: dict[str, Any] = {"eps": float(eps), "seed": seed, "budget": BUDGETS[budget], "surrogate": other}
-        context = Context(model=copy, x=x, y=y, **given)
+        context = Context(model=copy, x=x, y=y, eps=float(eps), seed=seed, budget=BUDGETS[budget], surrogate=other)
         for name in (name for name in GROUPS if name not in records):
             records[name] = run_group(name, context)
             on_group(name, records[name])

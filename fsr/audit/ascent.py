@@ -89,30 +89,21 @@ def joint(network: WithHeads) -> Oracle:
 
 
 def _features(net: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Logits, and for each of the last four sizes of features above theirs the last of that size, pooled to (N, D)."""
-    seen: dict[torch.Size, Tensor] = {}
-
-    def note(module: nn.Module, _, out) -> None:
-        if isinstance(out, Tensor) and out.is_floating_point() and out.ndim > 1 and len(out) == len(x):
-            seen.pop(out.shape, None)
-            seen[out.shape] = F.adaptive_avg_pool2d(out, 2) if out.ndim == 4 else out.mean(1) if out.ndim == 3 else out
-
-    with hooked(net.modules(), note):
+    """Logits, and what the last four convolutions give, pooled to (N, 4 C)."""
+    seen, last = list[Tensor](), [module for module in net.modules() if isinstance(module, nn.Conv2d)][-4:]
+    with hooked(last, lambda module, _, out: seen.append(F.adaptive_avg_pool2d(out, 2).flatten(1))):
         logits = net(x)
-    return logits, [f.flatten(1) for shape, f in seen.items() if shape[1:].numel() > logits.shape[1]][-4:]
+    return logits, seen[-4:]
 
 
 @torch.no_grad()
 def with_latent_heads(net: nn.Module, x: Tensor, y: Tensor, *, classes: int, batch: int) -> tuple[WithHeads, int]:
-    """The network with ridge regressions from its features to the labels y as heads, and how many there are."""
+    """The network with linear regressions from its features to the labels y as heads, and how many there are."""
     heads = []
     for part in zip(*[_features(net, images)[1] for images in x.split(batch)]):
-        features = torch.cat(part)
-        mean, spread = features.mean(dim=0), features.std(dim=0, correction=0) + 1e-5
-        inputs, targets = (features - mean) / spread, F.one_hot(y, classes).to(features.dtype) - 1 / classes
-        gram = inputs.T @ inputs / len(y)
-        gram.diagonal().add_(0.1)
-        weight = torch.linalg.solve(gram, inputs.T @ targets / len(y)).T / spread
+        mean = (features := torch.cat(part)).mean(dim=0)
+        targets = F.one_hot(y, classes).to(features.dtype) - 1 / classes
+        weight = (torch.linalg.pinv(features - mean, rtol=0.05) @ targets).T
         heads.append((weight, -weight @ mean))
 
     def network(images: Tensor) -> tuple[Tensor, list[Tensor]]:

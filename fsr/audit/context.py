@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fsr.attacks import ATTACKS
-from fsr.attacks.gradient import is_wrong, project_linf, uniform_start
+from fsr.attacks.gradient import is_wrong, uniform_start
 from fsr.attacks.inputs import Network, own_randomness
 from fsr.audit.ascent import Oracle, ascend
 from fsr.files import UsageError
@@ -21,15 +21,14 @@ from fsr.models.modes import copied
 Craft = Callable[[Tensor, Tensor, Tensor], Tensor]  # images, labels, their numbers (M,) -> x_adv
 
 # What groups may spend per image: `steps` of an ascent, `draws` of a randomised network per verdict, `queries` of
-# Square, `pairs` of finite differences per step; options that cut AutoAttack and its version `rand` short; images of
-# the binarization test, and attacks that are too slow for it.
+# Square, `pairs` of finite differences per step; images of the binarization test, and attacks that are too slow for it;
+# options that cut AutoAttack short.
 SLOW = ("autoattack", "autoattack-ci", "autoattack-rand", "nattack")
 BUDGETS: dict[str, dict[str, Any]] = {
     "quick": {"steps": 40, "draws": 20, "queries": 1000, "pairs": 24, "binary": 8, "untested": SLOW},
-    "full": {"steps": 100, "draws": 20, "queries": 20_000, "pairs": 64, "binary": 50, "untested": ()},
+    "full": {"steps": 100, "draws": 20, "queries": 20_000, "pairs": 64, "binary": 50},
 }
-BUDGETS["quick"] |= {"autoattack": {"steps": 20, "queries": 300}, "rand": {"steps": 8}}
-BUDGETS["full"] |= {"autoattack": {}, "rand": {}}
+BUDGETS["quick"]["autoattack"] = {"steps": 20, "queries": 300}
 
 
 def private_copy(model: nn.Module) -> nn.Module:
@@ -37,8 +36,7 @@ def private_copy(model: nn.Module) -> nn.Module:
     try:
         return copied(getattr(model, "_orig_mod", model)).float().requires_grad_(False).eval()
     except Exception as error:  # foreign code
-        text = " ".join(f"{type(error).__name__} {error}".split())[:120]
-        raise UsageError(f"an audit needs an nn.Module that copy.deepcopy takes, and copying fails: {text}") from None
+        raise UsageError(f"an audit needs an nn.Module that copy.deepcopy takes, not this: {error!r:.120}") from None
 
 
 def attackable(model: nn.Module, x: Tensor, y: Tensor, draws: int = 1) -> Network:
@@ -94,11 +92,9 @@ class Context:
 
     @torch.no_grad()
     def correct(self, x_adv: Tensor, rows: Tensor, judge: Network | None = None) -> Tensor:
-        """Still right, (M,) bool; x_adv, of the images rows (M,), is first put into ball and [0, 1]."""
-        clean = self.x[rows]
-        x_adv = torch.where(torch.isfinite(x_adv), x_adv, clean).to(clean.dtype)
+        """Is x_adv, made of the images rows (M,), still right?  (M,) bool."""
         with own_randomness(self.seed), exact_float32():  # the same draws for every attack
-            return ~is_wrong((judge or self.judge)(project_linf(x_adv, clean, self.eps)), self.y[rows])
+            return ~is_wrong((judge or self.judge)(x_adv), self.y[rows])
 
     def named(self, name: str, **options) -> Craft:
         how = {"eps": self.eps, "seed": self.seed, **options}
@@ -115,15 +111,13 @@ class Context:
 
         return craft
 
-    def clean_rows(self) -> list[Tensor]:
-        return [rows for rows in self.clean.nonzero().squeeze(1).split(self.batch) if len(rows)]
-
     def run(self, found: Iterable[tuple[str, Craft | str]]) -> dict[str, Tensor]:
         """Name to (N,) bool, right on clean images and under the attack; each attack gets what is right when clean."""
         crafts = {name: craft for name, craft in found if not isinstance(craft, str)}
         outcomes = {name: self.clean.clone() for name in crafts}
+        parts = [rows for rows in self.clean.nonzero().squeeze(1).split(self.batch) if len(rows)]
         for name, craft in crafts.items():
-            for rows in self.clean_rows():
+            for rows in parts:
                 x, y = self.x[rows], self.y[rows]
                 with quick_float32(), torch.no_grad():
                     x_adv = craft(x, y, rows)

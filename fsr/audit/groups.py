@@ -34,7 +34,7 @@ def autoattack(c: Context, details: dict) -> Found:
     """AutoAttack standard with its own flags; fewer than four classes leave out the targeted APGD."""
     kinds = ("apgd-ce", "apgd-t", "fab-t", "square") if c.classes >= 4 else ("apgd-ce", "fab-t", "square")
     how: dict[str, Any] = {"version": "custom", "attacks": kinds, "seed": c.seed, "batch": c.batch}
-    result = auto.autoattack(c.net, c.x, c.y, eps=c.eps, **how, **c.budget["autoattack"])
+    result = auto.autoattack(c.net, c.x, c.y, eps=c.eps, **how, **c.budget.get("autoattack", {}))
     details |= result.flags
     return [("standard", lambda x, y, rows: result.x_adv[rows])]
 
@@ -47,30 +47,27 @@ def bpda(c: Context, details: dict) -> Found:
     return [("apgd-ce", up(slope(c.net, cross_entropy), 30)), ("apgd-margin", up(slope(c.net, logit_margin), 30))]
 
 
+def _traced(c: Context, x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Logits, masks and auxiliary logits, in running order."""
+    logits, streams = Classifier(c.net).trace(x)
+    masks = [one.mask for one in streams if getattr(one, "mask", None) is not None]
+    return logits, masks, [z for one in streams for z in one.aux.values()]
+
+
 def mask(c: Context, details: dict) -> Found:
     """The mask frozen at its clean value, and driven towards 0 and towards 1."""
     if not masked(c.net):
         return [("", NO_MASK)]
 
-    def with_masks(x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        seen: list[Tensor] = []
-
-        def note(value: Tensor) -> Tensor:
-            seen.append(value)
-            return value
-
-        with switched(c.net, intervention=Intervention(mask=note)):
-            return c.net(x), seen
-
     def frozen(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-        values = with_masks(x)[1][: len(masked(c.net))]
+        values = _traced(c, x)[1][: len(masked(c.net))]
         held = [Intervention(mask=partial(lambda kept, _: kept, value.detach())) for value in values]
         return c.climb(slope(c.net, cross_entropy), 40, stop=False, intervention=held)(x, y, rows)
 
     def driven(end: float) -> Craft:
         def objective(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-            logits, seen = with_masks(x)
-            distance = sum((value - end).abs().flatten(1).mean(dim=1) for value in seen) / len(seen)
+            logits, masks, _ = _traced(c, x)
+            distance = sum((value - end).abs().flatten(1).mean(dim=1) for value in masks) / len(masks)
             return logit_margin(scale_free(logits), y) - PUSH * distance, logits
 
         return c.climb(backward(objective), 41, backward_tau=1.0)
@@ -80,61 +77,42 @@ def mask(c: Context, details: dict) -> Found:
 
 def latent(c: Context, details: dict) -> Found:
     """Final and auxiliary logits together; final logits and freshly fitted heads on features (LAFEAT, Yu 2021)."""
-
-    def with_auxiliary(x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        logits, streams = Classifier(c.net).trace(x)
-        return logits, [z for one in streams for z in one.aux.values()]
-
-    there, up = bool(with_auxiliary(c.x[:1])[1]), c.climb(joint(with_auxiliary), 50, backward_tau=1.0)
-    heads, details["stages"] = with_latent_heads(c.net, c.x, c.y, classes=c.classes, batch=c.batch)
-    fitted = c.climb(joint(heads), 51) if details["stages"] else "this model has no features below its logits"
-    return [("joint", up if there else "this model has no auxiliary logits"), ("heads", fitted)]
+    auxiliary = c.climb(joint(lambda x: _traced(c, x)[::2]), 50, backward_tau=1.0)
+    heads, stages = with_latent_heads(c.net, c.x, c.y, classes=c.classes, batch=c.batch)
+    yield "joint", auxiliary if _traced(c, c.x[:1])[2] else "this model has no auxiliary logits"
+    yield "heads", c.climb(joint(heads), 51) if stages else "this model has no convolutions"
 
 
 def transfer(c: Context, details: dict) -> Found:
     """Images made on the network with m = 1, on it with R = 0, and on the surrogate, at their highest margin."""
-    up, own, parts = partial(c.climb, stop=False), slope(c.net, logit_margin), masked(c.net)
-    made: dict[str, Craft | str] = {"m1": NO_MASK, "r0": "this model has no recalibration"}
-    made["surrogate"] = "no surrogate network was given"
-    if parts:
-        made["m1"] = up(own, 60, intervention=Intervention(mask=torch.ones_like))
-    if any(module.correct is not None for module in parts):
-        made["r0"] = up(own, 60, intervention=Intervention(recalibrate=False))
-    if c.surrogate is not None:
-        made["surrogate"] = up(slope(c.surrogate, logit_margin), 61)
-    return made.items()
+    up, own, there = partial(c.climb, stop=False), slope(c.net, logit_margin), bool(masked(c.net))
+    yield "m1", up(own, 60, intervention=Intervention(mask=torch.ones_like)) if there else NO_MASK
+    yield "r0", up(own, 60, intervention=Intervention(recalibrate=False)) if there else NO_MASK
+    yield "surrogate", up(slope(c.surrogate, logit_margin), 61) if c.surrogate else "no surrogate network was given"
 
 
 def restarts(c: Context, details: dict) -> Found:
     """PGD on cross-entropy with ten restarts at several step sizes, and on the margin to every likely wrong class."""
-    steps = c.budget["steps"]
-    return [
-        ("pgd", c.named("pgd100-restarts", steps=steps)),
-        ("multi-targeted", c.named("pgd-mt", steps=steps // 2)),
-    ]
+    yield "pgd", c.named("pgd100-restarts", steps=c.budget["steps"])
+    yield "multi-targeted", c.named("pgd-mt", steps=c.budget["steps"] // 2)
 
 
 def noise(c: Context, details: dict) -> Found:
-    """Gradients averaged over draws (EOT), and AutoAttack `rand`: on FSR with its training noise switched on."""
+    """Gradients averaged over draws (EOT, Athalye et al. 2018): on FSR with its training noise switched on."""
     if not c.randomised and all(module.spec.mask == "soft" for module in masked(c.net)):
         return [("", "this model draws no noise")]
     switches, own = {} if c.randomised else {"noise": True}, c.clean.clone()
     averaged, judge = (attackable(c.model, c.x, c.y, draws) for draws in (8, c.budget["draws"]))
+    up = c.climb(slope(averaged, logit_margin), 70, stop=False, part=2, **switches)
     details["noisy_accuracy"] = own
 
-    def rand(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-        how: dict[str, Any] = {"version": "rand", "judge": judge, "seed": c.seed, "batch": c.batch}
-        return auto.autoattack(c.reference, x, y, eps=c.eps, **how, **c.budget["rand"]).x_adv
-
-    def through_noise(craft: Craft, x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-        with switched(c.net, **switches):
-            x_adv = craft(x, y, rows)
+    def eot(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
+        x_adv = up(x, y, rows)
+        with switched(c.model, **switches):
             own[rows] &= c.correct(x_adv, rows, judge)
         return x_adv
 
-    up = c.climb(slope(averaged, logit_margin), 70, stop=False, part=2)
-    few = "APGD-DLR needs three classes"
-    return [("eot", partial(through_noise, up)), ("rand", few if c.classes < 3 else partial(through_noise, rand))]
+    return [("eot", eot)]
 
 
 def queries(c: Context, details: dict) -> Found:
@@ -154,7 +132,11 @@ def binarization(c: Context, details: dict) -> Found:
             return [("", str(error))]
         inner = Context(model=model, x=x, y=y, eps=c.eps, seed=c.seed, budget=c.budget, batch=c.batch)
         options = {"queries": c.budget["queries"]} if scores_only else {}
-        left_out = {"clean", "pgd20-joint", *c.budget["untested"]}  # auxiliary heads know nothing of this problem
+        left_out = {
+            "clean",
+            "pgd20-joint",
+            *c.budget.get("untested", ()),
+        }  # auxiliary heads know nothing of this problem
         attacks = {name for name, attack in ATTACKS.items() if ("queries" in attack.takes) == scores_only}
         found: list = [(name, inner.named(name, **options)) for name in ATTACKS if name in attacks - left_out]
         for group in (queries,) if scores_only else (autoattack, bpda, mask):

@@ -16,12 +16,9 @@ from fsr.audit.context import Context, attackable, differs, private_copy
 from fsr.files import UsageError
 from fsr.models.modes import eval_mode, hooked
 
-INNER = 200  # points inside each ball
-GAP = 10.0  # logits between these points' mean and the corner
-OFF = -100.0  # logit of the classes beyond the two
-UNSTABLE = 0.1  # mean change of p_y under noise of one step
-INCOMPLETE = 0.01  # gain of the last tenth of the steps, as a part of the whole path's
-STEPS, EVERY = 100, 2  # of the observed path; between two measurements of stability
+INNER, GAP, OFF = 200, 10.0, -100.0  # points inside a ball; logits from their mean to the corner; of other classes
+STEPS, EVERY = 100, 2  # of the path that the indicators observe, and between two measurements of stability
+UNSTABLE, INCOMPLETE = 0.1, 0.01  # mean change of p_y by noise of one step; part of the gain in the last tenth of steps
 NAMES: tuple[str, ...] = ("unavailable_gradients", "unstable_predictions", "silent_success", "incomplete_optimisation")
 NAMES += ("transfer_failure", "unbounded_attack_fails")
 
@@ -87,11 +84,16 @@ def binarization_test(
         return float((net(x_adv).argmax(dim=1) == 1).double().mean())
 
 
-def _observed(c: Context, rows: Tensor) -> dict[str, Tensor]:
-    """The indicators of the images rows (M,), each (M,) bool; transfer_failure only with a surrogate."""
-    x, y, oracle, steps = c.x[rows], c.y[rows], slope(c.net, cross_entropy), c.budget["steps"]
-    x_adv, values, change = x, list[Tensor](), torch.zeros_like(x[:, 0, 0, 0])
-    flat = ever_wrong = torch.zeros_like(y, dtype=torch.bool)
+@torch.no_grad()
+def indicators(c: Context, details: dict) -> list:
+    """The six shares, of the first batch of images that are right when clean; None where nothing can be measured."""
+    rows, oracle, steps = c.clean.nonzero().squeeze(1)[: c.batch], slope(c.net, cross_entropy), c.budget["steps"]
+    details |= dict.fromkeys(NAMES)
+    if not len(rows):
+        return []
+    x_adv, y, x, values = c.x[rows], c.y[rows], c.x[rows], list[Tensor]()
+    change, flat = torch.zeros_like(x[:, 0, 0, 0]), torch.zeros_like(y, dtype=torch.bool)
+    ever_wrong = flat
     for step in range(STEPS + 1):
         value, gradient, _ = oracle(x_adv, y)
         values.append(value)
@@ -107,26 +109,14 @@ def _observed(c: Context, rows: Tensor) -> dict[str, Tensor]:
     before, after = heights[: -STEPS // 10].amax(dim=0), heights[-STEPS // 10 :].amax(dim=0)
     gain = (torch.maximum(before, after) - heights[0]).clamp_min(1e-12)
     free = ascend(slope(c.net, logit_margin), x, y, eps=1.0, steps=steps, stop=not c.randomised)
-    found = {
-        "unavailable_gradients": flat,  # zero, missing or not finite at an iterate that is still right
-        "unstable_predictions": change > UNSTABLE,
-        "silent_success": ever_wrong & ~wrong,  # an iterate was wrong, the last one is not
-        "incomplete_optimisation": ~wrong & ((after - before) / gain > INCOMPLETE),
-        "unbounded_attack_fails": ~is_wrong(c.judge(free), y),  # not even eps = 1 breaks it
-    }
-    if c.surrogate is not None:
+    details["unavailable_gradients"] = flat  # zero, missing or not finite at an iterate that is still right
+    details["unstable_predictions"] = change > UNSTABLE
+    details["silent_success"] = ever_wrong & ~wrong  # an iterate was wrong, the last one is not
+    details["incomplete_optimisation"] = ~wrong & ((after - before) / gain > INCOMPLETE)
+    details["unbounded_attack_fails"] = ~is_wrong(c.judge(free), y)  # not even eps = 1 breaks it
+    if c.surrogate is not None:  # the surrogate is fooled, the network is not
         x_adv = ascend(slope(c.surrogate, logit_margin), x, y, eps=c.eps, steps=steps, stop=False)
-        found["transfer_failure"] = is_wrong(c.surrogate(x_adv), y) & c.correct(
-            x_adv, rows
-        )  # it fools the surrogate only
-    return found
-
-
-def indicators(c: Context, details: dict) -> list:
-    """The six shares, None where there is nothing to measure; what each means is said in `_observed`."""
-    with torch.no_grad():
-        parts = [_observed(c, rows) for rows in c.clean_rows()] or [{}]
-    details |= {name: torch.cat([part[name] for part in parts]) if name in parts[0] else None for name in NAMES}
+        details["transfer_failure"] = is_wrong(c.surrogate(x_adv), y) & c.correct(x_adv, rows)
     return []
 
 

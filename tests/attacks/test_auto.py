@@ -59,7 +59,7 @@ def test_full_budget_is_the_packages_own(version):
     assert list(a.VERSIONS[version]) == theirs.attacks_to_run
     originals = {"apgd-ce": theirs.apgd, "apgd-dlr": theirs.apgd, "apgd-t": theirs.apgd_targeted}
     originals |= {"fab-t": theirs.fab, "square": theirs.square}
-    theirs.fab.targeted, how = True, {"draws": 20 if version == "rand" else 1, "log": a.Log()}
+    theirs.fab.targeted, how = True, {"draws": 20 if version == "rand" else 1, "log": a.Log({})}
     for name in a.VERSIONS[version]:
         ours = a.component(name, Net(), eps=EPS, seed=0, device="cpu", **how)
         ignored = {"model", "predict", "logger", "get_diff_logits_grads_batch_targeted"}
@@ -185,7 +185,7 @@ def test_a_model_that_returns_its_own_memory_is_not_written_into():
 def test_a_longer_square_is_a_rescaled_one():
     """1,000 queries go through the whole schedule of sizes: at its end the squares are single pixels."""
     for rescale, size in ((True, 0.8 / 512), (False, 0.8 / 16)):
-        how = {"eps": EPS, "seed": 0, "device": "cpu", "log": a.Log(), "queries": 1000, "rescale": rescale}
+        how = {"eps": EPS, "seed": 0, "device": "cpu", "log": a.Log({}), "queries": 1000, "rescale": rescale}
         assert a.component("square", Net(), **how).p_selection(900) == size
 
 

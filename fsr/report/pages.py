@@ -66,10 +66,14 @@ def _part(profile: str, name: str) -> dict | None:
     if not told:
         return None
     frame = shown = tables.table(profile, name)
-    if "metric" in frame or "stream" in frame:
+    if name == "T11":  # of all weights, since that is what the study is about
+        shown = shown.dropna(subset="value")
+    elif "metric" in frame or "stream" in frame:
         shown = shown[shown["checkpoint"] == experiments.profile_of(profile).report_checkpoint]
     if "metric" in frame:
         shown = shown[shown["kind"].isin(["ours"] if name in ("T5", "T6") else OURS)]  # F4 shows their differences
+    if "value" in shown and name != "T9" and shown["value"].isna().mean() > 0.5:  # most of it was not run
+        return None
     (stem, title), notes = tables.TABLES[name], tables.notes(profile, name, frame)
     part = {"name": name, "title": title, "said": told, "notes": notes, "file": f"../tables/{profile}/{stem}"}
     return part | {"html": tables.show(shown).to_html()}

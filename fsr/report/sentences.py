@@ -16,7 +16,7 @@ from fsr.tables.verdict import log_gaps
 GAIN = ": gain over "
 MAIN = f"AT + FSR{GAIN}AT"
 COUNTS = ("no", "one", "two", "three", "four", "five")
-REASONS = ("AT + FSR needs", "AT needs", "Our FSR", "Without L_sep", "Removing FSR", "The auxiliary")
+REASONS = ("AT + FSR needs", "AT needs", "Our FSR", "Without L_sep", "Removing FSR", "The auxiliary", "Where AT", "AT stopped")
 
 
 class Findings(list[str]):
@@ -64,7 +64,7 @@ def claimed() -> str:
     known = reference.known_results().set_index("metric")["value"]
     told = f"The paper's abstract claims a gain of up to {known['max_robust_gain_points']:g} points."
     done = any(main_gain(reported(name, "T1"), name) for name in ("headline", "paper"))
-    return told + ("" if done else " The authors train 100 epochs; that setting has not been run here.")
+    return told + ("" if done else " The authors train 100 epochs on all images; that setting has not been run here.")
 
 
 def _compared(numbers: pd.DataFrame, gain: dict) -> str:
@@ -135,6 +135,19 @@ def _components(profile: str, numbers: pd.DataFrame) -> list[str]:
     return sentences
 
 
+def _study(profile: str, numbers: pd.DataFrame) -> list[str]:
+    """FSR's gain at last, best and EMA weights, and AT stopped early against AT + FSR at its last epoch."""
+    kinds = ("ours", "gain")
+    shown = {w: cells(profile, "T11", kind=kinds, checkpoint=w) for w in experiments.CHECKPOINTS}
+    found = {f"{labels.WEIGHTS[w]}": gain for w, part in shown.items() if (gain := cell(part, MAIN, "ensemble"))}
+    early, late = cell(shown["best"], "AT", "ensemble"), cell(shown["last"], "AT + FSR", "ensemble")
+    sentences = _listed("Where AT overfits, Ensemble accuracy of AT + FSR minus AT", found)
+    if early and late:
+        text = f"{measured(early['value'])} %; AT + FSR at its last epoch has {measured(late['value'])} %"
+        sentences.append(f"AT stopped early (best weights) has an Ensemble accuracy of {text} ({seeds([early['seeds']])}).")
+    return sentences
+
+
 def _sweep(profile: str, numbers: pd.DataFrame) -> list[str]:
     found = numbers.query("kind == 'ours' and metric == 'ensemble'").sort_values("value")
     found = found[found["seeds"] == found["seeds"].min()]  # one seed is compared with one seed
@@ -202,13 +215,14 @@ def _training(profile: str, _: pd.DataFrame) -> list[str]:
 
 def reasons(profile: str) -> list[str]:
     """What may explain the answer: the sentences on training, the separation loss, the streams and the mask at test."""
-    sentences = [sentence for name in ("F5", "T4", "T7") for sentence in findings(profile, name)]
+    names = [name for name in ("F5", "T4", "T7", "T11") if name in ("F5", *tables.of_profile(profile))]
+    sentences = [sentence for name in names for sentence in findings(profile, name)]
     return [sentence for sentence in sentences if sentence.startswith(REASONS)] + tables.PRELIMINARY.get(profile, [])
 
 
 FINDERS: dict[str, Callable[[str, pd.DataFrame], list[str]]] = {"T1": _whitebox, "T2": _deactivation, "F5": _training}
 FINDERS |= {"T3": _blackbox, "T4": _components, "T5": _sweep, "T6": _sweep, "T7": _streams, "T8": _overhead}
-FINDERS |= {"T9": _audit, "T10": _verdict, "T11": _components}
+FINDERS |= {"T9": _audit, "T10": _verdict, "T11": lambda profile, numbers: _study(profile, numbers) + _components(profile, numbers)}
 
 
 def findings(profile: str, name: str) -> Findings:

@@ -27,9 +27,10 @@ def network(run: Run) -> str:
 
 
 def setting(profile: str) -> str:
-    """`CIFAR-10, ResNet-18, 40 epochs`."""
+    """`CIFAR-10, ResNet-18, 40 epochs`; `CIFAR-10 (1,000 training images), ...` where not all are used."""
     base = experiments.profile_of(profile).base
-    return f"{dataset(base.dataset)}, {network(base)}, {base.epochs} epochs"
+    part = f" ({base.train_size:,} training images)" if base.train_size else ""
+    return f"{dataset(base.dataset)}{part}, {network(base)}, {base.epochs} epochs"
 
 
 def dataset(name: str) -> str:

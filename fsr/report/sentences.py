@@ -16,7 +16,16 @@ from fsr.tables.verdict import log_gaps
 GAIN = ": gain over "
 MAIN = f"AT + FSR{GAIN}AT"
 COUNTS = ("no", "one", "two", "three", "four", "five")
-REASONS = ("AT + FSR needs", "AT needs", "Our FSR", "Without L_sep", "Removing FSR", "The auxiliary", "Where AT", "AT stopped")
+REASONS = (
+    "AT + FSR needs",
+    "AT needs",
+    "Our FSR",
+    "Without L_sep",
+    "Removing FSR",
+    "The auxiliary",
+    "Where AT",
+    "AT stopped",
+)
 
 
 class Findings(list[str]):
@@ -144,7 +153,9 @@ def _study(profile: str, numbers: pd.DataFrame) -> list[str]:
     sentences = _listed("Where AT overfits, Ensemble accuracy of AT + FSR minus AT", found)
     if early and late:
         text = f"{measured(early['value'])} %; AT + FSR at its last epoch has {measured(late['value'])} %"
-        sentences.append(f"AT stopped early (best weights) has an Ensemble accuracy of {text} ({seeds([early['seeds']])}).")
+        sentences.append(
+            f"AT stopped early (best weights) has an Ensemble accuracy of {text} ({seeds([early['seeds']])})."
+        )
     return sentences
 
 
@@ -222,7 +233,11 @@ def reasons(profile: str) -> list[str]:
 
 FINDERS: dict[str, Callable[[str, pd.DataFrame], list[str]]] = {"T1": _whitebox, "T2": _deactivation, "F5": _training}
 FINDERS |= {"T3": _blackbox, "T4": _components, "T5": _sweep, "T6": _sweep, "T7": _streams, "T8": _overhead}
-FINDERS |= {"T9": _audit, "T10": _verdict, "T11": lambda profile, numbers: _study(profile, numbers) + _components(profile, numbers)}
+FINDERS |= {
+    "T9": _audit,
+    "T10": _verdict,
+    "T11": lambda profile, numbers: _study(profile, numbers) + _components(profile, numbers),
+}
 
 
 def findings(profile: str, name: str) -> Findings:

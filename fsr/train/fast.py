@@ -1,5 +1,6 @@
 """Crafting as in `objectives`, faster: folded, compiled, as one CUDA graph; left out, and logged, where it differs."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,7 +17,31 @@ from fsr.train.fold import compare, dtype_of, folded_copy, layout_of, or_log
 from fsr.train.objectives import craft, draw_start, full_precision, pgd_step, start
 
 Function = Callable[..., Tensor]
-SIGNS = 0.9  # largest difference of steps that adding in another order makes; 2 sqrt(p) for a share p of other signs
+MANY_STEPS = 2000  # crafting steps of a run from which compiling (about 10 s on a CPU) pays
+# Largest difference of steps that adding in another order makes, in float32 and bf16; 2 sqrt(p) for a share p of signs
+SIGNS, SIGNS_BF16 = 0.2, 0.9
+
+
+def recorded(function: Function, example: tuple[Tensor, ...]) -> Function:
+    """function, without host synchronisation, as one CUDA graph for the example's shapes; results are copies."""
+    buffers = [tensor.clone() for tensor in example]
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # warm-up: libraries choose algorithms and allocate workspaces outside the graph
+        for _ in range(2):
+            function(*buffers)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = function(*buffers)
+
+    def replay(*tensors: Tensor) -> Tensor:
+        for buffer, tensor in zip(buffers, tensors, strict=True):
+            buffer.copy_(tensor)
+        graph.replay()
+        return result.clone()
+
+    return replay
 
 
 class Crafter:
@@ -53,35 +78,39 @@ class Crafter:
                 x_adv = craft(source, self.run, x_adv, x, y, steps=self.exact)
         return self._loop(x_adv, x, y)  # type: ignore[misc]
 
+    def _filled(self, x_adv: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        """The batch filled up, or cut, to the one size that fast loops are made for; images do not see each other."""
+        rows = torch.arange(self.run.batch, device=x.device) % len(x)
+        return (*(t[rows].contiguous(memory_format=self.layout) for t in (x_adv, x)), y[rows])
+
     def _prepare(self, x: Tensor, y: Tensor) -> Function:
         """Make the copy on the first batch; returns its steps, compiled and recorded as asked for where that works."""
-        on, run, step, n = self.switches, self.run, None, min(len(x), self.run.batch)
+        on, run, step, graph = self.switches, self.run, None, None
         self.copy = folded_copy(self.model, x, self.dtype, self.layout)
         if self.copy is None:
             on.update(compile=False, graphs=False, crafting="float32")
             return craft
         on["crafting"] = str(self.copy.dtype).removeprefix("torch.")
         self.exact = int(run.method == "trades" and self.copy.dtype == torch.bfloat16 and run.steps > 0)
-        batch = (
-            project_linf(1 - x[:n], x[:n], run.eps),
-            x[:n].clone(),
-            y[:n].clone(),
-        )  # far from x, where KL is not flat
+        batch = self._filled(project_linf(1 - x, x, run.eps), x, y)  # far from x, where KL is not flat
         if on["compile"] is None:  # measured: on a CPU it gains a quarter from 16 channels and 32 pixels on
-            on["compile"] = x.is_cuda or (self.layout == torch.channels_last and x.shape[-1] >= 32)
+            steps = run.steps * run.epochs * math.ceil((run.train_size or 50_000) / run.batch)
+            worth = self.layout == torch.channels_last and x.shape[-1] >= 32 and steps >= MANY_STEPS
+            on["compile"] = x.is_cuda or worth
         if on["compile"]:
             with or_log("crafting is not compiled"):
                 step = self._compiled(*batch)
-        plain = partial(craft, self.copy.net, run, steps=run.steps - self.exact)
-        loop = fast = partial(plain, step=step)
+        loop = partial(craft, self.copy.net, run, step=step, steps=run.steps - self.exact)
         if on["graphs"]:
             with or_log("crafting is not recorded as a CUDA graph"):
-                replay: Any = torch.cuda.make_graphed_callables(loop, batch)
-                compare(replay(*batch) - batch[0], loop(*batch) - batch[0], SIGNS)
-                fast = replay
-        on["compile"], on["graphs"] = step is not None, fast is not loop  # a compiled function has no truth value
-        # fast is made for batches of one size, and a replay writes over the result of the one before
-        return lambda *some: (fast if len(some[0]) == n else plain)(*some).clone()
+                replay = recorded(loop, batch)
+                compare(replay(*batch) - batch[0], loop(*batch) - batch[0], SIGNS_BF16)
+                graph = replay
+        on["compile"], on["graphs"] = step is not None, graph is not None
+        if step is None and graph is None:  # a compiled function has no truth value
+            return loop
+        fast = loop if graph is None else graph
+        return lambda *some: fast(*self._filled(*some))[: len(some[0])]
 
     def _compiled(self, *batch: Tensor) -> Function:
         """`pgd_step` on the copy, its gradients unrolled first, so that the network may hold any Python."""
@@ -89,7 +118,8 @@ class Crafter:
         given = (*batch, net(batch[1])) if run.method == "trades" else batch
         plain = lambda *tensors: pgd_step(net, run, *tensors)  # noqa: E731 - make_fx wants a plain function
         step = torch.compile(make_fx(plain)(*given), dynamic=False)
-        compare(step(*given) - batch[0], plain(*given) - batch[0], SIGNS)
+        limit = SIGNS_BF16 if self.copy.dtype == torch.bfloat16 else SIGNS
+        compare(step(*given) - batch[0], plain(*given) - batch[0], limit)
         return step
 
 

@@ -66,28 +66,37 @@ def feeding_convolutions(net: nn.Module, x: Tensor) -> dict[str, str]:
     return pairs
 
 
+def _tensors(net: nn.Module) -> dict[str, Tensor]:
+    every: Any = {"remove_duplicate": False}  # under every name that they have
+    return dict(net.named_parameters(**every)) | dict(net.named_buffers(**every))
+
+
 class FoldedCopy:
     """`net` computes model(x) of eval mode, with the hooks and attributes of now; `refill` takes the live weights."""
 
     def __init__(self, model: nn.Module, pairs: dict[str, str], dtype: torch.dtype, layout=torch.contiguous_format):
-        self.pairs, self.dtype = pairs, dtype
+        self.pairs, self.dtype, made = pairs, dtype, set()
         self.net: Any = copied(model).eval().requires_grad_(False)
         for conv, bn in pairs.items():
             layer = self.net.get_submodule(conv)
             layer.weight = nn.Parameter(layer.weight.clone(), requires_grad=False)  # its own, where weights are tied
             layer.bias = nn.Parameter(layer.weight.new_zeros(layer.out_channels), requires_grad=False)
             self.net.get_submodule(bn).__class__ = nn.Identity
+            made |= {layer.weight, layer.bias}
         for layer in self.net.modules():
             if type(layer) in (nn.Conv2d, nn.Linear):
                 layer.to(dtype if type(layer) is nn.Conv2d else torch.promote_types(dtype, torch.float32))
                 layer.register_forward_pre_hook(lambda own, given: (given[0].to(own.weight.dtype),))
         self.net.to(memory_format=layout)
+        self._kept = {name: tensor for name, tensor in _tensors(self.net).items() if tensor not in made}
         self.refill(model)
 
     @torch.no_grad()
     def refill(self, source: nn.Module) -> None:
         """Take the weights and statistics of source, of the same structure, in place: recorded graphs stay valid."""
-        self.net.load_state_dict(source.state_dict(), strict=False)  # folded biases are not in it
+        if self._kept:
+            tensors = _tensors(source)
+            torch._foreach_copy_([*self._kept.values()], [tensors[name] for name in self._kept])
         for path, norm in self.pairs.items():
             layers: Any = self.net.get_submodule(path), source.get_submodule(path), source.get_submodule(norm)
             conv, live, bn = layers

@@ -15,6 +15,7 @@ from fsr import data
 from fsr.config import FSRSpec, Run
 from fsr.data import as_float
 from fsr.files import Interrupted
+from fsr.models import FSR
 from fsr.models.build import our_name
 from fsr.train import Callbacks, Trainer, fit
 from fsr.train import loop as train
@@ -121,7 +122,7 @@ def test_without_held_out_images_there_is_no_best_and_the_callers_random_numbers
     assert set(trainer.checkpoints()) == {"last", "ema"} and math.isnan(trainer.progress.rows[0]["held_clean_acc"])
 
 
-STEPS = 5
+STEPS, STREAMS = 5, FSR.streams
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +138,7 @@ def under_our_names(fixture, prefix: str) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def trainer(fixture, monkeypatch):
-    """Width 8, hidden 8, float64, without their 1e-8 inside each logarithm; images neither cropped nor flipped."""
+    """Width 8, hidden 8, float64, their 1e-8 inside each logarithm and in tau; images neither cropped nor flipped."""
     x, y = fixture["images"].flatten(0, 1), fixture["labels"].flatten()
     theirs = data.Data(x, y, x[:0], y[:0], x[:0], y[:0], tuple("0123456789"))
     run = Run(width=8, module=FSRSpec(hidden=8), batch=8, epochs=1, holdout=0, precision="float32")
@@ -148,6 +149,9 @@ def trainer(fixture, monkeypatch):
     assert not unknown and all(name.endswith("num_batches_tracked") for name in missing)
     trainer.model.double().train()
     trainer.ema.double()
+    for module in trainer.model.modules():
+        if isinstance(module, FSR):
+            module.stable_eps = 1e-8
     return trainer
 
 
@@ -158,19 +162,18 @@ def test_the_trainer_repeats_the_authors_own_training_steps(fixture, trainer, mo
     crafted, update, average = [], trainer.stepper.step, copy.deepcopy(trainer.ema.state_dict())
     monkeypatch.setattr(trainer.stepper, "step", lambda x, x_adv, y, **_: (crafted.append(x_adv), update(x, x_adv, y)))
     for step in range(STEPS):
-        start, draws = fixture["start_uniform"][step].double(), fixture["mask_uniform"][step].double()
-        noise = torch.log(torch.log(draws[1]) / torch.log(draws[0]))  # of two Gumbel draws, first - second
+        start, masks = fixture["start_uniform"][step].double(), tuple(fixture["mask_uniform"][step].double())
         monkeypatch.setattr("fsr.train.fast.draw_start", lambda *_, start=start: start)
-        monkeypatch.setattr("fsr.models.fsr._noise", lambda score, _, noise=noise: noise.reshape(score.shape))
+        monkeypatch.setattr(FSR, "streams", lambda self, f, y=None, masks=masks: STREAMS(self, f, y, u=masks))
         trainer.step(torch.arange(8 * step, 8 * step + 8))
         decay = min(0.9995, (1 + step) / (10 + step))  # our own average beside their weights
         for name, value in trainer.model.state_dict().items():
             average[name] = decay * average[name] + (1 - decay) * value if value.is_floating_point() else value.clone()
         mean = trainer.stepper.tally()
         final, robust, nonrobust, recalibrated = fixture["losses"][step].tolist()
-        assert mean["cls"] == pytest.approx(final, rel=1e-6)
-        assert mean["sep"] == pytest.approx(robust + nonrobust, rel=1e-6)
-        assert mean["rec"] == pytest.approx(recalibrated, rel=1e-6)
+        assert mean["cls"] == pytest.approx(final, rel=1e-9)
+        assert mean["sep"] == pytest.approx(robust + nonrobust, rel=1e-9)
+        assert mean["rec"] == pytest.approx(recalibrated, rel=1e-9)
         assert torch.equal(crafted[step].float(), fixture["adv_images"][step])
     torch.testing.assert_close(trainer.ema.state_dict(), average)
     assert trainer.crafter.copy is not None and len(trainer.crafter.copy.pairs) == 24  # every BatchNorm is folded
@@ -178,5 +181,5 @@ def test_the_trainer_repeats_the_authors_own_training_steps(fixture, trainer, mo
     state = trainer.model.state_dict()
     assert norms.keys() == {name for name in state if not name.endswith("num_batches_tracked")}
     for name, norm in norms.items():
-        torch.testing.assert_close(state[name].norm(), norm, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(state[name].flatten()[:8], heads[name], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(state[name].norm(), norm, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(state[name].flatten()[:8], heads[name], rtol=1e-9, atol=1e-9)

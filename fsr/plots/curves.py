@@ -67,20 +67,21 @@ def _marks(ax: Axes, frame: pd.DataFrame) -> None:
             ax.plot(epoch["epoch"], epoch[column], label=name, markeredgewidth=0.8, **look)
 
 
-def training_curves(profile: str) -> Figure:
+def training_curves(profile: str, shown: tuple[str, ...] = tuple(PANELS)) -> Figure:
     """F5: losses and accuracies per epoch, AT and AT + FSR overlaid, the authors' log beside them where it applies."""
     ours = style.histories(run for row in experiments.ROWS[profile]["whitebox"][:2] for run in row.runs)
     style.need(ours, profile, "training histories")
-    log, figure = official(experiments.profile_of(profile).base), style.panels(2, 3, 4.4)[0]
-    for ax, (column, title) in zip(figure.axes, PANELS.items()):
+    log, size = official(experiments.profile_of(profile).base), (2, 3, 4.4) if len(shown) > 3 else (1, len(shown), 2.8)
+    figure = style.panels(*size)[0]
+    for ax, column in zip(figure.axes, shown):
         for method, rows in pd.concat([ours, log]).groupby("method", sort=False):
             look: dict[str, Any] = {"color": METHODS[method], "errorbar": ("pi", 100), "legend": False}
             if column in rows and rows[column].notna().any():
                 sns.lineplot(rows, x="epoch", y=column, label=method, ax=ax, **look)
-        ax.set(title=title, ylabel="", xlabel="epoch")
+        ax.set(title=PANELS[column], ylabel="", xlabel="epoch")
         if column.endswith("acc"):
             ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
-    _marks(figure.axes[list(PANELS).index(ROBUST)], ours)
+    _marks(figure.axes[shown.index(ROBUST)], ours)
     note = f"{labels.setting(profile)}; lines: mean over seeds (at most {ours['seed'].nunique()}), bands: their range"
     told = "; authors' code: another person's run of 100 epochs, its rate falls later; tested under PGD-10"
     return style.finish(figure, note + told * bool(len(log)))
@@ -129,11 +130,19 @@ def gains(profile: str) -> Figure:
 
 
 def training_length(profile: str) -> Figure:
-    """F10: the gain of FSR in Ensemble against training epochs, per kind of weights."""
+    """F10: the gain of FSR in Ensemble against training epochs; of a study of overfitting, its training curves."""
+    chosen, row = experiments.profile_of(profile), "AT + FSR: gain over AT"
+    if chosen.scope == "study":
+        return training_curves(profile, ("train_adv_acc", ROBUST))
     frame = style.cells(profile, "T5", kind="gain", axis="epochs", metric="ensemble")
     style.need(frame["setting"].unique()[1:], profile, "trainings of several lengths")
-    frame = frame.assign(panel=frame["checkpoint"].map(labels.WEIGHTS), hue=frame["network"])
-    grid = style.facets(frame, "setting", dict.fromkeys(frame["hue"], style.VERMILION))
+    for name, other in experiments.PROFILES.items():  # full-width pairs of the same data
+        if name != profile and (other.scope, other.base.dataset) == ("pair", chosen.base.dataset):
+            pair = style.cells(name, "T1", kind="gain", row=row, metric="ensemble")
+            frame = pd.concat([frame, pair.assign(setting=other.base.epochs)])
+    frame = frame.assign(panel=frame["checkpoint"].map(labels.WEIGHTS), hue=frame["network"]).sort_values("setting")
+    colours = dict(zip(frame["hue"].unique(), (style.VERMILION, style.BLACK, style.GREEN)))
+    grid = style.facets(frame, "setting", colours)
     grid.set_xlabels("training epochs").set_ylabels("AT + FSR − AT, points")
-    note = f"{labels.setting(profile)} by default; Ensemble; bars: paired 95 % intervals over images, "
+    note = f"{labels.dataset(chosen.base.dataset)}, Ensemble; bars: paired 95 % intervals over images, "
     return style.finish(grid.figure, note + "from three seeds on over seeds too")

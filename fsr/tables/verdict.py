@@ -207,6 +207,9 @@ def frame(profile: str) -> pd.DataFrame:
 
 
 def scope(profile: str) -> str:
-    """What the verdicts hold for, and the claims that this profile cannot decide."""
-    others = ", ".join(claim.id for claim in CLAIMS if profile not in claim.profiles)
-    return f"Verdicts hold for {labels.setting(profile)}; this profile cannot decide {others}."
+    """What the verdicts hold for, and which claims this profile cannot decide, with what they need."""
+    needs = {c.id: c.needs or " or ".join(c.profiles) for c in CLAIMS if profile not in c.profiles}
+    told = "; ".join(
+        f"{', '.join(i for i in needs if needs[i] == what)} ({what})" for what in dict.fromkeys(needs.values())
+    )
+    return f"Verdicts hold for {labels.setting(profile)}. Claims that need another profile or more: {told}."

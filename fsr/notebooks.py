@@ -45,7 +45,7 @@ def key(name: str, profile: str) -> str:
     parts = [source(name), reference.paper_file()]
     parts += [path for path in sorted(package.rglob("*")) if path.suffix in (".py", ".csv", ".toml")]
     needed = [sets[profile][kind] for kind in experiments.NEEDS[name]]
-    if name in ("00-setup", "15-verdict"):  # they say what every profile found
+    if name in ("00-setup", "12-training-curves", "15-verdict"):  # they show what other profiles found
         needed = [each["all"] for each in sets.values()]
     for run in sorted({run_id(run) for runs in needed for run in runs}):
         parts += [p for p in sorted(files.run_dir(run).rglob("*")) if p.suffix in (".json", ".csv")]

@@ -234,8 +234,8 @@ def load_official(path, backbone: str, tau: float = 0.1) -> Classifier:
 
     backbone: of full size; tau: what it was trained with. UsageError where a weight is missing or does not fit.
     """
-    if backbone not in NAMES:
-        raise UsageError(f"unknown backbone {backbone!r}; choose one of {', '.join(NAMES)}")
+    if backbone not in BACKBONES:
+        raise UsageError(f"unknown backbone {backbone!r}; choose one of {', '.join(BACKBONES)}")
     state, num_classes = official_state(path, backbone)
     model = build_model(backbone, num_classes, fsr=FSRSpec(tau=tau))
     try:

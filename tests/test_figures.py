@@ -134,7 +134,7 @@ def test_stream_bars_are_means_over_seeds_at_the_images_of_one(recorded):
     figure = draw("F3")
     ax = figure.axes[0]
     assert sorted(bar.get_height() for bar in ax.patches) == pytest.approx(sorted(100 * means))
-    assert f"over {frame['n'].max():,.0f} images" in " ".join(figure.get_supxlabel().split())  # three seeds are not 600 images
+    assert f"over {frame['n'].max():,.0f} images" in " ".join(figure.get_supxlabel().split())
     wide = frame[frame["probe"] == "knn"].pivot(index="seed", columns="stream", values="accuracy")
     step = 100 * (wide["recalibrated"] - wide["nonrobust"]).mean()
     assert f"by neighbours: {step:+.1f} [".replace("-", "−") in texts(figure)

@@ -1,6 +1,7 @@
 """One HTML page per profile, and the generated parts of README.md."""
 
 import base64
+from itertools import product
 from pathlib import Path
 
 import jinja2
@@ -8,6 +9,7 @@ import pandas as pd
 
 from fsr import experiments, files, plots, tables
 from fsr.files import MissingRecord, UsageError
+from fsr.plots.style import cells
 from fsr.report import sentences as say
 from fsr.tables import labels
 
@@ -97,15 +99,17 @@ def answers() -> str:
 
 def results() -> str:
     """AT and AT + FSR in the largest recorded profile, last and EMA weights: accuracy and gain per attack."""
-    profile, gain = next(iter(_recorded().items()))
-    metrics = ["clean", "pgd20", "ensemble", experiments.profile_of(profile).autoattack]
-    wanted = {"row": ["AT", "AT + FSR", say.MAIN], "kind": OURS, "metric": metrics, "checkpoint": ["last", "ema"]}
-    wanted |= {"dataset": [gain["dataset"]], "network": [gain["network"]]}
-    frame = tables.table(profile, "T1").sort_values("checkpoint", ascending=False, kind="stable")  # last, then EMA
-    shown = tables.wide(frame[frame[list(wanted)].isin(wanted).all(axis=1)])
-    columns = ["weights", "method", *map(labels.metric, metrics), "seeds"]
-    text = shown[columns].to_markdown(index=False, disable_numparse=True)
-    return f"{labels.setting(profile)}: accuracy in percent ({gain['n']:,.0f} images).\n\n{text}"
+    (profile, gain), lines = next(iter(_recorded().items())), []
+    metrics = ("clean", "pgd20", "ensemble", experiments.profile_of(profile).autoattack)
+    for weights, row in product(("last", "ema"), ("AT", "AT + FSR", say.MAIN)):
+        part, line = cells(profile, "T1", kind=["ours", "gain"], checkpoint=weights), [labels.WEIGHTS[weights], row]
+        for found in (say.cell(part, row, metric) for metric in metrics):
+            numbers = [found[key] for key in ("value", "low", "high")] if found else [None]
+            line.append(labels.measured(*numbers, sign=row == say.MAIN))
+        lines.append(line)
+    of = f"{labels.setting(profile)}: accuracy in percent ({gain['n']:,.0f} images, {say.seeds([gain['seeds']])})."
+    frame = pd.DataFrame(lines, columns=["weights", "row", *map(labels.metric, metrics)])
+    return of + "\n\n" + frame.to_markdown(index=False, disable_numparse=True)
 
 
 def profiles() -> str:

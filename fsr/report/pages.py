@@ -93,6 +93,8 @@ def answers() -> str:
         return "No profile that answers the question has been run here."
     first, *others = sorted(gains, key=lambda name: name in tables.PRELIMINARY)
     lines = [f"**{say.answer(first)}**", "", say.claimed(), "", *(f"- {one}" for one in say.reasons(first))]
+    for name in (name for name in others if say.study(name)):
+        lines += ["", f"When does FSR gain? {labels.setting(name)}: {' '.join(say.study(name))}"]
     told = [" ".join([say.answer(name), *tables.PRELIMINARY.get(name, [])]) for name in others]
     return "\n".join([*lines, *(["", "Other settings:", "", *(f"- {one}" for one in told)] if told else [])])
 

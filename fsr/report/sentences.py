@@ -138,18 +138,19 @@ def _components(profile: str, numbers: pd.DataFrame) -> list[str]:
     return sentences
 
 
-def _study(profile: str, numbers: pd.DataFrame) -> list[str]:
-    """FSR's gain at last, best and EMA weights, and AT stopped early against AT + FSR at its last epoch."""
-    kinds = ("ours", "gain")
-    shown = {w: cells(profile, "T11", kind=kinds, checkpoint=w) for w in experiments.CHECKPOINTS}
-    found = {f"{labels.WEIGHTS[w]}": gain for w, part in shown.items() if (gain := cell(part, MAIN, "ensemble"))}
-    early, late = cell(shown["best"], "AT", "ensemble"), cell(shown["last"], "AT + FSR", "ensemble")
+def study(profile: str) -> list[str]:
+    """Of the overfitting study: FSR's gain per kind of weights, and AT stopped early beside AT + FSR at its end."""
+    if "T11" not in tables.of_profile(profile):
+        return []
+    shown = {w: cells(profile, "T11", kind=["ours", "gain"], checkpoint=w) for w in experiments.CHECKPOINTS}
+    found = {labels.WEIGHTS[w]: gain for w, part in shown.items() if (gain := cell(part, MAIN, "ensemble"))}
     sentences = _listed("Where AT overfits, Ensemble accuracy of AT + FSR minus AT", found)
+    early, late = cell(shown["best"], "AT", "ensemble"), cell(shown["last"], "AT + FSR", "ensemble")
     if early and late:
-        text = f"{measured(early['value'])} %; AT + FSR at its last epoch has {measured(late['value'])} %"
-        sentences.append(
-            f"AT stopped early (best weights) has an Ensemble accuracy of {text} ({seeds([early['seeds']])})."
+        text = (
+            f"{measured(early['value'])} % (best weights). AT + FSR has {measured(late['value'])} % at its last epoch"
         )
+        sentences.append(f"AT stopped early has an Ensemble accuracy of {text} ({seeds([early['seeds']])}).")
     return sentences
 
 
@@ -234,7 +235,7 @@ FINDERS |= {"T3": _blackbox, "T4": _components, "T5": _sweep, "T6": _sweep, "T7"
 FINDERS |= {
     "T9": _audit,
     "T10": _verdict,
-    "T11": lambda profile, numbers: _study(profile, numbers) + _components(profile, numbers),
+    "T11": lambda profile, numbers: study(profile) + _components(profile, numbers),
 }
 
 

@@ -61,6 +61,7 @@ def test_the_first_sentence_is_of_the_largest_settled_setting(monkeypatch):
     monkeypatch.setattr(pages.say, "answer", lambda name: f"{name}.")
     monkeypatch.setattr(pages.say, "claimed", lambda: "The authors' number.")
     monkeypatch.setattr(pages.say, "reasons", lambda name: [f"reason of {name}"])
+    monkeypatch.setattr(pages.say, "study", lambda name: [])
     first, *_, reason, _, _, _, other, mini = pages.answers().splitlines()
     assert (first, reason, other) == ("**headline40.**", "- reason of headline40", "- overfit.")
     assert mini.startswith("- mini. We are making the mini records again.")  # preliminary, never settled

@@ -46,11 +46,12 @@ def once(run: Run, options: Options, done: Callable[[], bool], compute: Callable
         return
     folder, name = files.results() / ".locks", f"{run_id(run)}{part and '.'}{part}"
     files.write_bytes(folder / ".gitignore", b"*\n")
-    lock = FileLock(folder / f"{name}.lock")
+    lock, patience = FileLock(folder / f"{name}.lock"), 0.0
     while not (distributed.rank() or lock.is_locked):
         try:
-            lock.acquire(timeout=0.25)
+            lock.acquire(timeout=patience)
         except Timeout:
+            patience = 0.25
             options.report(run_id(run), f"{part} waits for another process", 0, 1)
             options.check()
     try:

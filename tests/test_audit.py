@@ -325,11 +325,13 @@ def test_an_attack_that_leaves_the_network_changed_is_named(natural, brisk, monk
         context.model.train()
         next(context.model.buffers()).add_(1)
         context.model[0].register_forward_hook(lambda *_: None)
+        np.random.random()
         return []
 
     monkeypatch.setitem(GROUPS, "restarts", careless)
     changed = audit(net, x[:6], y[:6], EPS).checks["changed"]
-    assert changed[:3] == ["restarts: train mode", "restarts: weights and buffers", "restarts: hooks"]
+    what = ("train mode", "weights and buffers", "hooks", "random state")
+    assert changed[:4] == [f"restarts: {name}" for name in what]
 
 
 def test_networks_that_look_at_the_whole_batch_or_differ_when_compiled_are_named():

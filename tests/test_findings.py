@@ -8,7 +8,7 @@ from fsr import experiments, files, store, tables
 from fsr.config import run_id
 from fsr.files import UsageError, save_json
 from fsr.reference import epoch_log
-from fsr.report import answer, findings, sentences, update_readme
+from fsr.report import answer, findings, pages, sentences, update_readme
 
 LOWER, HIGHER, OPEN = (-0.03, -0.04, -0.02), (0.03, 0.02, 0.04), (0.01, -0.01, 0.03)
 STREAM = {"attack": "pgd20", "checkpoint": "last", "n": 5000, "correct": 1}
@@ -170,6 +170,7 @@ CASES2 = [
     ),
     ((0.5, 2.0), "Whether AT + FSR or AT learns faster in training is undecided (two seeds)."),
 ]
+HELD = {(0.5,): ("−5.5", "−7.5"), (2.0,): ("+11.0", "+15.0"), (0.5, 2.0): ("+2.8", "+3.8")}
 
 
 @pytest.mark.parametrize("speeds, told", CASES2)
@@ -179,7 +180,29 @@ def test_training_speed_is_read_with_either_sign_and_over_all_seeds(speeds, told
     for at, both, speed in zip(rows["AT"], rows["AT + FSR"], speeds):
         for run, pace in ((at, 1.0), (both, speed)):
             recorded(run, history(15, pace))
-    assert findings("demo", "F5")[:1] == [told]
+    gaps = "{} points at epoch 11 and {} points at epoch 15".format(*HELD[speeds])
+    held = f"On held-out images under attack (EMA weights) AT + FSR minus AT is {gaps}."
+    assert findings("demo", "F5") == [told, held]
+
+
+def test_the_study_lists_its_gains_per_kind_of_weights_and_at_stopped_early(frames):
+    gains = {"last": HIGHER, "best": LOWER, "ema": OPEN}
+    frames["T11"] = [gain("AT + FSR", cell, metric="ensemble", checkpoint=name) for name, cell in gains.items()]
+    frames["T11"] += [ours("AT", 0.233, "ensemble", checkpoint="best"), ours("AT + FSR", 0.2, "ensemble")]
+    listed, early = sentences.study("overfit")
+    assert "last weights +3.0 [+2.0, +4.0]; best weights −3.0 [−4.0, −2.0]; undecided: EMA weights." in listed
+    assert "23.3 % (best weights). AT + FSR has 20.0 % at its last epoch (one seed)." in early
+    assert sentences.study("demo") == []
+
+
+def test_a_table_that_was_mostly_not_run_is_left_out_of_the_report(frames, monkeypatch):
+    monkeypatch.setattr(pages.say, "findings", lambda *_: ["something"])
+    monkeypatch.setattr(tables, "show", lambda frame: frame)
+    monkeypatch.setattr(tables, "notes", lambda *_: [])
+    frames["T2"] = [ours("AT", 0.5), ours("AT + FD", np.nan), ours("AT + CAS", np.nan)]
+    assert pages._part("demo", "T2") is None
+    frames["T2"][1]["value"] = 0.5
+    assert pages._part("demo", "T2")["said"] == ["something"]
 
 
 def test_a_full_size_history_is_compared_with_the_authors_log():

@@ -1,11 +1,13 @@
 """The audited network as attacks see it, and what every group of attacks is given: images, budget, verdicts."""
 
+import random
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -63,6 +65,7 @@ def snapshot(model: nn.Module) -> dict[str, list]:
         "weights and buffers": [zlib.crc32(t.detach().cpu().contiguous().numpy().tobytes()) for t in tensors],
         "gradients": [(p.requires_grad, p.grad is None) for p in model.parameters()],
         "hooks": [[*p._forward_hooks, *p._forward_pre_hooks, *p._backward_hooks] for p in parts],
+        "random state": [random.getstate(), repr(np.random.get_state()), torch.get_rng_state().tolist()],
     }
 
 

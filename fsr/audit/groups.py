@@ -132,11 +132,8 @@ def binarization(c: Context, details: dict) -> Found:
             return [("", str(error))]
         inner = Context(model=model, x=x, y=y, eps=c.eps, seed=c.seed, budget=c.budget, batch=c.batch)
         options = {"queries": c.budget["queries"]} if scores_only else {}
-        left_out = {
-            "clean",
-            "pgd20-joint",
-            *c.budget.get("untested", ()),
-        }  # auxiliary heads know nothing of this problem
+        # auxiliary heads know nothing of this problem
+        left_out = {"clean", "pgd20-joint", *c.budget.get("untested", ())}
         attacks = {name for name, attack in ATTACKS.items() if ("queries" in attack.takes) == scores_only}
         found: list = [(name, inner.named(name, **options)) for name in ATTACKS if name in attacks - left_out]
         for group in (queries,) if scores_only else (autoattack, bpda, mask):

@@ -94,7 +94,7 @@ def answers() -> str:
     first, *others = sorted(gains, key=lambda name: name in tables.PRELIMINARY)
     lines = [f"**{say.answer(first)}**", "", say.claimed(), "", *(f"- {one}" for one in say.reasons(first))]
     for name in (name for name in others if say.study(name)):
-        lines += ["", f"When does FSR gain? {labels.setting(name)}: {' '.join(say.study(name))}"]
+        lines += ["", f"When does FSR gain? {labels.setting(name)}. {' '.join(say.study(name))}"]
     told = [" ".join([say.answer(name), *tables.PRELIMINARY.get(name, [])]) for name in others]
     return "\n".join([*lines, *(["", "Other settings:", "", *(f"- {one}" for one in told)] if told else [])])
 
@@ -109,9 +109,10 @@ def results() -> str:
             numbers = [found[key] for key in ("value", "low", "high")] if found else [None]
             line.append(labels.measured(*numbers, sign=row == say.MAIN))
         lines.append(line)
-    of = f"{labels.setting(profile)}: accuracy in percent ({gain['n']:,.0f} images, {say.seeds([gain['seeds']])})."
+    of = f"{gain['n']:,.0f} images; gains of {say.seeds([gain['seeds']])}"
     frame = pd.DataFrame(lines, columns=["weights", "row", *map(labels.metric, metrics)])
-    return of + "\n\n" + frame.to_markdown(index=False, disable_numparse=True)
+    table = frame.to_markdown(index=False, disable_numparse=True)
+    return f"{labels.setting(profile)}: accuracy in percent ({of}).\n\n{table}"
 
 
 def profiles() -> str:

@@ -123,6 +123,7 @@ class Trainer:
         run, progress = self.run, self.progress
         order = torch.Generator().manual_seed(stream_seed(run.seed, "order", progress.epoch))
         parts = batches(len(self.data.train_y), run.batch, generator=order)
+        parts = list(torch.cat(parts).to(self.device).split([len(part) for part in parts]))  # one copy, one wait
         self.model.train()
         for group in self.stepper.optimizer.param_groups:
             group["lr"] = lr = learning_rate(run, progress.epoch)

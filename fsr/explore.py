@@ -134,7 +134,7 @@ def inspect(run: Run, checkpoint: str = "ema", *, attack: str = "pgd20", image: 
     at_fsr, streams = job.see(x), cast(Any, model.trace(x)[1])
     heads = streams[-1].aux if at_fsr.mask is not None else {}
     method = f"{labels.method(run.label)}, seed {run.seed}, {checkpoint}"
-    title = f"{method}: image {int(index)} under {labels.metric(attack)}"
+    title = f"{labels.dataset(run.dataset)}, {method}: image {int(index)} under {labels.metric(attack)}"
     seen = {"title": title, "eps": run.eps, "label": int(y), "class_names": data.class_names, "images": x.numpy()}
     seen |= {"maps": {name: f[1].abs().mean(0).numpy() for name, f in at_fsr.maps.items()}}
     seen["heads"] = {name: data.class_names[int(aux[1].argmax())] for name, aux in heads.items()}

@@ -26,6 +26,9 @@ class FSRError(Exception):
 
     exit_code = 1
 
+    def _render_traceback_(self) -> list[str]:  # IPython's: a notebook shows the line alone
+        return [f"{type(self).__name__}: {self}"]
+
 
 class UsageError(FSRError):
     """Wrong use: the message is one line that says what is wrong and what to type."""

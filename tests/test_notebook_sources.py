@@ -49,6 +49,11 @@ def test_a_question_comes_first_and_links_lead_somewhere(name):
     assert not re.search(r"\d\s*(%|points\b|percent\b)", "\n".join(texts).replace("95 %", ""))
 
 
+def test_attacks_shown_by_hand_keep_network_and_images_on_one_device():
+    loaded = everywhere(r"load_model\(.*")
+    assert loaded and all(".cpu()" in call for call in loaded)  # a network is loaded onto a GPU, images are not
+
+
 def test_every_notebook_table_and_figure_has_its_place():
     assert tuple(BOOKS) == tuple(experiments.NEEDS) and len(BOOKS) == 17
     ten = {f"T{i}" for i in range(1, 11)}

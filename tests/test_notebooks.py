@@ -56,6 +56,12 @@ def test_a_failing_notebook_is_named_with_its_last_error_and_the_others_run(sour
         with pytest.raises(FSRError, match=says):
             notebooks.run_notebook("02-fine", "ci")
         assert executed("02-fine") == good  # a failure never replaces a good execution
+    write(sources, "02-fine", "from fsr.config import Run\nRun(eps=8)")
+    with pytest.raises(FSRError, match="UsageError: "):
+        notebooks.run_notebook("02-fine", "ci")
+    cells = json.loads((files.results() / ".failed/ci/02-fine.ipynb").read_bytes())["cells"]
+    (line,) = cells[-1]["outputs"][0]["traceback"]  # one line, without the frames above it
+    assert line.startswith("UsageError: ") and line.count("\n") == 0
     (sources / "00-setup.ipynb").write_text("<<<<<<< ours\n{}")
     write(sources, "02-fine", "1 + 1")
     failed, said = execute("00-setup", "02-fine")

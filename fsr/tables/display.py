@@ -1,6 +1,7 @@
 """Tables as a reader sees them: text cells on screen, in Markdown and in LaTeX, and csv of the numbers."""
 
 import hashlib
+import html
 
 import pandas as pd
 from pandas.io.formats.style import Styler
@@ -23,8 +24,8 @@ GAINS = """Gains are in points, on the same images and seeds. \
 CSS = {
     "th, td": "font-size: 12px; padding: 2px 7px; text-align: right; vertical-align: top",
     "td": "white-space: pre",
-    ".col0": "text-align: left; white-space: normal; min-width: 12em",
-    "td.group": "font-weight: bold; border-top: 1px solid; padding-top: 8px",
+    ".col0": "text-align: left; white-space: normal",
+    "td.group": "border-top: 1px solid; padding-top: 8px",
     "td.long": "white-space: normal; text-align: left; max-width: 26em",
     "caption": "text-align: left; caption-side: bottom; font-size: 12px",
 }
@@ -134,9 +135,12 @@ def show(frame: pd.DataFrame) -> Styler:
     text, heading = headed(text)
     long = [name for name in text.columns[1:] if text[name].str.len().max() > LONG]
     classes = pd.DataFrame({name: heading.map({True: "group", False: "long" * (name in long)}) for name in text})
-    lines = text.map(lambda cell: cell.replace(" [", "\n[") if len(cell) <= LONG else cell)
+    lines = text.map(lambda cell: html.escape(cell).replace(" [", "<br>[" if len(cell) <= LONG else " ["))
+    lines.isetitem(0, lines.iloc[:, 0].mask(heading, "<b>" + lines.iloc[:, 0] + "</b>"))
+    for name in (text.columns[0], *long):  # in the cells: JupyterLab drops the style sheet of a notebook from elsewhere
+        lines[name] = '<div style="text-align: left; min-width: 12em">' + lines[name] + "</div>"
     styler = Styler(lines, uuid=hashlib.sha256(text.to_csv().encode()).hexdigest()[:8], cell_ids=False)
-    styler.hide(axis="index").format(escape="html").format_index(escape="html", axis=1).set_td_classes(classes)
+    styler.hide(axis="index").format_index(escape="html", axis=1).set_td_classes(classes)
     return styler.set_table_styles([{"selector": name, "props": css} for name, css in CSS.items()]).set_caption(told)
 
 

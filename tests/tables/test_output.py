@@ -64,6 +64,7 @@ def test_on_screen_groups_are_headings_and_rows_that_were_not_run_are_counted_un
     page = tables.show(tables.table("demo", "T1")).to_html()
     assert page == tables.show(tables.table("demo", "T1")).to_html()  # no random ids
     assert page.count("digits, ResNet-10 (width 8), last weights") == 1 and "EMA weights" not in page
-    assert "C&amp;W" in page and "84.0\n[" in page and "rows have not been run" in page and "TRADES" not in page
+    assert 'text-align: left; min-width: 12em"><b>digits, ResNet-10' in page  # also without the style sheet
+    assert "C&amp;W" in page and "84.0<br>[" in page and "rows have not been run" in page and "TRADES" not in page
     empty = tables.show(tables.table("mini", "T4")).to_html()
     assert "separation only" in empty and "not run" in empty and "rows have not been run" not in empty

@@ -76,10 +76,15 @@ def complete(profile: str, notebook: str) -> str:
     return f"{left} records are missing: they show as not run" if left else "every record is here"
 
 
+def planned(profile: str) -> tuple[Run, ...]:
+    """Every run of a profile; UsageError for an unknown one."""
+    return experiments.SETS[experiments.profile_of(profile).name]["all"]
+
+
 def trained(profile: str, *, modules: bool) -> pd.DataFrame:
     """A row per planned run, without or with an inserted module: what it is, as `status` says it, and how it went."""
     rows = []
-    for run in (run for run in experiments.SETS[profile]["all"] if (run.module is not None) == modules):
+    for run in (run for run in planned(profile) if (run.module is not None) == modules):
         rows.append({"run": labels.run(profile, run), "network": labels.network(run), "epochs": "not run"})
         with suppress(MissingRecord):
             history = store.history(run)
@@ -104,15 +109,16 @@ def curves(run: Run) -> Figure:
 
 def networks(profile: str) -> pd.DataFrame:
     """The profile's networks whose weights are on this machine: what they are in words, run, checkpoint."""
-    kept = [(r, kind) for r in experiments.SETS[profile]["all"] for kind in KINDS if runs.has_weights(r, kind)]
+    kept = [(r, kind) for r in planned(profile) for kind in KINDS if runs.has_weights(r, kind)]
     rows = [(f"{labels.run(profile, r)}, {kind}", r, kind) for r, kind in kept]
     return pd.DataFrame(rows, columns=["name", "run", "checkpoint"])
 
 
 def example(profile: str, label: str) -> tuple[Run, str]:
     """(run, checkpoint) of seed 0 with this label whose weights are here; else demo's, which trains in seconds."""
-    plans = (experiments.SETS[name]["all"] for name in (profile, "demo"))
-    run, other = (next(run for run in plan if run.label == label) for plan in plans)
+    run, other = (next((r for r in planned(name) if r.label == label), None) for name in (profile, "demo"))
+    if run is None or other is None:
+        raise UsageError(f"no {label!r} in profile {profile} or in demo; type at, or at+fsr")
     here = [kind for kind in KINDS if runs.has_weights(run, kind)]
     return (run, here[0]) if here else (other, "ema")
 

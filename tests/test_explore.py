@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fsr import experiments, explore, runs
+from fsr.files import UsageError
 from fsr.tables import labels
 
 PROFILE = "ci"
@@ -69,6 +70,9 @@ def test_trained_and_differences_say_how_runs_differ(pair):
 
 def test_an_example_is_of_this_profile_when_its_weights_are_here_and_demos_else(pair, monkeypatch):
     assert explore.example(PROFILE, "at") == (pair[0], "ema")
+    for wrong in (("dmeo", "at"), (PROFILE, "att")):
+        with pytest.raises(UsageError, match=r"^unknown profile 'dmeo'|^no 'att'"):
+            explore.example(*wrong)
     monkeypatch.setattr(runs, "has_weights", lambda run, kind: False)
     assert explore.example(PROFILE, "at") == (experiments.main_pair("demo")[0], "ema")
 

@@ -18,6 +18,7 @@ from fsr.files import MissingRecord, UsageError
 from fsr.plots import curves, inside, style
 from fsr.report.pages import QUESTIONS, page
 from fsr.tables import outcomes
+from fsr.tables.labels import measured
 
 PROFILE = "ci"
 PLAIN, BOTH = experiments.main_pair(PROFILE)
@@ -106,7 +107,7 @@ def test_gains_are_those_of_the_table_in_the_method_s_colour(recorded):
     colours = {line.get_label(): line.get_color() for line in ax.get_lines()}
     for method in ("AT", "TRADES", "MART"):
         assert same_color(colours[f"{method} + FSR − {method}"], style.METHODS[f"{method} + FSR"])
-    assert "PGD-20" in texts(ax.figure)
+    assert "PGD-20" in texts(ax.figure) and "digits (192 training images), ResNet-10" in texts(ax.figure)
 
 
 def test_sweeps_are_differences_to_the_default(recorded):
@@ -135,9 +136,10 @@ def test_stream_bars_are_means_over_seeds_at_the_images_of_one(recorded):
     ax = figure.axes[0]
     assert sorted(bar.get_height() for bar in ax.patches) == pytest.approx(sorted(100 * means))
     assert f"over {frame['n'].max():,.0f} images" in " ".join(figure.get_supxlabel().split())
+    assert {measured(mean) for mean in means} == {text.get_text() for text in ax.texts}  # as T7 rounds them
     wide = frame[frame["probe"] == "knn"].pivot(index="seed", columns="stream", values="accuracy")
     step = 100 * (wide["recalibrated"] - wide["nonrobust"]).mean()
-    assert f"by neighbours: {step:+.1f} [".replace("-", "−") in texts(figure)
+    assert f"by neighbours: {step:+.2f} [".replace("-", "−") in texts(figure)
 
 
 def test_masks_are_shares_that_sum_to_one_and_no_panel_is_empty(recorded):
@@ -212,4 +214,12 @@ def test_the_page_is_whole_needs_nothing_but_itself_and_links_to_files(text):
 def test_without_any_record_the_page_stands_and_leaves_tables_out(root):
     text = page(PROFILE)
     assert whole(text) and "not run yet" in text and 'id="T1"' not in text
-    assert "Left out because most of it was not run: " in text
+    assert "Left out because most of it was not planned or not run: " in text
+
+
+def test_the_study_shows_its_rows_once_and_others_with_their_epochs(root, monkeypatch):
+    monkeypatch.setattr(report.pages, "_part", lambda profile, name: {"name": name, "said": [], "notes": []})
+    text = page("overfit")
+    assert "T11" in re.findall('id="([TF][0-9]+)"', text) and "Left out" not in text
+    assert not {"T1", "F10"} & set(re.findall('id="([TF][0-9]+)"', text))
+    assert "official code and recipe, 100 epochs" in text and "41.20" in text and ">seeds<" not in text

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from fsr import experiments, reference
-from fsr.config import Run
+from fsr.config import Run, replace
 from fsr.plots import style
 from fsr.plots.style import METHODS
 from fsr.tables import labels, outcomes
@@ -118,10 +118,11 @@ def gains(profile: str) -> Figure:
     chosen = experiments.profile_of(profile)
     frame = style.cells(profile, "T1", kind="gain", checkpoint=chosen.report_checkpoint)
     style.need(frame, profile, "gains")
-    panel, hue = frame["dataset"].map(labels.dataset), frame["row"].str.replace(": gain over ", " − ")
+    panel = frame["dataset"].map(lambda name: labels.data(replace(chosen.base, dataset=name)))
+    hue = frame["row"].str.replace(": gain over ", " − ")
     frame = frame.assign(panel=panel + ", " + frame["network"], hue=hue, attack=frame["metric"].map(labels.metric))
     grid = style.facets(frame, "attack", {name: METHODS[name.split(" − ")[0]] for name in hue.unique()})
-    grid.set_ylabels("gain of FSR in points")
+    grid.set_ylabels("gain of FSR in points" if hue.nunique() > 1 else f"{hue.iloc[0]}, points")
     images = " to ".join(dict.fromkeys(f"{n:,.0f}" for n in (frame["n"].min(), frame["n"].max())))
     note = f"{chosen.base.epochs} epochs, {labels.WEIGHTS[chosen.report_checkpoint]}, {images} test images; "
     return style.finish(

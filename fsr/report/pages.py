@@ -7,14 +7,14 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from fsr import experiments, files, plots, tables
+from fsr import experiments, files, plots, reference, tables
 from fsr.files import MissingRecord, UsageError
 from fsr.plots.style import cells
 from fsr.report import sentences as say
 from fsr.tables import labels
 
 QUESTIONS = (  # question, notebook, figures and tables in their order
-    ("Does FSR make adversarially trained networks more robust?", "05-whitebox", "F7 T1"),
+    ("Does FSR make adversarially trained networks more robust?", "05-whitebox", "F7 T1 T11"),
     ("Is repairing features better than switching them off?", "06-deactivation", "T2"),
     ("Does it hold without gradients?", "07-blackbox", "T3"),
     ("Which part matters, and would something simpler do?", "08-components", "F9 T4"),
@@ -22,11 +22,12 @@ QUESTIONS = (  # question, notebook, figures and tables in their order
     ("What does it cost?", "09-settings", "T8"),
     ("Do recalibrated features regain cues?", "10-streams", "F3 T7 F2 F8"),
     ("Where on the image does each stream look?", "11-attention-maps", "F1"),
-    ("How do the networks learn, and does longer training help?", "12-training-curves", "F5 F10 T11"),
+    ("How do the networks learn, and does longer training help?", "12-training-curves", "F5 F10"),
     ("Do the attacks work?", "13-attack-strength", "F6"),
     ("Is the robustness real?", "14-audit", "T9"),
     ("Which claims hold?", "15-verdict", "T10"),
 )
+REPEATED = ("T1", "F10")  # of an overfitting study: T11 has the rows of T1, F5 the panels of F10
 OURS = ["ours", "gain", "difference"]
 LARGEST_FIRST = ("paper", "headline", "headline40", "overfit", "mini", "demo")
 
@@ -39,17 +40,20 @@ def build(profile: str) -> Path:
 def page(profile: str) -> str:
     """The whole report as HTML; the same records always give the same text."""
     tables.save_all(profile)
-    planned, sections = (*plots.FIGURES, *tables.of_profile(profile)), list[dict]()
+    planned, sections = [*plots.FIGURES, *tables.of_profile(profile)], list[dict]()
+    planned = [name for name in planned if "T11" not in planned or name not in REPEATED]
     for question, notebook, names in QUESTIONS:
         parts = [part for name in names.split() if name in planned and (part := _part(profile, name))]
         sections += [{"question": question, "notebook": notebook, "parts": parts}] if parts else []
     shown = [part["name"] for section in sections for part in section["parts"]]
-    others = pd.concat([tables.table(profile, name) for name in ("T1", "T2")])
-    others = others[~others["kind"].isin(OURS)].drop_duplicates()
     facts: dict = {"profile": profile, "where": labels.setting(profile), "claimed": say.claimed()}
     facts |= {"first": [say.answer(profile), *say.reasons(profile)], "again": tables.PRELIMINARY.get(profile, [])}
     facts |= {"sections": sections, "left_out": [name for name in planned if name not in shown]}
-    facts["others"] = tables.show(others).to_html() if len(others) else ""
+    others, known = pd.concat([tables.table(profile, name) for name in ("T1", "T2")]), reference.known_results()
+    others = others[~others["kind"].isin(OURS)].drop_duplicates()
+    known = known[known["note"].str.contains("epochs") & known["source"].isin(others["source"])]
+    facts["epochs"] = "; ".join((known["source"] + ": " + known["note"]).loc[~known["source"].duplicated()])
+    facts["others"] = len(others) and tables.show(others).hide(["seeds", "n"], axis=1).set_caption("Percent.").to_html()
     facts["provenance"] = tables.provenance(profile).to_html(index=False, border=0, na_rep="")
     text = (Path(__file__).parent / "page.html").read_text()
     return jinja2.Template(text, autoescape=True, trim_blocks=True, lstrip_blocks=True).render(facts)
@@ -70,6 +74,8 @@ def _part(profile: str, name: str) -> dict | None:
     frame = shown = tables.table(profile, name)
     if name == "T11":  # of all weights, since that is what the study is about
         shown = shown.dropna(subset="value")
+    elif name == "T9":  # but for attacks that find all images of the binarization test
+        shown = shown[shown.groupby("item")["value"].transform("min").ne(1) | ~shown["item"].str.match("binarization")]
     elif "metric" in frame or "stream" in frame:
         shown = shown[shown["checkpoint"] == experiments.profile_of(profile).report_checkpoint]
     if "metric" in frame:
@@ -78,7 +84,7 @@ def _part(profile: str, name: str) -> dict | None:
         return None
     (stem, title), notes = tables.TABLES[name], tables.notes(profile, name, frame)
     part = {"name": name, "title": title, "said": told, "notes": notes, "file": f"../tables/{profile}/{stem}"}
-    return part | {"html": tables.show(shown).to_html()}
+    return part | {"html": tables.show(shown).to_html() if len(shown) else ""}
 
 
 def _recorded() -> dict[str, dict]:
@@ -119,7 +125,7 @@ def profiles() -> str:
     """What every profile trains."""
     rows = []
     for name, profile in experiments.PROFILES.items():
-        data = dict.fromkeys(labels.dataset(run.dataset) for run in experiments.SETS[name]["all"])
+        data = dict.fromkeys(labels.data(run) for run in experiments.SETS[name]["all"])
         row = {"profile": f"`{name}`", "data": ", ".join(data), "network": labels.network(profile.base)}
         rows.append(row | {"epochs": profile.base.epochs, "trainings": len(experiments.SETS[name]["all"])})
     return pd.DataFrame(rows).to_markdown(index=False)

@@ -16,7 +16,8 @@ from fsr.tables.verdict import log_gaps
 GAIN = ": gain over "
 MAIN = f"AT + FSR{GAIN}AT"
 COUNTS = ("no", "one", "two", "three", "four", "five")
-REASONS: tuple[str, ...] = ("AT + FSR needs", "AT needs", "Our FSR", "Without L_sep", "Removing FSR")
+UNDECIDED = " (undecided)"
+REASONS: tuple[str, ...] = ("AT + FSR needs", "AT needs", "Before the", "Our FSR", "Without L_sep", "Removing FSR")
 REASONS += ("The auxiliary", "Where AT", "AT stopped")
 
 
@@ -27,14 +28,15 @@ class Findings(list[str]):
         return "\n".join(f"- {sentence}" for sentence in self or ["Not run yet."])
 
 
-def change(cell: dict) -> str:
-    """A difference with its interval: −2.9 points [−3.4, −2.3]."""
-    return f"{measured(cell['value'], sign=True)} points {span(100 * cell['low'], 100 * cell['high'], sign=True)}"
-
-
 def side(cell: dict) -> str:
     """`a gain` or `a loss` for an interval above or below zero, nothing for one that includes it (undecided)."""
     return "a gain" if cell["low"] > 0 else "a loss" if cell["high"] < 0 else ""
+
+
+def change(cell: dict) -> str:
+    """A difference with its interval: −2.9 points [−3.4, −2.3], or +0.1 points [−0.4, +0.6] (undecided)."""
+    interval = span(100 * cell["low"], 100 * cell["high"], sign=True)
+    return f"{measured(cell['value'], sign=True)} points {interval}{'' if side(cell) else UNDECIDED}"
 
 
 def seeds(counts) -> str:
@@ -77,12 +79,13 @@ def _compared(numbers: pd.DataFrame, gain: dict) -> str:
 
 
 def answer(profile: str) -> str:
-    """Does FSR make AT more robust here?  Setting, accuracies, effect, interval, images and seeds."""
+    """Does FSR make AT more robust here?  Setting, accuracies, effect, interval, weights, images and seeds."""
     setting, numbers = labels.setting(profile), reported(profile, "T1")
     if (gain := main_gain(numbers, profile)) is None:
         return f"{setting}: not run yet."
     text = f"{side(gain) or 'undecided'}. {labels.metric(gain['metric'])} accuracy {_compared(numbers, gain)}"
-    return f"{setting}: {text} ({gain['n']:,.0f} images, {seeds([gain['seeds']])})."
+    of = f"{labels.WEIGHTS[gain['checkpoint']]}, {gain['n']:,.0f} images, {seeds([gain['seeds']])}"
+    return f"{setting}: {text.removesuffix(UNDECIDED)} ({of})."
 
 
 def _gains(numbers: pd.DataFrame, metric: str, base: str = "") -> dict[str, dict]:
@@ -93,12 +96,15 @@ def _gains(numbers: pd.DataFrame, metric: str, base: str = "") -> dict[str, dict
 
 
 def _listed(told: str, found: dict[str, dict]) -> list[str]:
-    """All gains in one sentence, in points: first those whose interval excludes zero, then the undecided by name."""
+    """All gains in points, those whose interval excludes zero first; AT + FSR alone needs no list."""
+    if set(found) <= {"AT + FSR"}:
+        return []
     sure = {name: (one["value"], one["low"], one["high"]) for name, one in found.items() if side(one)}
-    items = [f"{name} {measured(*numbers, sign=True)}" for name, numbers in sure.items()]
-    if undecided := [name for name, one in found.items() if not side(one)]:
-        items.append(f"undecided: {', '.join(undecided)}")
-    return [f"{told}, in points ({seeds([g['seeds'] for g in found.values()])}): {'; '.join(items)}."] if found else []
+    items = "; ".join(f"{name} {measured(*numbers, sign=True)}" for name, numbers in sure.items())
+    undecided, of = "; ".join(name for name in found if name not in sure), seeds([g["seeds"] for g in found.values()])
+    if not sure:
+        return [f"{told} is undecided ({of}): {undecided}."]
+    return [f"{told}, in points ({of}): {items}." + f" Undecided: {undecided}." * bool(undecided)]
 
 
 def _whitebox(profile: str, numbers: pd.DataFrame) -> list[str]:
@@ -115,7 +121,7 @@ def _deactivation(profile: str, numbers: pd.DataFrame) -> list[str]:
     doubt = numbers[(numbers["metric"] == strong) & ~numbers["flags"].fillna("none").eq("none")]["row"].tolist()
     told = [f"{labels.metric(strong)} is in doubt for {', '.join(doubt)} (left out here)."] if doubt else []
     found = {name: gain for name, gain in _gains(numbers, strong).items() if name not in doubt}
-    return told if set(found) <= {"AT + FSR"} else _listed(f"{labels.metric(strong)} accuracy minus AT's", found) + told
+    return _listed(f"{labels.metric(strong)} accuracy minus AT's", found) + told
 
 
 def _blackbox(profile: str, numbers: pd.DataFrame) -> list[str]:
@@ -128,13 +134,12 @@ def _components(profile: str, numbers: pd.DataFrame) -> list[str]:
     sentences = _listed("Ensemble accuracy minus AT's", found)
     full, part = found.get("AT + FSR"), found.get("recalibration without L_sep")
     if full and part and side(full) and side(full) != side(part):
-        effects = f"{change(part)} ({seeds([part['seeds']])}), with it by {change(full)} ({seeds([full['seeds']])})"
+        effects = f"{change(part)}, with it by {change(full)} ({seeds([part['seeds'], full['seeds']])})"
         sentences.append(f"Without L_sep FSR changes Ensemble accuracy by {effects}.")
     pgd, cw = (cell(numbers, f"m = 1 at test (FSR bypassed){GAIN}AT + FSR", metric) for metric in ("pgd20", "cw"))
     if pgd and cw:
-        sentences.append(
-            f"Removing FSR at test time changes PGD-20 accuracy by {change(pgd)}, C&W accuracy by {change(cw)}."
-        )
+        effects = f"PGD-20 accuracy by {change(pgd)}, C&W accuracy by {change(cw)}"
+        sentences.append(f"Removing FSR at test time changes {effects}.")
     return sentences
 
 
@@ -147,10 +152,8 @@ def study(profile: str) -> list[str]:
     sentences = _listed("Where AT overfits, Ensemble accuracy of AT + FSR minus AT", found)
     early, late = cell(shown["best"], "AT", "ensemble"), cell(shown["last"], "AT + FSR", "ensemble")
     if early and late:
-        text = (
-            f"{measured(early['value'])} % (best weights). AT + FSR has {measured(late['value'])} % at its last epoch"
-        )
-        sentences.append(f"AT stopped early has an Ensemble accuracy of {text} ({seeds([early['seeds']])}).")
+        text = f"AT stopped early has an Ensemble accuracy of {measured(early['value'])} % (best weights). AT + FSR has"
+        sentences.append(f"{text} {measured(late['value'])} % at its last epoch ({seeds([early['seeds']])}).")
     return sentences
 
 
@@ -160,8 +163,8 @@ def _sweep(profile: str, numbers: pd.DataFrame) -> list[str]:
     if found["value"].nunique() < 2:
         return []
     low, high = (f"{measured(row.value)} % ({row.row})" for row in found.iloc[[0, -1]].itertuples())
-    text = f"A sweep of {seeds(found['seeds'])} describes and decides nothing."
-    return [f"Ensemble accuracy lies between {low} and {high}. {text}"]
+    what, of = "places" if found["axis"].eq("place").all() else "settings", seeds(found["seeds"])
+    return [f"Over {what} Ensemble accuracy lies between {low} and {high} ({of}, not judged)."]
 
 
 def _streams(profile: str, _: pd.DataFrame) -> list[str]:
@@ -172,29 +175,30 @@ def _streams(profile: str, _: pd.DataFrame) -> list[str]:
     wide = numbers.pivot_table(index="seed", columns=["probe", "stream"], values="accuracy")
     robust, nonrobust = (measured(wide["aux", name].mean()) for name in ("robust", "nonrobust"))
     mean, _, low, high, count = statistics.seed_summary(wide["knn", "recalibrated"] - wide["knn", "nonrobust"])
-    undecided = " (undecided)" * (count < MIN_SEEDS or low <= 0 <= high)
+    undecided = UNDECIDED * (count < MIN_SEEDS or low <= 0 <= high)
     text = f"{robust} % of the images correctly from robust features, {nonrobust} % from non-robust features"
-    step = f"nearest neighbours on non-robust features by {measured(mean, low, high, sign=True)} points{undecided}"
+    step = f"by {measured(mean, low, high, digits=2, sign=True)} points{undecided}"
     sentences = [f"The auxiliary head classifies {text} (PGD-20, {seeds([count])})."]
-    return [*sentences, f"Recalibration changes the accuracy of {step}."]
+    return [*sentences, f"Recalibration changes the accuracy of nearest neighbours on non-robust features {step}."]
 
 
 def _overhead(profile: str, numbers: pd.DataFrame) -> list[str]:
     costs = numbers.dropna(subset=["params", "macs"]).groupby("network", sort=False)[["params", "macs"]]
-    added = (costs.max() / costs.min() - 1).map(measured, sign=True).itertuples()  # two rows: with FSR and without
+    added = (costs.max() / costs.min() - 1).map(measured).itertuples()  # two rows: with FSR and without
     return [f"{name}: FSR adds {params} % parameters and {macs} % multiply-adds." for name, params, macs in added]
 
 
 def _audit(profile: str, numbers: pd.DataFrame) -> list[str]:
     found = numbers.pivot_table(index=["row", "n"], columns="item", values="correct", sort=False)
     found = found.reindex(columns=["authors' protocol", "worst case"]).dropna()
-    text = "{}: {} % under the authors' protocol, {} % in the worst case ({:,.0f} images)."
+    text = "{}: {} % under the authors' protocol, {} % in the worst case ({:,.0f} images, one seed)."
     return [text.format(row, measured(a / n), measured(b / n), n) for (row, n), a, b in found.itertuples()]
 
 
 def _verdict(profile: str, numbers: pd.DataFrame) -> list[str]:
     states = numbers.groupby("verdict", sort=False)["id"].agg(", ".join)
-    return [answer(profile), *(f"{name.capitalize()}: {ids}." for name, ids in states.items())]
+    told = [f"{name.capitalize()}: {ids}." for name, ids in states.items()]
+    return [answer(profile), *(told or ["No claim is about this profile's setting."])]
 
 
 def _training(profile: str, _: pd.DataFrame) -> list[str]:
@@ -210,7 +214,8 @@ def _training(profile: str, _: pd.DataFrame) -> list[str]:
     late, early = ((means[name] >= means[slow].max()).idxmax() for name in (slow, fast))
     told = f"{slow} needs {late} epochs to reach the training accuracy under attack that {fast} reaches after {early}"
     if not ((gap < 0).all() or (gap > 0).all()):
-        told = "Whether AT + FSR or AT learns faster in training is undecided"
+        ends = " to ".join(measured(end, sign=True) for end in (gap.min(), gap.max()))
+        told = f"Before the learning rate falls AT + FSR minus AT in training accuracy under attack is {ends} points"
     sentences = [f"{told} ({seeds([len(pairs)])})."]
     held = whole.pivot_table(index="epoch", columns="method", values="ema_held_robust_acc")
     ends = (held["AT + FSR"] - held["AT"])[[frame["epoch"].max(), held.index[-1]]].items()
@@ -232,11 +237,8 @@ def reasons(profile: str) -> list[str]:
 
 FINDERS: dict[str, Callable[[str, pd.DataFrame], list[str]]] = {"T1": _whitebox, "T2": _deactivation, "F5": _training}
 FINDERS |= {"T3": _blackbox, "T4": _components, "T5": _sweep, "T6": _sweep, "T7": _streams, "T8": _overhead}
-FINDERS |= {
-    "T9": _audit,
-    "T10": _verdict,
-    "T11": lambda profile, numbers: study(profile) + _components(profile, numbers),
-}
+FINDERS |= {"T9": _audit, "T10": _verdict}
+FINDERS["T11"] = lambda profile, found: study(profile) + _whitebox(profile, found)[1:2] + _components(profile, found)
 
 
 def findings(profile: str, name: str) -> Findings:

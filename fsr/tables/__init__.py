@@ -45,9 +45,11 @@ def table(profile: str, name: str) -> pd.DataFrame:
 
 
 def notes(profile: str, name: str, frame: pd.DataFrame | None = None) -> list[str]:
-    """At most two sentences that a reader of this table needs; frame: the table, when it is at hand."""
+    """The few sentences that a reader of this table needs; frame: the table, when it is at hand."""
     frame = table(profile, name) if frame is None else frame
     told = [verdict.scope(profile)] * (name == "T10") + PRELIMINARY.get(profile, [])
+    if (size := experiments.profile_of(profile).base.train_size) and "metric" in frame:
+        told.append(f"Networks were trained on {size:,} images.")
     if "status" in frame and frame["status"].eq(robustness.OTHER_WEIGHTS).any():
         runs = [run for row in experiments.ROWS[profile][robustness.KINDS[name]] for run in row.runs]
         mixed = [r for r in runs if any(outcomes.of_other_weights(r, one) for one in store.evaluations(r))]

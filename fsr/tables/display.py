@@ -101,7 +101,8 @@ def _verdict(frame: pd.DataFrame) -> pd.DataFrame:
         stated = "words only" if pd.isna(cell.stated) else f"{number(cell.stated, **shape)} {cell.unit}"
         ours = NOT_RUN if pd.isna(cell.ours) else f"{number(cell.ours, **shape)} {cell.unit}"
         ours += "" if pd.isna(cell.low) else " " + span(cell.low, cell.high, **shape)
-        rows.append([f"{cell.id}. {cell.claim}", cell.kind, stated, ours, str(cell.seeds), cell.verdict, cell.reason])
+        claim = f"{cell.id}. {cell.claim}".replace("`", "")
+        rows.append([claim, cell.kind, stated, ours, str(cell.seeds), cell.verdict, cell.reason])
     return pd.DataFrame(rows, columns=["claim", "by", "stated", "ours", "seeds", "verdict", "why"])
 
 
@@ -141,7 +142,8 @@ def show(frame: pd.DataFrame) -> Styler:
         lines[name] = '<div style="text-align: left; min-width: 12em">' + lines[name] + "</div>"
     styler = Styler(lines, uuid=hashlib.sha256(text.to_csv().encode()).hexdigest()[:8], cell_ids=False)
     styler.hide(axis="index").format_index(escape="html", axis=1).set_td_classes(classes)
-    return styler.set_table_styles([{"selector": name, "props": css} for name, css in CSS.items()]).set_caption(told)
+    styles = CSS | {f"th.col{text.columns.get_loc(name)}": "text-align: left" for name in long}
+    return styler.set_table_styles([{"selector": name, "props": css} for name, css in styles.items()]).set_caption(told)
 
 
 def csv_text(frame: pd.DataFrame) -> str:

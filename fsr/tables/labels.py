@@ -29,8 +29,12 @@ def network(run: Run) -> str:
 def setting(profile: str) -> str:
     """`CIFAR-10, ResNet-18, 40 epochs`; `CIFAR-10 (1,000 training images), ...` where not all are used."""
     base = experiments.profile_of(profile).base
-    part = f" ({base.train_size:,} training images)" if base.train_size else ""
-    return f"{dataset(base.dataset)}{part}, {network(base)}, {base.epochs} epochs"
+    return f"{data(base)}, {network(base)}, {base.epochs} epochs"
+
+
+def data(run: Run) -> str:
+    """The data set that a run is trained on, and how much of it where not all is used."""
+    return dataset(run.dataset) + (f" ({run.train_size:,} training images)" if run.train_size else "")
 
 
 def dataset(name: str) -> str:

@@ -32,7 +32,7 @@ def main() -> None:
         code, line = error.exit_code, str(error)
     except OSError as error:  # a folder where a file belongs, no permission, no space, a name that is too long
         code, line = 1, f"{error.filename or 'a file'}: {error.strerror or error}"
-    typer.echo(line, err=True)
+    typer.echo(" ".join(line.splitlines()), err=True)  # a path may hold a line break
     sys.exit(code)
 
 

@@ -37,9 +37,10 @@ class Checked:
     def __post_init__(self) -> None:
         for f in fields(cast(Any, self)):
             value, above = getattr(self, f.name), f.name in self.positive
-            if isinstance(value, np.generic | list):  # NumPy's numbers, and tuples as JSON has them
-                value = tuple(value) if isinstance(value, list) else value.item()
-                object.__setattr__(self, f.name, value)
+            if isinstance(value, np.generic | list | tuple):  # NumPy's numbers, and tuples as JSON has them
+                parts = [value] if isinstance(value, np.generic) else value
+                plain = tuple(part.item() if isinstance(part, np.generic) else part for part in parts)
+                object.__setattr__(self, f.name, value := plain[0] if parts is not value else plain)
             kind = type(value).__name__
             if isinstance(value, tuple):  # of values of one type, and not empty
                 kind = f"tuple[{'/'.join({type(v).__name__ for v in value})}, ...]"
@@ -148,7 +149,7 @@ class Run(Checked):
     def __post_init__(self):
         super().__post_init__()
         kind, _, path = self.dataset.partition(":")
-        if kind == "folder":  # one folder of images gives one run id, however it is named
+        if kind == "folder" and path:  # one folder of images gives one run id, however it is named
             object.__setattr__(self, "dataset", f"folder:{os.path.realpath(os.path.expanduser(path))}")
         elif self.dataset not in DATASETS:
             raise UsageError(f"unknown data set {self.dataset!r}; choose one of {', '.join(DATASETS)} or folder:PATH")

@@ -180,7 +180,7 @@ def load_json(path: Path) -> dict:
         good = False
     if not good:
         raise CorruptFile(f"{path} is damaged (its content does not match its hash); move it away to compute it again")
-    if record.get("schema", 0) > SCHEMA:
+    if record.get("schema", 0) not in range(SCHEMA + 1):
         raise CorruptFile(f"{path} was written by a newer version (schema {record['schema']}); update this package")
     return record
 

@@ -18,7 +18,7 @@ Summary = namedtuple("Summary", "mean sd low high n")
 
 def wilson(correct: float, n: int, level: float = LEVEL) -> tuple[float, float]:
     """Interval (low, high) of a binomial fraction (Wilson 1927); correct: a count, or a mean of counts over seeds."""
-    if n <= 0 or not 0 <= correct <= n:
+    if not 0 <= correct <= n < math.inf or n == 0:
         raise ValueError(f"{correct} of {n} is no count of outcomes")
     share, z = correct / n, float(stats.norm.ppf((1 + level) / 2))
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
@@ -28,8 +28,8 @@ def wilson(correct: float, n: int, level: float = LEVEL) -> tuple[float, float]:
 
 def _pair(a: ArrayLike, b: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     a, b = np.atleast_2d(np.asarray(a, dtype=float)), np.atleast_2d(np.asarray(b, dtype=float))
-    if a.ndim != 2 or a.shape != b.shape or a.size == 0:
-        raise ValueError(f"paired values must be of the same images, not {a.shape} and {b.shape}")
+    if a.ndim != 2 or a.shape != b.shape or a.size == 0 or not np.isfinite([a, b]).all():
+        raise ValueError(f"paired values must be finite and of the same images, not {a.shape} and {b.shape}")
     return a, b
 
 

@@ -56,7 +56,10 @@ status --root ROOT/nowhere | no folder
 status --root ROOT/file | no folder
 frobnicate | frobnicate
 import-official missing.pth --backbone resnet18 --dataset cifar10 | missing.pth
+import-official missing.pth --backbone resnet18 --dataset folder:ROOT | one of digits, cifar10
+report -p ci --readme | leave out --root or --readme
 compare ROOT/nowhere | make retrain
+compare ROOT | in common
 train whitebox -p mini --data ROOT/nowhere | nowhere
 """
 
@@ -70,7 +73,7 @@ def test_wrong_use_is_one_line_that_says_what_to_type(fsr, root, monkeypatch, li
     words, says = line.split(" | ")
     code, out, err = fsr(*words.split())
     assert code == 2 and says in err and len(err.strip().splitlines()) == 1, err
-    assert not out and not list((root / "results").glob("runs/*"))
+    assert not out and not list((root / "results").glob("r*"))  # runs, report
 
 
 def test_what_is_not_there_is_refused_before_anything_is_computed(fsr, root, monkeypatch):

@@ -42,8 +42,9 @@ def test_one_folder_of_images_gives_one_run_id(tmp_path, monkeypatch):
 
 
 def test_numpy_numbers_become_pythons():
-    run = Run(eps=np.float64(8 / 255), seed=np.int64(3), epochs=np.int32(2))
-    assert run_id(run) == run_id(Run(seed=3, epochs=2)) and type(run.eps) is float and type(run.seed) is int
+    run = Run(eps=np.float64(8 / 255), seed=np.int64(3), epochs=np.int32(2), blocks=tuple(np.array([1, 2])))
+    assert run_id(run) == run_id(Run(seed=3, epochs=2, blocks=(1, 2))) and type(run.eps) is float
+    assert type(run.seed) is type(run.blocks[0]) is int
 
 
 def test_the_difference_of_two_configs_is_by_field():
@@ -73,7 +74,7 @@ WRONG = [("dataset", "cifar11"), ("backbone", "resnet"), ("method", "pgd"), ("pr
 WRONG += [("eps", float("nan")), ("eps", 8.0), ("alpha", 2.0), ("momentum", 1.5), ("ema_decay", 2.0), ("beta", -1.0)]
 WRONG += [("seed", -1), ("width", 0), ("train_size", 0), ("test_size", -5), ("lr", -1.0), ("lr", float("inf"))]
 WRONG += [("blocks", 2), ("blocks", (1, 1.0)), ("blocks", ()), ("eps", ()), ("module", "fsr"), ("epochs", None)]
-WRONG += [("lr", 1), ("steps", True)]  # 1 and 1.0 would hash differently
+WRONG += [("dataset", "folder:"), ("lr", 1), ("steps", True)]  # 1 and 1.0 would hash differently
 
 
 @pytest.mark.parametrize("name, value", WRONG)

@@ -20,7 +20,7 @@ from sklearn.datasets import load_digits
 from fsr import data
 from fsr.config import Run, for_dataset
 from fsr.data import readers
-from fsr.files import MissingData
+from fsr.files import MissingData, UsageError
 
 
 def test_digits_are_split_as_documented_and_no_image_is_in_two_parts():
@@ -151,6 +151,11 @@ FORMATS = {  # the image, what it must be read as, (32, 32) or (32, 32, 3), the 
     "palette.png": (PALETTE, _halves([200, 10, 10], [0, 255, 0]), 0, {}),
     "transparent.png": (PALETTE, _halves([200, 10, 10], [255] * 3), 0, {"transparency": 1}),
     "half.png": (Image.fromarray(HALF), 255 - (255.0 - COLOURS) * 128 / 255, 1, {}),
+    "hole.png": (SIXTEEN, np.where(np.arange(1024).reshape(32, 32), EIGHT, 255), 0, {"transparency": 0}),
+    "16-bit.pgm": (SIXTEEN, EIGHT, 0, {}),
+    "animated.gif": (PALETTE, _halves([200, 10, 10], [0, 255, 0]), 0, {"save_all": True, "append_images": [PALETTE]}),
+    "white-is-0.tiff": (SIXTEEN, 255 - EIGHT, 0, {"tiffinfo": {262: 0}}),
+    "UPPER.PNG": (Image.fromarray(COLOURS), COLOURS, 0, {}),
 }
 
 
@@ -162,9 +167,9 @@ def test_images_keep_their_grey_levels_and_colours(name, tmp_path):
     assert np.abs(got - (expected if expected.ndim == 3 else expected[:, :, None])).max() <= tolerance
 
 
-def _saved(kind: str, array=COLOURS, **options) -> bytes:
+def _saved(kind: str, array=COLOURS, mode: str | None = None, **options) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(array).save(file, kind, **options)
+    Image.fromarray(array, mode).save(file, kind, **options)
     return file.getvalue()
 
 
@@ -180,21 +185,24 @@ TALK.add_text("comment", "x" * 2_000_000, zip=True)
 UNREADABLE = {"cut.jpg": _saved("JPEG")[:600], "bomb.png": _bomb(), "talk.png": _saved("PNG", pnginfo=TALK)}
 UNREADABLE |= {"header.pgm": b"P5 2x4 24 255 " + bytes(576), "text.png": b"not an image"}
 UNREADABLE |= {"I.tiff": _saved("TIFF", RAMP.astype(np.int32)), "F.tiff": _saved("TIFF", RAMP.astype(np.float32))}
+UNREADABLE |= {"L.tiff": _saved("TIFF", EIGHT // 2, tiffinfo={339: 2}), "link.png": None}
+UNREADABLE["CMYK.jpg"] = _saved("JPEG", HALF, "CMYK").replace(b"\xff\xee", b"\xff\xe1", 1)  # without Adobe's mark
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
 def test_images_that_are_damaged_or_without_a_known_range_are_named_one_by_one(name, tmp_path):
     place = _folder(tmp_path)
-    for copy in ("1", "2"):
-        place.with_name(copy + name).write_bytes(UNREADABLE[name])
+    for copy in (place.with_name(f"{number}{name}") for number in (1, 2)):
+        copy.symlink_to("nowhere") if UNREADABLE[name] is None else copy.write_bytes(UNREADABLE[name])
     with pytest.raises(MissingData, match=rf"^[^\n]*1{name} \([^\n]*2{name} \([^\n]*$") as caught:
         _read(tmp_path)
-    assert "0.png" not in str(caught.value) and ("tiff" not in name or f"mode '{name[0]}'" in str(caught.value))
+    mode = f"mode '{name.partition('.')[0]}'"
+    assert "0.png" not in str(caught.value) and (mode in str(caught.value)) == (name[0] in "IFLC")
 
 
 def test_a_folder_of_images_is_a_data_set_and_says_the_size_it_takes(tmp_path, caplog):
     root = tmp_path / "{braces} in-{profile}"
-    _folder(root)
+    _folder(root).with_name("Thumbs.db").write_text("no image")
     d = data.load(Run(dataset=f"folder:{root}", holdout=2))
     assert d.class_names == ("cat", "dog") and len(d.train_y) == 4 and d.test_y.tolist() == [0, 0, 0, 1, 1, 1]
     assert d.train_x.shape == (4, 3, 32, 32) and "resized to 32 x 32" in caplog.text and "image_size" in caplog.text
@@ -203,6 +211,12 @@ def test_a_folder_of_images_is_a_data_set_and_says_the_size_it_takes(tmp_path, c
 def test_folders_without_two_classes_in_both_parts_are_refused(tmp_path):
     _folder(tmp_path)
     assert len(_read(tmp_path)) == 6
+    with pytest.raises(UsageError, match="leave out image_size=16"):
+        readers.read(for_dataset("digits", image_size=16))
+    (loop := tmp_path / "train" / "dog" / "loop").symlink_to("..")  # the same images once more, without end
+    with pytest.raises(MissingData, match="the same images twice"):
+        _read(tmp_path)
+    loop.unlink()
     for gone in ("test/dog", "train/dog", "train/cat", "."):  # other classes, one class, no class, nothing
         shutil.rmtree(tmp_path / gone)
         with pytest.raises(MissingData, match="needs train/<class>/ and test/<class>/"):

@@ -221,6 +221,7 @@ def test_an_audits_planned_surrogate_is_trained_first_and_its_weights_mark_finis
     first = stopped()
     assert (first["twin"], first["twin_weights"]) == (run_id(RUN), digest_of(runs.weights_path(RUN, "last")))
     assert stopped() == first
-    files.save_json(path, first | {"twin_weights": "another network's"})
-    assert stopped() == first
-    assert given == [(True, []), (True, ["protocol"]), (True, [])]
+    for other in ("twin_weights", "images_sha256"):
+        files.save_json(path, first | {other: "another's"})
+        assert stopped() == first
+    assert given == [(True, []), (True, ["protocol"]), (True, []), (True, [])]

@@ -67,9 +67,9 @@ def test_values_that_differ_by_rounding_alone_are_equal(values):
 @pytest.mark.parametrize(
     "message, function, wrong",
     [
-        ("no count", s.wilson, [(1, 0), (-1, 5), (6, 5)]),
+        ("no count", s.wilson, [(1, 0), (0, 0), (-1, 5), (6, 5), (3, math.inf), (math.nan, 5)]),
         ("one run each", s.mcnemar_exact, [([0.5, 1], [0, 1])]),
-        ("must be", s.paired_bootstrap, [([], []), ([1], [1, 0]), ([[[1]]], [[[0]]])]),
+        ("must be", s.paired_bootstrap, [([], []), ([1], [1, 0]), ([[[1]]], [[[0]]]), ([0, math.nan], [1, 1])]),
         ("finite", s.seed_summary, [([],), ([[1.0]],), ([float("nan")],)]),
     ],
 )

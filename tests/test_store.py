@@ -106,11 +106,40 @@ def test_a_record_that_was_copied_from_another_run_is_named_and_not_used(root):
             read(*what)
 
 
-def test_a_record_of_a_newer_schema_is_refused_and_says_so(root):
-    path, newer = root / "x.json", {"schema": files.SCHEMA + 1}
+@pytest.mark.parametrize("schema", [files.SCHEMA + 1, "1", None])
+def test_a_record_of_a_newer_schema_is_refused_and_says_so(root, schema):
+    path, newer = root / "x.json", {"schema": schema}
     path.write_text(json.dumps(newer | {"sha256": files.sha256(json.dumps(newer).encode())}))
     with pytest.raises(CorruptFile, match="newer"):
         load_json(path)
+
+
+OTHERS: list = [{"n": 36}, {"n": 45}, {"n": None}, {"correct": 20}, {"correct": 99}, {"evaluation": None}]
+OTHERS += [{"evaluation": {"attack": "fgsm"}}, {"evaluation": {"attack": "clean", "surprise": 1}}]
+
+
+@pytest.mark.parametrize("changed", OTHERS)
+def test_an_evaluation_that_is_whole_but_not_what_its_name_says_is_refused(root, changed):
+    path = record("clean", np.arange(37) % 2 == 0)  # 19 of 37, in 5 bytes
+    save_json(path, load_json(path) | changed)
+    with pytest.raises(CorruptFile, match=r"last-clean\.json is not what its name says [^\n]*$"):
+        store.load_evaluation(RUN, CLEAN)
+
+
+def test_arrays_a_history_and_a_config_that_are_something_else_are_refused(root):
+    path, own = record("clean", [True]), files.run_dir(run_id(RUN))
+    for data in (b"", b"\xff\xfe\x00", files.npz_bytes(other=np.zeros(5))):
+        (own / "history.csv").write_bytes(data)
+        path.with_suffix(".npz").write_bytes(data)
+        save_json(path, load_json(path) | {"outcomes_sha256": files.sha256(data)})
+        for read, what in ((store.load_evaluation, (RUN, CLEAN)), (store.history, (RUN,))):
+            with pytest.raises(CorruptFile, match=r"(clean\.json|history\.csv) is not what its name says"):
+                read(*what)
+    whole = load_json(own / "config.json")
+    for run in (whole["run"] | {"epochs": 3}, whole["run"] | {"surprise": 1}, []):
+        save_json(own / "config.json", whole | {"run": run})
+        with pytest.raises(CorruptFile, match=r"config\.json is not what its name says"):
+            store.runs()
 
 
 def test_a_history_has_its_columns_in_one_order_and_matches_its_hash(root):

@@ -135,9 +135,9 @@ def report_command(profile: Profile = "demo", root: Root = None, readme: Readme 
     from fsr import report
 
     files.use(root=root, existing=True)
-    typer.echo(f"report: {report.build(profile)}")
     if readme:
         typer.echo(f"written: {', '.join(path.name for path in report.update_readme()) or 'nothing new'}")
+    typer.echo(f"report: {report.build(profile)}")
 
 
 @app.command(epilog="Example:  python -m fsr compare reproduced --profile demo")
@@ -148,10 +148,10 @@ def compare(other: Other, profile: Profile = "demo", root: Root = None) -> None:
     files.use(root=other)
     again = store.metrics(planned)
     files.use(root=here)
-    if again.empty:
-        raise UsageError(f"{other} holds no results of this profile; type `make retrain`")
     keys = ["run_id", "checkpoint", "attack_id"]
     both = store.metrics(planned).merge(again, on=keys, suffixes=("", "_again"), validate="one_to_one")
+    if both.empty:
+        raise UsageError(f"{other} and {here} hold no results of this profile in common; type `make retrain`")
     both["difference"] = 100 * (both["accuracy_again"] - both["accuracy"])
     columns, sizes = [*keys, "n", "accuracy", "accuracy_again", "difference"], both["difference"].abs()
     typer.echo(both.to_string(index=False, columns=columns, float_format="{:.4f}".format))
@@ -172,5 +172,4 @@ def data_command(what: Annotated[What, typer.Argument()] = What.check, data: Dat
 def import_official(file: File, backbone: Network, dataset: Trained, root: Root = None) -> None:
     """Make a run of an authors' checkpoint, so that it can be evaluated and audited like any other."""
     files.use(root=root)
-    files.writable()
     typer.echo(runs.import_official(file, backbone, dataset))

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import metadata
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from fsr import files
 from fsr.config import DATASETS, Run
-from fsr.files import MissingData
+from fsr.files import MissingData, UsageError
 
 log = logging.getLogger("fsr")
 Images = tuple[Tensor, Tensor, Tensor, Tensor, tuple[str, ...]]  # to train (N, 3, H, W), (N,); to test; classes' names
@@ -41,12 +42,17 @@ def stratified_order(y: Tensor) -> Tensor:
 
 def _rgb(image: Image.Image) -> Image.Image:
     """Any image in RGB, upright, transparent parts on white; ValueError for a mode without a known range of values."""
+    kind, tags = image.format, getattr(image, "tag_v2", {})  # a TIFF's: 258 bits, 262 is 0 white, 339 signed or float
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        grey = np.asarray(image).astype(np.float64) / 257  # 65535 is white; Pillow would clip 16 bits to 8
+    sixteen = image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM"))
+    signed, bare = {tags.get(339, 1)} - {1, (1,) * len(image.getbands())}, kind == "JPEG" and "adobe" not in image.info
+    if (image.mode in ("I", "F") and not sixteen) or signed or (image.mode == "CMYK" and bare):
+        raise ValueError(f"its mode {image.mode!r} does not say what white is; save it as 8-bit RGB or 16-bit grey")
+    if sixteen:  # Pillow would clip them to 8 bits; 0 is black unless the tag says that it is white
+        values = np.asarray(image).astype(np.float64)
+        grey = abs(255 * (tags.get(262) == 0) - values * 255 / (2 ** tags.get(258, (16,))[0] - 1))
+        grey[values == image.info.get("transparency", -1)] = 255
         return Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise ValueError(f"its mode {image.mode!r} (32-bit) has no fixed range of values; save it with 8 or 16 bits")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -116,15 +122,19 @@ def _tinyimagenet(folder: Path, look: bool) -> Images | None:
 
 
 def _folder(run: Run) -> Images:
-    """torchvision's ImageFolder layout: train/<class>/*, and test/ or val/."""
+    """torchvision's ImageFolder layout, train/<class>/* and test/ or val/, with the names of all kinds Pillow reads."""
     import torchvision
 
     where, size = Path(run.dataset.removeprefix("folder:")), run.image_size or FOLDER_SIZE
-    held = "test" if (where / "test").is_dir() else "val"
+    held, known = "test" if (where / "test").is_dir() else "val", tuple(Image.registered_extensions())
     try:
-        train, test = (torchvision.datasets.ImageFolder(str(where / part)) for part in ("train", held))
+        made = partial(torchvision.datasets.DatasetFolder, loader=Image.open, extensions=known)
+        train, test = parts = [made(str(where / part)) for part in ("train", held)]
         if train.classes != test.classes or len(train.classes) < 2:
             raise FileNotFoundError(f"{len(train.classes)} and {len(test.classes)} classes, or other names")
+        folders = {os.path.dirname(file) for part in parts for file, _ in part.samples}
+        if len(folders) > len({os.path.realpath(folder) for folder in folders}):
+            raise OSError("links in it lead to the same images twice")
     except OSError as error:
         needed = "train/<class>/ and test/<class>/ (or val/<class>/), the same two or more classes"
         raise MissingData(f"{where} needs {needed}: {error!s:.160}") from None
@@ -139,6 +149,8 @@ READERS["tinyimagenet"] = _tinyimagenet
 
 def read(run: Run) -> Images:
     """The whole data set of a run; MissingData says what is missing and where it belongs."""
+    if run.image_size is not None and run.dataset in READERS:
+        raise UsageError(f"{run.dataset} has a size of its own; leave out image_size={run.image_size}")
     return READERS[run.dataset](files.data(), False) if run.dataset in READERS else _folder(run)
 
 

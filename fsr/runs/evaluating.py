@@ -109,6 +109,7 @@ def _audit(run: Run, analysis: Analysis, options: Options, model: Classifier, we
     data, budget = data_of(run, device), analysis.budget or "quick"
     x, y, index = part_of_test(data, analysis.images)
     identity = {"weights": weights, "images": len(y), "twin": name, "twin_weights": digest, "version": AUDIT_VERSION}
+    identity["images_sha256"] = images_sha256(data.test_x, data.test_y)
     done = _load_partial(path, identity).get("done", {})
 
     def on_group(group: str, result: dict) -> None:
@@ -121,6 +122,7 @@ def _audit(run: Run, analysis: Analysis, options: Options, model: Classifier, we
     result = audit(model, as_float(x), y, eps=run.eps, budget=budget, **setting)
     record: dict = {"surrogate": name, "twin_weights": digest, "budget": budget, "version": AUDIT_VERSION, "n": len(y)}
     record |= {"crafting": "tf32" if device.type == "cuda" else "float32", "group_seconds": result.seconds}
+    record["images_sha256"] = identity["images_sha256"]
     record["seconds"] = round(sum(result.seconds.values()), 3)
     arrays = {f"group_{key}": correct.numpy() for key, correct in result.groups.items()}
     arrays |= {key: getattr(result, key).numpy() for key in ("worst_case", "authors_protocol")}

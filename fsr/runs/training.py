@@ -133,6 +133,8 @@ def load_model(run: Run, checkpoint: str = "last", options: Options = DEFAULT) -
 
 def import_official(path: Path, backbone: str, dataset: str) -> str:
     """A file of the authors' code (AT+FSR, last epoch) becomes a run like any other; returns its id, or UsageError."""
+    if dataset not in DATASETS:
+        raise UsageError(f"unknown data set {dataset!r}; choose one of {', '.join(DATASETS)}")
     run = for_dataset(dataset, backbone=backbone, module=FSRSpec(), holdout=0, precision="float32")
     model, info = load_official(path, backbone), DATASETS[dataset]
     with torch.no_grad():

@@ -1,8 +1,9 @@
 """Records of runs: configs, histories, outcomes of N test images, analyses; each with its hash, never overwritten."""
 
 import io
-from collections.abc import Iterable
-from contextlib import suppress
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -34,6 +35,16 @@ def _own(name: str, path: Path) -> dict:
     return record
 
 
+@contextmanager
+def _sound(path: Path) -> Iterator[None]:
+    """CorruptFile for a record whose content is not what this version writes."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile, UsageError) as error:
+        text = f"not what its name says ({type(error).__name__}: {error!s:.150}); move it away to compute it again"
+        raise CorruptFile(f"{path} is {text}") from None
+
+
 def save_config(run: Run) -> None:
     """config.json of a run, once; CorruptFile for a damaged one."""
     path = files.run_dir(run_id(run)) / "config.json"
@@ -47,7 +58,10 @@ def config_of(name: str) -> Run:
     path = files.run_dir(name) / "config.json"
     if not path.exists():
         raise UsageError(f"no run {name!r} in {path.parent.parent}; `python -m fsr status` lists them")
-    return run_from_dict(_own(name, path)["run"])
+    with _sound(path):
+        if run_id(run := run_from_dict(_own(name, path)["run"])) != name:
+            raise ValueError(f"the config of {run_id(run)}")
+    return run
 
 
 def runs() -> list[Run]:
@@ -78,9 +92,10 @@ def history(run: Run) -> pd.DataFrame:
     """history.csv as a frame; of a finished run it must match the hash in env.json."""
     path = files.run_dir(run_id(run)) / "history.csv"
     data = files.read_bytes(path)
-    if is_trained(run) and environment(run)["history_sha256"] != sha256(data):
+    if is_trained(run) and environment(run).get("history_sha256") != sha256(data):
         raise CorruptFile(f"{path} is damaged (its bytes do not match env.json)")
-    return pd.read_csv(io.BytesIO(data))
+    with _sound(path):
+        return pd.read_csv(io.BytesIO(data))
 
 
 def record_path(run: Run, part: Evaluation | Analysis) -> Path:
@@ -97,10 +112,18 @@ def has_record(run: Run, part: Evaluation | Analysis) -> bool:
     return record_path(run, part).exists()
 
 
+def _evaluation(run: Run, path: Path) -> tuple[Evaluation, dict]:
+    record = _own(run_id(run), path)
+    with _sound(path):
+        held = Evaluation(**record["evaluation"])
+        if record_path(run, held).name != path.name or not 0 <= record["correct"] <= record["n"]:
+            raise ValueError(f"{record['correct']} of {record['n']}, {held}")
+    return held, record
+
+
 def evaluations(run: Run) -> dict[Evaluation, dict]:
     """Every recorded evaluation of a run and its record, in the order of their names."""
-    paths = sorted((files.run_dir(run_id(run)) / "evals").glob("*.json"))
-    return {Evaluation(**record["evaluation"]): record for record in (_own(run_id(run), path) for path in paths)}
+    return dict(_evaluation(run, path) for path in sorted((files.run_dir(run_id(run)) / "evals").glob("*.json")))
 
 
 def _save(path: Path, run: Run, digest: str, record: dict, **arrays) -> None:
@@ -133,15 +156,19 @@ def save_evaluation(run: Run, evaluation: Evaluation, index, correct, *, after: 
 def load_evaluation(run: Run, evaluation: Evaluation) -> Outcome:
     """Outcomes of one evaluation; MissingRecord when it was not run, UsageError for another eps of the same name."""
     path = record_path(run, evaluation)
-    record = _own(run_id(run), path)
-    if (held := Evaluation(**record["evaluation"])) != evaluation:
+    held, record = _evaluation(run, path)
+    if held != evaluation:
         raise UsageError(f"{path} holds {held}, and {evaluation} was asked for, whose file has the same name")
-    arrays = load_npz(path.with_suffix(".npz"), record["outcomes_sha256"])
-    if digest := record.get("index_sha256"):
-        index = load_npz(path.with_name(f"index-{digest[:12]}.npy"), digest)["array"].astype(np.int32)
-    else:  # older records hold their positions themselves
-        index = arrays.get("index", np.arange(record["n"], dtype=np.int32))
-    return Outcome(index, np.unpackbits(arrays["correct"], count=record["n"]).astype(bool), record)
+    with _sound(path):
+        arrays, n = load_npz(path.with_suffix(".npz"), record["outcomes_sha256"]), record["n"]
+        correct = np.unpackbits(arrays["correct"])[:n].astype(bool)
+        if digest := record.get("index_sha256"):
+            index = load_npz(path.with_name(f"index-{digest[:12]}.npy"), digest)["array"].astype(np.int32)
+        else:  # older records hold their positions themselves
+            index = arrays.get("index", np.arange(len(correct), dtype=np.int32))
+        if (len(correct), len(index), correct.sum()) != (n, n, record["correct"]):
+            raise ValueError(f"{correct.sum()} of {len(correct)} outcomes on {len(index)} images")
+    return Outcome(index, correct, record)
 
 
 def ensemble(run: Run, checkpoint: str, images: int | None = None, intervention: str | None = None) -> Outcome:

@@ -29,6 +29,8 @@ def test_a_part_of_the_test_set_is_a_prefix_of_a_larger_part():
         data.part_of_test(d, 501)
     with pytest.raises(UsageError, match="1297"):
         data.load(for_dataset("digits", holdout=1000, train_size=300))
+    with pytest.raises(UsageError, match="at least 2"):
+        data.load(for_dataset("digits", holdout=1296))
 
 
 def test_augmentation_is_a_crop_of_the_padded_image_or_its_mirror():

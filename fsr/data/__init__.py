@@ -83,8 +83,9 @@ def load(run: Run, device="cpu") -> Data:
     train_x, train_y, test_x, test_y, names = readers.read(run)
     order = stratified_order(train_y)
     size = len(order) - run.holdout if run.train_size is None else run.train_size
-    if size < 1 or run.holdout + size > len(order):
-        raise UsageError(f"{run.dataset} has {len(order)} training images: {run.holdout} held out + {size} do not fit")
+    if size < 2 or run.holdout + size > len(order):  # BatchNorm needs two
+        text = f"{run.holdout} held out + {size} do not fit; change holdout or train_size (at least 2)"
+        raise UsageError(f"{run.dataset} has {len(order)} training images: {text}")
     held, train = order[: run.holdout], order[run.holdout : run.holdout + size].sort().values
     data = Data(train_x[train], train_y[train], train_x[held], train_y[held], test_x, test_y, names)
     test_x, test_y, _ = part_of_test(data, run.test_size)

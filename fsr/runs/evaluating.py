@@ -42,7 +42,8 @@ def ensure_recorded(run: Run, part: Evaluation | Analysis, options: Options = DE
 
     def compute() -> None:
         provenance()  # of the code as it was loaded, not as it lies there when all is done
-        store.save_config(run)  # a damaged one is named before anything is added to this run
+        if store.is_trained(run):
+            store.save_config(run)  # a damaged one is named before anything is added to this run
         network = _network(run, part.checkpoint, options)
         # Training makes cudnn try every convolution on each new batch size, of which attacks have hundreds.
         torch.backends.cudnn.benchmark = False

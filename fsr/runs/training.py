@@ -77,8 +77,8 @@ def _fit(trainer: Trainer, options: Options, *, new: bool) -> None:
 def _train(run: Run, options: Options) -> None:
     origin, new, path = provenance(), not store.is_trained(run), state_path(run)
     recorded = {} if new else store.environment(run).get("checkpoints", {})
-    store.save_config(run)
     trainer = Trainer(run, data_of(run, options.torch_device), device=options.torch_device)
+    store.save_config(run)
     if distributed.decide(path.exists()):
         tensors, saved = load_tensors(path)
         if (owner := saved.pop("run_id", run_id(run))) != run_id(run):

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from fsr.attacks import VARIANTS, attack_named, autoattack
 from fsr.attacks.gradient import is_wrong
-from fsr.attacks.inputs import check_images
+from fsr.attacks.inputs import Network, check_images
 from fsr.data import as_float
 from fsr.files import UsageError, npz_bytes
-from fsr.hardware import exact_float32
+from fsr.hardware import exact_float32, quick_float32
 from fsr.models import intervene
 from fsr.models.modes import eval_mode
 from fsr.train.fast import FastNet
@@ -58,9 +58,10 @@ def is_correct(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tenso
     """Is each image classified correctly?  x (N, C, H, W) in [0, 1], y (N,) int64; returns (N,) bool."""
     check_images(x, y)
     with exact_float32():
-        return ~is_wrong(model(x.clone()), y)
+        return ~is_wrong(Network(model, x, y)(x), y)
 
 
+@quick_float32()
 def evaluate_attack(
     model, x, y, index, *, run, evaluation, surrogate=None, progress=None, on_chunk=lambda _: None, check=lambda: None
 ) -> Progress:
@@ -72,13 +73,12 @@ def evaluate_attack(
     """
     name, progress = evaluation.attack, Progress() if progress is None else progress
     if not 0 < len(x) == len(y) == len(index):
-        raise UsageError(
-            f"{len(x)} images, {len(y)} labels, {len(index)} places in the test set do not fit or are empty"
-        )
+        raise UsageError(f"{len(x)} images, {len(y)} labels, {len(index)} places in the test set: none, or they differ")
     if name in VARIANTS and evaluation.steps is not None:
         raise UsageError(f"{name} has steps of its own; leave out steps={evaluation.steps}")
-    x = x.to(device := next(model.parameters()).device)
-    y, first = y.to(device), as_float(x[:1])
+    check_images(as_float(x[:1]), y[:1])
+    x = x.to(device := next((p.device for p in model.parameters()), x.device))
+    y, index, some = y.to(device), torch.as_tensor(index), as_float(x[: batch_size(device)])
 
     def judge(some: Tensor) -> Tensor:
         check()
@@ -86,9 +86,8 @@ def evaluate_attack(
             return model(some.clone())
 
     with eval_mode(model), intervene(model, evaluation.intervention) if evaluation.intervention else nullcontext():
-        with torch.no_grad():
-            check_images(first.expand(len(y), -1, -1, -1), y, model(first.clone()).shape[1])
-        some = as_float(x[: batch_size(device)])
+        with torch.no_grad():  # a look at one image: all labels have a class
+            Network(model, some, y)(some[:1])
         net = FastNet(model, some, run.precision, compile=None if name in VARIANTS else False)
         net.register_forward_pre_hook(lambda *_: check())  # a chunk can take minutes
         eps = run.eps if evaluation.eps is None else evaluation.eps

@@ -54,8 +54,9 @@ def _float32_products(precision: str) -> Iterator[None]:
     convolutions, matrices = cast(Any, torch.backends.cudnn).conv, torch.backends.cuda.matmul
     before = convolutions.fp32_precision, matrices.fp32_precision
     convolutions.fp32_precision = matrices.fp32_precision = precision
-    try:
-        yield
+    try:  # whatever mode the caller is in
+        with torch.inference_mode(False), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield
     finally:
         convolutions.fp32_precision, matrices.fp32_precision = before
 

@@ -125,9 +125,8 @@ def test_fsr_gets_every_group_and_the_worst_case_is_all_of_them(fsr, brisk):
     before, original, places = snapshot(fsr), x.clone(), (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
     precision = [place.fp32_precision for place in places]
     result = audit(fsr, x, y, 0.02, surrogate=copy.deepcopy(fsr))
-    assert (
-        snapshot(fsr) == before and torch.equal(x, original) and precision == [place.fp32_precision for place in places]
-    )
+    assert snapshot(fsr) == before and torch.equal(x, original)
+    assert precision == [place.fp32_precision for place in places]
     assert not result.not_applicable and result.seconds.keys() == GROUPS.keys()
     assert list(result.groups) == [name for name in GROUPS if name not in ("protocol", "indicators", "binarization")]
     assert set(result.indicators) == set(NAMES) and None not in result.indicators.values()
@@ -168,6 +167,10 @@ def test_a_stopped_audit_goes_on_and_ends_as_if_never_stopped(natural, brisk):
 REFUSED = [{"x": torch.zeros(0, 3, 8, 8), "y": torch.zeros(0, dtype=torch.long)}, {"eps": 0.0}, {"budget": "huge"}]
 REFUSED += [{"model": lambda x: x}, {"model": nn.Flatten(0)}]
 REFUSED += [{"model": nn.ModuleDict({"a": type("Locked", (nn.Flatten,), {"__deepcopy__": lambda *_: 1 / 0})()})}]
+KNOWN = nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
+KNOWN.register_forward_hook(lambda module, _, z: z if module is KNOWN else -z)
+ITSELF = type("Itself", (nn.Sequential,), {"__deepcopy__": lambda self, _: self})(*KNOWN)
+REFUSED += [{"seed": 0.5}, {"model": KNOWN}, {"model": ITSELF}]
 
 
 @pytest.mark.parametrize("change", REFUSED)
@@ -176,6 +179,7 @@ def test_what_cannot_be_audited_is_refused(change):
     given = {"model": model, "x": torch.rand(4, 3, 8, 8), "y": torch.arange(4), "eps": 0.1, "budget": "quick"}
     with pytest.raises(UsageError):
         audit(**{**given, **change})
+    assert ITSELF.training and ITSELF[1].weight.requires_grad
 
 
 def hooked(net):
@@ -183,7 +187,15 @@ def hooked(net):
     return net
 
 
+def patched(net):  # its copies go on to call this network itself, which is in training mode
+    own = net.forward
+    net.forward = lambda x: own(x)
+    return net.train()
+
+
 SAME = {  # two networks that decide alike
+    "a closure": (patched, lambda x: x),
+    "eval gives nothing": (lambda net: type("Quiet", (Wrapped,), {"eval": lambda self: None})(net), lambda x: x),
     "writes into its input": (lambda net: Wrapped(net, lambda x: x.clamp_(0, 1).mul_(0.9)), lambda x: 0.9 * x),
     "minus infinity": (lambda net: Wrapped(net, after=lambda z: F.pad(z, (0, 2), value=-torch.inf)), lambda x: x),
     "double precision": (nn.Module.double, lambda x: x),
@@ -197,7 +209,9 @@ def test_what_changes_no_decision_changes_no_verdict(natural, brisk, name):
     change, before = SAME[name]
     plain = audit(Wrapped(net, before), x, y, 0.05)
     torch.set_default_dtype(torch.float64)
-    other = audit(change(copy.deepcopy(net)), x.clone(), y, 0.05)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        other = audit(change(copy.deepcopy(net)), x.clone(), y, 0.05)
+        assert binarization_test(net, ATTACKS["pgd20"], x[:4], EPS) == 1
     assert torch.get_default_dtype() == torch.float64
     assert torch.equal(other.clean, plain.clean) and 0.5 < accuracy(plain.worst_case) < 0.95
     for part in ("authors_protocol", "worst_case"):
@@ -356,6 +370,9 @@ WEAK = {
     "wrong sign": walk(sign=-1),
     "detached gradient": walk(before=lambda net: lambda x: net(x.detach())),
     "random noise": ATTACKS["random-noise"],
+    "a tenth of the ball": lambda net, x, y, eps: walk()(net, x, y, eps / 10),
+    "the image itself": lambda net, x, y, eps: x,
+    "wrong labels": lambda net, x, y, eps: walk()(net, x, 1 - y, eps),
 }
 
 
@@ -367,6 +384,7 @@ def test_the_binarization_test_passes_attacks_and_fails_weakened_ones(natural):
     for name, attack in WEAK.items():
         assert binarization_test(net, attack, x[:10], EPS) < 0.2, name
     assert binarization_test(Wrapped(net, before=stairs), walk(), x[:10], EPS) < 0.2  # the network hides its slopes
-    for model, images in ((net, x[:0]), (nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten()), x[:2])):
-        with pytest.raises(UsageError):  # no image, no last linear layer
-            binarization_test(model, walk(), images, EPS)
+    other = nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten())
+    for model, images, eps in ((net, x[:0], EPS), (other, x[:2], EPS), (net, x[:2], 8)):
+        with pytest.raises(UsageError):  # no image, no last linear layer, not a fraction
+            binarization_test(model, walk(), images, eps)

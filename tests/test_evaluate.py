@@ -25,6 +25,7 @@ class Sum(nn.Module):
 
 
 RUN = tiny_run(eps=0.1)
+EYE = torch.eye(4)  # in bfloat16, logits near 64 are equal
 GREY = torch.tensor([255, 180, 160, 155, 140, 120, 20, 180, 128], dtype=torch.uint8)
 X = GREY[:, None, None, None].expand(-1, 3, 4, 4).contiguous()
 Y = torch.zeros(9, dtype=torch.int64)
@@ -111,17 +112,22 @@ def test_networks_that_write_into_their_input_have_the_outcomes_of_others(attack
     assert found[0] == found[1] and 0 < sum(found[0]) < 9
 
 
-def test_evaluation_is_in_float32_whatever_the_default_is():
+def test_evaluation_is_in_float32_whatever_the_default_and_the_callers_mode_are():
     torch.set_default_dtype(torch.float64)
     for attack in ("pgd100-restarts", "autoattack-ci"):
-        assert outcome(attack, Sum().float()).correct == ATTACKED
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            assert outcome(attack, Wrapped(Sum().float(), after=lambda z: (z + 64) @ EYE)).correct == ATTACKED
+
+
+def test_networks_of_any_kind_are_evaluated_or_refused_and_left_alone():
+    hidden, same = Sum(), type("Same", (Sum,), {"__deepcopy__": lambda self, _: self})().train()
+    for net in (Wrapped(Sum(), lambda x: x.view(9, 3, 4, 4)), Wrapped(nn.Identity(), lambda x: hidden(x))):
+        assert outcome(model=net).correct == ATTACKED  # one batch size, no weights of its own
+    with pytest.raises(UsageError, match="shares layers"):
+        outcome(model=same)
+    assert same.training and same.threshold.requires_grad and float(same.threshold) == 0.5
 
 
 def test_the_digest_of_a_test_set_holds_images_labels_and_order():
     digests = [evaluate.images_sha256(x, y) for x, y in ((X, Y), (X.flip(0), Y), (X, Y + 1), (X.view(9, 3, 2, 8), Y))]
     assert len({*digests}) == 4 and digests[0] == evaluate.images_sha256(X.clone(), Y.clone())
-
-
-def test_labels_as_a_column_are_refused_and_not_broadcast():
-    with pytest.raises(UsageError, match="labels must be"):
-        evaluate.is_correct(torch.nn.Flatten(), torch.rand(4, 1, 2, 2), torch.zeros(4, 1, dtype=torch.int64))

@@ -7,6 +7,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from test_objectives import crafted
+from tiny import Wrapped
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
@@ -242,6 +243,13 @@ def test_fast_net_has_the_models_logits_and_input_gradients_for_any_batch_size(n
         torch.testing.assert_close(ours, logits, rtol=1e-4, atol=1e-4)
         assert len(streams) == len(theirs)
     assert net.net is not model and (net._fast is not net.net) == compile
+
+
+def test_a_network_that_views_its_maps_gets_them_contiguous():
+    model, x = Wrapped(nn.Conv2d(3, 16, 3), after=lambda f: f.view(len(f), -1)[:, :10]).eval(), torch.rand(4, 3, 8, 8)
+    net = FastNet(model, x, compile=False)
+    torch.testing.assert_close(net(x), model(x))
+    assert net.layout == LAYOUTS[0] and fold.layout_of(model, x.device) == LAYOUTS[1]
 
 
 def test_folding_is_the_closed_form():

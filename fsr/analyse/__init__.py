@@ -65,7 +65,7 @@ class Inspection:
     def see(self, x: Tensor) -> Seen:
         """The network on x (N, 3, H, W) in [0, 1]; no gradients."""
         with torch.no_grad(), module_inputs(self.model, self.place) as inputs:
-            logits, streams = self.model.trace(x)
+            logits, streams = self.model.trace(x.clone())
         maps, mask = {"f": inputs[-1]}, streams[-1].mask if streams else None
         if streams:
             maps["output"] = streams[-1].features
@@ -168,9 +168,7 @@ def streams(job: Inspection) -> tuple[dict, dict]:
 ANALYSES = {"streams": streams, "masks": masks, "maps": maps, "features": features, "cost": cost}
 
 
-def analyse(
-    model: Classifier, run: Run, analysis: Analysis, data: Data, *, seconds_per_epoch=None
-) -> tuple[dict, dict[str, np.ndarray]]:
+def analyse(model: Classifier, run: Run, analysis: Analysis, data, *, seconds_per_epoch=None) -> tuple[dict, dict]:
     """(record, arrays) of one analysis of a run's network, in float32 and eval mode; model is left as it was.
 
     data: on the model's device; seconds_per_epoch: of cost. Deterministic on a CPU but for cost's times. A kind that

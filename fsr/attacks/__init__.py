@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fsr.attacks import gradient as g
 from fsr.attacks.auto import autoattack
-from fsr.attacks.inputs import Network, check_eps, check_images
+from fsr.attacks.inputs import Network, check_images, check_numbers
 from fsr.files import UsageError
 
 
@@ -36,13 +36,16 @@ class Attack:
         if wrong := {*self.needs} - {*given} or {*given} - {*self.needs, *self.takes}:
             raise UsageError(f"this attack needs {self.needs}, may get {self.takes}, not {wrong}: {self.description}")
         check_images(x, y)
-        eps = check_eps(eps, steps=given.get("steps"), queries=given.get("queries"))
+        counts = check_numbers(eps, seed=seed, **{k: v for k, v in given.items() if k != "surrogate"})
+        eps, seed = counts.pop("eps"), counts.pop("seed")
         places = range(len(x)) if indices is None else [int(i) for i in indices]
+        if len(places) != len(x):
+            raise UsageError(f"{len(x)} images need as many indices, not {len(places)}")
         x, y = x.detach().clone(), y.detach().clone()
-        if len(x) == 0 or 0 in (eps, given.get("steps"), given.get("queries")):
+        if len(x) == 0 or 0 in (eps, *counts.values()):
             return x
         network, accepted = Network(given.pop("surrogate", model), x, y), inspect.signature(self.function).parameters
-        given |= {name: v for name, v in (("seed", seed), ("indices", places)) if name in accepted}
+        given = counts | {name: v for name, v in (("seed", seed), ("indices", places)) if name in accepted}
         x_adv = self.function(network, x, y, eps=eps, **given)
         if not network.asked:  # by a control: the labels are checked all the same
             with torch.no_grad():
@@ -52,11 +55,8 @@ class Attack:
 
 # AutoAttack's variants by name, and the options that make them: attacks of several parts, each of which sees only what
 # the parts before left correct
-VARIANTS: dict = {
-    "autoattack": {},
-    "autoattack-rand": {"version": "rand"},
-    "autoattack-ci": {"steps": 5, "queries": 50},
-}
+VARIANTS: dict = {"autoattack": {}, "autoattack-rand": {"version": "rand"}}
+VARIANTS["autoattack-ci"] = {"steps": 5, "queries": 50}
 
 
 def _auto(description: str, takes: tuple[str, ...] = (), **variant) -> Attack:
@@ -80,7 +80,7 @@ ATTACKS: dict[str, Attack] = {
     "pgd100": _walks(partial(g.walk, steps=100), "100 steps of 0.1 eps on cross-entropy, no start, last iterate"),
     "cw": _walks(partial(g.walk, steps=30, loss=g.margin), "30 steps of 0.1 eps on the C&W margin (kappa 50)"),
     "pgd20-joint": _walks(
-        lambda net, *a, **how: g.walk(net.trace, *a, loss=g.joint_loss, **how), "pgd20 on CE + 2 x mean auxiliary CE"
+        lambda net, *a, **how: g.walk(net.trace, *a, loss=g.joint_loss, **how), "pgd20 on CE + 2 aux. CE"
     ),
     "pgd100-restarts": _worst(g.pgd_restarts, "10 random starts of PGD-100, steps of 0.25, 0.1 and 0.025 eps, worst"),
     "pgd-mt": _worst(g.multi_targeted, "PGD-50 on the margin to each of 9 wrong classes, random starts, worst"),

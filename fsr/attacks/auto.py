@@ -17,7 +17,7 @@ from pyautoattack.square import SquareAttack
 from torch import Tensor
 
 from fsr.attacks.gradient import Net, is_wrong, project_linf, targeted_margin
-from fsr.attacks.inputs import Network, check_eps, check_images, own_randomness
+from fsr.attacks.inputs import Network, check_images, check_numbers, own_randomness
 from fsr.files import UsageError
 
 NAMES = ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square")
@@ -162,10 +162,13 @@ def autoattack(
     """
     check_images(x, y)
     names, rand, state = list(attacks or VERSIONS.get(version, ())), version == "rand", {} if state is None else state
-    if not names or (attacks is not None) != (version == "custom") or {*names, *options} - {*NAMES, *OPTIONS}:
-        raise UsageError(f"version: standard, rand, or custom and attacks of {', '.join(NAMES)}; also {[*OPTIONS]}")
+    wrong = {*names, *options} - {*NAMES, *OPTIONS} or options.get("batch") == 0
+    if not names or (attacks is not None) != (version == "custom") or wrong:
+        raise UsageError(
+            f"version: standard, rand, or custom and attacks of {', '.join(NAMES)}; also {[*OPTIONS]}, batch above 0"
+        )
     identity = {"attacks": names, **OPTIONS, **options, "n": len(x), "judged": judge is not None, "randomised_ok": rand}
-    identity["eps"] = check_eps(eps, steps=identity["steps"], queries=identity["queries"])
+    identity |= check_numbers(eps, **{name: identity[name] for name in ("seed", "batch", "steps", "queries")})
     network, dtype = Network(model, x[: identity["batch"]], y), x.dtype
     judging = network if judge is None else Network(judge, network.x, y)
     x, y = x.detach().float().contiguous().clone(), y.detach().contiguous().clone()

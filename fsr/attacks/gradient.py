@@ -77,8 +77,6 @@ def pgd(
 
     start: the first perturbation, else uniform or none; turn: maps a gradient to the direction of the step.
     """
-    if torch.is_inference_mode_enabled():
-        raise UsageError("an attack needs gradients: call it outside torch.inference_mode()")
     x, alpha = x.detach(), 0.1 * eps if alpha is None else alpha
     low, high = (x - eps).clamp_min(0), (x + eps).clamp_max(1)
     if start is None and random_start:
@@ -197,10 +195,8 @@ def _search(model: Net, x: Tensor, y: Tensor, mean: Tensor, *, eps, population, 
         return project_linf((torch.tanh(moved) + 1) / 2, x[rows, *more], eps)
 
     for turn in range(queries // population):
-        generator, won = (
-            torch.Generator().manual_seed(seed * 1_000_003 + turn),
-            torch.zeros_like(rows, dtype=torch.bool),
-        )
+        won = torch.zeros_like(rows, dtype=torch.bool)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + turn)
         noise = torch.randn((population, *x.shape[1:]), generator=generator, dtype=torch.float64).to(x)
         margins = list[Tensor]()
         for part in noise.split(max(1, VALUES_PER_PASS // x[0].numel())):
@@ -221,9 +217,7 @@ def _search(model: Net, x: Tensor, y: Tensor, mean: Tensor, *, eps, population, 
 
 
 @torch.no_grad()
-def nattack(
-    model: Net, x: Tensor, y: Tensor, *, eps, queries=20_000, population=300, seed=0, indices: Indices = None
-) -> Tensor:
+def nattack(model: Net, x, y, *, eps, queries=20_000, population=300, seed=0, indices: Indices = None) -> Tensor:
     """Move a Gaussian in tanh space until a member fools the model (N-Attack, Li et al. 2019, algorithm 1)."""
     settings = {"eps": eps, "population": (population := min(population, queries)), "queries": queries, "seed": seed}
     x_adv, mean = x.detach().clone(), 0.001 * noise_for(x, seed=seed, indices=indices, kind="standard_normal")

@@ -13,6 +13,8 @@ from fsr.files import UsageError
 
 def check_images(x: Tensor, y: Tensor, classes: int | None = None) -> None:
     """UsageError unless x is (N, C, H, W) in [0, 1] and y (N,) int64 in [0, classes)."""
+    if wrong := [type(each).__name__ for each in (x, y) if not isinstance(each, Tensor) or each.is_sparse]:
+        raise UsageError(f"images and labels must be dense tensors, not {wrong[0]}")
     if x.ndim != 4 or not x.is_floating_point():
         raise UsageError(f"images must be (N, C, H, W) floating point in [0, 1], not {tuple(x.shape)} {x.dtype}")
     if y.shape != x.shape[:1] or y.dtype != torch.int64:
@@ -21,21 +23,20 @@ def check_images(x: Tensor, y: Tensor, classes: int | None = None) -> None:
         return
     dark, bright, low, high = float(x.min()), float(x.max()), int(y.min()), int(y.max())  # NaN where a pixel is NaN
     if not (dark >= 0 and bright <= 1):
-        raise UsageError(f"pixels must lie in [0, 1], not from {dark:g} to {bright:g}; divide 0..255 by 255")
+        raise UsageError(f"pixels must lie in [0, 1], not from {dark:.9g} to {bright:.9g}; divide 0..255 by 255")
     if low < 0 or (classes is not None and high >= classes):
-        raise UsageError(
-            f"labels must lie in 0..{'K-1' if classes is None else classes - 1}, these reach from {low} to {high}"
-        )
+        last = "K-1" if classes is None else classes - 1
+        raise UsageError(f"labels must lie in 0..{last}, these reach from {low} to {high}")
 
 
-def check_eps(eps: float, **counts: int | None) -> float:
-    """The radius as a Python float; UsageError unless it lies in [0, 1] and every count is a whole number or None."""
+def check_numbers(eps: float, **counts: int) -> dict[str, Any]:
+    """All as Python numbers, by name; UsageError unless eps lies in [0, 1] and every count is a whole number from 0."""
     for name, count in counts.items():
-        if count is not None and (not isinstance(count, Integral) or count < 0):
+        if not isinstance(count, Integral) or count < 0:
             raise UsageError(f"{name} must be a whole number from 0, not {count!r}")
     if not isinstance(eps, Real) or not 0 <= eps <= 1:
         raise UsageError(f"eps must lie in [0, 1], in pixels of [0, 1] such as 8/255, not {eps!r}")
-    return float(eps)
+    return {"eps": float(eps)} | {name: int(count) for name, count in counts.items()}
 
 
 @contextmanager
@@ -110,6 +111,9 @@ class Network(nn.Module):
             if not self.fixed:
                 return self.model(x.clone())
         except (RuntimeError, ValueError, AssertionError):
+            kinds = [p.dtype for p in getattr(self.model, "parameters", tuple)() if p.is_floating_point()]
+            if not self.asked and kinds and x.dtype not in kinds:
+                raise UsageError(f"the network is of {kinds[0]} and does not take images of {x.dtype}") from None
             if len(x) == len(self.x):
                 raise
         parts = torch.cat([x, x[:1].expand(-len(x) % len(self.x), *x.shape[1:])]).split(len(self.x))

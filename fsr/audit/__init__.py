@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fsr.attacks.inputs import check_eps, check_images, own_randomness
+from fsr.attacks.inputs import check_images, check_numbers, own_randomness
 from fsr.audit.context import BUDGETS, Context, attackable, private_copy, snapshot
 from fsr.audit.groups import GROUPS
 from fsr.audit.proofs import binarization_test, cheap_checks
 from fsr.files import UsageError
 from fsr.hardware import exact_float32
+from fsr.models.modes import eval_mode
 
 
 def run_group(name: str, c: Context) -> dict:
@@ -35,12 +36,9 @@ def assemble(c: Context, records: dict[str, dict], checks: dict) -> SimpleNamesp
     kept = {k: {a: torch.tensor(v) for a, v in record["attacks"].items()} for k, record in records.items()}
     right = {name: torch.stack([clean, *attacks.values()]).all(dim=0) for name, attacks in kept.items() if attacks}
     accuracy = {k: float(v.double().mean()) for k, v in {**kept["protocol"], **right}.items()}
-    checks = {
-        "cw_above_pgd20": accuracy["cw"] - accuracy["pgd20"] > 0.02,
-        "pgd_above_autoattack": accuracy["pgd100"] - accuracy["autoattack"] > 0.08,
-        **checks,
-        "changed": [what for each in details.values() for what in each.get("changed", [])],
-    }
+    above = {"cw_above_pgd20": accuracy["cw"] - accuracy["pgd20"] > 0.02}
+    above["pgd_above_autoattack"] = accuracy["pgd100"] - accuracy["autoattack"] > 0.08
+    changed = [what for each in details.values() for what in each.get("changed", [])]
     return SimpleNamespace(
         clean=clean,
         columns=kept["protocol"],  # the parts of the authors' protocol
@@ -51,7 +49,7 @@ def assemble(c: Context, records: dict[str, dict], checks: dict) -> SimpleNamesp
         not_applicable={f"{k}/{a}" if a else k: why for k in kept for a, why in records[k]["not_applicable"].items()},
         indicators=details["indicators"],  # `proofs.NAMES` to shares
         flags=details["autoattack"],  # AutoAttack's own
-        checks=checks,
+        checks={**above, **checks, "changed": changed},
         binarization=details["binarization"].get("shares", {}),  # attack to the share of known images that it finds
         details={name: each for name, each in details.items() if each},
         seconds={name: record["seconds"] for name, record in records.items()},
@@ -59,6 +57,7 @@ def assemble(c: Context, records: dict[str, dict], checks: dict) -> SimpleNamesp
     )
 
 
+@exact_float32()
 def audit(
     model, x, y, eps=8 / 255, budget="quick", seed=0, *, surrogate=None, on_group=lambda name, record: None, done=None
 ) -> SimpleNamespace:
@@ -68,16 +67,17 @@ def audit(
     transfer from. on_group(name, record): called after each group; done: such records, not computed again.
     UsageError for what cannot be audited.
     """
-    if check_eps(eps) == 0 or budget not in BUDGETS or not len(x):
-        raise UsageError(f"an audit needs images, eps > 0, not {eps}, and of {', '.join(BUDGETS)} one, not {budget!r}")
     check_images(x, y)
+    if not (numbers := check_numbers(eps, seed=seed))["eps"] or budget not in [*BUDGETS] or not len(x):
+        raise UsageError(f"an audit needs images, eps > 0, not {eps}, and of {', '.join(BUDGETS)} one, not {budget!r}")
     copy, records = private_copy(model), dict(done or {})
     device = next((t.device for t in [*copy.parameters(), *copy.buffers()]), x.device)
     x, y = x.detach().float().contiguous().to(device), y.to(device)
-    with own_randomness(seed), exact_float32():
+    with own_randomness(seed), eval_mode(model):  # its copy may call a part of it
         other = None if surrogate is None else attackable(private_copy(surrogate).to(device), x, y)
-        context = Context(model=copy, x=x, y=y, eps=float(eps), seed=seed, budget=BUDGETS[budget], surrogate=other)
+        context = Context(model=copy, x=x, y=y, budget=BUDGETS[budget], surrogate=other, **numbers)
+        checks = cheap_checks(model, context)
         for name in (name for name in GROUPS if name not in records):
             records[name] = run_group(name, context)
             on_group(name, records[name])
-        return assemble(context, records, cheap_checks(model, context))
+        return assemble(context, records, checks)

@@ -36,7 +36,9 @@ BUDGETS["quick"]["autoattack"] = {"steps": 20, "queries": 300}
 def private_copy(model: nn.Module) -> nn.Module:
     """The same network in eval mode, not compiled, its parameters float32 and without gradients, or UsageError."""
     try:
-        return copied(getattr(model, "_orig_mod", model)).float().requires_grad_(False).eval()
+        copy = copied(getattr(model, "_orig_mod", model)).float().requires_grad_(False)
+        copy.eval()  # which may give something else
+        return copy
     except Exception as error:  # foreign code
         raise UsageError(f"an audit needs an nn.Module that copy.deepcopy takes, not this: {error!r:.120}") from None
 
@@ -52,9 +54,9 @@ def attackable(model: nn.Module, x: Tensor, y: Tensor, draws: int = 1) -> Networ
     return net
 
 
-def differs(first: Tensor, other: Tensor) -> bool:
-    """Do two answers (N, K) differ by more than 1e-4 of a row's largest logit?"""
-    return bool(((other - first).abs() > 1e-4 * first.abs().amax(dim=1, keepdim=True)).any())
+def differs(first: Tensor, other: Tensor, limit: float = 1e-4) -> bool:
+    """Do two answers (N, K) differ by more than limit times a row's largest logit?"""
+    return bool(((other - first).abs() > limit * first.abs().amax(dim=1, keepdim=True)).any())
 
 
 def snapshot(model: nn.Module) -> dict[str, list]:

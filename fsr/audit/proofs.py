@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from fsr.attacks.gradient import cross_entropy, is_wrong, logit_margin, project_linf
-from fsr.attacks.inputs import check_images
+from fsr.attacks.inputs import Network, check_images, check_numbers
 from fsr.audit.ascent import ascend, slope
 from fsr.audit.context import Context, attackable, differs, private_copy
 from fsr.files import UsageError
-from fsr.models.modes import eval_mode, hooked
+from fsr.hardware import exact_float32
+from fsr.models.modes import hooked
 
 INNER, GAP, OFF = 200, 10.0, -100.0  # points inside a ball; logits from their mean to the corner; of other classes
 STEPS, EVERY = 100, 2  # of the path that the indicators observe, and between two measurements of stability
@@ -49,7 +50,7 @@ def binary_problem(model, x: Tensor, eps: float, *, seed: int, closeness: float)
 
     linear = [part for part in net.modules() if isinstance(part, nn.Linear)]
     with hooked(linear, lambda layer, *_: called.append(layer)):
-        classes = net(x[:1].clone()).shape[1] if len(x) else 0
+        classes = Network(net, x, torch.zeros_like(x[:, 0, 0, 0]).long())(x[:1]).shape[1] if len(x) else 0
     layers = [layer for layer in called if layer.out_features == classes]
     if not layers:
         raise UsageError("the binarization test needs an image, and an nn.Linear as the network's last layer")
@@ -69,14 +70,14 @@ def binary_problem(model, x: Tensor, eps: float, *, seed: int, closeness: float)
     return net, x[solvable], torch.zeros(int(solvable.sum()), dtype=torch.int64, device=x.device)
 
 
-def binarization_test(
-    model: nn.Module, attack: Callable[..., Tensor], x: Tensor, eps: float, *, seed: int = 0, closeness: float = 0.99
-) -> float:
+@exact_float32()
+def binarization_test(model, attack: Callable[..., Tensor], x: Tensor, eps, *, seed=0, closeness=0.99) -> float:
     """Share of adversarial images, known to exist, that attack(model, x, y, eps=) finds: near one, or it is too weak.
 
     closeness: of the boundary, from the outermost point inside (0) to the corner (1); attacks on scores need 0.5.
     """
     check_images(x, torch.zeros(len(x), dtype=torch.int64))
+    eps, seed = check_numbers(eps, seed=seed).values()
     binary, x, y = binary_problem(model, x.detach().float(), eps, seed=seed, closeness=closeness)
     net = attackable(binary, x, y)
     x_adv = project_linf(attack(net, x, y, eps=eps).detach(), x, eps)
@@ -122,11 +123,20 @@ def indicators(c: Context, details: dict) -> list:
 
 @torch.no_grad()
 def cheap_checks(model: nn.Module, c: Context) -> dict[str, bool]:
-    """Does the network look at the whole batch, and does a compiled one differ from its eager form?"""
-    found, x = {"batch_dependent": False, "compiled_differs": False}, c.x[:8]
-    if not c.randomised:
-        found["batch_dependent"] = differs(c.reference(x), torch.cat([*map(c.reference, x.split(1))]))
-        if hasattr(model, "_orig_mod"):
-            with eval_mode(model):
-                found["compiled_differs"] = differs(c.reference(x), model(x.clone()))
-    return found
+    """Does the network, in eval mode, look at the whole batch, and does a compiled one differ from its eager form?
+
+    UsageError where the copy is another function than the network, as with a hook that asks `module is model`.
+    """
+    x, kept = c.x[:8], [(buffer, buffer.clone()) for buffer in model.buffers()]
+    if c.randomised:
+        return {"batch_dependent": False, "compiled_differs": False}
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype)
+    own = Network(model, c.x.to(dtype), c.y)(x).to(x)
+    for buffer, before in kept:
+        if not torch.equal(buffer, before):  # it may count its passes
+            buffer.copy_(before)
+    compiled, other = hasattr(model, "_orig_mod"), differs(c.reference(x), own, 1e-4 if dtype == x.dtype else 0.05)
+    if other and not compiled:
+        raise UsageError("a deep copy of this network gives other logits than it does: nothing is audited")
+    alone = torch.cat([*map(c.reference, x.split(1))])
+    return {"batch_dependent": differs(c.reference(x), alone), "compiled_differs": compiled and other}

@@ -22,8 +22,8 @@ class Inserted(nn.Module):
 
     def __init__(self, submodule: nn.Module, module: nn.Module):
         super().__init__()
-        self.submodule = submodule
-        self.module: Any = module
+        self.submodule, self.training = submodule, submodule.training
+        self.module: Any = module.train(submodule.training)
 
     def forward(self, *args, **kwargs) -> Tensor:
         f = self.submodule(*args, **kwargs)
@@ -39,7 +39,7 @@ class Classifier(nn.Module):
 
     def __init__(self, net: nn.Module):
         super().__init__()
-        self.net = net
+        self.net, self.training = net, net.training
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
@@ -74,14 +74,15 @@ def insert_all(net: nn.Module, modules: dict[str, nn.Module]) -> None:
 
 def dry_run(net: nn.Module, x: Tensor, paths=(), *, training: bool = False) -> tuple[Any, dict[str, list[Any]]]:
     """What a copy of net gives for x, or the exception that it raises, and all outputs at each path."""
-    net = copied(net).train(training)
-    parts, outputs = {net.get_submodule(path): path for path in paths}, {path: list[Any]() for path in paths}
-    noting = hooked(parts, lambda part, _, y: outputs[parts[part]].append(y))
-    with noting, torch.no_grad(), torch.random.fork_rng([x.device] * x.is_cuda):
-        try:
+    outputs = {path: list[Any]() for path in paths}
+    try:
+        net = copied(net).train(training)
+        parts = {net.get_submodule(path): path for path in paths}
+        noting = hooked(parts, lambda part, _, y: outputs[parts[part]].append(y))
+        with noting, torch.no_grad(), torch.random.fork_rng([x.device] * x.is_cuda):
             return net(x.clone()), outputs
-        except Exception as error:  # a foreign network may refuse an input by any exception
-            return error, outputs
+    except Exception as error:  # a foreign network may refuse an input, or a copy, by any exception
+        return error, outputs
 
 
 def _wrong(outputs: list[Any], x: Tensor) -> str:
@@ -92,7 +93,7 @@ def _wrong(outputs: list[Any], x: Tensor) -> str:
     if len(shape) != 4:
         return f"a {type(outputs[0]).__name__} {shape}"
     first, last = (abs(h * x.shape[3] - w * x.shape[2]) for h, w in (shape[2:], shape[1:3]))
-    return f"{shape}, maps (N, H, W, C)" if last < first else ""
+    return f"{shape}, maps (N, H, W, C)" if last < first and shape[2:] != (1, 1) else ""
 
 
 def features_at(net: nn.Module, paths, batches: Iterable[Tensor]) -> tuple[Tensor, Any, dict[str, Tensor]]:
@@ -166,12 +167,10 @@ def _check_outputs(model: nn.Module, x: Tensor, logits: Any, num_classes: int) -
             raise UsageError(f"the network gives {given} in {mode} mode, not logits (N, {num_classes}) alone")
 
 
-def attach_fsr(
-    model: nn.Module, at: str | tuple[str, ...], num_classes: int, spec: FSRSpec | None = None, *, example=None
-) -> Classifier:
+def attach_fsr(model: nn.Module, at, num_classes: int, spec: FSRSpec | None = None, *, example=None) -> Classifier:
     """FSR in any network: changes model, which then runs FSR after each place in `at`, and returns it as a Classifier.
 
-    at: paths of `named_modules()`, each with one map (N, C, H, W) as output; num_classes: K of the network's own head;
+    at: path or paths of `named_modules()`, each with one map (N, C, H, W) as output; num_classes: K of its own head;
     example: a batch for the dry run, else black images. UsageError leaves model as it was. Train it through `trace` and
     `fsr.train.objectives`; under DDP wrap an Objective, which runs the auxiliary head.
     """
@@ -179,11 +178,11 @@ def attach_fsr(
     if not paths or len(set(paths)) < len(paths):
         raise UsageError(f"at must name at least one place, each once, not {at!r}")
     net = model.net if isinstance(model, Classifier) else model
-    weights: list[Tensor] = [p for p in net.parameters() if p.is_floating_point()] or [torch.zeros(())]
-    black = [weights[0].new_zeros(1, 3, size, size) for size in (32, 64, 224)]
+    like: Any = next(((p.device, p.dtype) for p in net.parameters() if p.is_floating_point()), ("cpu", torch.float32))
+    black = [torch.zeros(1, 3, size, size).to(*like) for size in (32, 64, 224)]
     x, logits, features = features_at(net, paths, black if example is None else [example])
     _check_outputs(net, x, logits, num_classes)
-    insert_all(net, {path: FSR(f.shape[1], num_classes, spec).to(weights[0]) for path, f in features.items()})
+    insert_all(net, {path: FSR(f.shape[1], num_classes, spec).to(*like) for path, f in features.items()})
     return Classifier(net)
 
 

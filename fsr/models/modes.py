@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from fsr.files import UsageError
+
 
 @contextmanager
 def eval_mode(model):
@@ -30,9 +32,13 @@ def hooked(parts: Iterable[nn.Module], after: Callable) -> Iterator[None]:
 
 
 def copied(model: Any) -> Any:
-    """A deep copy, also of a network that holds tensors derived from its parameters, as the older weight norm does."""
+    """A deep copy, also of tensors derived from parameters (as in old weight norm); UsageError if it shares parts."""
     derived = [v for part in model.modules() for v in vars(part).values() if isinstance(v, Tensor) and not v.is_leaf]
-    return copy.deepcopy(model, {id(value): value.detach().clone() for value in derived})
+    twin = copy.deepcopy(model, {id(value): value.detach().clone() for value in derived})
+    own, others = ({*map(id, (*net.modules(), *net.parameters(), *net.buffers()))} for net in (model, twin))
+    if own & others:
+        raise UsageError("a deep copy of this network shares layers or weights with it; see its __deepcopy__")
+    return twin
 
 
 def count_params(model: nn.Module) -> int:

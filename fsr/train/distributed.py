@@ -49,9 +49,7 @@ def group(device: str | None) -> Iterator[str]:
     except RuntimeError as error:
         if not (isinstance(error, dist.DistError) or "gloo" in str(error) or "Connection" in str(error)):
             raise
-        raise FSRError(
-            "another process failed or was killed; the last checkpoint is whole, type the same again"
-        ) from None
+        raise FSRError("another process failed; the last checkpoint is whole, type the same again") from None
     dist.destroy_process_group()
 
 

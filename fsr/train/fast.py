@@ -128,10 +128,10 @@ class FastNet(nn.Module):
 
     def __init__(self, model: nn.Module, x: Tensor, precision="float32", *, compile=None):
         super().__init__()
-        self.layout = layout_of(model, x.device)
+        self.layout = layout_of(model, x.device, x[:2])
         copy = folded_copy(model, x, dtype_of(precision, model, x.device), self.layout)
         self.net: Any = copy.net if copy else model
-        self.dtype = copy.dtype if copy else next(model.parameters()).dtype
+        self.dtype = copy.dtype if copy else dtype_of("float32", model, x.device)
         self._fast: Function = self.net
         if copy and (x.is_cuda if compile is None else compile):
             with or_log("attacks are not compiled"):

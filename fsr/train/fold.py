@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -25,10 +25,14 @@ def dtype_of(precision: str, model: nn.Module, device: torch.device) -> torch.dt
     return torch.bfloat16 if fast else torch.float32
 
 
-def layout_of(model: nn.Module, device: torch.device) -> torch.memory_format:
-    """The fastest memory layout; on a CPU, torch 2.15 can crash in channels-last backward passes below 16 channels."""
+def layout_of(model: nn.Module, device: torch.device, x: Tensor | None = None) -> torch.memory_format:
+    """The fastest memory layout that takes x; on a CPU, torch 2.15 can crash in channels-last backward below 16."""
     narrowest = min((m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)), default=0)
-    return torch.channels_last if device.type == "cuda" or narrowest >= 16 else torch.contiguous_format
+    if device.type == "cuda" or narrowest >= 16:
+        with suppress(Exception), torch.no_grad():  # `view` may need contiguous maps
+            x is None or copied(model).eval()(x.clone(memory_format=torch.channels_last))
+            return torch.channels_last
+    return torch.contiguous_format
 
 
 @contextmanager

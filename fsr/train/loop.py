@@ -15,6 +15,7 @@ from fsr.models import FSR, model_of
 from fsr.models.modes import copied, eval_mode
 from fsr.train import distributed
 from fsr.train.fast import Crafter
+from fsr.train.fold import layout_of
 from fsr.train.objectives import Objective, Stepper, draw_start, ema_update, learning_rate, stream_seed
 
 EVAL_BATCH = 500  # held-out images at once
@@ -59,7 +60,8 @@ class Trainer:
         if run.sync_bn and processes > 1:
             distributed.synchronise(self.model)
         self.objective = Objective(self.model, run)
-        self.crafter = Crafter(self.model, replace(run, batch=math.ceil(run.batch / processes)), self.device)
+        share, some = replace(run, batch=math.ceil(run.batch / processes)), as_float(data.train_x[:2])
+        self.crafter = Crafter(self.model, share, self.device, layout=layout_of(self.model, self.device, some))
         # Copied now, in the memory layout that the crafter chose: averaging across two layouts is slow.
         self.ema = copied(self.model).requires_grad_(False).eval()
         self.stepper = Stepper(self.objective, run, self.device)

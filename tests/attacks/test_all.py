@@ -15,6 +15,7 @@ from fsr.attacks import ATTACKS, Attack, attack_named, autoattack
 from fsr.attacks.gradient import is_wrong
 from fsr.attacks.inputs import check_images
 from fsr.audit import audit
+from fsr.evaluate import is_correct
 from fsr.files import UsageError
 
 EPS = 0.1
@@ -104,7 +105,8 @@ def test_a_network_that_clamps_its_input_hides_no_gradient_at_black_and_white_pi
 def test_tensors_of_every_kind_give_the_same_image(name, batch):
     (x, y), model = batch, Net()
     expected, strided = attack(name, model, x, y), (torch.stack([x, 1 - x], 1)[:, 0], torch.stack([y, y], 1)[:, 0])
-    numpy = {"eps": np.float64(EPS), "indices": np.arange(len(x))}
+    numpy = {"eps": np.float64(EPS), "indices": np.arange(len(x)), "seed": np.int64(0)}
+    numpy |= {key: np.int64(n) for key, n in {"steps": 3, "queries": 40}.items() if key in ATTACKS[name].takes}
     with torch.inference_mode():
         inferred = x.clone(), y.clone()
         assert torch.equal(attack(name, model, x, y), expected)
@@ -125,6 +127,8 @@ def test_a_network_of_one_batch_size_or_precision_is_attacked_like_another(name,
     expected, x_adv = (attack(name, Traced(net, before), x, y) for before in (lambda x: x, only_eight))
     torch.testing.assert_close(x_adv, expected, rtol=0, atol=1e-6)
     assert x_adv.dtype == torch.float64
+    with pytest.raises(UsageError, match=r"is of torch.float64 and does not take images of torch.float32"):
+        attack(name, net, *batch)
     with pytest.raises(ValueError, match="eight float64"):  # an error of the network itself is told
         attack("pgd20", Traced(Net(), only_eight), *(part[:1] for part in batch))
 
@@ -170,6 +174,7 @@ WRONG = [((X - 0.5) / 0.25, Y, "divide 0..255 by 255"), (255 * X, Y, "divide 0..
 WRONG += [((255 * X).byte(), Y, "floating point"), (X[0], Y, "N, C, H, W"), (X.flatten(1), Y, "N, C, H, W")]
 WRONG += [(X.where(X < 0.9, torch.nan), Y, "from nan"), (X, Y - 1, "from -1"), (X, Y + 4, r"must lie in 0\.\.5")]
 WRONG += [(X, y, "int64, one per image") for y in (Y[:, None], Y.float(), Y[:3])]
+WRONG += [(x, y, "dense tensors, not") for x, y in ((X.numpy(), Y), (X.tolist(), Y), (X.to_sparse(), Y), (X, [*Y]))]
 
 
 @pytest.mark.parametrize("name", [*ATTACKS, "autoattack()", "audit()"])
@@ -180,18 +185,20 @@ def test_wrong_input_is_refused_in_one_line(name):
         with pytest.raises(UsageError, match=says) as error:
             run(Net(), x, y)
         assert "\n" not in str(error.value)
-    for eps in (-0.1, 8, float("nan"), "8/255", None):
-        with pytest.raises(UsageError, match="eps must lie in"):
-            run(Net(), X, Y, eps=eps)
+    for option, value in [("seed", 1.5)] + [("eps", eps) for eps in (-0.1, 8, float("nan"), "8/255", None)]:
+        with pytest.raises(UsageError, match=f"{option} must "):
+            run(Net(), X, Y, **{option: value})
 
 
 def test_networks_without_logits_labels_without_a_class_are_refused():
-    for after in (lambda z: z[0], lambda z: z[:, :1], lambda z: (z, z)):
-        with pytest.raises(UsageError, match="must give logits"):
-            ATTACKS["fgsm"](Traced(Net(), after=after), X, Y, eps=EPS)
+    for after in (lambda z: z[0], lambda z: z[:, :1], lambda z: (z, z), lambda z: {"logits": z}):
+        for call in (partial(ATTACKS["fgsm"], y=Y, eps=EPS), partial(is_correct, y=Y)):
+            with pytest.raises(UsageError, match="must give logits"):
+                call(Traced(Net(), after=after), x=X)
     check_images(X, Y, 4)
-    with pytest.raises(UsageError, match=r"0\.\.2, these reach from 0 to 3"):
-        check_images(X, Y, 3)
+    for y, says in ((Y, r"0\.\.2, these reach from 0 to 3"), (Y[:, None], "one per image")):
+        with pytest.raises(UsageError, match=says):
+            is_correct(Net(classes=3), X, y)
 
 
 @pytest.mark.parametrize("name", sorted(ATTACKS.keys() - OF_BATCH))
@@ -209,6 +216,7 @@ def test_unknown_and_missing_names_and_options_are_refused(batch):
         attack_named("pgd-20")
     wrong = [("transfer", {"surrogate": None}, "needs \\('surrogate"), ("fgsm", {"steps": 3}, "not {'steps'}")]
     wrong += [("pgd20", {"steps": -1}, "whole number"), ("square", {"queries": 2.5}, "2.5")]
+    wrong += [("random-noise", {"indices": [5]}, "8 images need as many indices, not 1")]
     for name, options, says in wrong:
         with pytest.raises(UsageError, match=says):
             ATTACKS[name](Net(), *batch, eps=EPS, **options)

@@ -149,9 +149,8 @@ def test_each_flag_is_raised_by_the_defence_that_deserves_it(problem, flag, monk
     monkeypatch.setitem(checks.funcs, "backward", 5)  # an earlier model was dynamic; this is none of its
     net, x, y = problem
     flags = run((DEFENCES[flag](net), x, y), queries=20).flags
-    assert flags["messages"].keys() >= {flag} - {""} and (flags["zero_gradient_points"] > 0) == (
-        flag == "zero_gradient"
-    )
+    assert flags["messages"].keys() >= {flag} - {""}
+    assert (flags["zero_gradient_points"] > 0) == (flag == "zero_gradient")
     assert flag or not any(flags[name] for name in a.FLAGS)
 
 
@@ -204,7 +203,7 @@ def test_too_few_classes_and_wrong_versions_are_refused(problem):
     with pytest.raises(UsageError, match="4 classes"):
         run(three)
     assert run(three, version="custom", attacks=("apgd-ce", "fab-t")).outcomes.keys() == {"apgd-ce", "fab-t"}
-    for options in ({"version": "plus"}, {"version": "custom"}, {"attacks": ("square",)}):
+    for options in ({"version": "plus"}, {"version": "custom"}, {"attacks": ("square",)}, {"batch": 0}):
         with pytest.raises(UsageError, match="version"):
             run(problem, **options)
     with pytest.raises(UsageError, match="apgd-t, fab-t"):

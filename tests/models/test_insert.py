@@ -50,7 +50,7 @@ class Tiny(nn.Module):
 
 
 def attached():
-    return attach_fsr(Tiny(), at="body", num_classes=5).eval()
+    return attach_fsr(Tiny().eval(), at="body", num_classes=5)  # new modules take its mode and draw no noise
 
 
 def test_attached_model_gives_logits_and_streams():
@@ -68,6 +68,7 @@ def test_attached_model_gives_logits_and_streams():
 
 
 def test_the_dry_run_changes_nothing():
+    assert not any(part.training for part in attached().modules())
     model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3 * 32 * 32, 3))
     model[1].eval()
     before = copy.deepcopy(model.state_dict())

@@ -128,7 +128,7 @@ def test_a_network_of_one_batch_size_or_precision_is_attacked_like_another(name,
     torch.testing.assert_close(x_adv, expected, rtol=0, atol=1e-6)
     assert x_adv.dtype == torch.float64
     with pytest.raises(UsageError, match=r"is of torch.float64 and does not take images of torch.float32"):
-        attack(name, net, *batch)
+        attack("pgd20", net, *batch)
     with pytest.raises(ValueError, match="eight float64"):  # an error of the network itself is told
         attack("pgd20", Traced(Net(), only_eight), *(part[:1] for part in batch))
 

@@ -77,6 +77,8 @@ def pgd(
 
     start: the first perturbation, else uniform or none; turn: maps a gradient to the direction of the step.
     """
+    if torch.is_inference_mode_enabled():
+        raise UsageError("an attack needs gradients: call it outside torch.inference_mode()")
     x, alpha = x.detach(), 0.1 * eps if alpha is None else alpha
     low, high = (x - eps).clamp_min(0), (x + eps).clamp_max(1)
     if start is None and random_start:
@@ -195,8 +197,7 @@ def _search(model: Net, x: Tensor, y: Tensor, mean: Tensor, *, eps, population, 
         return project_linf((torch.tanh(moved) + 1) / 2, x[rows, *more], eps)
 
     for turn in range(queries // population):
-        won = torch.zeros_like(rows, dtype=torch.bool)
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + turn)
+        generator, won = torch.Generator().manual_seed(seed * 1_000_003 + turn), rows < 0  # none so far
         noise = torch.randn((population, *x.shape[1:]), generator=generator, dtype=torch.float64).to(x)
         margins = list[Tensor]()
         for part in noise.split(max(1, VALUES_PER_PASS // x[0].numel())):

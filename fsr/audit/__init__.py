@@ -38,7 +38,6 @@ def assemble(c: Context, records: dict[str, dict], checks: dict) -> SimpleNamesp
     accuracy = {k: float(v.double().mean()) for k, v in {**kept["protocol"], **right}.items()}
     above = {"cw_above_pgd20": accuracy["cw"] - accuracy["pgd20"] > 0.02}
     above["pgd_above_autoattack"] = accuracy["pgd100"] - accuracy["autoattack"] > 0.08
-    changed = [what for each in details.values() for what in each.get("changed", [])]
     return SimpleNamespace(
         clean=clean,
         columns=kept["protocol"],  # the parts of the authors' protocol
@@ -49,7 +48,7 @@ def assemble(c: Context, records: dict[str, dict], checks: dict) -> SimpleNamesp
         not_applicable={f"{k}/{a}" if a else k: why for k in kept for a, why in records[k]["not_applicable"].items()},
         indicators=details["indicators"],  # `proofs.NAMES` to shares
         flags=details["autoattack"],  # AutoAttack's own
-        checks={**above, **checks, "changed": changed},
+        checks={**above, **checks, "changed": [what for each in details.values() for what in each.get("changed", [])]},
         binarization=details["binarization"].get("shares", {}),  # attack to the share of known images that it finds
         details={name: each for name, each in details.items() if each},
         seconds={name: record["seconds"] for name, record in records.items()},

@@ -73,7 +73,7 @@ def evaluate_attack(
     """
     name, progress = evaluation.attack, Progress() if progress is None else progress
     if not 0 < len(x) == len(y) == len(index):
-        raise UsageError(f"{len(x)} images, {len(y)} labels, {len(index)} places in the test set: none, or they differ")
+        raise UsageError(f"{len(x)} images, {len(y)} labels, {len(index)} places do not fit or are empty")
     if name in VARIANTS and evaluation.steps is not None:
         raise UsageError(f"{name} has steps of its own; leave out steps={evaluation.steps}")
     check_images(as_float(x[:1]), y[:1])

@@ -49,10 +49,10 @@ def arguments(description: str, extra: Callable[[argparse.ArgumentParser], None]
 
 def chosen(cases: dict, only: str) -> dict:
     """The cases with `only` in their name; without any the process ends with code 2 and one line."""
-    found = {name: case for name, case in cases.items() if only in name}
-    if not found:
+    selected = {name: case for name, case in cases.items() if only in name}
+    if not selected:
         argparse.ArgumentParser().exit(2, f"--only {only}: type a part of one of: {', '.join(cases)}\n")
-    return found
+    return selected
 
 
 def random_data(run: Run, n: int) -> Data:
@@ -101,12 +101,12 @@ def peak_flops(device: torch.device) -> dict[str, float]:
 
     bf16 only where the processor has units for it: emulated, one product takes a minute, and nothing is computed so.
     """
-    n, found = 8192 if device.type == "cuda" else 2048, {}
+    n, speeds = 8192 if device.type == "cuda" else 2048, {}
     kinds = {"float32": torch.float32} | ({"bf16": torch.bfloat16} if device.type == "cuda" or BF16_UNITS else {})
     for name, dtype in kinds.items():
         a, b = torch.randn(n, n, device=device, dtype=dtype), torch.randn(n, n, device=device, dtype=dtype)
-        found[name] = 2 * n**3 / min(timed(lambda a=a, b=b: a @ b, device) for _ in range(6))
-    return found
+        speeds[name] = 2 * n**3 / min(timed(lambda a=a, b=b: a @ b, device) for _ in range(6))
+    return speeds
 
 
 def machine(device: torch.device) -> str:

@@ -20,11 +20,11 @@ def cases(quick: bool, device: torch.device) -> dict[str, tuple[Run, int]]:
     if quick:
         return {"resnet18 w16, 128 images": (SMALL, 128)}
     many = 32 if device.type == "cuda" else 4
-    found = {f"resnet18 w16, {n * 128} images": (SMALL, n * 128) for n in (1, 4, 4 * many)}
+    cases = {f"resnet18 w16, {n * 128} images": (SMALL, n * 128) for n in (1, 4, 4 * many)}
     if device.type == "cuda":  # one step at full width takes two minutes on a small CPU: see train_step
-        found[f"resnet18 w64, {128 * many} images"] = (FULL, 128 * many)
-        found[f"wideresnet34 w10, {128 * 8} images"] = (replace(FULL, backbone="wideresnet34"), 128 * 8)
-    return found
+        cases[f"resnet18 w64, {128 * many} images"] = (FULL, 128 * many)
+        cases[f"wideresnet34 w10, {128 * 8} images"] = (replace(FULL, backbone="wideresnet34"), 128 * 8)
+    return cases
 
 
 def measure_case(name: str, run: Run, n: int, rounds: int, device: torch.device) -> dict:

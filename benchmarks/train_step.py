@@ -22,22 +22,22 @@ def cases(quick: bool, device: torch.device) -> dict[str, Run]:
     WRN-34-10 has batch 16 on a CPU, where the plain step on 128 images takes many minutes.
     """
     base = replace(SMALL, batch=64) if quick else SMALL
-    found = {"resnet18 w16 at+fsr": base, "resnet18 w16 at": replace(base, module=None)}
-    found["digits resnet10 w8 at+fsr"] = for_dataset(
+    cases = {"resnet18 w16 at+fsr": base, "resnet18 w16 at": replace(base, module=None)}
+    cases["digits resnet10 w8 at+fsr"] = for_dataset(
         "digits", width=8, blocks=(1, 1, 1, 1), module=FSRSpec(at=("layer3",)), precision="float32", train_size=1197
     )
     grow: dict[str, tuple] = {"batch": (32, 64, 256, 512), "width": (8, 32), "steps": (1, 5, 20)}
     if quick:
         grow = {"batch": (16,), "width": (8,), "steps": (1,)}
     for field, values in grow.items():
-        found |= {f"{field} {value}": replace(base, **{field: value}) for value in values}
+        cases |= {f"{field} {value}": replace(base, **{field: value}) for value in values}
     if not quick:
         batch = 128 if device.type == "cuda" else 16
         wide = replace(FULL, backbone="wideresnet34", batch=batch)
-        found["resnet18 w16 trades"] = replace(base, module=None, method="trades")
-        found |= {"resnet18 w64 at+fsr": FULL, "vgg16 w64 at+fsr": replace(FULL, backbone="vgg16")}
-        found[f"wideresnet34 w10 at+fsr, batch {batch}"] = wide
-    return found
+        cases["resnet18 w16 trades"] = replace(base, module=None, method="trades")
+        cases |= {"resnet18 w64 at+fsr": FULL, "vgg16 w64 at+fsr": replace(FULL, backbone="vgg16")}
+        cases[f"wideresnet34 w10 at+fsr, batch {batch}"] = wide
+    return cases
 
 
 class FastStep:

@@ -76,7 +76,7 @@ def complete(profile: str, notebook: str) -> str:
     return f"{left} records are missing: they show as not run" if left else "every record is here"
 
 
-def planned(profile: str) -> tuple[Run, ...]:
+def plan(profile: str) -> tuple[Run, ...]:
     """Every run of a profile; UsageError for an unknown one."""
     return experiments.SETS[experiments.profile_of(profile).name]["all"]
 
@@ -84,7 +84,7 @@ def planned(profile: str) -> tuple[Run, ...]:
 def trained(profile: str, *, modules: bool) -> pd.DataFrame:
     """A row per planned run, without or with an inserted module: what it is, as `status` says it, and how it went."""
     rows = []
-    for run in (run for run in planned(profile) if (run.module is not None) == modules):
+    for run in (run for run in plan(profile) if (run.module is not None) == modules):
         rows.append({"run": labels.run(profile, run), "network": labels.network(run), "epochs": "not run"})
         with suppress(MissingRecord):
             history = store.history(run)
@@ -109,14 +109,14 @@ def curves(run: Run) -> Figure:
 
 def networks(profile: str) -> pd.DataFrame:
     """The profile's networks whose weights are on this machine: what they are in words, run, checkpoint."""
-    kept = [(r, kind) for r in planned(profile) for kind in KINDS if runs.has_weights(r, kind)]
-    rows = [(f"{labels.run(profile, r)}, {kind}", r, kind) for r, kind in kept]
+    pairs = [(r, kind) for r in plan(profile) for kind in KINDS if runs.has_weights(r, kind)]
+    rows = [(f"{labels.run(profile, r)}, {kind}", r, kind) for r, kind in pairs]
     return pd.DataFrame(rows, columns=["name", "run", "checkpoint"])
 
 
 def example(profile: str, label: str) -> tuple[Run, str]:
     """(run, checkpoint) of seed 0 with this label whose weights are here; else demo's, which trains in seconds."""
-    run, other = (next((r for r in planned(name) if r.label == label), None) for name in (profile, "demo"))
+    run, other = (next((r for r in plan(name) if r.label == label), None) for name in (profile, "demo"))
     if run is None or other is None:
         raise UsageError(f"no {label!r} in profile {profile} or in demo; type at, or at+fsr")
     here = [kind for kind in KINDS if runs.has_weights(run, kind)]
@@ -163,9 +163,8 @@ def draw(*seen: SimpleNamespace) -> Figure:
         frame = frame.loc[frame.max(axis=1).nlargest(10).index].sort_index()
         frame.plot.barh(ax=part.add_subplot(grid[1, :3]), xlim=(0, 1), title=f"confidence (true class: {truth})")
         if one.mask is not None:
-            part.add_subplot(grid[1, 3:], title="mask m").hist(
-                one.mask[1].flatten(), bins=20, range=(0, 1), color="grey"
-            )
+            mask = part.add_subplot(grid[1, 3:], title="mask m")
+            mask.hist(one.mask[1].flatten(), bins=20, range=(0, 1), color="grey")
         part.suptitle(one.title, fontsize=9)
     return figure
 

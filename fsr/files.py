@@ -116,9 +116,9 @@ report = partial(_place, "results/report", suffix=".html")  # of a profile
 figures = partial(_place, "figures")  # of a profile
 
 
-def did_you_mean(word: str, known: Collection[str]) -> str:
+def did_you_mean(word: str, choices: Collection[str]) -> str:
     """`; did you mean 'x'?` when something known begins with word or is close to it, else an empty string."""
-    close = [name for name in known if name.startswith(word or " ")] or difflib.get_close_matches(word, known, n=1)
+    close = [name for name in choices if name.startswith(word or " ")] or difflib.get_close_matches(word, choices, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

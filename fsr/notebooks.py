@@ -63,9 +63,9 @@ def parameters_of(book: nbformat.NotebookNode) -> list[str]:
 
 def run_notebook(name: str, profile: str, **parameters) -> Path:
     """Execute one notebook into results/notebooks/<profile>; a failure is an FSRError, and kept in results/.failed."""
-    known = parameters_of(nbformat.read(source(name), as_version=4))
-    if unknown := sorted(parameters.keys() - set(known)):  # papermill only warns
-        raise UsageError(f"{name} has no parameter {', '.join(unknown)}; it has {', '.join(known)}")
+    names = parameters_of(nbformat.read(source(name), as_version=4))
+    if unknown := sorted(parameters.keys() - set(names)):  # papermill only warns
+        raise UsageError(f"{name} has no parameter {', '.join(unknown)}; it has {', '.join(names)}")
     mark, scratch = key(name, profile), files.results() / ".failed" / profile / f"{name}.ipynb"
     scratch.parent.mkdir(parents=True, exist_ok=True)
     paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (source(name), scratch)]  # it fills {names}

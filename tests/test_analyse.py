@@ -121,8 +121,8 @@ def test_maps_show_the_attacked_images_and_their_streams(model, data):
     answers = (arrays["pred_clean"].tolist(), arrays["pred_adv"].tolist())
     assert answers == tuple(model(v).argmax(1).tolist() for v in (x, x_adv))
     for name, features in traced(model, x_adv)[0].items():
-        found = arrays["map_features" if name == "output" else f"map_{name}"]
-        np.testing.assert_allclose(found, features.abs().mean(1).numpy(), rtol=2e-3, atol=1e-5)
+        result = arrays["map_features" if name == "output" else f"map_{name}"]
+        np.testing.assert_allclose(result, features.abs().mean(1).numpy(), rtol=2e-3, atol=1e-5)
     assert record["class_names"] == [str(d) for d in range(10)]
 
 

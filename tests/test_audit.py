@@ -59,8 +59,8 @@ def natural():
     return fit()
 
 
-def accuracy(kept) -> float:
-    return float(torch.as_tensor(kept).double().mean())
+def accuracy(saved) -> float:
+    return float(torch.as_tensor(saved).double().mean())
 
 
 FAKES = {  # what is done to images and to logits, whether it was there in training, and where it has to fall
@@ -134,31 +134,31 @@ def test_fsr_gets_every_group_and_the_worst_case_is_all_of_them(fsr, brisk):
     assert torch.equal(result.worst_case, torch.stack(parts).all(0))
     assert torch.equal(result.authors_protocol, torch.stack(list(result.columns.values())).all(0))
     assert not result.clean[0] and result.clean[1:].all() and not result.worst_case[0]
-    for name, kept in result.groups.items():
+    for name, saved in result.groups.items():
         attacks = [v for k, v in result.attacks.items() if k.startswith(f"{name}/")]
-        assert kept.dtype == torch.bool and torch.equal(kept, torch.stack(attacks).all(0))
+        assert saved.dtype == torch.bool and torch.equal(saved, torch.stack(attacks).all(0))
     assert {"transfer/m1", "transfer/r0", "transfer/surrogate", "noise/eot"} <= result.attacks.keys()
     assert {"pgd20", "square", "autoattack/standard", "bpda/apgd-ce", "queries/nes"} <= result.binarization.keys()
 
 
 def test_a_stopped_audit_goes_on_and_ends_as_if_never_stopped(natural, brisk):
     net, x, y = natural[0], natural[1][:20], natural[2][:20]
-    kept: dict[str, dict] = {}
+    saved: dict[str, dict] = {}
 
     def stop_after_four(name, record):
-        kept[name] = json.loads(json.dumps(record))
-        if len(kept) == 4:
+        saved[name] = json.loads(json.dumps(record))
+        if len(saved) == 4:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         audit(net, x, y, EPS, on_group=stop_after_four)
     later: list[str] = []
-    resumed = audit(net, x, y, EPS, done=kept, on_group=lambda name, _: later.append(name))
+    resumed = audit(net, x, y, EPS, done=saved, on_group=lambda name, _: later.append(name))
     assert later == list(GROUPS)[4:]
     whole = audit(net, x, y, EPS)
     for part in ("columns", "groups", "attacks"):
-        found, expected = getattr(resumed, part), getattr(whole, part)
-        assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+        again, expected = getattr(resumed, part), getattr(whole, part)
+        assert again.keys() == expected.keys() and all(torch.equal(again[name], expected[name]) for name in expected)
     for part in ("indicators", "flags", "checks", "binarization", "not_applicable", "details"):
         assert getattr(whole, part) == getattr(resumed, part)
 
@@ -297,8 +297,8 @@ HEIGHTS = [
 
 @pytest.mark.parametrize("height, expected", HEIGHTS)
 def test_indicators_of_functions_with_known_failures(height, expected):
-    found = run_group("indicators", context_of(slope(height), grey(4), eps=EPS))["details"]
-    assert found == {name: expected.get(name, 0) for name in NAMES} | {"transfer_failure": None}
+    outcome = run_group("indicators", context_of(slope(height), grey(4), eps=EPS))["details"]
+    assert outcome == {name: expected.get(name, 0) for name in NAMES} | {"transfer_failure": None}
 
 
 @pytest.mark.parametrize("share, expected", [(-0.01, 1.0), (0.0, 0.0)])
@@ -329,8 +329,8 @@ def test_an_attack_that_stopped_at_the_coarse_network_goes_on_at_the_exact_one(f
     context.clean = torch.ones(8, dtype=torch.bool)
     context.correct = lambda x_adv, rows: torch.full((len(rows),), len(given) < 2)  # the second attack breaks all
     context.reference = lambda x: F.one_hot((torch.arange(8) == 2).long(), 10).float()  # coarsely wrong on one
-    kept = context.run([("any", craft)])["any"]
-    assert given == [list(range(8)), [2]] and kept.tolist() == [i != 2 for i in range(8)]
+    saved = context.run([("any", craft)])["any"]
+    assert given == [list(range(8)), [2]] and saved.tolist() == [i != 2 for i in range(8)]
 
 
 def test_an_attack_that_leaves_the_network_changed_is_named(natural, brisk, monkeypatch):
@@ -356,8 +356,8 @@ def test_networks_that_look_at_the_whole_batch_or_differ_when_compiled_are_named
     for factor in (1.0, 1.1):
         compiled = Wrapped(eager, before=lambda x, factor=factor: factor * x)
         compiled._orig_mod = eager
-        found = cheap_checks(compiled, context_of(eager, x))
-        assert found == {"batch_dependent": False, "compiled_differs": factor != 1}
+        outcome = cheap_checks(compiled, context_of(eager, x))
+        assert outcome == {"batch_dependent": False, "compiled_differs": factor != 1}
 
 
 def walk(steps=20, sign=1, before=lambda net: net):

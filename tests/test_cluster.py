@@ -219,12 +219,12 @@ def test_a_driver_that_ends_leaves_checkpoints_and_no_worker(root, nodes, expect
 @pytest.mark.parametrize("lost", ["worker", "node"])  # a node last: the cluster is smaller afterwards
 def test_a_cluster_records_what_one_process_records_though_one_is_lost(root, nodes, expected, held, lost):
     process, run = held
-    found = {node: ray_nodes.working(node, f"ray::{run_id(run)}") for node in nodes[1][1:]}
-    node = max(found, key=lambda node: len(found[node]))
-    for pid in found[node] if lost == "worker" else [node.pid, *ray_nodes.children(node.pid)]:
+    result = {node: ray_nodes.working(node, f"ray::{run_id(run)}") for node in nodes[1][1:]}
+    node = max(result, key=lambda node: len(result[node]))
+    for pid in result[node] if lost == "worker" else [node.pid, *ray_nodes.children(node.pid)]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    assert found[node] and not store.is_trained(run)
+    assert result[node] and not store.is_trained(run)
     (root / "hold").unlink()
     finished(process, root)
     record = store.environment(run)  # the new worker went on from the checkpoint

@@ -39,9 +39,9 @@ def test_augmentation_is_a_crop_of_the_padded_image_or_its_mirror():
     out = data.augment(x.repeat(5000, 1, 1, 1), pad=2, flip=True, generator=torch.Generator().manual_seed(1))
     for i, image in enumerate(torch.nn.functional.pad(x, (2, 2, 2, 2))):
         crops = [image[:, r : r + 5, c : c + 5] for r in range(5) for c in range(5)]
-        found = Counter(tuple(got.flatten().tolist()) for got in out[i::2])
-        assert found.keys() == {tuple(v.flatten().tolist()) for crop in crops for v in (crop, crop.flip(2))}
-        assert min(found.values()) > 60 and max(found.values()) < 140  # all 50 alike often
+        result = Counter(tuple(got.flatten().tolist()) for got in out[i::2])
+        assert result.keys() == {tuple(v.flatten().tolist()) for crop in crops for v in (crop, crop.flip(2))}
+        assert min(result.values()) > 60 and max(result.values()) < 140  # all 50 alike often
 
 
 def test_a_last_batch_of_one_joins_the_batch_before():

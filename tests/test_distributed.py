@@ -103,8 +103,8 @@ def test_processes_compute_what_one_computes_and_hold_the_same(group):
             assert first["progress"]["rows"] != alone["progress"]["rows"]
             continue
         assert first["progress"]["best_epoch"] == alone["progress"]["best_epoch"]
-        for mine, theirs in zip(alone["progress"]["rows"], first["progress"]["rows"], strict=True):
-            assert theirs == pytest.approx(mine, rel=2e-4, abs=1e-6)
+        for ours, theirs in zip(alone["progress"]["rows"], first["progress"]["rows"], strict=True):
+            assert theirs == pytest.approx(ours, rel=2e-4, abs=1e-6)
         torch.testing.assert_close(first["tensors"], alone["tensors"], rtol=1e-3, atol=2e-4)
 
 
@@ -113,8 +113,8 @@ def test_one_process_asked_to_stop_stops_all_and_the_resumed_training_is_the_who
     assert all(one["stopped"]["progress"]["step"] == 3 for one in group)
     assert group[0]["stopped"]["tensors"]["sums/images"] == 32
     resumed, whole = group[0]["resumed"], group[0]["fsr"]
-    for mine, theirs in zip(resumed["progress"]["rows"], whole["progress"]["rows"], strict=True):
-        assert mine == pytest.approx(theirs, rel=1e-6)
+    for ours, theirs in zip(resumed["progress"]["rows"], whole["progress"]["rows"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-6)
     exact = len(group) == 2  # sums of three round by their order, and DDP orders gradients anew after its first step
     how = {"rtol": 0, "atol": 0} if exact else {"rtol": 1e-4, "atol": 1e-6}
     torch.testing.assert_close(resumed["tensors"], whole["tensors"], **how)

@@ -102,14 +102,14 @@ def test_steps_for_autoattack_are_refused(attack):
 
 @pytest.mark.parametrize("attack", ["clean", "pgd20", "pgd100-restarts", "square", "autoattack-ci", "transfer"])
 def test_networks_that_write_into_their_input_have_the_outcomes_of_others(attack):
-    found = []
+    result = []
     for how in (lambda x: x.clamp_(0.1, 1).sub_(0.1), lambda x: x.clamp(0.1, 1) - 0.1):
         x, y, call = X.clone(), Y.clone(), {"evaluation": Evaluation(attack=attack)}
         if attack == "transfer":
             call = {"evaluation": Evaluation(attack=attack, surrogate="it"), "surrogate": Wrapped(Sum(), how)}
-        found.append(evaluate_attack(Wrapped(Sum(), how), x, y, torch.arange(9), run=RUN, **call).correct)
+        result.append(evaluate_attack(Wrapped(Sum(), how), x, y, torch.arange(9), run=RUN, **call).correct)
         assert torch.equal(x, X) and torch.equal(y, Y)
-    assert found[0] == found[1] and 0 < sum(found[0]) < 9
+    assert result[0] == result[1] and 0 < sum(result[0]) < 9
 
 
 def test_evaluation_is_in_float32_whatever_the_default_and_the_callers_mode_are():

@@ -37,8 +37,8 @@ def test_never_more_threads_than_cores(monkeypatch):
     assert [executors.shape(wide, cpu, n) for n in (None, 2, 99)] == [(1, 4), (2, 2), (5, 1)]  # wide nets: all cores
     assert executors.shape(TASKS, cpu) == (2, 1)  # no more processes than tasks
     assert [executors.shape(TASKS * 3, gpu, n) for n in (None, 2, 9)] == [(1, 4), (2, 2), (6, 1)]
-    for asked, threads in ((1, 1), (2, 2), (9, 4)):  # the environment limits threads and never adds any
-        monkeypatch.setattr(hardware, "REQUESTED_THREADS", asked)
+    for required, threads in ((1, 1), (2, 2), (9, 4)):  # the environment limits threads and never adds any
+        monkeypatch.setattr(hardware, "REQUESTED_THREADS", required)
         assert executors.shape(wide[:1], cpu, 2) == (1, threads)
 
 

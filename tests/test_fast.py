@@ -372,7 +372,7 @@ WHOLE = ("tied", "reads statistics", "a layer under", "new weight_norm", "in pla
 def test_attacks_see_the_function_of_any_network(name, precision, monkeypatch, caplog):
     """Logits and input gradients are the network's own, from a copy or, with one line in the log, from itself."""
     monkeypatch.setattr("fsr.train.fold.BF16_UNITS", True)
-    model, x, found = type("Changed", (Small,), METHODS.get(name, {}))(), torch.rand(4, 3, 8, 8), []
+    model, x, result = type("Changed", (Small,), METHODS.get(name, {}))(), torch.rand(4, 3, 8, 8), []
     if name in CHANGES:
         CHANGES[name](model)
     model = randomised_statistics(model).eval()
@@ -381,9 +381,9 @@ def test_attacks_see_the_function_of_any_network(name, precision, monkeypatch, c
     for function in (net, lambda x: model(x.clone())):
         leaf = x.clone().requires_grad_()
         logits = function(leaf)
-        found.append((logits.detach(), torch.autograd.grad(F.cross_entropy(logits, torch.arange(4)), leaf)[0]))
+        result.append((logits.detach(), torch.autograd.grad(F.cross_entropy(logits, torch.arange(4)), leaf)[0]))
         assert torch.equal(leaf, before)
-    for ours, own in zip(*found):
+    for ours, own in zip(*result):
         assert (ours - own).norm() <= (0.3 if net.dtype == torch.bfloat16 else 1e-4) * own.norm()
     assert (net.net is model) == ("on the network itself" in caplog.text)
     assert net.net is model or name != "a closure over live layers"  # whose mode and weights are another's

@@ -68,13 +68,13 @@ def whole_task(root: str, at_write: int | None = None, after: bool = False) -> N
     assert not perform(Task(run=run, parts=(*attacks, Analysis(kind="streams"))), CPU)
 
 
-def killer(root: str, wanted: int) -> None:
+def killer(root: str, target: int) -> None:
     """Rounds of six forked children, killed at random moments and at writes; prints how many kills and rounds."""
     torch.set_num_threads(1)
     began = time.monotonic()
     assert end(forked(whole_task, f"{root}/whole")) == 0
     seconds, rng, killed, rounds = time.monotonic() - began, random.Random(0), 0, 0
-    while killed < wanted:  # however fast the machine has become, the writes of every second round are sure hits
+    while killed < target:  # however fast the machine has become, the writes of every second round are sure hits
         broken, at_writes = f"{root}/broken-{rounds}", [rng.randint(1, 4), rng.randint(1, 4), *[None] * 4]
         for number, at_write in enumerate(at_writes[:: 1 if rounds % 2 else -1]):
             pid = forked(whole_task, broken, at_write, number % 2 == 0)
@@ -106,7 +106,7 @@ def python(call: str) -> tuple[str, str]:
     return done.stdout.splitlines()[-1], done.stderr
 
 
-def kept(root: Path) -> dict:
+def records_of(root: Path) -> dict:
     """Everything that must not depend on kills: weights, outcomes, histories and records without their seconds."""
     leave = {"sha256", "started", "finished", "seconds", "history_sha256", "commit", "dirty", "sittings"}
     out = results(root)
@@ -119,12 +119,12 @@ def kept(root: Path) -> dict:
     return out
 
 
-@pytest.mark.parametrize("wanted", [3, pytest.param(40, marks=pytest.mark.slow)])
-def test_killed_work_goes_on_to_the_records_of_work_that_was_not(tmp_path, wanted):
-    killed, rounds = map(int, python(f"t.killer({str(tmp_path)!r}, {wanted})")[0].split())
-    whole = kept(tmp_path / "whole")
+@pytest.mark.parametrize("target", [3, pytest.param(40, marks=pytest.mark.slow)])
+def test_killed_work_goes_on_to_the_records_of_work_that_was_not(tmp_path, target):
+    killed, rounds = map(int, python(f"t.killer({str(tmp_path)!r}, {target})")[0].split())
+    whole = records_of(tmp_path / "whole")
     assert len(whole) == 3 + 3 + 2 * 3 + 1  # weights, run, evaluations, analysis
-    assert killed >= wanted and all(kept(tmp_path / f"broken-{i}") == whole for i in range(rounds))
+    assert killed >= target and all(records_of(tmp_path / f"broken-{i}") == whole for i in range(rounds))
 
 
 @pytest.mark.parametrize("what", ["train", "evaluate"])
@@ -172,7 +172,7 @@ def test_a_notebook_whose_runner_is_killed_leaves_the_good_execution_alone(root,
 def test_a_full_or_read_only_disk_is_said_and_earlier_results_are_whole(root, monkeypatch, number, says):
     """From the moment on when a training has saved its first epoch."""
     assert perform(Task(run=RUN, parts=(CLEAN,)), CPU) == []
-    before, tasks = kept(root), (Task(run=LONG), Task(run=RUN, parts=(FGSM,)))
+    before, tasks = records_of(root), (Task(run=LONG), Task(run=RUN, parts=(FGSM,)))
 
     def fsync(handle) -> None:
         if runs.state_path(LONG).exists():
@@ -183,7 +183,7 @@ def test_a_full_or_read_only_disk_is_said_and_earlier_results_are_whole(root, mo
         for task in tasks:
             (line,) = perform(task, CPU)
             assert "cannot write" in line and says in line and "--root" in line
-    assert not list(root.rglob("*.tmp")) and before.items() <= kept(root).items() and not store.is_trained(LONG)
+    assert not list(root.rglob("*.tmp")) and before.items() <= records_of(root).items() and not store.is_trained(LONG)
     assert [perform(task, CPU) for task in tasks] == [[], []] and len(store.history(LONG)) == 3
 
 
@@ -223,9 +223,9 @@ def test_every_damaged_file_is_named_and_left_as_it_is(finished, root, how):
     shutil.copytree(finished, root, dirs_exist_ok=True)
     read_everything()
     own = [files.run_dir(run_id(WITH_FSR)), files.checkpoint_dir(run_id(WITH_FSR))]
-    mine = [p for folder in own for p in folder.rglob("*") if p.is_file() and p.name != "state.safetensors"]
-    assert len(mine) == 3 + 2 + 2 + 3 + 1
-    for path in (*mine, runs.state_path(LONG)):
+    own_files = [p for folder in own for p in folder.rglob("*") if p.is_file() and p.name != "state.safetensors"]
+    assert len(own_files) == 3 + 2 + 2 + 3 + 1
+    for path in (*own_files, runs.state_path(LONG)):
         good = path.read_bytes()
         path.write_bytes(spoilt(good, how))
         with pytest.raises(CorruptFile, match=path.stem):

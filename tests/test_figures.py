@@ -15,7 +15,7 @@ from synthetic_records import made_up_root, write_all, write_history
 
 from fsr import experiments, files, plots, report, store, tables
 from fsr.files import MissingRecord, UsageError
-from fsr.plots import curves, inside, style
+from fsr.plots import curves, features, style
 from fsr.report.pages import QUESTIONS, page
 from fsr.tables import outcomes
 from fsr.tables.labels import measured
@@ -62,14 +62,14 @@ def test_a_second_save_leaves_the_files_alone_and_damage_is_mended(recorded):
 @pytest.mark.slow
 def test_bytes_are_the_same_in_another_process(recorded):
     code = "from fsr import plots; [plots.save('ci', name) for name in ('F2', 'F5', 'F7')]"
-    found = []
+    saved = []
     for seed in ("1", "2"):
         for path in (recorded / "figures").rglob("F*"):
             path.unlink()
         environment = {"FSR_ROOT": str(recorded), "PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)}
         subprocess.run([sys.executable, "-c", code], check=True, env=environment)
-        found.append({path.name: path.read_bytes() for path in (recorded / "figures").rglob("F*")})
-    assert len(found[0]) == 6 and found[0] == found[1]
+        saved.append({path.name: path.read_bytes() for path in (recorded / "figures").rglob("F*")})
+    assert len(saved[0]) == 6 and saved[0] == saved[1]
 
 
 @pytest.mark.parametrize("profile", ["ci", "overfit", "headline40"])
@@ -88,14 +88,14 @@ def test_a_figure_without_records_raises_and_the_module_is_one_file(root, profil
 
 @pytest.mark.parametrize("name", RECORDED)
 def test_a_figure_names_its_setting_and_leaves_matplotlib_alone(recorded, monkeypatch, name):
-    before, opened, kept = dict(plt.rcParams), plt.get_fignums(), []
+    before, opened, figures = dict(plt.rcParams), plt.get_fignums(), []
     made = plots.FIGURES[name]
-    monkeypatch.setitem(plots.FIGURES, name, lambda profile: kept.append(made(profile)) or kept[0])
+    monkeypatch.setitem(plots.FIGURES, name, lambda profile: figures.append(made(profile)) or figures[0])
     plots.save(PROFILE, name)
     assert dict(plt.rcParams) == before and plt.get_fignums() == opened
-    assert all(len(legend.get_texts()) > 1 for legend in kept[0].legends)
-    note = kept[0].get_supxlabel()
-    assert name == "F9" or ("digits" in texts(kept[0]) and "2 epochs" in note)
+    assert all(len(legend.get_texts()) > 1 for legend in figures[0].legends)
+    note = figures[0].get_supxlabel()
+    assert name == "F9" or ("digits" in texts(figures[0]) and "2 epochs" in note)
     assert name in ("F5", "F9") or "weights" in note
 
 
@@ -155,7 +155,7 @@ def test_maps_show_images_that_the_attack_fools(recorded):
 def test_features_are_turned_onto_each_other_and_named(recorded):
     rng = np.random.default_rng(0)
     points = rng.normal(size=(50, 2))
-    assert inside.aligned(points[:, ::-1] * [1, -1] + 7, points) == pytest.approx(points)  # mirrored, turned, moved
+    assert features.aligned(points[:, ::-1] * [1, -1] + 7, points) == pytest.approx(points)  # mirrored, turned, moved
     for ax, stream in zip(draw("F8").axes, ("nonrobust", "recalibrated")):
         assert {t.get_text() for t in ax.texts} == {str(i) for i in range(10)}
         cells = style.cells(PROFILE, "T7", attack="pgd20", checkpoint="ema", probe="knn", stream=stream, seed=0)
@@ -176,8 +176,10 @@ def test_training_and_held_out_accuracy_are_drawn_also_of_a_half_finished_traini
     store.save_config(plain)
     write_history(plain, epochs=trained)
     for ax, column in zip(draw("F5", profile).axes, curves.PANELS):
-        known = store.history(plain)
-        assert column not in known or any(np.array_equal(line.get_ydata(), known[column]) for line in ax.get_lines())
+        history = store.history(plain)
+        assert column not in history or any(
+            np.array_equal(line.get_ydata(), history[column]) for line in ax.get_lines()
+        )
     assert {line.get_marker() for line in ax.figure.axes[4].get_lines()} >= {"o", "*", "D"}  # last, best, EMA
 
 
@@ -195,8 +197,8 @@ def whole(text: str) -> bool:
 
 def test_the_page_answers_first_then_each_question_and_gives_the_verdict_last(text):
     assert text.index(report.answer(PROFILE)) < text.index('id="F7"') < text.index('id="T1"')
-    asked = [name for _, _, items in QUESTIONS for name in items.split()]
-    assert asked[-1] == "T10" and sorted(asked) == sorted([*tables.TABLES, *plots.FIGURES])
+    shown = [name for _, _, items in QUESTIONS for name in items.split()]
+    assert shown[-1] == "T10" and sorted(shown) == sorted([*tables.TABLES, *plots.FIGURES])
     before = files.report(PROFILE).stat().st_mtime_ns
     assert report.build(PROFILE).stat().st_mtime_ns == before  # a second build touches nothing
 

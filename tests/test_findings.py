@@ -26,8 +26,8 @@ def frames(monkeypatch, root):
 def ours(row: str, value: float, metric: str = "autoattack", **fields) -> dict:
     """An accuracy of the main network with last weights."""
     keys = {"dataset": "digits", "network": "N", "checkpoint": "last", "kind": "ours", "flags": None}
-    known = {"low": value - 0.01, "high": value + 0.01, "n": 500, "seeds": 1, "seeds_low": np.nan, "seeds_high": np.nan}
-    return keys | known | {"row": row, "metric": metric, "value": value} | fields
+    usual = {"low": value - 0.01, "high": value + 0.01, "n": 500, "seeds": 1, "seeds_low": np.nan, "seeds_high": np.nan}
+    return keys | usual | {"row": row, "metric": metric, "value": value} | fields
 
 
 def gain(row: str, cell: tuple, base: str = "AT", metric: str = "autoattack", **fields) -> dict:
@@ -42,12 +42,12 @@ CASES1 = [
 ]
 
 
-@pytest.mark.parametrize("cell, seeds, told", CASES1)
-def test_the_answer_has_sign_interval_images_and_seeds(frames, cell, seeds, told):
+@pytest.mark.parametrize("cell, seeds, sentence", CASES1)
+def test_the_answer_has_sign_interval_images_and_seeds(frames, cell, seeds, sentence):
     frames["T1"] = [gain("AT + FSR", cell, seeds=seeds)]
     frames["T1"] += [ours("AT", 0.5, seeds=seeds), ours("AT + FSR", 0.5 + cell[0], seeds=seeds)]
-    told = told.format(f"AutoAttack accuracy is 50.0 % for AT and {50 + 100 * cell[0]:.1f} % for AT + FSR")
-    assert answer("demo") == f"digits, ResNet-10 (width 8), 15 epochs: {told}"
+    sentence = sentence.format(f"AutoAttack accuracy is 50.0 % for AT and {50 + 100 * cell[0]:.1f} % for AT + FSR")
+    assert answer("demo") == f"digits, ResNet-10 (width 8), 15 epochs: {sentence}"
     frames["T1"][1]["seeds"] += 1  # accuracies of other seeds than the gain's are not set beside it
     assert "AutoAttack accuracy of AT + FSR minus that of AT is" in answer("demo")
     frames["T1"][0] |= {"seeds_low": -0.07, "seeds_high": 0.01}  # decides where there is one
@@ -141,12 +141,12 @@ SAID += [
 ]
 
 
-@pytest.mark.parametrize("name, rows, told", SAID)
-def test_a_sentence_follows_its_numbers(frames, name, rows, told):
+@pytest.mark.parametrize("name, rows, sentence", SAID)
+def test_a_sentence_follows_its_numbers(frames, name, rows, sentence):
     frames[name] = rows
     said = " ".join(findings("demo", name))
-    silent = not said or (told is None and not any(word in said for word in ("Without L_sep", "Over")))
-    assert told in said if told else silent
+    silent = not said or (sentence is None and not any(word in said for word in ("Without L_sep", "Over")))
+    assert sentence in said if sentence else silent
     assert findings("mini", name)[-1:] == tables.PRELIMINARY["mini"] * bool(said)  # records that are made again
 
 
@@ -186,8 +186,8 @@ CASES2 = [
 HELD = {(0.5,): ("−5.5", "−7.5"), (2.0,): ("+11.0", "+15.0"), (0.5, 2.0): ("+2.8", "+3.8")}
 
 
-@pytest.mark.parametrize("speeds, told", CASES2)
-def test_training_speed_is_read_with_either_sign_and_over_all_seeds(speeds, told):
+@pytest.mark.parametrize("speeds, sentence", CASES2)
+def test_training_speed_is_read_with_either_sign_and_over_all_seeds(speeds, sentence):
     rows = {row.name: row.runs for row in reversed(experiments.ROWS["demo"]["whitebox"])}
     assert findings("demo", "F5") == []
     for at, both, speed in zip(rows["AT"], rows["AT + FSR"], speeds):
@@ -195,7 +195,7 @@ def test_training_speed_is_read_with_either_sign_and_over_all_seeds(speeds, told
             recorded(run, history(15, pace))
     gaps = "{} points at epoch 11 and {} points at epoch 15".format(*HELD[speeds])
     held = f"On held-out images under attack (EMA weights) AT + FSR minus AT is {gaps}."
-    assert findings("demo", "F5") == [told, held]
+    assert findings("demo", "F5") == [sentence, held]
 
 
 def test_the_study_lists_its_gains_per_kind_of_weights_and_at_stopped_early(frames):

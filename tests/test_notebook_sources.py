@@ -14,7 +14,7 @@ CODE = {name: [cell for cell in book.cells if cell.cell_type == "code"] for name
 
 
 def everywhere(pattern: str) -> list[str]:
-    return [found for cells in CODE.values() for cell in cells for found in re.findall(pattern, cell.source)]
+    return [match for cells in CODE.values() for cell in cells for match in re.findall(pattern, cell.source)]
 
 
 @pytest.mark.parametrize("name", BOOKS)

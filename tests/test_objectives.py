@@ -36,9 +36,9 @@ def test_parity_with_the_public_formulas():
     clean, adv, y = fixture["natural_logits"], fixture["adversarial_logits"], fixture["y"]
     assert {method: float(fixture[f"{method}.beta"]) for method in PAIRS} == BETAS
     parts = PAIRS["trades"](clean, adv, y)
-    found = {"trades.natural": parts["cls"], "trades.robust": parts["robust"]}
-    found |= {f"{method}.total": loss(method, clean, adv, y, beta) for method, beta in BETAS.items()}
-    for name, value in found.items():
+    losses = {"trades.natural": parts["cls"], "trades.robust": parts["robust"]}
+    losses |= {f"{method}.total": loss(method, clean, adv, y, beta) for method, beta in BETAS.items()}
+    for name, value in losses.items():
         torch.testing.assert_close(value, fixture[name], rtol=1e-9, atol=1e-9)
 
 

@@ -28,8 +28,8 @@ def test_digits_are_split_as_documented_and_no_image_is_in_two_parts():
     assert [len(d.train_y), len(d.held_y), len(d.test_y)] == [1197, 100, 500]
     x, y = torch.cat([d.train_x, d.held_x, d.test_x]), torch.cat([d.train_y, d.held_y, d.test_y])
     raw = (load_digits().images * (255 / 16)).round().astype(np.uint8).reshape(-1, 64)
-    found = sorted(zip(x[:, 0].flatten(1).tolist(), y.tolist()))
-    assert found == sorted(zip(raw.tolist(), load_digits().target.tolist()))
+    images = sorted(zip(x[:, 0].flatten(1).tolist(), y.tolist()))
+    assert images == sorted(zip(raw.tolist(), load_digits().target.tolist()))
     assert (d.train_x[:, 0] == d.train_x[:, 2]).all() and d.train_x.max() == 255
     assert (data.load(for_dataset("digits", holdout=100, seed=5)).held_x == d.held_x).all()
     assert d.held_y.bincount().min() >= 9 and d.test_y.bincount().min() >= 45

@@ -24,8 +24,8 @@ def test_generated_parts_are_those_of_the_committed_records(monkeypatch):
 def test_documented_speed_is_what_the_benchmarks_recorded():
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in SPEED.read_text().splitlines() if "|" in line]
     for record, case, *shown in rows[2:]:
-        known = load_json(files.repository() / "results" / "benchmarks" / f"{record}.json")["rows"]
-        (ratio,) = [row["ratio"] for row in known if row.get("case") == case]
+        recorded = load_json(files.repository() / "results" / "benchmarks" / f"{record}.json")["rows"]
+        (ratio,) = [row["ratio"] for row in recorded if row.get("case") == case]
         assert shown == [f"{ratio[name]:.1f}" for name in ("median", "low", "high")]
 
 

@@ -113,15 +113,15 @@ def test_weights_on_record_outlive_a_retraining_that_is_stopped(root, monkeypatc
 
 
 def test_an_imported_checkpoint_is_a_run_with_the_authors_outputs(root, tmp_path):
-    theirs, file, kept = randomised(OfficialVGG()).eval(), tmp_path / "authors.pth", []
+    theirs, file, snapshots = randomised(OfficialVGG()).eval(), tmp_path / "authors.pth", []
     torch.save(theirs.state_dict(), file)
     with pytest.raises(UsageError, match="has 10 classes and tinyimagenet has 200: give another --dataset"):
         runs.import_official(file, "vgg16", "tinyimagenet")
     assert not (root / "results").exists()
     for _ in range(2):
         name = runs.import_official(file, "vgg16", "cifar10")
-        kept.append(snapshot(root))
-    assert kept[0] == kept[1]
+        snapshots.append(snapshot(root))
+    assert snapshots[0] == snapshots[1]
     run, x = store.config_of(name), torch.rand(2, 3, 32, 32)
     assert store.is_trained(run) and run.imported and run.holdout == 0
     with torch.no_grad():

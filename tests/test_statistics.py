@@ -50,18 +50,18 @@ def test_bootstrap_equals_drawing_seeds_and_images_and_has_its_sign_and_seed():
 
 
 def test_seed_summary_by_hand():
-    found = s.seed_summary([0.50, 0.52, 0.54])
-    assert found.mean == pytest.approx(0.52) and found.sd == pytest.approx(0.02) and found.n == 3
+    summary = s.seed_summary([0.50, 0.52, 0.54])
+    assert summary.mean == pytest.approx(0.52) and summary.sd == pytest.approx(0.02) and summary.n == 3
     half = 4.302652729749464 * 0.02 / math.sqrt(3)  # Student's t, 2 degrees of freedom, from any table
-    assert (found.low, found.high) == pytest.approx((0.52 - half, 0.52 + half))
+    assert (summary.low, summary.high) == pytest.approx((0.52 - half, 0.52 + half))
     assert s.seed_summary([0.5]) == (0.5, None, None, None, 1)
 
 
 @pytest.mark.parametrize("values", [[0.1] * 3, [(c + 1) / 100 - c / 100 for c in (80, 78, 56)]])
 def test_values_that_differ_by_rounding_alone_are_equal(values):
     assert np.std(values, ddof=1) > 0  # numpy sees a difference
-    found = s.seed_summary(values)
-    assert found.sd == 0.0 and found.low == found.mean == found.high
+    summary = s.seed_summary(values)
+    assert summary.sd == 0.0 and summary.low == summary.mean == summary.high
 
 
 @pytest.mark.parametrize(

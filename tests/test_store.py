@@ -49,15 +49,15 @@ def test_positions_are_stored_once_for_all_records_on_these_images(root):
 @pytest.mark.parametrize("pattern", ["last-fgsm-n2000.json", "last-fgsm-n2000.npz", "index-*.npy"])
 def test_a_flipped_bit_half_a_file_and_a_missing_one_are_found_and_named(root, pattern):
     path = next(record("fgsm", np.ones(2000), PLACES, images=2000).parent.glob(pattern))
-    whole, asked = path.read_bytes(), Evaluation(attack="fgsm", images=2000)
+    whole, requested = path.read_bytes(), Evaluation(attack="fgsm", images=2000)
     middle = len(whole) // 2
     for data in (whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :], whole[:40]):
         path.write_bytes(data)
         with pytest.raises(CorruptFile, match=path.name):
-            store.load_evaluation(RUN, asked)
+            store.load_evaluation(RUN, requested)
     path.unlink()
     with pytest.raises(MissingRecord, match=path.stem):
-        store.load_evaluation(RUN, asked)
+        store.load_evaluation(RUN, requested)
 
 
 def test_outcomes_of_an_eps_that_shares_their_name_are_refused(root):

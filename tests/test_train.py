@@ -40,10 +40,10 @@ def test_seeds_differ_by_purpose_and_step_never_change_and_reach_everything_rand
     assert stream_seed(0, "batch", 1) != stream_seed(0, "mask", 1) != stream_seed(0, "batch", 2)
     # the first eight bytes of `printf 0/batch/0 | sha256sum`, halved; records of all earlier runs rest on it
     assert stream_seed(0, "batch", 0) == 5278119267937101927 and stream_seed(0, "init") == 1519069808562059438
-    asked = []
-    monkeypatch.setattr(train, "stream_seed", lambda *parts: asked.append(parts) or stream_seed(*parts))
+    seeds = []
+    monkeypatch.setattr(train, "stream_seed", lambda *parts: seeds.append(parts) or stream_seed(*parts))
     trainer_of(tiny_run(seed=7)).epoch()
-    assert {parts[1]: parts[0] for parts in asked if len(parts) > 1} == {"init": 7, "order": 7, "batch": 7, "mask": 7}
+    assert {parts[1]: parts[0] for parts in seeds if len(parts) > 1} == {"init": 7, "order": 7, "batch": 7, "mask": 7}
 
 
 def test_weights_are_perturbed_after_a_tenth_of_the_epochs(monkeypatch):
@@ -76,8 +76,8 @@ def test_held_out_images_are_judged_clean_and_attacked_on_the_network_asked_for(
         return 1 - x
 
     monkeypatch.setattr(trainer.crafter, "craft", attack)
-    found = trainer._held_out()
-    assert (found["ema_held_clean_acc"], found["ema_held_robust_acc"]) == (1.0, 0.0)
+    accuracies = trainer._held_out()
+    assert (accuracies["ema_held_clean_acc"], accuracies["ema_held_robust_acc"]) == (1.0, 0.0)
     assert seen == [(one, stream_seed("held-out")) for one in (trainer.model, net)]  # the same start in every epoch
 
 
@@ -103,13 +103,13 @@ def test_a_run_stopped_after_any_batch_ends_as_if_it_had_not_been(stop_after):
 
 
 def test_best_keeps_the_weights_of_the_first_epoch_with_the_highest_held_out_accuracy(monkeypatch):
-    values, kept, trainer = iter((0.2, 0.5, 0.5, 0.1)), [], trainer_of(tiny_run(epochs=4))
+    values, weights, trainer = iter((0.2, 0.5, 0.5, 0.1)), [], trainer_of(tiny_run(epochs=4))
     monkeypatch.setattr(trainer, "_held_out", lambda: {"held_robust_acc": next(values)})
-    keep = lambda t: kept.append({k: v.clone() for k, v in t.model.state_dict().items()})  # noqa: E731
+    keep = lambda t: weights.append({k: v.clone() for k, v in t.model.state_dict().items()})  # noqa: E731
     fit(trainer, Callbacks(on_epoch=keep))
     rates = [learning_rate(trainer.run, epoch) for epoch in (1, 2, 3, 4)]
     assert [row["lr"] for row in trainer.progress.rows] == rates and len(set(rates)) > 1
-    assert trainer.progress.best_epoch == 2 and same(trainer.best, kept[1]) and not same(kept[1], kept[3])
+    assert trainer.progress.best_epoch == 2 and same(trainer.best, weights[1]) and not same(weights[1], weights[3])
     assert set(trainer.checkpoints()) == {"last", "best", "ema"}
 
 

@@ -40,8 +40,8 @@ def stop_after(batches: int, compute, *what) -> None:
 def results(root) -> dict:
     """Weights, outcomes and histories below a root, byte by byte, but for histories' seconds."""
     out: dict = {p.relative_to(root): pd.read_csv(p).drop(columns="seconds").to_csv() for p in root.rglob("*.csv")}
-    kept = (p for p in root.rglob("*") if p.suffix in (".npz", ".safetensors") and p.stem != "state")  # has seconds
-    return out | {p.relative_to(root): p.read_bytes() for p in kept}
+    paths = (p for p in root.rglob("*") if p.suffix in (".npz", ".safetensors") and p.stem != "state")  # has seconds
+    return out | {p.relative_to(root): p.read_bytes() for p in paths}
 
 
 FSR_HERE = FSRSpec(at=("layer3",))

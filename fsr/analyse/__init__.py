@@ -52,8 +52,8 @@ class Inspection:
 
     def __init__(self, model: Classifier, run: Run, analysis: Analysis, data: Data):
         self.model, self.run, self.data = model, run, data
-        wanted = None if analysis.images is None else min(analysis.images, len(data.test_y))
-        self.x, self.y, self.index = part_of_test(data, wanted)  # x: uint8
+        count = None if analysis.images is None else min(analysis.images, len(data.test_y))
+        self.x, self.y, self.index = part_of_test(data, count)  # x: uint8
         order: list[Any] = []
         with torch.no_grad(), hooked(model.inserted(), lambda part, _, f: order.append(part)):
             model(as_float(self.x[:1]))
@@ -147,19 +147,19 @@ def streams(job: Inspection) -> tuple[dict, dict]:
         for name, f in job.see(as_float(job.data.train_x[rows])).maps.items():
             parts[name].append(f.mean((2, 3)))
     bank = {name: torch.cat(features) for name, features in parts.items()}
-    right = Counter[tuple[str, str, str]]()  # of (attack, stream, probe)
+    correct = Counter[tuple[str, str, str]]()  # of (attack, stream, probe)
     for _, _, y, clean, adv in job.pairs():
         for attack, seen in (("clean", clean), (ATTACK, adv)):
-            right[attack, "network", ""] += int((seen.logits.argmax(1) == y).sum())
+            correct[attack, "network", ""] += int((seen.logits.argmax(1) == y).sum())
             for name, f in seen.maps.items():
                 pooled = f.mean((2, 3))
                 answers = {} if head is None else {"aux": head(pooled).argmax(1)}
                 answers["knn"] = knn(bank[name], bank_y, pooled, k=k, classes=job.data.classes)
-                right.update({(attack, name, probe): int((found == y).sum()) for probe, found in answers.items()})
+                correct.update({(attack, name, probe): int((guess == y).sum()) for probe, guess in answers.items()})
     record: dict = {"k": k, "temperature": TEMPERATURE, "bank": len(bank_y)}
     for attack, network, key in (("clean", "network_clean", "rows_clean"), (ATTACK, "network_adv", "rows")):
-        record[network] = right.pop((attack, "network", ""))
-        own = {(name, probe): n for (of, name, probe), n in right.items() if of == attack}
+        record[network] = correct.pop((attack, "network", ""))
+        own = {(name, probe): n for (of, name, probe), n in correct.items() if of == attack}
         same = {"attack": attack, "n": len(job.y)}
         record[key] = [{"stream": name, "probe": probe, **same, "correct": n} for (name, probe), n in own.items()]
     return record, {}

@@ -47,7 +47,7 @@ class Attack:
         network, accepted = Network(given.pop("surrogate", model), x, y), inspect.signature(self.function).parameters
         given = counts | {name: v for name, v in (("seed", seed), ("indices", places)) if name in accepted}
         x_adv = self.function(network, x, y, eps=eps, **given)
-        if not network.asked:  # by a control: the labels are checked all the same
+        if not network.called:  # by a control: the labels are checked all the same
             with torch.no_grad():
                 network(x)
         return g.project_linf(torch.where(torch.isfinite(x_adv), x_adv, x), x, eps + 1e-7)
@@ -79,9 +79,7 @@ ATTACKS: dict[str, Attack] = {
     "pgd20": _walks(g.walk, "20 steps of 0.1 eps on cross-entropy, no random start, last iterate"),
     "pgd100": _walks(partial(g.walk, steps=100), "100 steps of 0.1 eps on cross-entropy, no start, last iterate"),
     "cw": _walks(partial(g.walk, steps=30, loss=g.margin), "30 steps of 0.1 eps on the C&W margin (kappa 50)"),
-    "pgd20-joint": _walks(
-        lambda net, *a, **how: g.walk(net.trace, *a, loss=g.joint_loss, **how), "pgd20 on CE + 2 aux. CE"
-    ),
+    "pgd20-joint": _walks(lambda net, *a, **k: g.walk(net.trace, *a, loss=g.joint_loss, **k), "pgd20 on CE + 2 aux CE"),
     "pgd100-restarts": _worst(g.pgd_restarts, "10 random starts of PGD-100, steps of 0.25, 0.1 and 0.025 eps, worst"),
     "pgd-mt": _worst(g.multi_targeted, "PGD-50 on the margin to each of 9 wrong classes, random starts, worst"),
     "transfer": _walks(g.walk, "pgd20 crafted on another net", needs=("surrogate",)),

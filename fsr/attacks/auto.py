@@ -164,9 +164,7 @@ def autoattack(
     names, rand, state = list(attacks or VERSIONS.get(version, ())), version == "rand", {} if state is None else state
     wrong = {*names, *options} - {*NAMES, *OPTIONS} or options.get("batch") == 0
     if not names or (attacks is not None) != (version == "custom") or wrong:
-        raise UsageError(
-            f"version: standard, rand, or custom and attacks of {', '.join(NAMES)}; also {[*OPTIONS]}, batch above 0"
-        )
+        raise UsageError(f"version: standard, rand, or custom of {', '.join(NAMES)}; also {[*OPTIONS]}, batch above 0")
     identity = {"attacks": names, **OPTIONS, **options, "n": len(x), "judged": judge is not None, "randomised_ok": rand}
     identity |= check_numbers(eps, **{name: identity[name] for name in ("seed", "batch", "steps", "queries")})
     network, dtype = Network(model, x[: identity["batch"]], y), x.dtype
@@ -181,10 +179,10 @@ def autoattack(
     if other := [name for name, value in identity.items() if record["identity"].get(name) != value]:
         raise UsageError(f"this AutoAttack state is another evaluation's: it differs in {', '.join(other)}")
     _run(network, judging, x, y, state, record, on_chunk)
-    by, kept = torch.from_numpy(state["broken_by"].copy()), state.get("x_adv")
+    by, images = torch.from_numpy(state["broken_by"].copy()), state.get("x_adv")
     after = {"clean": by != 0} | {name: (by == -1) | (by > i) for i, name in enumerate(names, 1)}
     checks.check_square_sr({name: float(v.double().mean()) for name, v in after.items()}, logger=Log(record))
     flags = {flag: flag in record["messages"] for flag in FLAGS} | {name: record[name] for name in NOTHING}
-    x_adv = None if kept is None else torch.from_numpy(kept).to(x.device, dtype)
+    x_adv = None if images is None else torch.from_numpy(images).to(x.device, dtype)
     clean, flips = after.pop("clean"), record["flips"]
     return SimpleNamespace(clean=clean, correct=by == -1, outcomes=after, x_adv=x_adv, flags=flags, flips=flips)

@@ -67,7 +67,7 @@ class Network(nn.Module):
     def __init__(self, model: Any, x: Tensor, y: Tensor, draws: int = 1):
         super().__init__()
         self.model, self.x, self.y, self.draws = model, x.detach(), y, draws
-        self.asked = self.fixed = self.blind = False  # blind: it is asked without gradients
+        self.called = self.fixed = self.blind = False  # blind: it is asked without gradients
         self.clips: bool | None = None  # not known before the first gradient is asked for
 
     def forward(self, x: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ class Network(nn.Module):
                 return self.model(x.clone())
         except (RuntimeError, ValueError, AssertionError):
             kinds = [p.dtype for p in getattr(self.model, "parameters", tuple)() if p.is_floating_point()]
-            if not self.asked and kinds and x.dtype not in kinds:
+            if not self.called and kinds and x.dtype not in kinds:
                 raise UsageError(f"the network is of {kinds[0]} and does not take images of {x.dtype}") from None
             if len(x) == len(self.x):
                 raise
@@ -122,9 +122,9 @@ class Network(nn.Module):
         return logits
 
     def _checked(self, logits: Any, images: int) -> Tensor:
-        if not self.asked:
+        if not self.called:
             if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != images or logits.shape[1] < 2:
                 raise UsageError("the network must give logits (N, K), K at least 2, and nothing else")
             check_images(self.x[:1].expand(len(self.y), -1, -1, -1), self.y, logits.shape[1])
-            self.asked = True
+            self.called = True
         return logits

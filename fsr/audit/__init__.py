@@ -21,31 +21,31 @@ def run_group(name: str, c: Context) -> dict:
     """A group's JSON-able record, from its own seed, so that a resumed audit goes on as the first would have."""
     began, before, details = time.monotonic(), snapshot(c.model), dict[str, Any]()
     with own_randomness(c.seed + zlib.crc32(name.encode())):
-        found = list(GROUPS[name](c, details))
-        attacks = {attack: kept.tolist() for attack, kept in c.run(found).items()}
+        crafts = list(GROUPS[name](c, details))
+        attacks = {attack: correct.tolist() for attack, correct in c.run(crafts).items()}
     details = {k: float(v.double().mean()) if isinstance(v, Tensor) else v for k, v in details.items()}
     if changed := [f"{name}: {what}" for what, value in snapshot(c.model).items() if value != before[what]]:
         details["changed"] = changed
-    left_out, seconds = {attack: why for attack, why in found if isinstance(why, str)}, time.monotonic() - began
+    left_out, seconds = {attack: why for attack, why in crafts if isinstance(why, str)}, time.monotonic() - began
     return {"attacks": attacks, "details": details, "not_applicable": left_out, "seconds": seconds}
 
 
 def assemble(c: Context, records: dict[str, dict], checks: dict) -> SimpleNamespace:
     """The report of all groups; tensors are (N,) bool on the CPU, in the order of the images: still right."""
     clean, details = c.clean.cpu(), {name: record["details"] for name, record in records.items()}
-    kept = {k: {a: torch.tensor(v) for a, v in record["attacks"].items()} for k, record in records.items()}
-    right = {name: torch.stack([clean, *attacks.values()]).all(dim=0) for name, attacks in kept.items() if attacks}
-    accuracy = {k: float(v.double().mean()) for k, v in {**kept["protocol"], **right}.items()}
+    parts = {k: {a: torch.tensor(v) for a, v in record["attacks"].items()} for k, record in records.items()}
+    correct = {name: torch.stack([clean, *each.values()]).all(dim=0) for name, each in parts.items() if each}
+    accuracy = {k: float(v.double().mean()) for k, v in {**parts["protocol"], **correct}.items()}
     above = {"cw_above_pgd20": accuracy["cw"] - accuracy["pgd20"] > 0.02}
     above["pgd_above_autoattack"] = accuracy["pgd100"] - accuracy["autoattack"] > 0.08
     return SimpleNamespace(
         clean=clean,
-        columns=kept["protocol"],  # the parts of the authors' protocol
-        worst_case=torch.stack([clean, *right.values()]).all(dim=0),  # under everything
-        authors_protocol=right.pop("protocol"),  # clean, FGSM, PGD-20, PGD-100 and C&W without restarts
-        groups=right,  # clean images included, as in `attacks`
-        attacks={f"{k}/{a}": v for k, attacks in kept.items() if k != "protocol" for a, v in attacks.items()},
-        not_applicable={f"{k}/{a}" if a else k: why for k in kept for a, why in records[k]["not_applicable"].items()},
+        columns=parts["protocol"],  # the parts of the authors' protocol
+        worst_case=torch.stack([clean, *correct.values()]).all(dim=0),  # under everything
+        authors_protocol=correct.pop("protocol"),  # clean, FGSM, PGD-20, PGD-100 and C&W without restarts
+        groups=correct,  # clean images included, as in `attacks`
+        attacks={f"{k}/{a}": v for k, attacks in parts.items() if k != "protocol" for a, v in attacks.items()},
+        not_applicable={f"{k}/{a}" if a else k: why for k in parts for a, why in records[k]["not_applicable"].items()},
         indicators=details["indicators"],  # `proofs.NAMES` to shares
         flags=details["autoattack"],  # AutoAttack's own
         checks={**above, **checks, "changed": [what for each in details.values() for what in each.get("changed", [])]},

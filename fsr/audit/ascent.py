@@ -107,7 +107,7 @@ def with_latent_heads(net: nn.Module, x: Tensor, y: Tensor, *, classes: int, bat
         heads.append((weight, -weight @ mean))
 
     def network(images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        logits, found = _features(net, images)
-        return logits, [F.linear(features, *head) for features, head in zip(found, heads)]
+        logits, maps = _features(net, images)
+        return logits, [F.linear(features, *head) for features, head in zip(maps, heads)]
 
     return network, len(heads)

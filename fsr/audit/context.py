@@ -116,9 +116,9 @@ class Context:
 
         return craft
 
-    def run(self, found: Iterable[tuple[str, Craft | str]]) -> dict[str, Tensor]:
+    def run(self, candidates: Iterable[tuple[str, Craft | str]]) -> dict[str, Tensor]:
         """Name to (N,) bool, right on clean images and under the attack; each attack gets what is right when clean."""
-        crafts = {name: craft for name, craft in found if not isinstance(craft, str)}
+        crafts = {name: craft for name, craft in candidates if not isinstance(craft, str)}
         outcomes = {name: self.clean.clone() for name in crafts}
         parts = [rows for rows in self.clean.nonzero().squeeze(1).split(self.batch) if len(rows)]
         for name, craft in crafts.items():
@@ -127,9 +127,9 @@ class Context:
                 with quick_float32(), torch.no_grad():
                     x_adv = craft(x, y, rows)
                     fooled = is_wrong(self.reference(x_adv), y)
-                kept = self.correct(x_adv, rows)
-                again = kept & fooled  # an attack may have stopped where only TensorFloat-32 errs: it goes on without
+                correct = self.correct(x_adv, rows)
+                again = correct & fooled  # an attack may have stopped where only TensorFloat-32 is wrong
                 if again.any() and not self.randomised:
-                    kept[again] = self.correct(craft(x[again], y[again], rows[again]), rows[again])
-                outcomes[name][rows] = kept
+                    correct[again] = self.correct(craft(x[again], y[again], rows[again]), rows[again])
+                outcomes[name][rows] = correct
         return outcomes

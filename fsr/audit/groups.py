@@ -61,7 +61,7 @@ def mask(c: Context, details: dict) -> Found:
 
     def frozen(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         values = _traced(c, x)[1][: len(masked(c.net))]
-        held = [Intervention(mask=partial(lambda kept, _: kept, value.detach())) for value in values]
+        held = [Intervention(mask=partial(lambda value, _: value, value.detach())) for value in values]
         return c.climb(slope(c.net, cross_entropy), 40, stop=False, intervention=held)(x, y, rows)
 
     def driven(end: float) -> Craft:
@@ -135,12 +135,12 @@ def binarization(c: Context, details: dict) -> Found:
         # auxiliary heads know nothing of this problem
         left_out = {"clean", "pgd20-joint", *c.budget.get("untested", ())}
         attacks = {name for name, attack in ATTACKS.items() if ("queries" in attack.takes) == scores_only}
-        found: list = [(name, inner.named(name, **options)) for name in ATTACKS if name in attacks - left_out]
+        crafts: list = [(name, inner.named(name, **options)) for name in ATTACKS if name in attacks - left_out]
         for group in (queries,) if scores_only else (autoattack, bpda, mask):
-            found += [(f"{group.__name__}/{name}", craft) for name, craft in group(inner, {})]
-        for name, craft in found:
+            crafts += [(f"{group.__name__}/{name}", craft) for name, craft in group(inner, {})]
+        for name, craft in crafts:
             with suppress(UsageError):  # it needs another network or more classes
-                shares |= {each: 1 - float(kept.double().mean()) for each, kept in inner.run([(name, craft)]).items()}
+                shares |= {each: 1 - float(o.double().mean()) for each, o in inner.run([(name, craft)]).items()}
     details |= {"shares": shares, "images": len(images)}
     return []
 

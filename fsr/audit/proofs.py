@@ -127,12 +127,12 @@ def cheap_checks(model: nn.Module, c: Context) -> dict[str, bool]:
 
     UsageError where the copy is another function than the network, as with a hook that asks `module is model`.
     """
-    x, kept = c.x[:8], [(buffer, buffer.clone()) for buffer in model.buffers()]
+    x, buffers = c.x[:8], [(buffer, buffer.clone()) for buffer in model.buffers()]
     if c.randomised:
         return {"batch_dependent": False, "compiled_differs": False}
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype)
     own = Network(model, c.x.to(dtype), c.y)(x).to(x)
-    for buffer, before in kept:
+    for buffer, before in buffers:
         if not torch.equal(buffer, before):  # it may count its passes
             buffer.copy_(before)
     compiled, other = hasattr(model, "_orig_mod"), differs(c.reference(x), own, 1e-4 if dtype == x.dtype else 0.05)

@@ -73,7 +73,7 @@ def run_all(setting: Setting, profile: Profile = "demo", only: Only = None, forc
 @with_setting
 def train(setting: Setting, which: Which, profile: Profile = "demo") -> None:
     """Train what is missing of a set; needs no Jupyter."""
-    setting.do(options.planned(profile, which, train_only=True))
+    setting.do(options.plan_tasks(profile, which, train_only=True))
 
 
 @app.command(epilog="Examples:  python -m fsr evaluate whitebox -p mini    python -m fsr evaluate RUN --attack mi-fgsm")
@@ -90,8 +90,8 @@ def evaluate(
     if attack is None:
         if images is not None or checkpoint != "last":
             raise UsageError("--images and --checkpoint belong to --attack NAME; else the profile's plan says both")
-        return setting.do(options.planned(profile, which))
-    alone = [name for name, known in ATTACKS.items() if not known.needs]
+        return setting.do(options.plan_tasks(profile, which))
+    alone = [name for name in ATTACKS if not ATTACKS[name].needs]
     if attack not in alone:
         meant = f"{did_you_mean(attack, alone)}; choose one of {', '.join(alone)}"
         raise UsageError(f"no attack {attack!r} that needs nothing but a network{meant}")
@@ -144,18 +144,18 @@ def report_command(profile: Profile = "demo", root: Root = None, readme: Readme 
 def compare(other: Other, profile: Profile = "demo", root: Root = None) -> None:
     """Print accuracies here beside those of another root, as `make retrain` does; differences in points of percent."""
     files.use(root=root)
-    planned, here = experiments.SETS[experiments.profile_of(profile).name]["all"], files.root()
+    plan, here = experiments.SETS[experiments.profile_of(profile).name]["all"], files.root()
     files.use(root=other)
-    again = store.metrics(planned)
+    again = store.metrics(plan)
     files.use(root=here)
     keys = ["run_id", "checkpoint", "attack_id"]
-    both = store.metrics(planned).merge(again, on=keys, suffixes=("", "_again"), validate="one_to_one")
-    if both.empty:
+    joined = store.metrics(plan).merge(again, on=keys, suffixes=("", "_again"), validate="one_to_one")
+    if joined.empty:
         raise UsageError(f"{other} and {here} hold no results of this profile in common; type `make retrain`")
-    both["difference"] = 100 * (both["accuracy_again"] - both["accuracy"])
-    columns, sizes = [*keys, "n", "accuracy", "accuracy_again", "difference"], both["difference"].abs()
-    typer.echo(both.to_string(index=False, columns=columns, float_format="{:.4f}".format))
-    typer.echo(f"{len(both)} values: {(sizes == 0).sum()} equal; largest difference {sizes.max():.2f} points")
+    joined["difference"] = 100 * (joined["accuracy_again"] - joined["accuracy"])
+    columns, sizes = [*keys, "n", "accuracy", "accuracy_again", "difference"], joined["difference"].abs()
+    typer.echo(joined.to_string(index=False, columns=columns, float_format="{:.4f}".format))
+    typer.echo(f"{len(joined)} values: {(sizes == 0).sum()} equal; largest difference {sizes.max():.2f} points")
 
 
 @app.command("data", epilog="Examples:  python -m fsr data check    python -m fsr data path --data /sets")

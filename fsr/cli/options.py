@@ -30,15 +30,15 @@ Executor = StrEnum("Executor", ["local", "inline", "ray"])
 def runs_of(which: str, profile: str | None = None) -> tuple[Run, ...]:
     """The runs of a profile's set, or the one run with this id, of any plan or recorded here; UsageError for others."""
     sets = experiments.SETS[experiments.profile_of(profile).name] if profile else {}
-    known = {run_id(run): (run,) for plan in experiments.SETS.values() for run in plan["all"]} | sets
+    every = {run_id(run): (run,) for plan in experiments.SETS.values() for run in plan["all"]} | sets
     try:
-        return known[which] if which in known else (store.config_of(which),)
+        return every[which] if which in every else (store.config_of(which),)
     except UsageError:
-        choices = did_you_mean(which, known) + f"; choose one of {', '.join(sets)}" * bool(sets)
+        choices = did_you_mean(which, every) + f"; choose one of {', '.join(sets)}" * bool(sets)
         raise UsageError(f"no set or run {which!r}{choices}; `python -m fsr status` lists runs") from None
 
 
-def planned(profile: str, which: str, *, train_only: bool = False) -> list:
+def plan_tasks(profile: str, which: str, *, train_only: bool = False) -> list:
     """Tasks of a set or of one run; a run outside the plan gets the columns of T1 on its last weights."""
     chosen, sets = runs_of(which, profile), experiments.SETS[profile]
     if set(chosen) <= set(sets["all"]):

@@ -86,12 +86,12 @@ def _digits(_folder: Path, _look: bool) -> Images:
     return x[train], y[train], x[test], y[test], tuple("0123456789")
 
 
-def _torchvision(name: str, folder: Path, look: bool) -> Images:
+def _torchvision(name: str, folder: Path, offline: bool) -> Images:
     """A data set of torchvision, checked by md5, downloaded where it is not whole; look: download nothing."""
     import torchvision
 
     kind, argument, values, labels, contents = SOURCES[name]
-    for fetching in (False,) if look else (False, True):
+    for fetching in (False,) if offline else (False, True):
         try:  # several workers may find it missing at once
             with FileLock(folder / f".{name}.lock") if fetching else contextlib.nullcontext():
                 made = partial(getattr(torchvision.datasets, kind), folder, download=fetching)
@@ -106,7 +106,7 @@ def _torchvision(name: str, folder: Path, look: bool) -> Images:
     raise MissingData(f"{kind} is not there or not whole: {where} ({reason})")
 
 
-def _tinyimagenet(folder: Path, look: bool) -> Images | None:
+def _tinyimagenet(folder: Path, offline: bool) -> Images | None:
     """The official zip, unpacked: train/<wnid>/images; test = the official validation images."""
     base = folder / "tiny-imagenet-200"
     try:
@@ -114,11 +114,11 @@ def _tinyimagenet(folder: Path, look: bool) -> Images | None:
         listed = [line.split("\t") for line in (base / "val" / "val_annotations.txt").read_text().splitlines()]
         train = [(file, names.index(file.parts[-3])) for file in sorted(base.glob("train/*/images/*.JPEG"))]
         test = [(base / "val" / "images" / line[0], names.index(line[1])) for line in listed]
-        if (found := (len(train), sum(file.exists() for file, _ in test))) != TINY:
-            raise OSError(f"{found} training and validation images, not {TINY}")
+        if (counts := (len(train), sum(file.exists() for file, _ in test))) != TINY:
+            raise OSError(f"{counts} training and validation images, not {TINY}")
     except (OSError, LookupError, ValueError) as error:
         raise MissingData(f"Tiny ImageNet of Stanford CS231N belongs whole and unpacked in {base}: {error}") from None
-    return None if look else _decoded(train, test, names, 64)
+    return None if offline else _decoded(train, test, names, 64)
 
 
 def _folder(run: Run) -> Images:
@@ -126,9 +126,9 @@ def _folder(run: Run) -> Images:
     import torchvision
 
     where, size = Path(run.dataset.removeprefix("folder:")), run.image_size or FOLDER_SIZE
-    held, known = "test" if (where / "test").is_dir() else "val", tuple(Image.registered_extensions())
+    held, suffixes = "test" if (where / "test").is_dir() else "val", tuple(Image.registered_extensions())
     try:
-        made = partial(torchvision.datasets.DatasetFolder, loader=Image.open, extensions=known)
+        made = partial(torchvision.datasets.DatasetFolder, loader=Image.open, extensions=suffixes)
         train, test = parts = [made(str(where / part)) for part in ("train", held)]
         if train.classes != test.classes or len(train.classes) < 2:
             raise FileNotFoundError(f"{len(train.classes)} and {len(test.classes)} classes, or other names")

@@ -43,10 +43,10 @@ def columns(profile: str, kind: str) -> dict[str, Evaluation]:
     chosen = profile_of(profile)
     attacked = partial(Evaluation, checkpoint=chosen.report_checkpoint, images=chosen.images)
     if kind == "blackbox":  # the source of a transfer attack is part of the column
-        twin, natural = map(run_id, surrogates(profile).values())
-        out = {"clean": attacked(attack="clean"), "transfer-twin": attacked(attack="transfer", surrogate=twin)}
+        baseline, natural = map(run_id, surrogates(profile))
+        out = {"clean": attacked(attack="clean"), "transfer-twin": attacked(attack="transfer", surrogate=baseline)}
         out["transfer-natural"] = attacked(attack="transfer", surrogate=natural)
-        out |= {name: attacked(attack=name, surrogate=twin) for name in ("di-fgsm", "ti-fgsm")}
+        out |= {name: attacked(attack=name, surrogate=baseline) for name in ("di-fgsm", "ti-fgsm")}
         return out | {name: attacked(attack=name, images=chosen.limits.queries) for name in ("nattack", "square")}
     joint = ("pgd20-joint",) if kind == "deactivation" else ()
     out = {name: attacked(attack=name) for name in (*COLUMNS, "ensemble", *joint)}
@@ -58,27 +58,27 @@ def columns(profile: str, kind: str) -> dict[str, Evaluation]:
 def _evaluations(profile: Profile, kind: str, run: Run) -> list[Evaluation]:
     rows, reported, smoke = ROWS[profile.name][kind], profile.report_checkpoint, profile.scope == "smoke"
     natural, is_main = run.method == "natural", replace(run, seed=0) in main_pair(profile.name)  # natural: T3's source
-    planned = columns(profile.name, "whitebox" if natural else kind)
+    required = columns(profile.name, "whitebox" if natural else kind)
     if kind in ("streams", "audit"):
         return []
     if kind == "blackbox" and not natural:
-        return [] if run.seed else list(planned.values())  # the AT twin, the one with another seed, only crafts
+        return [] if run.seed else list(required.values())  # AT with another seed only crafts
     if kind == "strength":
         factors, steps = (EPS_FACTORS[1::3], STEPS[:5:2]) if smoke else (EPS_FACTORS, STEPS)
         swept = partial(Evaluation, attack="pgd20", checkpoint=reported, images=profile.limits.sweep)
         strengths = [swept(eps=round(factor * run.eps, 6)) for factor in factors]
         return [swept(attack="clean"), *strengths, *(swept(steps=count) for count in steps)]
-    kept = ("last",) if natural or (smoke and (run.seed or not is_main)) else CHECKPOINTS
+    checkpoints = ("last",) if natural or (smoke and (run.seed or not is_main)) else CHECKPOINTS
     if kind == "placement" or (kind == "settings" and any(run in row.runs for row in rows if not row.checkpoints)):
-        kept = (reported,)
-    out = [replace(planned[attack], checkpoint=name) for name in kept for attack in COLUMNS]
+        checkpoints = (reported,)
+    out = [replace(required[attack], checkpoint=name) for name in checkpoints for attack in COLUMNS]
     elsewhere = run.backbone != profile.base.backbone and profile.name != "paper"
     other = natural or (smoke and run.method != "at") or (profile.scope == "study" and not is_main)
-    if profile.autoattack in planned and not (elsewhere or other):  # of the main pair on all weights, else on `last`
-        strong = CHECKPOINTS if is_main and run.seed in profile.autoattack_seeds else ("last",)
-        out += [replace(planned[profile.autoattack], checkpoint=name) for name in kept if name in strong]
+    if profile.autoattack in required and not (elsewhere or other):  # of the main pair on all weights, else on `last`
+        attacked = CHECKPOINTS if is_main and run.seed in profile.autoattack_seeds else ("last",)
+        out += [replace(required[profile.autoattack], checkpoint=name) for name in checkpoints if name in attacked]
     if kind == "deactivation" and has_heads(run):
-        out.append(planned["pgd20-joint"])
+        out.append(required["pgd20-joint"])
     if kind == "components" and is_main and run.module and not (smoke and run.seed):
         tests = [row.intervention for row in rows if row.intervention]
         out += [replace(one, intervention=name) for name in tests for one in out if one.checkpoint == reported]
@@ -120,5 +120,5 @@ def analyses(profile: str, kind: str, run: Run) -> tuple[Analysis, ...]:
 
 def main_pair(profile: str) -> tuple[Run, Run]:
     """AT and AT + FSR on the main backbone, seed 0."""
-    plain, both = ROWS[profile_of(profile).name]["components"][:2]
-    return plain.runs[0], both.runs[0]
+    baseline, with_fsr = ROWS[profile_of(profile).name]["components"][:2]
+    return baseline.runs[0], with_fsr.runs[0]

@@ -24,8 +24,8 @@ def _runs(profile: Profile, run: Run, seeds: Iterable[int] = (0,)) -> tuple[Run,
 
 def _pair(profile: Profile, run: Run, place: Place, seeds: Iterable[int]) -> Rows:
     """A method without and with FSR."""
-    plain, both = (_runs(profile, replace(run, module=module), seeds) for module in (None, FSRSpec(at=place)))
-    return Row(run.method.upper(), plain), Row(f"{run.method.upper()} + FSR", both, plain)
+    baseline, with_fsr = (_runs(profile, replace(run, module=module), seeds) for module in (None, FSRSpec(at=place)))
+    return Row(run.method.upper(), baseline), Row(f"{run.method.upper()} + FSR", with_fsr, baseline)
 
 
 def _settings(profile: Profile, baseline: tuple[Run, ...]) -> dict[str, Rows]:
@@ -39,8 +39,8 @@ def _settings(profile: Profile, baseline: tuple[Run, ...]) -> dict[str, Rows]:
     values = [(axis, value) for axis in SWEEPS for value in (getattr(usual, axis), *scope.sweeps.get(axis, ()))]
     rows = [row(f"{axis} = {value}", axis, value, **{axis: value}) for axis, value in values]
     for axis, value in profile.trainings:
-        both = _pair(profile, replace(base, **{axis: value}), place, profile.seeds)[1]
-        rows.append(both._replace(name=f"{axis} = {value}", axis=axis, value=value, checkpoints=CHECKPOINTS))
+        with_fsr = _pair(profile, replace(base, **{axis: value}), place, profile.seeds)[1]
+        rows.append(with_fsr._replace(name=f"{axis} = {value}", axis=axis, value=value, checkpoints=CHECKPOINTS))
     own = place or ("layer4",)
     places = sorted({own, *(profile.placements if profile.scope != "pair" else ())}, key=lambda at: (len(at), at))
     names = {" + ".join(at): place if at == own else at for at in places}
@@ -50,10 +50,10 @@ def _settings(profile: Profile, baseline: tuple[Run, ...]) -> dict[str, Rows]:
 def _rows(profile: Profile) -> dict[str, Rows]:
     """Every set's rows; () where a profile plans none."""
     scope, base, place, other = SCOPES[profile.scope], profile.base, profile.place, profile.other_seeds
-    main = plain, both = _pair(profile, base, place, profile.seeds)
+    main = baseline, with_fsr = _pair(profile, base, place, profile.seeds)
 
     def row(name: str, module: FSRSpec | PeerSpec, seeds=other) -> Row:
-        return Row(name, _runs(profile, replace(base, module=module), seeds), plain.runs)
+        return Row(name, _runs(profile, replace(base, module=module), seeds), baseline.runs)
 
     every = scope.methods if profile.name == "paper" else ("at",)
     nets = [(base, place, method) for method in scope.methods[1:]]
@@ -66,17 +66,17 @@ def _rows(profile: Profile) -> dict[str, Rows]:
     seeds = {name: profile.seeds if name in profile.all_seeds else other for name in scope.variants}
     trained = [row(name, FSRSpec(at=place, **VARIANTS[name]), seeds[name]) for name in scope.variants]
     tests = INTERVENTIONS if profile.scope != "study" else {}
-    controls = [both._replace(name=text, baseline=both.runs, intervention=name) for name, text in tests.items()]
+    controls = [with_fsr._replace(name=text, baseline=with_fsr.runs, intervention=name) for name, text in tests.items()]
     rows: dict[str, Rows] = {
         "whitebox": whitebox,
-        "deactivation": (plain, *peers, both),
+        "deactivation": (baseline, *peers, with_fsr),
         "blackbox": first[: 2 * len(every)],
-        "components": (plain, both, *trained, *controls),
-        **_settings(profile, plain.runs),
-        "streams": (both,),
+        "components": (baseline, with_fsr, *trained, *controls),
+        **_settings(profile, baseline.runs),
+        "streams": (with_fsr,),
         "strength": first[:2],
         "audit": first[:2],
-        "study": (plain, both, *trained),
+        "study": (baseline, with_fsr, *trained),
     }
     if profile.scope == "study":
         return {kind: some if kind in ("whitebox", "components", "study") else () for kind, some in rows.items()}
@@ -86,17 +86,17 @@ def _rows(profile: Profile) -> dict[str, Rows]:
 ROWS: dict[str, dict[str, Rows]] = {name: _rows(profile) for name, profile in PROFILES.items()}
 
 
-def surrogates(profile: str) -> dict[str, Run]:
+def surrogates(profile: str) -> tuple[Run, Run]:
     """T3's sources: an AT network that shares no seed with the targets, and a naturally trained one."""
     chosen = profile_of(profile)
     natural = _runs(chosen, replace(chosen.base, method="natural"))[0]
-    return {"AT twin": replace(chosen.base, seed=chosen.seeds[1]), "natural": natural}
+    return replace(chosen.base, seed=chosen.seeds[1]), natural
 
 
 def _sets(profile: Profile) -> dict[str, tuple[Run, ...]]:
     """Every set's runs; `all` begins with the main pair, seed by seed, and T4's other rows."""
     of = ROWS[profile.name]
-    sources = list(surrogates(profile.name).values()) if of["blackbox"] else []
+    sources = list(surrogates(profile.name)) if of["blackbox"] else []
     more = {"blackbox": sources, "audit": sources[:1]}  # what AT is attacked from
     more["settings"] = [run for row in of["settings"] if row.checkpoints for run in row.baseline]
     sets = {kind: [run for row in rows for run in row.runs] + more.get(kind, []) for kind, rows in of.items()}

@@ -189,7 +189,7 @@ def attach_fsr(model: nn.Module, at, num_classes: int, spec: FSRSpec | None = No
 # Pattern to replacement, one after the other. VGG's block0.3 is conv1_2: stages count from 1 here, and from the second
 # on a max-pool opens them. WideResNet's sub_block1, which nothing runs, stays behind.
 NAMES: dict[str, dict] = {
-    "vgg16": {r"^block(\d+)\.(\d+)": lambda found: f"block{int(found[1]) + 1}.{int(found[2]) + (found[1] != '0')}"},
+    "vgg16": {r"^block(\d+)\.(\d+)": lambda match: f"block{int(match[1]) + 1}.{int(match[2]) + (match[1] != '0')}"},
     "wideresnet34": {r"^bn1\.": "block3.bn.", r"\.layer\.": ".", r"\.convShortcut\.": ".shortcut."},
 }
 MODULE = {r"^separation\.sep_net": "score", r"^recalibration\.rec_net": "correct", r"^aux\.0": "aux"}
@@ -210,8 +210,8 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # nothing is executed, but damaged bytes lead the reader into any exception there is
-        found = re.search(r"Unsupported (?:global: GLOBAL|class) ([\w.]+)", str(error))
-        why = f"holds {found[1]}, which is more than weights" if found else "is not a whole file of weights"
+        match = re.search(r"Unsupported (?:global: GLOBAL|class) ([\w.]+)", str(error))
+        why = f"holds {match[1]}, which is more than weights" if match else "is not a whole file of weights"
         raise UsageError(f"{path} {why}; save its state_dict alone") from None
     for wrapper in ("state_dict", "net", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
@@ -224,8 +224,8 @@ def _read(path: Path) -> dict[str, Tensor]:
 def official_state(path, backbone: str) -> tuple[dict[str, Tensor], int]:
     """The checkpoint under our names without dead weights, and its number of classes; UsageError for another file."""
     state, stage = _read(Path(path)), BACKBONES[backbone].fsr_stage
-    kept = {our_name(k, backbone, stage): v for k, v in state.items() if not k.startswith("sub_block1.")}
-    return kept, state["aux.0.bias"].numel() if "aux.0.bias" in state else 10
+    renamed = {our_name(k, backbone, stage): v for k, v in state.items() if not k.startswith("sub_block1.")}
+    return renamed, state["aux.0.bias"].numel() if "aux.0.bias" in state else 10
 
 
 def load_official(path, backbone: str, tau: float = 0.1) -> Classifier:

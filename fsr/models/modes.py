@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from fsr.files import UsageError
 
@@ -34,11 +33,11 @@ def hooked(parts: Iterable[nn.Module], after: Callable) -> Iterator[None]:
 def copied(model: Any) -> Any:
     """A deep copy, also of tensors derived from parameters (as in old weight norm); UsageError if it shares parts."""
     derived = [v for part in model.modules() for v in vars(part).values() if isinstance(v, Tensor) and not v.is_leaf]
-    twin = copy.deepcopy(model, {id(value): value.detach().clone() for value in derived})
-    own, others = ({*map(id, (*net.modules(), *net.parameters(), *net.buffers()))} for net in (model, twin))
+    clone = copy.deepcopy(model, {id(value): value.detach().clone() for value in derived})
+    own, others = ({*map(id, (*net.modules(), *net.parameters(), *net.buffers()))} for net in (model, clone))
     if own & others:
         raise UsageError("a deep copy of this network shares layers or weights with it; see its __deepcopy__")
-    return twin
+    return clone
 
 
 def count_params(model: nn.Module) -> int:
@@ -48,6 +47,8 @@ def count_params(model: nn.Module) -> int:
 
 def count_macs(model: nn.Module, x: Tensor) -> int:
     """Multiply-accumulates of convolutions and matrix products, per image of an eval-mode pass on x (N, C, H, W)."""
+    from torch.utils.flop_counter import FlopCounterMode  # brings triton, which is slow to import
+
     with eval_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counted:
         model(x)
     return counted.get_total_flops() // 2 // len(x)

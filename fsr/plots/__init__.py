@@ -11,18 +11,18 @@ from matplotlib.figure import Figure
 
 from fsr import files
 from fsr.files import MissingRecord, UsageError, write_bytes
-from fsr.plots import curves, inside, style
+from fsr.plots import curves, features, style
 
 _ALL = {
-    "F1": (inside.attention_maps, "attention-maps", "What each stream attends to"),
-    "F2": (inside.mask_histograms, "masks", "The mask"),
-    "F3": (inside.stream_bars, "streams", "What each stream knows about the class"),
+    "F1": (features.attention_maps, "attention-maps", "What each stream attends to"),
+    "F2": (features.mask_histograms, "masks", "The mask"),
+    "F3": (features.stream_bars, "streams", "What each stream knows about the class"),
     "F4": (curves.sweeps, "sweeps", "Settings and place of the module"),
     "F5": (curves.training_curves, "training-curves", "Training curves"),
     "F6": (curves.attack_strength, "attack-strength", "Accuracy against attack strength"),
     "F7": (curves.gains, "gains", "What FSR adds"),
-    "F8": (inside.feature_space, "feature-space", "Features before and after recalibration"),
-    "F9": (inside.module_diagram, "module", "The FSR module"),
+    "F8": (features.feature_space, "feature-space", "Features before and after recalibration"),
+    "F9": (features.module_diagram, "module", "The FSR module"),
     "F10": (curves.training_length, "training-length", "Gain against training length"),
 }
 FIGURES: dict[str, Callable[[str], Figure]] = {name: draw for name, (draw, *_) in _ALL.items()}

@@ -27,7 +27,7 @@ MARKS |= {"best": {"marker": "*", "markersize": 8}, "EMA": {"marker": "D", "mark
 AXES = {"tau": "temperature $\\tau$", "lambda_sep": "weight $\\lambda_{sep}$", "lambda_rec": "weight $\\lambda_{rec}$"}
 AXES |= {"mask": "mask", "granularity": "one mask value per", "place": "place of the module"}
 VALUE = ["value", "low", "high", "n"]
-STRENGTHS = {"radius": "radius / usual radius", "steps": "steps of PGD"}
+STRENGTHS = {"radius": "eps / usual eps", "steps": "steps of PGD"}
 
 
 def sweeps(profile: str) -> Figure:
@@ -63,8 +63,8 @@ def _marks(ax: Axes, frame: pd.DataFrame) -> None:
         last, best = part.iloc[-1], part.loc[part[ROBUST].idxmax()]
         places = {"last": (last, ROBUST), "best": (best, ROBUST), "EMA": (last, f"ema_{ROBUST}")}
         for name, (epoch, column) in places.items():
-            look = MARKS[name] | {"color": METHODS[method], "linestyle": "", "clip_on": False}
-            ax.plot(epoch["epoch"], epoch[column], label=name, markeredgewidth=0.8, **look)
+            options = MARKS[name] | {"color": METHODS[method], "linestyle": "", "clip_on": False}
+            ax.plot(epoch["epoch"], epoch[column], label=name, markeredgewidth=0.8, **options)
 
 
 def training_curves(profile: str, shown: tuple[str, ...] = tuple(PANELS)) -> Figure:
@@ -75,25 +75,25 @@ def training_curves(profile: str, shown: tuple[str, ...] = tuple(PANELS)) -> Fig
     figure = style.panels(*size)[0]
     for ax, column in zip(figure.axes, shown):
         for method, rows in pd.concat([ours, log]).groupby("method", sort=False):
-            look: dict[str, Any] = {"color": METHODS[method], "errorbar": ("pi", 100), "legend": False}
+            options: dict[str, Any] = {"color": METHODS[method], "errorbar": ("pi", 100), "legend": False}
             if column in rows and rows[column].notna().any():
-                sns.lineplot(rows, x="epoch", y=column, label=method, ax=ax, **look)
+                sns.lineplot(rows, x="epoch", y=column, label=method, ax=ax, **options)
         ax.set(title=PANELS[column], ylabel="", xlabel="epoch")
         if column.endswith("acc"):
             ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     _marks(figure.axes[shown.index(ROBUST)], ours)
     note = f"{labels.setting(profile)}; lines: mean over seeds (at most {ours['seed'].nunique()}), bands: their range"
-    told = "; authors' code: another person's run of 100 epochs, its rate falls later; tested under PGD-10"
-    return style.finish(figure, note + told * bool(len(log)))
+    source = "; authors' code: another person's run of 100 epochs, its rate falls later; tested under PGD-10"
+    return style.finish(figure, note + source * bool(len(log)))
 
 
 def attack_strength(profile: str) -> Figure:
     """F6: PGD accuracy against eps, which must fall to zero, and steps, which must not rise; below, FSR's gain."""
-    (plain, both), cells = experiments.main_pair(profile), []
-    for one in experiments.evaluations(profile, "strength", plain):
-        axis, x = ("radius", (one.eps or 0) / plain.eps) if one.steps is None else ("steps", one.steps)
-        made = {"AT": outcomes.accuracy((plain,), one), "AT + FSR": outcomes.accuracy((both,), one)}
-        made["gain"] = outcomes.gain((both,), (plain,), one)
+    (at, fsr), cells = experiments.main_pair(profile), []
+    for one in experiments.evaluations(profile, "strength", at):
+        axis, x = ("radius", (one.eps or 0) / at.eps) if one.steps is None else ("steps", one.steps)
+        made = {"AT": outcomes.accuracy((at,), one), "AT + FSR": outcomes.accuracy((fsr,), one)}
+        made["gain"] = outcomes.gain((fsr,), (at,), one)
         cells += [{"axis": axis, "x": x, "method": method} | cell for method, cell in made.items()]
     frame = pd.DataFrame(cells, columns=["axis", "x", "method", *VALUE]).dropna(subset="value").sort_values("x")
     style.need(frame[frame["x"] > 0], profile, "attacks of several strengths")
@@ -107,9 +107,11 @@ def attack_strength(profile: str) -> Figure:
             top.plot(rows["x"], rows["value"], color=METHODS[method], marker="o", label=method)
         top.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
         top.set(ylabel="accuracy", xscale="log" if axis == "steps" else "linear")
+        if axis == "steps":
+            below.set_xticks(ticks := frame[frame["axis"] == axis]["x"].unique(), [f"{x:g}" for x in ticks])
         below.axhline(0, color="black", linewidth=0.8)
         below.set(title="AT + FSR − AT", xlabel=words, ylabel="points")
-    note = f"{style.setting(profile)}, seed 0, {int(frame['n'].min()):,} images; usual: eps {plain.eps:.3g}, 20 steps, "
+    note = f"{style.setting(profile)}, seed 0, {int(frame['n'].min()):,} images; usual: eps {at.eps:.3g}, 20 steps, "
     return style.finish(figure, note + "step 0.1 eps, no random start; 95 % intervals")
 
 
@@ -125,9 +127,7 @@ def gains(profile: str) -> Figure:
     grid.set_ylabels("gain of FSR in points" if hue.nunique() > 1 else f"{hue.iloc[0]}, points")
     images = " to ".join(dict.fromkeys(f"{n:,.0f}" for n in (frame["n"].min(), frame["n"].max())))
     note = f"{chosen.base.epochs} epochs, {labels.WEIGHTS[chosen.report_checkpoint]}, {images} test images; "
-    return style.finish(
-        grid.figure, note + "bars: paired 95 % intervals over images, from three seeds on over seeds too"
-    )
+    return style.finish(grid.figure, note + "bars: paired 95 % intervals over images, and over seeds from three on")
 
 
 def training_length(profile: str) -> Figure:

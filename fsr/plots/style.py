@@ -53,8 +53,8 @@ def facets(frame: pd.DataFrame, at: str, colours: dict[str, str]) -> sns.FacetGr
     for panel, part in frame.groupby("panel"):
         ax, (places, order) = grid.axes_dict[panel], pd.factorize(part[at])
         for i, (hue, colour) in enumerate(colours.items()):
-            mine = (part["hue"] == hue).to_numpy()
-            points(ax, part[mine], places[mine] + 0.2 * (i - (len(colours) - 1) / 2), colour, hue)
+            selected = (part["hue"] == hue).to_numpy()
+            points(ax, part[selected], places[selected] + 0.2 * (i - (len(colours) - 1) / 2), colour, hue)
         ax.set_xticks(range(len(order)), order, rotation=90 if len(order) > 4 else 0)
     grid.refline(y=0, color="black", linestyle="-", linewidth=0.8)
     return grid.set_titles("{col_name}").set_xlabels("")
@@ -65,15 +65,15 @@ def finish(figure: Figure, note: str) -> Figure:
     figure.set_layout_engine("constrained", h_pad=0.06, rect=(0, 0, 1, 0.985))
     text = textwrap.fill(note, int(17.5 * figure.get_figwidth()))
     figure.supxlabel(text, fontsize=7, color="#555555", x=0.01, ha="left")
-    known = {label: handle for ax in figure.axes for handle, label in zip(*ax.get_legend_handles_labels())}
-    if len(known) > 1:
-        figure.legend(known.values(), known, loc="outside upper center", ncols=min(6, len(known)))
+    entries = {label: handle for ax in figure.axes for handle, label in zip(*ax.get_legend_handles_labels())}
+    if len(entries) > 1:
+        figure.legend(entries.values(), entries, loc="outside upper center", ncols=min(6, len(entries)))
     return figure
 
 
-def need(found: Any, profile: str, what: str) -> None:
+def need(rows: Any, profile: str, what: str) -> None:
     """MissingRecord where a figure has nothing to draw."""
-    if len(found) == 0:
+    if len(rows) == 0:
         raise MissingRecord(f"no {what} recorded in {profile}; `python -m fsr run-all --profile {profile}` makes them")
 
 
@@ -83,13 +83,13 @@ def setting(profile: str, checkpoint: str = "") -> str:
     return f"{labels.setting(profile)}, {weights}"
 
 
-def cells(profile: str, name: str, **wanted) -> pd.DataFrame:
-    """The recorded cells of a table whose columns have the wanted values, each one or a list.
+def cells(profile: str, name: str, **columns) -> pd.DataFrame:
+    """The recorded cells of a table whose columns have these values, each one or a list.
 
     low and high are of the interval that decides: over seeds and images from three seeds on, else over images.
     """
     frame = tables.table(profile, name)
-    for column, value in wanted.items():
+    for column, value in columns.items():
         frame = frame[frame[column].isin(np.atleast_1d(value))]
     if "value" not in frame:
         return frame[frame["correct"].notna()]
@@ -99,10 +99,10 @@ def cells(profile: str, name: str, **wanted) -> pd.DataFrame:
 
 def analyses(profile: str, runs, kind: str) -> list[tuple[dict, dict[str, np.ndarray]]]:
     """Records and arrays of the planned analyses of this kind; MissingRecord when there are none."""
-    planned = [(run, one) for run in runs for one in experiments.analyses(profile, "all", run) if one.kind == kind]
-    found = [store.load_analysis(*pair) for pair in planned if store.has_record(*pair)]
-    need(found, profile, kind)
-    return found
+    plan = [(run, one) for run in runs for one in experiments.analyses(profile, "all", run) if one.kind == kind]
+    records = [store.load_analysis(*pair) for pair in plan if store.has_record(*pair)]
+    need(records, profile, kind)
+    return records
 
 
 def histories(runs) -> pd.DataFrame:

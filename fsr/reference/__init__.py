@@ -46,7 +46,7 @@ def paper_values(path: Path | None = None) -> pd.DataFrame:
     rows, lines = list[dict](), dict[tuple, int]()
     for row in reader:
         line, key = reader.line_num, tuple(map(row.get, COLUMNS[:5]))
-        checks = {f"unknown {name} {row[name]!r}, not in {known}": row[name] in known for name, known in KNOWN.items()}
+        checks = {f"unknown {name} {row[name]!r}, not in {these}": row[name] in these for name, these in KNOWN.items()}
         checks["more fields than columns; put quotes around commas"] = None not in row
         checks[f"{row['value']!r} is no number in 0..100"] = 0 <= pd.to_numeric(row["value"], errors="coerce") <= 100
         checks[f"the same cell is already in line {lines.get(key)}"] = lines.setdefault(key, line) == line

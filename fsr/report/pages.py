@@ -40,19 +40,19 @@ def build(profile: str) -> Path:
 def page(profile: str) -> str:
     """The whole report as HTML; the same records always give the same text."""
     tables.save_all(profile)
-    planned, sections = [*plots.FIGURES, *tables.of_profile(profile)], list[dict]()
-    planned = [name for name in planned if "T11" not in planned or name not in REPEATED]
+    plan, sections = [*plots.FIGURES, *tables.of_profile(profile)], list[dict]()
+    plan = [name for name in plan if "T11" not in plan or name not in REPEATED]
     for question, notebook, names in QUESTIONS:
-        parts = [part for name in names.split() if name in planned and (part := _part(profile, name))]
+        parts = [part for name in names.split() if name in plan and (part := _part(profile, name))]
         sections += [{"question": question, "notebook": notebook, "parts": parts}] if parts else []
     shown = [part["name"] for section in sections for part in section["parts"]]
     facts: dict = {"profile": profile, "where": labels.setting(profile), "claimed": say.claimed()}
     facts |= {"first": [say.answer(profile), *say.reasons(profile)], "again": tables.PRELIMINARY.get(profile, [])}
-    facts |= {"sections": sections, "left_out": [name for name in planned if name not in shown]}
-    others, known = pd.concat([tables.table(profile, name) for name in ("T1", "T2")]), reference.known_results()
+    facts |= {"sections": sections, "left_out": [name for name in plan if name not in shown]}
+    others, results = pd.concat([tables.table(profile, name) for name in ("T1", "T2")]), reference.known_results()
     others = others[~others["kind"].isin(OURS)].drop_duplicates()
-    known = known[known["note"].str.contains("epochs") & known["source"].isin(others["source"])]
-    facts["epochs"] = "; ".join((known["source"] + ": " + known["note"]).loc[~known["source"].duplicated()])
+    results = results[results["note"].str.contains("epochs") & results["source"].isin(others["source"])]
+    facts["epochs"] = "; ".join((results["source"] + ": " + results["note"]).loc[~results["source"].duplicated()])
     facts["others"] = len(others) and tables.show(others).hide(["seeds", "n"], axis=1).set_caption("Percent.").to_html()
     facts["provenance"] = tables.provenance(profile).to_html(index=False, border=0, na_rep="")
     text = (Path(__file__).parent / "page.html").read_text()
@@ -61,15 +61,15 @@ def page(profile: str) -> str:
 
 def _part(profile: str, name: str) -> dict | None:
     """What the page shows of a figure or a table, with the sentences on it; None where it was not run."""
-    told = say.findings(profile, name) if name in say.FINDERS else []
+    sentences = say.findings(profile, name) if name in say.FINDERS else []
     if name in plots.FIGURES:
         try:
             png, pdf = plots.save(profile, name)
         except MissingRecord:
             return None
         source, file = base64.b64encode(png.read_bytes()).decode(), f"../../figures/{pdf.parent.name}/{pdf.name}"
-        return {"name": name, "title": plots.TITLES[name], "said": told, "png": source, "file": file}
-    if not told:
+        return {"name": name, "title": plots.TITLES[name], "said": sentences, "png": source, "file": file}
+    if not sentences:
         return None
     frame = shown = tables.table(profile, name)
     if name == "T11":  # of all weights, since that is what the study is about
@@ -83,7 +83,7 @@ def _part(profile: str, name: str) -> dict | None:
     if "value" in shown and name != "T9" and shown["value"].isna().mean() > 0.5:  # most of it was not run
         return None
     (stem, title), notes = tables.TABLES[name], tables.notes(profile, name, frame)
-    part = {"name": name, "title": title, "said": told, "notes": notes, "file": f"../tables/{profile}/{stem}"}
+    part = {"name": name, "title": title, "said": sentences, "notes": notes, "file": f"../tables/{profile}/{stem}"}
     return part | {"html": tables.show(shown).to_html() if len(shown) else ""}
 
 
@@ -101,8 +101,8 @@ def answers() -> str:
     lines = [f"**{say.answer(first)}**", "", say.claimed(), "", *(f"- {one}" for one in say.reasons(first))]
     for name in (name for name in others if say.study(name)):
         lines += ["", f"When does FSR gain? {labels.setting(name)}. {' '.join(say.study(name))}"]
-    told = [" ".join([say.answer(name), *tables.PRELIMINARY.get(name, [])]) for name in others]
-    return "\n".join([*lines, *(["", "Other settings:", "", *(f"- {one}" for one in told)] if told else [])])
+    texts = [" ".join([say.answer(name), *tables.PRELIMINARY.get(name, [])]) for name in others]
+    return "\n".join([*lines, *(["", "Other settings:", "", *(f"- {one}" for one in texts)] if texts else [])])
 
 
 def results() -> str:
@@ -111,8 +111,8 @@ def results() -> str:
     metrics = ("clean", "pgd20", "ensemble", experiments.profile_of(profile).autoattack)
     for weights, row in product(("last", "ema"), ("AT", "AT + FSR", say.MAIN)):
         part, line = cells(profile, "T1", kind=["ours", "gain"], checkpoint=weights), [labels.WEIGHTS[weights], row]
-        for found in (say.cell(part, row, metric) for metric in metrics):
-            numbers = [found[key] for key in ("value", "low", "high")] if found else [None]
+        for one in (say.cell(part, row, metric) for metric in metrics):
+            numbers = [one[key] for key in ("value", "low", "high")] if one else [None]
             line.append(labels.measured(*numbers, sign=row == say.MAIN))
         lines.append(line)
     of = f"{gain['n']:,.0f} images; gains of {say.seeds([gain['seeds']])}"

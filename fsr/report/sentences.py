@@ -64,18 +64,18 @@ def main_gain(numbers: pd.DataFrame, profile: str) -> dict | None:
 
 def claimed() -> str:
     """The gain that the paper's abstract claims, and whether the authors' number of epochs was run here."""
-    known = reference.known_results().set_index("metric")["value"]
-    told = f"The paper's abstract claims a gain of up to {known['max_robust_gain_points']:g} points."
+    results = reference.known_results().set_index("metric")["value"]
+    text = f"The paper's abstract claims a gain of up to {results['max_robust_gain_points']:g} points."
     done = any(main_gain(reported(name, "T1"), name) for name in ("headline", "paper"))
-    return told + ("" if done else " The authors train 100 epochs on all images; that setting has not been run here.")
+    return text + ("" if done else " The authors train 100 epochs on all images; that setting has not been run here.")
 
 
 def _compared(numbers: pd.DataFrame, gain: dict) -> str:
     """Both accuracies where they are of the gain's seeds and images, and the gain."""
-    at, both = (cell(numbers, row, gain["metric"]) or {} for row in ("AT", "AT + FSR"))
-    if any((one.get("seeds"), one.get("n")) != (gain["seeds"], gain["n"]) for one in (at, both)):
+    baseline, with_fsr = (cell(numbers, row, gain["metric"]) or {} for row in ("AT", "AT + FSR"))
+    if any((one.get("seeds"), one.get("n")) != (gain["seeds"], gain["n"]) for one in (baseline, with_fsr)):
         return f"of AT + FSR minus that of AT is {change(gain)}"
-    return f"is {measured(at['value'])} % for AT and {measured(both['value'])} % for AT + FSR, {change(gain)}"
+    return f"is {measured(baseline['value'])} % for AT and {measured(with_fsr['value'])} % for AT + FSR, {change(gain)}"
 
 
 def answer(profile: str) -> str:
@@ -90,21 +90,21 @@ def answer(profile: str) -> str:
 
 def _gains(numbers: pd.DataFrame, metric: str, base: str = "") -> dict[str, dict]:
     """What every row adds to this baseline, or to its own, under this attack, by the row's name."""
-    home, wanted = next(iter(numbers["network"]), ""), (numbers["kind"] == "gain") & (numbers["metric"] == metric)
-    found = numbers[wanted & numbers["row"].str.endswith(base)].to_dict("records")
-    return {one["row"].split(GAIN)[0] + f" ({one['network']})" * (one["network"] != home): one for one in found}
+    home, selected = next(iter(numbers["network"]), ""), (numbers["kind"] == "gain") & (numbers["metric"] == metric)
+    rows = numbers[selected & numbers["row"].str.endswith(base)].to_dict("records")
+    return {one["row"].split(GAIN)[0] + f" ({one['network']})" * (one["network"] != home): one for one in rows}
 
 
-def _listed(told: str, found: dict[str, dict]) -> list[str]:
+def _listed(subject: str, gains: dict[str, dict]) -> list[str]:
     """All gains in points, those whose interval excludes zero first; AT + FSR alone needs no list."""
-    if set(found) <= {"AT + FSR"}:
+    if set(gains) <= {"AT + FSR"}:
         return []
-    sure = {name: (one["value"], one["low"], one["high"]) for name, one in found.items() if side(one)}
+    sure = {name: (one["value"], one["low"], one["high"]) for name, one in gains.items() if side(one)}
     items = "; ".join(f"{name} {measured(*numbers, sign=True)}" for name, numbers in sure.items())
-    undecided, of = "; ".join(name for name in found if name not in sure), seeds([g["seeds"] for g in found.values()])
+    undecided, of = "; ".join(name for name in gains if name not in sure), seeds([g["seeds"] for g in gains.values()])
     if not sure:
-        return [f"{told} is undecided ({of}): {undecided}."]
-    return [f"{told}, in points ({of}): {items}." + f" Undecided: {undecided}." * bool(undecided)]
+        return [f"{subject} is undecided ({of}): {undecided}."]
+    return [f"{subject}, in points ({of}): {items}." + f" Undecided: {undecided}." * bool(undecided)]
 
 
 def _whitebox(profile: str, numbers: pd.DataFrame) -> list[str]:
@@ -117,22 +117,22 @@ def _whitebox(profile: str, numbers: pd.DataFrame) -> list[str]:
 
 
 def _deactivation(profile: str, numbers: pd.DataFrame) -> list[str]:
-    strong = experiments.profile_of(profile).autoattack
-    doubt = numbers[(numbers["metric"] == strong) & ~numbers["flags"].fillna("none").eq("none")]["row"].tolist()
-    told = [f"{labels.metric(strong)} is in doubt for {', '.join(doubt)} (left out here)."] if doubt else []
-    found = {name: gain for name, gain in _gains(numbers, strong).items() if name not in doubt}
-    return _listed(f"{labels.metric(strong)} accuracy minus AT's", found) + told
+    autoattack = experiments.profile_of(profile).autoattack
+    doubt = numbers[(numbers["metric"] == autoattack) & ~numbers["flags"].fillna("none").eq("none")]["row"].tolist()
+    warnings = [f"{labels.metric(autoattack)} is in doubt for {', '.join(doubt)} (left out here)."] if doubt else []
+    gains = {name: gain for name, gain in _gains(numbers, autoattack).items() if name not in doubt}
+    return _listed(f"{labels.metric(autoattack)} accuracy minus AT's", gains) + warnings
 
 
 def _blackbox(profile: str, numbers: pd.DataFrame) -> list[str]:
-    found = {labels.metric(name): cell(numbers, MAIN, name) for name in numbers["metric"].unique() if name != "clean"}
-    return _listed("AT + FSR minus AT", {name: gain for name, gain in found.items() if gain})
+    gains = {labels.metric(name): cell(numbers, MAIN, name) for name in numbers["metric"].unique() if name != "clean"}
+    return _listed("AT + FSR minus AT", {name: gain for name, gain in gains.items() if gain})
 
 
 def _components(profile: str, numbers: pd.DataFrame) -> list[str]:
-    found = _gains(numbers, "ensemble", f"{GAIN}AT")
-    sentences = _listed("Ensemble accuracy minus AT's", found)
-    full, part = found.get("AT + FSR"), found.get("recalibration without L_sep")
+    gains = _gains(numbers, "ensemble", f"{GAIN}AT")
+    sentences = _listed("Ensemble accuracy minus AT's", gains)
+    full, part = gains.get("AT + FSR"), gains.get("recalibration without L_sep")
     if full and part and side(full) and side(full) != side(part):
         effects = f"{change(part)}, with it by {change(full)} ({seeds([part['seeds'], full['seeds']])})"
         sentences.append(f"Without L_sep FSR changes Ensemble accuracy by {effects}.")
@@ -148,8 +148,8 @@ def study(profile: str) -> list[str]:
     if "T11" not in tables.of_profile(profile):
         return []
     shown = {w: cells(profile, "T11", kind=["ours", "gain"], checkpoint=w) for w in experiments.CHECKPOINTS}
-    found = {labels.WEIGHTS[w]: gain for w, part in shown.items() if (gain := cell(part, MAIN, "ensemble"))}
-    sentences = _listed("Where AT overfits, Ensemble accuracy of AT + FSR minus AT", found)
+    gains = {labels.WEIGHTS[w]: gain for w, part in shown.items() if (gain := cell(part, MAIN, "ensemble"))}
+    sentences = _listed("Where AT overfits, Ensemble accuracy of AT + FSR minus AT", gains)
     early, late = cell(shown["best"], "AT", "ensemble"), cell(shown["last"], "AT + FSR", "ensemble")
     if early and late:
         text = f"AT stopped early has an Ensemble accuracy of {measured(early['value'])} % (best weights). AT + FSR has"
@@ -158,12 +158,12 @@ def study(profile: str) -> list[str]:
 
 
 def _sweep(profile: str, numbers: pd.DataFrame) -> list[str]:
-    found = numbers.query("kind == 'ours' and metric == 'ensemble'").sort_values("value")
-    found = found[found["seeds"] == found["seeds"].min()]  # one seed is compared with one seed
-    if found["value"].nunique() < 2:
+    rows = numbers.query("kind == 'ours' and metric == 'ensemble'").sort_values("value")
+    rows = rows[rows["seeds"] == rows["seeds"].min()]  # one seed is compared with one seed
+    if rows["value"].nunique() < 2:
         return []
-    low, high = (f"{measured(row.value)} % ({row.row})" for row in found.iloc[[0, -1]].itertuples())
-    what, of = "places" if found["axis"].eq("place").all() else "settings", seeds(found["seeds"])
+    low, high = (f"{measured(row.value)} % ({row.row})" for row in rows.iloc[[0, -1]].itertuples())
+    what, of = "places" if rows["axis"].eq("place").all() else "settings", seeds(rows["seeds"])
     return [f"Over {what} Ensemble accuracy lies between {low} and {high} ({of}, not judged)."]
 
 
@@ -189,16 +189,16 @@ def _overhead(profile: str, numbers: pd.DataFrame) -> list[str]:
 
 
 def _audit(profile: str, numbers: pd.DataFrame) -> list[str]:
-    found = numbers.pivot_table(index=["row", "n"], columns="item", values="correct", sort=False)
-    found = found.reindex(columns=["authors' protocol", "worst case"]).dropna()
+    shares = numbers.pivot_table(index=["row", "n"], columns="item", values="correct", sort=False)
+    shares = shares.reindex(columns=["authors' protocol", "worst case"]).dropna()
     text = "{}: {} % under the authors' protocol, {} % in the worst case ({:,.0f} images, one seed)."
-    return [text.format(row, measured(a / n), measured(b / n), n) for (row, n), a, b in found.itertuples()]
+    return [text.format(row, measured(a / n), measured(b / n), n) for (row, n), a, b in shares.itertuples()]
 
 
 def _verdict(profile: str, numbers: pd.DataFrame) -> list[str]:
     states = numbers.groupby("verdict", sort=False)["id"].agg(", ".join)
-    told = [f"{name.capitalize()}: {ids}." for name, ids in states.items()]
-    return [answer(profile), *(told or ["No claim is about this profile's setting."])]
+    lines = [f"{name.capitalize()}: {ids}." for name, ids in states.items()]
+    return [answer(profile), *(lines or ["No claim is about this profile's setting."])]
 
 
 def _training(profile: str, _: pd.DataFrame) -> list[str]:
@@ -212,11 +212,11 @@ def _training(profile: str, _: pd.DataFrame) -> list[str]:
     gap, means = wide["AT + FSR"] - wide["AT"], wide.groupby("epoch").mean()
     slow, fast = ("AT + FSR", "AT") if (gap < 0).all() else ("AT", "AT + FSR")
     late, early = ((means[name] >= means[slow].max()).idxmax() for name in (slow, fast))
-    told = f"{slow} needs {late} epochs to reach the training accuracy under attack that {fast} reaches after {early}"
+    text = f"{slow} needs {late} epochs to reach the training accuracy under attack that {fast} reaches after {early}"
     if not ((gap < 0).all() or (gap > 0).all()):
         ends = " to ".join(measured(end, sign=True) for end in (gap.min(), gap.max()))
-        told = f"Before the learning rate falls AT + FSR minus AT in training accuracy under attack is {ends} points"
-    sentences = [f"{told} ({seeds([len(pairs)])})."]
+        text = f"Before the learning rate falls AT + FSR minus AT in training accuracy under attack is {ends} points"
+    sentences = [f"{text} ({seeds([len(pairs)])})."]
     held = whole.pivot_table(index="epoch", columns="method", values="ema_held_robust_acc")
     ends = (held["AT + FSR"] - held["AT"])[[frame["epoch"].max(), held.index[-1]]].items()
     text = " and ".join(f"{measured(gap, sign=True)} points at epoch {epoch}" for epoch, gap in ends)
@@ -238,7 +238,7 @@ def reasons(profile: str) -> list[str]:
 FINDERS: dict[str, Callable[[str, pd.DataFrame], list[str]]] = {"T1": _whitebox, "T2": _deactivation, "F5": _training}
 FINDERS |= {"T3": _blackbox, "T4": _components, "T5": _sweep, "T6": _sweep, "T7": _streams, "T8": _overhead}
 FINDERS |= {"T9": _audit, "T10": _verdict}
-FINDERS["T11"] = lambda profile, found: study(profile) + _whitebox(profile, found)[1:2] + _components(profile, found)
+FINDERS["T11"] = lambda name, frame: study(name) + _whitebox(name, frame)[1:2] + _components(name, frame)
 
 
 def findings(profile: str, name: str) -> Findings:

@@ -61,8 +61,8 @@ def _evaluate(run: Run, evaluation: Evaluation, options: Options, model: Classif
     path, surrogate, data = partial_path(run, evaluation), None, data_of(run, device := options.torch_device)
     identity = {"weights": weights, "images_sha256": images_sha256(data.test_x, data.test_y)}
     if evaluation.surrogate is not None:  # `last` of that run, trained first if need be
-        planned = {run_id(one): one for sets in experiments.SETS.values() for one in sets["all"]}
-        other = planned.get(evaluation.surrogate) or store.config_of(evaluation.surrogate)
+        plan = {run_id(one): one for sets in experiments.SETS.values() for one in sets["all"]}
+        other = plan.get(evaluation.surrogate) or store.config_of(evaluation.surrogate)
         surrogate, identity["surrogate_weights"] = _network(other, "last", options)
     resumes = identity | {"batch": batch_size(device)}  # AutoAttack's state of one device is of no use on another
     x, y, index = part_of_test(data, evaluation.images)

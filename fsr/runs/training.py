@@ -44,8 +44,8 @@ def _save_weights(trainer: Trainer, recorded: dict[str, str]) -> dict[str, str]:
     digests, name = dict[str, str](), run_id(trainer.run)
     for kind, tensors in trainer.checkpoints().items():
         path = weights_path(trainer.run, kind)
-        kept = path.exists() and digest_of(path) == recorded.get(kind)
-        digests[kind] = recorded[kind] if kept else save_tensors(path, tensors, {"run_id": name, "checkpoint": kind})
+        same = path.exists() and digest_of(path) == recorded.get(kind)
+        digests[kind] = recorded[kind] if same else save_tensors(path, tensors, {"run_id": name, "checkpoint": kind})
     return digests
 
 

@@ -69,6 +69,12 @@ def runs() -> list[Run]:
     return [config_of(p.parent.name) for p in sorted((files.results() / "runs").glob("*/config.json"))]
 
 
+def state() -> tuple:
+    """The root, and when each folder of records last changed: while it is the same, so is what records say."""
+    folders = [run / part for run in sorted((files.results() / "runs").glob("*")) for part in ("", "evals", "analyses")]
+    return files.root(), *((str(folder), folder.stat().st_mtime_ns) for folder in folders if folder.exists())
+
+
 def is_trained(run: Run) -> bool:
     """Did the training finish?  The weights may be gone: a record is valid without them."""
     return (files.run_dir(run_id(run)) / "env.json").exists()
@@ -191,8 +197,8 @@ def metrics(chosen: Iterable[Run] | None = None) -> pd.DataFrame:
         recorded = evaluations(run)
         for one in [e for e in recorded if e.attack == "clean"]:
             with suppress(MissingRecord):
-                both = ensemble(run, one.checkpoint, one.images, one.intervention)
-                recorded[replace(one, attack="ensemble")] = both.record | {"correct": int(both.correct.sum())}
+                combined = ensemble(run, one.checkpoint, one.images, one.intervention)
+                recorded[replace(one, attack="ensemble")] = combined.record | {"correct": int(combined.correct.sum())}
         for one, record in recorded.items():
             facts = {name: record.get(name) for name in ("eps", "seconds", "commit", "n", "correct")}
             own = {"run_id": run_id(run), "method": run.label, "attack_id": one.attack_id}

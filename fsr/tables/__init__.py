@@ -1,16 +1,17 @@
 """T1 to T11: from records to tables; what was not run says so and cannot vanish."""
 
 from collections import namedtuple
+from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
 
-from fsr import experiments, files, store
+from fsr import experiments, files, reference, store
 from fsr.config import run_id
 from fsr.files import UsageError
-from fsr.tables import display, inside, outcomes, robustness, verdict
+from fsr.tables import analyses, display, outcomes, robustness, verdict
+from fsr.tables.analyses import audit_lines, provenance
 from fsr.tables.display import show, wide
-from fsr.tables.inside import audit_lines, provenance
 
 TableInfo = namedtuple("TableInfo", "stem title")  # the name of its files without their suffix, and its title
 TABLES = {
@@ -26,7 +27,7 @@ TABLES = {
     "T10": TableInfo("T10-verdict", "Verdict"),
     "T11": TableInfo("T11-overfit", "Where adversarial training overfits"),
 }
-OTHERS = {"T7": inside.streams, "T8": inside.overhead, "T9": inside.audits, "T10": verdict.frame}
+OTHERS = {"T7": analyses.streams, "T8": analyses.overhead, "T9": analyses.audits, "T10": verdict.frame}
 # Profiles whose records are of mixed origin and are made again -> what a reader must know
 PRELIMINARY = {"mini": ["We are making the mini records again. Treat these results as preliminary."]}
 
@@ -41,21 +42,26 @@ def table(profile: str, name: str) -> pd.DataFrame:
     """One table of a profile as numbers, tidy, exactly the columns of its csv; UsageError for an unknown name."""
     if name not in of_profile(profile):
         raise UsageError(f"profile {profile} has no table {name!r}; choose one of {', '.join(of_profile(profile))}")
+    return _made(profile, name, store.state(), reference.paper_values().to_csv()).copy()
+
+
+@lru_cache(maxsize=64)  # README and a report ask for most tables many times
+def _made(profile: str, name: str, *_state) -> pd.DataFrame:
     return OTHERS[name](profile) if name in OTHERS else robustness.frame(name, profile)
 
 
 def notes(profile: str, name: str, frame: pd.DataFrame | None = None) -> list[str]:
     """The few sentences that a reader of this table needs; frame: the table, when it is at hand."""
     frame = table(profile, name) if frame is None else frame
-    told = [verdict.scope(profile)] * (name == "T10") + PRELIMINARY.get(profile, [])
+    sentences = [verdict.scope(profile)] * (name == "T10") + PRELIMINARY.get(profile, [])
     if (size := experiments.profile_of(profile).base.train_size) and "metric" in frame:
-        told.append(f"Networks were trained on {size:,} images.")
+        sentences.append(f"Networks were trained on {size:,} images.")
     if "status" in frame and frame["status"].eq(robustness.OTHER_WEIGHTS).any():
         runs = [run for row in experiments.ROWS[profile][robustness.KINDS[name]] for run in row.runs]
         mixed = [r for r in runs if any(outcomes.of_other_weights(r, one) for one in store.evaluations(r))]
         moved = "; ".join(f"move results/runs/{one} away" for one in dict.fromkeys(map(run_id, mixed)))
-        told.append(f"Outcomes of other weights are left out; {moved} and run `python -m fsr run-all -p {profile}`.")
-    return told
+        sentences += [f"Outcomes of other weights are left out; {moved} and run `python -m fsr run-all -p {profile}`."]
+    return sentences
 
 
 def write(path: Path, text: str) -> Path:
@@ -69,9 +75,9 @@ def save(profile: str, name: str) -> list[Path]:
     """Write a table's csv, md and tex; a file whose content is the same is left alone."""
     frame, (stem, title) = table(profile, name), TABLES[name]
     title = f"{name}. {title} ({profile})"
-    told = [*filter(None, [display.legend(frame)]), *notes(profile, name, frame)]
-    texts = {"csv": display.csv_text(frame), "md": display.markdown(frame, title, told)}
-    texts["tex"] = display.latex(frame, title, f"tab:{stem}", told)
+    sentences = [*filter(None, [display.legend(frame)]), *notes(profile, name, frame)]
+    texts = {"csv": display.csv_text(frame), "md": display.markdown(frame, title, sentences)}
+    texts["tex"] = display.latex(frame, title, f"tab:{stem}", sentences)
     return [write(files.tables(profile) / f"{stem}.{suffix}", text) for suffix, text in texts.items()]
 
 

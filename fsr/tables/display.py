@@ -6,7 +6,7 @@ import html
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from fsr.tables import inside, labels, outcomes
+from fsr.tables import analyses, labels, outcomes
 from fsr.tables.labels import MINUS, NOT_RUN, measured, number, span
 
 GROUP = ["data", "network", "weights"]  # said once, above the rows that share them
@@ -14,7 +14,7 @@ ROW = ["dataset", "network", "checkpoint", "row", "kind", "source"]
 LONG = 60  # characters; a column with longer texts wraps
 PROBES = {"aux": "auxiliary head", "knn": "k-nearest neighbours"}
 COSTS = {"dataset": "data", "network": "network", "row": "method", "params": "parameters", "macs": "MACs"}
-COSTS |= {inside.SECONDS: "seconds per epoch", inside.LATENCY: "latency of a batch, ms"}
+COSTS |= {analyses.SECONDS: "seconds per epoch", analyses.LATENCY: "latency of a batch, ms"}
 COSTS |= {"peak_memory_mb": "peak memory, MiB", "machine": "trained on"}
 LATEX = {"±": r"$\pm$", "×": r"$\times$", "≤": r"$\leq$", "≥": r"$\geq$", MINUS: "$-$", "†": r"$\dagger$"}
 LATEX |= {r"\begin{tabular}": r"\resizebox{\linewidth}{!}{\begin{tabular}", r"\end{tabular}": r"\end{tabular}}"}
@@ -64,13 +64,11 @@ def _measured(cell, usual) -> str:
 def _streams(frame: pd.DataFrame) -> pd.DataFrame:
     """T7: a row per checkpoint and stream, a column per probe and attack, means over seeds."""
     rows = []
-    for (weights, stream, probe, attack), part in frame.groupby(
-        ["checkpoint", "stream", "probe", "attack"], sort=False
-    ):
-        done = part.dropna(subset="accuracy")
+    for (weights, stream, probe, attack), one in frame.groupby(["checkpoint", "stream", "probe", "attack"], sort=False):
+        done = one.dropna(subset="accuracy")
         mean = outcomes.mean_of(list(done["accuracy"]), int(done["n"].min())) if len(done) else {}
         text = measured(*(mean.get(key) for key in ("value", "low", "high", "sd")))
-        text += f" ({len(done)} of {len(part)} seeds)" * (0 < len(done) < len(part))
+        text += f" ({len(done)} of {len(one)} seeds)" * (0 < len(done) < len(one))
         rows.append([weights, stream, f"{PROBES[probe]}, {labels.metric(attack)}", text])
     cells = pd.DataFrame(rows, columns=["weights", "stream", "column", "text"])
     return cells.pivot_table("text", ["weights", "stream"], "column", aggfunc="first", sort=False).reset_index()
@@ -88,7 +86,7 @@ def _overhead(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _audits(frame: pd.DataFrame) -> pd.DataFrame:
     """T9: a row per attack group, a column per network."""
-    frame = frame.assign(column=frame["row"] + ", " + frame["checkpoint"], group=frame["item"].replace(inside.GROUPS))
+    frame = frame.assign(column=frame["row"] + ", " + frame["checkpoint"], group=frame["item"].replace(analyses.GROUPS))
     table = frame.pivot_table("text", "group", "column", aggfunc="first", sort=False).astype(object)
     return table.fillna(NOT_RUN).rename_axis("attack group").reset_index()
 
@@ -129,10 +127,10 @@ def legend(frame: pd.DataFrame) -> str:
 
 def show(frame: pd.DataFrame) -> Styler:
     """A table for the screen: groups under headings; rows that were not run are counted below it."""
-    text, told = wide(frame), legend(frame)
+    text, note = wide(frame), legend(frame)
     empty = text.drop(columns=GROUP, errors="ignore").iloc[:, 1:].isin(["", NOT_RUN, "not applicable"]).all(axis=1)
     if empty.any() and not empty.all():
-        text, told = text[~empty], f"{told} {empty.sum()} rows have not been run; the csv file lists them."
+        text, note = text[~empty], f"{note} {empty.sum()} rows have not been run; the csv file lists them."
     text, heading = headed(text)
     long = [name for name in text.columns[1:] if text[name].str.len().max() > LONG]
     classes = pd.DataFrame({name: heading.map({True: "group", False: "long" * (name in long)}) for name in text})
@@ -143,7 +141,7 @@ def show(frame: pd.DataFrame) -> Styler:
     styler = Styler(lines, uuid=hashlib.sha256(text.to_csv().encode()).hexdigest()[:8], cell_ids=False)
     styler.hide(axis="index").format_index(escape="html", axis=1).set_td_classes(classes)
     styles = CSS | {f"th.col{text.columns.get_loc(name)}": "text-align: left" for name in long}
-    return styler.set_table_styles([{"selector": name, "props": css} for name, css in styles.items()]).set_caption(told)
+    return styler.set_table_styles([{"selector": name, "props": css} for name, css in styles.items()]).set_caption(note)
 
 
 def csv_text(frame: pd.DataFrame) -> str:

@@ -10,7 +10,7 @@ from fsr.config import PEERS, Run
 DATASETS = {"digits": "digits", "cifar10": "CIFAR-10", "svhn": "SVHN", "tinyimagenet": "Tiny ImageNet"}
 METRICS = {"clean": "no attack", "fgsm": "FGSM", "pgd20": "PGD-20", "pgd100": "PGD-100", "cw": "C&W"}
 METRICS |= {"ensemble": "Ensemble", "autoattack": "AutoAttack", "autoattack-ci": "AutoAttack (capped)"}
-METRICS |= {"transfer-twin": "transfer (AT twin)", "transfer-natural": "transfer (natural)", "nattack": "N-Attack"}
+METRICS |= {"transfer-twin": "transfer (AT)", "transfer-natural": "transfer (natural)", "nattack": "N-Attack"}
 METRICS |= {"pgd20-joint": "PGD-20, joint loss", "di-fgsm": "DI-FGSM", "ti-fgsm": "TI-FGSM", "square": "Square"}
 WEIGHTS = {"last": "last weights", "best": "best weights", "ema": "EMA weights", "unknown": "weights not stated"}
 NOT_RUN, MINUS = "not run", "\N{MINUS SIGN}"

@@ -20,8 +20,8 @@ SPARED = 0.01  # share of its images that another attack may break and AutoAttac
 @lru_cache(maxsize=4096)
 def _read(root: Path, run: Run, evaluation: Evaluation) -> tuple[pd.Series, dict]:
     """Outcomes by test-set position, and their record; records are never rewritten, so they are read once."""
-    found = store.load_evaluation(run, evaluation)
-    return pd.Series(found.correct, index=found.index).sort_index(), found.record
+    loaded = store.load_evaluation(run, evaluation)
+    return pd.Series(loaded.correct, index=loaded.index).sort_index(), loaded.record
 
 
 def _parts(evaluation: Evaluation) -> list[Evaluation]:
@@ -32,9 +32,9 @@ def _parts(evaluation: Evaluation) -> list[Evaluation]:
 def of_other_weights(run: Run, evaluation: Evaluation) -> bool:
     """Is this evaluation on record, but of other weights than those of the run's training on record?"""
     trained = store.environment(run).get("checkpoints", {}) if store.is_trained(run) else {}
-    found = [_read(files.results(), run, one)[1] for one in _parts(evaluation) if store.has_record(run, one)]
-    known = (None, trained.get(evaluation.checkpoint))
-    return known[1] is not None and any(record.get("weights") not in known for record in found)
+    records = [_read(files.results(), run, one)[1] for one in _parts(evaluation) if store.has_record(run, one)]
+    trained_on = (None, trained.get(evaluation.checkpoint))
+    return trained_on[1] is not None and any(record.get("weights") not in trained_on for record in records)
 
 
 def outcome(run: Run, evaluation: Evaluation) -> pd.Series | None:
@@ -47,12 +47,12 @@ def outcome(run: Run, evaluation: Evaluation) -> pd.Series | None:
 
 def accuracy(runs: Runs, evaluation: Evaluation) -> dict:
     """Mean over seeds as a fraction with Wilson's interval at one seed's n, since all see the same images; flags."""
-    found = {run: o for run in runs if (o := outcome(run, evaluation)) is not None}
-    cell: dict = {"planned": len(runs), "seeds": len(found)}
-    if found:
-        each = [float(right.mean()) for right in found.values()]
-        cell |= {"each": each, "flags": warnings(list(found), evaluation)}
-        cell |= mean_of(each, min(map(len, found.values())))
+    outcomes = {run: o for run in runs if (o := outcome(run, evaluation)) is not None}
+    cell: dict = {"planned": len(runs), "seeds": len(outcomes)}
+    if outcomes:
+        each = [float(correct.mean()) for correct in outcomes.values()]
+        cell |= {"each": each, "flags": warnings(list(outcomes), evaluation)}
+        cell |= mean_of(each, min(map(len, outcomes.values())))
     return cell
 
 
@@ -69,8 +69,8 @@ def gain(runs: Runs, baseline: Runs, evaluation: Evaluation, base_evaluation: Ev
     low, high: over images; seeds_low, seeds_high: over both, from three seeds on; p_first_seed: McNemar's, of one pair.
     """
     bases = {run.seed: outcome(run, base_evaluation or evaluation) for run in baseline}
-    both = [(bases.get(run.seed), outcome(run, evaluation)) for run in runs]
-    joined = [pd.concat(pair, axis=1, join="inner") for pair in both if all(o is not None for o in pair)]
+    pairs = [(bases.get(run.seed), outcome(run, evaluation)) for run in runs]
+    joined = [pd.concat(pair, axis=1, join="inner") for pair in pairs if all(o is not None for o in pair)]
     cell: dict = {"planned": len(runs), "seeds": len(joined)}
     if not joined:
         return cell
@@ -84,13 +84,13 @@ def gain(runs: Runs, baseline: Runs, evaluation: Evaluation, base_evaluation: Ev
     return cell
 
 
-def broken_only(run: Run, evaluation: Evaluation, strong: pd.Series | None) -> tuple[int, int]:
-    """(images that survive `strong` and fall to this evaluation, survivors that it saw); 0, 0 where one was not run."""
+def broken_only(run: Run, evaluation: Evaluation, survived: pd.Series | None) -> tuple[int, int]:
+    """(images of `survived` that fall to this evaluation, images of it that this saw); 0, 0 where one was not run."""
     other = outcome(run, evaluation)
-    if strong is None or other is None:
+    if survived is None or other is None:
         return 0, 0
-    both = pd.concat([strong, other], axis=1, join="inner").to_numpy()
-    return int((both[:, 0] & ~both[:, 1]).sum()), int(both[:, 0].sum())
+    joined = pd.concat([survived, other], axis=1, join="inner").to_numpy()
+    return int((joined[:, 0] & ~joined[:, 1]).sum()), int(joined[:, 0].sum())
 
 
 def warnings(runs: list[Run], evaluation: Evaluation) -> str | None:
@@ -104,9 +104,9 @@ def warnings(runs: list[Run], evaluation: Evaluation) -> str | None:
     raised = sorted({name for record in flags for name, on in record.items() if on is True})
     doubts = [", ".join(raised).replace("_", " ")] * bool(raised)
     setting, beaten = attrgetter("checkpoint", "eps", "intervention"), [(0, 0, 1, "")]
-    for run, (strong, _) in zip(runs, parts):
+    for run, (autoattack, _) in zip(runs, parts):
         others = [other for other in store.evaluations(run) if setting(other) == setting(evaluation)]
-        beaten += [(*broken_only(run, other, strong), len(strong), other.attack) for other in others]
+        beaten += [(*broken_only(run, other, autoattack), len(autoattack), other.attack) for other in others]
     broken, left, n, attack = max(beaten)
     if broken > SPARED * n:
         doubts.append(f"{labels.metric(attack)} breaks {broken} of the {left} that it leaves")

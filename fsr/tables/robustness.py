@@ -31,21 +31,21 @@ def frame(name: str, profile: str) -> pd.DataFrame:
 def _ours(profile: str, kind: str) -> Iterator[dict]:
     for row in experiments.ROWS[profile][kind]:
         run, columns = row.runs[0], experiments.columns(profile, kind)
-        planned = experiments.evaluations(profile, kind, run)
-        kept = row.checkpoints or {e.checkpoint for e in planned if e.intervention == row.intervention} or ("last",)
+        plan = experiments.evaluations(profile, kind, run)
+        checkpoints = row.checkpoints or {e.checkpoint for e in plan if e.intervention == row.intervention} or ("last",)
         keys: dict = {"dataset": run.dataset, "backbone": run.backbone, "network": labels.network(run)}
         keys |= {"source": "this project", "axis": row.axis}
         keys["setting"] = f"{row.value:g}" if isinstance(row.value, float) else row.value
         keys["full_size"] = (run.width, run.blocks, run.train_size, run.epochs) == (None, None, None, 100)
-        weights, kinds = [name for name in experiments.CHECKPOINTS if name in kept], ("ours", "gain")
+        weights, kinds = [name for name in experiments.CHECKPOINTS if name in checkpoints], ("ours", "gain")
         for checkpoint, shown, metric in product(weights, kinds[: 2 if row.baseline else 1], columns):
-            plain = replace(columns[metric], checkpoint=checkpoint)
-            tested = replace(plain, intervention=row.intervention)
+            base = replace(columns[metric], checkpoint=checkpoint)
+            tested = replace(base, intervention=row.intervention)
             if shown == "ours":
                 cell = {"row": row.name, "status": None} | outcomes.accuracy(row.runs, tested)
             else:
                 name = f"{row.name}: gain over {labels.method(row.baseline[0].label)}"
-                cell = {"row": name, "status": None} | outcomes.gain(row.runs, row.baseline, tested, plain)
+                cell = {"row": name, "status": None} | outcomes.gain(row.runs, row.baseline, tested, base)
             if metric == JOINT and (shown == "gain" or not experiments.has_heads(run)):
                 cell["status"] = "not applicable"
             elif "value" not in cell:
@@ -57,8 +57,8 @@ def _ours(profile: str, kind: str) -> Iterator[dict]:
 def _others(table: str, ours: list[dict]) -> Iterator[dict]:
     """What others report for the same data set and network, in T1 and T2 (where rows are whole methods)."""
     places = {(r["dataset"], r["backbone"]) for r in ours} if table in ("T1", "T2") else set()
-    metrics, known = {r["metric"] for r in ours}, reference.known_results()
-    for row in known[known["kind"].isin(["rerun", "anchor"]) & (known["unit"] == "percent")].to_dict("records"):
+    metrics, results = {r["metric"] for r in ours}, reference.known_results()
+    for row in results[results["kind"].isin(["rerun", "anchor"]) & (results["unit"] == "percent")].to_dict("records"):
         if (row["dataset"], row["backbone"]) in places and row["metric"] in metrics:
             row |= {"network": labels.network(Run(backbone=row["backbone"])), "row": labels.method(row["method"])}
             row |= {"checkpoint": row["checkpoint"] or "unknown", "value": row["value"] / 100, "full_size": True}
@@ -75,10 +75,10 @@ def _paper(table: str, ours: list[dict]) -> Iterator[dict]:
         if cell.row not in rows or cell.metric not in metrics:
             what = f"{table} has no row {cell.row!r}, or no column {cell.metric!r}"
             raise UsageError(f"{reference.paper_file()}, line {cell.line}: {what}")
-        if mine := index.get((cell.dataset, cell.backbone, cell.row, cell.metric)):
-            base = {key: mine[key] for key in (*KEYS, "full_size")} | {"source": "paper"}
+        if match := index.get((cell.dataset, cell.backbone, cell.row, cell.metric)):
+            base = {key: match[key] for key in (*KEYS, "full_size")} | {"source": "paper"}
             theirs = {"network": labels.network(Run(backbone=cell.backbone)), "full_size": True}
             yield base | theirs | {"kind": "paper", "row": f"{cell.row}: paper", "value": cell.value / 100}
-            if mine["full_size"]:
-                value = mine.get("value", float("nan")) - cell.value / 100
+            if match["full_size"]:
+                value = match.get("value", float("nan")) - cell.value / 100
                 yield base | {"kind": "difference", "row": f"{cell.row}: ours minus paper", "value": value}

@@ -9,7 +9,7 @@ from fsr import experiments, reference, statistics, store
 from fsr.config import Evaluation
 from fsr.experiments import Row
 from fsr.reference import CLAIMS, MIN_SEEDS, Claim
-from fsr.tables import inside, labels, outcomes, robustness
+from fsr.tables import analyses, labels, outcomes, robustness
 from fsr.tables.labels import number, span
 
 STATES = {True: "reproduced", False: "contradicted"}  # of what others claim
@@ -50,27 +50,27 @@ def lead(profile: str, claim: Claim, row: str, base: str, *weights: str) -> tupl
     return name, Finding(100 * cell["value"], low, high, cell["seeds"], holds)
 
 
-def all_of(found: dict[str, Finding], below: bool = False) -> Finding:
+def all_of(findings: dict[str, Finding], below: bool = False) -> Finding:
     """Of several leads the least certain one; one that fails decides, one that is open leaves it open."""
-    each = list(found.values())
+    each = list(findings.values())
     if len(each) == 1:
         return each[0]
-    if lacking := [name for name, one in found.items() if one.ours is None]:
+    if lacking := [name for name, one in findings.items() if one.ours is None]:
         return NOTHING._replace(reason=f"not run: {', '.join(lacking)}")
-    sure = [one for name, one in found.items() if not name.endswith("†")] or each  # of AutoAttack
+    sure = [one for name, one in findings.items() if not name.endswith("†")] or each  # of AutoAttack
     least = max(sure, key=lambda one: one.high) if below else min(sure, key=lambda one: one.low)
     states, seeds = {one.holds for one in each}, min(one.seeds for one in each)
-    told = [f"{n} {number(f.ours, sign=True)} {span(f.low, f.high, sign=True)}" for n, f in found.items()]
+    parts = [f"{n} {number(f.ours, sign=True)} {span(f.low, f.high, sign=True)}" for n, f in findings.items()]
     holds = False if False in states else None if None in states else True
-    return least._replace(holds=holds, seeds=seeds, reason="; ".join(told))
+    return least._replace(holds=holds, seeds=seeds, reason="; ".join(parts))
 
 
 def hundred_epochs(profile: str, claim: Claim) -> Finding:
     """The gains of AT + FSR over AT at `last`, `best` and EMA: slow start, overfitting, or neither of them."""
-    found = [lead(profile, claim, "AT + FSR", "AT", name, name)[1] for name in experiments.CHECKPOINTS]
-    if any(one.ours is None for one in found):
+    findings = [lead(profile, claim, "AT + FSR", "AT", name, name)[1] for name in experiments.CHECKPOINTS]
+    if any(one.ours is None for one in findings):
         return NOTHING
-    last, best, ema = found
+    last, best, ema = findings
     far, rise = max(best, ema, key=lambda one: abs(one.ours)), last.ours - max(best.ours, ema.ours)
     slow, overfits = abs(far.ours) <= claim.tolerance, rise >= claim.tolerance
     states = {"slow_start": far._replace(holds=slow), "overfitting": Finding(rise, seeds=last.seeds, holds=overfits)}
@@ -93,10 +93,10 @@ def largest_gain(profile: str, claim: Claim) -> Finding:
 
 def overhead(profile: str, claim: Claim) -> Finding:
     """Added MACs and added seconds per epoch on the main network, the larger of them, in percent."""
-    pair = inside.overhead(profile).head(2)
+    pair = analyses.overhead(profile).head(2)
     if len(pair) < 2 or pair["macs"].isna().any():
         return NOTHING
-    macs, time = (100 * (pair[name].iloc[1] / pair[name].iloc[0] - 1) for name in ("macs", inside.SECONDS))
+    macs, time = (100 * (pair[name].iloc[1] / pair[name].iloc[0] - 1) for name in ("macs", analyses.SECONDS))
     machines = " and ".join(pair["machine"].fillna("shared").unique())
     timed = not any(part in machines for part in (" and ", "shared"))
     compared = f"{number(time, sign=True)} %" if timed else "cannot be compared: a device was shared, or another one"
@@ -109,7 +109,7 @@ def overhead(profile: str, claim: Claim) -> Finding:
 
 def cues(profile: str, claim: Claim) -> Finding:
     """Accuracy of the recalibrated minus the non-robust stream under PGD-20, by neighbours; t interval over seeds."""
-    here = inside.streams(profile).query("attack == 'pgd20' and checkpoint == @claim.checkpoint")
+    here = analyses.streams(profile).query("attack == 'pgd20' and checkpoint == @claim.checkpoint")
     table = 100 * here.pivot_table("accuracy", "seed", ["stream", "probe"])
     if not {"nonrobust", "recalibrated"} <= set(table.columns.get_level_values(0)):
         return NOTHING
@@ -139,7 +139,7 @@ def seconds(profile: str, claim: Claim) -> Finding:
     run = experiments.main_pair(profile)[1]
     if not store.is_trained(run):
         return NOTHING
-    value, machine = float(store.history(run)["seconds"].median()), inside.machine(run)
+    value, machine = float(store.history(run)["seconds"].median()), analyses.machine(run)
     device, fast = claim.source.rsplit(" ", 1)[-1].strip(")"), value <= claim.stated + claim.tolerance
     if device not in machine or not machine.endswith("processes: 1"):
         return Finding(value, reason=f"not on one {device}")
@@ -151,10 +151,10 @@ def unseen(profile: str, claim: Claim) -> Finding:
     run = experiments.main_pair(profile)[1]
     white = outcomes.outcome(run, _column(profile, "ensemble", claim.checkpoint))
     attacks = [_column(profile, name, claim.checkpoint, "blackbox") for name in ("nattack", "square")]
-    found = [outcomes.broken_only(run, attack, white) for attack in attacks]
-    if not all(left for _, left in found):
+    counts = [outcomes.broken_only(run, attack, white) for attack in attacks]
+    if not all(left for _, left in counts):
         return NOTHING
-    worst = max(100 * broken / left for broken, left in found)
+    worst = max(100 * broken / left for broken, left in counts)
     return Finding(worst, holds=worst <= claim.tolerance)
 
 
@@ -164,7 +164,7 @@ def training(profile: str, claim: Claim) -> Finding:
     pairs = [[store.history(run)[claim.metric] for run in pair] for pair in runs if all(map(store.is_trained, pair))]
     if not pairs:
         return NOTHING
-    apart = 100 * pd.concat([both - plain for plain, both in pairs], axis=1).mean(axis=1)
+    apart = 100 * pd.concat([with_fsr - baseline for baseline, with_fsr in pairs], axis=1).mean(axis=1)
     return Finding(float(apart.max()), seeds=len(pairs), holds=bool((apart < 0).all()))
 
 
@@ -196,11 +196,11 @@ def frame(profile: str) -> pd.DataFrame:
     for claim in (claim for claim in CLAIMS if profile in claim.profiles):
         claim = claim._replace(checkpoint=claim.checkpoint or experiments.profile_of(profile).report_checkpoint)
         leads = dict(lead(profile, claim, *each) for each in claim.leads)
-        found = all_of(leads, claim.below) if leads else RULES[claim.rule](profile, claim)
+        finding = all_of(leads, claim.below) if leads else RULES[claim.rule](profile, claim)
         states = STATES if claim.kind in ("paper", "rerun") else OWN_STATES
-        states = states if found.seeds >= claim.min_seeds else FEW_SEEDS
-        row = claim._asdict() | found._asdict() | {"claim": claim.text}
-        row["verdict"] = "not tested" if found.ours is None else states.get(found.holds, "undecided")
+        states = states if finding.seeds >= claim.min_seeds else FEW_SEEDS
+        row = claim._asdict() | finding._asdict() | {"claim": claim.text}
+        row["verdict"] = "not tested" if finding.ours is None else states.get(finding.holds, "undecided")
         row["changed_after_the_runs"] = claim.earlier and f"changed after the runs; before: {claim.earlier}"
         records.append(row)
     return pd.DataFrame(records, columns=COLUMNS)
@@ -209,7 +209,5 @@ def frame(profile: str) -> pd.DataFrame:
 def scope(profile: str) -> str:
     """What the verdicts hold for, and which claims this profile cannot decide, with what they need."""
     needs = {c.id: c.needs or " or ".join(c.profiles) for c in CLAIMS if profile not in c.profiles}
-    told = "; ".join(
-        f"{', '.join(i for i in needs if needs[i] == what)} ({what})" for what in dict.fromkeys(needs.values())
-    )
-    return f"Verdicts hold for {labels.setting(profile)}. Claims that need another profile or more: {told}."
+    texts = [f"{', '.join(i for i in needs if needs[i] == what)} ({what})" for what in dict.fromkeys(needs.values())]
+    return f"Verdicts hold for {labels.setting(profile)}. Claims that need another profile or more: {'; '.join(texts)}."

@@ -84,7 +84,7 @@ class Crafter:
         return (*(t[rows].contiguous(memory_format=self.layout) for t in (x_adv, x)), y[rows])
 
     def _prepare(self, x: Tensor, y: Tensor) -> Function:
-        """Make the copy on the first batch; returns its steps, compiled and recorded as asked for where that works."""
+        """Make the copy on the first batch; returns its steps, compiled and recorded where that works."""
         on, run, step, graph = self.switches, self.run, None, None
         self.copy = folded_copy(self.model, x, self.dtype, self.layout)
         if self.copy is None:

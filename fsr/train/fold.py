@@ -131,8 +131,8 @@ def _answers(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def folded_copy(model, x: Tensor, dtype=torch.float32, layout=torch.contiguous_format) -> FoldedCopy | None:
     """The folded copy of any network, or None, with one line in the log, where none is the same function."""
-    known = (nn.Conv2d, nn.Linear, *BATCHNORMS)  # others with weights stay float32
-    if any(type(m) not in known and list(m.parameters(recurse=False)) for m in model.modules()):
+    converted = (nn.Conv2d, nn.Linear, *BATCHNORMS)  # others with weights stay float32
+    if any(type(m) not in converted and list(m.parameters(recurse=False)) for m in model.modules()):
         dtype = torch.promote_types(dtype, torch.float32)
     x, called, live = x[:2].detach().clone(), [], torch.promote_types(dtype, torch.float32)
     failed = "attacks are crafted on the network itself, without its folded copy"

@@ -90,8 +90,8 @@ class Trainer:
 
     def checkpoints(self) -> dict[str, dict[str, Tensor]]:
         """The weights that are kept and always named: last, ema and, with a held-out part, best."""
-        kept = {"last": self.model.state_dict(), "ema": self.ema.state_dict()}
-        return kept | ({"best": self.best} if self.best else {})
+        weights = {"last": self.model.state_dict(), "ema": self.ema.state_dict()}
+        return weights | ({"best": self.best} if self.best else {})
 
     def step(self, index: Tensor) -> None:
         """Craft on one batch, update the weights and their average; no host synchronisation on a GPU."""
@@ -132,12 +132,13 @@ class Trainer:
         started = time.monotonic() - progress.epoch_seconds
         for index in parts[progress.batch :]:
             late = time.monotonic() >= (callbacks.deadline or math.inf)
-            late, asked = distributed.gathered(torch.tensor([late, callbacks.interrupted()]).int()).any(0).tolist()
-            if late or asked:
+            stop = torch.tensor([late, callbacks.interrupted()]).int()
+            late, interrupted = distributed.gathered(stop).any(0).tolist()
+            if late or interrupted:
                 self.stepper.merge_sums()
                 callbacks.on_stop(self)
                 where = f"epoch {progress.epoch} of {run.epochs}, batch {progress.batch}"
-                raise (Interrupted if asked else TimeUp)(f"stopped in {where}; run it again")
+                raise (Interrupted if interrupted else TimeUp)(f"stopped in {where}; run it again")
             self.step(index)
             progress.epoch_seconds = time.monotonic() - started
             callbacks.on_batch(progress.batch, len(parts))
@@ -156,7 +157,7 @@ class Trainer:
 
     @torch.no_grad()
     def _held_out(self) -> dict[str, float]:
-        images, labels, found = as_float(self.data.held_x), self.data.held_y, dict[str, float]()
+        images, labels, accuracies = as_float(self.data.held_x), self.data.held_y, dict[str, float]()
         for prefix, model in (("", self.model), ("ema_", self.ema)):
             counts = torch.zeros((2,), dtype=torch.int64, device=labels.device)
             self.generator.manual_seed(stream_seed("held-out"))
@@ -166,8 +167,8 @@ class Trainer:
                     x_adv = self.crafter.craft(x, y, self.generator, source=model, noise=noise)
                     counts += torch.stack([(model(some.clone()).argmax(1) == y).sum() for some in (x, x_adv)])
             shares = (distributed.gathered(counts).sum(0).double() / len(labels)).tolist()  # NaN without images
-            found |= {f"{prefix}held_clean_acc": shares[0], f"{prefix}held_robust_acc": shares[1]}
-        return found
+            accuracies |= {f"{prefix}held_clean_acc": shares[0], f"{prefix}held_robust_acc": shares[1]}
+        return accuracies
 
 
 def fit(trainer: Trainer, callbacks: Callbacks = Callbacks()) -> Trainer:

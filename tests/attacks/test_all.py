@@ -69,9 +69,9 @@ def test_the_image_stays_in_the_ball_and_nothing_else_changes(name, batch):
 
     def state():
         tensors = [x, y, *model.state_dict().values(), torch.get_rng_state(), torch.tensor(np.random.get_state()[1])]
-        kept = [[len(m._forward_hooks), len(m._forward_pre_hooks), m.training] for m in model.modules()]
+        saved = [[len(m._forward_hooks), len(m._forward_pre_hooks), m.training] for m in model.modules()]
         grads = [p.grad for p in model.parameters()] + [p.requires_grad for p in model.parameters()]
-        return [t.clone() for t in tensors], kept, grads, random.getstate(), torch.get_default_dtype()
+        return [t.clone() for t in tensors], saved, grads, random.getstate(), torch.get_default_dtype()
 
     before = state()
     x_adv = attack(name, model, x, y)
@@ -97,8 +97,8 @@ def test_a_network_that_writes_into_its_input_is_attacked_like_another(name, wri
 def test_a_network_that_clamps_its_input_hides_no_gradient_at_black_and_white_pixels(name, batch):
     """torch's clamp has gradient 1 at its bounds up to 2.11, and 0 in 2.14."""
     x, y = batch[0].round(), batch[1]
-    found = [attack(name, Traced(Net(), how), x, y) for how in (lambda x: x, lambda x: x.clamp(0, 1))]
-    assert ((found[0] - found[1]).abs() > 1e-5).float().mean() < 0.01 and (found[0] != x).float().mean() > 0.1
+    result = [attack(name, Traced(Net(), how), x, y) for how in (lambda x: x, lambda x: x.clamp(0, 1))]
+    assert ((result[0] - result[1]).abs() > 1e-5).float().mean() < 0.01 and (result[0] != x).float().mean() > 0.1
 
 
 @every
@@ -142,10 +142,10 @@ def test_classes_switched_off_by_minus_infinity_change_nothing(name, batch):
     assert (first != second).sum() <= (2 if name in ("nattack", "square", "autoattack-ci") else 1)
 
 
-@pytest.mark.parametrize("moved, kept", [(0.3, EPS), (-0.3, -EPS), (torch.nan, 0), (0.05, 0.05)])
-def test_an_attack_that_leaves_the_ball_is_put_back_into_it(moved, kept):
+@pytest.mark.parametrize("moved, expected", [(0.3, EPS), (-0.3, -EPS), (torch.nan, 0), (0.05, 0.05)])
+def test_an_attack_that_leaves_the_ball_is_put_back_into_it(moved, expected):
     x, y = torch.full((2, 3, 8, 8), 0.5), torch.zeros(2, dtype=torch.long)
-    torch.testing.assert_close(Attack(lambda net, x, y, *, eps: x + moved, "")(Net(), x, y, eps=EPS), x + kept)
+    torch.testing.assert_close(Attack(lambda net, x, y, *, eps: x + moved, "")(Net(), x, y, eps=EPS), x + expected)
 
 
 @pytest.mark.parametrize("name", ["square", "nattack"])

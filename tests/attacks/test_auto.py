@@ -64,8 +64,8 @@ def test_full_budget_is_the_packages_own(version):
         ours = a.component(name, Net(), eps=EPS, seed=0, device="cpu", **how)
         ignored = {"model", "predict", "logger", "get_diff_logits_grads_batch_targeted"}
         ignored |= {"loss"} if name.startswith("apgd") else set()
-        mine, other = ({k: v for k, v in vars(o).items() if k not in ignored} for o in (ours, originals[name]))
-        assert mine == other
+        first, other = ({k: v for k, v in vars(o).items() if k not in ignored} for o in (ours, originals[name]))
+        assert first == other
 
 
 def test_outcomes_are_cumulative_and_images_break_what_they_claim(problem):

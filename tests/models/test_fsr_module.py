@@ -31,12 +31,12 @@ def test_values_losses_and_gradient_match_the_authors_code(mode, stable_eps, tol
     cls = F.cross_entropy(logits, y)
     total = cls + terms["sep"] + terms["rec"]
     (grad,) = torch.autograd.grad(total, f)
-    found = {theirs: getattr(streams, ours) for theirs, ours in STREAMS.items()}
-    found |= {"aux_" + theirs: streams.aux[ours] for theirs, ours in STREAMS.items() if ours != "mask"}
-    found |= {"logits": logits, "wrong_label": runner_up(logits, y), "grad_feat": grad}
-    found |= {"loss_cls": cls, "loss_sep": terms["sep"], "loss_rec": terms["rec"], "loss_total": total}
-    assert found.keys() == {k.removeprefix(mode + ".") for k in fixture if k.startswith(mode + ".")}
-    for name, value in found.items():
+    result = {theirs: getattr(streams, ours) for theirs, ours in STREAMS.items()}
+    result |= {"aux_" + theirs: streams.aux[ours] for theirs, ours in STREAMS.items() if ours != "mask"}
+    result |= {"logits": logits, "wrong_label": runner_up(logits, y), "grad_feat": grad}
+    result |= {"loss_cls": cls, "loss_sep": terms["sep"], "loss_rec": terms["rec"], "loss_total": total}
+    assert result.keys() == {k.removeprefix(mode + ".") for k in fixture if k.startswith(mode + ".")}
+    for name, value in result.items():
         torch.testing.assert_close(value, fixture[f"{mode}.{name}"], rtol=tolerance, atol=tolerance)
 
 
@@ -114,13 +114,13 @@ def test_kinds_pass_on_what_they_say():
     assert sizes[1] == sizes[0] - sizes[2]  # the residual control has FSR's capacity but for the head
 
 
-@pytest.mark.parametrize("granularity, kept", [("channel", (2, 3)), ("spatial", (1,))])
-def test_granularity_shares_one_value(granularity, kept):
+@pytest.mark.parametrize("granularity, axes", [("channel", (2, 3)), ("spatial", (1,))])
+def test_granularity_shares_one_value(granularity, axes):
     module, f = small(granularity=granularity), torch.rand(3, 6, 4, 4)
     for training in (True, False):
         mask = module.train(training).mask(f)
-        torch.testing.assert_close(mask, mask.mean(kept, keepdim=True).expand(f.shape), atol=1e-7, rtol=0)
-    torch.testing.assert_close(mask, torch.sigmoid(module.score(f).mean(kept, keepdim=True) / 0.1).expand(f.shape))
+        torch.testing.assert_close(mask, mask.mean(axes, keepdim=True).expand(f.shape), atol=1e-7, rtol=0)
+    torch.testing.assert_close(mask, torch.sigmoid(module.score(f).mean(axes, keepdim=True) / 0.1).expand(f.shape))
 
 
 def test_soft_mask_has_no_noise_and_hard_mask_is_binary_in_both_modes():
@@ -141,20 +141,20 @@ def test_hidden_channels_follow_the_rule():
 def test_interventions_change_the_mask_as_their_names_say():
     module, f = small().eval(), torch.rand(3, 6, 4, 4)
     own, plain = module.mask(f), module(f)
-    found = {}
+    result = {}
     for name in INTERVENTIONS:
         with intervene(module, name, seed=3):
-            found[name] = module.streams(f)
+            result[name] = module.streams(f)
     assert torch.equal(module(f), plain) and module.intervention is None
-    torch.testing.assert_close(found["mask_one"].features, f)
-    torch.testing.assert_close(found["no_recalibration"].features, f)  # f+ and f- are added again
-    torch.testing.assert_close(found["no_recalibration"].mask, own)
-    constant = found["mask_constant"].mask
+    torch.testing.assert_close(result["mask_one"].features, f)
+    torch.testing.assert_close(result["no_recalibration"].features, f)  # f+ and f- are added again
+    torch.testing.assert_close(result["no_recalibration"].mask, own)
+    constant = result["mask_constant"].mask
     torch.testing.assert_close(constant, own.mean((1, 2, 3), keepdim=True).expand(f.shape))
-    shuffled = found["mask_shuffled"].mask
+    shuffled = result["mask_shuffled"].mask
     torch.testing.assert_close(shuffled.flatten(1).sort().values, own.flatten(1).sort().values)
     assert not torch.allclose(shuffled, own)
-    random = found["mask_random"].mask
+    random = result["mask_random"].mask
     assert torch.equal(random[0], random[2]) and random.min() >= 0 and random.max() < 1
     with intervene(module, "mask_random", seed=4):
         assert not torch.equal(module.mask(f), random)
@@ -162,10 +162,10 @@ def test_interventions_change_the_mask_as_their_names_say():
 
 def test_interventions_are_taken_off_after_an_error_and_refused_where_they_mean_nothing():
     module = small()
-    module.intervention = kept = Intervention(recalibrate=False)
+    module.intervention = saved = Intervention(recalibrate=False)
     with pytest.raises(RuntimeError, match="stop"), intervene(module, "mask_one"):
         raise RuntimeError("stop")
-    assert module.intervention is kept
+    assert module.intervention is saved
     wrong = ((small(), "mask_two"), (small(kind="residual"), "mask_one"), (torch.nn.Linear(2, 2), "mask_one"))
     for model, name in wrong:
         with pytest.raises(UsageError), intervene(model, name):

@@ -104,12 +104,12 @@ def test_copies_pickles_and_state_dicts_give_the_same_and_are_independent():
 def test_only_a_trace_records_and_runs_the_auxiliary_head():
     model, calls = attached(), []
     model.inserted()[0].module.aux.register_forward_hook(lambda *args: calls.append(1))
-    kept = model.trace(X)[1]
+    saved = model.trace(X)[1]
     with pytest.raises(RuntimeError):
         model.trace(torch.rand(1, 1, 8, 8))
     assert all(place.recorder is None for place in model.inserted())
     model(X)
-    assert len(kept) == 1 and len(calls) == 3
+    assert len(saved) == 1 and len(calls) == 3
 
 
 def test_places_of_two_names_and_of_two_modules():

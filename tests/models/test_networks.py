@@ -64,8 +64,8 @@ def test_every_stage_takes_fsr_at_any_usual_image_size_and_streams_come_in_runni
 
 def test_initialisation_follows_each_backbones_rule():
     def parts(kind, *arguments, **options):
-        found = [part for part in build_model(*arguments, **options).modules() if isinstance(part, kind)]
-        return [part for part in found if part.weight.numel() > 1000]
+        result = [part for part in build_model(*arguments, **options).modules() if isinstance(part, kind)]
+        return [part for part in result if part.weight.numel() > 1000]
 
     for name, width, blocks in (("vgg16", 16, None), ("wideresnet34", 2, (1, 1, 1))):
         for part in parts(nn.Conv2d | nn.Linear, name, fsr=FSRSpec(), width=width, blocks=blocks):
@@ -211,7 +211,7 @@ class Halve(nn.Module):
 
 
 @pytest.fixture
-def mine(monkeypatch):
+def own_file(monkeypatch):
     """A backbone and a peer in a new file of fsr/models, which has no rule for its weights, and their entries."""
     file = types.ModuleType("fsr.models.mine")
     file.Mine, file.Halve = Mine, Halve
@@ -223,7 +223,7 @@ def mine(monkeypatch):
     return file
 
 
-def test_a_new_backbone_and_a_new_peer_are_one_file_and_one_entry_each(mine):
+def test_a_new_backbone_and_a_new_peer_are_one_file_and_one_entry_each(own_file):
     x = torch.rand(2, 3, 32, 32)
     assert model_of(Run(backbone="mine", module=FSRSpec())).eval().trace(x)[1][0].mask.shape == (2, 8, 32, 32)
     with_peer = Run(backbone="mine", module=PeerSpec(name="halve"))
@@ -239,13 +239,13 @@ CHANGES = {
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_networks_that_share_or_derive_their_weights_train_and_are_kept(change, mine, root):
+def test_networks_that_share_or_derive_their_weights_train_and_are_kept(change, own_file, root):
     class Changed(Mine):
         def __init__(self, *arguments):
             super().__init__(*arguments)
             change(self)
 
-    mine.Mine = Changed
+    own_file.Mine = Changed
     sizes = {"train_size": 64, "test_size": 40, "holdout": 20, "epochs": 1, "batch": 32, "precision": "float32"}
     run, options = for_dataset("digits", backbone="mine", steps=2, **sizes), runs.Options(device="cpu")
     runs.ensure_trained(run, options)

@@ -26,9 +26,9 @@ def assert_same_function(theirs, ours):
     (logits, aux), (own, streams) = theirs(x), ours.trace(x)
     named = [streams[0].aux[name] for name in ("robust", "nonrobust", "recalibrated")]
     weight = torch.randn_like(logits)
-    for mine, other in zip((own, *named), (logits, *aux), strict=True):
-        close(mine, other)
-        close(*(torch.autograd.grad((z * weight).sum(), x, retain_graph=True)[0] for z in (mine, other)))
+    for first, other in zip((own, *named), (logits, *aux), strict=True):
+        close(first, other)
+        close(*(torch.autograd.grad((z * weight).sum(), x, retain_graph=True)[0] for z in (first, other)))
 
 
 @pytest.mark.parametrize("backbone", NETWORKS)

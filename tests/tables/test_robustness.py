@@ -25,6 +25,16 @@ def pick(name="T1", profile="demo", **keys):
     return frame.iloc[0]
 
 
+def test_a_table_shows_each_record_as_soon_as_it_is_there_and_never_a_callers_changes(records):
+    write, cells = records("demo"), []
+    for metric in ENSEMBLE:  # at once: folders change within one tick of a clock
+        cells.append(pick(metric="ensemble", row="AT")["status"])
+        write.evaluation(AT, metric, 300)
+    frame = tables.table("demo", "T1")
+    frame["value"] = 0.0
+    assert cells == ["not run"] * 5 and pick(metric="ensemble", row="AT")["value"] == 0.6
+
+
 @pytest.mark.parametrize("profile", experiments.PROFILES)
 def test_without_records_every_planned_row_is_there_and_says_not_run(root, profile):
     for name in set(tables.of_profile(profile)) & set(tables.robustness.KINDS):
@@ -96,7 +106,7 @@ def test_another_attack_that_breaks_what_autoattack_leaves_puts_it_in_doubt(reco
 def test_interventions_surrogates_and_sweeps_are_other_rows(records, shown):
     write, name = records("demo"), "m = 1 at test (FSR bypassed)"
     write.evaluation(AT, "transfer-twin", 300, kind="blackbox")
-    assert shown("AT", "T3")["transfer (AT twin)"].startswith("60.0")
+    assert shown("AT", "T3")["transfer (AT)"].startswith("60.0")
     assert shown("AT", "T3")["transfer (natural)"] == "not run"
     write.columns(ROWS["settings"]["tau = 1.0"][0], 250, kind="settings")
     assert shown("AT + FSR")["PGD-20"] == shown("tau = 0.1", "T5")["PGD-20"] == "not run"
@@ -110,9 +120,9 @@ def test_interventions_surrogates_and_sweeps_are_other_rows(records, shown):
 
 def test_joint_loss_is_of_the_networks_with_auxiliary_logits(records, shown):
     records("demo").evaluation(ROWS["deactivation"]["AT + CAS"][0], "pgd20-joint", 200, kind="deactivation")
-    told = {name: shown(name, "T2")["PGD-20, joint loss"].split(" [")[0] for name in ROWS["deactivation"]}
+    joint = {name: shown(name, "T2")["PGD-20, joint loss"].split(" [")[0] for name in ROWS["deactivation"]}
     expected = {"AT": "not applicable", "AT + FD": "not applicable", "AT + CAS": "40.0", "AT + CIFS": "not run"}
-    assert told == expected | {"AT + FSR": "not run"}
+    assert joint == expected | {"AT + FSR": "not run"}
 
 
 def test_known_results_stand_beside_ours_on_their_data_only(shown):

@@ -39,21 +39,21 @@ def test_listed_are_the_claims_that_a_profile_can_decide_and_the_others_are_name
 
 
 @pytest.mark.parametrize(
-    ("gains", "told"),
+    ("gains", "expected"),
     [((22, 20, 24), "reproduced"), ((-22, -20, -24), "contradicted"), ((-20, 0, 30), "undecided")]
     + [((22,), "points towards"), ((-22, -20), "points against"), ((1,), "undecided")],
 )
-def test_c1_by_the_interval_over_seeds_and_images(records, gains, told):
+def test_c1_by_the_interval_over_seeds_and_images(records, gains, expected):
     write(records, "mini", "AT", [200] * len(gains))
     write(records, "mini", "AT + FSR", [200 + gain for gain in gains])
-    found = verdicts("mini").loc["C1"]
-    assert found["verdict"] == told and found["seeds"] == len(gains) and found["checkpoint"] == "last"
-    assert found["ours"] == pytest.approx(np.mean(gains) / 5)
+    result = verdicts("mini").loc["C1"]
+    assert result["verdict"] == expected and result["seeds"] == len(gains) and result["checkpoint"] == "last"
+    assert result["ours"] == pytest.approx(np.mean(gains) / 5)
     query = "kind == 'gain' and metric == 'autoattack' and checkpoint == 'last'"
     cell = tables.table("mini", "T1").query(query).iloc[0]
     ends = cell[["seeds_low", "seeds_high"] if len(gains) == 3 else ["low", "high"]]
-    assert list(100 * ends) == pytest.approx([found["low"], found["high"]])
-    assert found["changed_after_the_runs"].startswith("changed after the runs; before: gain of AT + FSR")
+    assert list(100 * ends) == pytest.approx([result["low"], result["high"]])
+    assert result["changed_after_the_runs"].startswith("changed after the runs; before: gain of AT + FSR")
 
 
 def test_a_claim_is_about_the_reported_weights_unless_it_states_others(records):
@@ -80,55 +80,56 @@ def test_a_lead_must_hold_over_every_peer_or_control(records):
     write(records, "mini", "AT + CIFS", [298], kind="deactivation")
     for name, right in (("AT + FSR", 300), *((name, 250) for name in experiments.CONTROLS)):
         write(records, "mini", name, [right, right + 1, right + 3], kind="components")
-    found = verdicts("mini")
-    assert found.loc["C4", "verdict"] == "undecided" and found.loc["C4", "ours"] == pytest.approx(0.4)
-    assert all(part in found.loc["C4", "reason"] for part in ("over AT + CIFS +0.4 [", "over AT + FD +10.0 ["))
-    assert found.loc["C14", "verdict"] == "supported"
+    result = verdicts("mini")
+    assert result.loc["C4", "verdict"] == "undecided" and result.loc["C4", "ours"] == pytest.approx(0.4)
+    assert all(part in result.loc["C4", "reason"] for part in ("over AT + CIFS +0.4 [", "over AT + FD +10.0 ["))
+    assert result.loc["C14", "verdict"] == "supported"
 
 
 @pytest.mark.parametrize(
-    ("counts", "told"), [((40, 42, 44), "reproduced"), ((-40, -42, -44), "contradicted"), ((40,), "undecided")]
+    ("counts", "expected"), [((40, 42, 44), "reproduced"), ((-40, -42, -44), "contradicted"), ((40,), "undecided")]
 )
-def test_cues_by_neighbours_and_the_check_that_separation_was_learnt(records, counts, told):
+def test_cues_by_neighbours_and_the_check_that_separation_was_learnt(records, counts, expected):
     for run, more in zip(rows("mini")["AT + FSR"].runs, counts):
         cells = [("knn", "nonrobust", 500), ("knn", "recalibrated", 500 + more)]
         cells += [("aux", "nonrobust", 500), ("aux", "recalibrated", 400)]
         table = [{"probe": p, "stream": s, "attack": "pgd20", "n": 1000, "correct": c} for p, s, c in cells]
         records("mini").analysis(run, "streams", {"rows": table}, checkpoint="last")
-    found = verdicts("mini").loc["C5"]
-    assert "no separation learnt" in found["reason"]
-    assert found["verdict"] == told  # one seed has no interval
+    result = verdicts("mini").loc["C5"]
+    assert "no separation learnt" in result["reason"]
+    assert result["verdict"] == expected  # one seed has no interval
 
 
 @pytest.mark.parametrize(
-    ("right", "told"), [([261, 262, 263], "reproduced"), ([200, 201, 202], "contradicted"), ([200], "points against")]
+    ("right", "expected"),
+    [([261, 262, 263], "reproduced"), ([200, 201, 202], "contradicted"), ([200], "points against")],
 )
-def test_equivalence_with_the_reruns_accuracy(records, right, told):
+def test_equivalence_with_the_reruns_accuracy(records, right, expected):
     """Stated: 52.38 % under PGD-20, tolerance 1.5 points; 262 of 500 are 52.4 %."""
     write(records, "headline", "AT + FSR", right, metric="pgd20")
-    assert verdicts("headline").loc["C8", "verdict"] == told
+    assert verdicts("headline").loc["C8", "verdict"] == expected
 
 
 @pytest.mark.parametrize(
-    ("seconds", "gpu", "sharing", "told"),
+    ("seconds", "gpu", "sharing", "expected"),
     [(14.0, "NVIDIA H200", 2, "reproduced"), (40.0, "NVIDIA H200", 2, "undecided")]
     + [(40.0, "NVIDIA H200", 1, "contradicted"), (14.0, "NVIDIA A100", 1, "undecided")],
 )
-def test_seconds_on_the_stated_device_where_sharing_only_slows(records, seconds, gpu, sharing, told):
+def test_seconds_on_the_stated_device_where_sharing_only_slows(records, seconds, gpu, sharing, expected):
     records("headline40").trained(experiments.main_pair("headline40")[1], seconds, {"gpu": gpu}, sharing=sharing)
-    assert verdicts("headline40").loc["C12", "verdict"] == told
+    assert verdicts("headline40").loc["C12", "verdict"] == expected
 
 
 @pytest.mark.parametrize(
-    ("macs", "more", "told"),
+    ("macs", "more", "expected"),
     [(1.05, {}, "reproduced"), (1.05, {"sharing": 2}, "undecided"), (1.2, {"sharing": 2}, "contradicted")]
     + [(1.05, {"processes": 2}, "undecided"), (1.05, {"sittings": [{"hardware": {"gpu": "A100"}}]}, "undecided")],
 )
-def test_overhead_by_operations_and_by_seconds_on_one_machine_that_nobody_shares(records, macs, more, told):
+def test_overhead_by_operations_and_by_seconds_on_one_machine_that_nobody_shares(records, macs, more, expected):
     for run, ratio, extra in zip(experiments.main_pair("headline40"), (1.0, macs), ({}, more)):
         records("headline40").trained(run, 10 * ratio, {"gpu": "H200"}, **extra)
         records("headline40").analysis(run, "cost", {"macs": 1000 * ratio, "params": 1})
-    assert verdicts("headline40").loc["C3", "verdict"] == told
+    assert verdicts("headline40").loc["C3", "verdict"] == expected
 
 
 def test_query_attacks_on_the_survivors_of_ensemble(records):
@@ -140,15 +141,15 @@ def test_query_attacks_on_the_survivors_of_ensemble(records):
     assert list(verdicts("mini").loc["C13", ["ours", "verdict"]]) == [pytest.approx(6.0), "not supported"]
 
 
-@pytest.mark.parametrize(("shift", "told"), [(0.0, "supported"), (0.2, "not supported")])
-def test_our_curves_are_the_authors(records, shift, told):
+@pytest.mark.parametrize(("shift", "expected"), [(0.0, "supported"), (0.2, "not supported")])
+def test_our_curves_are_the_authors(records, shift, expected):
     log = reference.epoch_log().head(40).astype(dict.fromkeys(["train_adv_acc"], float))
     history = log[["epoch"]].assign(seconds=1.0, train_adv_acc=log["train_adv_acc"] / 100)
     for ours, theirs in rules.BESIDE.values():
         history[ours] = log[theirs] + shift
     run = experiments.main_pair("headline40")[1]
     records("headline40").trained(run, 1.0, {}, history.to_dict("records"))
-    assert list(verdicts("headline40").loc["C26", ["verdict", "ours"]]) == [told, pytest.approx(shift, abs=1e-4)]
+    assert list(verdicts("headline40").loc["C26", ["verdict", "ours"]]) == [expected, pytest.approx(shift, abs=1e-4)]
 
 
 def study(right: dict, seeds=5):
@@ -162,42 +163,42 @@ def study(right: dict, seeds=5):
 
 
 @pytest.mark.parametrize(
-    ("early", "last", "variant", "told"),
+    ("early", "last", "variant", "expected"),
     [
         (-40, 60, 640, ("supported",) * 4),
         (40, -60, 540, ("not supported", "not supported", "undecided", "supported")),
         (0, 60, 700, ("supported", "supported", "not supported", "supported")),
     ],
 )
-def test_the_studys_predictions(root, early, last, variant, told):
+def test_the_studys_predictions(root, early, last, variant, expected):
     """AT has 600 of 2,000 right at `last` and 700 earlier; AT + FSR so many more; variants at `last`."""
     study({("AT", "last"): 600, ("AT", "best"): 700, ("AT", "ema"): 700})
     study({("AT + FSR", "last"): 600 + last, ("AT + FSR", "best"): 700 + early, ("AT + FSR", "ema"): 700 + early})
     study({(name, "last"): variant for name in VARIANTS})
-    found = verdicts("overfit")
-    assert tuple(found.loc[["C18", "C19", "C21", "C22"], "verdict"]) == told
-    assert list(found.loc[["C18", "C19"], "ours"]) == pytest.approx([last / 20, early / 20])
+    result = verdicts("overfit")
+    assert tuple(result.loc[["C18", "C19", "C21", "C22"], "verdict"]) == expected
+    assert list(result.loc[["C18", "C19"], "ours"]) == pytest.approx([last / 20, early / 20])
 
 
-@pytest.mark.parametrize(("crossing", "told"), [(None, "supported"), (3, "not supported")])
-def test_training_accuracy_stays_below_at_every_epoch(records, crossing, told):
+@pytest.mark.parametrize(("crossing", "expected"), [(None, "supported"), (3, "not supported")])
+def test_training_accuracy_stays_below_at_every_epoch(records, crossing, expected):
     for name, level in (("AT", 0.5), ("AT + FSR", 0.4)):
         bumps = [0.2 * (name != "AT" and epoch == crossing) for epoch in range(1, 6)]
         history = [{"epoch": e, "seconds": 1.0, "train_adv_acc": level + bump} for e, bump in enumerate(bumps, 1)]
         for run in rows("overfit", "study")[name].runs:
             records("overfit").trained(run, 1.0, {}, history)
-    assert verdicts("overfit").loc["C20", "verdict"] == told
+    assert verdicts("overfit").loc["C20", "verdict"] == expected
 
 
 @pytest.mark.parametrize(
-    ("last", "best", "ema", "told"),
+    ("last", "best", "ema", "expected"),
     [(300, 50, -50, (True, True, False)), (-300, -200, -300, (False, False, True))]
     + [(-100, -200, -200, (False, True, False))],
 )
-def test_the_predictions_about_a_hundred_epochs(records, last, best, ema, told):
+def test_the_predictions_about_a_hundred_epochs(records, last, best, ema, expected):
     """Of 10,000 images AT + FSR has so many more: slow start, overfitting, a real deficit; the bound is one point."""
     for checkpoint, more in (("last", last), ("best", best), ("ema", ema)):
         for name, right in (("AT", 5000), ("AT + FSR", 5000 + more)):
             write(records, "headline", name, [np.arange(10_000) < right], checkpoint=checkpoint)
-    found = verdicts("headline").loc[["C23", "C24", "C25"], "verdict"]
-    assert list(found) == [{True: "supported", False: "not supported"}[holds] for holds in told]
+    result = verdicts("headline").loc[["C23", "C24", "C25"], "verdict"]
+    assert list(result) == [{True: "supported", False: "not supported"}[holds] for holds in expected]

@@ -64,7 +64,7 @@ def test_audit_shows_groups_the_control_worst_case_doubts_and_indicators(records
     assert order[control - 1] == "8 Square" and both.iloc[control].startswith("80.0")
     lines = tables.audit_lines(audit_record())  # the same in a terminal
     assert lines[0].startswith("authors' protocol ") and lines[0].endswith("70.0 [60.4, 78.1]")
-    assert set(audit.GROUPS) - {"protocol", "indicators", "binarization"} <= set(tables.inside.GROUPS)
+    assert set(audit.GROUPS) - {"protocol", "indicators", "binarization"} <= set(tables.analyses.GROUPS)
 
 
 def test_provenance_has_a_row_per_finished_training(records):
@@ -74,7 +74,7 @@ def test_provenance_has_a_row_per_finished_training(records):
     records("demo").trained(AT, 1.0, {"cpu": "a test"})
     frame = tables.provenance("demo").set_index("label")
     assert list(frame.index) == ["AT, seed 0", "AT + FSR, seed 0"]
-    told = frame.loc["AT + FSR, seed 0", ["machine", "commit", "torch", "resumed", "shared", "float16_weights"]]
+    row = frame.loc["AT + FSR, seed 0", ["machine", "commit", "torch", "resumed", "shared", "float16_weights"]]
     machine = " and ".join(f"H200{shared}, threads: None, processes: 1" for shared in ("", ", shared"))
-    assert list(told) == [machine, "0123456789", "2.11.0", True, True, True]
+    assert list(row) == [machine, "0123456789", "2.11.0", True, True, True]
     assert not frame.loc["AT, seed 0", ["resumed", "shared", "float16_weights"]].any()

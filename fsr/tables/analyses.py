@@ -24,8 +24,8 @@ GROUPS |= {"queries/random-noise": "8 control: random noise of the same size", W
 
 def recorded(profile: str, run: Run, kind: str) -> list[tuple[Analysis, dict]]:
     """A run's planned analyses of this kind with their records; {} for one that was not run."""
-    planned = [a for a in experiments.analyses(profile, "all", run) if a.kind == kind]
-    return [(a, store.load_analysis(run, a)[0] if store.has_record(run, a) else {}) for a in planned]
+    plan = [a for a in experiments.analyses(profile, "all", run) if a.kind == kind]
+    return [(a, store.load_analysis(run, a)[0] if store.has_record(run, a) else {}) for a in plan]
 
 
 def streams(profile: str) -> pd.DataFrame:
@@ -34,9 +34,9 @@ def streams(profile: str) -> pd.DataFrame:
     for name, run in [(row.name, run) for row in experiments.ROWS[profile]["streams"] for run in row.runs]:
         for analysis, record in recorded(profile, run, "streams"):
             parts = {"pgd20": record.get("rows", []), "clean": record.get("rows_clean", [])}
-            known = {(r["stream"], r["probe"], attack): r for attack, rows in parts.items() for r in rows}
+            counted = {(r["stream"], r["probe"], attack): r for attack, rows in parts.items() for r in rows}
             for key in product(STREAMS, PROBES, parts):
-                counts = [known.get(key, {}).get(what) for what in ("n", "correct")]
+                counts = [counted.get(key, {}).get(what) for what in ("n", "correct")]
                 cells.append([name, run.seed, analysis.checkpoint, *key, *counts])
     columns = ["row", "seed", "checkpoint", "stream", "probe", "attack", "n", "correct"]
     table = pd.DataFrame(cells, columns=columns).astype({"n": float, "correct": float})
@@ -47,8 +47,8 @@ def machine(run: Run) -> str:
     """Device, threads and processes of every part of a run's training; `shared` where other work ran beside it."""
     record, names = store.environment(run), []
     for part in [record, *record.get("sittings", [])]:
-        found, shared = part.get("hardware") or {}, ", shared" * (part.get("sharing", 1) != 1)
-        name = f"{found.get('gpu') or found.get('cpu')}{shared}, threads: {found.get('threads')}"
+        hardware, shared = part.get("hardware") or {}, ", shared" * (part.get("sharing", 1) != 1)
+        name = f"{hardware.get('gpu') or hardware.get('cpu')}{shared}, threads: {hardware.get('threads')}"
         names.append(f"{name}, processes: {part.get('processes') or 1}")
     return " and ".join(dict.fromkeys(names))
 
@@ -92,9 +92,9 @@ def _items(record: dict) -> list[dict]:
         if (correct := counts.get(name)) is not None:
             text = measured(correct / n, *statistics.wilson(correct, n))
         items.append({"item": name, "n": None if correct is None else n, "correct": correct, "text": text})
-    found = record.get("flags", {}) | record.get("checks", {})
-    raised = [name.replace("_", " ") for name, on in found.items() if on is True or (isinstance(on, list) and on)]
-    items.append({"item": DOUBTS, "text": ", ".join(raised) or ("none" if found else NOT_RUN)})
+    checks = record.get("flags", {}) | record.get("checks", {})
+    raised = [name.replace("_", " ") for name, on in checks.items() if on is True or (isinstance(on, list) and on)]
+    items.append({"item": DOUBTS, "text": ", ".join(raised) or ("none" if checks else NOT_RUN)})
     values = {f"indicator: {name.replace('_', ' ')}": value for name, value in record.get("indicators", {}).items()}
     values |= {f"binarization test, {name}": value for name, value in record.get("binarization", {}).items()}
     texts = {name: NOT_RUN if value is None else f"{value:.2f}" for name, value in values.items()}

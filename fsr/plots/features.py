@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from scipy.linalg import orthogonal_procrustes
+from scipy.spatial.distance import cdist
 
 from fsr import experiments, statistics
 from fsr.config import DATASETS
@@ -46,9 +47,9 @@ TRAINING = "Dashed: one auxiliary head $h$, used by the training losses only; $y
 
 def fooled_first(arrays: dict[str, np.ndarray]) -> np.ndarray:
     """Positions of the images that are right when clean and wrong under attack; of all images where there is none."""
-    right = arrays["pred_clean"] == arrays["labels"]
-    fooled = np.flatnonzero(right & (arrays["pred_adv"] != arrays["labels"]))
-    return fooled if len(fooled) else np.arange(len(right))
+    correct = arrays["pred_clean"] == arrays["labels"]
+    fooled = np.flatnonzero(correct & (arrays["pred_adv"] != arrays["labels"]))
+    return fooled if len(fooled) else np.arange(len(correct))
 
 
 def attention_maps(profile: str) -> Figure:
@@ -80,9 +81,9 @@ def attention_maps(profile: str) -> Figure:
 def mask_histograms(profile: str) -> Figure:
     """F2: the distribution of the mask on clean and adversarial images, and its saturated share, per temperature."""
     runs = [row.runs[0] for row in experiments.ROWS[profile]["settings"] if row.axis == "tau"]
-    found = sorted(style.analyses(profile, runs, "masks"), key=lambda pair: pair[0]["tau"])
-    figure, (axes,) = style.panels(1, len(found), 2.6, min(style.WIDTH, 3.2 + 1.4 * len(found)), sharey=True)
-    for ax, (record, arrays) in zip(axes, found):
+    masks = sorted(style.analyses(profile, runs, "masks"), key=lambda pair: pair[0]["tau"])
+    figure, (axes,) = style.panels(1, len(masks), 2.6, min(style.WIDTH, 3.2 + 1.4 * len(masks)), sharey=True)
+    for ax, (record, arrays) in zip(axes, masks):
         for key, (label, colour, dash) in IMAGES.items():
             share = arrays[f"hist_{key}"] / arrays[f"hist_{key}"].sum()
             ax.stairs(share, arrays["edges"], color=colour, linewidth=1.6, linestyle=dash, label=label)
@@ -104,11 +105,11 @@ def stream_bars(profile: str) -> Figure:
     style.need(frame, profile, "streams")
     n, seeds = int(frame["n"].min()), frame["seed"].nunique()
     figure, ((ax,),) = style.panels(1, 1, 2.9)
-    for shift, (probe, look) in zip((-0.2, 0.2), PROBES.items()):
+    for shift, (probe, options) in zip((-0.2, 0.2), PROBES.items()):
         values = frame[frame["probe"] == probe].groupby("stream")["accuracy"].mean()[list(style.STREAMS)].to_numpy()
         low, high = np.array([statistics.wilson(value * n, n) for value in values]).T
-        look = look | {"yerr": 100 * np.array([values - low, high - values]), "capsize": 2}
-        bars = ax.bar(np.arange(len(values)) + shift, 100 * values, 0.37, edgecolor=style.VERMILION, **look)
+        options = options | {"yerr": 100 * np.array([values - low, high - values]), "capsize": 2}
+        bars = ax.bar(np.arange(len(values)) + shift, 100 * values, 0.37, edgecolor=style.VERMILION, **options)
         ax.bar_label(bars, [measured(value) for value in values], fontsize=7)
     ax.axhline(100 / DATASETS[chosen.base.dataset].classes, color=style.GREY, linestyle=":", label="chance")
     ax.set_xticks(range(len(style.STREAMS)), list(style.STREAMS.values()))
@@ -135,9 +136,10 @@ def feature_space(profile: str) -> Figure:
     for ax, stream in zip(axes, ("nonrobust", "recalibrated")):
         points = aligned(*(arrays[f"tsne_{key}"].astype(float) for key in (stream, "nonrobust")))
         for label, colour in zip(np.unique(arrays["labels"]), style.CLASSES):
-            x, y = points[arrays["labels"] == label].T
-            ax.scatter(x, y, s=4, color=colour, linewidths=0, alpha=0.65, rasterized=True)
-            ax.text(np.median(x), np.median(y), record["class_names"][label], color=colour, **NAME)
+            members = points[arrays["labels"] == label]
+            ax.scatter(*members.T, s=4, color=colour, linewidths=0, alpha=0.65, rasterized=True)
+            crowd = (cdist(members, members) < np.ptp(points) / 15).sum(axis=0)  # the name goes where most of them are
+            ax.text(*members[crowd.argmax()], record["class_names"][label], color=colour, **NAME)
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(True)
         share = measured(shares["accuracy"].get(stream))

@@ -237,6 +237,6 @@ if __name__ == "__main__":  # a driver: all tasks on the cluster
     if (files.root() / "hold").exists():
         room._work = held_work
     try:
-        sys.exit(bool(run_tasks(TASKS, Options(), address=sys.argv[1])))
+        sys.exit("; ".join(run_tasks(TASKS, Options(), address=sys.argv[1])) or 0)
     except FSRError as error:
         sys.exit(error.exit_code)

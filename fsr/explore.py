@@ -163,8 +163,7 @@ def draw(*seen: SimpleNamespace) -> Figure:
         frame = frame.loc[frame.max(axis=1).nlargest(10).index].sort_index()
         frame.plot.barh(ax=part.add_subplot(grid[1, :3]), xlim=(0, 1), title=f"confidence (true class: {truth})")
         if one.mask is not None:
-            mask = part.add_subplot(grid[1, 3:], title="mask m")
-            mask.hist(one.mask[1].flatten(), bins=20, range=(0, 1), color="grey")
+            part.add_subplot(grid[1, 3:], title="mask").hist(one.mask[1].flatten(), bins=20, range=(0, 1), color="grey")
         part.suptitle(one.title, fontsize=9)
     return figure
 

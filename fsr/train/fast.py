@@ -132,7 +132,7 @@ class FastNet(nn.Module):
         copy = folded_copy(model, x, dtype_of(precision, model, x.device), self.layout)
         self.net: Any = copy.net if copy else model
         self.dtype = copy.dtype if copy else dtype_of("float32", model, x.device)
-        self._fast: Function = self.net.__call__  # as a module itself it could not become a function
+        self._fast: Function = self.net.__call__  # torch lets no function replace a module
         if copy and (x.is_cuda if compile is None else compile):
             with or_log("attacks are not compiled"):
                 self._fast = self._compiled(x.contiguous(memory_format=self.layout))

@@ -75,6 +75,8 @@ class Trainer:
         return {f"{part}/{name}": tensor for part, state in states.items() for name, tensor in state.items()}
 
     def restore(self, tensors: dict[str, Tensor], progress: dict) -> None:
+        """Continue where another Trainer of this run stood: what its `tensors` gave, and its progress."""
+
         def part(name: str) -> dict[str, Tensor]:
             return {key.removeprefix(name): tensor for key, tensor in tensors.items() if key.startswith(name)}
 

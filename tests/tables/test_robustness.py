@@ -27,7 +27,7 @@ def pick(name="T1", profile="demo", **keys):
 
 def test_a_table_shows_each_record_as_soon_as_it_is_there_and_never_a_callers_changes(records):
     write, cells = records("demo"), []
-    for metric in ENSEMBLE:  # at once: folders change within one tick of a clock
+    for metric in ENSEMBLE:  # a folder may change twice within one tick of the clock
         cells.append(pick(metric="ensemble", row="AT")["status"])
         write.evaluation(AT, metric, 300)
     frame = tables.table("demo", "T1")

@@ -137,9 +137,10 @@ def feature_space(profile: str) -> Figure:
         points = aligned(*(arrays[f"tsne_{key}"].astype(float) for key in (stream, "nonrobust")))
         for label, colour in zip(np.unique(arrays["labels"]), style.CLASSES):
             members = points[arrays["labels"] == label]
-            ax.scatter(*members.T, s=4, color=colour, linewidths=0, alpha=0.65, rasterized=True)
+            ax.scatter(members[:, 0], members[:, 1], s=4, color=colour, linewidths=0, alpha=0.65, rasterized=True)
             crowd = (cdist(members, members) < np.ptp(points) / 15).sum(axis=0)  # the name goes where most of them are
-            ax.text(*members[crowd.argmax()], record["class_names"][label], color=colour, **NAME)
+            x, y = members[crowd.argmax()]
+            ax.text(x, y, record["class_names"][label], color=colour, **NAME)
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(True)
         share = measured(shares["accuracy"].get(stream))

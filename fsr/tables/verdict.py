@@ -100,10 +100,8 @@ def overhead(profile: str, claim: Claim) -> Finding:
     machines = " and ".join(pair["machine"].fillna("shared").unique())
     timed = not any(part in machines for part in (" and ", "shared"))
     compared = f"{number(time, sign=True)} %" if timed else "cannot be compared: a device was shared, or another one"
-    worst, reason = (
-        max(macs, time) if timed else macs,
-        f"MACs {number(macs, sign=True)} %; seconds per epoch {compared}",
-    )
+    worst = max(macs, time) if timed else macs
+    reason = f"MACs {number(macs, sign=True)} %; seconds per epoch {compared}"
     return Finding(worst, holds=False if worst > claim.tolerance else True if timed else None, reason=reason)
 
 

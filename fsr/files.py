@@ -86,8 +86,7 @@ def use(*, existing: bool = False, **folders: Path | str | None) -> None:
     """Make root= and data= hold for this process and every process it starts; existing: UsageError for a new root."""
     for name, folder in folders.items():
         if folder is not None:
-            os.environ[f"FSR_{name.upper()}"] = str(folder)
-            os.environ[f"FSR_{name.upper()}"] = str(_folder(name))  # the same from any working directory
+            os.environ[f"FSR_{name.upper()}"] = os.path.realpath(os.path.expanduser(folder))  # absolute
     if existing and not os.path.isdir(root()):
         raise UsageError(f"no folder {root()}; give an existing --root DIR, or type `python -m fsr run-all` to fill it")
 

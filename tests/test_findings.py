@@ -57,6 +57,10 @@ def test_the_answer_has_sign_interval_images_and_seeds(frames, cell, seeds, sent
 def test_without_autoattack_ensemble_answers_and_without_both_nothing_does(frames):
     frames["T1"] = [gain("AT + FSR", HIGHER, metric="ensemble"), gain("AT + FSR", LOWER, checkpoint="ema")]
     assert "a gain. Ensemble accuracy of AT + FSR minus" in answer("demo")
+    frames["T1"] += [gain("AT + FSR", LOWER)]
+    assert "a loss. AutoAttack accuracy of AT + FSR minus" in answer("demo")
+    frames["T1"][0]["seeds"] = 2  # more than AutoAttack was run on
+    assert "a gain. Ensemble accuracy of AT + FSR minus" in answer("demo")
     frames["T1"] = [gain("AT + FSR", (np.nan,) * 3)]
     assert answer("demo").endswith("not run yet.") and findings("demo", "T1") == []
     assert findings("demo", "T1")._repr_markdown_() == "- Not run yet."
@@ -202,9 +206,11 @@ def test_the_study_lists_its_gains_per_kind_of_weights_and_at_stopped_early(fram
     gains = {"last": HIGHER, "best": LOWER, "ema": OPEN}
     frames["T11"] = [gain("AT + FSR", cell, metric="ensemble", checkpoint=name) for name, cell in gains.items()]
     frames["T11"] += [ours("AT", 0.233, "ensemble", checkpoint="best"), ours("AT + FSR", 0.2, "ensemble")]
-    listed, early = sentences.study("overfit")
+    frames["T11"] += [gain("AT + FSR", OPEN)]
+    listed, early, hard = sentences.study("overfit")
     assert "last weights +3.0 [+2.0, +4.0]; best weights −3.0 [−4.0, −2.0]. Undecided: EMA weights." in listed
     assert "23.3 % (best weights). AT + FSR has 20.0 % at its last epoch (one seed)." in early
+    assert "Under AutoAttack (last weights, 500 images, one seed) accuracy of AT + FSR minus" in hard
     assert sentences.study("demo") == []
 
 

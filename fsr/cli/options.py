@@ -99,9 +99,8 @@ class Setting:
         if self.executor is not Executor.ray:  # its driver needs no GPU
             hardware.device_named(self.device)
         deadline = None if self.limit_minutes is None else time.monotonic() + 60 * self.limit_minutes
-        self.options = runs.Options(
-            device=self.device, deadline=deadline, tensorboard=self.tensorboard, deterministic=self.deterministic
-        )
+        switches = {"tensorboard": self.tensorboard, "deterministic": self.deterministic}
+        self.options = runs.Options(device=self.device, deadline=deadline, **switches)
 
     def do(self, tasks: list) -> None:
         """Compute what these tasks lack, or only say what it is; Exit with 1 when one failed."""

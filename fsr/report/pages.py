@@ -101,7 +101,7 @@ def answers() -> str:
     lines = [f"**{say.answer(first)}**", "", say.claimed(), "", *(f"- {one}" for one in say.reasons(first))]
     for name in (name for name in others if say.study(name)):
         lines += ["", f"When does FSR gain? {labels.setting(name)}. {' '.join(say.study(name))}"]
-    texts = [" ".join([say.answer(name), *tables.PRELIMINARY.get(name, [])]) for name in others]
+    texts = [" ".join([say.answer(name), *tables.PRELIMINARY.get(name, [])]) for name in others if not say.study(name)]
     return "\n".join([*lines, *(["", "Other settings:", "", *(f"- {one}" for one in texts)] if texts else [])])
 
 

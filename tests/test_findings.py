@@ -206,11 +206,12 @@ def test_the_study_lists_its_gains_per_kind_of_weights_and_at_stopped_early(fram
     gains = {"last": HIGHER, "best": LOWER, "ema": OPEN}
     frames["T11"] = [gain("AT + FSR", cell, metric="ensemble", checkpoint=name) for name, cell in gains.items()]
     frames["T11"] += [ours("AT", 0.233, "ensemble", checkpoint="best"), ours("AT + FSR", 0.2, "ensemble")]
-    frames["T11"] += [gain("AT + FSR", OPEN)]
-    listed, early, hard = sentences.study("overfit")
+    frames["T11"] += [gain("AT + FSR", OPEN), gain("recalibration without L_sep", OPEN, metric="ensemble")]
+    listed, early, hard, part = sentences.study("overfit")
     assert "last weights +3.0 [+2.0, +4.0]; best weights −3.0 [−4.0, −2.0]. Undecided: EMA weights." in listed
     assert "23.3 % (best weights). AT + FSR has 20.0 % at its last epoch (one seed)." in early
     assert "Under AutoAttack (last weights, 500 images, one seed) accuracy of AT + FSR minus" in hard
+    assert "+1.0 points [−1.0, +3.0] (undecided), with it by +3.0 points [+2.0, +4.0]" in part
     assert sentences.study("demo") == []
 
 

@@ -27,7 +27,7 @@ QUESTIONS = (  # question, notebook, figures and tables in their order
     ("Is the robustness real?", "14-audit", "T9"),
     ("Which claims hold?", "15-verdict", "T10"),
 )
-REPEATED = ("T1", "F10")  # of an overfitting study: T11 has the rows of T1, F5 the panels of F10
+REPEATED = ("T1", "T4", "F10")  # of an overfitting study: T11 has the rows of T1 and T4, F5 the panels of F10
 OURS = ["ours", "gain", "difference"]
 LARGEST_FIRST = ("paper", "headline", "headline40", "overfit", "mini", "demo")
 
@@ -100,7 +100,7 @@ def answers() -> str:
     first, *others = sorted(gains, key=lambda name: name in tables.PRELIMINARY)
     lines = [f"**{say.answer(first)}**", "", say.claimed(), "", *(f"- {one}" for one in say.reasons(first))]
     for name in (name for name in others if say.study(name)):
-        lines += ["", f"When does FSR gain? {labels.setting(name)}. {' '.join(say.study(name))}"]
+        lines += ["", f"When does FSR gain? {labels.setting(name)}:", "", *(f"- {one}" for one in say.study(name))]
     texts = [" ".join([say.answer(name), *tables.PRELIMINARY.get(name, [])]) for name in others if not say.study(name)]
     return "\n".join([*lines, *(["", "Other settings:", "", *(f"- {one}" for one in texts)] if texts else [])])
 

@@ -145,7 +145,7 @@ def _components(profile: str, numbers: pd.DataFrame) -> list[str]:
 
 
 def study(profile: str) -> list[str]:
-    """Of the overfitting study: FSR's gain per kind of weights, AT stopped early beside AT + FSR, AutoAttack."""
+    """Of the overfitting study: gains per kind of weights, AT stopped early beside AT + FSR, AutoAttack, L_sep."""
     if "T11" not in tables.of_profile(profile):
         return []
     shown = {w: cells(profile, "T11", kind=["ours", "gain"], checkpoint=w) for w in experiments.CHECKPOINTS}
@@ -158,7 +158,7 @@ def study(profile: str) -> list[str]:
     if gain := cell(shown["last"], MAIN, experiments.profile_of(profile).autoattack):
         of = f"last weights, {gain['n']:,.0f} images, {seeds([gain['seeds']])}"
         sentences.append(f"Under AutoAttack ({of}) accuracy {_compared(shown['last'], gain)}.")
-    return sentences
+    return sentences + [text for text in _components(profile, shown["last"]) if text.startswith("Without L_sep")]
 
 
 def _sweep(profile: str, numbers: pd.DataFrame) -> list[str]:
@@ -235,7 +235,7 @@ def _training(profile: str, _: pd.DataFrame) -> list[str]:
 def reasons(profile: str) -> list[str]:
     """What may explain the answer: the sentences on training, the separation loss, the streams and the mask at test."""
     names = [name for name in ("F5", "T4", "T7", "T11") if name in ("F5", *tables.of_profile(profile))]
-    sentences = [sentence for name in names for sentence in findings(profile, name)]
+    sentences = dict.fromkeys(sentence for name in names for sentence in findings(profile, name))
     return [sentence for sentence in sentences if sentence.startswith(REASONS)] + tables.PRELIMINARY.get(profile, [])
 
 

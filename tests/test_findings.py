@@ -105,7 +105,9 @@ PEERS += [ours("AT + CAS", 0.5, flags="square")]
 SWEEP = [ours(f"tau = {tau}", value, "ensemble", axis="tau") for tau, value in ((0.1, 0.5), (0.5, 0.6), (1.0, 0.4))]
 COST = [{"network": "N", "fsr": fsr, "params": 100 + 5 * fsr, "macs": 10 + fsr} for fsr in (False, True)]
 QUERIES = [gain("AT + FSR", LOWER, metric="nattack", seeds=2), gain("AT + FSR", HIGHER, metric="square")]
-WITHOUT = "Without L_sep FSR changes Ensemble accuracy by +1.0 points [−1.0, +3.0] (undecided), with it by "
+WITHOUT = (
+    "Without L_sep FSR changes Ensemble accuracy by +1.0 points [−1.0, +3.0] (undecided) in three seeds, with it by "
+)
 SAID: list[tuple] = [("T1", PAIRS, "Accuracy without attack of AT + FSR minus that of AT is −3.0 points [−4.0, −2.0].")]
 SAID += [
     ("T1", PAIRS, "minus without, in points (one seed): TRADES + FSR +3.0 [+2.0, +4.0]. Undecided: MART + FSR (M).")
@@ -116,8 +118,8 @@ SAID += [("T2", [gain("AT + FD", LOWER)], f"{OVER} −3.0 [−4.0, −2.0].")]
 SAID += [("T2", PEERS, "AutoAttack is in doubt for AT + CAS (left out here).")]
 SAID += [("T3", [gain("AT + FSR", OPEN, metric="square")], "AT + FSR minus AT is undecided (one seed): Square.")]
 SAID += [("T3", QUERIES, "points (one to two seeds): N-Attack −3.0 [−4.0, −2.0]; Square +3.0 [+2.0, +4.0].")]
-SAID += [("T4", controls(LOWER, OPEN, 3), f"{WITHOUT}−3.0 points [−4.0, −2.0] (one to three seeds).")]
-SAID += [("T4", controls(HIGHER, OPEN, 3), f"{WITHOUT}+3.0 points [+2.0, +4.0] (one to three seeds).")]
+SAID += [("T4", controls(LOWER, OPEN, 3), f"{WITHOUT}−3.0 points [−4.0, −2.0] in one seed.")]
+SAID += [("T4", controls(HIGHER, OPEN, 3), f"{WITHOUT}+3.0 points [+2.0, +4.0] in one seed.")]
 SAID += [("T4", controls(LOWER, LOWER, 3), None), ("T4", controls(OPEN, LOWER, 3), None)]
 REMOVED = "changes PGD-20 accuracy by −3.0 points [−4.0, −2.0], C&W accuracy by"
 SAID += [("T4", bypassed(HIGHER), f"{REMOVED} +3.0 points [+2.0, +4.0].")]
@@ -211,7 +213,7 @@ def test_the_study_lists_its_gains_per_kind_of_weights_and_at_stopped_early(fram
     assert "last weights +3.0 [+2.0, +4.0]; best weights −3.0 [−4.0, −2.0]. Undecided: EMA weights." in listed
     assert "23.3 % (best weights). AT + FSR has 20.0 % at its last epoch (one seed)." in early
     assert "Under AutoAttack (last weights, 500 images, one seed) accuracy of AT + FSR minus" in hard
-    assert "+1.0 points [−1.0, +3.0] (undecided), with it by +3.0 points [+2.0, +4.0]" in part
+    assert "+1.0 points [−1.0, +3.0] (undecided) in one seed, with it by +3.0 points [+2.0, +4.0] in one seed." in part
     assert sentences.study("demo") == []
 
 

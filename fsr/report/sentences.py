@@ -135,8 +135,8 @@ def _components(profile: str, numbers: pd.DataFrame) -> list[str]:
     sentences = _listed("Ensemble accuracy minus AT's", gains)
     full, part = gains.get("AT + FSR"), gains.get("recalibration without L_sep")
     if full and part and side(full) and side(full) != side(part):
-        effects = f"{change(part)}, with it by {change(full)} ({seeds([part['seeds'], full['seeds']])})"
-        sentences.append(f"Without L_sep FSR changes Ensemble accuracy by {effects}.")
+        without, whole = (f"{change(one)} in {seeds([one['seeds']])}" for one in (part, full))
+        sentences.append(f"Without L_sep FSR changes Ensemble accuracy by {without}, with it by {whole}.")
     pgd, cw = (cell(numbers, f"m = 1 at test (FSR bypassed){GAIN}AT + FSR", metric) for metric in ("pgd20", "cw"))
     if pgd and cw:
         effects = f"PGD-20 accuracy by {change(pgd)}, C&W accuracy by {change(cw)}"

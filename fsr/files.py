@@ -8,12 +8,13 @@ import os
 import platform
 import secrets
 import subprocess
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from datetime import timedelta
 from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -119,6 +120,13 @@ def did_you_mean(word: str, choices: Collection[str]) -> str:
     """`; did you mean 'x'?` when something known begins with word or is close to it, else an empty string."""
     close = [name for name in choices if name.startswith(word or " ")] or difflib.get_close_matches(word, choices, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def choose(what: str, name: str, choices: Mapping[str, Any]) -> Any:
+    """The choice of this name; UsageError for an unknown name lists the known ones. what: `attack`, `profile` ..."""
+    if name not in choices:
+        raise UsageError(f"unknown {what} {name!r}{did_you_mean(name, choices)}; choose one of {', '.join(choices)}")
+    return choices[name]
 
 
 def duration(seconds: float) -> str:

@@ -245,7 +245,7 @@ def test_a_full_size_history_is_compared_with_the_authors_log():
 
 def test_unknown_names_and_other_roots_are_refused():
     assert sentences.seeds([1, 3, 2]) == "one to three seeds"
-    with pytest.raises(UsageError, match="no findings for 'T99'"):
+    with pytest.raises(UsageError, match="unknown table or figure 'T99'"):
         findings("demo", "T99")
     with pytest.raises(UsageError, match="leave out --root"):  # README would get another root's numbers
         update_readme()

@@ -11,7 +11,7 @@ from torch import Tensor
 from fsr.attacks import gradient as g
 from fsr.attacks.auto import autoattack
 from fsr.attacks.inputs import Network, check_images, check_numbers
-from fsr.files import UsageError
+from fsr.files import UsageError, choose
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,4 @@ ATTACKS: dict[str, Attack] = {
 
 def attack_named(name: str) -> Attack:
     """The attack of that name; an unknown one raises UsageError that lists them."""
-    if name not in ATTACKS:
-        raise UsageError(f"unknown attack {name!r}; choose one of {', '.join(ATTACKS)}")
-    return ATTACKS[name]
+    return choose("attack", name, ATTACKS)

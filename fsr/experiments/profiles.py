@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fsr.config import PEERS, Run, for_dataset
-from fsr.files import UsageError, did_you_mean
+from fsr.files import choose
 
 CONTROLS = ("same-capacity residual, no mask", "auxiliary heads only")  # is it the mask, or only more network?
 VARIANTS: dict[str, dict] = {  # T4: row name -> the fields of FSRSpec that differ
@@ -140,7 +140,4 @@ PROFILES = {profile.name: profile for profile in ALL}
 
 def profile_of(name: str) -> Profile:
     """The profile of this name; an unknown one raises UsageError with the choices."""
-    if name not in PROFILES:
-        meant = did_you_mean(name, PROFILES)
-        raise UsageError(f"unknown profile {name!r}{meant}; choose one of {', '.join(PROFILES)}")
-    return PROFILES[name]
+    return choose("profile", name, PROFILES)

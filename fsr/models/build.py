@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fsr.config import BACKBONES, DATASETS, PEERS, FSRSpec, PeerSpec, Run
-from fsr.files import UsageError
+from fsr.files import UsageError, choose
 from fsr.models.fsr import FSR
 from fsr.models.modes import copied, hooked
 
@@ -122,11 +122,9 @@ def build_model(
 
     With the same random state, networks that differ in what is inserted start from the same backbone weights.
     """
-    if backbone not in BACKBONES:
-        raise UsageError(f"unknown backbone {backbone!r}; choose one of {', '.join(BACKBONES)}")
     if fsr is not None and peer is not None:
         raise UsageError("a network takes an FSRSpec or a PeerSpec, not both")
-    chosen = BACKBONES[backbone]
+    chosen = choose("backbone", backbone, BACKBONES)
     blocks, width = tuple(blocks or chosen.blocks), chosen.width if width is None else width
     if len(blocks) != len(chosen.stages) or min(*blocks, width) < 1:
         raise UsageError(f"{backbone} needs {len(chosen.stages)} numbers of blocks, all above 0, not {width}, {blocks}")
@@ -223,7 +221,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 def official_state(path, backbone: str) -> tuple[dict[str, Tensor], int]:
     """The checkpoint under our names without dead weights, and its number of classes; UsageError for another file."""
-    state, stage = _read(Path(path)), BACKBONES[backbone].fsr_stage
+    stage, state = choose("backbone", backbone, BACKBONES).fsr_stage, _read(Path(path))
     renamed = {our_name(k, backbone, stage): v for k, v in state.items() if not k.startswith("sub_block1.")}
     return renamed, state["aux.0.bias"].numel() if "aux.0.bias" in state else 10
 
@@ -233,8 +231,6 @@ def load_official(path, backbone: str, tau: float = 0.1) -> Classifier:
 
     backbone: of full size; tau: what it was trained with. UsageError where a weight is missing or does not fit.
     """
-    if backbone not in BACKBONES:
-        raise UsageError(f"unknown backbone {backbone!r}; choose one of {', '.join(BACKBONES)}")
     state, num_classes = official_state(path, backbone)
     model = build_model(backbone, num_classes, fsr=FSRSpec(tau=tau))
     try:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fsr.config import FSRSpec
-from fsr.files import UsageError
+from fsr.files import UsageError, choose
 from fsr.models.nets import conv3x3
 
 
@@ -176,10 +176,8 @@ def switched(model: nn.Module, **switches) -> Iterator[None]:
 @contextmanager
 def intervene(model: nn.Module, name: str, seed: int = 0) -> Iterator[nn.Module]:
     """Every FSR module of model acts under the named intervention inside the block; UsageError where none can."""
-    if name not in INTERVENTIONS:
-        raise UsageError(f"unknown intervention {name!r}; choose one of {', '.join(INTERVENTIONS)}")
+    change = choose("intervention", name, INTERVENTIONS)
     if not masked(model):
         raise UsageError(f"intervention {name!r} needs a model with an FSR mask; this one has none")
-    change = INTERVENTIONS[name]
     with switched(model, intervention=Intervention(change and partial(change, seed=seed), change is not None)):
         yield model

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from fsr import files
-from fsr.files import MissingRecord, UsageError, write_bytes
+from fsr.files import MissingRecord, choose, write_bytes
 from fsr.plots import curves, features, style
 
 _ALL = {
@@ -32,13 +32,12 @@ FILES = {"png": {"Software": None}, "pdf": {"Creator": None, "Producer": None, "
 
 def save(profile: str, name: str) -> list[Path]:
     """Draw a figure as figures/<profile>/<name>-<title>.png and .pdf; files that would not change are left alone."""
-    if name not in FIGURES:
-        raise UsageError(f"unknown figure {name!r}; choose one of {', '.join(FIGURES)}")
+    draw = choose("figure", name, FIGURES)
     logging.getLogger("fontTools").setLevel(logging.ERROR)  # it warns about dates inside matplotlib's fonts
     folder = files.figures("demo" if name == "F9" else profile)  # the module is the same for every profile: one file
     paths = [folder / f"{name}-{_ALL[name][1]}.{kind}" for kind in FILES]
     with mpl.rc_context(style.STYLE):
-        figure = FIGURES[name](profile)
+        figure = draw(profile)
         plt.close(figure)
         for path, (kind, metadata) in zip(paths, FILES.items()):
             figure.savefig(buffer := io.BytesIO(), format=kind, metadata=metadata)

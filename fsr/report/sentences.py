@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pandas as pd
 
 from fsr import experiments, reference, statistics, store, tables
-from fsr.files import UsageError
+from fsr.files import choose
 from fsr.plots.curves import official
 from fsr.plots.style import cells, histories
 from fsr.reference import MIN_SEEDS
@@ -247,7 +247,6 @@ FINDERS["T11"] = lambda name, frame: study(name) + _whitebox(name, frame)[1:2] +
 
 def findings(profile: str, name: str) -> Findings:
     """What a table (T1 to T11) or the training curves (F5) say, in sentences; empty where nothing was run."""
-    if name not in FINDERS:
-        raise UsageError(f"no findings for {name!r}; choose one of {', '.join(FINDERS)}")
-    sentences = FINDERS[name](profile, reported(profile, name) if name[0] == "T" else pd.DataFrame())
+    find = choose("table or figure", name, FINDERS)
+    sentences = find(profile, reported(profile, name) if name[0] == "T" else pd.DataFrame())
     return Findings([*dict.fromkeys((*sentences, *tables.PRELIMINARY.get(profile, [])))] if sentences else [])

@@ -133,10 +133,9 @@ def load_model(run: Run, checkpoint: str = "last", options: Options = DEFAULT) -
 
 def import_official(path: Path, backbone: str, dataset: str) -> str:
     """A file of the authors' code (AT+FSR, last epoch) becomes a run like any other; returns its id, or UsageError."""
-    if dataset not in DATASETS:
-        raise UsageError(f"unknown data set {dataset!r}; choose one of {', '.join(DATASETS)}")
+    info = files.choose("data set", dataset, DATASETS)
     run = for_dataset(dataset, backbone=backbone, module=FSRSpec(), holdout=0, precision="float32")
-    model, info = load_official(path, backbone), DATASETS[dataset]
+    model = load_official(path, backbone)
     with torch.no_grad():
         classes = model(torch.zeros(2, 3, info.size, info.size)).shape[1]
     if classes != info.classes:

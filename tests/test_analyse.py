@@ -47,7 +47,7 @@ def images(model, data, n):
     """Chosen images, PGD-20's, labels and places in the test set."""
     x, y, index = data_room.part_of_test(data, n)
     x = data_room.as_float(x)
-    return x, pgd(model, x, y, eps=0.15, alpha=0.015, steps=20, random_start=False), y, index
+    return x, pgd(model, x, y, eps=0.15, alpha=0.015, steps=20), y, index
 
 
 def traced(model, x):

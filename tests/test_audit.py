@@ -42,7 +42,8 @@ def fit(before=lambda x: x, *, robust=False):
     for rows in [rows for _ in range(4) for rows in torch.randperm(1200).split(64)]:
         images = x[rows]
         if robust:
-            images = pgd(net.eval(), images, y[rows], eps=EPS, alpha=EPS / 4, steps=5)
+            start = EPS * (2 * torch.rand_like(images) - 1)
+            images = pgd(net.eval(), images, y[rows], eps=EPS, alpha=EPS / 4, steps=5, start=start)
         optimizer.zero_grad(set_to_none=True)
         F.cross_entropy(net.train()(before(images)), y[rows]).backward()
         optimizer.step()
@@ -362,7 +363,7 @@ def test_networks_that_look_at_the_whole_batch_or_differ_when_compiled_are_named
 
 def walk(steps=20, sign=1, before=lambda net: net):
     """PGD of steps of 0.1 eps, as it is or deliberately weakened."""
-    how = {"steps": steps, "loss": lambda *given: sign * cross_entropy(*given), "random_start": False}
+    how = {"steps": steps, "loss": lambda *given: sign * cross_entropy(*given)}
     return lambda net, x, y, eps: pgd(before(net), x, y, eps=eps, **how)
 
 

@@ -66,30 +66,30 @@ def _auto(description: str, takes: tuple[str, ...] = (), **variant) -> Attack:
     return Attack(craft, description, survivors_ok=True, takes=takes)
 
 
-_walks, _transfers = partial(Attack, takes=("steps",)), partial(Attack, takes=("surrogate", "steps"))
-_worst, _alone = partial(Attack, survivors_ok=True, takes=("steps",)), partial(_auto, version="custom")
+_pgd, _transfer = partial(Attack, takes=("steps",)), partial(Attack, takes=("surrogate", "steps"))
+_worst, _component = partial(Attack, survivors_ok=True, takes=("steps",)), partial(_auto, version="custom")
 
 # To add an attack: a function (model, x, y, *, eps, ...) -> x_adv in a file of this folder, and an entry
 # "name": Attack(function, "what it does") here. Its name is then a column, a value of --attack and a tested case.
 ATTACKS: dict[str, Attack] = {
     "clean": Attack(lambda model, x, y, *, eps: x, "no attack"),
     "random-noise": Attack(g.random_noise, "control: every pixel moved by eps up or down at random"),
-    "fgsm": Attack(lambda *a, eps: g.walk(*a, eps=eps, alpha=eps, steps=1), "one step of eps on cross-entropy"),
-    "pgd10": _walks(partial(g.walk, steps=10), "10 steps of 0.1 eps on cross-entropy, no random start, last iterate"),
-    "pgd20": _walks(g.walk, "20 steps of 0.1 eps on cross-entropy, no random start, last iterate"),
-    "pgd100": _walks(partial(g.walk, steps=100), "100 steps of 0.1 eps on cross-entropy, no start, last iterate"),
-    "cw": _walks(partial(g.walk, steps=30, loss=g.margin), "30 steps of 0.1 eps on the C&W margin (kappa 50)"),
-    "pgd20-joint": _walks(lambda net, *a, **k: g.walk(net.trace, *a, loss=g.joint_loss, **k), "pgd20 on CE + 2 aux CE"),
+    "fgsm": Attack(lambda *a, eps: g.pgd(*a, eps=eps, alpha=eps, steps=1), "one step of eps on cross-entropy"),
+    "pgd10": _pgd(partial(g.pgd, steps=10), "10 steps of 0.1 eps on cross-entropy, no random start, last iterate"),
+    "pgd20": _pgd(g.pgd, "20 steps of 0.1 eps on cross-entropy, no random start, last iterate"),
+    "pgd100": _pgd(partial(g.pgd, steps=100), "100 steps of 0.1 eps on cross-entropy, no start, last iterate"),
+    "cw": _pgd(partial(g.pgd, steps=30, loss=g.margin), "30 steps of 0.1 eps on the C&W margin (kappa 50)"),
+    "pgd20-joint": _pgd(lambda net, *a, **k: g.pgd(net.trace, *a, loss=g.joint_loss, **k), "pgd20 on CE + 2 aux CE"),
     "pgd100-restarts": _worst(g.pgd_restarts, "10 random starts of PGD-100, steps of 0.25, 0.1 and 0.025 eps, worst"),
     "pgd-mt": _worst(g.multi_targeted, "PGD-50 on the margin to each of 9 wrong classes, random starts, worst"),
-    "transfer": _walks(g.walk, "pgd20 crafted on another net", needs=("surrogate",)),
-    "di-fgsm": _transfers(g.di_fgsm, "pgd20 with input diversity (probability 0.5, resize 0.9)"),
-    "ti-fgsm": _transfers(g.ti_fgsm, "pgd20 along the Gaussian-smoothed gradient (7x7; 3x3 at 8 pixels)"),
-    "mi-fgsm": _transfers(g.mi_fgsm, "pgd20 with momentum 1"),
+    "transfer": _pgd(g.pgd, "pgd20 crafted on another net", needs=("surrogate",)),
+    "di-fgsm": _transfer(g.di_fgsm, "pgd20 with input diversity (probability 0.5, resize 0.9)"),
+    "ti-fgsm": _transfer(g.ti_fgsm, "pgd20 along the Gaussian-smoothed gradient (7x7; 3x3 at 8 pixels)"),
+    "mi-fgsm": _transfer(g.mi_fgsm, "pgd20 with momentum 1"),
     "nattack": _worst(g.nattack, "N-Attack: scores only, 20,000 queries", takes=("queries",), images=1000),
-    "square": _alone("Square Attack: scores only, 5,000 queries", ("queries",), attacks=("square",), rescale=True),
-    "apgd-ce": _alone("APGD, 100 steps, cross-entropy", attacks=("apgd-ce",)),
-    "apgd-dlr": _alone("APGD, 100 steps, difference of logits ratio", attacks=("apgd-dlr",)),
+    "square": _component("Square Attack: scores only, 5,000 queries", ("queries",), attacks=("square",), rescale=True),
+    "apgd-ce": _component("APGD, 100 steps, cross-entropy", attacks=("apgd-ce",)),
+    "apgd-dlr": _component("APGD, 100 steps, difference of logits ratio", attacks=("apgd-dlr",)),
     "autoattack": _auto("AutoAttack standard: APGD-CE, APGD-T, FAB-T, Square"),
     "autoattack-rand": _auto("AutoAttack rand: APGD-CE, APGD-DLR, 20 draws a gradient", **VARIANTS["autoattack-rand"]),
     "autoattack-ci": _auto("AutoAttack standard cut to 5 steps and 50 queries", **VARIANTS["autoattack-ci"]),

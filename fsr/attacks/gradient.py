@@ -70,19 +70,15 @@ def uniform_start(x: Tensor, *, eps: float, **own) -> Tensor:
     return eps * (2 * noise_for(x, **own) - 1)
 
 
-def pgd(
-    model, x, y, *, eps, alpha=None, steps=20, loss: Loss = cross_entropy, random_start=True, start=None, turn=None
-) -> Tensor:
+def pgd(model, x, y, *, eps, alpha=None, steps=20, loss: Loss = cross_entropy, start=None, turn=None) -> Tensor:
     """Projected gradient ascent on `loss`, last iterate (Madry et al. 2018, section 2.1); alpha: 0.1 * eps if None.
 
-    start: the first perturbation, else uniform or none; turn: maps a gradient to the direction of the step.
+    start: the first perturbation, none if None; turn: maps a gradient to the direction of the step.
     """
     if torch.is_inference_mode_enabled():
         raise UsageError("an attack needs gradients: call it outside torch.inference_mode()")
     x, alpha = x.detach(), 0.1 * eps if alpha is None else alpha
     low, high = (x - eps).clamp_min(0), (x + eps).clamp_max(1)
-    if start is None and random_start:
-        start = eps * (2 * torch.rand(x.shape, device=x.device, dtype=x.dtype) - 1)
     x_adv = x if start is None else torch.clamp(x + start, low, high)
     for _ in range(steps):
         leaf, gradient = x_adv.detach().requires_grad_(), torch.zeros_like(x)
@@ -92,9 +88,6 @@ def pgd(
             (gradient,) = torch.autograd.grad(objective, leaf, allow_unused=True, materialize_grads=True)
         x_adv = torch.clamp(x_adv + alpha * (turn(gradient) if turn else gradient).sign(), low, high)
     return x_adv.detach()
-
-
-walk = partial(pgd, random_start=False)  # the evaluation's PGD: no random start
 
 
 def strongest(model: Net, x: Tensor, y: Tensor, attempts: int, craft: Callable[[int, Tensor], Tensor]) -> Tensor:
@@ -167,7 +160,7 @@ def diversity(seed: int, *, probability: float = 0.5, resize: float = 0.9) -> Ca
 def di_fgsm(model: Net, x: Tensor, y: Tensor, *, seed: int = 0, probability=0.5, resize=0.9, **options) -> Tensor:
     """PGD whose every gradient is taken at a randomly shrunk and moved copy (Xie et al. 2019, section 3.2)."""
     transform = diversity(seed, probability=probability, resize=resize)
-    return walk(lambda image: model(transform(image)), x, y, **options)
+    return pgd(lambda image: model(transform(image)), x, y, **options)
 
 
 def ti_fgsm(model: Net, x: Tensor, y: Tensor, **options) -> Tensor:
@@ -175,7 +168,7 @@ def ti_fgsm(model: Net, x: Tensor, y: Tensor, **options) -> Tensor:
     size, channels = 3 if x.shape[-1] <= 8 else 7, x.shape[1]
     line = torch.exp(-(torch.linspace(-3, 3, size, dtype=torch.float64) ** 2) / 2)
     weight = (torch.outer(line, line) / torch.outer(line, line).sum()).to(x).expand(channels, 1, size, size)
-    return walk(model, x, y, turn=lambda g: F.conv2d(g, weight, padding=size // 2, groups=channels), **options)
+    return pgd(model, x, y, turn=lambda g: F.conv2d(g, weight, padding=size // 2, groups=channels), **options)
 
 
 def mi_fgsm(model: Net, x: Tensor, y: Tensor, *, decay: float = 1.0, **options) -> Tensor:
@@ -186,7 +179,7 @@ def mi_fgsm(model: Net, x: Tensor, y: Tensor, *, decay: float = 1.0, **options) 
         size = gradient.abs().sum(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
         return memory.mul_(decay).add_(gradient / size)
 
-    return walk(model, x, y, turn=accumulate, **options)
+    return pgd(model, x, y, turn=accumulate, **options)
 
 
 def _search(model: Net, x: Tensor, y: Tensor, mean: Tensor, *, eps, population, queries, seed) -> Tensor:

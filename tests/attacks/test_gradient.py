@@ -41,7 +41,7 @@ PARITY |= dict.fromkeys(("pgd10_train", "pgd10_train_random"), partial(g.pgd, al
 @pytest.mark.parametrize("name", PARITY)
 def test_attacks_equal_the_parity_fixture(fixture, name):
     model, arrays = fixture
-    more = {"random_start": False, "start": arrays.get(f"{name}.delta0")} if "train" in name else {}
+    more = {"start": arrays.get(f"{name}.delta0")} if "train" in name else {}
     x_adv = PARITY[name](model, arrays["x"], arrays["y"], eps=8 / 255, **more)
     torch.testing.assert_close(x_adv, arrays[f"{name}.x_adv"], rtol=0, atol=1e-12)
 
@@ -178,7 +178,7 @@ def frozen():
     return net, x, y, lambda name: x + torch.from_numpy(stored[name]).double() / (5 * 255), stored
 
 
-ATTACKED = {"pgd": partial(g.pgd, random_start=False), "mi": g.mi_fgsm, "ti": g.ti_fgsm}
+ATTACKED = {"pgd": g.pgd, "mi": g.mi_fgsm, "ti": g.ti_fgsm}
 
 
 @pytest.mark.parametrize("name", ATTACKED)
@@ -207,7 +207,7 @@ def test_input_diversity_equals_torchattack_with_the_same_draws(frozen, monkeypa
 @pytest.mark.parametrize("name, loss", [("ce", g.cross_entropy), ("dl", partial(g.margin, kappa=1e4))])
 def test_pgd_equals_adv_lib_on_every_loss(frozen, name, loss):
     net, x, y, answer, _ = frozen
-    last = g.pgd(net, x, y, random_start=False, loss=loss, **LIBRARY)
+    last = g.pgd(net, x, y, loss=loss, **LIBRARY)
     # of an image that errs at last adv-lib returns that last iterate, of another an earlier one
     broken = net(last).argmax(1) != y
     assert (net(x).argmax(1) == y).sum() == 5 and broken.sum() > 8

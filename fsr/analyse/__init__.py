@@ -5,7 +5,6 @@ N images, C channels, h and w positions, K classes; f is the map (N, C, h, w) th
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,15 +27,6 @@ SATURATED = 0.05  # below it, or above 1 minus it, the mask's slope m (1 - m) / 
 PERPLEXITY, SEED = 30, 0  # of t-SNE
 TEMPERATURE = 0.07  # of the neighbours' weights exp(similarity / temperature)
 KEPT_BYTES = 2**18  # pooled features are kept beside their t-SNE up to this size
-
-
-@contextmanager
-def module_inputs(model: Classifier, stage: str | None = None) -> Iterator[list[Tensor]]:
-    """f of every inserted module, in running order; of the stage, or the network, where nothing was inserted."""
-    parts = [place.submodule for place in model.inserted()] or [model.net.get_submodule(stage or "")]
-    seen: list[Tensor] = []
-    with hooked(parts, lambda module, _, f: seen.append(f)):
-        yield seen
 
 
 class Seen(NamedTuple):
@@ -64,7 +54,9 @@ class Inspection:
 
     def see(self, x: Tensor) -> Seen:
         """The network on x (N, 3, H, W) in [0, 1]; no gradients."""
-        with torch.no_grad(), module_inputs(self.model, self.place) as inputs:
+        parts = [part.submodule for part in self.model.inserted()] or [self.model.net.get_submodule(self.place)]
+        inputs = list[Tensor]()
+        with torch.no_grad(), hooked(parts, lambda module, _, f: inputs.append(f)):
             logits, streams = self.model.trace(x.clone())
         maps, mask = {"f": inputs[-1]}, streams[-1].mask if streams else None
         if streams:

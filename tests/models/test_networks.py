@@ -12,13 +12,12 @@ import torch
 from torch import nn
 
 from fsr import runs, store
-from fsr.analyse import module_inputs
 from fsr.config import BACKBONES, PEERS, Backbone, FSRSpec, Peer, PeerSpec, Run, for_dataset, run_id
 from fsr.files import UsageError
 from fsr.models import CAS, CIFS, FSR, Classifier, FeatureDenoising, build_model, count_macs, count_params, model_of
 from fsr.models.build import Inserted, insert_all
 from fsr.models.fsr import Streams
-from fsr.models.modes import copied
+from fsr.models.modes import copied, hooked
 
 NARROW = {"resnet18": 4, "vgg16": 4, "wideresnet34": 1}
 # spec section 1: added parameters and MACs at 32x32, percent to two digits, MACs to the digits printed there
@@ -176,7 +175,8 @@ def test_peers_sit_where_the_spec_says(backbone):
     for name in ("fd", "cas", "cifs"):
         model = build_model(backbone, peer=PeerSpec(name=name), width=NARROW[backbone]).eval()
         expected = BACKBONES[backbone].stages if name == "fd" else PLACES[backbone]
-        with module_inputs(model) as inputs:
+        inputs, before = [], [place.submodule for place in model.inserted()]
+        with hooked(before, lambda part, _, f, inputs=inputs: inputs.append(f)):
             assert len(model.trace(torch.rand(2, 3, 8, 8))[1]) == len(model.inserted()) == len(expected)
         parts = [(path, part) for path, part in model.named_modules() if isinstance(part, Inserted)]
         places = {path.removeprefix("net.").replace(".submodule", ""): part for path, part in parts}

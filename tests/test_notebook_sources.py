@@ -4,9 +4,10 @@ import ast
 import re
 
 import nbformat
+import papermill
 import pytest
 
-from fsr import experiments, files, notebooks, plots, tables
+from fsr import experiments, files, plots, tables
 
 SOURCES = files.repository() / "notebooks"
 BOOKS = {path.stem: nbformat.read(path, as_version=4) for path in sorted(SOURCES.glob("*.ipynb"))}
@@ -21,7 +22,7 @@ def everywhere(pattern: str) -> list[str]:
 def test_parameters_are_literals_and_come_first(name):
     first, *rest = CODE[name]
     assert first.metadata["tags"] == ["parameters"] and not any(cell.metadata.get("tags") for cell in rest)
-    assert notebooks.parameters_of(BOOKS[name])[0] == "profile"
+    assert next(iter(papermill.inspect_notebook(SOURCES / f"{name}.ipynb"))) == "profile"
     for node in ast.parse(first.source).body:
         ast.literal_eval(node.value)
 

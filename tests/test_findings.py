@@ -233,10 +233,8 @@ def test_a_table_that_was_mostly_not_run_is_left_out_of_the_report(frames, monke
 
 def test_a_full_size_history_is_compared_with_the_authors_log():
     log, rows = epoch_log(), history(40)
-    names = {"train_cls": "train_adv_loss", "train_sep": "train_sep_loss", "train_rec": "train_rec_loss"}
     for row, (_, theirs) in zip(rows, log.iterrows()):
-        row |= {ours_: theirs[name] + 0.5 * (ours_ == "train_sep") for ours_, name in names.items()}
-        row["train_adv_acc"] = theirs["train_adv_acc"] / 100
+        row |= theirs[["train_cls", "train_rec", "train_adv_acc"]].to_dict() | {"train_sep": theirs["train_sep"] + 0.5}
     for run in experiments.main_pair("headline40"):
         recorded(run, rows)
     distance = findings("headline40", "F5")[-1]

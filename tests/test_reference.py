@@ -28,9 +28,9 @@ def test_only_the_abstracts_number_may_be_called_the_papers():
 
 def test_the_epoch_log_is_whole_and_starts_near_chance():
     log = reference.epoch_log()
-    assert list(log["epoch"]) == list(range(1, 101)) and log["train_adv_acc"].iloc[:2].max() < 11
-    assert log["test_pgd10_acc"].max() == 52.16
-    assert list(log[["test_pgd10_acc", "test_clean_acc"]].iloc[-1]) == [51.97, 82.86]
+    assert list(log["epoch"]) == list(range(1, 101)) and log["train_adv_acc"].iloc[:2].max() < 0.11
+    assert log["held_robust_acc"].max() == pytest.approx(0.5216)
+    assert list(log[["held_robust_acc", "test_clean_acc"]].iloc[-1]) == pytest.approx([0.5197, 82.86])
 
 
 def test_a_typed_cell_is_read_and_blank_lines_and_a_byte_order_mark_are_forgiven(tmp_path):

@@ -20,8 +20,6 @@ ROBUST = "held_robust_acc"
 PANELS = {"train_cls": "loss: classification", "train_sep": "loss: separation", "train_rec": "loss: recalibration"}
 PANELS |= {"train_adv_acc": "training images, attacked", ROBUST: "held-out images, attacked"}
 PANELS["held_clean_acc"] = "held-out images, no attack"
-LOG = {"train_adv_loss": "train_cls", "train_sep_loss": "train_sep", "train_rec_loss": "train_rec"}
-LOG |= {"train_adv_acc": "train_adv_acc", "test_pgd10_acc": ROBUST}  # the authors' log -> our histories
 MARKS: dict[str, Any] = {"last": {"marker": "o", "fillstyle": "none", "markersize": 7}}
 MARKS |= {"best": {"marker": "*", "markersize": 8}, "EMA": {"marker": "D", "markersize": 4}}
 AXES = {"tau": "temperature $\\tau$", "lambda_sep": "weight $\\lambda_{sep}$", "lambda_rec": "weight $\\lambda_{rec}$"}
@@ -52,9 +50,7 @@ def official(run: Run) -> pd.DataFrame:
     """The log of the authors' code as one of our histories, cut to the run's epochs; empty for other networks."""
     if (run.dataset, run.backbone, run.width, run.train_size) != ("cifar10", "resnet18", None, None):
         return pd.DataFrame()
-    log = reference.epoch_log()[["epoch", *LOG]].rename(columns=LOG)
-    log[["train_adv_acc", ROBUST]] /= 100
-    return log[log["epoch"] <= run.epochs].assign(method="authors' code", seed=0)
+    return reference.epoch_log().query("epoch <= @run.epochs").assign(method="authors' code", seed=0)
 
 
 def _marks(ax: Axes, frame: pd.DataFrame) -> None:

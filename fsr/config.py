@@ -16,6 +16,7 @@ import numpy as np
 
 from fsr.files import UsageError
 
+PROTOCOL = ("clean", "fgsm", "pgd20", "pgd100", "cw")  # the authors' attacks; `ensemble`: correct under all of them
 AUDIT_VERSION = 4  # of the attacks of the adaptive audit; raise it when they change
 RECIPE = 1  # raise it when unchanged configs change meaning; old results keep their ids
 

@@ -71,7 +71,7 @@ def test_outcomes_of_an_eps_that_shares_their_name_are_refused(root):
 
 def test_the_ensemble_is_the_and_over_clean_and_four_attacks_on_the_images_that_all_saw(root):
     table = np.array([[1, 1, 1, 0, 1], [1, 1, 0, 1, 1], [1, 1, 1, 1, 1], [1, 0, 1, 1, 1], [0, 1, 1, 1, 1]], bool)
-    for i, (attack, correct) in enumerate(zip(store.ENSEMBLE, table)):
+    for i, (attack, correct) in enumerate(zip(store.PROTOCOL, table)):
         record(attack, correct)
         index = np.arange(i, i + 6)
         record(attack, index != 5, index, replace(RUN, seed=1))
@@ -85,7 +85,7 @@ def test_the_ensemble_is_the_and_over_clean_and_four_attacks_on_the_images_that_
 @pytest.mark.parametrize("key", ["weights", "images_sha256"])
 def test_no_ensemble_of_two_networks_or_two_test_sets(root, key):
     other = replace(RUN, seed=1)
-    for attack in store.ENSEMBLE:
+    for attack in store.PROTOCOL:
         record(attack, [True, False], **{key: "another" if attack == "cw" else "one"})
         record(attack, [True, False], run=other, images_sha256="one" if attack == "cw" else None)
     assert "ensemble" not in set(store.metrics([RUN])["attack"])

@@ -16,6 +16,7 @@ from fsr.attacks.gradient import cross_entropy, logit_margin
 from fsr.audit.ascent import backward, differences, joint, scale_free, slope, with_latent_heads
 from fsr.audit.context import Context, Craft, attackable
 from fsr.audit.proofs import binary_problem, indicators
+from fsr.config import PROTOCOL
 from fsr.files import UsageError
 from fsr.models import Classifier, Intervention
 from fsr.models.fsr import masked, switched
@@ -27,12 +28,12 @@ PUSH = 400.0  # weight of the masks' distance: a mask's mean moves by hundredths
 
 def protocol(c: Context, details: dict) -> Found:
     """No attack, FGSM, PGD-20, PGD-100 and C&W as the authors run them."""
-    return [(name, c.named(name)) for name in ("clean", "fgsm", "pgd20", "pgd100", "cw")]
+    return [(name, c.named(name)) for name in PROTOCOL]
 
 
 def autoattack(c: Context, details: dict) -> Found:
     """AutoAttack standard with its own flags; fewer than four classes leave out the targeted APGD."""
-    kinds = ("apgd-ce", "apgd-t", "fab-t", "square") if c.classes >= 4 else ("apgd-ce", "fab-t", "square")
+    kinds = [name for name in auto.VERSIONS["standard"] if name != "apgd-t" or c.classes >= 4]
     how: dict[str, Any] = {"version": "custom", "attacks": kinds, "seed": c.seed, "batch": c.batch}
     result = auto.autoattack(c.net, c.x, c.y, eps=c.eps, **how, **c.budget.get("autoattack", {}))
     details |= result.flags

@@ -4,11 +4,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from fsr.config import PEERS, Analysis, Evaluation, Run, run_id
+from fsr.config import PEERS, PROTOCOL, Analysis, Evaluation, Run, run_id
 from fsr.experiments.plan import CHECKPOINTS, ROWS, SETS, Row, surrogates
 from fsr.experiments.profiles import CONTROLS, PROFILES, Profile, profile_of
 
-COLUMNS = ("clean", "fgsm", "pgd20", "pgd100", "cw")  # the authors' protocol; `ensemble` is computed from them
 # F6: multiples of the data set's eps (down to about no accuracy: `mini` keeps 0.2 to 1.4 %), and steps at its own eps
 EPS_FACTORS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 STEPS = (1, 2, 5, 10, 20, 50, 100, 200)
@@ -49,7 +48,7 @@ def columns(profile: str, kind: str) -> dict[str, Evaluation]:
         out |= {name: attacked(attack=name, surrogate=baseline) for name in ("di-fgsm", "ti-fgsm")}
         return out | {name: attacked(attack=name, images=chosen.limits.queries) for name in ("nattack", "square")}
     joint = ("pgd20-joint",) if kind == "deactivation" else ()
-    out = {name: attacked(attack=name) for name in (*COLUMNS, "ensemble", *joint)}
+    out = {name: attacked(attack=name) for name in (*PROTOCOL, "ensemble", *joint)}
     if kind in ("whitebox", "deactivation", "study") or chosen.autoattack_everywhere:
         out[chosen.autoattack] = attacked(attack=chosen.autoattack, images=chosen.limits.autoattack)
     return out
@@ -71,7 +70,7 @@ def _evaluations(profile: Profile, kind: str, run: Run) -> list[Evaluation]:
     checkpoints = ("last",) if natural or (smoke and (run.seed or not is_main)) else CHECKPOINTS
     if kind == "placement" or (kind == "settings" and any(run in row.runs for row in rows if not row.checkpoints)):
         checkpoints = (reported,)
-    out = [replace(required[attack], checkpoint=name) for name in checkpoints for attack in COLUMNS]
+    out = [replace(required[attack], checkpoint=name) for name in checkpoints for attack in PROTOCOL]
     elsewhere = run.backbone != profile.base.backbone and profile.name != "paper"
     other = natural or (smoke and run.method != "at") or (profile.scope == "study" and not is_main)
     if profile.autoattack in required and not (elsewhere or other):  # of the main pair on all weights, else on `last`

@@ -11,10 +11,9 @@ import numpy as np
 import pandas as pd
 
 from fsr import files
-from fsr.config import Analysis, Evaluation, Run, content_id, run_from_dict, run_id, to_dict
+from fsr.config import PROTOCOL, Analysis, Evaluation, Run, content_id, run_from_dict, run_id, to_dict
 from fsr.files import CorruptFile, MissingRecord, UsageError, load_json, load_npz, save_json, sha256
 
-ENSEMBLE = ("clean", "fgsm", "pgd20", "pgd100", "cw")  # right on clean and all four
 COLUMNS = "run_id dataset backbone width method seed epochs train_size checkpoint attack attack_id images eps steps"
 COLUMNS += " surrogate intervention n correct accuracy seconds commit"
 
@@ -180,7 +179,7 @@ def load_evaluation(run: Run, evaluation: Evaluation) -> Outcome:
 def ensemble(run: Run, checkpoint: str, images: int | None = None, intervention: str | None = None) -> Outcome:
     """Right on clean and all four of the authors' attacks, per sample; MissingRecord for mixed weights or images."""
     clean = Evaluation(attack="clean", checkpoint=checkpoint, images=images, intervention=intervention)
-    parts = [load_evaluation(run, replace(clean, attack=attack)) for attack in ENSEMBLE]
+    parts = [load_evaluation(run, replace(clean, attack=attack)) for attack in PROTOCOL]
     for what in ("weights", "images_sha256"):
         if len({part.record.get(what) for part in parts} - {None}) > 1:
             text = f"{run_id(run)}, {checkpoint}: clean and the four attacks are of different {what}"

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from fsr import files, statistics, store
-from fsr.config import Evaluation, Run
+from fsr.config import PROTOCOL, Evaluation, Run
 from fsr.reference import MIN_SEEDS
 from fsr.tables import labels
 
@@ -25,7 +25,7 @@ def _read(root: Path, run: Run, evaluation: Evaluation) -> tuple[pd.Series, dict
 
 
 def _parts(evaluation: Evaluation) -> list[Evaluation]:
-    names = store.ENSEMBLE if evaluation.attack == "ensemble" else (evaluation.attack,)
+    names = PROTOCOL if evaluation.attack == "ensemble" else (evaluation.attack,)
     return [replace(evaluation, attack=name) for name in names]
 
 

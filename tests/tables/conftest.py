@@ -25,7 +25,7 @@ class Records:
 
     def columns(self, run: Run, correct: int, **where):
         """The five columns of the authors' protocol, all with the same outcome."""
-        for metric in experiments.COLUMNS:
+        for metric in experiments.PROTOCOL:
             self.evaluation(run, metric, correct, **where)
 
     def analysis(self, run: Run, kind: str, record: dict, checkpoint: str | None = None):

@@ -5,9 +5,9 @@ import pytest
 from scipy.stats import binomtest
 
 from fsr import experiments, tables
-from fsr.config import Evaluation, run_id
+from fsr.config import PROTOCOL, Evaluation, run_id
 from fsr.files import UsageError, run_dir, save_json
-from fsr.store import ENSEMBLE, save_config, save_evaluation
+from fsr.store import save_config, save_evaluation
 
 AT, BOTH = experiments.main_pair("demo")
 ROWS = {kind: {row.name: row.runs for row in reversed(rows)} for kind, rows in experiments.ROWS["demo"].items()}
@@ -27,7 +27,7 @@ def pick(name="T1", profile="demo", **keys):
 
 def test_a_table_shows_each_record_as_soon_as_it_is_there_and_never_a_callers_changes(records):
     write, cells = records("demo"), []
-    for metric in ENSEMBLE:  # a folder may change twice within one tick of the clock
+    for metric in PROTOCOL:  # a folder may change twice within one tick of the clock
         cells.append(pick(metric="ensemble", row="AT")["status"])
         write.evaluation(AT, metric, 300)
     frame = tables.table("demo", "T1")
@@ -154,7 +154,7 @@ def test_outcomes_of_other_weights_than_the_trainings_are_left_out_and_named(sho
     save_config(AT)
     record = {"run_id": run_id(AT), "checkpoints": {"last": "first"}, "history_sha256": ""}
     save_json(run_dir(run_id(AT)) / "env.json", record)
-    for attack in ENSEMBLE:
+    for attack in PROTOCOL:
         weights = "second" if attack == "cw" else "first"
         save_evaluation(AT, Evaluation(attack=attack), np.arange(500), np.ones(500, dtype=bool), weights=weights)
     row = shown("AT")

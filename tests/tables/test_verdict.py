@@ -156,7 +156,7 @@ def study(right: dict, seeds=5):
     for (name, checkpoint), count in right.items():
         for i, run in enumerate(rows("overfit", "study")[name].runs[:seeds]):
             store.save_config(run)
-            for attack in experiments.COLUMNS:
+            for attack in experiments.PROTOCOL:
                 evaluation = Evaluation(attack=attack, checkpoint=checkpoint, images=2000)
                 store.save_evaluation(run, evaluation, np.arange(2000), np.arange(2000) < count + i)
 

@@ -16,11 +16,11 @@ LEVEL = 0.95
 Summary = namedtuple("Summary", "mean sd low high n")
 
 
-def wilson(correct: float, n: int, level: float = LEVEL) -> tuple[float, float]:
-    """Interval (low, high) of a binomial fraction (Wilson 1927); correct: a count, or a mean of counts over seeds."""
+def wilson(correct: float, n: int) -> tuple[float, float]:
+    """95 % interval of a binomial fraction (Wilson 1927); correct: a count, or a mean of counts over seeds."""
     if not 0 <= correct <= n < math.inf or n == 0:
         raise ValueError(f"{correct} of {n} is no count of outcomes")
-    share, z = correct / n, float(special.ndtri((1 + level) / 2))
+    share, z = correct / n, float(special.ndtri((1 + LEVEL) / 2))
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return (0.0 if correct == 0 else max(0.0, centre - half)), (1.0 if correct == n else min(1.0, centre + half))

@@ -68,7 +68,7 @@ class ResNet(_Staged):
 
     stages = ("layer1", "layer2", "layer3", "layer4")
 
-    def __init__(self, num_classes: int = 10, width: int = 64, blocks: tuple[int, ...] = (2, 2, 2, 2)):
+    def __init__(self, num_classes: int, width: int, blocks: tuple[int, ...]):
         super().__init__()
         self.conv1 = conv3x3(3, width)
         self.bn1 = nn.BatchNorm2d(width)
@@ -109,7 +109,7 @@ class WideResNet(_Staged):
     stages = ("block1", "block2", "block3")
     initialise = staticmethod(initialise)
 
-    def __init__(self, num_classes: int = 10, width: int = 10, blocks: tuple[int, ...] = (5, 5, 5)):
+    def __init__(self, num_classes: int, width: int, blocks: tuple[int, ...]):
         super().__init__()
         self.conv1 = conv3x3(3, 16)
         channels = self._add(PreActBlock, 16, 16 * width, blocks)
@@ -131,7 +131,7 @@ class VGG(_Staged):
     # as the authors from 512 inputs on: with 0.01 a narrow VGG never leaves chance under AT (width 8, 60 epochs)
     initialise = staticmethod(partial(initialise, linear=lambda n: 0.01 if n >= 512 else math.sqrt(2 / n)))
 
-    def __init__(self, num_classes: int = 10, width: int = 64, blocks: tuple[int, ...] = (2, 2, 3, 3, 3)):
+    def __init__(self, num_classes: int, width: int, blocks: tuple[int, ...]):
         super().__init__()
         channels = 3
         for i, (name, count) in enumerate(zip(self.stages, blocks, strict=True)):

@@ -15,7 +15,7 @@ class FeatureDenoising(nn.Module):
     Starts as the identity, since the dot products grow with the cube of the features: their BatchNorm's scale is zero.
     """
 
-    def __init__(self, channels: int, num_classes: int = 0, is_last: bool = False):
+    def __init__(self, channels: int, num_classes: int, is_last: bool):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 1, bias=False)
         self.bn = nn.BatchNorm2d(channels)
@@ -48,7 +48,7 @@ class _Probed(nn.Module):
 class CAS(_Probed):
     """Channel-wise activation suppressing: times the class's row of a linear probe (Bai et al. 2021, section 3.2)."""
 
-    def __init__(self, channels: int, num_classes: int, is_last: bool = False):
+    def __init__(self, channels: int, num_classes: int, is_last: bool):
         super().__init__()
         self.probe = nn.Linear(channels, num_classes)
 
@@ -64,7 +64,7 @@ class CIFS(_Probed):
     the label (or largest) and the second. Only the probe is differentiated through it; the last probe is linear.
     """
 
-    def __init__(self, channels: int, num_classes: int, is_last: bool = False):
+    def __init__(self, channels: int, num_classes: int, is_last: bool):
         super().__init__()
         self.bottleneck = None if is_last else nn.Linear(channels, 128)
         self.probe = nn.Linear(channels if is_last else 128, num_classes)

@@ -44,9 +44,8 @@ def once(run: Run, options: Options, done: Callable[[], bool], compute: Callable
     """Compute unless it is done: one process at a time a run's weights, or a part of it; another waits."""
     if distributed.decide(done()):
         return
-    folder, name = files.results() / ".locks", f"{run_id(run)}{part and '.'}{part}"
-    files.write_bytes(folder / ".gitignore", b"*\n")
-    lock, patience = FileLock(folder / f"{name}.lock"), 0.0
+    files.writable()  # makes the folder of locks
+    lock, patience = FileLock(files.results() / ".locks" / f"{run_id(run)}{part and '.'}{part}.lock"), 0.0
     while not (distributed.rank() or lock.is_locked):
         try:
             lock.acquire(timeout=patience)

@@ -51,9 +51,9 @@ def tasks(profile: str, sets: Iterable[str] = ("all",), *, train_only: bool = Fa
     return first + later
 
 
-def missing(profile: str, sets: Iterable[str] = ("all",), *, train_only: bool = False) -> list[Task]:
+def missing(profile: str, sets: Iterable[str] = ("all",)) -> list[Task]:
     """The tasks of which something is not recorded yet."""
-    return [task for task in tasks(profile, sets, train_only=train_only) if task.missing()]
+    return [task for task in tasks(profile, sets) if task.missing()]
 
 
 def failure(error: BaseException, who: str) -> str:
@@ -82,10 +82,10 @@ def perform(task: Task, options: Options) -> list[str]:
     return failed
 
 
-def ensure(profile: str, notebook: str, options: Options = DEFAULT) -> None:
+def ensure(profile: str, notebook: str) -> None:
     """Everything a notebook reads is recorded when this returns; computes in this process what is missing."""
     for task in missing(profile, experiments.NEEDS[notebook]):
-        if failed := perform(task, options):
+        if failed := perform(task, DEFAULT):
             raise FSRError("; ".join(failed))
 
 

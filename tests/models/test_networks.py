@@ -117,7 +117,7 @@ NAMES = {"Probe.0.fc.": "bottleneck.", "Probe.1.": "probe.", "cas_fc_": "probe."
 def load(kind):
     with np.load(Path(__file__).parent.parent / "parity" / "peers.npz") as stored:
         tensors = {name: torch.from_numpy(stored[name]) for name in stored.files}
-    module = CAS(8, 10) if kind == "cas" else CIFS(8, 10, is_last=kind == "cifs_linear")
+    module = CAS(8, 10, False) if kind == "cas" else CIFS(8, 10, is_last=kind == "cifs_linear")
     weights = {}
     for name, value in tensors.items():
         short = name.removeprefix(kind + ".")
@@ -155,7 +155,7 @@ def test_closed_form_relevance_is_the_gradient_and_differentiates_the_probe_alon
 @pytest.mark.parametrize("shape", [(2, 3, 4, 4), (2, 20, 3, 2)])
 def test_feature_denoising_is_the_weighted_mean_of_its_definition(shape):
     """Both orders of the product against Xie et al.'s double loop over positions."""
-    module, f = FeatureDenoising(shape[1]).eval(), torch.randn(shape)
+    module, f = FeatureDenoising(shape[1], 10, False).eval(), torch.randn(shape)
     torch.testing.assert_close(module(f), f)  # starts as the identity
     nn.init.constant_(module.bn.weight, 0.7)
     flat, mean = f.flatten(2), torch.zeros(shape).flatten(2)

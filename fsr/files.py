@@ -152,6 +152,14 @@ def write_bytes(path: Path, data: bytes) -> None:
             temporary.unlink()
 
 
+def write_changed(path: Path, content: str | bytes) -> Path:
+    """Write a text or bytes; a file that holds the same is left alone."""
+    data = content.encode() if isinstance(content, str) else content
+    if not path.exists() or path.read_bytes() != data:
+        write_bytes(path, data)
+    return path
+
+
 def sha256(data: bytes) -> str:
     """Hex digest."""
     return hashlib.sha256(data).hexdigest()

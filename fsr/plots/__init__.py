@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from fsr import files
-from fsr.files import MissingRecord, choose, write_bytes
+from fsr.files import MissingRecord, choose
 from fsr.plots import curves, features, style
 
 _ALL = {
@@ -41,8 +41,7 @@ def save(profile: str, name: str) -> list[Path]:
         plt.close(figure)
         for path, (kind, metadata) in zip(paths, FILES.items()):
             figure.savefig(buffer := io.BytesIO(), format=kind, metadata=metadata)
-            if not path.exists() or path.read_bytes() != buffer.getvalue():
-                write_bytes(path, buffer.getvalue())
+            files.write_changed(path, buffer.getvalue())
     return paths
 
 

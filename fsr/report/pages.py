@@ -34,7 +34,7 @@ LARGEST_FIRST = ("paper", "headline", "headline40", "overfit", "mini", "demo")
 
 def build(profile: str) -> Path:
     """Write results/report/<profile>.html with its tables and figures; a file that would not change is left alone."""
-    return tables.write(files.report(experiments.profile_of(profile).name), page(profile))
+    return files.write_changed(files.report(experiments.profile_of(profile).name), page(profile))
 
 
 def page(profile: str) -> str:
@@ -149,4 +149,4 @@ def update_readme() -> list[Path]:
         raise UsageError("README states the records of this repository; leave out --root or --readme")
     path = files.repository() / "README.md"
     old, new = path.read_text(), rewrite(path.read_text(), PARTS)
-    return [tables.write(path, new)] if new != old else []
+    return [files.write_changed(path, new)] if new != old else []

@@ -64,13 +64,6 @@ def notes(profile: str, name: str, frame: pd.DataFrame | None = None) -> list[st
     return sentences
 
 
-def write(path: Path, text: str) -> Path:
-    """Write a text; a file whose content is the same is left alone."""
-    if not path.exists() or path.read_bytes() != text.encode():
-        files.write_bytes(path, text.encode())
-    return path
-
-
 def save(profile: str, name: str) -> list[Path]:
     """Write a table's csv, md and tex; a file whose content is the same is left alone."""
     frame, (stem, title) = table(profile, name), TABLES[name]
@@ -78,10 +71,10 @@ def save(profile: str, name: str) -> list[Path]:
     sentences = [*filter(None, [display.legend(frame)]), *notes(profile, name, frame)]
     texts = {"csv": display.csv_text(frame), "md": display.markdown(frame, title, sentences)}
     texts["tex"] = display.latex(frame, title, f"tab:{stem}", sentences)
-    return [write(files.tables(profile) / f"{stem}.{suffix}", text) for suffix, text in texts.items()]
+    return [files.write_changed(files.tables(profile) / f"{stem}.{suffix}", text) for suffix, text in texts.items()]
 
 
 def save_all(profile: str) -> list[Path]:
     """Write every table of a profile, and provenance.csv."""
-    path = write(files.tables(profile) / "provenance.csv", display.csv_text(provenance(profile)))
+    path = files.write_changed(files.tables(profile) / "provenance.csv", display.csv_text(provenance(profile)))
     return [*(path for name in of_profile(profile) for path in save(profile, name)), path]

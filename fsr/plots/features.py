@@ -45,17 +45,12 @@ IDENTITY = (
 TRAINING = "Dashed: one auxiliary head $h$, used by the training losses only; $y'$: the most probable wrong class"
 
 
-def fooled_first(arrays: dict[str, np.ndarray]) -> np.ndarray:
-    """Positions of the images that are right when clean and wrong under attack; of all images where there is none."""
-    correct = arrays["pred_clean"] == arrays["labels"]
-    fooled = np.flatnonzero(correct & (arrays["pred_adv"] != arrays["labels"]))
-    return fooled if len(fooled) else np.arange(len(correct))
-
-
 def attention_maps(profile: str) -> Figure:
-    """F1: images that the attack fools, with the attention maps of f, f+, f-, recalibrated f- and the output."""
+    """F1: images that the attack fools (else the first ones), and the attention maps of every stream."""
     ((record, arrays),) = style.analyses(profile, experiments.main_pair(profile)[1:], "maps")
-    shown, classes, truth = fooled_first(arrays)[:MAX_ROWS], record["class_names"], arrays["labels"]
+    classes, truth = record["class_names"], arrays["labels"]
+    fooled = np.flatnonzero((arrays["pred_clean"] == truth) & (arrays["pred_adv"] != truth))
+    shown = (fooled if len(fooled) else np.arange(len(truth)))[:MAX_ROWS]
     figure, grid = style.panels(len(shown), 2 + len(style.STREAMS), 1.1 * len(shown) + 0.65)
     titles = ["natural", "adversarial", *(text.replace(" ", "\n", 1) for text in style.STREAMS.values())]
     for axes, i in zip(grid, shown):

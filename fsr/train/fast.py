@@ -85,7 +85,7 @@ class Crafter:
 
     def _prepare(self, x: Tensor, y: Tensor) -> Function:
         """Make the copy on the first batch; returns its steps, compiled and recorded where that works."""
-        on, run, step, graph = self.switches, self.run, None, None
+        on, run, step = self.switches, self.run, None
         self.copy = folded_copy(self.model, x, self.dtype, self.layout)
         if self.copy is None:
             on.update(compile=False, graphs=False, crafting="float32")
@@ -100,16 +100,15 @@ class Crafter:
         if on["compile"]:
             with or_log("crafting is not compiled"):
                 step = self._compiled(*batch)
-        loop = partial(craft, self.copy.net, run, step=step, steps=run.steps - self.exact)
+        loop = fast = partial(craft, self.copy.net, run, step=step, steps=run.steps - self.exact)
         if on["graphs"]:
             with or_log("crafting is not recorded as a CUDA graph"):
                 replay = recorded(loop, batch)
                 compare(replay(*batch) - batch[0], loop(*batch) - batch[0], SIGNS_BF16)
-                graph = replay
-        on["compile"], on["graphs"] = step is not None, graph is not None
-        if step is None and graph is None:  # a compiled function has no truth value
+                fast = replay
+        on["compile"], on["graphs"] = step is not None, fast is not loop
+        if not (on["compile"] or on["graphs"]):
             return loop
-        fast = loop if graph is None else graph
         return lambda *some: fast(*self._filled(*some))[: len(some[0])]
 
     def _compiled(self, *batch: Tensor) -> Function:

@@ -127,13 +127,7 @@ ALL = (
         autoattack_everywhere=False,
         autoattack_seeds=(0,),
     ),
-    Profile(
-        name="paper",
-        base=WHOLE[0],
-        other_seeds=(0, 1, 2),
-        others=tuple(WHOLE[1:]),
-        limits=Limits(audit=None),
-    ),
+    Profile(name="paper", base=WHOLE[0], other_seeds=(0, 1, 2), others=tuple(WHOLE[1:]), limits=Limits(audit=None)),
 )
 PROFILES = {profile.name: profile for profile in ALL}
 

@@ -32,9 +32,9 @@ def _parts(evaluation: Evaluation) -> list[Evaluation]:
 def of_other_weights(run: Run, evaluation: Evaluation) -> bool:
     """Is this evaluation on record, but of other weights than those of the run's training on record?"""
     trained = store.environment(run).get("checkpoints", {}) if store.is_trained(run) else {}
+    digest = trained.get(evaluation.checkpoint)
     records = [_read(files.results(), run, one)[1] for one in _parts(evaluation) if store.has_record(run, one)]
-    trained_on = (None, trained.get(evaluation.checkpoint))
-    return trained_on[1] is not None and any(record.get("weights") not in trained_on for record in records)
+    return digest is not None and any(record.get("weights") not in (None, digest) for record in records)
 
 
 def outcome(run: Run, evaluation: Evaluation) -> pd.Series | None:

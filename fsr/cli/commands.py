@@ -13,7 +13,7 @@ from fsr.cli import options
 from fsr.cli.options import DataDir, Device, Root, Setting, with_setting
 from fsr.config import Analysis, Evaluation
 from fsr.data.readers import check
-from fsr.files import Interrupted, UsageError, did_you_mean, duration
+from fsr.files import Interrupted, UsageError, choose, duration
 from fsr.runs import local
 from fsr.tables import audit_lines
 
@@ -91,11 +91,8 @@ def evaluate(
         if images is not None or checkpoint != "last":
             raise UsageError("--images and --checkpoint belong to --attack NAME; else the profile's plan says both")
         return setting.do(options.plan_tasks(profile, which))
-    alone = [name for name in ATTACKS if not ATTACKS[name].needs]
-    if attack not in alone:
-        meant = f"{did_you_mean(attack, alone)}; choose one of {', '.join(alone)}"
-        raise UsageError(f"no attack {attack!r} that needs nothing but a network{meant}")
-    evaluation = Evaluation(attack=attack, checkpoint=checkpoint, images=images or ATTACKS[attack].images)
+    chosen = choose("attack without surrogate", attack, {name: a for name, a in ATTACKS.items() if not a.needs})
+    evaluation = Evaluation(attack=attack, checkpoint=checkpoint, images=images or chosen.images)
     tasks = options.tasks_of(options.runs_of(which, profile), evaluation)
     setting.do(tasks)
     for task in () if setting.dry_run else tasks:

@@ -13,7 +13,7 @@ import torch
 
 from fsr.files import UsageError
 
-# when this process began, 0 for nothing asked: workers are given their number in the same variable
+# $OMP_NUM_THREADS when this process began, 0 without one; workers get their own number in the same variable
 REQUESTED_THREADS = int((re.match(r"\d+", os.environ.get("OMP_NUM_THREADS", "")) or "0")[0])
 CPUINFO = path.read_text() if (path := Path("/proc/cpuinfo")).exists() else ""
 BF16_UNITS = "bf16" in CPUINFO  # this CPU multiplies bf16 matrices natively (AVX512-BF16 or AMX)

@@ -20,7 +20,7 @@ class Attack:
 
     function: Callable[..., Tensor]  # (model, x, y, *, eps, **options) -> x_adv like x; seed, indices if it has them
     description: str
-    survivors_ok: bool = False  # an image that is broken already counts as broken: it may get survivors only
+    survivors_ok: bool = False  # it may be given only the images that are still correct: broken ones stay broken
     needs: tuple[str, ...] = ()  # options that must be given: steps, queries, surrogate (a net to craft on)
     takes: tuple[str, ...] = ()  # and those that may
     images: int | None = None  # how many test images it runs on by default, None for all

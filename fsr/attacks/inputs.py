@@ -58,7 +58,7 @@ def inward(x: Tensor) -> Tensor:
 
 
 class Network(nn.Module):
-    """A network as attacks ask it: its own copy of the images, in their precision; logits that have a gradient.
+    """What attacks call in place of a model: it gets a copy of the images, and gives logits that have a gradient.
 
     A logit of -inf becomes one below the row's lowest. UsageError for unfit logits, and for labels without a class.
     draws: of a randomised network, the logarithm of the mean softmax over so many passes, up to a constant.

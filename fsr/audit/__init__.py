@@ -31,7 +31,7 @@ def run_group(name: str, c: Context) -> dict:
 
 
 def assemble(c: Context, records: dict[str, dict], checks: dict) -> SimpleNamespace:
-    """The report of all groups; tensors are (N,) bool on the CPU, in the order of the images: still right."""
+    """The report of all groups; tensors are (N,) bool on the CPU, in the order of the images: still correct."""
     clean, details = c.clean.cpu(), {name: record["details"] for name, record in records.items()}
     parts = {k: {a: torch.tensor(v) for a, v in record["attacks"].items()} for k, record in records.items()}
     correct = {name: torch.stack([clean, *each.values()]).all(dim=0) for name, each in parts.items() if each}
@@ -42,8 +42,8 @@ def assemble(c: Context, records: dict[str, dict], checks: dict) -> SimpleNamesp
         clean=clean,
         columns=parts["protocol"],  # the parts of the authors' protocol
         worst_case=torch.stack([clean, *correct.values()]).all(dim=0),  # under everything
-        authors_protocol=correct.pop("protocol"),  # clean, FGSM, PGD-20, PGD-100 and C&W without restarts
-        groups=correct,  # clean images included, as in `attacks`
+        authors_protocol=correct["protocol"],  # clean, FGSM, PGD-20, PGD-100 and C&W without restarts
+        groups={name: each for name, each in correct.items() if name != "protocol"},
         attacks={f"{k}/{a}": v for k, attacks in parts.items() if k != "protocol" for a, v in attacks.items()},
         not_applicable={f"{k}/{a}" if a else k: why for k in parts for a, why in records[k]["not_applicable"].items()},
         indicators=details["indicators"],  # `proofs.NAMES` to shares

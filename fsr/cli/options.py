@@ -81,7 +81,7 @@ def progress_of(tasks: Iterable) -> Callable[[str, str, int, int], None]:
 
 @dataclass(kw_only=True)
 class Setting:
-    """The common options of run-all, train, evaluate and audit; --root and --data hold from here on."""
+    """The common options of run-all, train, evaluate and audit; making one sets $FSR_ROOT and $FSR_DATA."""
 
     device: Device = None
     data: DataDir = None

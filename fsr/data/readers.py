@@ -75,7 +75,7 @@ def _decoded(train: Sequence, test: Sequence, names: Sequence[str], size: int) -
     return x[: len(train)], y[: len(train)], x[len(train) :], y[len(train) :], tuple(names)
 
 
-def _digits(_folder: Path, _look: bool) -> Images:
+def _digits(_folder: Path, _offline: bool) -> Images:
     """scikit-learn's 1,797 digits, 8x8 scans from 0 to 16: 1,297 to train and hold out, 500 to test."""
     package = metadata.distribution("scikit-learn").locate_file("sklearn")  # whose import takes seconds
     table = np.loadtxt(f"{package}/datasets/data/digits.csv.gz", delimiter=",")
@@ -87,7 +87,7 @@ def _digits(_folder: Path, _look: bool) -> Images:
 
 
 def _torchvision(name: str, folder: Path, offline: bool) -> Images:
-    """A data set of torchvision, checked by md5, downloaded where it is not whole; look: download nothing."""
+    """A data set of torchvision, checked by md5, downloaded where it is not whole; offline: download nothing."""
     import torchvision
 
     kind, argument, values, labels, contents = SOURCES[name]

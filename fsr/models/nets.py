@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 def conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
-    """Without bias: a BatchNorm follows it nearly everywhere."""
+    """A 3x3 convolution that keeps the size at stride 1; no bias, since a BatchNorm follows nearly everywhere."""
     return nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False)
 
 

@@ -41,7 +41,7 @@ DEFAULT = Options()
 
 
 def once(run: Run, options: Options, done: Callable[[], bool], compute: Callable[[], object], part: str = "") -> None:
-    """Compute unless it is done: one process at a time a run's weights, or a part of it; another waits."""
+    """Call compute() unless done(); another process that wants the same run and part waits, and finds it done."""
     if distributed.decide(done()):
         return
     files.writable()  # makes the folder of locks

@@ -50,6 +50,6 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
 
 
 def digest_of(path: Path) -> str:
-    """The digest that is stored in a checkpoint, of which it is the true one."""
+    """The digest of a checkpoint's content, checked against the one stored inside; raises as `load_tensors`."""
     tensors, meta = load_tensors(path)
     return digest(tensors, json.dumps(meta, sort_keys=True))

@@ -27,7 +27,7 @@ def size() -> int:
 
 
 def rank() -> int:
-    """This process's number, from 0, which writes."""
+    """This process's number, from 0; process 0 writes all files."""
     return dist.get_rank() if size() > 1 else 0
 
 
@@ -78,7 +78,7 @@ def shard(n: int) -> slice:
 
 @torch.no_grad()
 def average_buffers(model: nn.Module) -> None:
-    """Every process's running statistics become their mean; for equal shards that is the whole batch's mean exactly."""
+    """Every process gets the mean of all running statistics; variances lack the spread between the shards."""
     for buffer in model.buffers() if size() > 1 else ():
         if buffer.is_floating_point():
             buffer.copy_(gathered(buffer).mean(0))

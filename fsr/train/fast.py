@@ -18,7 +18,7 @@ from fsr.train.objectives import craft, draw_start, full_precision, pgd_step, st
 
 Function = Callable[..., Tensor]
 MANY_STEPS = 2000  # crafting steps of a run from which compiling (about 10 s on a CPU) pays
-# Largest difference of steps that adding in another order makes, in float32 and bf16; 2 sqrt(p) for a share p of signs
+# Largest relative difference of two steps that counts as rounding; where a share p of signs differs it is 2 sqrt(p)
 SIGNS, SIGNS_BF16 = 0.2, 0.9
 
 
@@ -45,7 +45,7 @@ def recorded(function: Function, example: tuple[Tensor, ...]) -> Function:
 
 
 class Crafter:
-    """Crafts a run's training images on a folded copy of the live model; `switches`: what is in use after a batch."""
+    """Crafts a run's training images on a folded copy of the live model; `switches`: what its first batch turned on."""
 
     def __init__(self, model: nn.Module, run: Run, device="cpu", *, compile=None, layout=None, graphs=True):
         self.model, self.run, device = model, run, torch.device(device)

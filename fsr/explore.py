@@ -18,13 +18,12 @@ from matplotlib.figure import Figure
 from fsr import experiments, files, hardware, runs, store
 from fsr.analyse import Inspection
 from fsr.attacks import attack_named
-from fsr.config import Analysis, Run, diff
+from fsr.config import PROTOCOL, Analysis, Run, diff
 from fsr.data import as_float, part_of_test
 from fsr.files import FSRError, MissingRecord, UsageError
 from fsr.tables import labels
 
 pd.options.display.max_colwidth = 1000  # a run's module is shown whole
-ATTACKS = ("clean", "fgsm", "pgd20", "pgd100", "cw")  # quick enough to wait for
 KINDS = ("ema", "last", "best")
 STREAMS = {"f": "f", "robust": "f⁺", "nonrobust": "f⁻", "recalibrated": "f̃⁻", "output": "f̃"}
 
@@ -173,7 +172,7 @@ def app(profile: str) -> widgets.Widget:
     menu = [(name, (run, checkpoint)) for name, run, checkpoint in networks(profile).itertuples(index=False)]
     if not menu:
         return widgets.HTML(f"No weights are here; type <code>python -m fsr train --profile {profile}</code>.")
-    choices: dict = {"network": menu, "beside it": [("(none)", None), *menu], "attack": ATTACKS}
+    choices: dict = {"network": menu, "beside it": [("(none)", None), *menu], "attack": PROTOCOL}
     controls: list = [widgets.Dropdown(options=options, description=name) for name, options in choices.items()]
     controls.append(widgets.BoundedIntText(max=10**6, description="image"))
     picture, message = widgets.Image(format="png"), widgets.HTML()  # an Output widget can block papermill's kernel

@@ -125,7 +125,8 @@ def did_you_mean(word: str, choices: Collection[str]) -> str:
 def choose(what: str, name: str, choices: Mapping[str, Any]) -> Any:
     """The choice of this name; UsageError for an unknown name lists the known ones. what: `attack`, `profile` ..."""
     if name not in choices:
-        raise UsageError(f"unknown {what} {name!r}{did_you_mean(name, choices)}; choose one of {', '.join(choices)}")
+        meant = did_you_mean(str(name), choices)
+        raise UsageError(f"unknown {what} {name!r}{meant}; choose one of {', '.join(choices)}")
     return choices[name]
 
 

@@ -100,7 +100,8 @@ class Crafter:
         if on["compile"]:
             with or_log("crafting is not compiled"):
                 step = self._compiled(*batch)
-        loop = fast = partial(craft, self.copy.net, run, step=step, steps=run.steps - self.exact)
+        loop: Function = partial(craft, self.copy.net, run, step=step, steps=run.steps - self.exact)
+        fast = loop
         if on["graphs"]:
             with or_log("crafting is not recorded as a CUDA graph"):
                 replay = recorded(loop, batch)

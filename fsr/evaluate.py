@@ -85,7 +85,8 @@ def evaluate_attack(
         with exact_float32():
             return model(some.clone())
 
-    with eval_mode(model), intervene(model, evaluation.intervention) if evaluation.intervention else nullcontext():
+    changed = intervene(model, evaluation.intervention) if evaluation.intervention else nullcontext()
+    with eval_mode(surrogate or model), eval_mode(model), changed:
         with torch.no_grad():  # a look at one image: all labels have a class
             Network(model, some, y)(some[:1])
         net = FastNet(model, some, run.precision, compile=None if name in VARIANTS else False)

@@ -252,6 +252,15 @@ def test_a_network_that_views_its_maps_gets_them_contiguous():
     net = FastNet(model, x, compile=False)
     torch.testing.assert_close(net(x), model(x))
     assert net.layout == LAYOUTS[0] and fold.layout_of(model, x.device) == LAYOUTS[1]
+    strides = Wrapped(nn.Conv2d(3, 16, 3), lambda x: torch.as_strided(x, x.shape, (192, 64, 8, 1)))
+    assert fold.layout_of(strides, x.device, x) == LAYOUTS[0]
+
+
+def test_nothing_is_folded_where_other_images_may_take_another_way():
+    conv, norms = nn.Conv2d(3, 4, 1), nn.ModuleList([nn.BatchNorm2d(4), nn.BatchNorm2d(4)])
+    net = Wrapped(nn.Sequential(conv, norms, nn.Flatten()))
+    net.forward = lambda x: norms[int(x.mean() > 0.5)](conv(x)).flatten(1)
+    assert fold.feeding_convolutions(net.eval(), torch.zeros(2, 3, 2, 2)) == {}
 
 
 def test_folding_is_the_closed_form():

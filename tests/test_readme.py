@@ -64,7 +64,7 @@ def test_the_first_sentence_is_of_the_largest_settled_setting(monkeypatch):
     monkeypatch.setattr(pages.say, "study", lambda name: [])
     first, *_, reason, _, _, _, other, mini = pages.answers().splitlines()
     assert (first, reason, other) == ("**headline40.**", "- reason of headline40", "- overfit.")
-    assert mini.startswith("- mini. We are making the mini records again.")  # preliminary, never settled
+    assert mini.startswith("- mini. Its networks come from several machines.")  # preliminary, never settled
     monkeypatch.setattr(pages, "_recorded", dict)
     assert "has been run here" in pages.answers()  # of an empty root
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fsr.attacks.inputs import check_images, check_numbers
 from fsr.files import UsageError
 
 Net = Callable[[Tensor], Tensor]
@@ -77,6 +78,8 @@ def pgd(model, x, y, *, eps, alpha=None, steps=20, loss: Loss = cross_entropy, s
     """
     if torch.is_inference_mode_enabled():
         raise UsageError("an attack needs gradients: call it outside torch.inference_mode()")
+    check_images(x, y)
+    check_numbers(eps, steps=steps)
     x, alpha = x.detach(), 0.1 * eps if alpha is None else alpha
     low, high = (x - eps).clamp_min(0), (x + eps).clamp_max(1)
     x_adv = x if start is None else torch.clamp(x + start, low, high)
@@ -137,14 +140,15 @@ def random_noise(model, x: Tensor, y: Tensor, *, eps: float, seed: int = 0, indi
 
 
 def resize_and_pad(x: Tensor, size: int, top: int, left: int) -> Tensor:
-    """x (N, C, H, W) shrunk to size x size pixels (nearest) and put at (top, left) on zeros of x's own size."""
+    """x (N, C, H, W) shrunk to size pixels of width (nearest) and put at (top, left) on zeros of x's own size."""
     height, width = x.shape[-2:]
-    small = F.interpolate(x, size=(size, size), mode="nearest")
-    return F.pad(small, (left, width - size - left, top, height - size - top))
+    rows, top = max(1, size * height // width), top * height // width
+    small = F.interpolate(x, size=(rows, size), mode="nearest")
+    return F.pad(small, (left, width - size - left, top, height - rows - top))
 
 
 def diversity(seed: int, *, probability: float = 0.5, resize: float = 0.9) -> Callable[[Tensor], Tensor]:
-    """A transform that shrinks the batch and moves it at random, or leaves it (Xie et al. 2019). Square images."""
+    """A transform that shrinks the batch and moves it at random, or leaves it (Xie et al. 2019)."""
     generator = torch.Generator().manual_seed(seed)
 
     def transform(x: Tensor) -> Tensor:

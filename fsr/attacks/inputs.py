@@ -30,10 +30,10 @@ def check_images(x: Tensor, y: Tensor, classes: int | None = None) -> None:
 
 
 def check_numbers(eps: float, **counts: int) -> dict[str, Any]:
-    """All as Python numbers, by name; UsageError unless eps lies in [0, 1] and every count is a whole number from 0."""
+    """All as Python numbers, by name; UsageError unless eps lies in [0, 1] and every count is whole, 0 to 2^32 - 1."""
     for name, count in counts.items():
-        if not isinstance(count, Integral) or count < 0:
-            raise UsageError(f"{name} must be a whole number from 0, not {count!r}")
+        if not isinstance(count, Integral) or not 0 <= count < 2**32:
+            raise UsageError(f"{name} must be a whole number from 0, below 2^32, not {count!r}")
     if not isinstance(eps, Real) or not 0 <= eps <= 1:
         raise UsageError(f"eps must lie in [0, 1], in pixels of [0, 1] such as 8/255, not {eps!r}")
     return {"eps": float(eps)} | {name: int(count) for name, count in counts.items()}
@@ -53,14 +53,14 @@ def own_randomness(seed: int) -> Iterator[None]:
 
 
 def inward(x: Tensor) -> Tensor:
-    """Pixels of exactly 0 and 1 moved inside by 2^-20, so that a network's own clamp lets their gradient through."""
-    return x + 2.0**-20 * ((x == 0).to(x.dtype) - (x == 1).to(x.dtype))
+    """Pixels of exactly 0 and 1 moved inside by 2^-16, so that a network's own clamp lets their gradient through."""
+    return x + 2.0**-16 * ((x == 0).to(x.dtype) - (x == 1).to(x.dtype))
 
 
 class Network(nn.Module):
     """What attacks call in place of a model: it gets a copy of the images, and gives logits that have a gradient.
 
-    A logit of -inf becomes one below the row's lowest. UsageError for unfit logits, and for labels without a class.
+    A class switched off becomes one below the row's lowest. UsageError for unfit logits and labels without a class.
     draws: of a randomised network, the logarithm of the mean softmax over so many passes, up to a constant.
     """
 
@@ -71,9 +71,6 @@ class Network(nn.Module):
         self.clips: bool | None = None  # not known before the first gradient is asked for
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.clips is None and x.requires_grad:
-            self.clips = False
-            self.clips = self._clips()
         if self.draws == 1:
             return self._logits(x)
         return torch.stack([self._logits(x).log_softmax(dim=1) for _ in range(self.draws)]).logsumexp(dim=0)
@@ -81,30 +78,39 @@ class Network(nn.Module):
     def trace(self, x: Tensor) -> tuple[Tensor, Any]:
         if not hasattr(self.model, "trace"):
             raise UsageError("this attack needs a network with `trace`, from fsr.models.build_model")
-        logits, streams = self.model.trace(x.to(self.x.dtype, copy=True))
+        logits, streams = self.model.trace(self._ready(x))
         return self._checked(logits, len(x)), streams
 
-    def _clips(self) -> bool:
-        """Has it no gradient at pixels of 0 and 1, and one just inside?  So has clamp(0, 1) in newer torch."""
+    def _ready(self, x: Tensor) -> Tensor:
+        """Its own copy of the images; where their gradient is asked for, moved off the edges that have none."""
+        if self.clips is None and x.requires_grad:
+            self.clips = False
+            self.clips = self._clips()
+        images = (inward(x) if self.clips and x.requires_grad else x).to(self.x.dtype, copy=True)
+        if images.requires_grad:
+            images.register_hook(lambda gradient: gradient.nan_to_num(0, 0, 0))
+        return images
 
-        def size(images: Tensor) -> float:
+    def _clips(self) -> bool:
+        """Has it fewer gradients at pixels of 0 and 1 than just inside?  So has clamp(0, 1) in newer torch."""
+
+        def count(images: Tensor) -> int:
             leaf = images.clone().requires_grad_()
             with torch.enable_grad(), own_randomness(0):
                 logits = self._logits(leaf)
                 total = (logits * torch.arange(logits.shape[1], device=leaf.device)).sum()
-                return float(torch.autograd.grad(total, leaf)[0].abs().sum())
+                return int(torch.autograd.grad(total, leaf)[0].count_nonzero())
 
         edges = self.x[:8].round()
-        return size(edges) == 0 < size(inward(edges))
+        return count(edges) < 0.99 * count(inward(edges))
 
     def _logits(self, x: Tensor) -> Tensor:
-        images = (inward(x) if self.clips and x.requires_grad else x).to(self.x.dtype)
-        if images.requires_grad:
-            images.register_hook(lambda gradient: gradient.nan_to_num(0, 0, 0))
+        images = self._ready(x)
         logits = self._checked(self._passed(images.detach() if self.blind else images), len(x))
-        off = torch.isneginf(logits)
+        # a class switched off for all images, by -inf or by another constant
+        off = (logits < logits.amax(dim=1, keepdim=True) - 1e8) & (logits == logits[:1]).all(dim=0)
         lowest = logits.detach().masked_fill(off, torch.inf).amin(dim=1, keepdim=True)
-        return torch.where(off, lowest - 1, logits) + 0 * x.flatten(1).sum(dim=1, keepdim=True)
+        return torch.where(off, lowest - 1, logits) + 0 * x.flatten(1).mean(dim=1, keepdim=True)
 
     def _passed(self, x: Tensor) -> Any:
         try:
@@ -122,9 +128,10 @@ class Network(nn.Module):
         return logits
 
     def _checked(self, logits: Any, images: int) -> Tensor:
+        shape = logits.shape if isinstance(logits, Tensor) and logits.is_floating_point() else ()
+        if len(shape) != 2 or shape[0] != images or shape[1] < 2:
+            raise UsageError(f"the network must give float logits (N, K), K at least 2, of N = {images} images too")
         if not self.called:
-            if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != images or logits.shape[1] < 2:
-                raise UsageError("the network must give logits (N, K), K at least 2, and nothing else")
             check_images(self.x[:1].expand(len(self.y), -1, -1, -1), self.y, logits.shape[1])
             self.called = True
         return logits

@@ -91,9 +91,9 @@ def joint(network: WithHeads) -> Oracle:
 def _features(net: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Logits, and what the last four convolutions give, pooled to (N, 4 C)."""
     seen, last = list[Tensor](), [module for module in net.modules() if isinstance(module, nn.Conv2d)][-4:]
-    with hooked(last, lambda module, _, out: seen.append(F.adaptive_avg_pool2d(out, 2).flatten(1))):
+    with hooked(last, lambda module, _, out: seen.append(out)):
         logits = net(x)
-    return logits, seen[-4:]
+    return logits, [F.adaptive_avg_pool2d(out, 2).flatten(1).float() for out in seen[-4:] if len(out) == len(x)]
 
 
 @torch.no_grad()

@@ -49,7 +49,9 @@ def attackable(model: nn.Module, x: Tensor, y: Tensor, draws: int = 1) -> Networ
     try:
         with torch.enable_grad():
             torch.autograd.grad(net(leaf).sum(), leaf)
-    except (RuntimeError, TypeError, NotImplementedError):
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        if "use_reentrant" in str(error):
+            raise UsageError("attacks need checkpointing with use_reentrant=False in the network") from None
         net.blind = True
     return net
 

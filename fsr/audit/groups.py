@@ -129,7 +129,7 @@ def binarization(c: Context, details: dict) -> Found:
     for scores_only, closeness in ((False, 0.99), (True, 0.5)):
         try:
             model, x, y = binary_problem(c.model, images, c.eps, seed=c.seed, closeness=closeness)
-        except UsageError as error:
+        except (UsageError, RuntimeError, IndexError) as error:  # a last layer that is not called with features (N, D)
             return [("", str(error))]
         inner = Context(model=model, x=x, y=y, eps=c.eps, seed=c.seed, budget=c.budget, batch=c.batch)
         options = {"queries": c.budget["queries"]} if scores_only else {}

@@ -8,21 +8,13 @@ from fsr.config import PEERS, Run, for_dataset
 from fsr.files import choose
 
 CONTROLS = ("same-capacity residual, no mask", "auxiliary heads only")  # is it the mask, or only more network?
-VARIANTS: dict[str, dict] = {  # T4: row name -> the fields of FSRSpec that differ
-    "separation only": {"kind": "separation", "lambda_rec": 0.0},
-    "recalibration without L_sep": {"lambda_sep": 0.0},
-    "recalibration without L_rec": {"lambda_rec": 0.0},
-    "recalibration without either": {"lambda_sep": 0.0, "lambda_rec": 0.0},
-    CONTROLS[0]: {"kind": "residual"},
-    CONTROLS[1]: {"kind": "aux"},
-}
-INTERVENTIONS = {  # T4's controls that act at test time
-    "mask_one": "m = 1 at test (FSR bypassed)",
-    "no_recalibration": "R = 0 at test",
-    "mask_random": "random mask at test",
-    "mask_constant": "constant mask at test",
-    "mask_shuffled": "shuffled mask at test",
-}
+VARIANTS: dict[str, dict] = {"separation only": {"kind": "separation", "lambda_rec": 0.0}}
+VARIANTS |= {"recalibration without L_sep": {"lambda_sep": 0.0}, "recalibration without L_rec": {"lambda_rec": 0.0}}
+VARIANTS |= {"recalibration without either": {"lambda_sep": 0.0, "lambda_rec": 0.0}, CONTROLS[0]: {"kind": "residual"}}
+VARIANTS |= {CONTROLS[1]: {"kind": "aux"}}  # T4: row name -> the fields of FSRSpec that differ
+INTERVENTIONS = {"mask_one": "m = 1 at test (FSR bypassed)", "no_recalibration": "R = 0 at test"}
+INTERVENTIONS |= {"mask_random": "random mask at test", "mask_constant": "constant mask at test"}
+INTERVENTIONS |= {"mask_shuffled": "shuffled mask at test"}  # T4's controls that act at test time
 # T5: field of FSRSpec -> values beside its default
 SWEEPS: dict[str, tuple] = {"tau": (0.05, 0.5, 1.0), "lambda_sep": (0.5, 2.0), "lambda_rec": (0.5, 2.0)}
 SWEEPS |= {"mask": ("soft", "hard"), "granularity": ("channel", "spatial")}

@@ -1,7 +1,9 @@
 """Networks with FSR or a peer: those that runs train, any other, and the authors' checkpoints (wkim97/FSR)."""
 
+import copy
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -180,7 +182,14 @@ def attach_fsr(model: nn.Module, at, num_classes: int, spec: FSRSpec | None = No
     black = [torch.zeros(1, 3, size, size).to(*like) for size in (32, 64, 224)]
     x, logits, features = features_at(net, paths, black if example is None else [example])
     _check_outputs(net, x, logits, num_classes)
-    insert_all(net, {path: FSR(f.shape[1], num_classes, spec).to(*like) for path, f in features.items()})
+    modules: dict = {path: FSR(f.shape[1], num_classes, spec).to(*like) for path, f in features.items()}
+    trial, streams = Classifier(copied(net).eval()), list[Any]()
+    insert_all(trial.net, copy.deepcopy(modules))
+    with suppress(Exception), torch.no_grad():
+        streams = [trial.trace(x.clone())[1] for _ in range(2)][-1]
+    if len(streams) != len(trial.inserted()):
+        raise UsageError(f"FSR does not run at {at!r}: its parent must call it by name; use torch.compile afterwards")
+    insert_all(net, modules)
     return Classifier(net)
 
 

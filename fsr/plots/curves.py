@@ -60,7 +60,9 @@ def _marks(ax: Axes, frame: pd.DataFrame) -> None:
         places = {"last": (last, ROBUST), "best": (best, ROBUST), "EMA": (last, f"ema_{ROBUST}")}
         for name, (epoch, column) in places.items():
             options = MARKS[name] | {"color": METHODS[method], "linestyle": "", "clip_on": False}
-            ax.plot(epoch["epoch"], epoch[column], label=name, markeredgewidth=0.8, **options)
+            ax.plot(epoch["epoch"], epoch[column], markeredgewidth=0.8, **options)
+    for name, options in MARKS.items():
+        ax.plot([], [], label=name, color=style.GREY, linestyle="", **options)
 
 
 def training_curves(profile: str, shown: tuple[str, ...] = tuple(PANELS)) -> Figure:
@@ -79,7 +81,9 @@ def training_curves(profile: str, shown: tuple[str, ...] = tuple(PANELS)) -> Fig
             ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     _marks(figure.axes[shown.index(ROBUST)], ours)
     note = f"{labels.setting(profile)}; lines: mean over seeds (at most {ours['seed'].nunique()}), bands: their range"
-    source = "; authors' code: another person's run of 100 epochs, its rate falls later; tested under PGD-10"
+    source = (
+        "; authors' code: another person's run of 100 epochs, its rate falls later; held-out there: test images, PGD-10"
+    )
     return style.finish(figure, note + source * bool(len(log)))
 
 
@@ -108,7 +112,7 @@ def attack_strength(profile: str) -> Figure:
         below.axhline(0, color="black", linewidth=0.8)
         below.set(title="AT + FSR − AT", xlabel=words, ylabel="points")
     note = f"{style.setting(profile)}, seed 0, {int(frame['n'].min()):,} images; usual: eps {at.eps:.3g}, 20 steps, "
-    return style.finish(figure, note + "step 0.1 eps, no random start; 95 % intervals")
+    return style.finish(figure, note + "step 0.1 eps (10 steps reach eps), no random start; 95 % intervals")
 
 
 def gains(profile: str) -> Figure:

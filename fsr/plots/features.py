@@ -68,7 +68,7 @@ def attention_maps(profile: str) -> Figure:
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
             ax.set_title(title if axes is grid[0] else "", loc="center", fontsize=7.5)
-    note = f"AT + FSR, {style.setting(profile, 'ema')}, PGD-20; {len(shown)} of the first {record['n']} test images; "
+    note = f"AT + FSR, {style.setting(profile, 'ema')}, PGD-20; of {record['n']} test images, fooled ones first; "
     maps = "maps: mean over channels of |feature| on the adversarial image, each stretched to its own range"
     return style.finish(figure, note + maps)
 
@@ -128,13 +128,17 @@ def feature_space(profile: str) -> Figure:
     ((record, arrays),) = style.analyses(profile, experiments.main_pair(profile)[1:], "features")
     shares = style.cells(profile, "T7", attack="pgd20", checkpoint="ema", probe="knn", seed=0).set_index("stream")
     figure, (axes,) = style.panels(1, 2, 3.9)
+    wide = np.array([1, 4])  # a name is about four times as wide as high
     for ax, stream in zip(axes, ("nonrobust", "recalibrated")):
+        names = [np.array([np.inf, np.inf])]
         points = aligned(*(arrays[f"tsne_{key}"].astype(float) for key in (stream, "nonrobust")))
         for label, colour in zip(np.unique(arrays["labels"]), style.CLASSES):
             members = points[arrays["labels"] == label]
             ax.scatter(members[:, 0], members[:, 1], s=4, color=colour, linewidths=0, alpha=0.65, rasterized=True)
             crowd = (cdist(members, members) < np.ptp(points) / 15).sum(axis=0)  # the name goes where most of them are
-            x, y = members[crowd.argmax()]
+            crowd[cdist(members * wide, names * wide).min(axis=1) < np.ptp(points) / 5] = 0  # but not over another
+            names.append(members[crowd.argmax()])
+            x, y = names[-1]
             ax.text(x, y, record["class_names"][label], color=colour, **NAME)
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(True)

@@ -52,9 +52,10 @@ def facets(frame: pd.DataFrame, at: str, colours: dict[str, str]) -> sns.FacetGr
     grid.figure.set_size_inches(WIDTH, 2.7 * -(-count // 3))
     for panel, part in frame.groupby("panel"):
         ax, (places, order) = grid.axes_dict[panel], pd.factorize(part[at])
-        for i, (hue, colour) in enumerate(colours.items()):
+        drawn = [hue for hue in colours if hue in set(part["hue"])]
+        for i, hue in enumerate(drawn):
             selected = (part["hue"] == hue).to_numpy()
-            points(ax, part[selected], places[selected] + 0.2 * (i - (len(colours) - 1) / 2), colour, hue)
+            points(ax, part[selected], places[selected] + 0.2 * (i - (len(drawn) - 1) / 2), colours[hue], hue)
         ax.set_xticks(range(len(order)), order, rotation=90 if len(order) > 4 else 0)
     grid.refline(y=0, color="black", linestyle="-", linewidth=0.8)
     return grid.set_titles("{col_name}").set_xlabels("")

@@ -1,6 +1,7 @@
 """Two or three sentences per table and for the training curves, made from numbers each time they are asked for."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pandas as pd
 
@@ -9,16 +10,13 @@ from fsr.files import choose
 from fsr.plots.curves import official
 from fsr.plots.style import cells, histories
 from fsr.reference import MIN_SEEDS
-from fsr.tables import labels
-from fsr.tables.labels import measured, span
+from fsr.tables import labels, outcomes
+from fsr.tables.labels import UNDECIDED, change, measured, seeds, side
 from fsr.tables.verdict import log_gaps
 
 GAIN = ": gain over "
 MAIN = f"AT + FSR{GAIN}AT"
-COUNTS = ("no", "one", "two", "three", "four", "five")
-UNDECIDED = " (undecided)"
-REASONS: tuple[str, ...] = ("AT + FSR needs", "AT needs", "Before the", "Our FSR", "Without L_sep", "Removing FSR")
-REASONS += ("The auxiliary", "Where AT", "AT stopped", "Under AutoAttack")
+NO_REASONS = ("On held-out", "Ensemble accuracy minus", "Recalibration changes")  # how these sentences begin
 
 
 class Findings(list[str]):
@@ -26,23 +24,6 @@ class Findings(list[str]):
 
     def _repr_markdown_(self) -> str:
         return "\n".join(f"- {sentence}" for sentence in self or ["Not run yet."])
-
-
-def side(cell: dict) -> str:
-    """`a gain` or `a loss` for an interval above or below zero, nothing for one that includes it (undecided)."""
-    return "a gain" if cell["low"] > 0 else "a loss" if cell["high"] < 0 else ""
-
-
-def change(cell: dict) -> str:
-    """A difference with its interval: −2.9 points [−3.4, −2.3], or +0.1 points [−0.4, +0.6] (undecided)."""
-    interval = span(100 * cell["low"], 100 * cell["high"], sign=True)
-    return f"{measured(cell['value'], sign=True)} points {interval}{'' if side(cell) else UNDECIDED}"
-
-
-def seeds(counts) -> str:
-    """`one seed`, or `one to three seeds`."""
-    ends = [COUNTS[int(end)] if end < len(COUNTS) else f"{end:.0f}" for end in (min(counts), max(counts))]
-    return " to ".join(dict.fromkeys(ends)) + (" seed" if max(counts) == 1 else " seeds")
 
 
 def reported(profile: str, name: str) -> pd.DataFrame:
@@ -84,9 +65,9 @@ def answer(profile: str) -> str:
     setting, numbers = labels.setting(profile), reported(profile, "T1")
     if (gain := main_gain(numbers, profile)) is None:
         return f"{setting}: not run yet."
-    text = f"{side(gain) or 'undecided'}. {labels.metric(gain['metric'])} accuracy {_compared(numbers, gain)}"
-    of = f"{labels.WEIGHTS[gain['checkpoint']]}, {gain['n']:,.0f} images, {seeds([gain['seeds']])}"
-    return f"{setting}: {text.removesuffix(UNDECIDED)} ({of})."
+    compared, found = _compared(numbers, gain).removesuffix(UNDECIDED), side(gain) or "undecided"
+    text = f"{found} in {seeds([gain['seeds']])}. {labels.metric(gain['metric'])} accuracy {compared}"
+    return f"{setting}: {text} ({labels.WEIGHTS[gain['checkpoint']]}, {gain['n']:,.0f} images)."
 
 
 def _gains(numbers: pd.DataFrame, metric: str, base: str = "") -> dict[str, dict]:
@@ -131,17 +112,28 @@ def _blackbox(profile: str, numbers: pd.DataFrame) -> list[str]:
 
 
 def _components(profile: str, numbers: pd.DataFrame) -> list[str]:
-    gains = _gains(numbers, "ensemble", f"{GAIN}AT")
-    sentences = _listed("Ensemble accuracy minus AT's", gains)
-    full, part = gains.get("AT + FSR"), gains.get("recalibration without L_sep")
-    if full and part and side(full) and side(full) != side(part):
-        without, whole = (f"{change(one)} in {seeds([one['seeds']])}" for one in (part, full))
-        sentences.append(f"Without L_sep FSR changes Ensemble accuracy by {without}, with it by {whole}.")
+    sentences = _listed("Ensemble accuracy minus AT's", _gains(numbers, "ensemble", f"{GAIN}AT"))
+    sentences += _over_controls(profile, experiments.profile_of(profile).report_checkpoint)
     pgd, cw = (cell(numbers, f"m = 1 at test (FSR bypassed){GAIN}AT + FSR", metric) for metric in ("pgd20", "cw"))
     if pgd and cw:
         effects = f"PGD-20 accuracy by {change(pgd)}, C&W accuracy by {change(cw)}"
         sentences.append(f"Removing FSR at test time changes {effects}.")
     return sentences
+
+
+def _minus(profile: str, row: str, base: str, *weights: str) -> dict:
+    """Ensemble accuracy of a row of T4 minus another's, on the seeds that both have; weights: of each."""
+    after, before = (replace(experiments.columns(profile, "components")["ensemble"], checkpoint=w) for w in weights)
+    runs = {one.name: one.runs for one in experiments.ROWS[profile]["components"]}
+    gain = outcomes.gain(runs.get(row, ()), runs.get(base, ()), after, before)
+    return gain | {end: gain[f"seeds_{end}"] for end in ("low", "high") if f"seeds_{end}" in gain}
+
+
+def _over_controls(profile: str, weights: str) -> list[str]:
+    """What AT + FSR adds to itself without L_sep, to the branch without a mask, and to the heads alone."""
+    names = ("recalibration without L_sep", *experiments.CONTROLS)
+    gains = {name: gain for name in names if "value" in (gain := _minus(profile, "AT + FSR", name, weights, weights))}
+    return _listed("Ensemble accuracy of AT + FSR minus that of its controls", gains) if gains else []
 
 
 def study(profile: str) -> list[str]:
@@ -151,14 +143,15 @@ def study(profile: str) -> list[str]:
     shown = {w: cells(profile, "T11", kind=["ours", "gain"], checkpoint=w) for w in experiments.CHECKPOINTS}
     gains = {labels.WEIGHTS[w]: gain for w, part in shown.items() if (gain := cell(part, MAIN, "ensemble"))}
     sentences = _listed("Where AT overfits, Ensemble accuracy of AT + FSR minus AT", gains)
-    early, late = cell(shown["best"], "AT", "ensemble"), cell(shown["last"], "AT + FSR", "ensemble")
-    if early and late:
-        text = f"AT stopped early has an Ensemble accuracy of {measured(early['value'])} % (best weights). AT + FSR has"
-        sentences.append(f"{text} {measured(late['value'])} % at its last epoch ({seeds([early['seeds']])}).")
+    if clean := cell(shown["last"], MAIN, "clean"):
+        sentences.append(f"Without attack accuracy {_compared(shown['last'], clean)} (last weights).")
+    if "value" in (early := _minus(profile, "AT", "AT + FSR", "best", "last")):
+        text = f"{change(early)} ({seeds([early['seeds']])})".replace(") (", ", ")
+        sentences.append(f"Ensemble accuracy of AT stopped early (best weights) minus AT + FSR at its end is {text}.")
     if gain := cell(shown["last"], MAIN, experiments.profile_of(profile).autoattack):
         of = f"last weights, {gain['n']:,.0f} images, {seeds([gain['seeds']])}"
         sentences.append(f"Under AutoAttack ({of}) accuracy {_compared(shown['last'], gain)}.")
-    return sentences + [text for text in _components(profile, shown["last"]) if text.startswith("Without L_sep")]
+    return sentences + _over_controls(profile, "last")
 
 
 def _sweep(profile: str, numbers: pd.DataFrame) -> list[str]:
@@ -177,12 +170,14 @@ def _streams(profile: str, _: pd.DataFrame) -> list[str]:
     if numbers.empty:
         return []
     wide = numbers.pivot_table(index="seed", columns=["probe", "stream"], values="accuracy")
-    robust, nonrobust = (measured(wide["aux", name].mean()) for name in ("robust", "nonrobust"))
+    means = wide.mean().map(measured)
+    text = "{robust} % of the images correctly from robust features, {nonrobust} % from non-robust features"
     mean, _, low, high, count = statistics.seed_summary(wide["knn", "recalibrated"] - wide["knn", "nonrobust"])
     undecided = UNDECIDED * (count < MIN_SEEDS or low <= 0 <= high)
-    text = f"{robust} % of the images correctly from robust features, {nonrobust} % from non-robust features"
     step = f"by {measured(mean, low, high, digits=2, sign=True)} points{undecided}"
-    sentences = [f"The auxiliary head classifies {text} (PGD-20, {seeds([count])})."]
+    of = f"(PGD-20, {seeds([count])})"
+    sentences = [f"The auxiliary head, trained for it, classifies {text.format_map(means['aux'])} {of}."]
+    sentences.append(f"Nearest neighbours classify {text.format_map(means['knn'])}.")
     return [*sentences, f"Recalibration changes the accuracy of nearest neighbours on non-robust features {step}."]
 
 
@@ -212,15 +207,16 @@ def _training(profile: str, _: pd.DataFrame) -> list[str]:
         return []
     whole = histories(run for pair in pairs for run in pair)
     frame = whole[whole["lr"] == whole["lr"].max()]  # before the rate falls
-    wide = frame.pivot(index=["epoch", "seed"], columns="method", values="train_adv_acc")
-    gap, means = wide["AT + FSR"] - wide["AT"], wide.groupby("epoch").mean()
-    slow, fast = ("AT + FSR", "AT") if (gap < 0).all() else ("AT", "AT + FSR")
+    wide = whole.pivot(index=["epoch", "seed"], columns="method", values="train_adv_acc")
+    gap, means = wide["AT + FSR"] - wide["AT"], wide.loc[: frame["epoch"].max()].groupby("epoch").mean()
+    slow, fast = ("AT + FSR", "AT") if gap.iloc[-1] < 0 else ("AT", "AT + FSR")
     late, early = ((means[name] >= means[slow].max()).idxmax() for name in (slow, fast))
     text = f"{slow} needs {late} epochs to reach the training accuracy under attack that {fast} reaches after {early}"
-    if not ((gap < 0).all() or (gap > 0).all()):
-        ends = " to ".join(measured(end, sign=True) for end in (gap.min(), gap.max()))
-        text = f"Before the learning rate falls AT + FSR minus AT in training accuracy under attack is {ends} points"
-    sentences = [f"{text} ({seeds([len(pairs)])})."]
+    turned = (gap * gap.iloc[-1] <= 0).groupby("epoch").any()  # in any seed
+    if turned.any():
+        since = turned[turned].index.max() + 1
+        text = f"From epoch {since} on the training accuracy under attack of {slow} is below that of {fast}"
+    sentences = [] if turned.iloc[-1] else [f"{text} ({seeds([len(pairs)])})."]
     held = whole.pivot_table(index="epoch", columns="method", values="ema_held_robust_acc")
     ends = (held["AT + FSR"] - held["AT"])[[frame["epoch"].max(), held.index[-1]]].items()
     text = " and ".join(f"{measured(gap, sign=True)} points at epoch {epoch}" for epoch, gap in ends)
@@ -235,14 +231,14 @@ def _training(profile: str, _: pd.DataFrame) -> list[str]:
 def reasons(profile: str) -> list[str]:
     """What may explain the answer: the sentences on training, the separation loss, the streams and the mask at test."""
     names = [name for name in ("F5", "T4", "T7", "T11") if name in ("F5", *tables.of_profile(profile))]
-    sentences = dict.fromkeys(sentence for name in names for sentence in findings(profile, name))
-    return [sentence for sentence in sentences if sentence.startswith(REASONS)] + tables.PRELIMINARY.get(profile, [])
+    sentences, last = [s for name in names for s in findings(profile, name)], tables.PRELIMINARY.get(profile, [])
+    return [*dict.fromkeys(s for s in sentences if not s.startswith(NO_REASONS) and s not in last), *last]
 
 
 FINDERS: dict[str, Callable[[str, pd.DataFrame], list[str]]] = {"T1": _whitebox, "T2": _deactivation, "F5": _training}
 FINDERS |= {"T3": _blackbox, "T4": _components, "T5": _sweep, "T6": _sweep, "T7": _streams, "T8": _overhead}
 FINDERS |= {"T9": _audit, "T10": _verdict}
-FINDERS["T11"] = lambda name, frame: study(name) + _whitebox(name, frame)[1:2] + _components(name, frame)
+FINDERS["T11"] = lambda name, frame: study(name) + _components(name, frame)
 
 
 def findings(profile: str, name: str) -> Findings:

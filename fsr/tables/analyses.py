@@ -60,13 +60,15 @@ def overhead(profile: str) -> pd.DataFrame:
         run = row.runs[0]
         for _, record in recorded(profile, run, "cost"):
             keys = {"dataset": run.dataset, "network": labels.network(run), "row": row.name, "fsr": run.fsr is not None}
+            device = record.get("hardware") or {}
             cells[run] = keys | {name: record.get(name) for name in COSTS}
+            cells[run] |= {"measured_on": device.get("gpu") or device.get("cpu")}
             for owner, name in zip((run, *row.baseline), ("latency_ms", "latency_ms_without")):
                 if times := record.get(name):
                     cells[owner][LATENCY] = times[max(times, key=int)]
             if store.is_trained(run):
                 cells[run] |= {SECONDS: store.history(run)["seconds"].median(), "machine": machine(run)}
-    table = pd.DataFrame(cells.values(), columns=["dataset", "network", "row", "fsr", *COSTS, "machine"])
+    table = pd.DataFrame(cells.values(), columns=["dataset", "network", "row", "fsr", *COSTS, "measured_on", "machine"])
     return table.astype(dict.fromkeys(COSTS, float))
 
 

@@ -15,20 +15,25 @@ LONG = 60  # characters; a column with longer texts wraps
 PROBES = {"aux": "auxiliary head", "knn": "k-nearest neighbours"}
 COSTS = {"dataset": "data", "network": "network", "row": "method", "params": "parameters", "macs": "MACs"}
 COSTS |= {analyses.SECONDS: "seconds per epoch", analyses.LATENCY: "latency of a batch, ms"}
-COSTS |= {"peak_memory_mb": "peak memory, MiB", "machine": "trained on"}
-LATEX = {"±": r"$\pm$", "×": r"$\times$", "≤": r"$\leq$", "≥": r"$\geq$", MINUS: "$-$", "†": r"$\dagger$"}
+COSTS |= {"peak_memory_mb": "peak memory, MiB", "measured_on": "latency and memory on", "machine": "trained on"}
+LATEX = {
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    MINUS: "$-$",
+    "†": r"$\dagger$",
+    "‡": r"$\ddagger$",
+}
 LATEX |= {r"\begin{tabular}": r"\resizebox{\linewidth}{!}{\begin{tabular}", r"\end{tabular}": r"\end{tabular}}"}
 LEGEND = "Percent. In brackets: the 95 % interval over test images. ±: standard deviation over seeds."
-GAINS = """Gains are in points, on the same images and seeds. \
+GAINS = """Gains are in points, on the same images and seeds: of one seed over the same seed of the baseline. \
 †: AutoAttack is in doubt, by its own warning or because another attack breaks what it leaves (csv: flags)."""
-CSS = {
-    "th, td": "font-size: 12px; padding: 2px 7px; text-align: right; vertical-align: top",
-    "td": "white-space: pre",
-    ".col0": "text-align: left; white-space: normal",
-    "td.group": "border-top: 1px solid; padding-top: 8px",
-    "td.long": "white-space: normal; text-align: left; max-width: 26em",
-    "caption": "text-align: left; caption-side: bottom; font-size: 12px",
-}
+CHANGED = "‡: the test was changed after the runs; the csv file has both."
+CSS = {"th, td": "font-size: 12px; padding: 2px 7px; text-align: right; vertical-align: top", "td": "white-space: pre"}
+CSS |= {".col0": "text-align: left; white-space: normal", "td.group": "border-top: 1px solid; padding-top: 8px"}
+CSS |= {"td.long": "white-space: normal; text-align: left; max-width: 26em"}
+CSS |= {"caption": "text-align: left; caption-side: bottom; font-size: 12px"}
 
 
 def wide(frame: pd.DataFrame) -> pd.DataFrame:
@@ -99,7 +104,7 @@ def _verdict(frame: pd.DataFrame) -> pd.DataFrame:
         stated = "words only" if pd.isna(cell.stated) else f"{number(cell.stated, **shape)} {cell.unit}"
         ours = NOT_RUN if pd.isna(cell.ours) else f"{number(cell.ours, **shape)} {cell.unit}"
         ours += "" if pd.isna(cell.low) else " " + span(cell.low, cell.high, **shape)
-        claim = f"{cell.id}. {cell.claim}".replace("`", "")
+        claim = f"{cell.id}. {cell.claim}".replace("`", "") + "‡" * bool(cell.changed_after_the_runs)
         rows.append([claim, cell.kind, stated, ours, str(cell.seeds), cell.verdict, cell.reason])
     return pd.DataFrame(rows, columns=["claim", "by", "stated", "ours", "seeds", "verdict", "why"])
 
@@ -121,7 +126,9 @@ def headed(text: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
 
 
 def legend(frame: pd.DataFrame) -> str:
-    """What percent, brackets, ± and † mean in a table; empty where it has none of them."""
+    """What percent, brackets and the marks mean in a table; empty where it has none of them."""
+    if "verdict" in frame:
+        return CHANGED * any(frame["changed_after_the_runs"])
     return f"{LEGEND} {GAINS}" if "metric" in frame else LEGEND if "stream" in frame else ""
 
 

@@ -13,7 +13,8 @@ METRICS |= {"ensemble": "Ensemble", "autoattack": "AutoAttack", "autoattack-ci":
 METRICS |= {"transfer-twin": "transfer (AT)", "transfer-natural": "transfer (natural)", "nattack": "N-Attack"}
 METRICS |= {"pgd20-joint": "PGD-20, joint loss", "di-fgsm": "DI-FGSM", "ti-fgsm": "TI-FGSM", "square": "Square"}
 WEIGHTS = {"last": "last weights", "best": "best weights", "ema": "EMA weights", "unknown": "weights not stated"}
-NOT_RUN, MINUS = "not run", "\N{MINUS SIGN}"
+NOT_RUN, MINUS, UNDECIDED = "not run", "\N{MINUS SIGN}", " (undecided)"
+COUNTS = ("no", "one", "two", "three", "four", "five")
 
 
 def network(run: Run) -> str:
@@ -81,3 +82,20 @@ def measured(value, low=None, high=None, sd=None, *, mark: str = "", digits: int
     text = number(100 * value, digits=digits, sign=sign) + mark
     text += "" if isna(sd) else f" ± {100 * sd:.{digits}f}"
     return text if isna(low) else f"{text} {span(100 * low, 100 * high, digits=digits, sign=sign)}"
+
+
+def side(cell: dict) -> str:
+    """`a gain` or `a loss` for an interval above or below zero, nothing for one that includes it (undecided)."""
+    return "a gain" if cell["low"] > 0 else "a loss" if cell["high"] < 0 else ""
+
+
+def change(cell: dict) -> str:
+    """A difference with its interval: −2.9 points [−3.4, −2.3], or +0.1 points [−0.4, +0.6] (undecided)."""
+    interval = span(100 * cell["low"], 100 * cell["high"], sign=True)
+    return f"{measured(cell['value'], sign=True)} points {interval}{'' if side(cell) else UNDECIDED}"
+
+
+def seeds(counts) -> str:
+    """`one seed`, or `one to three seeds`."""
+    ends = [COUNTS[int(end)] if end < len(COUNTS) else f"{end:.0f}" for end in (min(counts), max(counts))]
+    return " to ".join(dict.fromkeys(ends)) + (" seed" if max(counts) == 1 else " seeds")

@@ -160,7 +160,8 @@ def training(profile: str, claim: Claim) -> Finding:
     if not pairs:
         return NOTHING
     apart = 100 * pd.concat([with_fsr - baseline for baseline, with_fsr in pairs], axis=1).mean(axis=1)
-    return Finding(float(apart.max()), seeds=len(pairs), holds=bool((apart < 0).all()))
+    reason = f"above 0 at {(apart >= 0).sum()} of {len(apart)} epochs, most at epoch {apart.argmax() + 1}"
+    return Finding(float(apart.max()), seeds=len(pairs), holds=bool((apart < 0).all()), reason=reason)
 
 
 def log_gaps(ours: pd.DataFrame) -> tuple[float, float]:

@@ -30,7 +30,9 @@ def layout_of(model: nn.Module, device: torch.device, x: Tensor | None = None) -
     narrowest = min((m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)), default=0)
     if device.type == "cuda" or narrowest >= 16:
         with suppress(Exception), torch.no_grad():  # `view` may need contiguous maps
-            x is None or copied(model).eval()(x.clone(memory_format=torch.channels_last))
+            net = copied(model).eval()  # or read its strides
+            if x is not None:
+                compare(net(x.clone(memory_format=torch.channels_last)), net(x.clone()), 1e-3)
             return torch.channels_last
     return torch.contiguous_format
 
@@ -57,9 +59,10 @@ def compare(ours: Tensor, own: Tensor, limit: float) -> None:
 def feeding_convolutions(net: nn.Module, x: Tensor) -> dict[str, str]:
     """Path of each convolution to that of the BatchNorm that gets its output."""
     names = {module: name for name, module in net.named_modules() if type(module) in (nn.Conv2d, *BATCHNORMS)}
-    pairs: dict[str, str] = {}
+    pairs, idle = dict[str, str](), {module for module in names if type(module) is not nn.Conv2d}
 
     def after(module: Any, given: tuple, y: Any) -> None:
+        idle.discard(module)
         if type(module) is nn.Conv2d:
             y.made_by = names[module], y._version
         elif (made_by := getattr(given[0], "made_by", None)) and made_by[1] == given[0]._version:  # not changed since
@@ -67,7 +70,7 @@ def feeding_convolutions(net: nn.Module, x: Tensor) -> dict[str, str]:
 
     with hooked(names, after):
         net(x.clone())
-    return pairs
+    return {} if idle else pairs  # other images may go through a BatchNorm that these left out
 
 
 def _tensors(net: nn.Module) -> dict[str, Tensor]:

@@ -90,6 +90,25 @@ def test_a_place_that_cannot_take_fsr_is_refused_and_the_network_left_alone(at, 
     assert not any(isinstance(part, Inserted) for part in net.modules())
 
 
+class Listed(Tiny):
+    """Its parent keeps the stage in a list, or reads the stage's attributes."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.stages, self.read = [self.body], read
+
+    def forward(self, x):
+        f = self.body[0](self.stem(x)) if self.read else self.stages[0](self.stem(x))
+        return self.head(f.mean((2, 3)))
+
+
+@pytest.mark.parametrize("net", [Listed(False), Listed(True), torch.compile(Tiny(), backend="eager")])
+def test_fsr_that_would_not_run_is_refused_and_the_network_left_alone(net):
+    with pytest.raises(UsageError, match=r"FSR does not run at|no module|outputs"):
+        attach_fsr(net, at="body", num_classes=5)
+    assert not any(isinstance(part, Inserted) for part in net.modules())
+
+
 def test_copies_pickles_and_state_dicts_give_the_same_and_are_independent():
     model, fresh = (build_model("resnet18", fsr=FSRSpec(), width=4, blocks=(1, 1, 1, 1)).eval() for _ in range(2))
     logits, _ = model.trace(X)

@@ -25,12 +25,21 @@ def test_overhead_has_the_latency_of_both_from_one_process(records):
 
     turns = {"latency_ms_without": {"1": 1, "128": 16.4}}
     records("demo").analysis(AT, "cost", cost(1200, 2_000_000, {"128": 1.0}))
+    turns["hardware"] = {"cpu": "a processor"}
     records("demo").analysis(BOTH, "cost", cost(1313, 2_072_000, {"1": 2, "128": 20.5}, **turns))
     parts = [{"hardware": {"gpu": "H200"}, "sharing": 2}]
     records("demo").trained(BOTH, 1.5, {"cpu": "a test", "threads": 1}, sittings=parts)
     rows = wide("T8", "network", "method")
     machine = "a test, threads: 1, processes: 1 and H200, shared, threads: None, processes: 1"
-    assert list(rows.loc[(NETWORK, "AT + FSR")][1:]) == ["1,313", "2,072,000", "1.50", "20.50", "2.00", machine]
+    assert list(rows.loc[(NETWORK, "AT + FSR")][1:]) == [
+        "1,313",
+        "2,072,000",
+        "1.50",
+        "20.50",
+        "2.00",
+        "a processor",
+        machine,
+    ]
     assert list(rows.loc[(NETWORK, "AT")][["latency of a batch, ms", "seconds per epoch"]]) == ["16.40", "not run"]
 
 

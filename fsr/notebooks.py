@@ -1,5 +1,6 @@
 """Execute the numbered notebooks by papermill: strictly, never over the sources, not twice."""
 
+import ast
 import hashlib
 import json
 import os
@@ -53,15 +54,21 @@ def key(name: str, profile: str) -> str:
     return hashlib.sha256(json.dumps([profile, sys.version_info[:2], versions]).encode() + b"".join(texts)).hexdigest()
 
 
+def parameters_of(book: nbformat.NotebookNode) -> list[str]:
+    """Names that the cell tagged `parameters` assigns; papermill's own parser misses `x: int | None = None`."""
+    cells = [ast.parse(cell.source) for cell in book.cells if "parameters" in cell.metadata.get("tags", [])]
+    names = [node for cell in cells for node in ast.walk(cell) if isinstance(node, ast.Name)]
+    return [node.id for node in names if isinstance(node.ctx, ast.Store)]
+
+
 def run_notebook(name: str, profile: str, **parameters) -> Path:
     """Execute one notebook into results/notebooks/<profile>; a failure is an FSRError, and kept in results/.failed."""
-    scratch = files.results() / ".failed" / profile / f"{name}.ipynb"
-    paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (source(name), scratch)]  # it fills {names}
-    names = papermill.inspect_notebook(paths[0])
-    if unknown := sorted(parameters.keys() - names.keys()):  # papermill only warns
+    names = parameters_of(nbformat.read(source(name), as_version=4))
+    if unknown := sorted(parameters.keys() - set(names)):  # papermill only warns
         raise UsageError(f"{name} has no parameter {', '.join(unknown)}; it has {', '.join(names)}")
-    mark = key(name, profile)
+    mark, scratch = key(name, profile), files.results() / ".failed" / profile / f"{name}.ipynb"
     scratch.parent.mkdir(parents=True, exist_ok=True)
+    paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (source(name), scratch)]  # it fills {names}
     options = {"kernel_name": "python3", "progress_bar": False, "extra_arguments": ["--IPKernelApp.log_level=50"]}
     try:
         papermill.execute_notebook(*paths, {"profile": profile, **parameters}, cwd=str(source(name).parent), **options)

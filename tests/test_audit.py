@@ -9,6 +9,7 @@ import torch
 from tiny import BRISK, Wrapped
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from fsr.attacks import ATTACKS
 from fsr.attacks.gradient import cross_entropy, pgd
@@ -172,6 +173,7 @@ KNOWN = nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
 KNOWN.register_forward_hook(lambda module, _, z: z if module is KNOWN else -z)
 ITSELF = type("Itself", (nn.Sequential,), {"__deepcopy__": lambda self, _: self})(*KNOWN)
 REFUSED += [{"seed": 0.5}, {"model": KNOWN}, {"model": ITSELF}]
+REFUSED += [{"model": Wrapped(KNOWN[1:], lambda x: checkpoint(nn.Flatten(), x, use_reentrant=True))}]
 
 
 @pytest.mark.parametrize("change", REFUSED)

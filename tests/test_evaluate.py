@@ -106,9 +106,11 @@ def test_networks_that_write_into_their_input_have_the_outcomes_of_others(attack
     for how in (lambda x: x.clamp_(0.1, 1).sub_(0.1), lambda x: x.clamp(0.1, 1) - 0.1):
         x, y, call = X.clone(), Y.clone(), {"evaluation": Evaluation(attack=attack)}
         if attack == "transfer":
-            call = {"evaluation": Evaluation(attack=attack, surrogate="it"), "surrogate": Wrapped(Sum(), how)}
+            net = nn.Sequential(nn.BatchNorm2d(3), Wrapped(Sum(), how)).train()  # it is asked in eval mode
+            call = {"evaluation": Evaluation(attack=attack, surrogate="it"), "surrogate": net}
         result.append(evaluate_attack(Wrapped(Sum(), how), x, y, torch.arange(9), run=RUN, **call).correct)
         assert torch.equal(x, X) and torch.equal(y, Y)
+        assert attack != "transfer" or (net.training and not net[0].num_batches_tracked)
     assert result[0] == result[1] and 0 < sum(result[0]) < 9
 
 

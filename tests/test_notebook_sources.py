@@ -4,10 +4,9 @@ import ast
 import re
 
 import nbformat
-import papermill
 import pytest
 
-from fsr import experiments, files, plots, tables
+from fsr import experiments, files, notebooks, plots, tables
 
 SOURCES = files.repository() / "notebooks"
 BOOKS = {path.stem: nbformat.read(path, as_version=4) for path in sorted(SOURCES.glob("*.ipynb"))}
@@ -22,7 +21,7 @@ def everywhere(pattern: str) -> list[str]:
 def test_parameters_are_literals_and_come_first(name):
     first, *rest = CODE[name]
     assert first.metadata["tags"] == ["parameters"] and not any(cell.metadata.get("tags") for cell in rest)
-    assert next(iter(papermill.inspect_notebook(SOURCES / f"{name}.ipynb"))) == "profile"
+    assert notebooks.parameters_of(BOOKS[name])[0] == "profile"
     for node in ast.parse(first.source).body:
         ast.literal_eval(node.value)
 

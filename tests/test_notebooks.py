@@ -10,7 +10,7 @@ import pytest
 from fsr import experiments, files, notebooks
 from fsr.files import FSRError, UsageError
 
-PARAMETERS = 'profile = "demo"\nseeds: tuple = ()  # annotated'
+PARAMETERS = 'profile = "demo"\nseeds: tuple[int, ...] | None = None  # annotated'
 
 
 def write(folder, name: str, code: str) -> None:

@@ -107,8 +107,8 @@ class Network(nn.Module):
     def _logits(self, x: Tensor) -> Tensor:
         images = self._ready(x)
         logits = self._checked(self._passed(images.detach() if self.blind else images), len(x))
-        # a class switched off for all images, by -inf or by another constant
-        off = (logits < logits.amax(dim=1, keepdim=True) - 1e8) & (logits == logits[:1]).all(dim=0)
+        far = (logits < logits.amax(dim=1, keepdim=True) - 1e8) & (logits == logits[:1]).all(dim=0)
+        off = torch.isneginf(logits) | (far if len(x) > 1 else False)  # by -inf, or by one number for all images
         lowest = logits.detach().masked_fill(off, torch.inf).amin(dim=1, keepdim=True)
         return torch.where(off, lowest - 1, logits) + 0 * x.flatten(1).mean(dim=1, keepdim=True)
 

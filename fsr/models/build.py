@@ -185,7 +185,7 @@ def attach_fsr(model: nn.Module, at, num_classes: int, spec: FSRSpec | None = No
     modules: dict = {path: FSR(f.shape[1], num_classes, spec).to(*like) for path, f in features.items()}
     trial, streams = Classifier(copied(net).eval()), list[Any]()
     insert_all(trial.net, copy.deepcopy(modules))
-    with suppress(Exception), torch.no_grad():
+    with suppress(Exception), torch.no_grad(), torch.random.fork_rng([x.device] * x.is_cuda):
         streams = [trial.trace(x.clone())[1] for _ in range(2)][-1]
     if len(streams) != len(trial.inserted()):
         raise UsageError(f"FSR does not run at {at!r}: its parent must call it by name; use torch.compile afterwards")

@@ -81,9 +81,7 @@ def training_curves(profile: str, shown: tuple[str, ...] = tuple(PANELS)) -> Fig
             ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     _marks(figure.axes[shown.index(ROBUST)], ours)
     note = f"{labels.setting(profile)}; lines: mean over seeds (at most {ours['seed'].nunique()}), bands: their range"
-    source = (
-        "; authors' code: another person's run of 100 epochs, its rate falls later; held-out there: test images, PGD-10"
-    )
+    source = "; authors' code: another person's run of 100 epochs, its rate falls later; test images for held-out ones"
     return style.finish(figure, note + source * bool(len(log)))
 
 

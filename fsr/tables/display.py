@@ -16,15 +16,8 @@ PROBES = {"aux": "auxiliary head", "knn": "k-nearest neighbours"}
 COSTS = {"dataset": "data", "network": "network", "row": "method", "params": "parameters", "macs": "MACs"}
 COSTS |= {analyses.SECONDS: "seconds per epoch", analyses.LATENCY: "latency of a batch, ms"}
 COSTS |= {"peak_memory_mb": "peak memory, MiB", "measured_on": "latency and memory on", "machine": "trained on"}
-LATEX = {
-    "±": r"$\pm$",
-    "×": r"$\times$",
-    "≤": r"$\leq$",
-    "≥": r"$\geq$",
-    MINUS: "$-$",
-    "†": r"$\dagger$",
-    "‡": r"$\ddagger$",
-}
+LATEX = {"±": r"$\pm$", "×": r"$\times$", "≤": r"$\leq$", "≥": r"$\geq$", MINUS: "$-$"}
+LATEX |= {"†": r"$\dagger$", "‡": r"$\ddagger$"}
 LATEX |= {r"\begin{tabular}": r"\resizebox{\linewidth}{!}{\begin{tabular}", r"\end{tabular}": r"\end{tabular}}"}
 LEGEND = "Percent. In brackets: the 95 % interval over test images. ±: standard deviation over seeds."
 GAINS = """Gains are in points, on the same images and seeds: of one seed over the same seed of the baseline. \

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from fsr.attacks import ATTACKS, Attack, attack_named, autoattack
 from fsr.attacks.gradient import is_wrong, pgd, resize_and_pad
-from fsr.attacks.inputs import check_images
+from fsr.attacks.inputs import Network, check_images
 from fsr.audit import audit
 from fsr.evaluate import is_correct
 from fsr.files import UsageError
@@ -146,6 +146,8 @@ def test_classes_that_are_switched_off_change_nothing(name, off, batch):
     assert torch.equal(outcome(masked, x, y), outcome(plain, x, y))
     first, second = (outcome(plain, attack(name, net, x, y), y) for net in (plain, masked))
     assert (first != second).sum() <= (2 if name in ("nattack", "square", "autoattack-ci") else 1)
+    of_each = torch.full((2, 2), off).fill_diagonal_(1.0)  # another class of each image
+    assert torch.equal(Network(lambda x: of_each, x[:2], y[:2] * 0)(x[:2]).isfinite(), torch.ones(2, 2, dtype=bool))
 
 
 @pytest.mark.parametrize("moved, expected", [(0.3, EPS), (-0.3, -EPS), (torch.nan, 0), (0.05, 0.05)])

@@ -54,7 +54,7 @@ class Checked:
                 allowed = f"finite, {'above' if above else 'at least'} 0{' and at most 1' if most == 1 else ''}"
             else:
                 continue
-            raise UsageError(f"{type(self).__name__}.{f.name} must be {allowed}, not {value!r}")
+            raise UsageError(f"{type(self).__name__}.{f.name} must be {allowed}, not {value!r} ({kind})")
 
 
 # code: `file.Class` of fsr/models, called with (num_classes, width, blocks), with its stages as attributes and maybe an

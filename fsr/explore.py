@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 from fsr import experiments, files, hardware, runs, store
 from fsr.analyse import Inspection
 from fsr.attacks import attack_named
-from fsr.config import PROTOCOL, Analysis, Run, diff
+from fsr.config import PROTOCOL, Analysis, Run
 from fsr.data import as_float, part_of_test
-from fsr.files import FSRError, MissingRecord, UsageError
+from fsr.files import FSRError, MissingRecord, UsageError, choose
 from fsr.tables import labels
 
 pd.options.display.max_colwidth = 1000  # a run's module is shown whole
@@ -68,11 +68,18 @@ def sample_grid(run: Run, *, noise: bool = False, images: int = 20) -> Figure:
 
 
 def complete(profile: str, notebook: str) -> str:
-    """Compute what the notebook reads and no record holds; with FSR_COMPUTE=0 only count what is missing."""
+    """Compute what the notebook reads and no record holds, unless FSR_COMPUTE=0; then say what is missing."""
     if os.environ.get("FSR_COMPUTE") != "0":
         runs.ensure(profile, notebook)
-    left = sum(len(task.missing()) for task in runs.missing(profile, experiments.NEEDS[notebook]))
-    return f"{left} records are missing: they show as not run" if left else "every record is here"
+    return state(profile, notebook)
+
+
+def state(profile: str, notebook: str) -> str:
+    """How many of the records that a notebook reads are missing, and the command that makes them."""
+    tasks = runs.tasks(profile, experiments.NEEDS[notebook])
+    if left := sum(len(task.missing()) for task in tasks):
+        return f"{left} records are missing: they show as not run; type `python -m fsr run-all --profile {profile}`"
+    return "every record is here" if tasks else f"profile {profile} plans none of these runs"
 
 
 def plan(profile: str) -> tuple[Run, ...]:
@@ -90,11 +97,6 @@ def trained(profile: str, *, modules: bool) -> pd.DataFrame:
             clean, robust = history[["held_clean_acc", "held_robust_acc"]].iloc[-1].round(3)
             rows[-1] |= {"epochs": f"{len(history)}/{run.epochs}", "clean": clean, "robust": robust}
     return pd.DataFrame(rows)
-
-
-def differences(before: Run, after: Run) -> pd.DataFrame:
-    """The fields in which two runs differ, with both values."""
-    return pd.DataFrame.from_dict(diff(before, after), orient="index", columns=["before", "after"])
 
 
 def curves(run: Run) -> Figure:
@@ -115,11 +117,8 @@ def networks(profile: str) -> pd.DataFrame:
 
 def example(profile: str, label: str) -> tuple[Run, str]:
     """(run, checkpoint) of seed 0 with this label whose weights are here; else demo's, which trains in seconds."""
-    run, other = (next((r for r in plan(name) if r.label == label), None) for name in (profile, "demo"))
-    if run is None or other is None:
-        raise UsageError(f"no {label!r} in profile {profile} or in demo; type at, or at+fsr")
-    here = [kind for kind in KINDS if runs.has_weights(run, kind)]
-    return (run, here[0]) if here else (other, "ema")
+    run, other = (choose("network", label, {r.label: r for r in reversed(plan(name))}) for name in (profile, "demo"))
+    return next(((run, kind) for kind in KINDS if runs.has_weights(run, kind)), (other, "ema"))
 
 
 def inspect(run: Run, checkpoint: str = "ema", *, attack: str = "pgd20", image: int = 0) -> SimpleNamespace:

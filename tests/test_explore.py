@@ -59,19 +59,18 @@ def test_streams_are_there_with_fsr_and_f_alone_without_at_the_same_place(pair):
     assert set(with_fsr.heads.values()) <= set(with_fsr.class_names)
 
 
-def test_trained_and_differences_say_how_runs_differ(pair):
+def test_frames_say_what_runs_are_and_how_they_went(pair):
     frame = explore.trained(PROFILE, modules=True)
     assert list(frame["run"]) == [labels.run(PROFILE, pair[1])] and list(frame["epochs"]) == ["1/1"]
     assert any(name.startswith("T5 tau = 0.05") for name in explore.trained("demo", modules=True)["run"])
-    changed = explore.differences(*pair)
-    assert set(changed.index) == {"module"} and str(pair[1].module) in repr(changed)  # whole, not cut off
+    assert str(pair[1].module) in repr(explore.networks(PROFILE)[["run"]])  # whole, not cut off
     assert explore.curves(pair[1]).axes[0].get_lines()
 
 
 def test_an_example_is_of_this_profile_when_its_weights_are_here_and_demos_else(pair, monkeypatch):
     assert explore.example(PROFILE, "at") == (pair[0], "ema")
     for wrong in (("dmeo", "at"), (PROFILE, "att")):
-        with pytest.raises(UsageError, match=r"^unknown profile 'dmeo'|^no 'att'"):
+        with pytest.raises(UsageError, match=r"^unknown profile 'dmeo'|^unknown network 'att'"):
             explore.example(*wrong)
     monkeypatch.setattr(runs, "has_weights", lambda run, kind: False)
     assert explore.example(PROFILE, "at") == (experiments.main_pair("demo")[0], "ema")
@@ -79,8 +78,7 @@ def test_an_example_is_of_this_profile_when_its_weights_are_here_and_demos_else(
 
 def test_the_app_draws_again_and_shows_errors_as_a_line(pair):
     _, beside, attack, image, message, picture = explore.app(PROFILE).children
-    first = bytes(picture.value)
-    assert first.startswith(b"\x89PNG")
+    assert (first := bytes(picture.value)).startswith(b"\x89PNG")
     attack.value, beside.index = "clean", 2
     second = bytes(picture.value)
     assert second != first and not message.value
@@ -88,5 +86,7 @@ def test_the_app_draws_again_and_shows_errors_as_a_line(pair):
     assert "choose one of" in message.value and picture.value == second
 
 
-def test_without_weights_the_app_says_what_to_type(root):
+def test_without_weights_or_records_it_says_what_to_type(root):
     assert "python -m fsr train" in explore.app("demo").value
+    assert explore.state("demo", "06-deactivation").endswith("type `python -m fsr run-all --profile demo`")
+    assert explore.state("overfit", "07-blackbox") == "profile overfit plans none of these runs"

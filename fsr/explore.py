@@ -71,12 +71,12 @@ def complete(profile: str, notebook: str) -> str:
     """Compute what the notebook reads and no record holds, unless FSR_COMPUTE=0; then say what is missing."""
     if os.environ.get("FSR_COMPUTE") != "0":
         runs.ensure(profile, notebook)
-    return state(profile, notebook)
+    return state(profile, *experiments.NEEDS[notebook])
 
 
-def state(profile: str, notebook: str) -> str:
-    """How many of the records that a notebook reads are missing, and the command that makes them."""
-    tasks = runs.tasks(profile, experiments.NEEDS[notebook])
+def state(profile: str, *sets: str) -> str:
+    """How many records of these sets of the plan are missing, and the command that makes them."""
+    tasks = runs.tasks(profile, sets)
     if left := sum(len(task.missing()) for task in tasks):
         return f"{left} records are missing: they show as not run; type `python -m fsr run-all --profile {profile}`"
     return "every record is here" if tasks else f"profile {profile} plans none of these runs"

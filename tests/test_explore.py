@@ -88,5 +88,5 @@ def test_the_app_draws_again_and_shows_errors_as_a_line(pair):
 
 def test_without_weights_or_records_it_says_what_to_type(root):
     assert "python -m fsr train" in explore.app("demo").value
-    assert explore.state("demo", "06-deactivation").endswith("type `python -m fsr run-all --profile demo`")
-    assert explore.state("overfit", "07-blackbox") == "profile overfit plans none of these runs"
+    assert explore.state("demo", "deactivation").endswith("type `python -m fsr run-all --profile demo`")
+    assert explore.state("overfit", "blackbox") == "profile overfit plans none of these runs"

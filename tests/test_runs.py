@@ -217,7 +217,8 @@ def test_an_audits_planned_surrogate_is_trained_first_and_its_weights_mark_finis
 
     monkeypatch.setattr("fsr.audit.audit", audit)
     assert surrogate_run(replace(RUN, imported="0123456789")) == RUN
-    path = files.checkpoint_dir(run_id(run)) / "partial-last-audit-quick.json"
+    path, other = (evaluating.partial_path(run, Analysis(kind="audit", images=images)) for images in (12, 8))
+    assert path != other  # an audit of other images is another one
     first = stopped()
     assert (first["twin"], first["twin_weights"]) == (run_id(RUN), digest_of(runs.weights_path(RUN, "last")))
     assert stopped() == first

@@ -1,6 +1,7 @@
 """The command line: one clear line and exit code 2 for wrong use, 0 when all is done."""
 
 import re
+import shutil
 import signal
 import sys
 
@@ -19,6 +20,7 @@ from fsr.train import loop as train
 
 FIRST = experiments.SETS["ci"]["whitebox"][0]
 PLAIN = run_id(FIRST)
+LIMIT = "the time limit is reached; the same command goes on from here"
 CPU = ("-p", "ci", "--device", "cpu", "--executor", "inline")
 
 
@@ -111,6 +113,25 @@ def test_the_exit_code_says_whether_all_is_done(fsr, monkeypatch):
     assert [fsr(*quiet, *call)[2] for quiet in ((), ("-q",))] == ["nothing to do\n", ""]
 
 
+def test_run_all_minds_the_time_limit_between_notebooks_and_begins_nothing_without_them(fsr, monkeypatch, tmp_path):
+    monkeypatch.setattr(runs, "missing", lambda profile, sets: [])
+    monkeypatch.setattr(notebooks, "execute", lambda *_, check, **__: check())
+    assert fsr("run-all", "-p", "ci", "--limit-minutes", "0")[::2] == (1, f"{LIMIT}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(files, "__file__", str(tmp_path / "site-packages" / "fsr" / "files.py"))
+    monkeypatch.setattr(runs, "missing", None)
+    code, _, err = fsr("run-all", "--root", str(tmp_path))
+    assert code == 2 and "go into a clone" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("variables", ["RANK", "RANK MASTER_ADDR"])
+def test_half_of_torchruns_variables_are_wrong_use(fsr, monkeypatch, variables):
+    for name in ("WORLD_SIZE", *variables.split()):
+        monkeypatch.setenv(name, "2")
+    code, _, err = fsr("train", PLAIN, *CPU)
+    assert code == 2 and "unset WORLD_SIZE" in err and err.count("\n") == 1
+
+
 @pytest.mark.parametrize("failed", [[], ["05-whitebox: KeyError: 'x'"]])
 def test_run_all_executes_the_notebooks_and_builds_the_report(fsr, monkeypatch, failed):
     def execute(names, profile, *, workers, **how):
@@ -129,6 +150,9 @@ def test_a_dry_run_says_what_would_be_computed_and_computes_nothing(fsr, root):
     assert code == 0 and f"{run_id(experiments.SETS['ci']['all'][0])}: train" in out and not list(root.iterdir())
     out = fsr("evaluate", "whitebox", "-p", "headline", "--attack", "nattack", "--dry-run", "--device", "cpu")[1]
     assert "last nattack-n1000" in out  # 20,000 queries an image: no more images unless they are asked for
+    assert f"{PLAIN}: train, last nattack\n" in fsr("evaluate", PLAIN, *CPU, "--attack", "nattack", "--dry-run")[1]
+    digits = run_id(experiments.SETS["demo"]["all"][0])
+    assert "-n2000" not in fsr("evaluate", digits, "-p", "mini", "--dry-run", "--device", "cpu")[1]  # it has 500
     for profile, sets in experiments.SETS.items():
         for name in (name for name, planned in sets.items() if not planned):
             assert fsr("evaluate", name, "-p", profile, "--dry-run")[:2] == (0, "nothing to do\n")
@@ -150,6 +174,7 @@ def test_missing_trainings_take_the_seconds_per_epoch_of_those_alike(fsr, root):
     left = files.duration(600 * (begun.epochs - 1))
     lines = fsr("status", "-p", "ci", "--device", "cpu")[1].splitlines()
     line = next(line for line in lines if run_id(begun) in line)
+    assert "NaN" not in " ".join(lines) and re.search(r"of trainings left, and \d+ that take an unknown", lines[-1])
     assert left in line and line.split()[:3] == ["AT,", "seed", "1"]
 
 
@@ -192,6 +217,8 @@ def test_one_attack_on_one_run_is_recorded_and_printed_and_not_computed_twice(fs
     again = fsr(*call)
     assert again == (0, out, "nothing to do\n")
     assert f"{PLAIN}: last fgsm\n" in fsr("evaluate", PLAIN, *CPU, "--attack", "fgsm", "--dry-run")[1]
+    shutil.rmtree(files.checkpoint_dir(PLAIN))  # then new attacks need another training
+    assert f"{PLAIN}: train again, last fgsm\n" in fsr("evaluate", PLAIN, *CPU, "--attack", "fgsm", "--dry-run")[1]
 
 
 def test_another_root_is_compared_in_points_where_both_have_a_value(fsr, root):
@@ -201,9 +228,9 @@ def test_another_root_is_compared_in_points_where_both_have_a_value(fsr, root):
         for attack, right in outcomes.items():
             store.save_evaluation(FIRST, Evaluation(attack=attack), np.arange(4), np.arange(4) < right, seconds=1.0)
     code, out, _ = fsr("compare", str(root / "again"), "-p", "ci")
-    rows = {line.split()[2]: line.split()[-1] for line in out.splitlines()[1:-1]}
+    rows = {line.split()[2]: line.split()[-1] for line in out.splitlines()[1:-2]}
     assert code == 0 and rows == {"clean": "0.0000", "fgsm": "-25.0000"}
-    assert "2 values: 1 equal; largest difference 25.00 points" in out
+    assert "2 values: 1 equal; largest difference 25.00 points\nnot compared: 1 values only here, 0 only in " in out
     assert files.root() == root.resolve()
 
 

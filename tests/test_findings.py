@@ -124,7 +124,7 @@ SAID += [("T7", streams(1, 1), NEAR), ("T7", streams(0, 1), "+0.00 points (undec
 SAID += [("T7", streams(0, 3), "+0.00 [+0.00, +0.00] points (undecided).")]
 CUES = "Recalibration changes the accuracy of nearest neighbours on non-robust features by"
 SAID += [("T7", streams(1, 3), f"{CUES} +11.11 ["), ("T7", streams(-1, 3), f"{CUES} −11.11 [")]
-SAID += [("T8", COST, "N: FSR adds 5.0 % parameters and 10.0 % multiply-adds.")]
+SAID += [("T8", COST, "N: FSR adds 5.0 % parameters and 10.0 % multiply-adds."), ("T8", COST[:1], None)]
 WORST = "AT + FSR: 80.0 % under the authors' protocol, 72.0 % in the worst case (100 images, one seed)."
 SAID += [("T9", audited(80, 72), WORST)]
 

@@ -44,13 +44,10 @@ LINE = "T1,cifar10,resnet18,AT,clean,{},percent,"
 GOOD = LINE.format(82)
 BAD = [([LINE.format(v)], f"line 2: '{v}' is no number in") for v in ("82 %", "nan", "182", "-1")]
 BAD += [([GOOD + "a,b"], "line 2: more fields"), ([GOOD.replace(",clean", "")], "line 2: unknown unit ''")]
-WRONG = {
-    "unit": ("percent", "procent"),
-    "table": ("T1", "T11"),
-    "dataset": ("cifar10", "c10"),
-    "backbone": ("18", "81"),
-}
+WRONG = {"unit": ("percent", "cents"), "table": ("T1", "T11"), "dataset": ("cifar10", "c10"), "backbone": ("18", "81")}
 BAD += [([GOOD.replace(*pair)], f"line 2: unknown {name} '.*{pair[1]}'") for name, pair in WRONG.items()]
+BAD += [([LINE.format("0.525")], "line 2: '0.525' is a fraction"), ([GOOD, GOOD + '"', GOOD], "line 3: a quote is not")]
+BAD += [([GOOD.replace("cifar10", "")], "line 2: an empty field")]
 BAD += [([GOOD, GOOD.replace("clean", "fgsm"), GOOD], "line 4: .* already in line 2")]
 
 

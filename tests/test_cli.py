@@ -20,23 +20,7 @@ from fsr.train import loop as train
 
 FIRST = experiments.SETS["ci"]["whitebox"][0]
 PLAIN = run_id(FIRST)
-LIMIT = "the time limit is reached; the same command goes on from here"
 CPU = ("-p", "ci", "--device", "cpu", "--executor", "inline")
-
-
-@pytest.fixture
-def fsr(monkeypatch, capsys, root):
-    """Run the command line in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fsr", *arguments])
-        with pytest.raises(SystemExit) as done:
-            cli.main()
-        return done.value.code or 0, *capsys.readouterr()
-
-    return call
-
-
 WRONG = """
 run-all --profile dem | did you mean 'demo'
 run-all -p ci --only 05-whitebx | did you mean '05-whitebox'
@@ -64,6 +48,19 @@ compare ROOT/nowhere | make retrain
 compare ROOT | in common
 train whitebox -p mini --data ROOT/nowhere | nowhere
 """
+
+
+@pytest.fixture
+def fsr(monkeypatch, capsys, root):
+    """Run the command line in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fsr", *arguments])
+        with pytest.raises(SystemExit) as done:
+            cli.main()
+        return done.value.code or 0, *capsys.readouterr()
+
+    return call
 
 
 @pytest.mark.parametrize("line", WRONG.strip().splitlines(), ids=lambda line: line[:60])
@@ -113,20 +110,12 @@ def test_the_exit_code_says_whether_all_is_done(fsr, monkeypatch):
     assert [fsr(*quiet, *call)[2] for quiet in ((), ("-q",))] == ["nothing to do\n", ""]
 
 
-def test_run_all_minds_the_time_limit_between_notebooks_and_begins_nothing_without_them(fsr, monkeypatch, tmp_path):
-    monkeypatch.setattr(runs, "missing", lambda profile, sets: [])
-    monkeypatch.setattr(notebooks, "execute", lambda *_, check, **__: check())
-    assert fsr("run-all", "-p", "ci", "--limit-minutes", "0")[::2] == (1, f"{LIMIT}\n")
+def test_notebooks_that_are_not_there_and_half_of_torchruns_variables_are_wrong_use(fsr, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(files, "__file__", str(tmp_path / "site-packages" / "fsr" / "files.py"))
-    monkeypatch.setattr(runs, "missing", None)
     code, _, err = fsr("run-all", "--root", str(tmp_path))
     assert code == 2 and "go into a clone" in err and err.count("\n") == 1
-
-
-@pytest.mark.parametrize("variables", ["RANK", "RANK MASTER_ADDR"])
-def test_half_of_torchruns_variables_are_wrong_use(fsr, monkeypatch, variables):
-    for name in ("WORLD_SIZE", *variables.split()):
+    for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR"):
         monkeypatch.setenv(name, "2")
     code, _, err = fsr("train", PLAIN, *CPU)
     assert code == 2 and "unset WORLD_SIZE" in err and err.count("\n") == 1
@@ -143,6 +132,8 @@ def test_run_all_executes_the_notebooks_and_builds_the_report(fsr, monkeypatch, 
     monkeypatch.setattr(report, "build", lambda profile: f"{profile}.html")
     code, out, err = fsr("run-all", "-p", "ci", "--workers", "1")
     assert out == "report: ci.html\n" and (code, err) == ((1, f"failed: {failed[0]}\n") if failed else (0, ""))
+    monkeypatch.setattr(notebooks, "execute", lambda *_, check, **__: check())  # before each
+    assert "the time limit is reached; the same command" in fsr("run-all", "-p", "ci", "--limit-minutes", "0")[2]
 
 
 def test_a_dry_run_says_what_would_be_computed_and_computes_nothing(fsr, root):

@@ -149,14 +149,10 @@ def test_outcomes_so_far_belong_to_the_weights_of_run_and_surrogate(root, monkey
     begun = {"batch": 250, "weights": own, **images, "progress": {"done": 20, "correct": [True] * 20}}
     with monkeypatch.context() as patch:
         patch.setattr(evaluating, "evaluate_attack", evaluate_attack)
-        for evaluation, made_of in (
-            (FGSM, {}),
-            (FGSM, {"weights": other}),
-            (transfer, {"surrogate_weights": other}),
-            (transfer, {"surrogate_weights": own}),
-            (transfer, {}),  # of a version that did not say
-            (FGSM, {"batch": 1000}),  # begun on a GPU, whose batches AutoAttack's state is made of
-        ):
+        cases = [(FGSM, {}), (FGSM, {"weights": other}), (transfer, {"surrogate_weights": other})]
+        cases += [(transfer, {"surrogate_weights": own}), (transfer, {})]  # the second of a version that did not say
+        cases += [(FGSM, {"batch": 1000})]  # begun on a GPU, whose batches AutoAttack's state is made of
+        for evaluation, made_of in cases:
             files.save_json(evaluating.partial_path(RUN, evaluation), begun | made_of)
             with pytest.raises(Interrupted):
                 runs.ensure_evaluated(RUN, evaluation, CPU)

@@ -16,6 +16,8 @@ from fsr.store.weights import digest, digest_of, load_tensors, save_tensors
 
 RUN, CLEAN, COST = Run(epochs=2), Evaluation(attack="clean"), Analysis(kind="cost")
 PLACES = np.random.default_rng(1).permutation(10_000)[:2000]
+OTHERS: list = [{"n": 36}, {"n": 45}, {"n": None}, {"correct": 20}, {"correct": 99}, {"evaluation": None}]
+OTHERS += [{"evaluation": {"attack": "fgsm"}}, {"evaluation": {"attack": "clean", "surprise": 1}}]
 
 
 def record(attack: str, correct, index=None, run=RUN, **extra):
@@ -112,10 +114,6 @@ def test_a_record_of_a_newer_schema_is_refused_and_says_so(root, schema):
     path.write_text(json.dumps(newer | {"sha256": files.sha256(json.dumps(newer).encode())}))
     with pytest.raises(CorruptFile, match="newer"):
         load_json(path)
-
-
-OTHERS: list = [{"n": 36}, {"n": 45}, {"n": None}, {"correct": 20}, {"correct": 99}, {"evaluation": None}]
-OTHERS += [{"evaluation": {"attack": "fgsm"}}, {"evaluation": {"attack": "clean", "surprise": 1}}]
 
 
 @pytest.mark.parametrize("changed", OTHERS)

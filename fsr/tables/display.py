@@ -22,7 +22,6 @@ LATEX |= {r"\begin{tabular}": r"\resizebox{\linewidth}{!}{\begin{tabular}", r"\e
 LEGEND = "Percent. In brackets: the 95 % interval over test images. ±: standard deviation over seeds."
 GAINS = """Gains are in points, on the same images and seeds: of one seed over the same seed of the baseline. \
 †: AutoAttack is in doubt, by its own warning or because another attack breaks what it leaves (csv: flags)."""
-CHANGED = "‡: the test was changed after the runs; the csv file has both."
 CSS = {"th, td": "font-size: 12px; padding: 2px 7px; text-align: right; vertical-align: top", "td": "white-space: pre"}
 CSS |= {".col0": "text-align: left; white-space: normal", "td.group": "border-top: 1px solid; padding-top: 8px"}
 CSS |= {"td.long": "white-space: normal; text-align: left; max-width: 26em"}
@@ -121,7 +120,7 @@ def headed(text: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
 def legend(frame: pd.DataFrame) -> str:
     """What percent, brackets and the marks mean in a table; empty where it has none of them."""
     if "verdict" in frame:
-        return CHANGED * any(frame["changed_after_the_runs"])
+        return "‡: the test was changed after the runs; the csv file has both." * any(frame["changed_after_the_runs"])
     return f"{LEGEND} {GAINS}" if "metric" in frame else LEGEND if "stream" in frame else ""
 
 

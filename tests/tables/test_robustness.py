@@ -15,6 +15,8 @@ AT, BOTH = experiments.main_pair("demo")
 ROWS = {kind: {row.name: row.runs for row in reversed(rows)} for kind, rows in experiments.ROWS["demo"].items()}
 WHITEBOX = ROWS["whitebox"]
 GAIN = "AT + FSR: gain over AT"
+DOUBTS = [(1, 0, "none"), (2, 0, "PGD-20, joint loss breaks 2 of the 70 that it leaves")]
+DOUBTS += [(2, 2, "pgd10 breaks 2 of the 50 that it leaves")]  # of 50 both saw: more than 2 of 100
 
 
 def pick(name="T1", profile="demo", **keys):
@@ -94,10 +96,6 @@ def test_autoattack_shows_its_own_n_and_a_doubt_is_marked(records, shown):
     assert shown("AT")["AutoAttack"] == "70.0† [60.4, 78.1] n=100"
     assert pick(row="AT", metric="autoattack")["flags"] == "zero gradient"
     assert "†: AutoAttack is in doubt" in tables.display.legend(tables.table("demo", "T1"))
-
-
-DOUBTS = [(1, 0, "none"), (2, 0, "PGD-20, joint loss breaks 2 of the 70 that it leaves")]
-DOUBTS += [(2, 2, "pgd10 breaks 2 of the 50 that it leaves")]  # of 50 both saw: more than 2 of 100
 
 
 @pytest.mark.parametrize("broken, few, doubt", DOUBTS)

@@ -1,7 +1,6 @@
 """The command line: `python -m fsr --help`."""
 
 import logging
-import os
 import sys
 from typing import Any
 
@@ -23,9 +22,6 @@ def main() -> None:
         sys.exit(code if isinstance(code, int) else 0)  # `raise typer.Exit(1)` comes back as a value
     except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
-    except BrokenPipeError:  # what reads our output, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except ClickException as error:
         code, line = 2, f"{error.format_message()} (`python -m fsr --help` shows what there is)"
     except FSRError as error:

@@ -64,7 +64,7 @@ def repository() -> Path:
     for folder in (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parent.parent):
         if (folder / "notebooks" / "00-setup.ipynb").is_file():
             return folder
-    raise UsageError("no notebooks/00-setup.ipynb here or above; go into the repository or give --root DIR")
+    raise UsageError("no notebooks/00-setup.ipynb here or above; go into a clone (but for run-all --root DIR will do)")
 
 
 def _folder(option: str) -> Path | None:
@@ -166,14 +166,17 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def read_bytes(path: Path) -> bytes:
-    """A file's bytes; MissingRecord when it is not there, CorruptFile when it cannot be read."""
+def read_bytes(path: Path, digest: str | None = None) -> bytes:
+    """A file's bytes; MissingRecord when it is not there, CorruptFile when a json has its digest and it another."""
+    if digest is None and not path.exists():
+        raise MissingRecord(f"no {path}; `python -m fsr run-all` makes what is missing")
     try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise MissingRecord(f"no {path}; `python -m fsr run-all` makes what is missing") from None
+        data = path.read_bytes() if path.exists() else b""
     except OSError as error:
         raise CorruptFile(f"{path} cannot be read: {error.strerror}") from None
+    if digest not in (None, sha256(data)):
+        raise CorruptFile(f"{path} is damaged or gone; move the json that names it away, type `python -m fsr run-all`")
+    return data
 
 
 def _digest(record: dict) -> str:
@@ -210,9 +213,7 @@ def npz_bytes(**arrays) -> bytes:
 
 def load_npz(path: Path, digest: str) -> dict[str, np.ndarray]:
     """Arrays of an npz (an npy as `array`), no pickles; CorruptFile when its bytes have another digest."""
-    if sha256(data := read_bytes(path)) != digest:
-        raise CorruptFile(f"{path} is damaged (its bytes do not match its record); move it and its json away")
-    loaded = np.load(io.BytesIO(data), allow_pickle=False)
+    loaded = np.load(io.BytesIO(read_bytes(path, digest)), allow_pickle=False)
     return {"array": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
 
 

@@ -66,37 +66,35 @@ def run_notebook(name: str, profile: str, **parameters) -> Path:
     names = parameters_of(nbformat.read(source(name), as_version=4))
     if unknown := sorted(parameters.keys() - set(names)):  # papermill only warns
         raise UsageError(f"{name} has no parameter {', '.join(unknown)}; it has {', '.join(names)}")
-    mark, scratch = key(name, profile), files.results() / ".failed" / profile / f"{name}.ipynb"
+    # with this process's number: another command may execute the same notebook
+    mark, scratch = key(name, profile), files.results() / ".failed" / profile / f"{name}-{os.getpid()}.ipynb"
     scratch.parent.mkdir(parents=True, exist_ok=True)
     paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (source(name), scratch)]  # it fills {names}
     options = {"kernel_name": "python3", "progress_bar": False, "extra_arguments": ["--IPKernelApp.log_level=50"]}
+    options |= {"cwd": str(source(name).parent), "start_timeout": 600}  # seconds: of a kernel on a loaded machine
     try:
-        papermill.execute_notebook(*paths, {"profile": profile, **parameters}, cwd=str(source(name).parent), **options)
+        book = papermill.execute_notebook(*paths, {"profile": profile, **parameters}, **options)
     except PapermillExecutionError as error:
         raise FSRError(f"{error.ename}: {str(error.evalue)[:300]} (see {scratch})") from None
-    book = nbformat.read(scratch, as_version=4)
     if any(out.get("ename") == "SystemExit" for cell in book.cells for out in cell.get("outputs", ())):
         raise FSRError(f"a cell called sys.exit; the cells behind it were not executed (see {scratch})")
     del book.metadata["papermill"]  # paths of this machine
     book.metadata["fsr"] = {"key": mark}
     target = files.executed(profile) / f"{name}.ipynb"
     write_bytes(target, nbformat.writes(book).encode())
-    scratch.unlink()
+    scratch.unlink(missing_ok=True)
     return target
 
 
-def execute(
-    names: list[str], profile: str, *, force=False, workers=1, report=print, interrupted=lambda: False
-) -> list[str]:
-    """Execute the notebooks that are not current, until interrupted(); returns a line per failure, the others run."""
+def execute(names: list[str], profile: str, *, force=False, workers=1, report=print, check=lambda: None) -> list[str]:
+    """Execute those that are not current; a line per failure, the others run. check(), before each, raises to stop."""
 
     def one(name: str) -> str:
         with suppress(OSError, ValueError, KeyError):  # none was executed, or it is damaged
             book = json.loads((files.executed(profile) / f"{name}.ipynb").read_bytes())
             if book["metadata"]["fsr"]["key"] == key(name, profile) and not force:
                 return "unchanged"
-        if interrupted():
-            return "left out"
+        check()
         try:
             run_notebook(name, profile)
             return "executed"
@@ -114,5 +112,5 @@ def execute(
         with mock.patch.dict(os.environ, changes), chdir(source("").parent), ThreadPoolExecutor(workers) as pool:
             for name, state in zip(names, pool.map(one, names)):
                 report(f"{name}: {state}")
-                failed += [f"{name}: {state}"] * (state not in ("unchanged", "left out", "executed"))
+                failed += [f"{name}: {state}"] * (state not in ("unchanged", "executed"))
     return failed

@@ -4,6 +4,7 @@ Nothing here is ever written below the repository's results.
 """
 
 from contextlib import contextmanager
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -65,11 +66,9 @@ def write_evaluation(run: Run, evaluation) -> None:
 
 def _streams(run: Run) -> tuple[dict, dict]:
     correct = {"f": 120, "robust": 150, "nonrobust": 40, "recalibrated": 140, "output": 152}
-    rows = [
-        {"attack": "pgd20", "n": N, "stream": stream, "probe": probe, "correct": count - less + run.seed}
-        for stream, count in correct.items()
-        for probe, less in (("aux", 0), ("knn", 10))
-    ]
+    rows = []
+    for (stream, count), (probe, less) in product(correct.items(), (("aux", 0), ("knn", 10))):
+        rows.append({"attack": "pgd20", "n": N, "stream": stream, "probe": probe, "correct": count - less + run.seed})
     clean = [row | {"attack": "clean"} for row in rows]
     return {"rows": rows, "rows_clean": clean, "k": 10, "temperature": 0.07, "bank": N}, {}
 
@@ -77,9 +76,8 @@ def _streams(run: Run) -> tuple[dict, dict]:
 def _masks(run: Run) -> tuple[dict, dict]:
     edges = np.linspace(0, 1, 41)
     distance = np.abs(edges[:-1] + edges[1:] - 1)
-    counts = {
-        name: (1000 * distance ** (p / run.fsr.tau)).astype(int) + 1 for name, p in (("clean", 0.3), ("adv", 0.25))
-    }
+    powers = {"clean": 0.3, "adv": 0.25}
+    counts = {name: (1000 * distance ** (p / run.fsr.tau)).astype(int) + 1 for name, p in powers.items()}
     shares = {f"saturated_{name}": float((c[:2].sum() + c[-2:].sum()) / c.sum()) for name, c in counts.items()}
     record = {"tau": run.fsr.tau, "entries": int(counts["adv"].sum()), "flipped": 0.08} | shares
     return record, {"edges": edges} | {f"hist_{name}": count for name, count in counts.items()}

@@ -25,6 +25,11 @@ text = st.text(max_size=30) | st.sampled_from(["..", "../../x", "a/b", "a\\b", "
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | text
 JSON = st.recursive(PLAIN, lambda x: st.lists(x, max_size=3) | st.dictionaries(text, x, max_size=3), max_leaves=6)
 FIELDS = tuple(to_dict(Run()))
+WORDS = "run-all train evaluate audit status report data compare whitebox -q -v --only".split()  # noqa: SIM905
+X = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+Y = torch.arange(4)
+STORED = [(X.float() / 255, Y, "uint8"), (X.int(), Y, "uint8"), (X[0], Y, "do not fit"), (X[:0], Y[:0], "empty")]
+STORED += [(X, Y[:3], "do not fit"), (X, Y.float(), "labels"), (X, Y + 7, "in 0..9"), (X, Y - 1, "labels")]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -64,9 +69,6 @@ def test_no_name_leaves_the_results_folder(place, name, surrogate, intervention)
         store.config_of(name)
 
 
-WORDS = "run-all train evaluate audit status report data compare whitebox -q -v --only".split()  # noqa: SIM905
-
-
 @settings(few, max_examples=40, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.sampled_from(WORDS) | text.filter(lambda t: "\0" not in t), max_size=4))
 def test_any_arguments_end_in_an_exit_code_and_never_in_a_traceback(capsys, arguments):
@@ -97,14 +99,6 @@ def test_code_and_weights_of_wrong_shapes_make_no_run_and_run_nothing(tmp_path, 
         with pytest.raises(UsageError, match=r"^[^\n]*authors\.pth[^\n]*$"):
             import_official(tmp_path / "authors.pth", "resnet18", "cifar10")
     assert not store.runs() and not (tmp_path / "ran").exists()
-
-
-X = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
-Y = torch.arange(4)
-
-
-STORED = [(X.float() / 255, Y, "uint8"), (X.int(), Y, "uint8"), (X[0], Y, "do not fit"), (X[:0], Y[:0], "empty")]
-STORED += [(X, Y[:3], "do not fit"), (X, Y.float(), "labels"), (X, Y + 7, "in 0..9"), (X, Y - 1, "labels")]
 
 
 @pytest.mark.parametrize("attack", ["clean", "autoattack-ci"])

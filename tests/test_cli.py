@@ -1,6 +1,7 @@
 """The command line: one clear line and exit code 2 for wrong use, 0 when all is done."""
 
 import re
+import shutil
 import signal
 import sys
 
@@ -20,21 +21,6 @@ from fsr.train import loop as train
 FIRST = experiments.SETS["ci"]["whitebox"][0]
 PLAIN = run_id(FIRST)
 CPU = ("-p", "ci", "--device", "cpu", "--executor", "inline")
-
-
-@pytest.fixture
-def fsr(monkeypatch, capsys, root):
-    """Run the command line in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fsr", *arguments])
-        with pytest.raises(SystemExit) as done:
-            cli.main()
-        return done.value.code or 0, *capsys.readouterr()
-
-    return call
-
-
 WRONG = """
 run-all --profile dem | did you mean 'demo'
 run-all -p ci --only 05-whitebx | did you mean '05-whitebox'
@@ -62,6 +48,19 @@ compare ROOT/nowhere | make retrain
 compare ROOT | in common
 train whitebox -p mini --data ROOT/nowhere | nowhere
 """
+
+
+@pytest.fixture
+def fsr(monkeypatch, capsys, root):
+    """Run the command line in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fsr", *arguments])
+        with pytest.raises(SystemExit) as done:
+            cli.main()
+        return done.value.code or 0, *capsys.readouterr()
+
+    return call
 
 
 @pytest.mark.parametrize("line", WRONG.strip().splitlines(), ids=lambda line: line[:60])
@@ -111,6 +110,17 @@ def test_the_exit_code_says_whether_all_is_done(fsr, monkeypatch):
     assert [fsr(*quiet, *call)[2] for quiet in ((), ("-q",))] == ["nothing to do\n", ""]
 
 
+def test_notebooks_that_are_not_there_and_half_of_torchruns_variables_are_wrong_use(fsr, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(files, "__file__", str(tmp_path / "site-packages" / "fsr" / "files.py"))
+    code, _, err = fsr("run-all", "--root", str(tmp_path))
+    assert code == 2 and "go into a clone" in err and err.count("\n") == 1
+    for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR"):
+        monkeypatch.setenv(name, "2")
+    code, _, err = fsr("train", PLAIN, *CPU)
+    assert code == 2 and "unset WORLD_SIZE" in err and err.count("\n") == 1
+
+
 @pytest.mark.parametrize("failed", [[], ["05-whitebox: KeyError: 'x'"]])
 def test_run_all_executes_the_notebooks_and_builds_the_report(fsr, monkeypatch, failed):
     def execute(names, profile, *, workers, **how):
@@ -122,6 +132,8 @@ def test_run_all_executes_the_notebooks_and_builds_the_report(fsr, monkeypatch, 
     monkeypatch.setattr(report, "build", lambda profile: f"{profile}.html")
     code, out, err = fsr("run-all", "-p", "ci", "--workers", "1")
     assert out == "report: ci.html\n" and (code, err) == ((1, f"failed: {failed[0]}\n") if failed else (0, ""))
+    monkeypatch.setattr(notebooks, "execute", lambda *_, check, **__: check())  # before each
+    assert "the time limit is reached; the same command" in fsr("run-all", "-p", "ci", "--limit-minutes", "0")[2]
 
 
 def test_a_dry_run_says_what_would_be_computed_and_computes_nothing(fsr, root):
@@ -129,6 +141,9 @@ def test_a_dry_run_says_what_would_be_computed_and_computes_nothing(fsr, root):
     assert code == 0 and f"{run_id(experiments.SETS['ci']['all'][0])}: train" in out and not list(root.iterdir())
     out = fsr("evaluate", "whitebox", "-p", "headline", "--attack", "nattack", "--dry-run", "--device", "cpu")[1]
     assert "last nattack-n1000" in out  # 20,000 queries an image: no more images unless they are asked for
+    assert f"{PLAIN}: train, last nattack\n" in fsr("evaluate", PLAIN, *CPU, "--attack", "nattack", "--dry-run")[1]
+    digits = run_id(experiments.SETS["demo"]["all"][0])
+    assert "-n2000" not in fsr("evaluate", digits, "-p", "mini", "--dry-run", "--device", "cpu")[1]  # it has 500
     for profile, sets in experiments.SETS.items():
         for name in (name for name, planned in sets.items() if not planned):
             assert fsr("evaluate", name, "-p", profile, "--dry-run")[:2] == (0, "nothing to do\n")
@@ -150,6 +165,7 @@ def test_missing_trainings_take_the_seconds_per_epoch_of_those_alike(fsr, root):
     left = files.duration(600 * (begun.epochs - 1))
     lines = fsr("status", "-p", "ci", "--device", "cpu")[1].splitlines()
     line = next(line for line in lines if run_id(begun) in line)
+    assert "NaN" not in " ".join(lines) and re.search(r"of trainings left, and \d+ that take an unknown", lines[-1])
     assert left in line and line.split()[:3] == ["AT,", "seed", "1"]
 
 
@@ -192,6 +208,8 @@ def test_one_attack_on_one_run_is_recorded_and_printed_and_not_computed_twice(fs
     again = fsr(*call)
     assert again == (0, out, "nothing to do\n")
     assert f"{PLAIN}: last fgsm\n" in fsr("evaluate", PLAIN, *CPU, "--attack", "fgsm", "--dry-run")[1]
+    shutil.rmtree(files.checkpoint_dir(PLAIN))  # then new attacks need another training
+    assert f"{PLAIN}: train again, last fgsm\n" in fsr("evaluate", PLAIN, *CPU, "--attack", "fgsm", "--dry-run")[1]
 
 
 def test_another_root_is_compared_in_points_where_both_have_a_value(fsr, root):
@@ -201,9 +219,9 @@ def test_another_root_is_compared_in_points_where_both_have_a_value(fsr, root):
         for attack, right in outcomes.items():
             store.save_evaluation(FIRST, Evaluation(attack=attack), np.arange(4), np.arange(4) < right, seconds=1.0)
     code, out, _ = fsr("compare", str(root / "again"), "-p", "ci")
-    rows = {line.split()[2]: line.split()[-1] for line in out.splitlines()[1:-1]}
+    rows = {line.split()[2]: line.split()[-1] for line in out.splitlines()[1:-2]}
     assert code == 0 and rows == {"clean": "0.0000", "fgsm": "-25.0000"}
-    assert "2 values: 1 equal; largest difference 25.00 points" in out
+    assert "2 values: 1 equal; largest difference 25.00 points\nnot compared: 1 values only here, 0 only in " in out
     assert files.root() == root.resolve()
 
 

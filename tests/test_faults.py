@@ -31,6 +31,8 @@ RUN = tiny_run(epochs=1)
 LONG = tiny_run(epochs=3)
 WITH_FSR = replace(RUN, module=FSR_HERE)
 CLEAN, FGSM, MASKS = Evaluation(attack="clean"), Evaluation(attack="fgsm"), Analysis(kind="masks")
+MEMORY = [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"), MemoryError()]
+MEMORY += [RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ...")]
 
 
 def forked(work, *given) -> int:
@@ -312,10 +314,6 @@ def test_divergence_names_its_epoch_and_keeps_the_last_good_checkpoint(root, mon
     runs.ensure_trained(LONG, CPU)
     whole = store.environment(LONG)["checkpoints"]
     assert all(whole[name] == resumed[name] for name in ("last", "ema"))
-
-
-MEMORY = [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"), MemoryError()]
-MEMORY += [RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ...")]
 
 
 @pytest.mark.parametrize("error", MEMORY, ids=lambda e: type(e).__name__)

@@ -14,6 +14,12 @@ from fsr.report import answer, findings, pages, sentences, update_readme
 
 LOWER, HIGHER, OPEN = (-0.03, -0.04, -0.02), (0.03, 0.02, 0.04), (0.01, -0.01, 0.03)
 STREAM = {"attack": "pgd20", "checkpoint": "last", "n": 5000, "correct": 1}
+PACE = "{} needs 11 epochs to reach the training accuracy under attack that {} reaches after 6 (one seed)."
+CASES2 = [((0.5,), PACE.format("AT + FSR", "AT")), ((2.0,), PACE.format("AT", "AT + FSR")), ((0.5, 2.0), None)]
+HELD = {(0.5,): ("−5.5", "−7.5"), (2.0,): ("+11.0", "+15.0"), (0.5, 2.0): ("+2.8", "+3.8")}
+CASES1 = [(LOWER, 1, "a loss in one seed. {}, −3.0 points [−4.0, −2.0]")]
+CASES1 += [(HIGHER, 2, "a gain in two seeds. {}, +3.0 points [+2.0, +4.0]")]
+CASES1 += [(OPEN, 5, "undecided in five seeds. {}, +1.0 points [−1.0, +3.0]")]
 FRAMES: dict[str, list[dict]] = {}
 
 
@@ -37,19 +43,12 @@ def gain(row: str, cell: tuple, base: str = "AT", metric: str = "autoattack", **
     return ours(f"{row}: gain over {base}", cell[0], metric, low=cell[1], high=cell[2], kind="gain", **fields)
 
 
-CASES1 = [
-    (LOWER, 1, "a loss in one seed. {}, −3.0 points [−4.0, −2.0] (last weights, 500 images)."),
-    (HIGHER, 2, "a gain in two seeds. {}, +3.0 points [+2.0, +4.0] (last weights, 500 images)."),
-    (OPEN, 5, "undecided in five seeds. {}, +1.0 points [−1.0, +3.0] (last weights, 500 images)."),
-]
-
-
 @pytest.mark.parametrize("cell, seeds, sentence", CASES1)
 def test_the_answer_has_sign_interval_images_and_seeds(frames, cell, seeds, sentence):
     frames["T1"] = [gain("AT + FSR", cell, seeds=seeds)]
     frames["T1"] += [ours("AT", 0.5, seeds=seeds), ours("AT + FSR", 0.5 + cell[0], seeds=seeds)]
     sentence = sentence.format(f"AutoAttack accuracy is 50.0 % for AT and {50 + 100 * cell[0]:.1f} % for AT + FSR")
-    assert answer("demo") == f"digits, ResNet-10 (width 8), 15 epochs: {sentence}"
+    assert answer("demo") == f"digits, ResNet-10 (width 8), 15 epochs: {sentence} (last weights, 500 images)."
     frames["T1"][1]["seeds"] += 1  # accuracies of other seeds than the gain's are not set beside it
     assert "AutoAttack accuracy of AT + FSR minus that of AT is" in answer("demo")
     frames["T1"][0] |= {"seeds_low": -0.07, "seeds_high": 0.01}  # decides where there is one
@@ -100,9 +99,7 @@ SWEEP = [ours(f"tau = {tau}", value, "ensemble", axis="tau") for tau, value in (
 COST = [{"network": "N", "fsr": fsr, "params": 100 + 5 * fsr, "macs": 10 + fsr} for fsr in (False, True)]
 QUERIES = [gain("AT + FSR", LOWER, metric="nattack", seeds=2), gain("AT + FSR", HIGHER, metric="square")]
 SAID: list[tuple] = [("T1", PAIRS, "Accuracy without attack of AT + FSR minus that of AT is −3.0 points [−4.0, −2.0].")]
-SAID += [
-    ("T1", PAIRS, "minus without, in points (one seed): TRADES + FSR +3.0 [+2.0, +4.0]. Undecided: MART + FSR (M).")
-]
+SAID += [("T1", PAIRS, "without, in points (one seed): TRADES + FSR +3.0 [+2.0, +4.0]. Undecided: MART + FSR (M).")]
 OVER = "AutoAttack accuracy minus AT's, in points (one seed): AT + FD"
 SAID += [("T2", PEERS, f"{OVER} +3.0 [+2.0, +4.0]. Undecided: AT + FSR.")]
 SAID += [("T2", [gain("AT + FD", LOWER)], f"{OVER} −3.0 [−4.0, −2.0].")]
@@ -124,7 +121,7 @@ SAID += [("T7", streams(1, 1), NEAR), ("T7", streams(0, 1), "+0.00 points (undec
 SAID += [("T7", streams(0, 3), "+0.00 [+0.00, +0.00] points (undecided).")]
 CUES = "Recalibration changes the accuracy of nearest neighbours on non-robust features by"
 SAID += [("T7", streams(1, 3), f"{CUES} +11.11 ["), ("T7", streams(-1, 3), f"{CUES} −11.11 [")]
-SAID += [("T8", COST, "N: FSR adds 5.0 % parameters and 10.0 % multiply-adds.")]
+SAID += [("T8", COST, "N: FSR adds 5.0 % parameters and 10.0 % multiply-adds."), ("T8", COST[:1], None)]
 WORST = "AT + FSR: 80.0 % under the authors' protocol, 72.0 % in the worst case (100 images, one seed)."
 SAID += [("T9", audited(80, 72), WORST)]
 
@@ -157,11 +154,6 @@ def recorded(run, rows: list[dict]) -> None:
     """A finished training with this history."""
     digest = files.sha256(store.save_history(run, rows))
     save_json(files.run_dir(run_id(run)) / "env.json", {"run_id": run_id(run), "history_sha256": digest})
-
-
-PACE = "{} needs 11 epochs to reach the training accuracy under attack that {} reaches after 6 (one seed)."
-CASES2 = [((0.5,), PACE.format("AT + FSR", "AT")), ((2.0,), PACE.format("AT", "AT + FSR")), ((0.5, 2.0), None)]
-HELD = {(0.5,): ("−5.5", "−7.5"), (2.0,): ("+11.0", "+15.0"), (0.5, 2.0): ("+2.8", "+3.8")}
 
 
 @pytest.mark.parametrize("speeds, sentence", CASES2)

@@ -1,14 +1,16 @@
 """The runner: strict about parameters, never over sources, failures by name, nothing twice."""
 
 import json
+import os
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import nbformat
 import pytest
 
 from fsr import experiments, files, notebooks
-from fsr.files import FSRError, UsageError
+from fsr.files import FSRError, TimeUp, UsageError
 
 PARAMETERS = 'profile = "demo"\nseeds: tuple[int, ...] | None = None  # annotated'
 
@@ -59,7 +61,7 @@ def test_a_failing_notebook_is_named_with_its_last_error_and_the_others_run(sour
     write(sources, "02-fine", "from fsr.config import Run\nRun(eps=8)")
     with pytest.raises(FSRError, match="UsageError: "):
         notebooks.run_notebook("02-fine", "ci")
-    cells = json.loads((files.results() / ".failed/ci/02-fine.ipynb").read_bytes())["cells"]
+    cells = json.loads((files.results() / f".failed/ci/02-fine-{os.getpid()}.ipynb").read_bytes())["cells"]
     (line,) = cells[-1]["outputs"][0]["traceback"]  # one line, without the frames above it
     assert line.startswith("UsageError: ") and line.count("\n") == 0
     (sources / "00-setup.ipynb").write_text("<<<<<<< ours\n{}")
@@ -80,10 +82,19 @@ def test_an_unchanged_notebook_is_not_executed_again_unless_forced(sources, root
     assert len({*keys, notebooks.key("02-fine", "ci")}) == 3  # the paper's cells and libraries count as well
 
 
-def test_after_a_signal_no_other_notebook_begins(sources):
-    signals = iter([False])  # none when the first notebook begins, one ever after
-    failed, said = execute("00-setup", "02-fine", interrupted=lambda: next(signals, True))
-    assert failed == [] and said == ["00-setup: executed", "02-fine: left out"]
+def test_after_a_signal_or_the_time_limit_no_other_notebook_begins(sources):
+    check = Mock(side_effect=[None, TimeUp("now")])  # before the second notebook
+    with pytest.raises(TimeUp):
+        execute("00-setup", "02-fine", check=check)
+    assert [path.stem for path in files.executed("ci").iterdir()] == ["00-setup"]
+
+
+def test_two_commands_share_no_file_and_kernels_have_time_to_start(sources, monkeypatch):
+    book = nbformat.v4.new_notebook(metadata={"papermill": {}})
+    monkeypatch.setattr(notebooks.papermill, "execute_notebook", run := Mock(return_value=book))
+    notebooks.run_notebook("02-fine", "ci")
+    (_, scratch, _), how = run.call_args
+    assert str(os.getpid()) in Path(scratch).stem and how["start_timeout"] >= 600
 
 
 def test_two_at_once_run_side_by_side_each_in_the_sources_folder(sources, tmp_path, monkeypatch):

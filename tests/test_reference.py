@@ -10,6 +10,15 @@ from fsr.files import UsageError
 from fsr.tables import verdict
 
 HEADER = "table,dataset,backbone,row,metric,value,unit,note\n"
+LINE = "T1,cifar10,resnet18,AT,clean,{},percent,"
+GOOD = LINE.format(82)
+BAD = [([LINE.format(v)], f"line 2: '{v}' is no number in") for v in ("82 %", "nan", "182", "-1")]
+BAD += [([GOOD + "a,b"], "line 2: more fields"), ([GOOD.replace(",clean", "")], "line 2: unknown unit ''")]
+WRONG = {"unit": ("percent", "cents"), "table": ("T1", "T11"), "dataset": ("cifar10", "c10"), "backbone": ("18", "81")}
+BAD += [([GOOD.replace(*pair)], f"line 2: unknown {name} '.*{pair[1]}'") for name, pair in WRONG.items()]
+BAD += [([LINE.format("0.525")], "line 2: '0.525' is a fraction"), ([GOOD, GOOD + '"', GOOD], "line 3: a quote is not")]
+BAD += [([GOOD.replace(*pair)], "line 2: a cell of T1 to T6 has") for pair in (("cifar10", ""), ("percent", "points"))]
+BAD += [([GOOD, GOOD.replace("clean", "fgsm"), GOOD], "line 4: .* already in line 2")]
 
 
 def typed(tmp_path, *lines, header=HEADER):
@@ -38,20 +47,6 @@ def test_a_typed_cell_is_read_and_blank_lines_and_a_byte_order_mark_are_forgiven
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     (cell,) = reference.paper_values(path)[["row", "metric", "value", "line"]].to_numpy().tolist()
     assert cell == ["AT + FSR", "pgd20", 52.5, 3] and reference.paper_values(tmp_path / "none.csv").empty
-
-
-LINE = "T1,cifar10,resnet18,AT,clean,{},percent,"
-GOOD = LINE.format(82)
-BAD = [([LINE.format(v)], f"line 2: '{v}' is no number in") for v in ("82 %", "nan", "182", "-1")]
-BAD += [([GOOD + "a,b"], "line 2: more fields"), ([GOOD.replace(",clean", "")], "line 2: unknown unit ''")]
-WRONG = {
-    "unit": ("percent", "procent"),
-    "table": ("T1", "T11"),
-    "dataset": ("cifar10", "c10"),
-    "backbone": ("18", "81"),
-}
-BAD += [([GOOD.replace(*pair)], f"line 2: unknown {name} '.*{pair[1]}'") for name, pair in WRONG.items()]
-BAD += [([GOOD, GOOD.replace("clean", "fgsm"), GOOD], "line 4: .* already in line 2")]
 
 
 @pytest.mark.parametrize(("lines", "message"), BAD)

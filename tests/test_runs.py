@@ -149,14 +149,10 @@ def test_outcomes_so_far_belong_to_the_weights_of_run_and_surrogate(root, monkey
     begun = {"batch": 250, "weights": own, **images, "progress": {"done": 20, "correct": [True] * 20}}
     with monkeypatch.context() as patch:
         patch.setattr(evaluating, "evaluate_attack", evaluate_attack)
-        for evaluation, made_of in (
-            (FGSM, {}),
-            (FGSM, {"weights": other}),
-            (transfer, {"surrogate_weights": other}),
-            (transfer, {"surrogate_weights": own}),
-            (transfer, {}),  # of a version that did not say
-            (FGSM, {"batch": 1000}),  # begun on a GPU, whose batches AutoAttack's state is made of
-        ):
+        cases = [(FGSM, {}), (FGSM, {"weights": other}), (transfer, {"surrogate_weights": other})]
+        cases += [(transfer, {"surrogate_weights": own}), (transfer, {})]  # the second of a version that did not say
+        cases += [(FGSM, {"batch": 1000})]  # begun on a GPU, whose batches AutoAttack's state is made of
+        for evaluation, made_of in cases:
             files.save_json(evaluating.partial_path(RUN, evaluation), begun | made_of)
             with pytest.raises(Interrupted):
                 runs.ensure_evaluated(RUN, evaluation, CPU)
@@ -217,7 +213,8 @@ def test_an_audits_planned_surrogate_is_trained_first_and_its_weights_mark_finis
 
     monkeypatch.setattr("fsr.audit.audit", audit)
     assert surrogate_run(replace(RUN, imported="0123456789")) == RUN
-    path = files.checkpoint_dir(run_id(run)) / "partial-last-audit-quick.json"
+    path, other = (evaluating.partial_path(run, Analysis(kind="audit", images=images)) for images in (12, 8))
+    assert path != other  # an audit of other images is another one
     first = stopped()
     assert (first["twin"], first["twin_weights"]) == (run_id(RUN), digest_of(runs.weights_path(RUN, "last")))
     assert stopped() == first

@@ -11,9 +11,9 @@ from fsr import experiments, files, hardware, runs, statistics, store
 from fsr.attacks import ATTACKS
 from fsr.cli import options
 from fsr.cli.options import DataDir, Device, Root, Setting, with_setting
-from fsr.config import Analysis, Evaluation
+from fsr.config import Analysis, Evaluation, replace
 from fsr.data.readers import check
-from fsr.files import Interrupted, UsageError, choose, duration
+from fsr.files import UsageError, choose, duration
 from fsr.runs import local
 from fsr.tables import audit_lines
 
@@ -25,7 +25,6 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_mar
 Profile = Annotated[str, typer.Option("--profile", "-p", help="demo, mini, headline ...; see README.")]
 Which = Annotated[str, typer.Argument(metavar="SET", help="A set (whitebox ...) or a run id.")]
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run id; `status` lists them.")]
-Attack = Annotated[str | None, typer.Option(help="Only this one of fsr.attacks.ATTACKS, printed.")]
 Checkpoint = Annotated[str, typer.Option(help="last, best or ema; of evaluate with --attack.")]
 Images = Annotated[int | None, typer.Option(min=1, help="How many; of evaluate with --attack: all, of nattack 1,000.")]
 Budget = Annotated[str, typer.Option(help="quick or full.")]
@@ -52,6 +51,7 @@ def run_all(setting: Setting, profile: Profile = "demo", only: Only = None, forc
     """Train, evaluate and analyse what is missing, then execute the notebooks that are not current."""
     from fsr import notebooks, report
 
+    files.repository()  # or fail at once, not after hours: the notebooks are there
     names = notebooks.numbered(only)
     sets = ("all",) if only is None else tuple(dict.fromkeys(s for n in names for s in experiments.NEEDS[n]))
     todo = runs.missing(profile, sets)
@@ -60,10 +60,10 @@ def run_all(setting: Setting, profile: Profile = "demo", only: Only = None, forc
     failed = setting.compute(todo) if todo else []
     workers = min(4, setting.workers or hardware.cores())
     with local.stoppable() as flag:
-        how = {"force": force_notebook, "workers": workers, "interrupted": flag.is_set}
-        failed += notebooks.execute(names, profile, report=log.info, **how)
-    if flag.is_set():
-        raise Interrupted("stopped by a signal; the same command goes on from here")
+        check = replace(setting.options, interrupted=flag.is_set).check
+        failed += notebooks.execute(names, profile, force=force_notebook, workers=workers, report=log.info, check=check)
+        if flag.is_set():
+            check()
     if only is None:
         typer.echo(f"report: {report.build(profile)}")
     options.conclude(failed)
@@ -82,7 +82,7 @@ def evaluate(
     setting: Setting,
     which: Which,
     profile: Profile = "demo",
-    attack: Attack = None,
+    attack: Annotated[str | None, typer.Option(help="Only this one of fsr.attacks.ATTACKS, printed.")] = None,
     checkpoint: Checkpoint = "last",
     images: Images = None,
 ) -> None:
@@ -92,8 +92,9 @@ def evaluate(
             raise UsageError("--images and --checkpoint belong to --attack NAME; else the profile's plan says both")
         return setting.do(options.plan_tasks(profile, which))
     chosen = choose("attack without surrogate", attack, {name: a for name, a in ATTACKS.items() if not a.needs})
-    evaluation = Evaluation(attack=attack, checkpoint=checkpoint, images=images or chosen.images)
-    tasks = options.tasks_of(options.runs_of(which, profile), evaluation)
+    some = options.runs_of(which, profile)
+    evaluation = Evaluation(attack=attack, checkpoint=checkpoint, images=images or options.at_most(chosen.images, some))
+    tasks = options.tasks_of(some, evaluation)
     setting.do(tasks)
     for task in () if setting.dry_run else tasks:
         correct = store.load_evaluation(task.run, evaluation).correct
@@ -120,10 +121,11 @@ def status(profile: Profile = "demo", device: Device = None, root: Root = None) 
     """What of a profile is done, partial and missing, and how long the missing trainings take."""
     files.use(root=root, existing=True)
     frame = runs.status(profile, device=device).rename(columns={"seconds": "training left"})
-    shown = {"training left": lambda s: "?" if s != s else duration(s) if s else ""}
-    typer.echo(frame.to_string(index=False, formatters=shown))
+    shown, left = {"training left": lambda s: duration(s) if s else ""}, frame["training left"]
+    typer.echo(frame.to_string(index=False, formatters=shown, na_rep="?"))
     counts = [f"{(frame['state'] == state).sum()} {state}" for state in ("done", "partial", "missing")]
-    typer.echo(f"{', '.join(counts)} of {len(frame)} runs; {duration(frame['training left'].sum())} of trainings left")
+    unknown = f", and {left.isna().sum()} that take an unknown time" * left.hasnans
+    typer.echo(f"{', '.join(counts)} of {len(frame)} runs; {duration(left.sum())} of trainings left{unknown}")
 
 
 @app.command("report", epilog="Example:  python -m fsr report --profile demo")
@@ -146,13 +148,15 @@ def compare(other: Other, profile: Profile = "demo", root: Root = None) -> None:
     again = store.metrics(plan)
     files.use(root=here)
     keys = ["run_id", "checkpoint", "attack_id"]
-    joined = store.metrics(plan).merge(again, on=keys, suffixes=("", "_again"), validate="one_to_one")
+    mine = store.metrics(plan)
+    joined = mine.merge(again, on=keys, suffixes=("", "_again"), validate="one_to_one")
     if joined.empty:
         raise UsageError(f"{other} and {here} hold no results of this profile in common; type `make retrain`")
     joined["difference"] = 100 * (joined["accuracy_again"] - joined["accuracy"])
     columns, sizes = [*keys, "n", "accuracy", "accuracy_again", "difference"], joined["difference"].abs()
     typer.echo(joined.to_string(index=False, columns=columns, float_format="{:.4f}".format))
     typer.echo(f"{len(joined)} values: {(sizes == 0).sum()} equal; largest difference {sizes.max():.2f} points")
+    typer.echo(f"not compared: {len(mine) - len(joined)} values only here, {len(again) - len(joined)} only in {other}")
 
 
 @app.command("data", epilog="Examples:  python -m fsr data check    python -m fsr data path --data /sets")

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -45,14 +46,19 @@ def plan_tasks(profile: str, which: str, *, train_only: bool = False) -> list:
         tasks = runs.tasks(profile, (which if which in sets else "all",), train_only=train_only)
         return [task for task in tasks if task.run in chosen]
     columns = [e for e in experiments.columns(profile, "whitebox").values() if e.attack != "ensemble"]
-    whole = _test_images(chosen[0]) is None  # a folder of any size
-    some = tuple(replace(e, checkpoint="last", images=None if whole else e.images) for e in columns)
+    folder = _test_images(chosen[0]) is None  # of any size: all of it
+    some = tuple(replace(e, checkpoint="last", images=None if folder else at_most(e.images, chosen)) for e in columns)
     return [runs.Task(run=chosen[0], parts=() if train_only else some)]
 
 
 def _test_images(run: Run) -> int | None:
     """How many test images a run has; None where only its folder says."""
     return DATASETS[run.dataset].test if run.test_size is None and run.dataset in DATASETS else run.test_size
+
+
+def at_most(images: int | None, chosen: Iterable[Run]) -> int | None:
+    """This many test images, or None, which is all, where a run has fewer."""
+    return None if any((images or 0) > (_test_images(run) or float("inf")) for run in chosen) else images
 
 
 def tasks_of(chosen: Iterable[Run], part: Evaluation | Analysis) -> list:
@@ -106,7 +112,7 @@ class Setting:
         """Compute what these tasks lack, or only say what it is; Exit with 1 when one failed."""
         todo = [task for task in tasks if task.missing()]
         if self.dry_run:
-            typer.echo("\n".join(f"{task.name}: {', '.join(task.missing())}" for task in todo) or "nothing to do")
+            typer.echo("\n".join(f"{one.name}: {', '.join(one.missing(gone=True))}" for one in todo) or "nothing to do")
         elif todo or distributed.requested():  # rank 0's list holds for all processes
             conclude(self.compute(todo))
         else:
@@ -141,6 +147,8 @@ def with_setting(command: Callable) -> Callable:
 
     @functools.wraps(command)
     def typed(**given):
+        if distributed.requested() and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+            raise UsageError("WORLD_SIZE and RANK are set, but torchrun did not start this: `unset WORLD_SIZE RANK`")
         if distributed.requested() and command.__name__ != "train":
             raise UsageError("torchrun is for `python -m fsr train`; type the other commands without it")
         return command(Setting(**{p.name: given.pop(p.name) for p in shared}), **given)

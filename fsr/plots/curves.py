@@ -5,7 +5,6 @@ from typing import Any
 
 import pandas as pd
 import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
@@ -25,7 +24,6 @@ MARKS |= {"best": {"marker": "*", "markersize": 8}, "EMA": {"marker": "D", "mark
 AXES = {"tau": "temperature $\\tau$", "lambda_sep": "weight $\\lambda_{sep}$", "lambda_rec": "weight $\\lambda_{rec}$"}
 AXES |= {"mask": "mask", "granularity": "one mask value per", "place": "place of the module"}
 VALUE = ["value", "low", "high", "n"]
-STRENGTHS = {"radius": "eps / usual eps", "steps": "steps of PGD"}
 
 
 def sweeps(profile: str) -> Figure:
@@ -53,18 +51,6 @@ def official(run: Run) -> pd.DataFrame:
     return reference.epoch_log().query("epoch <= @run.epochs").assign(method="authors' code", seed=0)
 
 
-def _marks(ax: Axes, frame: pd.DataFrame) -> None:
-    """Where the kept weights of every training stand: last, best (the first of equal epochs) and EMA."""
-    for (method, _), part in frame.groupby(["method", "seed"], sort=False):
-        last, best = part.iloc[-1], part.loc[part[ROBUST].idxmax()]
-        places = {"last": (last, ROBUST), "best": (best, ROBUST), "EMA": (last, f"ema_{ROBUST}")}
-        for name, (epoch, column) in places.items():
-            options = MARKS[name] | {"color": METHODS[method], "linestyle": "", "clip_on": False}
-            ax.plot(epoch["epoch"], epoch[column], markeredgewidth=0.8, **options)
-    for name, options in MARKS.items():
-        ax.plot([], [], label=name, color=style.GREY, linestyle="", **options)
-
-
 def training_curves(profile: str, shown: tuple[str, ...] = tuple(PANELS)) -> Figure:
     """F5: losses and accuracies per epoch, AT and AT + FSR overlaid, the authors' log beside them where it applies."""
     ours = style.histories(run for row in experiments.ROWS[profile]["whitebox"][:2] for run in row.runs)
@@ -79,7 +65,15 @@ def training_curves(profile: str, shown: tuple[str, ...] = tuple(PANELS)) -> Fig
         ax.set(title=PANELS[column], ylabel="", xlabel="epoch")
         if column.endswith("acc"):
             ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
-    _marks(figure.axes[shown.index(ROBUST)], ours)
+    ax = figure.axes[shown.index(ROBUST)]  # marks: last, best (the first of equal epochs) and EMA weights
+    for (method, _), part in ours.groupby(["method", "seed"], sort=False):
+        last, best = part.iloc[-1], part.loc[part[ROBUST].idxmax()]
+        places = {"last": (last, ROBUST), "best": (best, ROBUST), "EMA": (last, f"ema_{ROBUST}")}
+        for name, (epoch, column) in places.items():
+            options = MARKS[name] | {"color": METHODS[method], "linestyle": "", "clip_on": False}
+            ax.plot(epoch["epoch"], epoch[column], markeredgewidth=0.8, **options)
+    for name, options in MARKS.items():
+        ax.plot([], [], label=name, color=style.GREY, linestyle="", **options)
     note = f"{labels.setting(profile)}; lines: mean over seeds (at most {ours['seed'].nunique()}), bands: their range"
     source = "; authors' code: another person's run of 100 epochs, its rate falls later; test images for held-out ones"
     return style.finish(figure, note + source * bool(len(log)))
@@ -96,7 +90,7 @@ def attack_strength(profile: str) -> Figure:
     frame = pd.DataFrame(cells, columns=["axis", "x", "method", *VALUE]).dropna(subset="value").sort_values("x")
     style.need(frame[frame["x"] > 0], profile, "attacks of several strengths")
     figure, grid = style.panels(2, 2, 4.4, sharex="col", height_ratios=[2, 1])
-    for (axis, words), top, below in zip(STRENGTHS.items(), *grid):
+    for (axis, words), top, below in zip({"radius": "eps / usual eps", "steps": "steps of PGD"}.items(), *grid):
         for method, rows in frame[frame["axis"] == axis].groupby("method"):
             if method == "gain":
                 style.points(below, rows, rows["x"], METHODS["AT + FSR"])

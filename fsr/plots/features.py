@@ -15,9 +15,9 @@ from fsr.tables.labels import measured
 
 MAX_ROWS, OPACITY = 6, 0.72  # images of F1; of a map over its image
 IMAGES = {"clean": ("clean images", style.GREY, "-"), "adv": ("adversarial images", style.BROWN, (0, (3, 1.5)))}
-HEAD, NEIGHBOURS = "auxiliary head (trained with the network)", "k nearest neighbours (never trained)"
+HEAD = "auxiliary head (trained with the network)"
 PROBES: dict[str, Any] = {"aux": {"facecolor": "white", "hatch": "///", "label": HEAD}}
-PROBES["knn"] = {"facecolor": style.VERMILION, "label": NEIGHBOURS}
+PROBES["knn"] = {"facecolor": style.VERMILION, "label": "k nearest neighbours (never trained)"}
 NAME: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7.5, "fontweight": "bold"}  # of a cluster in F8
 NAME["path_effects"] = [withStroke(linewidth=2.5, foreground="white")]
 # F9, drawn by code (Kim et al. 2023 and the authors' code): centre of a box in units of the drawing, its text
@@ -29,19 +29,15 @@ BOXES = {
     "R": (66, 20, "recalibrated by $R$\n$\\tilde f^{\\,-} = f^{-} + (1 - m) \\odot R(f^{-})$"),
     "out": (66, 80, "output\n$\\tilde f = f^{+} + \\tilde f^{\\,-}$"),
     "rest": (93, 80, "rest of the\nbackbone"),
-}
-LOSSES = {
     "L+": (33, 105, "cross-entropy of $h(f^{+})$ with $y$"),
     "L-": (33, -5, "cross-entropy of $h(f^{-})$ with $y'$"),
+    "LR": (66, -5, "cross-entropy of $h(\\tilde f^{\\,-})$ with $y$"),
 }
-LOSSES["LR"] = (66, -5, "cross-entropy of $h(\\tilde f^{\\,-})$ with $y$")
-BOXES |= LOSSES
+LOSSES = ("L+", "L-", "LR")
 FILLS = {"f": "#EDEDED", "rest": "#EDEDED", "m": "#DCEBF7", "R": "#FBE3D3"}
 ARROWS = [("f", "m"), ("f", "f+"), ("f", "f-"), ("m", "f+"), ("m", "f-"), ("f-", "R"), ("R", "out"), ("f+", "out")]
 ARROWS += [("out", "rest"), ("f+", "L+"), ("f-", "L-"), ("R", "LR")]
-IDENTITY = (
-    "$\\tilde f = f^{+} + \\tilde f^{\\,-} = f + (1-m)\\odot R(f^{-})$: the output is $f$ plus a gated correction"
-)
+IDENTITY = r"$\tilde f = f^{+} + \tilde f^{\,-} = f + (1-m)\odot R(f^{-})$: the output is $f$ plus a gated correction"
 TRAINING = "Dashed: one auxiliary head $h$, used by the training losses only; $y'$: the most probable wrong class"
 
 
@@ -91,10 +87,7 @@ def mask_histograms(profile: str) -> Figure:
 
 
 def stream_bars(profile: str) -> Figure:
-    """F3: accuracy of every stream under PGD-20 by two probes, and the step from non-robust to recalibrated.
-
-    Mean over seeds; the interval is Wilson's of the images of one seed.
-    """
+    """F3: accuracy of streams under PGD-20 by two probes: mean over seeds, Wilson's interval of one seed's images."""
     chosen = experiments.profile_of(profile)
     frame = style.cells(profile, "T7", attack="pgd20", checkpoint=chosen.report_checkpoint)
     style.need(frame, profile, "streams")

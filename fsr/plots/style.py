@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from fsr import experiments, store, tables
 from fsr.files import MissingRecord
-from fsr.tables import labels
+from fsr.tables import labels, outcomes
 
 # Okabe and Ito 2008: eight colours that stay apart for the common kinds of colour blindness.
 BLUE, VERMILION, SKY, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#56B4E9", "#E69F00", "#009E73", "#CC79A7"
@@ -85,22 +85,21 @@ def setting(profile: str, checkpoint: str = "") -> str:
 
 
 def cells(profile: str, name: str, **columns) -> pd.DataFrame:
-    """The recorded cells of a table whose columns have these values, each one or a list.
-
-    low and high are of the interval that decides: over seeds and images from three seeds on, else over images.
-    """
+    """The recorded cells of a table whose columns have these values, each one or a list; low, high: as they decide."""
     frame = tables.table(profile, name)
     for column, value in columns.items():
         frame = frame[frame[column].isin(np.atleast_1d(value))]
     if "value" not in frame:
         return frame[frame["correct"].notna()]
-    low, high = (frame[f"seeds_{end}"].fillna(frame[end]) for end in ("low", "high"))
+    low, high = (frame[f"seeds_{end}"].fillna(frame[end]) for end in ("low", "high"))  # over seeds too, from three on
     return frame.assign(low=low, high=high)[frame["value"].notna()]
 
 
 def analyses(profile: str, runs, kind: str) -> list[tuple[dict, dict[str, np.ndarray]]]:
-    """Records and arrays of the planned analyses of this kind; MissingRecord when there are none."""
-    plan = [(run, one) for run in runs for one in experiments.analyses(profile, "all", run) if one.kind == kind]
+    """Records and arrays of the planned analyses of this kind; MissingRecord for none, or one of other weights."""
+    plan = [(run, one) for run in runs for one, _ in tables.analyses.recorded(profile, run, kind)]
+    if mixed := [run for run, one in plan if outcomes.of_other_weights(run, one)]:
+        raise MissingRecord(outcomes.advice(profile, mixed))
     records = [store.load_analysis(*pair) for pair in plan if store.has_record(*pair)]
     need(records, profile, kind)
     return records

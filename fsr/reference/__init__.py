@@ -3,6 +3,7 @@
 import csv
 import tomllib
 from collections import namedtuple
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -42,21 +43,30 @@ def paper_values(path: Path | None = None) -> pd.DataFrame:
     """The paper's cells as a person typed them, with their lines; empty without a file; UsageError names a bad line."""
     try:
         path = path or paper_file()
-        reader = csv.DictReader(path.read_text("utf-8-sig", "replace").splitlines(), restval="", skipinitialspace=True)
+        texts = path.read_text("utf-8-sig", "replace").splitlines()
     except (FileNotFoundError, UsageError):
         return pd.DataFrame(columns=[*COLUMNS, "line"])
+    reader = csv.DictReader(texts, restval="", skipinitialspace=True)
     if sorted(reader.fieldnames or []) != sorted(COLUMNS):
         raise UsageError(f"{path}, line 1: the columns must be {','.join(COLUMNS)}")
+    for line in (number for number, text in enumerate(texts, 1) if text.count('"') % 2):
+        raise UsageError(f"{path}, line {line}: a quote is not closed")
     rows, lines = list[dict](), dict[tuple, int]()
     for row in reader:
         line, key = reader.line_num, tuple(map(row.get, COLUMNS[:5]))
+        value = pd.to_numeric(row["value"], errors="coerce")
         checks = {f"unknown {name} {row[name]!r}, not in {these}": row[name] in these for name, these in KNOWN.items()}
+        whole = "" not in key and row["unit"] == "percent"
+        checks["a cell of T1 to T6 has five fields that are not empty, and is in percent"] = (
+            row["table"] == "T10" or whole
+        )
         checks["more fields than columns; put quotes around commas"] = None not in row
-        checks[f"{row['value']!r} is no number in 0..100"] = 0 <= pd.to_numeric(row["value"], errors="coerce") <= 100
+        checks[f"{row['value']!r} is no number in 0..100"] = 0 <= value <= 100
+        checks[f"{row['value']!r} is a fraction; type it in percent"] = row["metric"] != "clean" or not 0 < value < 1
         checks[f"the same cell is already in line {lines.get(key)}"] = lines.setdefault(key, line) == line
         for fault in (message for message, fine in checks.items() if not fine):
             raise UsageError(f"{path}, line {line}: {fault}")
-        rows.append(row | {"value": float(row["value"]), "line": line})
+        rows.append(row | {"value": float(value), "line": line})
     return pd.DataFrame(rows, columns=[*COLUMNS, "line"])
 
 
@@ -69,14 +79,13 @@ Claim = namedtuple(
 )
 
 
-def _claims() -> tuple[Claim, ...]:
+def _claims() -> Iterator[Claim]:
     values = known_results().groupby(["kind", "metric"])["value"].first()
-    claims = tomllib.loads((DATA / "claims.toml").read_text(encoding="utf-8"))["claim"]
-    for claim in claims:
+    for claim in tomllib.loads((DATA / "claims.toml").read_text(encoding="utf-8"))["claim"]:
         claim |= {name: tuple(value) for name, value in claim.items() if isinstance(value, list)}
         if "stated" in claim:  # numbers of others stand in known_results.csv alone
             claim["stated"] = float(values[claim["kind"], claim["stated"]])
-    return tuple(Claim(**claim) for claim in claims)
+        yield Claim(**claim)
 
 
-CLAIMS = _claims()
+CLAIMS = tuple(_claims())

@@ -82,22 +82,22 @@ def _part(profile: str, name: str) -> dict | None:
         shown = shown[shown["kind"].isin(["ours"] if name in ("T5", "T6") else OURS)]  # F4 shows their differences
     if "value" in shown and name != "T9" and shown["value"].isna().mean() > 0.5:  # most of it was not run
         return None
-    (stem, title), notes = tables.TABLES[name], tables.notes(profile, name, frame)
+    (stem, title), notes = tables.TABLES[name], tables.notes(profile, name)
     part = {"name": name, "title": title, "said": sentences, "notes": notes, "file": f"../tables/{profile}/{stem}"}
     return part | {"html": tables.show(shown).to_html() if len(shown) else ""}
 
 
 def _recorded() -> dict[str, dict]:
-    """The gain of FSR per profile whose main pair has been evaluated, the largest profile first."""
+    """The gain of FSR per profile whose main pair has been evaluated, the largest first; MissingRecord without any."""
     gains = {name: say.main_gain(say.reported(name, "T1"), name) for name in LARGEST_FIRST}
+    if not any(gains.values()):
+        raise MissingRecord("no pair has been evaluated here; `python -m fsr run-all` makes what README states")
     return {name: gain for name, gain in gains.items() if gain}
 
 
 def answers() -> str:
     """The answer of the largest profile that is settled, with what may explain it, then the other answers."""
-    if not (gains := _recorded()):
-        return "No profile that answers the question has been run here."
-    first, *others = sorted(gains, key=lambda name: name in tables.PRELIMINARY)
+    first, *others = sorted(_recorded(), key=lambda name: name in tables.PRELIMINARY)
     lines = [f"**{say.answer(first)}**", "", say.claimed(), "", *(f"- {one}" for one in say.reasons(first))]
     for name in (name for name in others if say.study(name)):
         lines += ["", f"When does FSR gain? {labels.setting(name)}:", "", *(f"- {one}" for one in say.study(name))]
@@ -117,8 +117,8 @@ def results() -> str:
         lines.append(line)
     of = f"{gain['n']:,.0f} images; gains of {say.seeds([gain['seeds']])}"
     frame = pd.DataFrame(lines, columns=["weights", "row", *map(labels.metric, metrics)])
-    table = frame.to_markdown(index=False, disable_numparse=True)
-    return f"{labels.setting(profile)}: accuracy in percent ({of}).\n\n{table}"
+    head = f"{labels.setting(profile)}: accuracy in percent ({of})."
+    return f"{head}\n\n{frame.to_markdown(index=False, disable_numparse=True)}"
 
 
 def profiles() -> str:

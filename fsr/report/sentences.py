@@ -183,7 +183,7 @@ def _streams(profile: str, _: pd.DataFrame) -> list[str]:
 
 def _overhead(profile: str, numbers: pd.DataFrame) -> list[str]:
     costs = numbers.dropna(subset=["params", "macs"]).groupby("network", sort=False)[["params", "macs"]]
-    added = (costs.max() / costs.min() - 1).map(measured).itertuples()  # two rows: with FSR and without
+    added = (costs.max() / costs.min() - 1)[costs.size() > 1].map(measured).itertuples()  # with FSR and without
     return [f"{name}: FSR adds {params} % parameters and {macs} % multiply-adds." for name, params, macs in added]
 
 

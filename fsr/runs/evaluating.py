@@ -22,8 +22,7 @@ from fsr.store.weights import digest_of
 
 def partial_path(run: Run, part: Evaluation | Analysis) -> Path:
     """Where an evaluation's outcomes, or an audit's finished groups, are kept until the record is there."""
-    name = part.attack_id if isinstance(part, Evaluation) else f"{part.kind}-{part.budget or 'quick'}"
-    return files.checkpoint_dir(run_id(run)) / f"partial-{part.checkpoint}-{name}.json"
+    return files.checkpoint_dir(run_id(run)) / f"partial-{store.record_path(run, part).name}"
 
 
 def _load_partial(path: Path, identity: dict) -> dict:
@@ -123,8 +122,7 @@ def _audit(run: Run, analysis: Analysis, options: Options, model: Classifier, we
     result = audit(model, as_float(x), y, eps=run.eps, budget=budget, **setting)
     record: dict = {"surrogate": name, "twin_weights": digest, "budget": budget, "version": AUDIT_VERSION, "n": len(y)}
     record |= {"crafting": "tf32" if device.type == "cuda" else "float32", "group_seconds": result.seconds}
-    record["images_sha256"] = identity["images_sha256"]
-    record["seconds"] = round(sum(result.seconds.values()), 3)
+    record |= {"images_sha256": identity["images_sha256"], "seconds": round(sum(result.seconds.values()), 3)}
     arrays = {f"group_{key}": correct.numpy() for key, correct in result.groups.items()}
     arrays |= {key: getattr(result, key).numpy() for key in ("worst_case", "authors_protocol")}
     same = ("not_applicable", "indicators", "flags", "checks", "binarization", "details", "randomised")

@@ -31,14 +31,14 @@ def _work(task: Task, options: Options, mark: Path) -> list[str]:
     return perform(task, replace(options, report=lambda *_: None, interrupted=lambda: mark.stat().st_size > 0))
 
 
-def _connected(address: str):
-    """Ray, connected; workers run this very package, in this root, whatever is installed on their node."""
+def run_tasks(tasks: list[Task], options: Options, *, address: str = "auto") -> list[str]:
+    """As `run_inline`, on the Ray cluster at address (local, auto or HOST:PORT); UsageError where none answers."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
     except ImportError:
         raise UsageError("Ray is not installed; type `pip install 'ray>=2.40' or -e '.[cluster]'`") from None
-    origin = files.provenance()
+    origin, futures = files.provenance(), {}  # workers run this very package, in this root
     variables = {"FSR_ROOT": str(files.root()), "FSR_DATA": str(files.data()), "FSR_COMMIT": origin["commit"] or ""}
     variables["FSR_DIRTY"] = "" if origin["dirty"] is None else str(int(origin["dirty"]))
     environment = {"env_vars": variables, "py_modules": [str(Path(fsr.__file__).parent)]}
@@ -48,15 +48,9 @@ def _connected(address: str):
         first = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0].rstrip(".")[:160]
         advice = "start one by `ray start --head`, or give --address HOST:PORT (with a token: RAY_AUTH_MODE=token)"
         raise UsageError(f"no Ray cluster at {address!r} that this user can use ({first}); {advice}") from None
-    return ray
-
-
-def run_tasks(tasks: list[Task], options: Options, *, address: str = "auto") -> list[str]:
-    """As `run_inline`, on the Ray cluster at address (local, auto or HOST:PORT); UsageError where none answers."""
     # a file that is there while the driver runs, by which workers know its folder, and not empty once they must stop
     mark = files.results() / ".locks" / f"{secrets.token_hex(8)}.shared"
     sent = replace(options, deadline=None, interrupted=bool, report=print)  # a worker has its own
-    ray, futures = _connected(address), {}
     try:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         gpus = any(node.get("GPU", 0) for node in nodes) if options.device is None else options.device != "cpu"

@@ -13,7 +13,7 @@ from fsr.config import Analysis, Evaluation, Run, run_id
 from fsr.files import FSRError, Interrupted, MissingRecord, TimeUp
 from fsr.runs.evaluating import ensure_recorded
 from fsr.runs.options import DEFAULT, Options
-from fsr.runs.training import ensure_trained, state_path
+from fsr.runs.training import ensure_trained, has_weights, state_path
 from fsr.tables import labels
 
 log = logging.getLogger("fsr")
@@ -31,11 +31,14 @@ class Task:
     def name(self) -> str:
         return run_id(self.run)
 
-    def missing(self) -> list[str]:
-        """What is not recorded yet: `train`, `<checkpoint> <attack id or kind>`."""
+    def missing(self, *, gone: bool = False) -> list[str]:
+        """What is not recorded yet: `train`, `<checkpoint> <attack id or kind>`; gone: `train again` for lost ones."""
         left = [part for part in self.parts if not store.has_record(self.run, part)]
         names = [f"{p.checkpoint} {p.attack_id if isinstance(p, Evaluation) else p.kind}" for p in left]
-        return ["train"] * (not store.is_trained(self.run)) + names
+        if not store.is_trained(self.run):
+            return ["train", *names]
+        again = gone and not self.run.imported and not all(has_weights(self.run, part.checkpoint) for part in left)
+        return ["train again"] * again + names
 
 
 def tasks(profile: str, sets: Iterable[str] = ("all",), *, train_only: bool = False) -> list[Task]:
@@ -114,7 +117,7 @@ def status(profile: str, *, device: str | None = None) -> pd.DataFrame:
         total = 1 + sum(len(task.parts) for task in own)
         state = "done" if not left else "partial" if trained or state_path(run).exists() else "missing"
         seconds = 0.0 if trained else seconds_left(run, measured)
-        recorded, then = f"{total - len(left)}/{total}", next(iter(left), "")
-        rows.append([labels.run(profile, run), run_id(run), state, recorded, seconds, then])
+        facts = [state, f"{total - len(left)}/{total}", seconds, next(iter(left), "")]
+        rows.append([labels.run(profile, run), run_id(run), *facts])
     columns = ["run", "id", "state", "recorded", "seconds", "next"]
     return pd.DataFrame(rows, columns=columns).astype({"seconds": float})

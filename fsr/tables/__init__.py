@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from fsr import experiments, files, reference, store
-from fsr.config import run_id
+from fsr.config import Run
 from fsr.files import UsageError
 from fsr.tables import analyses, display, outcomes, robustness, verdict
 from fsr.tables.analyses import audit_lines, provenance
@@ -22,6 +22,7 @@ TABLES |= {"T5": TableInfo("T5-settings", "Settings of the module"), "T6": Table
 TABLES |= {"T7": TableInfo("T7-streams", "What the streams know"), "T8": TableInfo("T8-overhead", "Overhead")}
 TABLES |= {"T9": TableInfo("T9-audit", "Adaptive audit"), "T10": TableInfo("T10-verdict", "Verdict")}
 TABLES |= {"T11": TableInfo("T11-overfit", "Where adversarial training overfits")}
+ANALYSES = {"T7": "streams", "T8": "cost", "T9": "audit"}  # the kind of analysis that these tables show
 OTHERS = {"T7": analyses.streams, "T8": analyses.overhead, "T9": analyses.audits, "T10": verdict.frame}
 # Profiles whose records are of mixed origin and are made again -> what a reader must know
 PRELIMINARY = {"mini": ["Its networks come from several machines. Treat these results as preliminary."]}
@@ -45,25 +46,26 @@ def _made(profile: str, name: str, *_state) -> pd.DataFrame:
     return OTHERS[name](profile) if name in OTHERS else robustness.frame(name, profile)
 
 
-def notes(profile: str, name: str, frame: pd.DataFrame | None = None) -> list[str]:
-    """The few sentences that a reader of this table needs; frame: the table, when it is at hand."""
-    frame = table(profile, name) if frame is None else frame
+def notes(profile: str, name: str) -> list[str]:
+    """The few sentences that a reader of this table needs."""
+    frame = table(profile, name)
     sentences = [verdict.scope(profile)] * (name == "T10") + PRELIMINARY.get(profile, [])
     if (size := experiments.profile_of(profile).base.train_size) and "metric" in frame:
         sentences.append(f"Networks were trained on {size:,} images.")
-    if "status" in frame and frame["status"].eq(robustness.OTHER_WEIGHTS).any():
-        runs = [run for row in experiments.ROWS[profile][robustness.KINDS[name]] for run in row.runs]
-        mixed = [r for r in runs if any(outcomes.of_other_weights(r, one) for one in store.evaluations(r))]
-        moved = "; ".join(f"move results/runs/{one} away" for one in dict.fromkeys(map(run_id, mixed)))
-        sentences += [f"Outcomes of other weights are left out; {moved} and run `python -m fsr run-all -p {profile}`."]
-    return sentences
+    plan, parts = experiments.SETS[profile]["all"], dict[Run, list]()
+    if name in ANALYSES:
+        parts = {run: [one for one, _ in analyses.recorded(profile, run, ANALYSES[name])] for run in plan}
+    elif "status" in frame and frame["status"].eq(robustness.OTHER_WEIGHTS).any():
+        parts = {run: list(store.evaluations(run)) for run in plan}
+    left_out = [run for run in parts if any(outcomes.of_other_weights(run, part) for part in parts[run])]
+    return [*sentences, *([outcomes.advice(profile, left_out)] if left_out else [])]
 
 
 def save(profile: str, name: str) -> list[Path]:
     """Write a table's csv, md and tex; a file whose content is the same is left alone."""
     frame, (stem, title) = table(profile, name), TABLES[name]
     title = f"{name}. {title} ({profile})"
-    sentences = [*filter(None, [display.legend(frame)]), *notes(profile, name, frame)]
+    sentences = [*filter(None, [display.legend(frame)]), *notes(profile, name)]
     texts = {"csv": display.csv_text(frame), "md": display.markdown(frame, title, sentences)}
     texts["tex"] = display.latex(frame, title, f"tab:{stem}", sentences)
     return [files.write_changed(files.tables(profile) / f"{stem}.{suffix}", text) for suffix, text in texts.items()]

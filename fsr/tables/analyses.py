@@ -6,7 +6,7 @@ import pandas as pd
 
 from fsr import experiments, statistics, store
 from fsr.config import Analysis, Run, run_id
-from fsr.tables import labels
+from fsr.tables import labels, outcomes
 from fsr.tables.labels import NOT_RUN, measured
 
 STREAMS, PROBES = ("f", "robust", "nonrobust", "recalibrated", "output"), ("aux", "knn")
@@ -23,9 +23,10 @@ GROUPS |= {"queries/random-noise": "8 control: random noise of the same size", W
 
 
 def recorded(profile: str, run: Run, kind: str) -> list[tuple[Analysis, dict]]:
-    """A run's planned analyses of this kind with their records; {} for one that was not run."""
-    plan = [a for a in experiments.analyses(profile, "all", run) if a.kind == kind]
-    return [(a, store.load_analysis(run, a)[0] if store.has_record(run, a) else {}) for a in plan]
+    """A run's planned analyses of this kind with their records; {} for one that was not run, or of other weights."""
+    plan = [one for one in experiments.analyses(profile, "all", run) if one.kind == kind]
+    here = [store.has_record(run, one) and not outcomes.of_other_weights(run, one) for one in plan]
+    return [(one, store.load_analysis(run, one)[0] if done else {}) for one, done in zip(plan, here)]
 
 
 def streams(profile: str) -> pd.DataFrame:

@@ -3,25 +3,29 @@
 from dataclasses import replace
 from functools import lru_cache
 from operator import attrgetter
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from fsr import files, statistics, store
-from fsr.config import PROTOCOL, Evaluation, Run
+from fsr import statistics, store
+from fsr.config import PROTOCOL, Analysis, Evaluation, Run, run_id
 from fsr.reference import MIN_SEEDS
 from fsr.tables import labels
 
 Runs = tuple[Run, ...]
-SPARED = 0.01  # share of its images that another attack may break and AutoAttack not: starting points differ
+SPARED = 0.01  # share of the images of both that another attack may break and AutoAttack not: starting points differ
 
 
 @lru_cache(maxsize=4096)
-def _read(root: Path, run: Run, evaluation: Evaluation) -> tuple[pd.Series, dict]:
-    """Outcomes by test-set position, and their record; records are never rewritten, so they are read once."""
+def _loaded(run: Run, evaluation: Evaluation, *_file) -> tuple[pd.Series, dict]:
     loaded = store.load_evaluation(run, evaluation)
     return pd.Series(loaded.correct, index=loaded.index).sort_index(), loaded.record
+
+
+def _read(run: Run, evaluation: Evaluation) -> tuple[pd.Series, dict]:
+    """Outcomes by test-set position, and their record; read again when its file is another one."""
+    path = store.record_path(run, evaluation)
+    return _loaded(run, evaluation, path, path.stat().st_mtime_ns)
 
 
 def _parts(evaluation: Evaluation) -> list[Evaluation]:
@@ -29,12 +33,20 @@ def _parts(evaluation: Evaluation) -> list[Evaluation]:
     return [replace(evaluation, attack=name) for name in names]
 
 
-def of_other_weights(run: Run, evaluation: Evaluation) -> bool:
-    """Is this evaluation on record, but of other weights than those of the run's training on record?"""
+def of_other_weights(run: Run, part: Evaluation | Analysis) -> bool:
+    """Is this evaluation or analysis on record, but of other weights than those of the run's training on record?"""
     trained = store.environment(run).get("checkpoints", {}) if store.is_trained(run) else {}
-    digest = trained.get(evaluation.checkpoint)
-    records = [_read(files.results(), run, one)[1] for one in _parts(evaluation) if store.has_record(run, one)]
-    return digest is not None and any(record.get("weights") not in (None, digest) for record in records)
+    if (digest := trained.get(part.checkpoint)) is None:
+        return False
+    here = [one for one in ([part] if isinstance(part, Analysis) else _parts(part)) if store.has_record(run, one)]
+    records = [store.load_analysis(run, p)[0] if isinstance(p, Analysis) else _read(run, p)[1] for p in here]
+    return any(record.get("weights") not in (None, digest) for record in records)
+
+
+def advice(profile: str, mixed: list[Run]) -> str:
+    """What to do about runs of which some outcomes are of other weights."""
+    moved = "; ".join(f"move results/runs/{one} away" for one in dict.fromkeys(map(run_id, mixed)))
+    return f"Outcomes of other weights are left out; {moved} and run `python -m fsr run-all -p {profile}`."
 
 
 def outcome(run: Run, evaluation: Evaluation) -> pd.Series | None:
@@ -42,7 +54,7 @@ def outcome(run: Run, evaluation: Evaluation) -> pd.Series | None:
     parts = _parts(evaluation)
     if not all(store.has_record(run, part) for part in parts) or of_other_weights(run, evaluation):
         return None
-    return pd.concat([_read(files.results(), run, part)[0] for part in parts], axis=1, join="inner").all(axis=1)
+    return pd.concat([_read(run, part)[0] for part in parts], axis=1, join="inner").all(axis=1)
 
 
 def accuracy(runs: Runs, evaluation: Evaluation) -> dict:
@@ -64,10 +76,7 @@ def mean_of(values: list[float], n: int) -> dict:
 
 
 def gain(runs: Runs, baseline: Runs, evaluation: Evaluation, base_evaluation: Evaluation | None = None) -> dict:
-    """Accuracy of `runs` minus `baseline` as a fraction, on the images that both have, seed by seed.
-
-    low, high: over images; seeds_low, seeds_high: over both, from three seeds on; p_first_seed: McNemar's, of one pair.
-    """
+    """`runs` minus `baseline`, a fraction, by seed on the images of both; low, high: over images; seeds_: over both."""
     bases = {run.seed: outcome(run, base_evaluation or evaluation) for run in baseline}
     pairs = [(bases.get(run.seed), outcome(run, evaluation)) for run in runs]
     joined = [pd.concat(pair, axis=1, join="inner") for pair in pairs if all(o is not None for o in pair)]
@@ -84,30 +93,31 @@ def gain(runs: Runs, baseline: Runs, evaluation: Evaluation, base_evaluation: Ev
     return cell
 
 
-def broken_only(run: Run, evaluation: Evaluation, survived: pd.Series | None) -> tuple[int, int]:
-    """(images of `survived` that fall to this evaluation, images of it that this saw); 0, 0 where one was not run."""
+def broken_only(run: Run, evaluation: Evaluation, survived: pd.Series | None) -> tuple[int, int, int]:
+    """Of n images that both saw: (`survived` but fall to this evaluation, `survived`, n); 0s where one was not run."""
     other = outcome(run, evaluation)
     if survived is None or other is None:
-        return 0, 0
+        return 0, 0, 0
     joined = pd.concat([survived, other], axis=1, join="inner").to_numpy()
-    return int((joined[:, 0] & ~joined[:, 1]).sum()), int(joined[:, 0].sum())
+    return int((joined[:, 0] & ~joined[:, 1]).sum()), int(joined[:, 0].sum()), len(joined)
 
 
 def warnings(runs: list[Run], evaluation: Evaluation) -> str | None:
     """What puts an AutoAttack result in doubt: its own flags, and attacks that beat it; `none` without any."""
     if not evaluation.attack.startswith("autoattack"):
         return None
-    parts = [_read(files.results(), run, evaluation) for run in runs]
+    parts = [_read(run, evaluation) for run in runs]
     flags = [record["flags"] for _, record in parts if record.get("flags") is not None]
     if not flags:
         return None
     raised = sorted({name for record in flags for name, on in record.items() if on is True})
     doubts = [", ".join(raised).replace("_", " ")] * bool(raised)
-    setting, beaten = attrgetter("checkpoint", "eps", "intervention"), [(0, 0, 1, "")]
+    setting, beaten = attrgetter("checkpoint", "eps", "intervention"), [(0.0, 0, 0, "")]
     for run, (autoattack, _) in zip(runs, parts):
-        others = [other for other in store.evaluations(run) if setting(other) == setting(evaluation)]
-        beaten += [(*broken_only(run, other, autoattack), len(autoattack), other.attack) for other in others]
-    broken, left, n, attack = max(beaten)
-    if broken > SPARED * n:
+        for other in (other for other in store.evaluations(run) if setting(other) == setting(evaluation)):
+            broken, left, n = broken_only(run, other, autoattack)
+            beaten.append((broken / max(n, 1), broken, left, other.attack))
+    share, broken, left, attack = max(beaten)
+    if share > SPARED:
         doubts.append(f"{labels.metric(attack)} breaks {broken} of the {left} that it leaves")
     return "; ".join(doubts) or "none"

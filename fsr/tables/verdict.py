@@ -147,9 +147,9 @@ def unseen(profile: str, claim: Claim) -> Finding:
     white = outcomes.outcome(run, _column(profile, "ensemble", claim.checkpoint))
     attacks = [_column(profile, name, claim.checkpoint, "blackbox") for name in ("nattack", "square")]
     counts = [outcomes.broken_only(run, attack, white) for attack in attacks]
-    if not all(left for _, left in counts):
+    if not all(left for _, left, _ in counts):
         return NOTHING
-    worst = max(100 * broken / left for broken, left in counts)
+    worst = max(100 * broken / left for broken, left, _ in counts)
     return Finding(worst, holds=worst <= claim.tolerance)
 
 

@@ -1,6 +1,9 @@
 """T7, T8, T9 and the provenance from records whose numbers are known."""
 
-from fsr import audit, experiments, tables
+import pytest
+
+from fsr import audit, experiments, plots, tables
+from fsr.config import run_id
 
 AT, BOTH = experiments.main_pair("demo")
 NETWORK = "ResNet-10 (width 8)"
@@ -31,15 +34,8 @@ def test_overhead_has_the_latency_of_both_from_one_process(records):
     records("demo").trained(BOTH, 1.5, {"cpu": "a test", "threads": 1}, sittings=parts)
     rows = wide("T8", "network", "method")
     machine = "a test, threads: 1, processes: 1 and H200, shared, threads: None, processes: 1"
-    assert list(rows.loc[(NETWORK, "AT + FSR")][1:]) == [
-        "1,313",
-        "2,072,000",
-        "1.50",
-        "20.50",
-        "2.00",
-        "a processor",
-        machine,
-    ]
+    costs = ["1,313", "2,072,000", "1.50", "20.50", "2.00", "a processor", machine]
+    assert list(rows.loc[(NETWORK, "AT + FSR")][1:]) == costs
     assert list(rows.loc[(NETWORK, "AT")][["latency of a batch, ms", "seconds per epoch"]]) == ["16.40", "not run"]
 
 
@@ -53,12 +49,8 @@ def audit_record(**changes):
 def test_audit_shows_groups_the_control_worst_case_doubts_and_indicators(records):
     write = records("demo")
     attacks = {"queries/square": {"n": 100, "correct": 62}, "queries/random-noise": {"n": 100, "correct": 80}}
-    more = {
-        "checks": {"cw_above_pgd20": True, "changed": []},
-        "binarization": {"pgd20": 0.9, "cw": None},
-        "attacks": attacks,
-    }
-    write.analysis(BOTH, "audit", audit_record(not_applicable={"mask/frozen": "no slope"}, **more))
+    more = {"checks": {"cw_above_pgd20": True, "changed": []}, "binarization": {"pgd20": 0.9, "cw": None}}
+    write.analysis(BOTH, "audit", audit_record(not_applicable={"mask/frozen": "no slope"}, attacks=attacks, **more))
     write.analysis(AT, "audit", audit_record(groups={}, not_applicable={"mask": "no FSR mask"}))
     rows = wide("T9", "attack group")
     both, at, order = rows["AT + FSR, last"], rows["AT, last"], list(rows.index)
@@ -74,6 +66,16 @@ def test_audit_shows_groups_the_control_worst_case_doubts_and_indicators(records
     lines = tables.audit_lines(audit_record())  # the same in a terminal
     assert lines[0].startswith("authors' protocol ") and lines[0].endswith("70.0 [60.4, 78.1]")
     assert set(audit.GROUPS) - {"protocol", "indicators", "binarization"} <= set(tables.analyses.GROUPS)
+
+
+@pytest.mark.parametrize("name, kind", [("T7", "streams"), ("T9", "audit"), ("F2", "masks")])
+def test_analyses_of_other_weights_than_the_trainings_are_left_out_and_named(records, name, kind):
+    records("demo").trained(BOTH, 1.0, {}, checkpoints=dict.fromkeys(("last", "best", "ema"), "first"))
+    rows = [{"stream": "f", "probe": "knn", "attack": "pgd20", "n": 200, "correct": 90}]
+    records("demo").analysis(BOTH, kind, audit_record(weights="second", rows=rows))
+    says = tables.notes("demo", name)[0] if name[0] == "T" else plots.show("demo", name).data
+    assert f"Outcomes of other weights are left out; move results/runs/{run_id(BOTH)} away" in says
+    assert name == "F2" or tables.table("demo", name)["correct"].isna().all()
 
 
 def test_provenance_has_a_row_per_finished_training(records):

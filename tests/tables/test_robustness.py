@@ -1,5 +1,7 @@
 """T1 to T6 and T11 from records whose numbers are known."""
 
+import shutil
+
 import numpy as np
 import pytest
 from scipy.stats import binomtest
@@ -13,6 +15,8 @@ AT, BOTH = experiments.main_pair("demo")
 ROWS = {kind: {row.name: row.runs for row in reversed(rows)} for kind, rows in experiments.ROWS["demo"].items()}
 WHITEBOX = ROWS["whitebox"]
 GAIN = "AT + FSR: gain over AT"
+DOUBTS = [(1, 0, "none"), (2, 0, "PGD-20, joint loss breaks 2 of the 70 that it leaves")]
+DOUBTS += [(2, 2, "pgd10 breaks 2 of the 50 that it leaves")]  # of 50 both saw: more than 2 of 100
 
 
 def pick(name="T1", profile="demo", **keys):
@@ -33,6 +37,9 @@ def test_a_table_shows_each_record_as_soon_as_it_is_there_and_never_a_callers_ch
     frame = tables.table("demo", "T1")
     frame["value"] = 0.0
     assert cells == ["not run"] * 5 and pick(metric="ensemble", row="AT")["value"] == 0.6
+    shutil.rmtree(run_dir(run_id(AT)))  # and made again
+    write.evaluation(AT, "clean", 200)
+    assert pick(metric="clean", row="AT")["value"] == 0.4
 
 
 @pytest.mark.parametrize("profile", experiments.PROFILES)
@@ -91,13 +98,14 @@ def test_autoattack_shows_its_own_n_and_a_doubt_is_marked(records, shown):
     assert ["†: " in tables.display.legend(tables.table("demo", name)) for name in ("T1", "T3")] == [True, False]
 
 
-@pytest.mark.parametrize("broken, doubt", [(1, "none"), (2, "PGD-20, joint loss breaks 2 of the 70 that it leaves")])
-def test_another_attack_that_breaks_what_autoattack_leaves_puts_it_in_doubt(records, broken, doubt):
+@pytest.mark.parametrize("broken, few, doubt", DOUBTS)
+def test_another_attack_that_breaks_what_autoattack_leaves_puts_it_in_doubt(records, broken, few, doubt):
     """Of its 100 images AutoAttack leaves the first 70; the joint loss breaks some of these, and most others."""
     write, cas = records("demo"), ROWS["deactivation"]["AT + CAS"][0]
     write.evaluation(cas, "autoattack", 70, kind="deactivation", flags={"dynamic": False})
     joint = (np.arange(500) >= broken) & (np.arange(500) < 80)
     write.evaluation(cas, "pgd20-joint", joint, kind="deactivation")
+    save_evaluation(cas, Evaluation(attack="pgd10", images=50), np.arange(50), np.arange(50) >= few)
     write.evaluation(cas, "pgd20", 0, kind="deactivation", eps=0.3)  # stronger: says nothing
     write.evaluation(cas, "pgd20", 0, kind="deactivation", intervention="mask_one")  # another network
     assert pick("T2", row="AT + CAS", metric="autoattack")["flags"] == doubt

@@ -11,6 +11,19 @@ from fsr.tables import verdict as rules
 
 CLAIMS = {claim.id: claim for claim in reference.CLAIMS}
 VARIANTS = ("recalibration without L_sep", *experiments.CONTROLS)
+# What is measured for a claim, and the verdict
+C1 = [((22, 20, 24), "reproduced"), ((-22, -20, -24), "contradicted"), ((-20, 0, 30), "undecided")]
+C1 += [((22,), "points towards"), ((-22, -20), "points against"), ((1,), "undecided")]
+C8 = [([261, 262, 263], "reproduced"), ([200, 201, 202], "contradicted"), ([200], "points against")]
+C12 = [(14.0, "NVIDIA H200", 2, "reproduced"), (40.0, "NVIDIA H200", 2, "undecided")]
+C12 += [(40.0, "NVIDIA H200", 1, "contradicted"), (14.0, "NVIDIA A100", 1, "undecided")]
+C3 = [(1.05, {}, "reproduced"), (1.05, {"sharing": 2}, "undecided"), (1.2, {"sharing": 2}, "contradicted")]
+C3 += [(1.05, {"processes": 2}, "undecided"), (1.05, {"sittings": [{"hardware": {"gpu": "A100"}}]}, "undecided")]
+C18 = [(-40, 60, 640, ("supported",) * 4), (0, 60, 700, ("supported", "supported", "not supported", "supported"))]
+C18 += [(40, -60, 540, ("not supported", "not supported", "undecided", "supported"))]
+C23 = [(300, 50, -50, (True, True, False)), (-300, -200, -300, (False, False, True))]
+C23 += [(-100, -200, -200, (False, True, False))]
+C5 = [((40, 42, 44), "reproduced"), ((-40, -42, -44), "contradicted"), ((40,), "undecided")]
 
 
 def verdicts(profile):
@@ -38,11 +51,7 @@ def test_listed_are_the_claims_that_a_profile_can_decide_and_the_others_are_name
     assert sorted(others) == sorted(c.id for c in CLAIMS.values() if profile not in c.profiles)
 
 
-@pytest.mark.parametrize(
-    ("gains", "expected"),
-    [((22, 20, 24), "reproduced"), ((-22, -20, -24), "contradicted"), ((-20, 0, 30), "undecided")]
-    + [((22,), "points towards"), ((-22, -20), "points against"), ((1,), "undecided")],
-)
+@pytest.mark.parametrize("gains, expected", C1)
 def test_c1_by_the_interval_over_seeds_and_images(records, gains, expected):
     write(records, "mini", "AT", [200] * len(gains))
     write(records, "mini", "AT + FSR", [200 + gain for gain in gains])
@@ -86,9 +95,7 @@ def test_a_lead_must_hold_over_every_peer_or_control(records):
     assert result.loc["C14", "verdict"] == "supported"
 
 
-@pytest.mark.parametrize(
-    ("counts", "expected"), [((40, 42, 44), "reproduced"), ((-40, -42, -44), "contradicted"), ((40,), "undecided")]
-)
+@pytest.mark.parametrize("counts, expected", C5)
 def test_cues_by_neighbours_and_the_check_that_separation_was_learnt(records, counts, expected):
     for run, more in zip(rows("mini")["AT + FSR"].runs, counts):
         cells = [("knn", "nonrobust", 500), ("knn", "recalibrated", 500 + more)]
@@ -100,31 +107,20 @@ def test_cues_by_neighbours_and_the_check_that_separation_was_learnt(records, co
     assert result["verdict"] == expected  # one seed has no interval
 
 
-@pytest.mark.parametrize(
-    ("right", "expected"),
-    [([261, 262, 263], "reproduced"), ([200, 201, 202], "contradicted"), ([200], "points against")],
-)
+@pytest.mark.parametrize("right, expected", C8)
 def test_equivalence_with_the_reruns_accuracy(records, right, expected):
     """Stated: 52.38 % under PGD-20, tolerance 1.5 points; 262 of 500 are 52.4 %."""
     write(records, "headline", "AT + FSR", right, metric="pgd20")
     assert verdicts("headline").loc["C8", "verdict"] == expected
 
 
-@pytest.mark.parametrize(
-    ("seconds", "gpu", "sharing", "expected"),
-    [(14.0, "NVIDIA H200", 2, "reproduced"), (40.0, "NVIDIA H200", 2, "undecided")]
-    + [(40.0, "NVIDIA H200", 1, "contradicted"), (14.0, "NVIDIA A100", 1, "undecided")],
-)
+@pytest.mark.parametrize("seconds, gpu, sharing, expected", C12)
 def test_seconds_on_the_stated_device_where_sharing_only_slows(records, seconds, gpu, sharing, expected):
     records("headline40").trained(experiments.main_pair("headline40")[1], seconds, {"gpu": gpu}, sharing=sharing)
     assert verdicts("headline40").loc["C12", "verdict"] == expected
 
 
-@pytest.mark.parametrize(
-    ("macs", "more", "expected"),
-    [(1.05, {}, "reproduced"), (1.05, {"sharing": 2}, "undecided"), (1.2, {"sharing": 2}, "contradicted")]
-    + [(1.05, {"processes": 2}, "undecided"), (1.05, {"sittings": [{"hardware": {"gpu": "A100"}}]}, "undecided")],
-)
+@pytest.mark.parametrize("macs, more, expected", C3)
 def test_overhead_by_operations_and_by_seconds_on_one_machine_that_nobody_shares(records, macs, more, expected):
     for run, ratio, extra in zip(experiments.main_pair("headline40"), (1.0, macs), ({}, more)):
         records("headline40").trained(run, 10 * ratio, {"gpu": "H200"}, **extra)
@@ -161,14 +157,7 @@ def study(right: dict, seeds=5):
                 store.save_evaluation(run, evaluation, np.arange(2000), np.arange(2000) < count + i)
 
 
-@pytest.mark.parametrize(
-    ("early", "last", "variant", "expected"),
-    [
-        (-40, 60, 640, ("supported",) * 4),
-        (40, -60, 540, ("not supported", "not supported", "undecided", "supported")),
-        (0, 60, 700, ("supported", "supported", "not supported", "supported")),
-    ],
-)
+@pytest.mark.parametrize("early, last, variant, expected", C18)
 def test_the_studys_predictions(root, early, last, variant, expected):
     """AT has 600 of 2,000 right at `last` and 700 earlier; AT + FSR so many more; variants at `last`."""
     study({("AT", "last"): 600, ("AT", "best"): 700, ("AT", "ema"): 700})
@@ -189,11 +178,7 @@ def test_training_accuracy_stays_below_at_every_epoch(records, crossing, expecte
     assert verdicts("overfit").loc["C20", "verdict"] == expected
 
 
-@pytest.mark.parametrize(
-    ("last", "best", "ema", "expected"),
-    [(300, 50, -50, (True, True, False)), (-300, -200, -300, (False, False, True))]
-    + [(-100, -200, -200, (False, True, False))],
-)
+@pytest.mark.parametrize("last, best, ema, expected", C23)
 def test_the_predictions_about_a_hundred_epochs(records, last, best, ema, expected):
     """Of 10,000 images AT + FSR has so many more: slow start, overfitting, a real deficit; the bound is one point."""
     for checkpoint, more in (("last", last), ("best", best), ("ema", ema)):

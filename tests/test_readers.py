@@ -81,9 +81,9 @@ def test_svhn_has_its_zeros_as_zeros(tmp_path, monkeypatch):
     assert np.array_equal(train_x.numpy(), x.transpose(3, 2, 0, 1)) and names == tuple("0123456789")
 
 
-def _jpeg(value: int, mode: str = "RGB") -> bytes:
+def _saved(kind: str, array: np.ndarray, mode: str | None = None, **options) -> bytes:
     file = io.BytesIO()
-    Image.new(mode, (64, 64), value if mode == "L" else (value,) * 3).save(file, "JPEG")
+    Image.fromarray(array, mode).save(file, kind, **options)
     return file.getvalue()
 
 
@@ -92,11 +92,12 @@ def test_tiny_imagenet_is_read_whole_or_said_to_be_half(tmp_path, monkeypatch):
     files = {"wnids.txt": b"n09\nn01\n", "val/val_annotations.txt": b""}
     for wnid, value in (("n09", 200), ("n01", 50)):
         for i in range(3):
-            files[f"train/{wnid}/images/{wnid}_{i}.JPEG"] = _jpeg(value + i, "L" if i == 2 else "RGB")
+            pixels = np.full((64, 64) if i == 2 else (64, 64, 3), value + i, np.uint8)
+            files[f"train/{wnid}/images/{wnid}_{i}.JPEG"] = _saved("JPEG", pixels)
         files[f"train/{wnid}/{wnid}_boxes.txt"] = b"0\t0\t1\t1\n"
     for i, wnid in enumerate(("n01", "n09", "n09", "n01")):
         files["val/val_annotations.txt"] += f"val_{i}.JPEG\t{wnid}\t0\t0\t1\t1\n".encode()
-        files[f"val/images/val_{i}.JPEG"] = _jpeg(100 + i)
+        files[f"val/images/val_{i}.JPEG"] = _saved("JPEG", np.full((64, 64, 3), 100 + i, np.uint8))
     for name, content in files.items():
         path = tmp_path / "tiny-imagenet-200" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -167,12 +168,6 @@ def test_images_keep_their_grey_levels_and_colours(name, tmp_path):
     assert np.abs(got - (expected if expected.ndim == 3 else expected[:, :, None])).max() <= tolerance
 
 
-def _saved(kind: str, array=COLOURS, mode: str | None = None, **options) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(array, mode).save(file, kind, **options)
-    return file.getvalue()
-
-
 def _bomb() -> bytes:
     head, body = struct.pack(">IIBBBBB", 20000, 20000, 1, 0, 0, 0, 0), zlib.compress(bytes(1000))
     parts = [(b"IHDR", head), (b"IDAT", body), (b"IEND", b"")]
@@ -182,8 +177,8 @@ def _bomb() -> bytes:
 
 TALK = PngImagePlugin.PngInfo()
 TALK.add_text("comment", "x" * 2_000_000, zip=True)
-UNREADABLE = {"cut.jpg": _saved("JPEG")[:600], "bomb.png": _bomb(), "talk.png": _saved("PNG", pnginfo=TALK)}
-UNREADABLE |= {"header.pgm": b"P5 2x4 24 255 " + bytes(576), "text.png": b"not an image"}
+UNREADABLE = {"cut.jpg": _saved("JPEG", COLOURS)[:600], "talk.png": _saved("PNG", COLOURS, pnginfo=TALK)}
+UNREADABLE |= {"bomb.png": _bomb(), "header.pgm": b"P5 2x4 24 255 " + bytes(576), "text.png": b"not an image"}
 UNREADABLE |= {"I.tiff": _saved("TIFF", RAMP.astype(np.int32)), "F.tiff": _saved("TIFF", RAMP.astype(np.float32))}
 UNREADABLE |= {"L.tiff": _saved("TIFF", EIGHT // 2, tiffinfo={339: 2}), "link.png": None}
 UNREADABLE["CMYK.jpg"] = _saved("JPEG", HALF, "CMYK").replace(b"\xff\xee", b"\xff\xe1", 1)  # without Adobe's mark

@@ -3,8 +3,6 @@
 N images, C channels, h and w positions, K classes; f is the map (N, C, h, w) that the last inserted module was given.
 """
 
-import copy
-import statistics
 import timeit
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -21,7 +19,7 @@ from fsr.attacks import attack_named
 from fsr.config import Analysis, Run, replace
 from fsr.data import Data, as_float, batches, part_of_test
 from fsr.models import BACKBONES, FSR, Classifier, count_macs, count_params, model_of
-from fsr.models.modes import eval_mode, hooked
+from fsr.models.modes import copied, eval_mode, hooked
 
 ATTACK, BATCH = "pgd20", 250  # of every analysis
 STREAMS = ("robust", "nonrobust", "recalibrated")
@@ -31,7 +29,7 @@ PERPLEXITY, SEED = 30, 0  # of t-SNE
 TEMPERATURE = 0.07  # of the neighbours' weights exp(similarity / temperature)
 KEPT_BYTES = 2**18  # pooled features are kept beside their t-SNE up to this size
 LATENCY_BATCHES = (1, 128)  # peak memory at the last
-WARMUPS, REPEATS = 2, 9
+WARMUPS, REPEATS = 2, 9  # passes that are not timed, and those that are
 
 
 class Seen(NamedTuple):
@@ -166,7 +164,7 @@ def peak_memory(model: Classifier, x: Tensor, y: Tensor) -> float:
     """MiB at the peak of one training batch without optimiser: a GPU's allocator counts, or torch its live tensors."""
     from torch.distributed._tools.mem_tracker import MemTracker
 
-    model, tracker, before = copy.deepcopy(model).train(), MemTracker(), 0
+    model, tracker, before = copied(model).train(), MemTracker(), 0
     tracker.track_external(model)
     if x.is_cuda:
         before = torch.cuda.memory_allocated(x.device) - sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
@@ -189,7 +187,7 @@ def latencies(models: list[Classifier], x: Tensor) -> list[float]:
             torch.cuda.synchronize(x.device)
 
     turns = [[timeit.timeit(partial(once, model), number=1) for model in models] for _ in range(WARMUPS + REPEATS)]
-    return [1000 * statistics.median(times) for times in zip(*turns[WARMUPS:])]
+    return (1000 * np.median(turns[WARMUPS:], axis=0)).tolist()
 
 
 def cost(job: Inspection) -> dict:

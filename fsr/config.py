@@ -2,7 +2,6 @@
 
 from __future__ import annotations  # the checks below read an annotation as text
 
-import hashlib
 import json
 import os
 import sys
@@ -14,7 +13,7 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 
-from fsr.files import UsageError
+from fsr.files import UsageError, sha256
 
 PROTOCOL = ("clean", "fgsm", "pgd20", "pgd100", "cw")  # the authors' attacks; `ensemble`: correct under all of them
 AUDIT_VERSION = 4  # of the attacks of the adaptive audit; raise it when they change
@@ -157,12 +156,10 @@ class Run(Checked):
 
     @property
     def fsr(self) -> FSRSpec | None:
-        """The FSR spec, or None for a baseline or a peer."""
         return self.module if isinstance(self.module, FSRSpec) else None
 
     @property
     def peer(self) -> PeerSpec | None:
-        """The peer spec, or None."""
         return self.module if isinstance(self.module, PeerSpec) else None
 
     @property
@@ -213,7 +210,7 @@ def content_id(config) -> str:
         return [type(one).__name__, {f.name: v for f in fields(one) if (v := getattr(one, f.name)) != f.default}]
 
     text = json.dumps([RECIPE, *content(config)], sort_keys=True, default=content)
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
+    return sha256(text.encode())[:10]
 
 
 def run_id(run: Run) -> str:

@@ -1,7 +1,6 @@
 """Per-sample outcomes of one attack on one network: crafted fast, judged in float32, resumable by chunk."""
 
 import base64
-import hashlib
 import io
 import json
 import time
@@ -17,7 +16,7 @@ from fsr.attacks import VARIANTS, attack_named, autoattack
 from fsr.attacks.gradient import is_wrong
 from fsr.attacks.inputs import Network, check_images
 from fsr.data import as_float
-from fsr.files import UsageError, npz_bytes
+from fsr.files import UsageError, npz_bytes, sha256
 from fsr.hardware import exact_float32, quick_float32
 from fsr.models import intervene
 from fsr.models.modes import eval_mode
@@ -47,10 +46,8 @@ def batch_size(device: torch.device) -> int:
 
 def images_sha256(x: Tensor, y: Tensor) -> str:
     """Digest of a test set, images (N, C, H, W) uint8 and labels (N,): columns of one row are of the same images."""
-    digest = hashlib.sha256(str(tuple(x.shape)).encode())
-    for tensor in (x, y):
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    content = [tensor.detach().cpu().contiguous().numpy().tobytes() for tensor in (x, y)]
+    return sha256(b"".join([str(tuple(x.shape)).encode(), *content]))
 
 
 @torch.no_grad()

@@ -20,7 +20,6 @@ BF16_UNITS = "bf16" in CPUINFO  # this CPU multiplies bf16 matrices natively (AV
 
 
 def cores() -> int:
-    """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 

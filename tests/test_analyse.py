@@ -12,8 +12,7 @@ from torch.nn import functional as F
 
 from fsr import analyse as room
 from fsr import data as data_room
-from fsr.analyse import ANALYSES, analyse
-from fsr.analyse.overhead import peak_memory
+from fsr.analyse import ANALYSES, analyse, peak_memory
 from fsr.attacks.gradient import pgd
 from fsr.config import Analysis, FSRSpec, PeerSpec, for_dataset
 from fsr.config import replace as changed

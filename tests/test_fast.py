@@ -60,10 +60,6 @@ def agree(x_adv, model, x, y, run, noise) -> bool:
         return differing(x_adv, crafted(model, x, y, run, noise=noise)) <= TIES[run.method]
 
 
-def stepper_of(model, run) -> Stepper:
-    return Stepper(Objective(model, run), run)
-
-
 @pytest.fixture
 def bf16(monkeypatch):
     """bf16 on any processor: slow on some, and the same."""
@@ -191,7 +187,7 @@ def test_the_first_step_on_kl_is_exact_float32_and_no_other(monkeypatch, bf16):
 def test_bf16_update_keeps_weights_and_losses_in_float32(bf16):
     run, (x, y), seen = replace(RUNS["mart+fsr"], precision="bf16"), images(8), {}
     model = network(run)
-    stepper = stepper_of(model, run)
+    stepper = Stepper(Objective(model, run), run)
     stepper.bare.register_forward_hook(lambda _m, _i, out: seen.update(out[0]))
     model.net.conv1.register_forward_hook(lambda _m, _i, out: seen.update(conv=out))
     stepper.step(x, x, y)
@@ -205,7 +201,7 @@ def test_weight_perturbation_is_seen_by_the_gradient_and_taken_off(precision, bf
     start, moved = network(run), []
     for awp in (False, True):
         model = copy.deepcopy(start)
-        stepper_of(model, run).step(x, x, y, awp=awp)
+        Stepper(Objective(model, run), run).step(x, x, y, awp=awp)
         moved.append(torch.cat([(a - b).flatten() for a, b in zip(model.parameters(), start.parameters())]))
     assert float(F.cosine_similarity(*moved, dim=0).detach()) < 0.99  # autocast's cache would make them equal
     assert float(moved[1].norm()) < 10 * float(moved[0].norm())  # half of each weight, were it still on
@@ -214,7 +210,7 @@ def test_weight_perturbation_is_seen_by_the_gradient_and_taken_off(precision, bf
 def test_tally_is_the_mean_over_images_of_ragged_batches():
     run, batches, expected = replace(RUNS["at+fsr"], lr=1e-9), [images(8), images(3)], {}
     model = network(run)
-    stepper = stepper_of(model, run)
+    stepper = Stepper(Objective(model, run), run)
     for x, y in batches:
         torch.manual_seed(0)
         parts, logits = stepper.bare(x, x, y)
@@ -261,17 +257,6 @@ def test_nothing_is_folded_where_other_images_may_take_another_way():
     net = Wrapped(nn.Sequential(conv, norms, nn.Flatten()))
     net.forward = lambda x: norms[int(x.mean() > 0.5)](conv(x)).flatten(1)
     assert fold.feeding_convolutions(net.eval(), torch.zeros(2, 3, 2, 2)) == {}
-
-
-def test_folding_is_the_closed_form():
-    conv, bn = nn.Conv2d(1, 1, 1, bias=False), nn.BatchNorm2d(1, eps=1.0)
-    values = {conv.weight: 2, bn.running_mean: 3, bn.running_var: 3, bn.weight: 5, bn.bias: 7}
-    with torch.no_grad():
-        for tensor, value in values.items():
-            tensor.fill_(value)
-    net = folded_copy(nn.Sequential(conv, bn), torch.rand(1, 1, 1, 1)).net
-    assert (float(net[0].weight), float(net[0].bias)) == (2 * 5 / 2, 7 - 3 * 5 / 2)  # (2 x - 3) / sqrt(3 + 1) * 5 + 7
-    assert isinstance(net[1], nn.Identity)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

@@ -3,12 +3,10 @@
 import copy
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from tiny import Wrapped
+from tiny import Wrapped, parity
 from torch import nn
 from torch.nn import functional as F
 
@@ -31,8 +29,7 @@ def loss(method, clean, adv, y, beta=1.0):
 
 
 def test_parity_with_the_public_formulas():
-    with np.load(Path(__file__).parent / "parity" / "objectives.npz") as stored:
-        fixture = {name: torch.from_numpy(stored[name]) for name in stored.files}
+    fixture = parity("objectives")
     clean, adv, y = fixture["natural_logits"], fixture["adversarial_logits"], fixture["y"]
     assert {method: float(fixture[f"{method}.beta"]) for method in PAIRS} == BETAS
     parts = PAIRS["trades"](clean, adv, y)

@@ -4,12 +4,10 @@ import copy
 import json
 import math
 from dataclasses import asdict, replace
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from tiny import FSR_HERE, Wrapped, tiny_run
+from tiny import FSR_HERE, Wrapped, parity, tiny_run
 
 from fsr import data
 from fsr.config import FSRSpec, Run
@@ -127,8 +125,7 @@ STEPS, STREAMS = 5, FSR.streams
 
 @pytest.fixture(scope="module")
 def fixture():
-    with np.load(Path(__file__).parent / "parity" / "trajectory.npz") as stored:
-        return {name: torch.from_numpy(stored[name]) for name in stored.files}
+    return parity("trajectory")
 
 
 def under_our_names(fixture, prefix: str) -> dict[str, torch.Tensor]:

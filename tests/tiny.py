@@ -1,9 +1,13 @@
-"""A run small enough for tests: that of the profile ci on half of its images, 96 real digits."""
+"""What tests share: a run small enough for them, networks, stored answers of other code, and what a call left."""
 
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from torch import nn
 
 from fsr.audit import BUDGETS
@@ -14,7 +18,7 @@ from fsr.runs import Options
 
 
 def tiny_run(**changes) -> Run:
-    """Plain AT unless changed; float32, so that the CPU repeats it bit for bit."""
+    """The profile ci's on half of its images, 96 real digits; float32, so that the CPU repeats it bit for bit."""
     return replace(PROFILES["ci"].base, **{"train_size": 96, "test_size": 40, "holdout": 20, **changes})
 
 
@@ -27,6 +31,45 @@ class Wrapped(nn.Module):
 
     def forward(self, x):
         return self.after(self.net(self.before(x)))
+
+
+class Linear(nn.Module):
+    """Logits W x of K classes over flattened pixels, float64; with two classes the worst point in the ball is known."""
+
+    def __init__(self, classes=2, pixels=48, seed=0):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.w = nn.Parameter(torch.randn(classes, pixels, generator=generator, dtype=torch.float64))
+
+    def forward(self, x):
+        return x.flatten(1) @ self.w.T
+
+
+class Net(nn.Module):
+    """Convolution, BatchNorm, dropout and a head, in eval mode: what a mode, a neighbour or a pass could disturb."""
+
+    def __init__(self, classes=6, seed=3):
+        super().__init__()
+        torch.manual_seed(seed)
+        head = nn.Dropout(0.5), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, classes)
+        self.layers = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), *head)
+        self.eval()
+        with torch.no_grad():  # every class is somebody's
+            self.layers[-1].bias -= self.layers(torch.rand(200, 3, 8, 8)).mean(0)
+
+    def forward(self, x):
+        return 20 * self.layers(x)
+
+    def trace(self, x):
+        """As fsr.models.Classifier.trace: logits, and a stream with one auxiliary head."""
+        logits = self(x)
+        return logits, [SimpleNamespace(aux={"probe": logits.flip(1)})]
+
+
+def parity(name: str) -> dict[str, torch.Tensor]:
+    """The arrays of tests/parity/<name>.npz: what the authors' code, or another library, answered."""
+    with np.load(Path(__file__).parent / "parity" / f"{name}.npz") as stored:
+        return {key: torch.from_numpy(value) for key, value in stored.items() if value.dtype.kind != "U"}
 
 
 def stop_after(batches: int, compute, *what) -> None:

@@ -27,11 +27,9 @@ class Data:
 
     @property
     def classes(self) -> int:
-        """Number of classes K."""
         return len(self.class_names)
 
     def to(self, device) -> "Data":
-        """The same data on another device."""
         values: list[Any] = [v.to(device) if isinstance(v, Tensor) else v for v in vars(self).values()]
         return Data(*values)
 

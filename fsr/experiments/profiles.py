@@ -1,7 +1,9 @@
 """The profiles: what is trained, how large, and how much of the test set each kind of attack sees."""
 
 from collections import namedtuple
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from fsr.config import PEERS, Run, for_dataset
@@ -122,8 +124,4 @@ ALL = (
     Profile(name="paper", base=WHOLE[0], other_seeds=(0, 1, 2), others=tuple(WHOLE[1:]), limits=Limits(audit=None)),
 )
 PROFILES = {profile.name: profile for profile in ALL}
-
-
-def profile_of(name: str) -> Profile:
-    """The profile of this name; an unknown one raises UsageError with the choices."""
-    return choose("profile", name, PROFILES)
+profile_of: Callable[[str], Profile] = partial(choose, "profile", choices=PROFILES)  # else UsageError lists them

@@ -22,7 +22,6 @@ def requested() -> bool:
 
 
 def size() -> int:
-    """Processes in the group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 

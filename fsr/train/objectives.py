@@ -1,6 +1,5 @@
 """What each method minimises, how it crafts its images, and one optimiser step; losses are means over a batch."""
 
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -14,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fsr.attacks.gradient import project_linf
 from fsr.config import PEERS, Run
+from fsr.files import sha256
 from fsr.models.build import Classifier
 from fsr.train import distributed
 from fsr.train.fold import dtype_of
@@ -158,8 +158,7 @@ def perturbed_weights(objective: Objective, gamma: float, x: Tensor, x_adv: Tens
 
 def stream_seed(*parts) -> int:
     """63 bits that are a function of (seed, purpose, step) alone: a resumed run needs no random state to be kept."""
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
+    return int(sha256("/".join(map(str, parts)).encode())[:16], 16) >> 1
 
 
 def learning_rate(run: Run, epoch: int) -> float:

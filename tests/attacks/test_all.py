@@ -7,8 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from networks import Net
-from tiny import Wrapped
+from tiny import Net, Wrapped
 from torch.nn import functional as F
 
 from fsr.attacks import ATTACKS, Attack, attack_named, autoattack

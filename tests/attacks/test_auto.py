@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from networks import Net
 from pyautoattack import AutoAttack, checks
+from tiny import Net
 
 from fsr.attacks import ATTACKS
 from fsr.attacks import auto as a

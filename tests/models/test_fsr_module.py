@@ -1,8 +1,6 @@
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
+from tiny import parity
 from torch.nn import functional as F
 
 from fsr.config import FSRSpec
@@ -17,8 +15,7 @@ STREAMS = {"mask": "mask", "robust": "robust", "non_robust": "nonrobust", "recal
 @pytest.mark.parametrize("stable_eps, tolerance", [(0.0, 1e-6), (1e-8, 1e-12)])
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_values_losses_and_gradient_match_the_authors_code(mode, stable_eps, tolerance):
-    with np.load(Path(__file__).parent.parent / "parity" / "fsr_block.npz") as stored:
-        fixture = {name: torch.from_numpy(stored[name]) for name in stored.files}
+    fixture = parity("fsr_block")
     pairs = [(k, theirs) for k in fixture for theirs in NAMES if k.startswith(theirs)]
     module = FSR(8, 10, FSRSpec(tau=float(fixture["tau"]), hidden=16)).double().train(mode == "train")
     module.load_state_dict({NAMES[theirs] + k.removeprefix(theirs): fixture[k] for k, theirs in pairs})

@@ -1,9 +1,11 @@
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
 import torchvision
+from tiny import Wrapped
 from torch import nn
 from torch.nn import functional as F
 
@@ -15,13 +17,7 @@ from fsr.train.objectives import fsr_terms
 X = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-class Does(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
+does = partial(Wrapped, nn.Identity())  # a module that is this function
 
 
 def pair(x):
@@ -39,7 +35,7 @@ class Tiny(nn.Module):
         self.check, self.cast, self.error = check, cast, error
         self.stem = nn.Conv2d(3, 4, 3, padding=1)
         self.body = nn.Sequential(nn.Conv2d(4, 6, 3, 2, padding=1), nn.ReLU())
-        self.twice, self.never, self.tokens, self.pair = nn.ReLU(), nn.ReLU(), nn.Flatten(2), Does(pair)
+        self.twice, self.never, self.tokens, self.pair = nn.ReLU(), nn.ReLU(), nn.Flatten(2), does(pair)
         self.head = nn.Linear(6, 5)
 
     def forward(self, x):
@@ -184,8 +180,8 @@ def test_maps_with_their_channels_last_are_refused_and_the_network_is_left_alone
         assert width in (None, x.shape[-1])
         return x
 
-    stage = nn.Sequential(nn.Conv2d(3, 4, 2, 2), Does(lambda x: x.permute(0, 2, 3, 1)))
-    net = nn.Sequential(Does(check), stage, Does(lambda f: f.mean((1, 2))), nn.Linear(4, 5))
+    stage = nn.Sequential(nn.Conv2d(3, 4, 2, 2), does(lambda x: x.permute(0, 2, 3, 1)))
+    net = nn.Sequential(does(check), stage, does(lambda f: f.mean((1, 2))), nn.Linear(4, 5))
     with pytest.raises(UsageError, match=r"maps \(N, H, W, C\)"):
         attach_fsr(net, at="1", num_classes=5, example=example)
     assert net[1] is stage
@@ -209,7 +205,7 @@ OUTPUTS = {
     "fewer": (Tiny(), "body", 4, r"\(1, 5\) in evaluation mode, not logits \(N, 4\)"),
     "more": (Tiny(), "body", 10, r"\(1, 5\) in evaluation mode, not logits \(N, 10\)"),
     "maps": (nn.Sequential(nn.Conv2d(3, 5, 3)), "0", 5, "not logits"),
-    "two outputs": (nn.Sequential(Tiny(), Does(pair)), "0.body", 5, "tuple.* in evaluation mode"),
+    "two outputs": (nn.Sequential(Tiny(), does(pair)), "0.body", 5, "tuple.* in evaluation mode"),
     "two in training": (GOOGLENET, "conv2", 5, "in training mode"),
 }
 

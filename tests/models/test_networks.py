@@ -3,12 +3,11 @@
 import math
 import sys
 import types
-from pathlib import Path
 from pkgutil import resolve_name
 
-import numpy as np
 import pytest
 import torch
+from tiny import parity
 from torch import nn
 
 from fsr import runs, store
@@ -115,8 +114,7 @@ NAMES = {"Probe.0.fc.": "bottleneck.", "Probe.1.": "probe.", "cas_fc_": "probe."
 
 
 def load(kind):
-    with np.load(Path(__file__).parent.parent / "parity" / "peers.npz") as stored:
-        tensors = {name: torch.from_numpy(stored[name]) for name in stored.files}
+    tensors = parity("peers")
     module = CAS(8, 10, False) if kind == "cas" else CIFS(8, 10, is_last=kind == "cifs_linear")
     weights = {}
     for name, value in tensors.items():

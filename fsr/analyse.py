@@ -1,10 +1,12 @@
-"""What a trained network does inside, by the kind that records, tables and figures use: F1, F2, F8, T7 and T8.
+"""What a trained network does inside, and what it costs, by the kind that records use: F1, F2, F8, T7 and T8.
 
 N images, C channels, h and w positions, K classes; f is the map (N, C, h, w) that the last inserted module was given.
 """
 
+import timeit
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,13 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fsr.analyse.overhead import cost
+from fsr import hardware
 from fsr.attacks import attack_named
-from fsr.config import Analysis, Run
+from fsr.config import Analysis, Run, replace
 from fsr.data import Data, as_float, batches, part_of_test
-from fsr.hardware import exact_float32
-from fsr.models import BACKBONES, FSR, Classifier
-from fsr.models.modes import eval_mode, hooked
+from fsr.models import BACKBONES, FSR, Classifier, count_macs, count_params, model_of
+from fsr.models.modes import copied, eval_mode, hooked
 
 ATTACK, BATCH = "pgd20", 250  # of every analysis
 STREAMS = ("robust", "nonrobust", "recalibrated")
@@ -27,6 +28,8 @@ SATURATED = 0.05  # below it, or above 1 minus it, the mask's slope m (1 - m) / 
 PERPLEXITY, SEED = 30, 0  # of t-SNE
 TEMPERATURE = 0.07  # of the neighbours' weights exp(similarity / temperature)
 KEPT_BYTES = 2**18  # pooled features are kept beside their t-SNE up to this size
+LATENCY_BATCHES = (1, 128)  # peak memory at the last
+WARMUPS, REPEATS = 2, 9  # passes that are not timed, and those that are
 
 
 class Seen(NamedTuple):
@@ -157,6 +160,54 @@ def streams(job: Inspection) -> tuple[dict, dict]:
     return record, {}
 
 
+def peak_memory(model: Classifier, x: Tensor, y: Tensor) -> float:
+    """MiB at the peak of one training batch without optimiser: a GPU's allocator counts, or torch its live tensors."""
+    from torch.distributed._tools.mem_tracker import MemTracker
+
+    model, tracker, before = copied(model).train(), MemTracker(), 0
+    tracker.track_external(model)
+    if x.is_cuda:
+        before = torch.cuda.memory_allocated(x.device) - sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+        torch.cuda.reset_peak_memory_stats(x.device)
+    with torch.random.fork_rng([x.device] * x.is_cuda), tracker:  # the mask's noise draws
+        logits, streams = model.trace(x, y)
+        outputs = [logits, *(aux for one in streams for aux in one.aux.values())]
+        torch.stack([F.cross_entropy(output, y) for output in outputs]).sum().backward()
+    alive = tracker.get_tracker_snapshot("peak")[x.device]["Total"]
+    return (torch.cuda.max_memory_allocated(x.device) - before if x.is_cuda else alive) / 2**20
+
+
+@torch.no_grad()
+def latencies(models: list[Classifier], x: Tensor) -> list[float]:
+    """Median milliseconds of an eval-mode pass of each model on x, in turns: a machine that slows down slows all."""
+
+    def once(model: Classifier) -> None:
+        model(x)
+        if x.is_cuda:
+            torch.cuda.synchronize(x.device)
+
+    turns = [[timeit.timeit(partial(once, model), number=1) for model in models] for _ in range(WARMUPS + REPEATS)]
+    return (1000 * np.median(turns[WARMUPS:], axis=0)).tolist()
+
+
+def cost(job: Inspection) -> dict:
+    """T8: parameters, latency and MACs of inference, memory of training; `_without`: the same without modules."""
+    with torch.random.fork_rng([]):  # the plain network's weights, which cost nothing
+        bare = model_of(replace(job.run, module=None), job.data.classes).to(job.data.test_x.device).eval()
+    pair, data = [job.model, bare], job.data
+    rows = torch.arange(LATENCY_BATCHES[-1]) % len(data.test_y)  # from the first again
+    x, y = as_float(data.test_x[rows]), data.test_y[rows]
+    params, macs = [count_params(model) for model in pair], [count_macs(model, x[:1]) for model in pair]
+    record: dict = {"memory": "allocator" if x.is_cuda else "live tensors", "memory_batch": LATENCY_BATCHES[-1]}
+    record |= {"params": params[0], "params_added": params[0] - params[1]}
+    record |= {"macs": macs[0], "macs_added": macs[0] - macs[1]}
+    times = {str(n): latencies(pair, x[:n]) for n in LATENCY_BATCHES}
+    for i, suffix in enumerate(("", "_without")):
+        record[f"latency_ms{suffix}"] = {n: round(medians[i], 4) for n, medians in times.items()}
+        record[f"peak_memory_mb{suffix}"] = round(peak_memory(pair[i], x, y), 3)
+    return record | {"dtype": "float32", "repeats": REPEATS, "hardware": hardware.describe(x.device)}
+
+
 ANALYSES = {"streams": streams, "masks": masks, "maps": maps, "features": features, "cost": cost}
 
 
@@ -167,7 +218,7 @@ def analyse(model: Classifier, run: Run, analysis: Analysis, data, *, seconds_pe
     needs what the network does not have gives {"not_applicable": why}.
     """
     kind = analysis.kind
-    with eval_mode(model), exact_float32():
+    with eval_mode(model), hardware.exact_float32():
         job = Inspection(model, run, analysis, data)
         if kind == "cost":
             return cost(job) | {"train_seconds_per_epoch": seconds_per_epoch}, {}

@@ -11,6 +11,11 @@ from fsr.config import Analysis, Evaluation, FSRSpec, PeerSpec, Run, diff, repla
 from fsr.files import UsageError
 
 
+def test_ids_of_known_runs_never_change():
+    assert run_id(Run()) == "cifar10-resnet18-at-s0-f641cfa360"
+    assert run_id(Run(module=FSRSpec())) == "cifar10-resnet18-at+fsr-s0-1ed096158c"
+
+
 def test_every_committed_record_lies_under_the_id_of_its_config_which_survives_json():
     folders = [p.parent for p in (files.repository() / "results" / "runs").glob("*/config.json")]
     assert folders

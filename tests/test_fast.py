@@ -104,6 +104,17 @@ class Compiled(nn.Module):
     __bool__ = __len__
 
 
+def test_folding_is_the_closed_form():
+    conv, bn = nn.Conv2d(1, 1, 1, bias=False), nn.BatchNorm2d(1, eps=1.0)
+    values = {conv.weight: 2, bn.running_mean: 3, bn.running_var: 3, bn.weight: 5, bn.bias: 7}
+    with torch.no_grad():
+        for tensor, value in values.items():
+            tensor.fill_(value)
+    net = folded_copy(nn.Sequential(conv, bn), torch.rand(1, 1, 1, 1)).net
+    assert (float(net[0].weight), float(net[0].bias)) == (2 * 5 / 2, 7 - 3 * 5 / 2)  # (2 x - 3) / sqrt(3 + 1) * 5 + 7
+    assert isinstance(net[1], nn.Identity)
+
+
 @pytest.mark.parametrize("name", ["trades+fsr", "at+cifs"])
 def test_traced_steps_get_whole_batches_and_follow_weights_that_change(monkeypatch, name):
     """What would be compiled is run as it was traced. An odd last batch is crafted on the plain copy."""

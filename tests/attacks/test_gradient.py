@@ -156,10 +156,11 @@ def test_crafted_on_the_surrogate_never_on_the_model(name):
     assert (gain > 0).all()
 
 
-# Against torchattack, whose answers are stored with the net, the images and the versions: PGD(random_start=False),
-# MIFGSM(decay=1), DIFGSM(decay=0, resize_rate=0.5, diversity_prob=0.7) with the draws it made, and TIFGSM(decay=0) with
-# the kernel of Dong et al.'s code. Pixels, eps and alpha are whole fifths of a grey level, hence so is each iterate; no
-# gradient is so small that rounding turns its sign.
+# Against torchattack and adv-lib, whose answers are stored with the net, the images and the versions: torchattack's
+# PGD(random_start=False), MIFGSM(decay=1), DIFGSM(decay=0, resize_rate=0.5, diversity_prob=0.7) with the draws it made,
+# and TIFGSM(decay=0) with the kernel of Dong et al.'s code; adv-lib's pgd_linf(random_init=False) with one step more,
+# since it returns the last image that erred before the final one. Pixels, eps and alpha are whole fifths of a grey
+# level, hence so is each iterate; no gradient is so small that rounding turns its sign.
 LIBRARY = {"eps": 8 / 255, "alpha": 0.8 / 255, "steps": 12}  # steps enough to meet the border of the ball
 
 
@@ -182,6 +183,16 @@ def test_pgd_momentum_and_translation_invariance_equal_torchattack(frozen, name)
     net, x, y, answer, _ = frozen
     ours = ATTACKED[name](net, x, y, **LIBRARY)
     torch.testing.assert_close(ours, answer(f"torchattack.{name}"), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name, loss", [("ce", g.cross_entropy), ("dl", partial(g.margin, kappa=1e4))])
+def test_pgd_equals_adv_lib_on_every_loss(frozen, name, loss):
+    net, x, y, answer, _ = frozen
+    last = g.pgd(net, x, y, loss=loss, **LIBRARY)
+    # of an image that errs at last adv-lib returns that last iterate, of another an earlier one
+    broken = net(last).argmax(1) != y
+    assert (net(x).argmax(1) == y).sum() == 5 and broken.sum() > 8
+    torch.testing.assert_close(last[broken], answer(f"adv-lib.{name}")[broken], rtol=0, atol=1e-12)
 
 
 def test_input_diversity_equals_torchattack_with_the_same_draws(frozen, monkeypatch):

@@ -94,4 +94,8 @@ ATTACKS: dict[str, Attack] = {
     "autoattack-rand": _auto("AutoAttack rand: APGD-CE, APGD-DLR, 20 draws a gradient", **VARIANTS["autoattack-rand"]),
     "autoattack-ci": _auto("AutoAttack standard cut to 5 steps and 50 queries", **VARIANTS["autoattack-ci"]),
 }
-attack_named: Callable[[str], Attack] = partial(choose, "attack", choices=ATTACKS)  # else UsageError lists them
+
+
+def attack_named(name: str) -> Attack:
+    """The attack of that name; an unknown one raises UsageError that lists them."""
+    return choose("attack", name, ATTACKS)

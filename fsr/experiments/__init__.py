@@ -201,15 +201,21 @@ def _analyses(profile: Profile, kind: str, run: Run) -> list[Analysis]:
     return [streams, replace(streams, checkpoint="ema"), *(() if run.seed else pictures)]
 
 
-def _collect(make: Callable[[Profile, str, Run], list], profile: str, kind: str, run: Run) -> tuple:
+def _collect(profile: str, kind: str, run: Run, make: Callable[[Profile, str, Run], list]) -> tuple:
     """What the set `kind` (or `all`) makes of this run, in order, each item once; () for a run outside the set."""
     chosen, sets = profile_of(profile), SETS[profile]
     kinds = [name for name in (ROWS[profile] if kind == "all" else [kind]) if run in sets[name]]
     return tuple(dict.fromkeys(item for name in kinds for item in make(chosen, name, run)))
 
 
-evaluations: Callable[[str, str, Run], tuple[Evaluation, ...]] = partial(_collect, _evaluations)
-analyses: Callable[[str, str, Run], tuple[Analysis, ...]] = partial(_collect, _analyses)
+def evaluations(profile: str, kind: str, run: Run) -> tuple[Evaluation, ...]:
+    """What the set `kind` (or `all`) evaluates on this run, in order, each once; () for a run outside the set."""
+    return _collect(profile, kind, run, _evaluations)
+
+
+def analyses(profile: str, kind: str, run: Run) -> tuple[Analysis, ...]:
+    """What the set `kind` (or `all`) analyses on this run, each once; () for a run outside the set."""
+    return _collect(profile, kind, run, _analyses)
 
 
 def main_pair(profile: str) -> tuple[Run, Run]:

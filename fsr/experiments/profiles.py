@@ -1,25 +1,35 @@
 """The profiles: what is trained, how large, and how much of the test set each kind of attack sees."""
 
 from collections import namedtuple
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from fsr.config import PEERS, Run, for_dataset
 from fsr.files import choose
 
 CONTROLS = ("same-capacity residual, no mask", "auxiliary heads only")  # is it the mask, or only more network?
-VARIANTS: dict[str, dict] = {"separation only": {"kind": "separation", "lambda_rec": 0.0}}
-VARIANTS |= {"recalibration without L_sep": {"lambda_sep": 0.0}, "recalibration without L_rec": {"lambda_rec": 0.0}}
-VARIANTS |= {"recalibration without either": {"lambda_sep": 0.0, "lambda_rec": 0.0}, CONTROLS[0]: {"kind": "residual"}}
-VARIANTS |= {CONTROLS[1]: {"kind": "aux"}}  # T4: row name -> the fields of FSRSpec that differ
-INTERVENTIONS = {"mask_one": "m = 1 at test (FSR bypassed)", "no_recalibration": "R = 0 at test"}
-INTERVENTIONS |= {"mask_random": "random mask at test", "mask_constant": "constant mask at test"}
-INTERVENTIONS |= {"mask_shuffled": "shuffled mask at test"}  # T4's controls that act at test time
-# T5: field of FSRSpec -> values beside its default
-SWEEPS: dict[str, tuple] = {"tau": (0.05, 0.5, 1.0), "lambda_sep": (0.5, 2.0), "lambda_rec": (0.5, 2.0)}
-SWEEPS |= {"mask": ("soft", "hard"), "granularity": ("channel", "spatial")}
+VARIANTS: dict[str, dict] = {  # T4: row name -> the fields of FSRSpec that differ
+    "separation only": {"kind": "separation", "lambda_rec": 0.0},
+    "recalibration without L_sep": {"lambda_sep": 0.0},
+    "recalibration without L_rec": {"lambda_rec": 0.0},
+    "recalibration without either": {"lambda_sep": 0.0, "lambda_rec": 0.0},
+    CONTROLS[0]: {"kind": "residual"},
+    CONTROLS[1]: {"kind": "aux"},
+}
+INTERVENTIONS = {  # T4's controls that act at test time
+    "mask_one": "m = 1 at test (FSR bypassed)",
+    "no_recalibration": "R = 0 at test",
+    "mask_random": "random mask at test",
+    "mask_constant": "constant mask at test",
+    "mask_shuffled": "shuffled mask at test",
+}
+SWEEPS: dict[str, tuple] = {  # T5: field of FSRSpec -> values beside its default
+    "tau": (0.05, 0.5, 1.0),
+    "lambda_sep": (0.5, 2.0),
+    "lambda_rec": (0.5, 2.0),
+    "mask": ("soft", "hard"),
+    "granularity": ("channel", "spatial"),
+}
 METHODS = ("at", "trades", "mart")
 # T1's methods, T2's peers, T4's variants and T5's values
 Scope = namedtuple("Scope", "methods peers variants sweeps", defaults=(("at",), (), (), {}))
@@ -124,4 +134,8 @@ ALL = (
     Profile(name="paper", base=WHOLE[0], other_seeds=(0, 1, 2), others=tuple(WHOLE[1:]), limits=Limits(audit=None)),
 )
 PROFILES = {profile.name: profile for profile in ALL}
-profile_of: Callable[[str], Profile] = partial(choose, "profile", choices=PROFILES)  # else UsageError lists them
+
+
+def profile_of(name: str) -> Profile:
+    """The profile of this name; an unknown one raises UsageError with the choices."""
+    return choose("profile", name, PROFILES)

@@ -85,13 +85,16 @@ def setting(profile: str, checkpoint: str = "") -> str:
 
 
 def cells(profile: str, name: str, **columns) -> pd.DataFrame:
-    """The recorded cells of a table whose columns have these values, each one or a list; low, high: as they decide."""
+    """The recorded cells of a table whose columns have these values, each one or a list.
+
+    low and high are of the interval that decides: over seeds and images from three seeds on, else over images.
+    """
     frame = tables.table(profile, name)
     for column, value in columns.items():
         frame = frame[frame[column].isin(np.atleast_1d(value))]
     if "value" not in frame:
         return frame[frame["correct"].notna()]
-    low, high = (frame[f"seeds_{end}"].fillna(frame[end]) for end in ("low", "high"))  # over seeds too, from three on
+    low, high = (frame[f"seeds_{end}"].fillna(frame[end]) for end in ("low", "high"))
     return frame.assign(low=low, high=high)[frame["value"].notna()]
 
 

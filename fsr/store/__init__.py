@@ -146,7 +146,8 @@ def save_evaluation(run: Run, evaluation: Evaluation, index, correct, *, after: 
         np.save(buffer, index.astype(np.min_scalar_type(int(index.max()))), allow_pickle=False)
         record["index_sha256"] = sha256(buffer.getvalue())
         files.write_bytes(path.with_name(f"index-{record['index_sha256'][:12]}.npy"), buffer.getvalue())
-    record |= {"after": {name: int(np.sum(flags)) for name, flags in after.items()}} if after else {}
+    if after:
+        record["after"] = {name: int(np.sum(flags)) for name, flags in after.items()}
     _save(path, run, "outcomes_sha256", record | extra, correct=np.packbits(correct), **arrays)
     return path
 

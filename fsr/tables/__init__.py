@@ -14,14 +14,19 @@ from fsr.tables.analyses import audit_lines, provenance
 from fsr.tables.display import show, wide
 
 TableInfo = namedtuple("TableInfo", "stem title")  # the name of its files without their suffix, and its title
-TABLES = {"T1": TableInfo("T1-whitebox", "White-box robustness")}
-TABLES |= {"T2": TableInfo("T2-deactivation", "Against deactivation")}
-TABLES |= {"T3": TableInfo("T3-blackbox", "Black-box attacks")}
-TABLES |= {"T4": TableInfo("T4-components", "Components and controls")}
-TABLES |= {"T5": TableInfo("T5-settings", "Settings of the module"), "T6": TableInfo("T6-placement", "Where FSR sits")}
-TABLES |= {"T7": TableInfo("T7-streams", "What the streams know"), "T8": TableInfo("T8-overhead", "Overhead")}
-TABLES |= {"T9": TableInfo("T9-audit", "Adaptive audit"), "T10": TableInfo("T10-verdict", "Verdict")}
-TABLES |= {"T11": TableInfo("T11-overfit", "Where adversarial training overfits")}
+TABLES = {
+    "T1": TableInfo("T1-whitebox", "White-box robustness"),
+    "T2": TableInfo("T2-deactivation", "Against deactivation"),
+    "T3": TableInfo("T3-blackbox", "Black-box attacks"),
+    "T4": TableInfo("T4-components", "Components and controls"),
+    "T5": TableInfo("T5-settings", "Settings of the module"),
+    "T6": TableInfo("T6-placement", "Where FSR sits"),
+    "T7": TableInfo("T7-streams", "What the streams know"),
+    "T8": TableInfo("T8-overhead", "Overhead"),
+    "T9": TableInfo("T9-audit", "Adaptive audit"),
+    "T10": TableInfo("T10-verdict", "Verdict"),
+    "T11": TableInfo("T11-overfit", "Where adversarial training overfits"),
+}
 ANALYSES = {"T7": "streams", "T8": "cost", "T9": "audit"}  # the kind of analysis that these tables show
 OTHERS = {"T7": analyses.streams, "T8": analyses.overhead, "T9": analyses.audits, "T10": verdict.frame}
 # Profiles whose records are of mixed origin and are made again -> what a reader must know

@@ -76,7 +76,10 @@ def mean_of(values: list[float], n: int) -> dict:
 
 
 def gain(runs: Runs, baseline: Runs, evaluation: Evaluation, base_evaluation: Evaluation | None = None) -> dict:
-    """`runs` minus `baseline`, a fraction, by seed on the images of both; low, high: over images; seeds_: over both."""
+    """Accuracy of `runs` minus `baseline` as a fraction, on the images that both have, seed by seed.
+
+    low, high: over images; seeds_low, seeds_high: over both, from three seeds on; p_first_seed: McNemar's, of one pair.
+    """
     bases = {run.seed: outcome(run, base_evaluation or evaluation) for run in baseline}
     pairs = [(bases.get(run.seed), outcome(run, evaluation)) for run in runs]
     joined = [pd.concat(pair, axis=1, join="inner") for pair in pairs if all(o is not None for o in pair)]

@@ -121,6 +121,13 @@ def example(profile: str, label: str) -> tuple[Run, str]:
     return next(((run, kind) for kind in KINDS if runs.has_weights(run, kind)), (other, "ema"))
 
 
+def on_photographs(profile: str) -> str:
+    """mini for demo where a person opened it, CIFAR-10 is at hand and mini's pair has weights; else profile."""
+    by_hand = os.environ.get("FSR_COMPUTE") != "0" and (files.data() / "cifar-10-batches-py").is_dir()
+    there = by_hand and all(runs.has_weights(run, "ema") for run in experiments.main_pair("mini"))
+    return "mini" if profile == "demo" and there else profile
+
+
 def inspect(run: Run, checkpoint: str = "ema", *, attack: str = "pgd20", image: int = 0) -> SimpleNamespace:
     """Attack one test image on the CPU, and see the streams and the answers of the heads at FSR's place.
 

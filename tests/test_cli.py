@@ -116,7 +116,7 @@ def test_notebooks_that_are_not_there_and_half_of_torchruns_variables_are_wrong_
     code, _, err = fsr("run-all", "--root", str(tmp_path))
     assert code == 2 and "go into a clone" in err and err.count("\n") == 1
     for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR"):
-        monkeypatch.setenv(name, "2")
+        monkeypatch.setenv(name, "two")
     code, _, err = fsr("train", PLAIN, *CPU)
     assert code == 2 and "unset WORLD_SIZE" in err and err.count("\n") == 1
 

@@ -76,6 +76,17 @@ def test_an_example_is_of_this_profile_when_its_weights_are_here_and_demos_else(
     assert explore.example(PROFILE, "at") == (experiments.main_pair("demo")[0], "ema")
 
 
+def test_opened_by_hand_demo_gives_way_to_photographs_that_are_at_hand(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "has_weights", lambda run, kind: kind == "ema" and run.dataset == "cifar10")
+    monkeypatch.setenv("FSR_DATA", str(tmp_path))
+    monkeypatch.delenv("FSR_COMPUTE", raising=False)
+    assert explore.on_photographs("demo") == "demo"
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    assert [explore.on_photographs(name) for name in ("demo", "ci")] == ["mini", "ci"]
+    monkeypatch.setenv("FSR_COMPUTE", "0")  # as `run-all` does: what it writes depends on records alone
+    assert explore.on_photographs("demo") == "demo"
+
+
 def test_the_app_draws_again_and_shows_errors_as_a_line(pair):
     _, beside, attack, image, message, picture = explore.app(PROFILE).children
     assert (first := bytes(picture.value)).startswith(b"\x89PNG")

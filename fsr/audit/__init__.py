@@ -18,7 +18,7 @@ from torch import Tensor
 from fsr.attacks import ATTACKS, auto
 from fsr.attacks.gradient import cross_entropy, logit_margin
 from fsr.attacks.inputs import check_images, check_numbers, own_randomness
-from fsr.audit.ascent import backward, differences, joint, scale_free, slope, with_latent_heads
+from fsr.audit.ascent import backward, before_output, differences, joint, scale_free, slope, with_latent_heads
 from fsr.audit.context import BUDGETS, Context, Craft, attackable, private_copy, snapshot
 from fsr.audit.proofs import binarization_test, binary_problem, cheap_checks, indicators
 from fsr.config import PROTOCOL
@@ -84,11 +84,14 @@ def mask(c: Context, details: dict) -> Found:
 
 
 def latent(c: Context, details: dict) -> Found:
-    """Final and auxiliary logits together; final logits and freshly fitted heads on features (LAFEAT, Yu 2021)."""
+    """The logits with auxiliary ones, with fitted heads on features (LAFEAT, Yu 2021), with the last linear layer."""
     auxiliary = c.climb(joint(lambda x: _traced(c, x)[::2]), 50, backward_tau=1.0)
     heads, stages = with_latent_heads(c.net, c.x, c.y, classes=c.classes, batch=c.batch)
     yield "joint", auxiliary if _traced(c, c.x[:1])[2] else "this model has no auxiliary logits"
     yield "heads", c.climb(joint(heads), 51) if stages else "this model has no convolutions"
+    logits, last = before_output(c.net, c.x[:1])
+    hidden = not c.net.blind and any(not torch.allclose(z, logits.float()) for z in last)
+    yield "output", c.climb(joint(partial(before_output, c.net)), 52) if hidden else "the last linear layer gives it"
 
 
 def transfer(c: Context, details: dict) -> Found:

@@ -96,6 +96,14 @@ def _features(net: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor]]:
     return logits, [F.adaptive_avg_pool2d(out, 2).flatten(1).float() for out in seen[-4:] if len(out) == len(x)]
 
 
+def before_output(net: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Logits, and what the last linear layer gave if it has their shape: what lies between may hide the gradient."""
+    seen, linear = list[Tensor](), [module for module in net.modules() if isinstance(module, nn.Linear)]
+    with hooked(linear, lambda module, _, out: seen.append(out.float())):
+        logits = net(x)
+    return logits, [out for out in seen if out.shape == logits.shape][-1:]
+
+
 @torch.no_grad()
 def with_latent_heads(net: nn.Module, x: Tensor, y: Tensor, *, classes: int, batch: int) -> tuple[WithHeads, int]:
     """The network with linear regressions from its features to the labels y as heads, and how many there are."""

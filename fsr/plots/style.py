@@ -75,7 +75,7 @@ def finish(figure: Figure, note: str) -> Figure:
 def need(rows: Any, profile: str, what: str) -> None:
     """MissingRecord where a figure has nothing to draw."""
     if len(rows) == 0:
-        raise MissingRecord(f"no {what} recorded in {profile}; `python -m fsr run-all --profile {profile}` makes them")
+        raise MissingRecord(f"no {what} recorded; `python -m fsr run-all --profile {profile}` makes what is planned")
 
 
 def setting(profile: str, checkpoint: str = "") -> str:

@@ -86,7 +86,9 @@ def _audits(frame: pd.DataFrame) -> pd.DataFrame:
     """T9: a row per attack group, a column per network."""
     frame = frame.assign(column=frame["row"] + ", " + frame["checkpoint"], group=frame["item"].replace(analyses.GROUPS))
     table = frame.pivot_table("text", "group", "column", aggfunc="first", sort=False).astype(object)
-    return table.fillna(NOT_RUN).rename_axis("attack group").reset_index()
+    ran = set(frame["column"][frame["version"].notna()])
+    absent = {column: "not applicable" if column in ran else NOT_RUN for column in table}  # AT has no mask to drive
+    return table.fillna(absent).rename_axis("attack group").reset_index()
 
 
 def _verdict(frame: pd.DataFrame) -> pd.DataFrame:

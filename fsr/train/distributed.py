@@ -18,7 +18,7 @@ WAIT = timedelta(hours=24)  # rank 0 may wait for another command's lock; a lost
 
 def requested() -> bool:
     """Was this process started by torchrun with more than one process?"""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+    return os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ
 
 
 def size() -> int:

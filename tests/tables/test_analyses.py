@@ -59,7 +59,7 @@ def test_audit_shows_groups_the_control_worst_case_doubts_and_indicators(records
     assert not {"mask/frozen", "queries/square"} & set(order) and order[0] == "authors' protocol"
     assert at["worst case"].startswith("50.0") and at["checks that raise doubt"] == "zero gradient"
     assert both["indicator: silent success"] == "0.25" and both["binarization test, pgd20"] == "0.90"
-    assert both["binarization test, cw"] == "not run"
+    assert both["binarization test, cw"] == "not run" and at["binarization test, pgd20"] == "not applicable"
     assert both["checks that raise doubt"] == "zero gradient, cw above pgd20"
     control = order.index("8 control: random noise of the same size")
     assert order[control - 1] == "8 Square" and both.iloc[control].startswith("80.0")

@@ -127,7 +127,7 @@ def test_networks_of_any_kind_are_evaluated_or_refused_and_left_alone():
         assert outcome(model=net).correct == ATTACKED  # one batch size, no weights of its own
     with pytest.raises(UsageError, match="shares layers"):
         outcome(model=same)
-    assert same.training and same.threshold.requires_grad and float(same.threshold) == 0.5
+    assert same.training and same.threshold.requires_grad and float(same.threshold.detach()) == 0.5
 
 
 def test_the_digest_of_a_test_set_holds_images_labels_and_order():

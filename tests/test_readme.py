@@ -68,9 +68,9 @@ def test_the_first_sentence_is_of_the_largest_settled_setting(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(pages.say, "reported", lambda *_: None)
     monkeypatch.setattr(pages.say, "main_gain", lambda *_: None)
-    for part in (pages.answers, pages.results):  # of an empty root
-        with pytest.raises(MissingRecord, match="run-all"):
-            part()
+    assert pages.answers().startswith("No profile that answers")  # of an empty root, as notebook 15 shows it
+    with pytest.raises(MissingRecord, match="run-all"):
+        pages.results()
 
 
 def test_snippets_run():

@@ -88,16 +88,15 @@ def _part(profile: str, name: str) -> dict | None:
 
 
 def _recorded() -> dict[str, dict]:
-    """The gain of FSR per profile whose main pair has been evaluated, the largest first; MissingRecord without any."""
-    gains = {name: say.main_gain(say.reported(name, "T1"), name) for name in LARGEST_FIRST}
-    if not any(gains.values()):
-        raise MissingRecord("no pair has been evaluated here; `python -m fsr run-all` makes what README states")
-    return {name: gain for name, gain in gains.items() if gain}
+    """The gain of FSR per profile whose main pair has been evaluated, the largest profile first."""
+    return {name: gain for name in LARGEST_FIRST if (gain := say.main_gain(say.reported(name, "T1"), name))}
 
 
 def answers() -> str:
     """The answer of the largest profile that is settled, with what may explain it, then the other answers."""
-    first, *others = sorted(_recorded(), key=lambda name: name in tables.PRELIMINARY)
+    if not (gains := _recorded()):
+        return "No profile that answers the question has been run here."
+    first, *others = sorted(gains, key=lambda name: name in tables.PRELIMINARY)
     lines = [f"**{say.answer(first)}**", "", say.claimed(), "", *(f"- {one}" for one in say.reasons(first))]
     for name in (name for name in others if say.study(name)):
         lines += ["", f"When does FSR gain? {labels.setting(name)}:", "", *(f"- {one}" for one in say.study(name))]
@@ -107,7 +106,9 @@ def answers() -> str:
 
 def results() -> str:
     """AT and AT + FSR in the largest recorded profile, last and EMA weights: accuracy and gain per attack."""
-    (profile, gain), lines = next(iter(_recorded().items())), []
+    if not (gains := _recorded()):
+        raise MissingRecord("no pair has been evaluated here; `python -m fsr run-all` makes what README states")
+    (profile, gain), lines = next(iter(gains.items())), []
     metrics = ("clean", "pgd20", "ensemble", experiments.profile_of(profile).autoattack)
     for weights, row in product(("last", "ema"), ("AT", "AT + FSR", say.MAIN)):
         part, line = cells(profile, "T1", kind=["ours", "gain"], checkpoint=weights), [labels.WEIGHTS[weights], row]
@@ -115,10 +116,9 @@ def results() -> str:
             numbers = [one[key] for key in ("value", "low", "high")] if one else [None]
             line.append(labels.measured(*numbers, sign=row == say.MAIN))
         lines.append(line)
-    of = f"{gain['n']:,.0f} images; gains of {say.seeds([gain['seeds']])}"
     frame = pd.DataFrame(lines, columns=["weights", "row", *map(labels.metric, metrics)])
-    head = f"{labels.setting(profile)}: accuracy in percent ({of})."
-    return f"{head}\n\n{frame.to_markdown(index=False, disable_numparse=True)}"
+    head = f"{labels.setting(profile)}: accuracy in percent ({gain['n']:,.0f} images; gains of "
+    return f"{head}{say.seeds([gain['seeds']])}).\n\n{frame.to_markdown(index=False, disable_numparse=True)}"
 
 
 def profiles() -> str:

@@ -64,7 +64,7 @@ def repository() -> Path:
     for folder in (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parent.parent):
         if (folder / "notebooks" / "00-setup.ipynb").is_file():
             return folder
-    raise UsageError("no notebooks/00-setup.ipynb here or above; go into a clone (but for run-all --root DIR will do)")
+    raise UsageError("no notebooks/00-setup.ipynb here or above; go into a clone, or give --root DIR (not to run-all)")
 
 
 def _folder(option: str) -> Path | None:
@@ -117,9 +117,9 @@ figures = partial(_place, "figures")  # of a profile
 
 
 def did_you_mean(word: str, choices: Collection[str]) -> str:
-    """`; did you mean 'x'?` when something known begins with word or is close to it, else an empty string."""
+    """` (did you mean 'x'?)` when something known begins with word or is close to it, else an empty string."""
     close = [name for name in choices if name.startswith(word or " ")] or difflib.get_close_matches(word, choices, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def choose(what: str, name: str, choices: Mapping[str, Any]) -> Any:
@@ -167,7 +167,7 @@ def sha256(data: bytes) -> str:
 
 
 def read_bytes(path: Path, digest: str | None = None) -> bytes:
-    """A file's bytes; MissingRecord when it is not there, CorruptFile when a json has its digest and it another."""
+    """A file's bytes; MissingRecord when it is not there, CorruptFile when its sha256 is not digest."""
     if digest is None and not path.exists():
         raise MissingRecord(f"no {path}; `python -m fsr run-all` makes what is missing")
     try:
@@ -175,7 +175,7 @@ def read_bytes(path: Path, digest: str | None = None) -> bytes:
     except OSError as error:
         raise CorruptFile(f"{path} cannot be read: {error.strerror}") from None
     if digest not in (None, sha256(data)):
-        raise CorruptFile(f"{path} is damaged or gone; move the json that names it away, type `python -m fsr run-all`")
+        raise CorruptFile(f"{path} is damaged or gone; move its json away and type `python -m fsr run-all`")
     return data
 
 

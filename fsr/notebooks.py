@@ -87,7 +87,7 @@ def run_notebook(name: str, profile: str, **parameters) -> Path:
 
 
 def execute(names: list[str], profile: str, *, force=False, workers=1, report=print, check=lambda: None) -> list[str]:
-    """Execute those that are not current; a line per failure, the others run. check(), before each, raises to stop."""
+    """Execute the notebooks that are not current; returns a line per failure. check() runs first and raises to stop."""
 
     def one(name: str) -> str:
         with suppress(OSError, ValueError, KeyError):  # none was executed, or it is damaged

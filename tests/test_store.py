@@ -151,7 +151,7 @@ def test_a_history_has_its_columns_in_one_order_and_matches_its_hash(root):
     path = files.run_dir(run_id(RUN)) / "history.csv"
     for change in (lambda: path.write_text(path.read_text().replace("2", "3")), path.unlink):
         change()
-        with pytest.raises(CorruptFile, match=r"history\.csv is damaged or gone; move the json .*, type"):
+        with pytest.raises(CorruptFile, match=r"history\.csv is damaged or gone; move its json away and type"):
             store.history(RUN)
 
 

@@ -91,7 +91,7 @@ def latent(c: Context, details: dict) -> Found:
     yield "heads", c.climb(joint(heads), 51) if stages else "this model has no convolutions"
     logits, last = before_output(c.net, c.x[:1])
     hidden = not c.net.blind and any(not torch.allclose(z, logits.float()) for z in last)
-    yield "output", c.climb(joint(partial(before_output, c.net)), 52) if hidden else "the last linear layer gives it"
+    yield "output", c.climb(joint(partial(before_output, c.net)), 52) if hidden else "no step follows that layer"
 
 
 def transfer(c: Context, details: dict) -> Found:

@@ -32,7 +32,7 @@ class Task:
         return run_id(self.run)
 
     def missing(self, *, gone: bool = False) -> list[str]:
-        """What is not recorded: `train`, `<checkpoint> <attack id or kind>`; gone: `train again` if weights are lost."""
+        """What is missing: `train`, `<checkpoint> <attack id or kind>`; gone: `train again` if weights are lost."""
         left = [part for part in self.parts if not store.has_record(self.run, part)]
         names = [f"{p.checkpoint} {p.attack_id if isinstance(p, Evaluation) else p.kind}" for p in left]
         if not store.is_trained(self.run):

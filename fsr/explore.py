@@ -69,8 +69,9 @@ def sample_grid(run: Run, *, noise: bool = False, images: int = 20) -> Figure:
 
 def complete(profile: str, notebook: str) -> str:
     """Compute what the notebook reads and no record holds, unless FSR_COMPUTE=0; then say what is missing."""
-    if os.environ.get("FSR_COMPUTE") != "0":
-        runs.ensure(profile, notebook)
+    for task in runs.missing(profile, experiments.NEEDS[notebook]) if os.environ.get("FSR_COMPUTE") != "0" else ():
+        if failed := runs.perform(task, runs.Options()):
+            raise FSRError("; ".join(failed))
     return state(profile, *experiments.NEEDS[notebook])
 
 

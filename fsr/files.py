@@ -10,7 +10,6 @@ import secrets
 import subprocess
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from datetime import timedelta
 from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
@@ -128,11 +127,6 @@ def choose(what: str, name: str, choices: Mapping[str, Any]) -> Any:
         meant = did_you_mean(str(name), choices)
         raise UsageError(f"unknown {what} {name!r}{meant}; choose one of {', '.join(choices)}")
     return choices[name]
-
-
-def duration(seconds: float) -> str:
-    """0:12:34 or 2 days, 3:40:00."""
-    return str(timedelta(seconds=round(seconds)))
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -79,7 +79,7 @@ def run_notebook(name: str, profile: str, **parameters) -> Path:
     if any(out.get("ename") == "SystemExit" for cell in book.cells for out in cell.get("outputs", ())):
         raise FSRError(f"a cell called sys.exit; the cells behind it were not executed (see {scratch})")
     del book.metadata["papermill"]  # paths of this machine
-    book.metadata["fsr"] = {"key": mark}
+    book.metadata["fsr"] = {"key": "" if parameters else mark}  # with others it does not pass for the usual one
     target = files.executed(profile) / f"{name}.ipynb"
     write_bytes(target, nbformat.writes(book).encode())
     scratch.unlink(missing_ok=True)

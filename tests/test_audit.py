@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from fsr.attacks import ATTACKS
 from fsr.attacks.gradient import cross_entropy, pgd
 from fsr.audit import BUDGETS, GROUPS, Context, audit, binarization_test, cheap_checks, proofs, run_group
-from fsr.audit.context import snapshot
+from fsr.audit.context import differs, snapshot
 from fsr.audit.proofs import NAMES
 from fsr.config import FSRSpec
 from fsr.files import UsageError
@@ -176,6 +176,7 @@ KNOWN.register_forward_hook(lambda module, _, z: z if module is KNOWN else -z)
 ITSELF = type("Itself", (nn.Sequential,), {"__deepcopy__": lambda self, _: self})(*KNOWN)
 REFUSED += [{"seed": 0.5}, {"model": KNOWN}, {"model": ITSELF}]
 REFUSED += [{"model": Wrapped(KNOWN[1:], lambda x: checkpoint(nn.Flatten(), x, use_reentrant=True))}]
+REFUSED += [{"model": Wrapped(KNOWN, after=lambda z: z.exp_().div_(z.sum(1, keepdim=True)))}]  # torch cannot undo it
 
 
 @pytest.mark.parametrize("change", REFUSED)
@@ -362,7 +363,15 @@ def test_networks_that_look_at_the_whole_batch_or_differ_when_compiled_are_named
         compiled = Wrapped(eager, before=lambda x, factor=factor: factor * x)
         compiled._orig_mod = eager
         outcome = cheap_checks(compiled, context_of(eager, x))
-        assert outcome == {"batch_dependent": False, "compiled_differs": factor != 1}
+        assert outcome == {"batch_dependent": False, "compiled_differs": factor != 1, "gradients_change_it": False}
+    other = Wrapped(eager, before=lambda x: (1 + torch.is_grad_enabled()) * x)
+    assert cheap_checks(other, context_of(other, x))["gradients_change_it"]
+
+
+@pytest.mark.parametrize("far", [lambda z: z, lambda z: z + 1e5, lambda z: F.pad(z, (0, 1), value=-1e5)])
+def test_answers_that_differ_are_told_whatever_else_is_far_away(far):
+    z = torch.tensor([[1.0, 0.0, 0.5, 0.2]])
+    assert differs(far(z), far(z[:, [1, 0, 2, 3]])) and not differs(far(z), far(z + 1e-6))
 
 
 def walk(steps=20, sign=1, before=lambda net: net):

@@ -213,6 +213,10 @@ def test_folders_without_two_classes_in_both_parts_are_refused(tmp_path):
     with pytest.raises(MissingData, match="the same images twice"):
         _read(tmp_path)
     loop.unlink()
+    shutil.copytree(tmp_path / "train" / "cat", tmp_path / "train" / "cat" / ".ipynb_checkpoints")
+    with pytest.raises(MissingData, match="checkpoints is hidden"):
+        _read(tmp_path)
+    shutil.rmtree(tmp_path / "train" / "cat" / ".ipynb_checkpoints")
     for gone in ("test/dog", "train/dog", "train/cat", "."):  # other classes, one class, no class, nothing
         shutil.rmtree(tmp_path / gone)
         with pytest.raises(MissingData, match="needs train/<class>/ and test/<class>/"):

@@ -368,6 +368,7 @@ METHODS = {
     "in place between": {"features": lambda self, x: self.bn(self.conv(x).relu_())},
     "writes into its input": {"forward": writes},
     "casts": {"forward": lambda self, x: Small.forward(self, x.float())},
+    "a gate": {"features": lambda self, x: torch.where(x.mean((1, 2, 3), True) > 0.3, self.bn(f := self.conv(x)), f)},
     "fixed batch": {"forward": lambda self, x: Small.forward(self, x.view(4, 3, 8, 8))},
 }
 WHOLE = ("tied", "reads statistics", "a layer under", "new weight_norm", "in place between", "writes into")
@@ -379,7 +380,8 @@ WHOLE = ("tied", "reads statistics", "a layer under", "new weight_norm", "in pla
 def test_attacks_see_the_function_of_any_network(name, precision, monkeypatch, caplog):
     """Logits and input gradients are the network's own, from a copy or, with one line in the log, from itself."""
     monkeypatch.setattr("fsr.train.fold.BF16_UNITS", True)
-    model, x, result = type("Changed", (Small,), METHODS.get(name, {}))(), torch.rand(4, 3, 8, 8), []
+    model, result = type("Changed", (Small,), METHODS.get(name, {}))(), []
+    x = torch.rand(4, 3, 8, 8) * torch.tensor([1, 1, 0.2, 0.2]).view(4, 1, 1, 1)  # what only dark images do counts too
     if name in CHANGES:
         CHANGES[name](model)
     model = randomised_statistics(model).eval()

@@ -24,6 +24,7 @@ from fsr import evaluate, experiments, files, runs, store
 from fsr.config import Analysis, Evaluation, run_id
 from fsr.files import CorruptFile, FSRError, TimeUp, load_json, save_json
 from fsr.runs import Options, Task, evaluating, perform
+from fsr.tables import outcomes
 from fsr.train import loop as train
 
 CPU = Options(device="cpu")
@@ -208,7 +209,7 @@ def read_everything() -> None:
     store.history(WITH_FSR)
     store.load_evaluation(WITH_FSR, CLEAN)
     store.load_analysis(WITH_FSR, MASKS)
-    store.metrics()
+    outcomes.metrics(store.runs())
     for checkpoint in ("last", "best", "ema"):
         runs.load_model(WITH_FSR, checkpoint, CPU)
 

@@ -134,6 +134,7 @@ def test_parameters_are_passed_on_annotated_ones_too_and_unknown_ones_refused(so
     write(sources, "02-fine", "seeds")
     book = nbformat.read(notebooks.run_notebook("02-fine", "ci", seeds=[3, 4]), as_version=4)
     assert book.cells[-1].outputs[0]["data"]["text/plain"] == "[3, 4]"
+    assert execute("02-fine")[1] == ["02-fine: executed"]  # the usual one
     with pytest.raises(UsageError, match="no parameter seed; it has profile, seeds"):
         notebooks.run_notebook("02-fine", "ci", seed=3)
 

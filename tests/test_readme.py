@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fsr import experiments, files, store
+from fsr import files, store
 from fsr.files import MissingRecord, load_json
 from fsr.report import pages
 
@@ -42,26 +42,11 @@ def test_links_lead_somewhere(path):
         assert target.startswith("https://") or (path.parent / target).exists(), target
 
 
-def test_only_marked_parts_are_rewritten():
-    def part() -> str:
-        return "new \\1"
-
-    text = "before\n<!-- part -->\nold\n<!-- /part -->\nafter\n"
-    assert pages.rewrite(text, [part]) == text.replace("old", "new \\1")
-
-
-def test_profiles_are_counted():
-    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in pages.profiles().splitlines()]
-    counted = [str(len(experiments.SETS[name]["all"])) for name in experiments.PROFILES]
-    assert [cells[-1] for cells in table[2:]] == counted
-
-
 def test_the_first_sentence_is_of_the_largest_settled_setting(monkeypatch):
     monkeypatch.setattr(pages, "_recorded", lambda: dict.fromkeys(("mini", "headline40", "overfit")))
-    monkeypatch.setattr(pages.say, "answer", lambda name: f"{name}.")
-    monkeypatch.setattr(pages.say, "claimed", lambda: "The authors' number.")
-    monkeypatch.setattr(pages.say, "reasons", lambda name: [f"reason of {name}"])
-    monkeypatch.setattr(pages.say, "study", lambda name: [])
+    said = {"answer": "{}.".format, "reasons": lambda name: [f"reason of {name}"], "claimed": lambda: "The number."}
+    for name, value in (said | dict.fromkeys(("study", "findings"), lambda *_: [])).items():
+        monkeypatch.setattr(pages.say, name, value)
     first, *_, reason, _, _, _, other, mini = pages.answers().splitlines()
     assert (first, reason, other) == ("**headline40.**", "- reason of headline40", "- overfit.")
     assert mini.startswith("- mini. Its networks come from several machines.")  # preliminary, never settled

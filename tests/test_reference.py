@@ -17,7 +17,7 @@ BAD += [([GOOD + "a,b"], "line 2: more fields"), ([GOOD.replace(",clean", "")], 
 WRONG = {"unit": ("percent", "cents"), "table": ("T1", "T11"), "dataset": ("cifar10", "c10"), "backbone": ("18", "81")}
 BAD += [([GOOD.replace(*pair)], f"line 2: unknown {name} '.*{pair[1]}'") for name, pair in WRONG.items()]
 BAD += [([LINE.format("0.525")], "line 2: '0.525' is a fraction"), ([GOOD, GOOD + '"', GOOD], "line 3: a quote is not")]
-BAD += [([GOOD.replace(*pair)], "line 2: a cell of T1 to T6 has") for pair in (("cifar10", ""), ("percent", "points"))]
+BAD += [([GOOD.replace(*pair)], "line 2: cells of T1 to T6 need") for pair in (("cifar10", ""), ("percent", "points"))]
 BAD += [([GOOD, GOOD.replace("clean", "fgsm"), GOOD], "line 4: .* already in line 2")]
 
 

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent / "models"))
 
 from official_net import OfficialVGG, randomised
 
-from fsr import experiments, files, runs, store
+from fsr import data, experiments, files, runs, store
 from fsr.audit import BUDGETS
 from fsr.config import Analysis, Evaluation, replace, run_id
 from fsr.files import FSRError, Interrupted, MissingRecord, UsageError
@@ -44,12 +44,20 @@ def test_a_second_call_changes_no_file_and_records_name_the_code_that_began(root
         files.provenance.cache_clear()
         return snapshot(root)
 
-    assert ensure() == ensure()
+    with torch.inference_mode():  # whatever mode the caller is in
+        assert ensure() == ensure()
     record = store.environment(RUN)
     assert {"commit", "dirty", "versions", "hardware", "started", "seconds", "checkpoints", "switches"} <= record.keys()
     assert record["hardware"]["cores"] >= 1 and record["versions"]["torch"]
     assert set(record["checkpoints"]) == {"last", "best", "ema"}
     assert record["commit"] == store.load_evaluation(RUN, CLEAN).record["commit"] == "before"
+
+
+def test_data_of_another_folder_are_read_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "load", lambda run, device: files.data())
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        monkeypatch.setenv("FSR_DATA", str(folder))
+        assert runs.data_of(RUN) == folder
 
 
 def test_records_stay_valid_without_weights_and_weights_come_back_the_same(root):
@@ -177,9 +185,9 @@ def test_an_audit_is_an_analysis_with_outcomes_per_sample_and_keeps_its_groups_u
     path = evaluating.partial_path(RUN, AUDIT)
     with monkeypatch.context() as patch, pytest.raises(FSRError, match="disk full"):
         patch.setattr(store, "save_analysis", Mock(side_effect=FSRError("disk full")))
-        runs.ensure_analysed(RUN, AUDIT, CPU)
+        runs.ensure_evaluated(RUN, AUDIT, CPU)
     assert files.load_json(path)["done"]
-    runs.ensure_analysed(RUN, AUDIT, CPU)
+    runs.ensure_evaluated(RUN, AUDIT, CPU)
     assert not path.exists()
     record, arrays = store.load_analysis(RUN, AUDIT)
     assert record["surrogate"] is None and record["twin_weights"] is None
@@ -193,7 +201,7 @@ def test_an_audit_stops_inside_a_group(root):
     runs.ensure_trained(RUN, CPU)
     looks: list = []
     with pytest.raises(Interrupted):
-        runs.ensure_analysed(RUN, AUDIT, replace(CPU, interrupted=lambda: looks.append(None) or len(looks) > 40))
+        runs.ensure_evaluated(RUN, AUDIT, replace(CPU, interrupted=lambda: looks.append(None) or len(looks) > 40))
     assert len(looks) == 41 and not evaluating.partial_path(RUN, AUDIT).exists()  # no group was done
 
 
@@ -208,7 +216,7 @@ def test_an_audits_planned_surrogate_is_trained_first_and_its_weights_mark_finis
 
     def stopped() -> dict:
         with pytest.raises(Interrupted):
-            runs.ensure_analysed(run, Analysis(kind="audit", images=12), CPU)
+            runs.ensure_evaluated(run, Analysis(kind="audit", images=12), CPU)
         return files.load_json(path)
 
     monkeypatch.setattr("fsr.audit.audit", audit)

@@ -13,6 +13,7 @@ from fsr import files, store
 from fsr.config import Analysis, Evaluation, Run, run_id
 from fsr.files import CorruptFile, MissingRecord, UsageError, load_json, load_npz, save_json
 from fsr.store.weights import digest, digest_of, load_tensors, save_tensors
+from fsr.tables.outcomes import metrics
 
 RUN, CLEAN, COST = Run(epochs=2), Evaluation(attack="clean"), Analysis(kind="cost")
 PLACES = np.random.default_rng(1).permutation(10_000)[:2000]
@@ -69,31 +70,6 @@ def test_outcomes_of_an_eps_that_shares_their_name_are_refused(root):
     with pytest.raises(UsageError) as caught:
         store.load_evaluation(RUN, Evaluation(attack="pgd20", eps=0.03137))
     assert all(part in str(caught.value) for part in (str(path), "eps=0.03137,", f"eps={8 / 255},"))
-
-
-def test_the_ensemble_is_the_and_over_clean_and_four_attacks_on_the_images_that_all_saw(root):
-    table = np.array([[1, 1, 1, 0, 1], [1, 1, 0, 1, 1], [1, 1, 1, 1, 1], [1, 0, 1, 1, 1], [0, 1, 1, 1, 1]], bool)
-    for i, (attack, correct) in enumerate(zip(store.PROTOCOL, table)):
-        record(attack, correct)
-        index = np.arange(i, i + 6)
-        record(attack, index != 5, index, replace(RUN, seed=1))
-        assert set(store.metrics([RUN])["attack"]) >= {attack} and len(store.metrics([RUN])) == i + 1 + (i == 4)
-    row = store.metrics([RUN]).set_index("attack").loc["ensemble"]
-    assert row["n"] == 5 and row["correct"] == table.all(axis=0).sum() == 1 and row["accuracy"] == 0.2
-    both = store.ensemble(replace(RUN, seed=1), "last")
-    assert both.index.tolist() == [4, 5] and both.correct.tolist() == [True, False]
-
-
-@pytest.mark.parametrize("key", ["weights", "images_sha256"])
-def test_no_ensemble_of_two_networks_or_two_test_sets(root, key):
-    other = replace(RUN, seed=1)
-    for attack in store.PROTOCOL:
-        record(attack, [True, False], **{key: "another" if attack == "cw" else "one"})
-        record(attack, [True, False], run=other, images_sha256="one" if attack == "cw" else None)
-    assert "ensemble" not in set(store.metrics([RUN])["attack"])
-    with pytest.raises(MissingRecord, match=f"different {key}; .* `python -m fsr run-all`"):
-        store.ensemble(RUN, "last")
-    assert store.ensemble(other, "last").correct.tolist() == [True, False]  # some name no images
 
 
 def test_a_record_that_was_copied_from_another_run_is_named_and_not_used(root):
@@ -162,7 +138,7 @@ def test_every_committed_record_still_loads(monkeypatch):
         assert all(len(store.load_evaluation(run, e).correct) for e in store.evaluations(run))
         for path in sorted((files.run_dir(run_id(run)) / "analyses").glob("*.json")):
             store.load_analysis(run, Analysis(**load_json(path)["analysis"]))
-    assert len(store.metrics()) > 500
+    assert len(metrics(store.runs())) > 500
 
 
 def test_tied_weights_are_stored_under_each_name(tmp_path):

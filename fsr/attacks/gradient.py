@@ -154,7 +154,7 @@ def diversity(seed: int, *, probability: float = 0.5, resize: float = 0.9) -> Ca
     def transform(x: Tensor) -> Tensor:
         full = x.shape[-1]
         chosen = float(torch.rand((), generator=generator, dtype=torch.float32)) < probability
-        size = int(torch.randint(min(int(resize * full), full - 1), full, (), generator=generator))
+        size = int(torch.randint(max(1, min(int(resize * full), full - 1)), max(2, full), (), generator=generator))
         top, left = (int(torch.randint(0, full - size + 1, (), generator=generator)) for _ in range(2))
         return resize_and_pad(x, size, top, left) if chosen else x
 

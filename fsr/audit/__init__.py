@@ -206,7 +206,7 @@ def audit(
     """Attack a copy of a classifier in every way known here (GROUPS) and say which images still hold; see `assemble`.
 
     model: images to logits (N, K); x: (N, C, H, W) in [0, 1]; y: (N,) int64; budget: quick or full; surrogate: to
-    transfer from. on_group(name, record): called after each group; done: such records, not computed again.
+    transfer from. on_group(name, record): called after each group; done: records of the same call, not made again.
     UsageError for what cannot be audited.
     """
     check_images(x, y)

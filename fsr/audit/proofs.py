@@ -129,7 +129,7 @@ def cheap_checks(model: nn.Module, c: Context) -> dict[str, bool]:
     """
     x, buffers = c.x[:8], [(buffer, buffer.clone()) for buffer in model.buffers()]
     if c.randomised:
-        return {"batch_dependent": False, "compiled_differs": False}
+        return dict.fromkeys(("batch_dependent", "compiled_differs", "gradients_change_it"), False)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype)
     own = Network(model, c.x.to(dtype), c.y)(x).to(x)
     for buffer, before in buffers:
@@ -138,5 +138,8 @@ def cheap_checks(model: nn.Module, c: Context) -> dict[str, bool]:
     compiled, other = hasattr(model, "_orig_mod"), differs(c.reference(x), own, 1e-4 if dtype == x.dtype else 0.05)
     if other and not compiled:
         raise UsageError("a deep copy of this network gives other logits than it does: nothing is audited")
-    alone = torch.cat([*map(c.reference, x.split(1))])
-    return {"batch_dependent": differs(c.reference(x), alone), "compiled_differs": compiled and other}
+    with torch.enable_grad():
+        answers = {"gradients_change_it": c.reference(x.clone().requires_grad_()).detach()}
+    answers["batch_dependent"] = torch.cat([*map(c.reference, x.split(1))])
+    found = {name: differs(c.reference(x), answer) for name, answer in answers.items()}
+    return found | {"compiled_differs": compiled and other}

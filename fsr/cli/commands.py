@@ -1,6 +1,7 @@
 """The commands: run-all, train, evaluate, audit, status, report, compare, data, import-official."""
 
 import logging
+from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -13,9 +14,10 @@ from fsr.cli import options
 from fsr.cli.options import DataDir, Device, Root, Setting, with_setting
 from fsr.config import Analysis, Evaluation, replace
 from fsr.data.readers import check
-from fsr.files import UsageError, choose, duration
+from fsr.files import UsageError, choose
 from fsr.runs import local
-from fsr.tables import audit_lines
+from fsr.tables.analyses import audit_lines
+from fsr.tables.outcomes import metrics
 
 What = StrEnum("What", ["check", "path"])
 log = logging.getLogger("fsr")
@@ -121,11 +123,12 @@ def status(profile: Profile = "demo", device: Device = None, root: Root = None) 
     """What of a profile is done, partial and missing, and how long the missing trainings take."""
     files.use(root=root, existing=True)
     frame = runs.status(profile, device=device).rename(columns={"seconds": "training left"})
-    shown, left = {"training left": lambda s: duration(s) if s else ""}, frame["training left"]
-    typer.echo(frame.to_string(index=False, formatters=shown, na_rep="?"))
+    left = frame["training left"].round()
+    shown = {"training left": lambda s: str(timedelta(seconds=s)) if s else ""}
+    typer.echo(frame.assign(**{"training left": left}).to_string(index=False, formatters=shown, na_rep="?"))
     counts = [f"{(frame['state'] == state).sum()} {state}" for state in ("done", "partial", "missing")]
     unknown = f", and {left.isna().sum()} that take an unknown time" * left.hasnans
-    typer.echo(f"{', '.join(counts)} of {len(frame)} runs; {duration(left.sum())} of trainings left{unknown}")
+    typer.echo(f"{', '.join(counts)} of {len(frame)} runs; {timedelta(seconds=left.sum())} of trainings left{unknown}")
 
 
 @app.command("report", epilog="Example:  python -m fsr report --profile demo")
@@ -145,10 +148,10 @@ def compare(other: Other, profile: Profile = "demo", root: Root = None) -> None:
     files.use(root=root)
     plan, here = experiments.SETS[experiments.profile_of(profile).name]["all"], files.root()
     files.use(root=other)
-    again = store.metrics(plan)
+    again = metrics(plan)
     files.use(root=here)
     keys = ["run_id", "checkpoint", "attack_id"]
-    mine = store.metrics(plan)
+    mine = metrics(plan)
     joined = mine.merge(again, on=keys, suffixes=("", "_again"), validate="one_to_one")
     if joined.empty:
         raise UsageError(f"{other} and {here} hold no results of this profile in common; type `make retrain`")

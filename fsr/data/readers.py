@@ -133,8 +133,9 @@ def _folder(run: Run) -> Images:
         if train.classes != test.classes or len(train.classes) < 2:
             raise FileNotFoundError(f"{len(train.classes)} and {len(test.classes)} classes, or other names")
         folders = {os.path.dirname(file) for part in parts for file, _ in part.samples}
-        if len(folders) > len({os.path.realpath(folder) for folder in folders}):
-            raise OSError("links in it lead to the same images twice")
+        hidden = [folder for folder in folders if "/." in folder.removeprefix(str(where))]
+        if hidden or len(folders) > len({os.path.realpath(folder) for folder in folders}):
+            raise OSError(f"{hidden[0]} is hidden" if hidden else "links in it lead to the same images twice")
     except OSError as error:
         needed = "train/<class>/ and test/<class>/ (or val/<class>/), the same two or more classes"
         raise MissingData(f"{where} needs {needed}: {error!s:.160}") from None

@@ -20,7 +20,7 @@ from fsr.models.modes import copied, hooked
 class Inserted(nn.Module):
     """A submodule, followed by a module that maps its features to the same shape; `streams(f, y)` gives them first."""
 
-    recorder: tuple[Tensor | None, list[Any]] | None = None  # only inside `trace`: no copy or pickle carries one
+    recorder: tuple[Tensor | None, list[Any], bool] | None = None  # only inside `trace`: no copy or pickle carries one
 
     def __init__(self, submodule: nn.Module, module: nn.Module):
         super().__init__()
@@ -31,6 +31,8 @@ class Inserted(nn.Module):
         f = self.submodule(*args, **kwargs)
         if self.recorder is None:
             return self.module(f)
+        if self.recorder[2] != torch.is_grad_enabled():
+            raise UsageError("FSR cannot be trained inside torch.utils.checkpoint: leave its place out of it")
         streams = self.module.streams(f, self.recorder[0])
         self.recorder[1].append(streams)
         return streams.features.clone()  # a network may go on in place (DenseNet), and the recorded ones stay
@@ -55,7 +57,7 @@ class Classifier(nn.Module):
         streams: list[Any] = []
         places = self.inserted()
         for place in places:
-            place.recorder = y, streams
+            place.recorder = y, streams, torch.is_grad_enabled()
         try:
             logits = self.net(x)
         finally:
@@ -92,7 +94,7 @@ def _wrong(outputs: list[Any], x: Tensor) -> str:
     if len(outputs) != 1:
         return f"{len(outputs)} outputs"
     shape = tuple(getattr(outputs[0], "shape", ()))
-    if len(shape) != 4:
+    if len(shape) != 4 or shape[0] != len(x):
         return f"a {type(outputs[0]).__name__} {shape}"
     first, last = (abs(h * x.shape[3] - w * x.shape[2]) for h, w in (shape[2:], shape[1:3]))
     return f"{shape}, maps (N, H, W, C)" if last < first and shape[2:] != (1, 1) else ""

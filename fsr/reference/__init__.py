@@ -56,10 +56,8 @@ def paper_values(path: Path | None = None) -> pd.DataFrame:
         line, key = reader.line_num, tuple(map(row.get, COLUMNS[:5]))
         value = pd.to_numeric(row["value"], errors="coerce")
         checks = {f"unknown {name} {row[name]!r}, not in {these}": row[name] in these for name, these in KNOWN.items()}
-        whole = "" not in key and row["unit"] == "percent"
-        checks["a cell of T1 to T6 has five fields that are not empty, and is in percent"] = (
-            row["table"] == "T10" or whole
-        )
+        filled = "" not in key and row["unit"] == "percent"
+        checks["cells of T1 to T6 need five filled fields, in percent"] = row["table"] == "T10" or filled
         checks["more fields than columns; put quotes around commas"] = None not in row
         checks[f"{row['value']!r} is no number in 0..100"] = 0 <= value <= 100
         checks[f"{row['value']!r} is a fraction; type it in percent"] = row["metric"] != "clean" or not 0 < value < 1

@@ -98,10 +98,14 @@ def answers() -> str:
         return "No profile that answers the question has been run here."
     first, *others = sorted(gains, key=lambda name: name in tables.PRELIMINARY)
     lines = [f"**{say.answer(first)}**", "", say.claimed(), "", *(f"- {one}" for one in say.reasons(first))]
-    for name in (name for name in others if say.study(name)):
-        lines += ["", f"When does FSR gain? {labels.setting(name)}:", "", *(f"- {one}" for one in say.study(name))]
-    texts = [" ".join([say.answer(name), *tables.PRELIMINARY.get(name, [])]) for name in others if not say.study(name)]
-    return "\n".join([*lines, *(["", "Other settings:", "", *(f"- {one}" for one in texts)] if texts else [])])
+    plain = list[str]()
+    for name in others:
+        if study := say.study(name):
+            lines += ["", f"When does FSR gain? {labels.setting(name)}:", "", *(f"- {one}" for one in study)]
+            continue
+        more = say.findings(name, "T9") if name != "demo" else []  # whose digits settle nothing
+        plain.append("- " + " ".join(dict.fromkeys([say.answer(name), *more, *tables.PRELIMINARY.get(name, [])])))
+    return "\n".join([*lines, *(["", "Other settings:", "", *plain] if plain else [])])
 
 
 def results() -> str:
@@ -114,7 +118,8 @@ def results() -> str:
         part, line = cells(profile, "T1", kind=["ours", "gain"], checkpoint=weights), [labels.WEIGHTS[weights], row]
         for one in (say.cell(part, row, metric) for metric in metrics):
             numbers = [one[key] for key in ("value", "low", "high")] if one else [None]
-            line.append(labels.measured(*numbers, sign=row == say.MAIN))
+            other = f" ({say.seeds([one['seeds']])})" if one and one["seeds"] != gain["seeds"] else ""
+            line.append(labels.measured(*numbers, sign=row == say.MAIN) + other)
         lines.append(line)
     frame = pd.DataFrame(lines, columns=["weights", "row", *map(labels.metric, metrics)])
     head = f"{labels.setting(profile)}: accuracy in percent ({gain['n']:,.0f} images; gains of "
@@ -126,7 +131,7 @@ def profiles() -> str:
     rows = []
     for name, profile in experiments.PROFILES.items():
         data = dict.fromkeys(labels.data(run) for run in experiments.SETS[name]["all"])
-        row = {"profile": f"`{name}`", "data": ", ".join(data), "network": labels.network(profile.base)}
+        row = {"profile": f"`{name}`", "data": ", ".join(data), "main network": labels.network(profile.base)}
         rows.append(row | {"epochs": profile.base.epochs, "trainings": len(experiments.SETS[name]["all"])})
     return pd.DataFrame(rows).to_markdown(index=False)
 

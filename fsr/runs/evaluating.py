@@ -35,7 +35,7 @@ def _network(run: Run, checkpoint: str, options: Options) -> tuple[Classifier, s
     return load_model(run, checkpoint, options), digest_of(weights_path(run, checkpoint))
 
 
-def ensure_recorded(run: Run, part: Evaluation | Analysis, options: Options = DEFAULT) -> None:
+def ensure_evaluated(run: Run, part: Evaluation | Analysis, options: Options = DEFAULT) -> None:
     """Evaluate, analyse or audit unless the record is there; an interrupted call goes on after its last part."""
     path = store.record_path(run, part)
 
@@ -51,9 +51,6 @@ def ensure_recorded(run: Run, part: Evaluation | Analysis, options: Options = DE
 
     once(run, options, path.exists, compute, path.stem)
     partial_path(run, part).unlink(missing_ok=True)
-
-
-ensure_evaluated = ensure_analysed = ensure_recorded
 
 
 def _evaluate(run: Run, evaluation: Evaluation, options: Options, model: Classifier, weights: str) -> None:

@@ -59,15 +59,16 @@ def once(run: Run, options: Options, done: Callable[[], bool], compute: Callable
                 options.check()
             if options.deterministic:
                 hardware.make_deterministic()
-            compute()
+            with torch.inference_mode(False), torch.enable_grad():  # whatever mode the caller is in
+                compute()
     finally:
         lock.release()
 
 
-_data = functools.lru_cache(maxsize=2)(data.load)
+_data = functools.lru_cache(maxsize=2)(lambda run, device, _folder: data.load(run, device))
 
 
 def data_of(run: Run, device: torch.device | str = "cpu") -> data.Data:
     """The data of a run on a device, read once per process."""
     key = {name: getattr(run, name) for name in ("dataset", "train_size", "test_size", "holdout", "image_size")}
-    return _data(Run(**key), str(device))
+    return _data(Run(**key), str(device), files.data())

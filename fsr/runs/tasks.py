@@ -11,8 +11,8 @@ import pandas as pd
 from fsr import experiments, hardware, store
 from fsr.config import Analysis, Evaluation, Run, run_id
 from fsr.files import FSRError, Interrupted, MissingRecord, TimeUp
-from fsr.runs.evaluating import ensure_recorded
-from fsr.runs.options import DEFAULT, Options
+from fsr.runs.evaluating import ensure_evaluated
+from fsr.runs.options import Options
 from fsr.runs.training import ensure_trained, has_weights, state_path
 from fsr.tables import labels
 
@@ -75,7 +75,7 @@ def perform(task: Task, options: Options) -> list[str]:
     failed = []
     for part in (None, *task.parts):
         try:
-            ensure_recorded(task.run, part, options) if part else ensure_trained(task.run, options)
+            ensure_evaluated(task.run, part, options) if part else ensure_trained(task.run, options)
         except (TimeUp, Interrupted):
             raise
         except Exception as error:
@@ -83,13 +83,6 @@ def perform(task: Task, options: Options) -> list[str]:
             if part is None:
                 break
     return failed
-
-
-def ensure(profile: str, notebook: str) -> None:
-    """Everything a notebook reads is recorded when this returns; computes in this process what is missing."""
-    for task in missing(profile, experiments.NEEDS[notebook]):
-        if failed := perform(task, DEFAULT):
-            raise FSRError("; ".join(failed))
 
 
 def seconds_per_epoch(device: str) -> list[tuple[Run, float]]:

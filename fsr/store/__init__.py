@@ -3,21 +3,17 @@
 import io
 import zipfile
 from collections import namedtuple
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from fsr import files
-from fsr.config import PROTOCOL, Analysis, Evaluation, Run, content_id, run_from_dict, run_id, to_dict
+from fsr.config import Analysis, Evaluation, Run, content_id, run_from_dict, run_id, to_dict
 from fsr.files import CorruptFile, MissingRecord, UsageError, load_json, load_npz, save_json, sha256
-
-COLUMNS = "run_id dataset backbone width method seed epochs train_size checkpoint attack attack_id images eps steps"
-COLUMNS += " surrogate intervention n correct accuracy seconds commit"
-
 
 # Per-sample outcomes: test-set index (N,) int, correct (N,) bool under the attack, and the record beside them.
 Outcome = namedtuple("Outcome", "index correct record")
@@ -168,36 +164,6 @@ def load_evaluation(run: Run, evaluation: Evaluation) -> Outcome:
         if (len(correct), len(index), correct.sum()) != (n, n, record["correct"]):
             raise ValueError(f"{correct.sum()} of {len(correct)} outcomes on {len(index)} images")
     return Outcome(index, correct, record)
-
-
-def ensemble(run: Run, checkpoint: str, images: int | None = None, intervention: str | None = None) -> Outcome:
-    """Right on clean and all four of the authors' attacks, per sample; MissingRecord for mixed weights or images."""
-    clean = Evaluation(attack="clean", checkpoint=checkpoint, images=images, intervention=intervention)
-    parts = [load_evaluation(run, replace(clean, attack=attack)) for attack in PROTOCOL]
-    for what in ("weights", "images_sha256"):
-        if len({part.record.get(what) for part in parts} - {None}) > 1:
-            text = f"{run_id(run)}, {checkpoint}: clean and the four attacks are of different {what}"
-            raise MissingRecord(f"{text}; move the older records away, then type `python -m fsr run-all`")
-    every = pd.concat([pd.Series(part.correct, index=part.index) for part in parts], axis=1, join="inner").sort_index()
-    record = {name: parts[0].record.get(name) for name in ("commit", "eps", "weights", "images_sha256")}
-    return Outcome(every.index.to_numpy(), every.all(axis=1).to_numpy(), record | {"n": len(every)})
-
-
-def metrics(chosen: Iterable[Run] | None = None) -> pd.DataFrame:
-    """One tidy frame, a row per (run, checkpoint, attack), `ensemble` computed from outcomes; None: every run."""
-    rows = []
-    for run in dict.fromkeys(runs() if chosen is None else chosen):
-        recorded = evaluations(run)
-        for one in [e for e in recorded if e.attack == "clean"]:
-            with suppress(MissingRecord):
-                combined = ensemble(run, one.checkpoint, one.images, one.intervention)
-                recorded[replace(one, attack="ensemble")] = combined.record | {"correct": int(combined.correct.sum())}
-        for one, record in recorded.items():
-            facts = {name: record.get(name) for name in ("eps", "seconds", "commit", "n", "correct")}
-            own = {"run_id": run_id(run), "method": run.label, "attack_id": one.attack_id}
-            rows.append(vars(run) | asdict(one) | facts | own)
-    frame = pd.DataFrame(rows, columns=COLUMNS.split())
-    return frame.assign(accuracy=frame["correct"] / frame["n"])
 
 
 def save_analysis(run: Run, analysis: Analysis, record: dict, **arrays) -> Path:

@@ -1,6 +1,5 @@
 """T1 to T11: from records to tables; what was not run says so and cannot vanish."""
 
-from collections import namedtuple
 from functools import lru_cache
 from pathlib import Path
 
@@ -10,22 +9,21 @@ from fsr import experiments, files, reference, store
 from fsr.config import Run
 from fsr.files import UsageError
 from fsr.tables import analyses, display, outcomes, robustness, verdict
-from fsr.tables.analyses import audit_lines, provenance
+from fsr.tables.analyses import provenance
 from fsr.tables.display import show, wide
 
-TableInfo = namedtuple("TableInfo", "stem title")  # the name of its files without their suffix, and its title
-TABLES = {
-    "T1": TableInfo("T1-whitebox", "White-box robustness"),
-    "T2": TableInfo("T2-deactivation", "Against deactivation"),
-    "T3": TableInfo("T3-blackbox", "Black-box attacks"),
-    "T4": TableInfo("T4-components", "Components and controls"),
-    "T5": TableInfo("T5-settings", "Settings of the module"),
-    "T6": TableInfo("T6-placement", "Where FSR sits"),
-    "T7": TableInfo("T7-streams", "What the streams know"),
-    "T8": TableInfo("T8-overhead", "Overhead"),
-    "T9": TableInfo("T9-audit", "Adaptive audit"),
-    "T10": TableInfo("T10-verdict", "Verdict"),
-    "T11": TableInfo("T11-overfit", "Where adversarial training overfits"),
+TABLES = {  # the name of its files without their suffix, and its title
+    "T1": ("T1-whitebox", "White-box robustness"),
+    "T2": ("T2-deactivation", "Against deactivation"),
+    "T3": ("T3-blackbox", "Black-box attacks"),
+    "T4": ("T4-components", "Components and controls"),
+    "T5": ("T5-settings", "Settings of the module"),
+    "T6": ("T6-placement", "Where FSR sits"),
+    "T7": ("T7-streams", "What the streams know"),
+    "T8": ("T8-overhead", "Overhead"),
+    "T9": ("T9-audit", "Adaptive audit"),
+    "T10": ("T10-verdict", "Verdict"),
+    "T11": ("T11-overfit", "Where adversarial training overfits"),
 }
 ANALYSES = {"T7": "streams", "T8": "cost", "T9": "audit"}  # the kind of analysis that these tables show
 OTHERS = {"T7": analyses.streams, "T8": analyses.overhead, "T9": analyses.audits, "T10": verdict.frame}

@@ -20,7 +20,7 @@ LATEX = {"±": r"$\pm$", "×": r"$\times$", "≤": r"$\leq$", "≥": r"$\geq$", 
 LATEX |= {"†": r"$\dagger$", "‡": r"$\ddagger$"}
 LATEX |= {r"\begin{tabular}": r"\resizebox{\linewidth}{!}{\begin{tabular}", r"\end{tabular}": r"\end{tabular}}"}
 LEGEND = "Percent. In brackets: the 95 % interval over test images. ±: standard deviation over seeds."
-GAINS = "Gains are in points, on the same images and seeds: of one seed over the same seed of the baseline."
+GAINS = "Gains are in points, paired by image and seed; from three seeds on their interval is over seeds and images."
 DOUBT = "AutoAttack is in doubt, by its own warning or because another attack breaks what it leaves (csv: flags)."
 MARKS = {"†": DOUBT, "‡": "the test was changed after the runs; the csv file has both."}
 CSS = {"th, td": "font-size: 12px; padding: 2px 7px; text-align: right; vertical-align: top", "td": "white-space: pre"}
@@ -54,7 +54,8 @@ def _measured(cell, usual) -> str:
         return NOT_RUN if pd.isna(cell.status) else cell.status
     mark = "†" if isinstance(cell.flags, str) and cell.flags != "none" else ""
     digits, sign = 1 if cell.n < 5000 else 2, cell.kind in ("gain", "difference")
-    text = measured(cell.value, cell.low, cell.high, cell.sd, mark=mark, digits=digits, sign=sign)
+    decides = (cell.low, cell.high) if pd.isna(cell.seeds_low) else (cell.seeds_low, cell.seeds_high)
+    text = measured(cell.value, *decides, cell.sd, mark=mark, digits=digits, sign=sign)
     text += "" if pd.isna(cell.n) or cell.n == usual.n else f" n={cell.n:.0f}"
     return text if pd.isna(cell.n) or cell.seeds == usual.seeds else f"{text} (seeds: {cell.seeds:.0f})"
 

@@ -1,8 +1,10 @@
 """From per-image outcomes to the numbers of one cell: an accuracy, or a gain over a baseline on the same images."""
 
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import asdict, replace
 from functools import lru_cache
 from operator import attrgetter
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,13 +15,16 @@ from fsr.reference import MIN_SEEDS
 from fsr.tables import labels
 
 Runs = tuple[Run, ...]
+COLUMNS = "run_id dataset backbone width method seed epochs train_size checkpoint attack attack_id images eps steps"
+COLUMNS += " surrogate intervention n correct accuracy seconds"
 SPARED = 0.01  # share of the images of both that another attack may break and AutoAttack not: starting points differ
 
 
 @lru_cache(maxsize=4096)
 def _loaded(run: Run, evaluation: Evaluation, *_file) -> tuple[pd.Series, dict]:
     loaded = store.load_evaluation(run, evaluation)
-    return pd.Series(loaded.correct, index=loaded.index).sort_index(), loaded.record
+    images = loaded.record.get("images_sha256")
+    return pd.Series(loaded.correct, index=loaded.index, name=images).sort_index(), loaded.record
 
 
 def _read(run: Run, evaluation: Evaluation) -> tuple[pd.Series, dict]:
@@ -34,13 +39,11 @@ def _parts(evaluation: Evaluation) -> list[Evaluation]:
 
 
 def of_other_weights(run: Run, part: Evaluation | Analysis) -> bool:
-    """Is this evaluation or analysis on record, but of other weights than those of the run's training on record?"""
+    """Is this evaluation or analysis on record, but of two weights, or of others than the training on record has?"""
     trained = store.environment(run).get("checkpoints", {}) if store.is_trained(run) else {}
-    if (digest := trained.get(part.checkpoint)) is None:
-        return False
     here = [one for one in ([part] if isinstance(part, Analysis) else _parts(part)) if store.has_record(run, one)]
     records = [store.load_analysis(run, p)[0] if isinstance(p, Analysis) else _read(run, p)[1] for p in here]
-    return any(record.get("weights") not in (None, digest) for record in records)
+    return len({trained.get(part.checkpoint), *(one.get("weights") for one in records)} - {None}) > 1
 
 
 def advice(profile: str, mixed: list[Run]) -> str:
@@ -49,12 +52,21 @@ def advice(profile: str, mixed: list[Run]) -> str:
     return f"Outcomes of other weights are left out; {moved} and run `python -m fsr run-all -p {profile}`."
 
 
+def _joined(*parts: Any) -> pd.DataFrame:
+    """Outcomes on the images that all have: none where one was not run, or of two test sets (digests are names)."""
+    if any(one is None for one in parts) or len({one.name for one in parts} - {None}) > 1:
+        return pd.DataFrame()
+    return pd.concat(parts, axis=1, join="inner")
+
+
 def outcome(run: Run, evaluation: Evaluation) -> pd.Series | None:
     """Right (bool) by test-set position; `ensemble`: under all five columns; None: not run, or of other weights."""
     parts = _parts(evaluation)
     if not all(store.has_record(run, part) for part in parts) or of_other_weights(run, evaluation):
         return None
-    return pd.concat([_read(run, part)[0] for part in parts], axis=1, join="inner").all(axis=1)
+    each = [_read(run, part)[0] for part in parts]
+    together, images = _joined(*each).all(axis=1), next((one.name for one in each if one.name), None)
+    return together.rename(images) if len(together) else None
 
 
 def accuracy(runs: Runs, evaluation: Evaluation) -> dict:
@@ -81,12 +93,12 @@ def gain(runs: Runs, baseline: Runs, evaluation: Evaluation, base_evaluation: Ev
     low, high: over images; seeds_low, seeds_high: over both, from three seeds on; p_first_seed: McNemar's, of one pair.
     """
     bases = {run.seed: outcome(run, base_evaluation or evaluation) for run in baseline}
-    pairs = [(bases.get(run.seed), outcome(run, evaluation)) for run in runs]
-    joined = [pd.concat(pair, axis=1, join="inner") for pair in pairs if all(o is not None for o in pair)]
+    pairs = [_joined(bases.get(run.seed), outcome(run, evaluation)) for run in runs]
+    joined = [pair.to_numpy(float).T for pair in pairs if len(pair)]
     cell: dict = {"planned": len(runs), "seeds": len(joined)}
     if not joined:
         return cell
-    before, after = ([pair[i].to_numpy(float) for pair in joined] for i in (0, 1))
+    before, after = zip(*joined)
     mean, sd, *_ = statistics.seed_summary([float(a.mean() - b.mean()) for b, a in zip(before, after)])
     p = statistics.mcnemar_exact(before[0], after[0])
     low, high = statistics.paired_bootstrap(np.mean(before, axis=0), np.mean(after, axis=0))
@@ -98,10 +110,7 @@ def gain(runs: Runs, baseline: Runs, evaluation: Evaluation, base_evaluation: Ev
 
 def broken_only(run: Run, evaluation: Evaluation, survived: pd.Series | None) -> tuple[int, int, int]:
     """Of n images that both saw: (`survived` but fall to this evaluation, `survived`, n); 0s where one was not run."""
-    other = outcome(run, evaluation)
-    if survived is None or other is None:
-        return 0, 0, 0
-    joined = pd.concat([survived, other], axis=1, join="inner").to_numpy()
+    joined = _joined(survived, outcome(run, evaluation)).to_numpy(bool).reshape(-1, 2)
     return int((joined[:, 0] & ~joined[:, 1]).sum()), int(joined[:, 0].sum()), len(joined)
 
 
@@ -124,3 +133,20 @@ def warnings(runs: list[Run], evaluation: Evaluation) -> str | None:
     if share > SPARED:
         doubts.append(f"{labels.metric(attack)} breaks {broken} of the {left} that it leaves")
     return "; ".join(doubts) or "none"
+
+
+def metrics(runs: Iterable[Run]) -> pd.DataFrame:
+    """A row per run, checkpoint and attack, `ensemble` among them: configurations, n, correct, accuracy, seconds."""
+    rows = []
+    for run in dict.fromkeys(runs):
+        recorded = store.evaluations(run)
+        for one, record in [*recorded.items()]:
+            combined = outcome(run, every := replace(one, attack="ensemble")) if one.attack == "clean" else None
+            if combined is not None:
+                recorded[every] = {"eps": record["eps"], "n": len(combined), "correct": int(combined.sum())}
+        for one, record in recorded.items():
+            facts = {name: record.get(name) for name in ("eps", "n", "correct", "seconds")}
+            own = {"run_id": run_id(run), "method": run.label, "attack_id": one.attack_id}
+            rows.append(vars(run) | asdict(one) | facts | own)
+    frame = pd.DataFrame(rows, columns=COLUMNS.split())
+    return frame.assign(accuracy=frame["correct"] / frame["n"])

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pandas as pd
 
 from fsr import experiments, reference, statistics, store
-from fsr.config import Evaluation
+from fsr.config import AUDIT_VERSION, Evaluation
 from fsr.experiments import Row
 from fsr.reference import CLAIMS, MIN_SEEDS, Claim
 from fsr.tables import analyses, labels, outcomes, robustness
@@ -110,7 +110,7 @@ def cues(profile: str, claim: Claim) -> Finding:
         return NOTHING
     steps = table["recalibrated"] - table["nonrobust"]
     mean, _, low, high, seeds = statistics.seed_summary(steps[claim.metric])
-    learnt = "" if steps["aux"].mean() > 0 else "the head trained for this step does not show it: no separation learnt"
+    learnt = "" if steps["aux"].mean() > 0 else "the auxiliary head does not show this step: nothing was separated"
     holds = None if low is None or low <= 0 <= high else low > 0
     return Finding(mean, low, high, seeds, holds, learnt)
 
@@ -142,15 +142,28 @@ def seconds(profile: str, claim: Claim) -> Finding:
 
 
 def unseen(profile: str, claim: Claim) -> Finding:
-    """Of AT + FSR's survivors of Ensemble the share that a query attack breaks, in percent; the larger of the two."""
+    """Of AT + FSR's survivors of Ensemble the share that a query attack breaks, in percent, and Wilson's interval."""
     run = experiments.main_pair(profile)[1]
     white = outcomes.outcome(run, _column(profile, "ensemble", claim.checkpoint))
     attacks = [_column(profile, name, claim.checkpoint, "blackbox") for name in ("nattack", "square")]
-    counts = [outcomes.broken_only(run, attack, white) for attack in attacks]
-    if not all(left for _, left, _ in counts):
+    counts = [outcomes.broken_only(run, attack, white)[:2] for attack in attacks]
+    if not all(left for _, left in counts):
         return NOTHING
-    worst = max(100 * broken / left for broken, left, _ in counts)
-    return Finding(worst, holds=worst <= claim.tolerance)
+    broken, left = max(counts, key=lambda one: one[0] / one[1])
+    low, high = (100 * end for end in statistics.wilson(broken, left))
+    holds = True if high <= claim.tolerance else False if low > claim.tolerance else None
+    return Finding(100 * broken / left, low, high, holds=holds, reason=f"{broken} of {left} survivors")
+
+
+def audit(profile: str, claim: Claim) -> Finding:
+    """Images right under the authors' protocol that the audit breaks, AT + FSR minus AT, in points; McNemar's test."""
+    made = [(run, *one) for run in experiments.main_pair(profile) for one in analyses.recorded(profile, run, "audit")]
+    if [record.get("version") for *_, record in made] != 2 * [AUDIT_VERSION]:
+        return NOTHING
+    lost = [a["authors_protocol"] & ~a["worst_case"] for a in (store.load_analysis(*one[:2])[1] for one in made)]
+    more, p = 100 * float(lost[1].mean() - lost[0].mean()), statistics.mcnemar_exact(*lost)
+    reason = f"of {len(lost[0])} images {lost[1].sum()} with FSR, {lost[0].sum()} without; McNemar's exact p = {p:.2g}"
+    return Finding(more, holds=True if more <= 0 else False if p < 0.05 else None, reason=reason)
 
 
 def training(profile: str, claim: Claim) -> Finding:
@@ -182,7 +195,7 @@ def same_curves(profile: str, claim: Claim) -> Finding:
     return Finding(worst, holds=worst <= claim.tolerance and points <= 1, reason=reason)
 
 
-RULES = {f.__name__: f for f in (largest_gain, overhead, cues, accuracy, seconds, unseen, same_curves)}
+RULES = {f.__name__: f for f in (largest_gain, overhead, cues, accuracy, seconds, unseen, audit, same_curves)}
 RULES |= dict.fromkeys(("slow_start", "overfitting", "real_deficit"), hundred_epochs) | {"study_training": training}
 
 

@@ -137,7 +137,9 @@ def folded_copy(model, x: Tensor, dtype=torch.float32, layout=torch.contiguous_f
     converted = (nn.Conv2d, nn.Linear, *BATCHNORMS)  # others with weights stay float32
     if any(type(m) not in converted and list(m.parameters(recurse=False)) for m in model.modules()):
         dtype = torch.promote_types(dtype, torch.float32)
-    x, called, live = x[:2].detach().clone(), [], torch.promote_types(dtype, torch.float32)
+    light, live = x.detach().flatten(1).mean(dim=1), torch.promote_types(dtype, torch.float32)
+    # the darkest and the brightest of all images may go another way than the first
+    x, called = x.detach()[[0, int(light.argmin()), int(light.argmax())]].clone(), list[str]()
     failed = "attacks are crafted on the network itself, without its folded copy"
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []), or_log(failed), eval_mode(model):
         torch.manual_seed(0)

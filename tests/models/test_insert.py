@@ -8,6 +8,7 @@ import torchvision
 from tiny import Wrapped
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from fsr.config import FSRSpec
 from fsr.files import UsageError
@@ -186,6 +187,16 @@ def test_maps_with_their_channels_last_are_refused_and_the_network_is_left_alone
         attach_fsr(net, at="1", num_classes=5, example=example)
     assert net[1] is stage
     attach_fsr(net, at="1.0", num_classes=5, example=example)  # before it they come first
+
+
+def test_maps_whose_images_are_no_first_axis_and_places_that_run_without_gradients_are_refused():
+    turned = does(lambda f: f.transpose(0, 1))
+    with pytest.raises(UsageError, match="not one map"):
+        attach_fsr(nn.Sequential(nn.Conv2d(3, 4, 1), turned, turned, nn.Flatten()), at="1", num_classes=4096)
+    saving = lambda self, x: self.head(checkpoint(self.body, self.stem(x), use_reentrant=True).mean((2, 3)))  # noqa: E731
+    model = attach_fsr(type("Saving", (Tiny,), {"forward": saving})(), at="body", num_classes=5)
+    with pytest.raises(UsageError, match=r"inside torch.utils.checkpoint"):
+        model.trace(X)
 
 
 def test_networks_that_cast_or_check_their_input_are_tried_and_refuse_in_one_line():

@@ -63,7 +63,7 @@ def test_audit_shows_groups_the_control_worst_case_doubts_and_indicators(records
     assert both["checks that raise doubt"] == "zero gradient, cw above pgd20"
     control = order.index("8 control: random noise of the same size")
     assert order[control - 1] == "8 Square" and both.iloc[control].startswith("80.0")
-    lines = tables.audit_lines(audit_record())  # the same in a terminal
+    lines = tables.analyses.audit_lines(audit_record())  # the same in a terminal
     assert lines[0].startswith("authors' protocol ") and lines[0].endswith("70.0 [60.4, 78.1]")
     assert set(audit.GROUPS) - {"protocol", "indicators", "binarization"} <= set(tables.analyses.GROUPS)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fsr import experiments, reference, store, tables
-from fsr.config import Evaluation
+from fsr.config import AUDIT_VERSION, Evaluation
 from fsr.tables import verdict as rules
 
 CLAIMS = {claim.id: claim for claim in reference.CLAIMS}
@@ -103,7 +103,7 @@ def test_cues_by_neighbours_and_the_check_that_separation_was_learnt(records, co
         table = [{"probe": p, "stream": s, "attack": "pgd20", "n": 1000, "correct": c} for p, s, c in cells]
         records("mini").analysis(run, "streams", {"rows": table}, checkpoint="last")
     result = verdicts("mini").loc["C5"]
-    assert "no separation learnt" in result["reason"]
+    assert "nothing was separated" in result["reason"]
     assert result["verdict"] == expected  # one seed has no interval
 
 
@@ -128,13 +128,28 @@ def test_overhead_by_operations_and_by_seconds_on_one_machine_that_nobody_shares
     assert verdicts("headline40").loc["C3", "verdict"] == expected
 
 
-def test_query_attacks_on_the_survivors_of_ensemble(records):
+@pytest.mark.parametrize("right, expected", [(47, "not supported"), (49, "undecided")])
+def test_query_attacks_on_the_survivors_of_ensemble(records, right, expected):
     run = experiments.main_pair("mini")[1]
     records("mini").columns(run, 50)
     records("mini").evaluation(run, "nattack", 49, kind="blackbox")
     assert verdicts("mini").loc["C13", "verdict"] == "not tested"  # Square is missing
-    records("mini").evaluation(run, "square", 47, kind="blackbox")
-    assert list(verdicts("mini").loc["C13", ["ours", "verdict"]]) == [pytest.approx(6.0), "not supported"]
+    records("mini").evaluation(run, "square", right, kind="blackbox")
+    assert list(verdicts("mini").loc["C13", ["ours", "verdict"]]) == [pytest.approx(2 * (50 - right)), expected]
+
+
+MORE = [(6, 0, "not supported"), (5, 0, "undecided"), (-3, 0, "supported"), (6, 1, "not tested")]
+
+
+@pytest.mark.parametrize("more, older, expected", MORE)
+def test_the_protocol_flatters_fsr_by_mcnemars_test_of_audits_of_one_version(root, more, older, expected):
+    """Six images of one side alone have p = 2 / 2^6 = 0.031, five 0.0625."""
+    for run, fallen in zip(experiments.main_pair("mini"), (max(-more, 0), max(more, 0))):
+        assert verdicts("mini").loc["C17", "verdict"] == "not tested"
+        (analysis,) = experiments.analyses("mini", "audit", run)
+        arrays = {"authors_protocol": np.ones(20, bool), "worst_case": np.arange(20) >= fallen}
+        store.save_analysis(run, analysis, {"version": AUDIT_VERSION - older * bool(run.fsr)}, **arrays)
+    assert verdicts("mini").loc["C17", "verdict"] == expected
 
 
 @pytest.mark.parametrize(("shift", "expected"), [(0.0, "supported"), (0.2, "not supported")])

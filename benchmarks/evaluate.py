@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import measure
-from fsr.attacks import attack_named, autoattack
+from fsr.attacks import ATTACKS, autoattack
 from fsr.config import FSRSpec, Run, for_dataset
 from fsr.data import as_float, load, part_of_test
 from fsr.evaluate import batch_size, is_correct
@@ -59,7 +59,7 @@ def rows_for(run: Run, model: nn.Module, x: Tensor, y: Tensor, given) -> list[di
     net = FastNet(model, x[:batch], run.precision)
 
     def pgd(target) -> Tensor:
-        return is_correct(model, attack_named("pgd20")(target, x, y, eps=run.eps), y)
+        return is_correct(model, ATTACKS["pgd20"](target, x, y, eps=run.eps), y)
 
     def fast_autoattack() -> Tensor:
         return autoattack(net, x, y, eps=run.eps, judge=model, batch=batch, keep_images=False).correct

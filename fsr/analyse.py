@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fsr import hardware
-from fsr.attacks import attack_named
+from fsr.attacks import ATTACKS
 from fsr.config import Analysis, Run, replace
 from fsr.data import Data, as_float, batches, part_of_test
 from fsr.models import BACKBONES, FSR, Classifier, count_macs, count_params, model_of
@@ -27,7 +27,6 @@ BINS = 40  # 0.05 and 0.95 are edges
 SATURATED = 0.05  # below it, or above 1 minus it, the mask's slope m (1 - m) / tau is at most a fifth of its largest
 PERPLEXITY, SEED = 30, 0  # of t-SNE
 TEMPERATURE = 0.07  # of the neighbours' weights exp(similarity / temperature)
-KEPT_BYTES = 2**18  # pooled features are kept beside their t-SNE up to this size
 LATENCY_BATCHES = (1, 128)  # peak memory at the last
 WARMUPS, REPEATS = 2, 9  # passes that are not timed, and those that are
 
@@ -72,7 +71,7 @@ class Inspection:
         """Batches of (x, x_adv under PGD-20, y, what is seen of x, of x_adv): float32 in [0, 1], labels (N,)."""
         for rows in batches(len(self.y), BATCH):
             x, y = as_float(self.x[rows]), self.y[rows]
-            x_adv = attack_named(ATTACK)(self.model, x, y, eps=self.run.eps, indices=self.index[rows])
+            x_adv = ATTACKS[ATTACK](self.model, x, y, eps=self.run.eps, indices=self.index[rows])
             yield x, x_adv, y, self.see(x), self.see(x_adv)
 
 
@@ -110,7 +109,7 @@ def maps(job: Inspection) -> tuple[dict, dict]:
 
 
 def features(job: Inspection) -> tuple[dict, dict]:
-    """F8: t-SNE, (n, 2), of pooled f- and recalibrated f- under attack; of narrow networks the features too."""
+    """F8: t-SNE, (n, 2), of pooled f- and recalibrated f- under attack."""
     from sklearn.manifold import TSNE
 
     perplexity = min(PERPLEXITY, max(1.0, (len(job.y) - 1) / 3))  # t-SNE refuses more than a third of the neighbours
@@ -120,8 +119,6 @@ def features(job: Inspection) -> tuple[dict, dict]:
         start = "pca" if np.ptp(points, axis=0).any() else "random"  # equal points have no axes
         tsne = TSNE(perplexity=perplexity, init=start, random_state=SEED)
         arrays[f"tsne_{name}"] = tsne.fit_transform(points).astype(np.float16)
-        if points.nbytes <= KEPT_BYTES:
-            arrays[name] = points.astype(np.float16)
     return {"perplexity": perplexity, "seed": SEED}, arrays
 
 

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fsr.attacks import VARIANTS, attack_named, autoattack
+from fsr.attacks import ATTACKS, VARIANTS, autoattack
 from fsr.attacks.gradient import is_wrong
 from fsr.attacks.inputs import Network, check_images
 from fsr.data import as_float
-from fsr.files import UsageError, npz_bytes, sha256
+from fsr.files import UsageError, choose, npz_bytes, sha256
 from fsr.hardware import exact_float32, quick_float32
 from fsr.models import intervene
 from fsr.models.modes import eval_mode
@@ -93,7 +93,7 @@ def evaluate_attack(
             _autoattack(net, judge, as_float(x), y, eps, VARIANTS[name], progress, on_chunk)
         else:
             how = {"eps": eps, "steps": evaluation.steps, "surrogate": surrogate}
-            _by_chunks(attack_named(name), net, judge, x, y, index, progress, on_chunk, how)
+            _by_chunks(choose("attack", name, ATTACKS), net, judge, x, y, index, progress, on_chunk, how)
     progress.crafting = {"dtype": str(net.dtype if surrogate is None else torch.float32).removeprefix("torch.")}
     return progress
 
@@ -123,9 +123,8 @@ def _autoattack(net, judge, x: Tensor, y: Tensor, eps: float, variant: dict, pro
             state = dict(arrays)
 
     def remember(state: dict[str, np.ndarray]) -> None:
-        record = json.loads(str(state["record"]))  # its attacks count the same, each by the images that it was given
-        shares = [min(1.0, done / len(state[f"start.{name}"])) for name, done in record["done"].items()]
-        progress.done = int(sum(shares) / len(record["identity"]["attacks"]) * (len(y) - 1))
+        record = json.loads(str(state["record"]))
+        progress.done = min(sum(record["done"].values()) // len(record["identity"]["attacks"]), len(y) - 1)
         progress.state = base64.b64encode(npz_bytes(**state)).decode()
         progress.seconds = before + time.monotonic() - started
         on_chunk(progress)

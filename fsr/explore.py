@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from fsr import experiments, files, hardware, runs, store
 from fsr.analyse import Inspection
-from fsr.attacks import attack_named
+from fsr.attacks import ATTACKS
 from fsr.config import PROTOCOL, Analysis, Run
 from fsr.data import as_float, part_of_test
 from fsr.files import FSRError, MissingRecord, UsageError, choose
@@ -142,7 +142,7 @@ def inspect(run: Run, checkpoint: str = "ema", *, attack: str = "pgd20", image: 
     bases = {(plan.base.dataset, plan.base.backbone): plan.place for plan in experiments.PROFILES.values()}
     job.place = (*bases.get((run.dataset, run.backbone), ()), job.place)[0]  # AT is seen where FSR would sit
     x, y, index = as_float(job.x[image:]), job.y[image:], job.index[image:]
-    x = torch.cat([x, attack_named(attack)(model, x, y, eps=run.eps, seed=0, indices=index)])
+    x = torch.cat([x, choose("attack", attack, ATTACKS)(model, x, y, eps=run.eps, seed=0, indices=index)])
     at_fsr, streams = job.see(x), cast(Any, model.trace(x)[1])
     heads = streams[-1].aux if at_fsr.mask is not None else {}
     method = f"{labels.method(run.label)}, seed {run.seed}, {checkpoint}"

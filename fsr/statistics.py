@@ -58,10 +58,7 @@ def paired_bootstrap(a: ArrayLike, b: ArrayLike, seed: int = 0, draws: int = 10_
 
 
 def seed_summary(values: ArrayLike, level: float = LEVEL) -> Summary:
-    """Mean, standard deviation (n - 1) and Student's t interval of one number per seed.
-
-    Values that differ by rounding alone are equal: sd is 0 then, and says that there is no interval to speak of.
-    """
+    """Mean, standard deviation (n - 1; 0 where only rounding differs) and Student's t interval of a number per seed."""
     values = np.asarray(values, dtype=float)
     if values.ndim != 1 or len(values) == 0 or not np.isfinite(values).all():
         raise ValueError(f"need at least one finite number, not {values.tolist()}")

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from sklearn.manifold import TSNE
 from sklearn.neighbors import KNeighborsClassifier
 from torch.nn import functional as F
 
@@ -125,19 +126,19 @@ def test_maps_show_the_attacked_images_and_their_streams(model, data):
     assert record["class_names"] == [str(d) for d in range(10)]
 
 
-def test_features_are_pooled_and_embedded_alike_twice_and_dropped_where_they_are_many(model, data, monkeypatch):
+def test_features_are_pooled_and_embedded_alike_twice(model, data, monkeypatch):
     record, arrays = look(model, "features", data, images=2000)  # more than there are: all of them
     _, x_adv, _, _ = images(model, data, 48)
     maps, _ = traced(model, x_adv)
     assert record["n"] == 48 and arrays["labels"].shape == (48,)
-    for name in ("nonrobust", "recalibrated"):
-        np.testing.assert_allclose(arrays[name], maps[name].mean((2, 3)).numpy(), rtol=2e-3, atol=1e-4)
-        points = arrays[f"tsne_{name}"]
-        assert points.shape == (48, 2) and points.dtype == np.float16 and np.isfinite(points).all()
-    monkeypatch.setattr(room, "KEPT_BYTES", 2 * arrays["nonrobust"].nbytes - 1)
     again = look(model, "features", data, images=2000)[1]
-    assert set(arrays) - set(again) == {"nonrobust", "recalibrated"}
-    assert all(np.array_equal(again[key], arrays[key]) for key in again)
+    monkeypatch.setattr(TSNE, "fit_transform", lambda _, points: points[:, :2])
+    pooled = look(model, "features", data, images=2000)[1]
+    for name in ("nonrobust", "recalibrated"):
+        points = arrays[f"tsne_{name}"]
+        np.testing.assert_allclose(pooled[f"tsne_{name}"], maps[name].mean((2, 3))[:, :2], rtol=2e-3, atol=1e-4)
+        assert points.shape == (48, 2) and points.dtype == np.float16 and np.isfinite(points).all()
+        assert np.array_equal(points, again[f"tsne_{name}"])
 
 
 @pytest.mark.parametrize("n", [2, 5, 40])
@@ -147,7 +148,7 @@ def test_equal_points_and_few_points_have_an_embedding(model, data, n):
         for p in part.parameters():
             torch.nn.init.zeros_(p)
     arrays = look(blank, "features", data, images=n)[1]
-    assert not arrays["nonrobust"].any() and np.isfinite(arrays["tsne_nonrobust"]).all()
+    assert np.isfinite(arrays["tsne_nonrobust"]).all()
 
 
 def test_peak_memory_of_a_batch_holds_its_weights_gradients_and_activations(model, data):

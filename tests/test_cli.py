@@ -25,20 +25,15 @@ WRONG = """
 run-all --profile dem | did you mean 'demo'
 train whitebox -p ci --device tpu | --device cpu
 evaluate digits-resnet18-at-s0 --attack fgsm | did you mean 'digits-resnet18-at-s0-
-evaluate whitebox -p ci --attack mi-fgms | did you mean 'mi-fgsm'
 evaluate whitebox -p ci --attack transfer | choose one of
 evaluate whitebox -p ci --attack fgsm --checkpoint first | last, best, ema
 evaluate whitebox -p ci --images 5 | --attack
 evaluate whitebox -p ci --attack pgd20 --images 99999 | 64 test images
 audit ../../secrets | status
 audit PLAIN --budget huge | quick
-audit PLAIN --images 65 | 64 test images
-data fetch | 'check', 'path'
-status --root ~nobody-of-that-name/x | --root
 status --root ROOT/nowhere | no folder
 import-official missing.pth --backbone resnet18 --dataset cifar10 | missing.pth
 report -p ci --readme | leave out --root or --readme
-compare ROOT/nowhere | make retrain
 compare ROOT | in common
 train whitebox -p mini --data ROOT/nowhere | nowhere
 """

@@ -36,9 +36,9 @@ TASKS = [Task(run=run, parts=LOOKS) for run in RUNS] + [Task(run=RUNS[0], parts=
 
 
 def test_small_networks_share_a_gpu_and_take_one_core():
-    small, wide, timed = Task(run=BASE), Task(run=Run()), Task(run=BASE, parts=(Analysis(kind="cost"),))
-    shares = [resources(task, gpus=True) for task in (wide, small, Task(run=Run(width=16)), timed)]
-    assert [need["num_gpus"] for need in shares] == [1, 0.125, 0.25, 1]  # what is timed has it for itself
+    wide, timed = Task(run=Run()), Task(run=BASE, parts=(Analysis(kind="cost"),))
+    shares = [resources(task, gpus=True) for task in (wide, Task(run=Run(width=16)), timed)]
+    assert [need["num_gpus"] for need in shares] == [1, 0.25, 1]  # what is timed has it for itself
     assert resources(wide, gpus=False) == {"num_gpus": 0, "num_cpus": 1}
 
 

@@ -157,6 +157,7 @@ FORMATS = {  # the image, what it must be read as, (32, 32) or (32, 32, 3), the 
     "16-bit.pgm": (SIXTEEN, EIGHT, 0, {}),
     "animated.gif": (PALETTE, _halves([200, 10, 10], [0, 255, 0]), 0, {"save_all": True, "append_images": [PALETTE]}),
     "white-is-0.tiff": (SIXTEEN, 255 - EIGHT, 0, {"tiffinfo": {262: 0}}),
+    "float-tag.tiff": (Image.fromarray(COLOURS), COLOURS, 0, {"tiffinfo": {339: (1, 1, 1, 1)}}),
     "UPPER.PNG": (Image.fromarray(COLOURS), COLOURS, 0, {}),
 }
 
@@ -182,6 +183,8 @@ UNREADABLE = {"cut.jpg": _saved("JPEG", COLOURS)[:600], "talk.png": _saved("PNG"
 UNREADABLE |= {"bomb.png": _bomb(), "header.pgm": b"P5 2x4 24 255 " + bytes(576), "text.png": b"not an image"}
 UNREADABLE |= {"I.tiff": _saved("TIFF", RAMP.astype(np.int32)), "F.tiff": _saved("TIFF", RAMP.astype(np.float32))}
 UNREADABLE |= {"L.tiff": _saved("TIFF", EIGHT // 2, tiffinfo={339: 2}), "link.png": None}
+FITS = ("SIMPLE  =  T", "BITPIX  = 16", "NAXIS   =  2", "NAXIS1  =  2", "NAXIS2  =  2", "END")
+UNREADABLE["I;16.fits"] = "".join(card.ljust(80) for card in FITS).ljust(2880).encode() + bytes(2880)
 UNREADABLE["CMYK.jpg"] = _saved("JPEG", HALF, "CMYK").replace(b"\xff\xee", b"\xff\xe1", 1)  # without Adobe's mark
 
 
@@ -202,6 +205,7 @@ def test_a_folder_of_images_is_a_data_set_and_says_the_size_it_takes(tmp_path, c
     d = data.load(Run(dataset=f"folder:{root}", holdout=2))
     assert d.class_names == ("cat", "dog") and len(d.train_y) == 4 and d.test_y.tolist() == [0, 0, 0, 1, 1, 1]
     assert d.train_x.shape == (4, 3, 32, 32) and "resized to 32 x 32" in caplog.text and "image_size" in caplog.text
+    assert "1 files are left out" in caplog.text and "Thumbs.db" in caplog.text
 
 
 def test_folders_without_two_classes_in_both_parts_are_refused(tmp_path):
@@ -213,8 +217,12 @@ def test_folders_without_two_classes_in_both_parts_are_refused(tmp_path):
     with pytest.raises(MissingData, match="the same images twice"):
         _read(tmp_path)
     loop.unlink()
+    (link := tmp_path / "test" / "dog" / "9.png").symlink_to("../../train/cat/0.png")  # trained and tested on
+    with pytest.raises(MissingData, match="the same images twice"):
+        _read(tmp_path)
+    link.unlink()
     shutil.copytree(tmp_path / "train" / "cat", tmp_path / "train" / "cat" / ".ipynb_checkpoints")
-    with pytest.raises(MissingData, match="checkpoints is hidden"):
+    with pytest.raises(MissingData, match="png is hidden"):
         _read(tmp_path)
     shutil.rmtree(tmp_path / "train" / "cat" / ".ipynb_checkpoints")
     for gone in ("test/dog", "train/dog", "train/cat", "."):  # other classes, one class, no class, nothing

@@ -58,23 +58,6 @@ def test_demo_is_the_architectures_plan_and_both_controls_with_every_seed():
         assert [(run.label, run.seed) for run in SETS[profile]["all"][:6]] == first
 
 
-def test_mini_trains_other_epochs_and_precisions_against_an_at_of_their_own():
-    rows = {row.name: row for row in ROWS["mini"]["settings"] if row.checkpoints}
-    assert list(rows) == ["epochs = 5", "epochs = 10", "epochs = 20", "precision = float32"]
-    plain, both = experiments.main_pair("mini")
-    for row in rows.values():
-        assert [run.seed for run in row.runs] == [0, 1, 2]
-        changed = {row.axis: row.value}
-        assert (row.baseline[0], row.runs[0]) == (replace(plain, **changed), replace(both, **changed))
-
-
-def test_the_study_trains_five_rows_of_five_seeds():
-    names = ["AT", "AT + FSR", "recalibration without L_sep", *experiments.CONTROLS]
-    assert [(row.name, len(row.runs)) for row in ROWS["overfit"]["study"]] == [(name, 5) for name in names]
-    ids = [run_id(run) for run in experiments.main_pair("overfit")]
-    assert ids == ["cifar10-resnet18-at-s0-63a12d9d45", "cifar10-resnet18-at+fsr-s0-ffd767f0e8"]
-
-
 def test_sizes_of_the_plans():
     """Trainings, evaluations, those by AutoAttack, and analyses."""
     for profile, expected in SIZES.items():

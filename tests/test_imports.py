@@ -49,9 +49,8 @@ def test_imports_point_down(path):
 def test_no_torch_is_needed_to_rebuild_a_table():
     """One room after the other: the first that brings torch, or scikit-learn, which is slow to import, is named."""
     code = "import importlib, sys\nfor room in ROOMS:\n    importlib.import_module(f'fsr.{room}')\n"
-    code += (
-        "    loaded = {'torch', 'sklearn'} & sys.modules.keys()\n    assert not loaded, f'{room} imports {loaded}'\n"
-    )
+    code += "    loaded = {'torch', 'sklearn'} & sys.modules.keys()\n"
+    code += "    assert not loaded, f'{room} imports {loaded}'\n"
     code = code.replace("ROOMS", repr(WITHOUT_TORCH))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

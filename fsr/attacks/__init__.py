@@ -11,7 +11,7 @@ from torch import Tensor
 from fsr.attacks import gradient as g
 from fsr.attacks.auto import autoattack
 from fsr.attacks.inputs import Network, check_images, check_numbers
-from fsr.files import UsageError, choose
+from fsr.files import UsageError
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,3 @@ ATTACKS: dict[str, Attack] = {
     "autoattack-rand": _auto("AutoAttack rand: APGD-CE, APGD-DLR, 20 draws a gradient", **VARIANTS["autoattack-rand"]),
     "autoattack-ci": _auto("AutoAttack standard cut to 5 steps and 50 queries", **VARIANTS["autoattack-ci"]),
 }
-
-
-def attack_named(name: str) -> Attack:
-    """The attack of that name; an unknown one raises UsageError that lists them."""
-    return choose("attack", name, ATTACKS)

@@ -1,7 +1,6 @@
 """The adaptive audit: groups of attacks on any classifier, and which images still hold under each and under all.
 
-The groups are numbered as in T9: (context, details) to (attack, how to craft it or why it is left out). details: filled
-with JSON-able facts; a (N,) bool counts its share.
+Groups, as T9 numbers them, map (context, details) to pairs (attack, how to craft it or why not), and fill details.
 """
 
 import time
@@ -19,7 +18,7 @@ from fsr.attacks import ATTACKS, auto
 from fsr.attacks.gradient import cross_entropy, logit_margin
 from fsr.attacks.inputs import check_images, check_numbers, own_randomness
 from fsr.audit.ascent import backward, before_output, differences, joint, scale_free, slope, with_latent_heads
-from fsr.audit.context import BUDGETS, Context, Craft, attackable, private_copy, snapshot
+from fsr.audit.context import BUDGETS, Context, Craft, attackable, differs, private_copy, snapshot
 from fsr.audit.proofs import binarization_test, binary_problem, cheap_checks, indicators
 from fsr.config import PROTOCOL
 from fsr.files import UsageError
@@ -143,8 +142,7 @@ def binarization(c: Context, details: dict) -> Found:
             return [("", str(error))]
         inner = Context(model=model, x=x, y=y, eps=c.eps, seed=c.seed, budget=c.budget, batch=c.batch)
         options = {"queries": c.budget["queries"]} if scores_only else {}
-        # auxiliary heads know nothing of this problem
-        left_out = {"clean", "pgd20-joint", *c.budget.get("untested", ())}
+        left_out = {"clean", "pgd20-joint", *c.budget.get("untested", ())}  # auxiliary heads know nothing of it
         attacks = {name for name, attack in ATTACKS.items() if ("queries" in attack.takes) == scores_only}
         crafts: list = [(name, inner.named(name, **options)) for name in ATTACKS if name in attacks - left_out]
         for group in (queries,) if scores_only else (autoattack, bpda, mask):
@@ -170,7 +168,7 @@ def run_group(name: str, c: Context) -> dict:
     if changed := [f"{name}: {what}" for what, value in snapshot(c.model).items() if value != before[what]]:
         details["changed"] = changed
     left_out, seconds = {attack: why for attack, why in crafts if isinstance(why, str)}, time.monotonic() - began
-    return {"attacks": attacks, "details": details, "not_applicable": left_out, "seconds": seconds}
+    return {"attacks": attacks, "details": details, "not_applicable": left_out, "seconds": seconds, "of": c.call}
 
 
 def assemble(c: Context, records: dict[str, dict], checks: dict) -> SimpleNamespace:
@@ -206,20 +204,23 @@ def audit(
     """Attack a copy of a classifier in every way known here (GROUPS) and say which images still hold; see `assemble`.
 
     model: images to logits (N, K); x: (N, C, H, W) in [0, 1]; y: (N,) int64; budget: quick or full; surrogate: to
-    transfer from. on_group(name, record): called after each group; done: records of the same call, not made again.
-    UsageError for what cannot be audited.
+    transfer from. on_group(name, record): called after each group; done: such records, not made again where they are of
+    this call. UsageError for what cannot be audited.
     """
     check_images(x, y)
     if not (numbers := check_numbers(eps, seed=seed))["eps"] or budget not in [*BUDGETS] or not len(x):
         raise UsageError(f"an audit needs images, eps > 0, not {eps}, and of {', '.join(BUDGETS)} one, not {budget!r}")
-    copy, records = private_copy(model), dict(done or {})
+    copy = private_copy(model)
     device = next((t.device for t in [*copy.parameters(), *copy.buffers()]), x.device)
     x, y = x.detach().float().contiguous().to(device), y.to(device)
-    with own_randomness(seed), eval_mode(model):  # its copy may call a part of it
+    # eager, or hooks inside a compiled part would not run; the model in eval mode too: its copy may call a part of it
+    with torch.compiler.set_stance("force_eager"), own_randomness(seed), eval_mode(model):
         other = None if surrogate is None else attackable(private_copy(surrogate).to(device), x, y)
         context = Context(model=copy, x=x, y=y, budget=BUDGETS[budget], surrogate=other, **numbers)
-        checks = cheap_checks(model, context)
+        checks, first = cheap_checks(model, context), context.reference(x[:8])
+        records = {name: record for name, record in (done or {}).items() if record.get("of") == context.call}
         for name in (name for name in GROUPS if name not in records):
             records[name] = run_group(name, context)
             on_group(name, records[name])
+        checks["answers_change"] = None if context.randomised else differs(first, context.reference(x[:8]))
         return assemble(context, records, checks)

@@ -1,7 +1,4 @@
-"""Gradient ascent for the audit's own attacks.
-
-An objective maps images and labels to (values (N,), logits (N, K)), an oracle to (values, gradient, wrong (N,) bool).
-"""
+"""Gradient ascent for the audit's own attacks; an objective maps images and labels to (values (N,), logits (N, K))."""
 
 from collections.abc import Callable
 
@@ -12,7 +9,7 @@ from torch.nn import functional as F
 from fsr.attacks.gradient import Loss, Net, cross_entropy, is_wrong, project_linf
 from fsr.models.modes import hooked
 
-Oracle = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+Oracle = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]  # to (values (N,), gradient, wrong (N,) bool)
 WithHeads = Callable[[Tensor], tuple[Tensor, list[Tensor]]]  # images to the final logits and those of other heads
 STAGES = 6  # between two of them the step is halved
 

@@ -2,7 +2,6 @@
 
 import random
 import re
-import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +19,7 @@ from fsr.files import UsageError
 from fsr.hardware import exact_float32, quick_float32
 from fsr.models.fsr import switched
 from fsr.models.modes import copied
+from fsr.store.weights import digest
 
 Craft = Callable[[Tensor, Tensor, Tensor], Tensor]  # images, labels, their numbers (M,) -> x_adv
 
@@ -52,9 +52,7 @@ def attackable(model: nn.Module, x: Tensor, y: Tensor, draws: int = 1) -> Networ
             torch.autograd.grad(net(leaf).sum(), leaf)
     except (RuntimeError, TypeError, NotImplementedError) as error:
         if re.search("use_reentrant|inplace operation", str(error)):
-            raise UsageError(
-                f"torch refuses the network's backward pass, so nothing is attacked: {error!s:.99}"
-            ) from None
+            raise UsageError(f"torch refuses the network's backward pass: {error!s:.99}") from None
         net.blind = True
     return net
 
@@ -65,12 +63,12 @@ def differs(first: Tensor, other: Tensor, limit: float = 1e-4) -> bool:
     return bool(((other - first).abs() > limit * spread + 1e-6 * first.abs()).any())
 
 
-def snapshot(model: nn.Module) -> dict[str, list]:
+def snapshot(model: nn.Module) -> dict[str, Any]:
     """What an attack must leave as it is, by name."""
-    parts, tensors = list(model.modules()), [*model.parameters(), *model.buffers()]
+    parts = list(model.modules())
     return {
         "train mode": [part.training for part in parts],
-        "weights and buffers": [zlib.crc32(t.detach().cpu().contiguous().numpy().tobytes()) for t in tensors],
+        "weights and buffers": digest({**dict(model.named_parameters()), **dict(model.named_buffers())}),
         "gradients": [(p.requires_grad, p.grad is None) for p in model.parameters()],
         "hooks": [[*p._forward_hooks, *p._forward_pre_hooks, *p._backward_hooks] for p in parts],
         "random state": [random.getstate(), repr(np.random.get_state()), torch.get_rng_state().tolist()],
@@ -91,6 +89,8 @@ class Context:
     surrogate: nn.Module | None = None
 
     def __post_init__(self):
+        numbers = (self.eps, self.seed, self.budget, snapshot(self.model)["weights and buffers"])
+        self.call = digest({"x": self.x, "y": self.y}, repr(numbers))  # which its records hold
         ask, some = partial(attackable, self.model, self.x, self.y), self.x[:64]
         self.reference = self.net = self.judge = ask()  # one pass; what attacks see; whose verdict counts
         with own_randomness(self.seed), torch.no_grad():

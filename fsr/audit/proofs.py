@@ -122,16 +122,17 @@ def indicators(c: Context, details: dict) -> list:
 
 
 @torch.no_grad()
-def cheap_checks(model: nn.Module, c: Context) -> dict[str, bool]:
+def cheap_checks(model: nn.Module, c: Context) -> dict[str, bool | None]:
     """Does the network, in eval mode, look at the whole batch, and does a compiled one differ from its eager form?
 
     UsageError where the copy is another function than the network, as with a hook that asks `module is model`.
     """
     x, buffers = c.x[:8], [(buffer, buffer.clone()) for buffer in model.buffers()]
     if c.randomised:
-        return dict.fromkeys(("batch_dependent", "compiled_differs", "gradients_change_it"), False)
+        return dict.fromkeys(("batch_dependent", "compiled_differs", "gradients_change_it"))  # None: not measured
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype)
-    own = Network(model, c.x.to(dtype), c.y)(x).to(x)
+    with torch.compiler.set_stance("default"):
+        own = Network(model, c.x.to(dtype), c.y)(x).to(x)
     for buffer, before in buffers:
         if not torch.equal(buffer, before):  # it may count its passes
             buffer.copy_(before)
@@ -141,5 +142,5 @@ def cheap_checks(model: nn.Module, c: Context) -> dict[str, bool]:
     with torch.enable_grad():
         answers = {"gradients_change_it": c.reference(x.clone().requires_grad_()).detach()}
     answers["batch_dependent"] = torch.cat([*map(c.reference, x.split(1))])
-    found = {name: differs(c.reference(x), answer) for name, answer in answers.items()}
+    found: dict[str, bool | None] = {name: differs(c.reference(x), answer) for name, answer in answers.items()}
     return found | {"compiled_differs": compiled and other}

@@ -17,7 +17,7 @@ from fsr.data.readers import check
 from fsr.files import UsageError, choose
 from fsr.runs import local
 from fsr.tables.analyses import audit_lines
-from fsr.tables.outcomes import metrics
+from fsr.tables.outcomes import metrics, of_other_weights
 
 What = StrEnum("What", ["check", "path"])
 log = logging.getLogger("fsr")
@@ -27,8 +27,8 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_mar
 Profile = Annotated[str, typer.Option("--profile", "-p", help="demo, mini, headline ...; see README.")]
 Which = Annotated[str, typer.Argument(metavar="SET", help="A set (whitebox ...) or a run id.")]
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run id; `status` lists them.")]
-Checkpoint = Annotated[str, typer.Option(help="last, best or ema; of evaluate with --attack.")]
-Images = Annotated[int | None, typer.Option(min=1, help="How many; of evaluate with --attack: all, of nattack 1,000.")]
+Checkpoint = Annotated[str, typer.Option(help="Which weights: last, best or ema.")]
+Images = Annotated[int | None, typer.Option(min=1, help="Test images; else evaluate takes all, of nattack 1,000.")]
 Budget = Annotated[str, typer.Option(help="quick or full.")]
 Only = Annotated[str | None, typer.Option(help="Only these notebooks and what they need: 05,09.")]
 Force = Annotated[bool, typer.Option("--force-notebook", help="Execute unchanged notebooks too.")]
@@ -102,6 +102,7 @@ def evaluate(
         correct = store.load_evaluation(task.run, evaluation).correct
         low, high = (100 * bound for bound in statistics.wilson(int(correct.sum()), len(correct)))
         value = f"{100 * correct.mean():.1f} [{low:.1f}, {high:.1f}] % of {len(correct)}"
+        value += " (of other weights than the training on record)" * of_other_weights(task.run, evaluation)
         typer.echo(f"{task.name}  {checkpoint} {evaluation.attack_id}  {value}")
 
 

@@ -45,8 +45,8 @@ def _rgb(image: Image.Image) -> Image.Image:
     kind, tags = image.format, getattr(image, "tag_v2", {})  # a TIFF's: 258 bits, 262 is 0 white, 339 signed or float
     image = ImageOps.exif_transpose(image)
     sixteen = image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM"))
-    signed, bare = {tags.get(339, 1)} - {1, (1,) * len(image.getbands())}, kind == "JPEG" and "adobe" not in image.info
-    if (image.mode in ("I", "F") and not sixteen) or signed or (image.mode == "CMYK" and bare):
+    signed, bare = {*tags.get(339, (1,))} - {1}, kind == "JPEG" and "adobe" not in image.info
+    if (image.mode in ("I", "F") and not sixteen) or signed or kind == "FITS" or (image.mode == "CMYK" and bare):
         raise ValueError(f"its mode {image.mode!r} does not say what white is; save it as 8-bit RGB or 16-bit grey")
     if sixteen:  # Pillow would clip them to 8 bits; 0 is black unless the tag says that it is white
         values = np.asarray(image).astype(np.float64)
@@ -132,13 +132,15 @@ def _folder(run: Run) -> Images:
         train, test = parts = [made(str(where / part)) for part in ("train", held)]
         if train.classes != test.classes or len(train.classes) < 2:
             raise FileNotFoundError(f"{len(train.classes)} and {len(test.classes)} classes, or other names")
-        folders = {os.path.dirname(file) for part in parts for file, _ in part.samples}
-        hidden = [folder for folder in folders if "/." in folder.removeprefix(str(where))]
-        if hidden or len(folders) > len({os.path.realpath(folder) for folder in folders}):
-            raise OSError(f"{hidden[0]} is hidden" if hidden else "links in it lead to the same images twice")
+        names = [file for part in parts for file, _ in part.samples if os.path.exists(file)]
+        hidden = [file for file in names if "/." in file.removeprefix(str(where))]
+        if hidden or len(names) > len({os.path.realpath(file) for file in names}):
+            raise OSError(f"{hidden[0]} is hidden" if hidden else "links lead to the same images twice")
     except OSError as error:
         needed = "train/<class>/ and test/<class>/ (or val/<class>/), the same two or more classes"
         raise MissingData(f"{where} needs {needed}: {error!s:.160}") from None
+    if left := [p for p in where.rglob("[!.]*") if p.is_file() and p.suffix.lower() not in suffixes]:
+        log.warning("%s: %d files are left out, since Pillow does not read such as %s", run.dataset, len(left), left[0])
     if run.image_size is None:
         log.warning("%s: no image_size given, so images are resized to %d x %d pixels", run.dataset, size, size)
     return _decoded(train.samples, test.samples, train.classes, size)

@@ -19,7 +19,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "04-evaluate": ("all",),
     "05-whitebox": ("whitebox",),
     "06-deactivation": ("deactivation",),
-    "07-blackbox": ("blackbox",),
+    "07-blackbox": ("blackbox", "whitebox"),
     "08-components": ("components",),
     "09-settings": ("settings", "placement", "whitebox"),
     "10-streams": ("streams", "settings"),

@@ -20,7 +20,7 @@ from fsr.models.modes import copied, hooked
 class Inserted(nn.Module):
     """A submodule, followed by a module that maps its features to the same shape; `streams(f, y)` gives them first."""
 
-    recorder: tuple[Tensor | None, list[Any], bool] | None = None  # only inside `trace`: no copy or pickle carries one
+    recorder: list[Any] | None = None  # only inside `trace`: no copy or pickle carries one
 
     def __init__(self, submodule: nn.Module, module: nn.Module):
         super().__init__()
@@ -57,7 +57,7 @@ class Classifier(nn.Module):
         streams: list[Any] = []
         places = self.inserted()
         for place in places:
-            place.recorder = y, streams, torch.is_grad_enabled()
+            place.recorder = [y, streams, torch.is_grad_enabled()]  # a list: torch.compile would copy a tuple
         try:
             logits = self.net(x)
         finally:

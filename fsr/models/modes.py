@@ -15,8 +15,8 @@ from fsr.files import UsageError
 def eval_mode(model):
     """Evaluate inside the block; afterwards every submodule has its own mode back, a frozen part its frozen one."""
     with ExitStack() as stack:
-        for module in model.modules():
-            stack.callback(setattr, module, "training", module.training)
+        for module in reversed([*model.modules()]):  # a layer may merge its weights in `eval` and part them in `train`
+            stack.callback(module.train, module.training)
         model.eval()
         yield model
 

@@ -11,7 +11,7 @@ from matplotlib.ticker import PercentFormatter
 from fsr import experiments, reference
 from fsr.config import Run, replace
 from fsr.plots import style
-from fsr.plots.style import METHODS
+from fsr.plots.style import METHODS, NAMES
 from fsr.tables import labels, outcomes
 
 ROBUST = "held_robust_acc"
@@ -48,7 +48,7 @@ def official(run: Run) -> pd.DataFrame:
     """The log of the authors' code as one of our histories, cut to the run's epochs; empty for other networks."""
     if (run.dataset, run.backbone, run.width, run.train_size) != ("cifar10", "resnet18", None, None):
         return pd.DataFrame()
-    return reference.epoch_log().query("epoch <= @run.epochs").assign(method="authors' code", seed=0)
+    return reference.epoch_log().query("epoch <= @run.epochs").assign(method=NAMES[-1], seed=0)
 
 
 def training_curves(profile: str, shown: tuple[str, ...] = tuple(PANELS)) -> Figure:
@@ -75,7 +75,7 @@ def training_curves(profile: str, shown: tuple[str, ...] = tuple(PANELS)) -> Fig
     for name, options in MARKS.items():
         ax.plot([], [], label=name, color=style.GREY, linestyle="", **options)
     note = f"{labels.setting(profile)}; lines: mean over seeds (at most {ours['seed'].nunique()}), bands: their range"
-    source = "; authors' code: another person's run of 100 epochs, its rate falls later; test images for held-out ones"
+    source = "; authors' code: a third party's run of 100 epochs, its rate falls later; test images, not held-out ones"
     return style.finish(figure, note + source * bool(len(log)))
 
 
@@ -97,10 +97,11 @@ def attack_strength(profile: str) -> Figure:
                 continue
             top.fill_between(rows["x"], rows["low"], rows["high"], color=METHODS[method], alpha=0.15, linewidth=0)
             top.plot(rows["x"], rows["value"], color=METHODS[method], marker="o", label=method)
-        top.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+        top.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
         top.set(ylabel="accuracy", xscale="log" if axis == "steps" else "linear")
         if axis == "steps":
             below.set_xticks(ticks := frame[frame["axis"] == axis]["x"].unique(), [f"{x:g}" for x in ticks])
+            below.minorticks_off()
         below.axhline(0, color="black", linewidth=0.8)
         below.set(title="AT + FSR − AT", xlabel=words, ylabel="points")
     note = f"{style.setting(profile)}, seed 0, {int(frame['n'].min()):,} images; usual: eps {at.eps:.3g}, 20 steps, "

@@ -101,13 +101,9 @@ def stream_bars(profile: str) -> Figure:
         ax.bar_label(bars, [measured(value) for value in values], fontsize=7)
     ax.axhline(100 / DATASETS[chosen.base.dataset].classes, color=style.GREY, linestyle=":", label="chance")
     ax.set_xticks(range(len(style.STREAMS)), list(style.STREAMS.values()))
-    by_seed = frame[frame["probe"] == "knn"].pivot(index="seed", columns="stream", values="accuracy")
-    step = statistics.seed_summary(by_seed["recalibrated"] - by_seed["nonrobust"])
-    text = f"{measured(step.mean, step.low, step.high, digits=2, sign=True)} points"
-    title = f"recalibrated minus non-robust, by neighbours: {text}"
-    ax.set(title=title, ylabel="accuracy under PGD-20, %", ylim=(0, 100))
+    ax.set(ylabel="accuracy under PGD-20, %", ylim=(0, 100))
     note = f"AT + FSR, {style.setting(profile)}, {'one seed' if seeds == 1 else f'mean of {seeds} seeds'}"
-    return style.finish(figure, f"{note}; bars: 95 % over {n:,} images" + ", in the title over seeds" * (seeds > 1))
+    return style.finish(figure, f"{note}; bars: 95 % over {n:,} images")
 
 
 def aligned(points: np.ndarray, target: np.ndarray) -> np.ndarray:

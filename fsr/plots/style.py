@@ -17,7 +17,7 @@ from fsr.tables import labels, outcomes
 # Okabe and Ito 2008: eight colours that stay apart for the common kinds of colour blindness.
 BLUE, VERMILION, SKY, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#56B4E9", "#E69F00", "#009E73", "#CC79A7"
 GREY, BROWN, OLIVE, BLACK = "#7F7F7F", "#8C5A2B", "#B8A900", "#000000"
-NAMES = ("AT", "AT + FSR", "TRADES", "TRADES + FSR", "MART", "MART + FSR", "authors' code")
+NAMES = ("AT", "AT + FSR", "TRADES", "TRADES + FSR", "MART", "MART + FSR", "AT + FSR, authors' code")
 METHODS = dict(zip(NAMES, (BLUE, VERMILION, SKY, ORANGE, GREEN, PURPLE, BLACK)))
 ATTACKS = {"clean": GREY, "pgd20": OLIVE, "ensemble": BROWN, "autoattack": BLACK}
 CLASSES = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, BROWN, SKY, GREY, OLIVE, BLACK)
@@ -85,10 +85,7 @@ def setting(profile: str, checkpoint: str = "") -> str:
 
 
 def cells(profile: str, name: str, **columns) -> pd.DataFrame:
-    """The recorded cells of a table whose columns have these values, each one or a list.
-
-    low and high are of the interval that decides: over seeds and images from three seeds on, else over images.
-    """
+    """The recorded cells of a table whose columns have these values, one or a list; low, high: as in `decided`."""
     frame = tables.table(profile, name)
     for column, value in columns.items():
         frame = frame[frame[column].isin(np.atleast_1d(value))]

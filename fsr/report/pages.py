@@ -1,20 +1,19 @@
 """One HTML page per profile, and the generated parts of README.md."""
 
 import base64
-from itertools import product
 from pathlib import Path
 
 import jinja2
 import pandas as pd
 
-from fsr import experiments, files, plots, reference, tables
+from fsr import experiments, files, plots, reference, store, tables
 from fsr.files import MissingRecord, UsageError
-from fsr.plots.style import cells
 from fsr.report import sentences as say
 from fsr.tables import labels
 
 QUESTIONS = (  # question, notebook, figures and tables in their order
     ("Does FSR make adversarially trained networks more robust?", "05-whitebox", "F7 T1 T11"),
+    ("Which claims hold?", "15-verdict", "T10"),
     ("Is repairing features better than switching them off?", "06-deactivation", "T2"),
     ("Does it hold without gradients?", "07-blackbox", "T3"),
     ("Which part matters, and would something simpler do?", "08-components", "F9 T4"),
@@ -25,7 +24,6 @@ QUESTIONS = (  # question, notebook, figures and tables in their order
     ("How do the networks learn, and does longer training help?", "12-training-curves", "F5 F10"),
     ("Do the attacks work?", "13-attack-strength", "F6"),
     ("Is the robustness real?", "14-audit", "T9"),
-    ("Which claims hold?", "15-verdict", "T10"),
 )
 REPEATED = ("T1", "T4", "F10")  # of an overfitting study: T11 has the rows of T1 and T4, F5 the panels of F10
 OURS = ["ours", "gain", "difference"]
@@ -47,8 +45,8 @@ def page(profile: str) -> str:
         sections += [{"question": question, "notebook": notebook, "parts": parts}] if parts else []
     shown = [part["name"] for section in sections for part in section["parts"]]
     facts: dict = {"profile": profile, "where": labels.setting(profile), "claimed": say.claimed()}
-    facts |= {"first": [say.answer(profile), *say.reasons(profile)], "again": tables.PRELIMINARY.get(profile, [])}
-    facts |= {"sections": sections, "left_out": [name for name in plan if name not in shown]}
+    facts |= {"first": [say.answer(profile), *say.reasons(profile)], "sections": sections}
+    facts |= {"left_out": [name for name in plan if name not in shown]}
     others, results = pd.concat([tables.table(profile, name) for name in ("T1", "T2")]), reference.known_results()
     others = others[~others["kind"].isin(OURS)].drop_duplicates()
     results = results[results["note"].str.contains("epochs") & results["source"].isin(others["source"])]
@@ -72,8 +70,8 @@ def _part(profile: str, name: str) -> dict | None:
     if not sentences:
         return None
     frame = shown = tables.table(profile, name)
-    if name == "T11":  # of all weights, since that is what the study is about
-        shown = shown.dropna(subset="value")
+    if name == "T11":  # of all weights, since that is what the study is about; AutoAttack, of few, is in a sentence
+        shown = shown[shown["value"].notna() & (shown["metric"] != "autoattack")]
     elif name == "T9":  # but for attacks that find all images of the binarization test
         shown = shown[shown.groupby("item")["value"].transform("min").ne(1) | ~shown["item"].str.match("binarization")]
     elif "metric" in frame or "stream" in frame:
@@ -96,15 +94,18 @@ def answers() -> str:
     """The answer of the largest profile that is settled, with what may explain it, then the other answers."""
     if not (gains := _recorded()):
         return "No profile that answers the question has been run here."
-    first, *others = sorted(gains, key=lambda name: name in tables.PRELIMINARY)
-    lines = [f"**{say.answer(first)}**", "", say.claimed(), "", *(f"- {one}" for one in say.reasons(first))]
+    first, *others = gains
+    short = "".join(map(say.in_short, others))
+    lines = [f"**{say.answer(first)} {short}**", "", say.claimed(), "", *(f"- {one}" for one in say.reasons(first))]
     plain = list[str]()
     for name in others:
-        if study := say.study(name):
-            lines += ["", f"When does FSR gain? {labels.setting(name)}:", "", *(f"- {one}" for one in study)]
+        if say.in_short(name):
+            lines += ["", f"When does FSR gain? {labels.setting(name)}:", "", *(f"- {one}" for one in say.study(name))]
             continue
-        more = say.findings(name, "T9") if name != "demo" else []  # whose digits settle nothing
-        plain.append("- " + " ".join(dict.fromkeys([say.answer(name), *more, *tables.PRELIMINARY.get(name, [])])))
+        more = (
+            [] if name == "demo" else say.findings(name, "T7")[:1] + say.findings(name, "T9")
+        )  # digits settle nothing
+        plain.append("- " + " ".join([say.answer(name), *more]))
     return "\n".join([*lines, *(["", "Other settings:", "", *plain] if plain else [])])
 
 
@@ -112,27 +113,23 @@ def results() -> str:
     """AT and AT + FSR in the largest recorded profile, last and EMA weights: accuracy and gain per attack."""
     if not (gains := _recorded()):
         raise MissingRecord("no pair has been evaluated here; `python -m fsr run-all` makes what README states")
-    (profile, gain), lines = next(iter(gains.items())), []
-    metrics = ("clean", "pgd20", "ensemble", experiments.profile_of(profile).autoattack)
-    for weights, row in product(("last", "ema"), ("AT", "AT + FSR", say.MAIN)):
-        part, line = cells(profile, "T1", kind=["ours", "gain"], checkpoint=weights), [labels.WEIGHTS[weights], row]
-        for one in (say.cell(part, row, metric) for metric in metrics):
-            numbers = [one[key] for key in ("value", "low", "high")] if one else [None]
-            other = f" ({say.seeds([one['seeds']])})" if one and one["seeds"] != gain["seeds"] else ""
-            line.append(labels.measured(*numbers, sign=row == say.MAIN) + other)
-        lines.append(line)
-    frame = pd.DataFrame(lines, columns=["weights", "row", *map(labels.metric, metrics)])
-    head = f"{labels.setting(profile)}: accuracy in percent ({gain['n']:,.0f} images; gains of "
-    return f"{head}{say.seeds([gain['seeds']])}).\n\n{frame.to_markdown(index=False, disable_numparse=True)}"
+    profile, metrics = next(iter(gains)), ["clean", "ensemble", "autoattack"]
+    frame = tables.table(profile, "T1").sort_values("checkpoint", ascending=False, kind="stable")  # last before EMA
+    pair = frame["row"].isin(["AT", "AT + FSR", say.MAIN]) & frame["checkpoint"].ne("best") & frame["kind"].isin(OURS)
+    shown = frame[pair & frame["metric"].isin(metrics)]
+    text = tables.wide(shown).drop(columns=["data", "network", "n"]).to_markdown(index=False, disable_numparse=True)
+    return f"{labels.setting(profile)}, {shown['n'].max():,.0f} images, in percent:\n\n{text}"
 
 
 def profiles() -> str:
-    """What every profile trains."""
+    """What every profile trains, and how much of it is done."""
     rows = []
     for name, profile in experiments.PROFILES.items():
-        data = dict.fromkeys(labels.data(run) for run in experiments.SETS[name]["all"])
+        plan = experiments.SETS[name]["all"]
+        data, done = dict.fromkeys(map(labels.data, plan)), sum(map(store.is_trained, plan))
         row = {"profile": f"`{name}`", "data": ", ".join(data), "main network": labels.network(profile.base)}
-        rows.append(row | {"epochs": profile.base.epochs, "trainings": len(experiments.SETS[name]["all"])})
+        trained = "by tests" if name == "ci" else f"{done} of {len(plan)}"
+        rows.append(row | {"epochs": profile.base.epochs, "trained": trained})
     return pd.DataFrame(rows).to_markdown(index=False)
 
 

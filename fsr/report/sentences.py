@@ -1,5 +1,6 @@
 """Two or three sentences per table and for the training curves, made from numbers each time they are asked for."""
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -48,7 +49,7 @@ def claimed() -> str:
     """The gain that the paper's abstract claims, what others found, and whether 100 epochs were run here."""
     results = reference.known_results().groupby(["kind", "metric"])["value"].first()
     text = f"The paper's abstract claims a gain of up to {results['paper', 'max_robust_gain_points']:g} points. "
-    text += f"Others ran the authors' code (100 epochs, no AT): FSR has {results['rerun', 'ensemble']:g} % in Ensemble."
+    text += f"A third party's run of their code (100 epochs) has {results['rerun', 'ensemble']:g} % in Ensemble."
     done = any(main_gain(reported(name, "T1"), name) for name in ("headline", "paper"))
     return text + ("" if done else " The authors train 100 epochs on all images; that setting has not been run here.")
 
@@ -79,15 +80,11 @@ def _gains(numbers: pd.DataFrame, metric: str, base: str = "") -> dict[str, dict
 
 
 def _listed(subject: str, gains: dict[str, dict]) -> list[str]:
-    """All gains in points, those whose interval excludes zero first; AT + FSR alone needs no list."""
+    """All gains in points; AT + FSR alone needs no list."""
     if set(gains) <= {"AT + FSR"}:
         return []
-    sure = {name: (one["value"], one["low"], one["high"]) for name, one in gains.items() if side(one)}
-    items = "; ".join(f"{name} {measured(*numbers, sign=True)}" for name, numbers in sure.items())
-    undecided, of = "; ".join(name for name in gains if name not in sure), seeds([g["seeds"] for g in gains.values()])
-    if not sure:
-        return [f"{subject} is undecided ({of}): {undecided}."]
-    return [f"{subject}, in points ({of}): {items}." + f" Undecided: {undecided}." * bool(undecided)]
+    items = (f"{name} {measured(one['value'], one['low'], one['high'], sign=True)}" for name, one in gains.items())
+    return [f"{subject}, in points ({seeds([one['seeds'] for one in gains.values()])}): {'; '.join(items)}."]
 
 
 def _whitebox(profile: str, numbers: pd.DataFrame) -> list[str]:
@@ -122,38 +119,51 @@ def _components(profile: str, numbers: pd.DataFrame) -> list[str]:
     return sentences
 
 
-def _minus(profile: str, row: str, base: str, *weights: str) -> dict:
-    """Ensemble accuracy of a row of T4 minus another's, on the seeds that both have; weights: of each."""
-    after, before = (replace(experiments.columns(profile, "components")["ensemble"], checkpoint=w) for w in weights)
-    runs = {one.name: one.runs for one in experiments.ROWS[profile]["components"]}
-    gain = outcomes.gain(runs.get(row, ()), runs.get(base, ()), after, before)
-    return gain | {end: gain[f"seeds_{end}"] for end in ("low", "high") if f"seeds_{end}" in gain}
+def _minus(profile: str, base: str, *weights: str, metric: str = "ensemble", first: int | None = None) -> dict:
+    """Accuracy of AT + FSR minus that of another row of T4, on the first seeds, or all that both have."""
+    kind = "study" if experiments.ROWS[profile]["study"] else "components"
+    after, before = (replace(experiments.columns(profile, kind)[metric], checkpoint=name) for name in weights)
+    runs = {one.name: one.runs[:first] for one in experiments.ROWS[profile][kind]}
+    return outcomes.decided(outcomes.gain(runs["AT + FSR"], runs.get(base, ()), after, before))
 
 
 def _over_controls(profile: str, weights: str) -> list[str]:
-    """What AT + FSR adds to itself without L_sep, to the branch without a mask, and to the heads alone."""
+    """What AT + FSR adds to its controls: itself without L_sep, a branch without a mask, heads; and to AT there."""
     names = ("recalibration without L_sep", *experiments.CONTROLS)
-    gains = {name: gain for name in names if "value" in (gain := _minus(profile, "AT + FSR", name, weights, weights))}
-    return _listed("Ensemble accuracy of AT + FSR minus that of its controls", gains) if gains else []
+    gains = {name: gain for name in names if "value" in (gain := _minus(profile, name, weights, weights))}
+    if not gains:
+        return []
+    there = {"AT": _minus(profile, "AT", weights, weights, first=min(one["seeds"] for one in gains.values()))}
+    return _listed("AT + FSR minus AT and its controls, Ensemble", there | gains)
+
+
+def _by_weights(profile: str, metric: str) -> dict[str, dict]:
+    """What FSR adds to AT in the overfitting study, for each kind of weights, and to AT stopped early; {} elsewhere."""
+    pairs = {labels.WEIGHTS[w]: (w, w) for w in experiments.CHECKPOINTS}
+    pairs["last weights against AT stopped early"] = "last", "best"
+    studied = pairs.items() if "T11" in tables.of_profile(profile) else ()
+    gains = {name: _minus(profile, "AT", *weights, metric=metric) for name, weights in studied}
+    return {name: gain for name, gain in gains.items() if "value" in gain}
+
+
+def in_short(profile: str) -> str:
+    """Where the overfitting study finds a gain, a loss or neither, in one sentence; '' without its records."""
+    states = defaultdict[str, list[str]](list)
+    for name, gain in _by_weights(profile, "ensemble").items():
+        states[side(gain) or "undecided"].append(name)
+    found = "; ".join(f"{state} with {' and '.join(names)}" for state, names in states.items())
+    return f"Where AT overfits, with few training images: {found}." if found else ""
 
 
 def study(profile: str) -> list[str]:
-    """Of the overfitting study: gains per kind of weights, AT stopped early beside AT + FSR, AutoAttack, L_sep."""
-    if "T11" not in tables.of_profile(profile):
-        return []
-    shown = {w: cells(profile, "T11", kind=["ours", "gain"], checkpoint=w) for w in experiments.CHECKPOINTS}
-    gains = {labels.WEIGHTS[w]: gain for w, part in shown.items() if (gain := cell(part, MAIN, "ensemble"))}
-    sentences = _listed("Where AT overfits, Ensemble accuracy of AT + FSR minus AT", gains)
-    if clean := cell(shown["last"], MAIN, "clean"):
-        sentences.append(f"Without attack accuracy {_compared(shown['last'], clean)} (last weights).")
-    if "value" in (early := _minus(profile, "AT", "AT + FSR", "best", "last")):
-        text = f"{change(early)} ({seeds([early['seeds']])})".replace(") (", ", ")
-        sentences.append(f"AT with early stopping (best weights) minus AT + FSR (last weights) in Ensemble: {text}.")
-    if gain := cell(shown["last"], MAIN, experiments.profile_of(profile).autoattack):
-        of = f"last weights, {gain['n']:,.0f} images, {seeds([gain['seeds']])}"
-        sentences.append(f"Under AutoAttack ({of}) accuracy {_compared(shown['last'], gain)}.")
-    if "value" in (alone := _minus(profile, "recalibration without L_sep", "AT", "last", "last")):
-        sentences.append(f"FSR without L_sep minus AT in Ensemble: {change(alone)}, {seeds([alone['seeds']])}.")
+    """Of the overfitting study: gains per kind of weights and over AT stopped early, under attack and without."""
+    ours = cells(profile, "T11", kind="ours", metric="ensemble", row="AT").set_index("checkpoint")["value"]
+    text = "AT overfits: in Ensemble {best} % with best weights, {last} % with last."
+    sentences = [text.format_map(ours.map(measured))] if {"best", "last"} <= set(ours.index) else []
+    for metric in ("ensemble", "clean", experiments.profile_of(profile).autoattack):
+        if gains := _by_weights(profile, metric):
+            images = f"{min(one['n'] for one in gains.values()):,} images"
+            sentences += _listed(f"AT + FSR minus AT, {labels.metric(metric)} ({images})", gains)
     return sentences + _over_controls(profile, "last")
 
 
@@ -174,14 +184,13 @@ def _streams(profile: str, _: pd.DataFrame) -> list[str]:
         return []
     wide = numbers.pivot_table(index="seed", columns=["probe", "stream"], values="accuracy")
     means = wide.mean().map(measured)
-    text = "{robust} % of the images correctly from robust features, {nonrobust} % from non-robust ones"
+    text = "right on {robust} % of images from robust features, {nonrobust} % from non-robust"
     mean, _, low, high, count = statistics.seed_summary(wide["knn", "recalibrated"] - wide["knn", "nonrobust"])
     undecided = UNDECIDED * (count < MIN_SEEDS or low <= 0 <= high)
     step = f"by {measured(mean, low, high, digits=2, sign=True)} points{undecided}"
-    sentences = [f"The auxiliary head, trained to tell them apart, classifies {text.format_map(means['aux'])}."]
-    sentences.append(
-        f"Nearest neighbours, not trained, classify {text.format_map(means['knn'])} (PGD-20, {seeds([count])})."
-    )
+    head = f"The auxiliary head, trained to be wrong on non-robust features, is {text.format_map(means['aux'])} ones"
+    near = f"Nearest neighbours, not trained, are {text}, {{recalibrated}} % from recalibrated".format_map(means["knn"])
+    sentences = [f"{one} (PGD-20, {seeds([count])})." for one in (head, f"{near} ones")]
     return [*sentences, f"Recalibration changes the accuracy of nearest neighbours on non-robust features {step}."]
 
 
@@ -194,15 +203,13 @@ def _overhead(profile: str, numbers: pd.DataFrame) -> list[str]:
 def _audit(profile: str, numbers: pd.DataFrame) -> list[str]:
     shares = numbers.pivot_table(index=["row", "n"], columns="item", values="correct", sort=False)
     shares = shares.reindex(columns=["worst case", "authors' protocol"]).dropna()
-    said = "; ".join(f"{row} {measured(a / n)} % ({measured(b / n)} %)" for (row, n), a, b in shares.itertuples())
-    of = f"{said}; {numbers['n'].max():,.0f} images, one seed"
-    return [f"Worst case of the audit (authors' protocol): {of}."] if said else []
+    falls = (f"{row} from {measured(b / n)} % to {measured(a / n)} %" for (row, n), a, b in shares.itertuples())
+    said, of = "; ".join(falls), f"{numbers['n'].max():,.0f} images, one seed"
+    return [f"The audit lowers accuracy under the authors' protocol: {said} ({of})."] if said else []
 
 
 def _verdict(profile: str, numbers: pd.DataFrame) -> list[str]:
-    states = numbers.groupby("verdict", sort=False)["id"].agg(", ".join)
-    lines = [f"{name.capitalize()}: {ids}." for name, ids in states.items()]
-    return [answer(profile), *(lines or ["No claim is about this profile's setting."])]
+    return [answer(profile), *["No claim is about this profile's setting."] * numbers.empty]
 
 
 def _training(profile: str, _: pd.DataFrame) -> list[str]:
@@ -217,16 +224,16 @@ def _training(profile: str, _: pd.DataFrame) -> list[str]:
     sentences = [f"At epoch {epoch}, the last before the learning rate falls, {text} ({seeds([len(pairs)])})."]
     if len(official(pairs[0][1])):
         ours = histories([pairs[0][1]]).set_index("epoch").loc[5:epoch]
-        text = f"at most {log_gaps(ours)[0]:.3f} from a third party's log of the authors' code"
-        sentences.append(f"On average over epochs 5 to {ours.index[-1]} each of our FSR losses differs by {text}.")
+        text = f"Our FSR losses of epochs 5 to {ours.index[-1]} (chosen after the runs) differ from a third party's log"
+        sentences.append(f"{text} of the authors' code by at most {log_gaps(ours)[0]:.3f} on average.")
     return sentences
 
 
 def reasons(profile: str) -> list[str]:
     """What may explain the answer: the sentences on training, the separation loss, the streams and the mask at test."""
     names = [name for name in ("F5", "T4", "T7", "T8", "T11") if name in ("F5", *tables.of_profile(profile))]
-    sentences, last = [s for name in names for s in findings(profile, name)], tables.PRELIMINARY.get(profile, [])
-    return [*dict.fromkeys(s for s in sentences if not s.startswith(NO_REASONS) and s not in last), *last]
+    sentences = [sentence for name in names for sentence in findings(profile, name)]
+    return [*dict.fromkeys(sentence for sentence in sentences if not sentence.startswith(NO_REASONS))]
 
 
 FINDERS: dict[str, Callable[[str, pd.DataFrame], list[str]]] = {"T1": _whitebox, "T2": _deactivation, "F5": _training}
@@ -239,4 +246,4 @@ def findings(profile: str, name: str) -> Findings:
     """What a table (T1 to T11) or the training curves (F5) say, in sentences; empty where nothing was run."""
     find = choose("table or figure", name, FINDERS)
     sentences = find(profile, reported(profile, name) if name[0] == "T" else pd.DataFrame())
-    return Findings([*dict.fromkeys((*sentences, *tables.PRELIMINARY.get(profile, [])))] if sentences else [])
+    return Findings(dict.fromkeys(sentences))

@@ -82,7 +82,7 @@ def _analyse(run: Run, analysis: Analysis, options: Options, model: Classifier, 
     started, device = time.monotonic(), options.torch_device
     options.report(run_id(run), f"{analysis.checkpoint} {analysis.kind}", 0, 1)
     if analysis.kind == "audit":
-        record, arrays = _audit(run, analysis, options, model, weights)
+        record, arrays = _audit(run, analysis, options, model)
     else:
         seconds = None if run.imported else float(store.history(run)["seconds"].median())
         record, arrays = analyse(model, run, analysis, data_of(run, device), seconds_per_epoch=seconds)
@@ -96,7 +96,7 @@ def surrogate_run(run: Run) -> Run:
     return replace(run, seed=run.seed + 1) if baseline == run else baseline
 
 
-def _audit(run: Run, analysis: Analysis, options: Options, model: Classifier, weights: str) -> tuple[dict, dict]:
+def _audit(run: Run, analysis: Analysis, options: Options, model: Classifier) -> tuple[dict, dict]:
     from fsr.audit import GROUPS, audit  # training and plain evaluation do without it
 
     device, path, other = options.torch_device, partial_path(run, analysis), surrogate_run(run)
@@ -105,8 +105,7 @@ def _audit(run: Run, analysis: Analysis, options: Options, model: Classifier, we
         name, (surrogate, digest) = run_id(other), _network(other, analysis.checkpoint, options)
     data, budget = data_of(run, device), analysis.budget or "quick"
     x, y, index = part_of_test(data, analysis.images)
-    identity = {"weights": weights, "images": len(y), "twin": name, "twin_weights": digest, "version": AUDIT_VERSION}
-    identity["images_sha256"] = images_sha256(data.test_x, data.test_y)
+    identity = {"twin_weights": digest, "version": AUDIT_VERSION}  # all else is compared by the audit
     done = _load_partial(path, identity).get("done", {})
 
     def on_group(group: str, result: dict) -> None:
@@ -117,9 +116,9 @@ def _audit(run: Run, analysis: Analysis, options: Options, model: Classifier, we
     model.register_forward_pre_hook(lambda *_: options.check())  # a group takes minutes; copies keep the hook
     setting: dict[str, Any] = {"surrogate": surrogate, "on_group": on_group, "done": dict(done)}
     result = audit(model, as_float(x), y, eps=run.eps, budget=budget, **setting)
-    record: dict = {"surrogate": name, "twin_weights": digest, "budget": budget, "version": AUDIT_VERSION, "n": len(y)}
-    record |= {"crafting": "tf32" if device.type == "cuda" else "float32", "group_seconds": result.seconds}
-    record |= {"images_sha256": identity["images_sha256"], "seconds": round(sum(result.seconds.values()), 3)}
+    record: dict = identity | {"surrogate": name, "budget": budget, "n": len(y)}
+    record |= {"crafting": "tf32" if x.is_cuda else "float32", "images_sha256": images_sha256(data.test_x, data.test_y)}
+    record |= {"group_seconds": result.seconds, "seconds": round(sum(result.seconds.values()), 3)}
     arrays = {f"group_{key}": correct.numpy() for key, correct in result.groups.items()}
     arrays |= {key: getattr(result, key).numpy() for key in ("worst_case", "authors_protocol")}
     same = ("not_applicable", "indicators", "flags", "checks", "binarization", "details", "randomised")

@@ -9,6 +9,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from fsr import data, files, hardware
+from fsr.attacks.inputs import own_randomness
 from fsr.config import Run, run_id
 from fsr.files import Interrupted, TimeUp
 from fsr.train import distributed
@@ -59,7 +60,7 @@ def once(run: Run, options: Options, done: Callable[[], bool], compute: Callable
                 options.check()
             if options.deterministic:
                 hardware.make_deterministic()
-            with torch.inference_mode(False), torch.enable_grad():  # whatever mode the caller is in
+            with own_randomness(0), torch.inference_mode(False), torch.enable_grad():  # whatever the caller has
                 compute()
     finally:
         lock.release()

@@ -18,9 +18,8 @@ RETRIES = 5  # times that Ray starts a task again whose worker or node was lost;
 
 def resources(task: Task, *, gpus: bool) -> dict:
     """num_gpus and num_cpus of a task: one core, and a GPU or a share of it where the cluster has any."""
-    width = 64 if task.run.backbone == "wideresnet34" else task.run.width or 64
     timed = any(getattr(part, "kind", "") == "cost" for part in task.parts)  # it shares nothing
-    share = 1 if timed or width > 16 else 0.25 if width == 16 else 0.125
+    share = 1 if timed or task.run.backbone == "wideresnet34" or (task.run.width or 64) > 16 else 0.25
     return {"num_gpus": share if gpus else 0, "num_cpus": 1}
 
 

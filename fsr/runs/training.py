@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -41,11 +42,13 @@ def save_state(trainer: Trainer) -> None:
 
 def _save_weights(trainer: Trainer, recorded: dict[str, str]) -> dict[str, str]:
     """Write the weights and return their digests; a file that is the recorded one stays as it is."""
-    digests, name = dict[str, str](), run_id(trainer.run)
+    digests, meta = dict[str, str](), dict[str, Any](run_id=run_id(trainer.run))
+    if trainer.run.dataset not in DATASETS:  # whose folders can get other names
+        meta["classes"] = trainer.data.class_names
     for kind, tensors in trainer.checkpoints().items():
         path = weights_path(trainer.run, kind)
         same = path.exists() and digest_of(path) == recorded.get(kind)
-        digests[kind] = recorded[kind] if same else save_tensors(path, tensors, {"run_id": name, "checkpoint": kind})
+        digests[kind] = recorded[kind] if same else save_tensors(path, tensors, meta | {"checkpoint": kind})
     return digests
 
 
@@ -125,8 +128,10 @@ def load_model(run: Run, checkpoint: str = "last", options: Options = DEFAULT) -
     tensors, meta = load_tensors(path)
     if (meta.get("run_id"), meta.get("checkpoint")) != (run_id(run), checkpoint):
         raise CorruptFile(f"{path} holds the weights of {meta.get('run_id')}, {meta.get('checkpoint')}; move it away")
-    classes = None if run.dataset in DATASETS else data_of(run, options.torch_device).classes
-    model = model_of(run, num_classes=classes)
+    names = [] if run.dataset in DATASETS else [*data_of(run, options.torch_device).class_names]
+    if (trained := meta.get("classes", names)) != names:
+        raise files.MissingData(f"{run.dataset}: other classes than in training; give its folders the names {trained}")
+    model = model_of(run, num_classes=len(names) or None)
     model.load_state_dict(tensors)
     return model.to(options.torch_device).eval()
 

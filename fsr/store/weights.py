@@ -16,7 +16,7 @@ def digest(tensors: dict[str, Tensor], meta: str = "") -> str:
     """SHA-256 over names, types, shapes and values, in the order of the names, and over meta."""
     total = hashlib.sha256(meta.encode())
     for name in sorted(tensors):
-        value = tensors[name]
+        value = tensors[name].detach().cpu()
         total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         total.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()

@@ -27,8 +27,6 @@ TABLES = {  # the name of its files without their suffix, and its title
 }
 ANALYSES = {"T7": "streams", "T8": "cost", "T9": "audit"}  # the kind of analysis that these tables show
 OTHERS = {"T7": analyses.streams, "T8": analyses.overhead, "T9": analyses.audits, "T10": verdict.frame}
-# Profiles whose records are of mixed origin and are made again -> what a reader must know
-PRELIMINARY = {"mini": ["Its networks come from several machines. Treat these results as preliminary."]}
 
 
 def of_profile(profile: str) -> list[str]:
@@ -52,7 +50,7 @@ def _made(profile: str, name: str, *_state) -> pd.DataFrame:
 def notes(profile: str, name: str) -> list[str]:
     """The few sentences that a reader of this table needs."""
     frame = table(profile, name)
-    sentences = [verdict.scope(profile)] * (name == "T10") + PRELIMINARY.get(profile, [])
+    sentences = [verdict.scope(profile)] * (name == "T10")
     if (size := experiments.profile_of(profile).base.train_size) and "metric" in frame:
         sentences.append(f"Networks were trained on {size:,} images.")
     plan, parts = experiments.SETS[profile]["all"], dict[Run, list]()

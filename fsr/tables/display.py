@@ -13,7 +13,7 @@ GROUP = ["data", "network", "weights"]  # said once, above the rows that share t
 ROW = ["dataset", "network", "checkpoint", "row", "kind", "source"]
 LONG = 60  # characters; a column with longer texts wraps
 PROBES = {"aux": "auxiliary head", "knn": "k-nearest neighbours"}
-COSTS = {"dataset": "data", "network": "network", "row": "method", "params": "parameters", "macs": "MACs"}
+COSTS = {"dataset": "data", "network": "network", "row": "method", "params": "parameters", "macs": "multiply-adds"}
 COSTS |= {analyses.SECONDS: "seconds per epoch", analyses.LATENCY: "latency of a batch, ms"}
 COSTS |= {"peak_memory_mb": "peak memory, MiB", "measured_on": "latency and memory on", "machine": "trained on"}
 LATEX = {"±": r"$\pm$", "×": r"$\times$", "≤": r"$\leq$", "≥": r"$\geq$", MINUS: "$-$"}
@@ -63,14 +63,16 @@ def _measured(cell, usual) -> str:
 def _streams(frame: pd.DataFrame) -> pd.DataFrame:
     """T7: a row per checkpoint and stream, a column per probe and attack, means over seeds."""
     rows = []
-    for (weights, stream, probe, attack), one in frame.groupby(["checkpoint", "stream", "probe", "attack"], sort=False):
-        done = one.dropna(subset="accuracy")
-        mean = outcomes.mean_of(list(done["accuracy"]), int(done["n"].min())) if len(done) else {}
-        text = measured(*(mean.get(key) for key in ("value", "low", "high", "sd")))
-        text += f" ({len(done)} of {len(one)} seeds)" * (0 < len(done) < len(one))
-        rows.append([weights, stream, f"{PROBES[probe]}, {labels.metric(attack)}", text])
-    cells = pd.DataFrame(rows, columns=["weights", "stream", "column", "text"])
-    return cells.pivot_table("text", ["weights", "stream"], "column", aggfunc="first", sort=False).reset_index()
+    for (weights, stream), part in frame.groupby(["checkpoint", "stream"], sort=False):
+        seeds = [each["seed"].nunique() for each in (part.dropna(subset="accuracy"), part)]
+        row = {"weights": weights, "stream": stream.replace("nonrobust", "non-robust")}
+        for (probe, attack), one in part.groupby(["probe", "attack"], sort=False):
+            done = one.dropna(subset="accuracy")
+            mean = outcomes.mean_of(list(done["accuracy"]), int(done["n"].min())) if len(done) else {}
+            text = measured(*(mean.get(key) for key in ("value", "low", "high", "sd")))
+            row[f"{PROBES[probe]}, {labels.metric(attack)}"] = text
+        rows.append(row | {"seeds": " of ".join(map(str, dict.fromkeys(seeds)))})
+    return pd.DataFrame(rows)
 
 
 def _overhead(frame: pd.DataFrame) -> pd.DataFrame:
@@ -124,6 +126,7 @@ def headed(text: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
 def legend(frame: pd.DataFrame) -> str:
     """What percent, brackets and the marks mean in a table; empty where it has none of them."""
     parts, text = [LEGEND, GAINS] if "metric" in frame else [LEGEND] if "stream" in frame else [], wide(frame).to_csv()
+    parts += ["Seconds per epoch depend on what ran beside: compare methods by multiply-adds."] * ("macs" in frame)
     return " ".join([*parts, *(f"{mark}: {meaning}" for mark, meaning in MARKS.items() if mark in text)])
 
 

@@ -72,6 +72,7 @@ def outcome(run: Run, evaluation: Evaluation) -> pd.Series | None:
 def accuracy(runs: Runs, evaluation: Evaluation) -> dict:
     """Mean over seeds as a fraction with Wilson's interval at one seed's n, since all see the same images; flags."""
     outcomes = {run: o for run in runs if (o := outcome(run, evaluation)) is not None}
+    outcomes = outcomes if len({one.name for one in outcomes.values()} - {None}) < 2 else {}  # not of two test sets
     cell: dict = {"planned": len(runs), "seeds": len(outcomes)}
     if outcomes:
         each = [float(correct.mean()) for correct in outcomes.values()]
@@ -93,7 +94,9 @@ def gain(runs: Runs, baseline: Runs, evaluation: Evaluation, base_evaluation: Ev
     low, high: over images; seeds_low, seeds_high: over both, from three seeds on; p_first_seed: McNemar's, of one pair.
     """
     bases = {run.seed: outcome(run, base_evaluation or evaluation) for run in baseline}
-    pairs = [_joined(bases.get(run.seed), outcome(run, evaluation)) for run in runs]
+    both = [(bases.get(run.seed), outcome(run, evaluation)) for run in runs]
+    images = {one.name for pair in both for one in pair if one is not None} - {None}
+    pairs = [_joined(*pair) for pair in both] if len(images) < 2 else []
     joined = [pair.to_numpy(float).T for pair in pairs if len(pair)]
     cell: dict = {"planned": len(runs), "seeds": len(joined)}
     if not joined:
@@ -106,6 +109,11 @@ def gain(runs: Runs, baseline: Runs, evaluation: Evaluation, base_evaluation: Ev
     if len(joined) >= MIN_SEEDS:
         cell["seeds_low"], cell["seeds_high"] = statistics.paired_bootstrap(before, after)
     return cell
+
+
+def decided(cell: dict) -> dict:
+    """A gain with the interval that decides as low, high: over seeds and images where there is one."""
+    return cell | {end: cell[f"seeds_{end}"] for end in ("low", "high") if f"seeds_{end}" in cell}
 
 
 def broken_only(run: Run, evaluation: Evaluation, survived: pd.Series | None) -> tuple[int, int, int]:

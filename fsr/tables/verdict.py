@@ -36,12 +36,12 @@ def lead(profile: str, claim: Claim, row: str, base: str, *weights: str) -> tupl
     """A named row minus another in points: holds above minus the tolerance, fails below 0; mirrored for `below`."""
     ours, theirs = (_row(profile, name, claim.rows) for name in (row, base))
     after, before = (_column(profile, claim.metric, name, claim.rows) for name in weights or 2 * [claim.checkpoint])
-    cell = outcomes.gain(ours.runs, theirs.runs, after, before)
+    cell = outcomes.decided(outcomes.gain(ours.runs, theirs.runs, after, before))
     doubt = outcomes.accuracy(theirs.runs, before).get("flags") not in (None, "none")
     name = weights[0] if weights else f"over {base}" + "†" * doubt
     if "value" not in cell:
         return name, NOTHING
-    low, high = (100 * cell.get(f"seeds_{end}", cell[end]) for end in ("low", "high"))
+    low, high = 100 * cell["low"], 100 * cell["high"]
     least, most = (-high, -low) if claim.below else (low, high)
     holds = False if most < 0 else True if least > -claim.tolerance else None
     return name, Finding(100 * cell["value"], low, high, cell["seeds"], holds)
@@ -65,7 +65,7 @@ def all_of(findings: dict[str, Finding], below: bool = False) -> Finding:
 def hundred_epochs(profile: str, claim: Claim) -> Finding:
     """The gains of AT + FSR over AT at `last`, `best` and EMA: slow start, overfitting, or neither of them."""
     findings = [lead(profile, claim, "AT + FSR", "AT", name, name)[1] for name in experiments.CHECKPOINTS]
-    if any(one.ours is None for one in findings):
+    if findings[0].ours is None or len({one.seeds for one in findings}) > 1:  # of the same seeds
         return NOTHING
     last, best, ema = findings
     far, rise = max(best, ema, key=lambda one: abs(one.ours)), last.ours - max(best.ours, ema.ours)
@@ -158,7 +158,8 @@ def unseen(profile: str, claim: Claim) -> Finding:
 def audit(profile: str, claim: Claim) -> Finding:
     """Images right under the authors' protocol that the audit breaks, AT + FSR minus AT, in points; McNemar's test."""
     made = [(run, *one) for run in experiments.main_pair(profile) for one in analyses.recorded(profile, run, "audit")]
-    if [record.get("version") for *_, record in made] != 2 * [AUDIT_VERSION]:
+    images = {record.get("images_sha256") for *_, record in made} - {None}
+    if [record.get("version") for *_, record in made] != 2 * [AUDIT_VERSION] or len(images) > 1:
         return NOTHING
     lost = [a["authors_protocol"] & ~a["worst_case"] for a in (store.load_analysis(*one[:2])[1] for one in made)]
     more, p = 100 * float(lost[1].mean() - lost[0].mean()), statistics.mcnemar_exact(*lost)

@@ -10,7 +10,7 @@ import torch
 from tiny import Net, Wrapped
 from torch.nn import functional as F
 
-from fsr.attacks import ATTACKS, Attack, attack_named, autoattack
+from fsr.attacks import ATTACKS, Attack, autoattack
 from fsr.attacks.gradient import is_wrong, pgd, resize_and_pad
 from fsr.attacks.inputs import Network, check_images
 from fsr.audit import audit
@@ -253,10 +253,7 @@ def test_an_image_is_attacked_the_same_way_in_any_batch(name, batch):
         torch.testing.assert_close(alone, together[part], rtol=0, atol=1e-9)
 
 
-def test_unknown_and_missing_names_and_options_are_refused(batch):
-    assert attack_named("pgd20") is ATTACKS["pgd20"]
-    with pytest.raises(UsageError, match="pgd20"):
-        attack_named("pgd-20")
+def test_unknown_and_missing_options_are_refused(batch):
     wrong = [("transfer", {"surrogate": None}, "needs \\('surrogate"), ("fgsm", {"steps": 3}, "not {'steps'}")]
     wrong += [("pgd20", {"steps": -1}, "whole number"), ("square", {"queries": 2.5}, "2.5")]
     wrong += [("random-noise", {"indices": [5]}, "8 images need as many indices, not 1")]

@@ -149,6 +149,8 @@ def test_compiled_forward_and_trace_agree_with_eager_in_one_graph():
     again, aux = torch.compile(traced, backend="eager", fullgraph=True)(X)
     torch.testing.assert_close((again, aux), (logits, streams[0].aux))
     assert all(place.recorder is None for place in model.inserted())
+    model.net.compile(backend="eager")
+    assert [len(model.trace(X, y)[1]) for y in (None, torch.zeros(len(X)).long(), None)] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("name, at", [("resnet18", "layer4"), ("mobilenet_v3_small", "features.8")])

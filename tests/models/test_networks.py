@@ -16,7 +16,7 @@ from fsr.files import UsageError
 from fsr.models import CAS, CIFS, FSR, Classifier, FeatureDenoising, build_model, count_macs, count_params, model_of
 from fsr.models.build import Inserted, insert_all
 from fsr.models.fsr import Streams
-from fsr.models.modes import copied, hooked
+from fsr.models.modes import copied, eval_mode, hooked
 
 NARROW = {"resnet18": 4, "vgg16": 4, "wideresnet34": 1}
 # spec section 1: added parameters and MACs at 32x32, percent to two digits, MACs to the digits printed there
@@ -249,3 +249,17 @@ def test_networks_that_share_or_derive_their_weights_train_and_are_kept(change, 
     runs.ensure_trained(run, options)
     network, x = runs.load_model(run, "last", options), torch.rand(2, 3, 8, 8)
     assert store.is_trained(run) and torch.equal(copied(network)(x), network(x))
+
+
+class Merging(nn.Linear):  # as LoRA's
+    def train(self, mode=True):
+        self.weight.data += int(self.training) - int(mode)
+        return super().train(mode)
+
+
+def test_eval_mode_ends_by_train_and_leaves_frozen_parts_frozen():
+    net = nn.Sequential(Merging(3, 2), nn.BatchNorm1d(2).eval())
+    net[0].weight.data.fill_(0.5)
+    with eval_mode(net):
+        assert net[0].weight.mean() == 1.5 and not net.training
+    assert net[0].weight.mean() == 0.5 and [part.training for part in net.modules()] == [True, True, False]

@@ -36,3 +36,5 @@ def test_nothing_is_paired_between_two_test_sets(root):
     survived = outcomes.outcome(RUN, CLEAN)
     found = [outcomes.broken_only(replace(RUN, seed=seed), CLEAN, survived) for seed in (0, 1, 2)]
     assert found == [(0, 2, 3), (0, 0, 0), (1, 2, 3)]
+    both = (RUN, OTHER)  # seeds on two test sets
+    assert outcomes.accuracy(both, CLEAN)["seeds"] == outcomes.gain(both, both, CLEAN)["seeds"] == 0

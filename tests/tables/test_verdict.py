@@ -138,17 +138,18 @@ def test_query_attacks_on_the_survivors_of_ensemble(records, right, expected):
     assert list(verdicts("mini").loc["C13", ["ours", "verdict"]]) == [pytest.approx(2 * (50 - right)), expected]
 
 
-MORE = [(6, 0, "not supported"), (5, 0, "undecided"), (-3, 0, "supported"), (6, 1, "not tested")]
+MORE = [(6, 0, "not supported"), (5, 0, "undecided"), (-3, 0, "supported"), (6, 1, "not tested"), (6, 2, "not tested")]
 
 
 @pytest.mark.parametrize("more, older, expected", MORE)
-def test_the_protocol_flatters_fsr_by_mcnemars_test_of_audits_of_one_version(root, more, older, expected):
+def test_the_protocol_flatters_fsr_by_mcnemars_test_of_audits_of_one_version_and_test_set(root, more, older, expected):
     """Six images of one side alone have p = 2 / 2^6 = 0.031, five 0.0625."""
     for run, fallen in zip(experiments.main_pair("mini"), (max(-more, 0), max(more, 0))):
         assert verdicts("mini").loc["C17", "verdict"] == "not tested"
         (analysis,) = experiments.analyses("mini", "audit", run)
         arrays = {"authors_protocol": np.ones(20, bool), "worst_case": np.arange(20) >= fallen}
-        store.save_analysis(run, analysis, {"version": AUDIT_VERSION - older * bool(run.fsr)}, **arrays)
+        record = {"version": AUDIT_VERSION - (older == 1), "images_sha256": str(older == 2 and bool(run.fsr))}
+        store.save_analysis(run, analysis, record, **arrays)
     assert verdicts("mini").loc["C17", "verdict"] == expected
 
 
@@ -201,3 +202,6 @@ def test_the_predictions_about_a_hundred_epochs(records, last, best, ema, expect
             write(records, "headline", name, [np.arange(10_000) < right], checkpoint=checkpoint)
     result = verdicts("headline").loc[["C23", "C24", "C25"], "verdict"]
     assert list(result) == [{True: "supported", False: "not supported"}[holds] for holds in expected]
+    for name in ("AT", "AT + FSR"):  # one seed more of one kind of weights
+        write(records, "headline", name, 2 * [np.arange(10_000) < 5000], checkpoint="last")
+    assert set(verdicts("headline").loc[["C23", "C24", "C25"], "verdict"]) == {"not tested"}

@@ -227,7 +227,7 @@ def test_what_changes_no_decision_changes_no_verdict(natural, brisk, name):
     for part in ("authors_protocol", "worst_case"):
         assert (getattr(other, part) != getattr(plain, part)).sum() <= 1
     assert other.indicators["unavailable_gradients"] == 0
-    assert other.binarization.keys() == plain.binarization.keys() or name == "minus infinity"  # more classes
+    assert other.binarization.keys() == plain.binarization.keys() or name != "a compiled part"
 
 
 def draws(margin):

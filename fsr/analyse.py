@@ -40,19 +40,17 @@ class Seen(NamedTuple):
 
 
 class Inspection:
-    """A network in eval mode, the test images to look at, and the module that runs last."""
+    """A network in eval mode, the test images to look at, and the last inserted module."""
 
     def __init__(self, model: Classifier, run: Run, analysis: Analysis, data: Data):
         self.model, self.run, self.data = model, run, data
         count = None if analysis.images is None else min(analysis.images, len(data.test_y))
         self.x, self.y, self.index = part_of_test(data, count)  # x: uint8
-        order: list[Any] = []
-        with torch.no_grad(), hooked(model.inserted(), lambda part, _, f: order.append(part)):
-            model(as_float(self.x[:1]))
-        self.module: Any = order[-1].module if order else None
-        paths = [name for name, part in model.named_modules() if order and part is order[-1]]
-        path = paths[0].removeprefix("net.").replace(".submodule", "") if paths else BACKBONES[run.backbone].fsr_stage
-        self.place = path  # in the bare network; where nothing was inserted, where FSR would sit
+        parts = {part: name for name, part in model.named_modules() if part in model.inserted()}
+        last: Any = list(parts)[-1] if parts else None
+        self.module: Any = last and last.module
+        # in the bare network; where nothing was inserted, where FSR would sit
+        self.place = parts.get(last, BACKBONES[run.backbone].fsr_stage).removeprefix("net.").replace(".submodule", "")
 
     def see(self, x: Tensor) -> Seen:
         """The network on x (N, 3, H, W) in [0, 1]; no gradients."""

@@ -1,7 +1,5 @@
 """Per-sample outcomes of one attack on one network: crafted fast, judged in float32, resumable by chunk."""
 
-import base64
-import io
 import json
 import time
 from collections.abc import Callable
@@ -16,7 +14,7 @@ from fsr.attacks import ATTACKS, VARIANTS, autoattack
 from fsr.attacks.gradient import is_wrong
 from fsr.attacks.inputs import Network, check_images
 from fsr.data import as_float
-from fsr.files import UsageError, choose, npz_bytes, sha256
+from fsr.files import UsageError, choose, sha256
 from fsr.hardware import exact_float32, quick_float32
 from fsr.models import intervene
 from fsr.models.modes import eval_mode
@@ -33,7 +31,7 @@ class Progress:
     correct: list[bool] = field(default_factory=list)
     flips: int = 0
     seconds: float = 0.0
-    state: str = ""  # what AutoAttack goes on from, an npz in base64
+    state: dict = field(default_factory=dict)  # what AutoAttack goes on from: name to an array as a list
     after: dict[str, list[bool]] = field(default_factory=dict)  # AutoAttack's parts to outcomes after each
     flags: dict = field(default_factory=dict)  # AutoAttack's warnings
     crafting: dict = field(default_factory=dict)  # the dtype that the images were crafted in
@@ -73,7 +71,6 @@ def evaluate_attack(
         raise UsageError(f"{len(x)} images, {len(y)} labels, {len(index)} places do not fit or are empty")
     if name in VARIANTS and evaluation.steps is not None:
         raise UsageError(f"{name} has steps of its own; leave out steps={evaluation.steps}")
-    check_images(as_float(x[:1]), y[:1])
     x = x.to(device := next((p.device for p in model.parameters()), x.device))
     y, index, some = y.to(device), torch.as_tensor(index), as_float(x[: batch_size(device)])
 
@@ -84,8 +81,6 @@ def evaluate_attack(
 
     changed = intervene(model, evaluation.intervention) if evaluation.intervention else nullcontext()
     with eval_mode(surrogate or model), eval_mode(model), changed:
-        with torch.no_grad():  # a look at one image: all labels have a class
-            Network(model, some, y)(some[:1])
         net = FastNet(model, some, run.precision, compile=None if name in VARIANTS else False)
         net.register_forward_pre_hook(lambda *_: check())  # a chunk can take minutes
         eps = run.eps if evaluation.eps is None else evaluation.eps
@@ -117,15 +112,13 @@ def _by_chunks(attack, net, judge, x: Tensor, y: Tensor, index, progress: Progre
 
 
 def _autoattack(net, judge, x: Tensor, y: Tensor, eps: float, variant: dict, progress: Progress, on_chunk) -> None:
-    before, started, state = progress.seconds, time.monotonic(), {}
-    if progress.state:
-        with np.load(io.BytesIO(base64.b64decode(progress.state)), allow_pickle=False) as arrays:
-            state = dict(arrays)
+    before, started = progress.seconds, time.monotonic()
+    state = {name: np.array(values) for name, values in progress.state.items()}
 
     def remember(state: dict[str, np.ndarray]) -> None:
         record = json.loads(str(state["record"]))
         progress.done = min(sum(record["done"].values()) // len(record["identity"]["attacks"]), len(y) - 1)
-        progress.state = base64.b64encode(npz_bytes(**state)).decode()
+        progress.state = {name: array.tolist() for name, array in state.items()}
         progress.seconds = before + time.monotonic() - started
         on_chunk(progress)
 

@@ -86,13 +86,13 @@ def run_notebook(name: str, profile: str, **parameters) -> Path:
     return target
 
 
-def execute(names: list[str], profile: str, *, force=False, workers=1, report=print, check=lambda: None) -> list[str]:
+def execute(names: list[str], profile: str, *, workers=1, report=print, check=lambda: None) -> list[str]:
     """Execute the notebooks that are not current; returns a line per failure. check() runs first and raises to stop."""
 
     def one(name: str) -> str:
         with suppress(OSError, ValueError, KeyError):  # none was executed, or it is damaged
             book = json.loads((files.executed(profile) / f"{name}.ipynb").read_bytes())
-            if book["metadata"]["fsr"]["key"] == key(name, profile) and not force:
+            if book["metadata"]["fsr"]["key"] == key(name, profile):
                 return "unchanged"
         check()
         try:

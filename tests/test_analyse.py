@@ -2,7 +2,6 @@
 
 import copy
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -88,13 +87,6 @@ def test_stream_accuracies_are_those_of_a_slow_count(model, data, key, under_att
     right = int((model(x).argmax(1) == y).sum())
     assert record["network_adv" if under_attack else "network_clean"] == right
     assert json.dumps(record) and arrays == {}
-
-
-def test_k_is_200_elsewhere_and_never_more_than_the_bank(model, data):
-    run = changed(RUN, dataset="cifar10", train_size=None)
-    assert look(model, "streams", data, run, images=4)[0]["k"] == 160
-    more = replace(data, train_x=data.train_x.repeat(2, 1, 1, 1), train_y=data.train_y.repeat(2))
-    assert look(model, "streams", more, run, images=4)[0]["k"] == 200
 
 
 def test_masks_are_those_of_the_last_module(model, data, monkeypatch):

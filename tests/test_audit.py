@@ -18,7 +18,8 @@ from fsr.audit.context import differs, snapshot
 from fsr.audit.proofs import NAMES
 from fsr.config import FSRSpec
 from fsr.files import UsageError
-from fsr.models import FSR, build_model
+from fsr.models import FSR, attach_fsr, build_model
+from fsr.models.fsr import switched
 
 EPS = 0.15
 
@@ -145,6 +146,27 @@ def test_fsr_gets_every_group_and_the_worst_case_is_all_of_them(fsr, brisk):
     assert {"pgd20", "square", "autoattack/standard", "bpda/apgd-ce", "queries/nes"} <= result.binarization.keys()
 
 
+class Late(nn.Module):
+    """FSR at two places that run in another order than they are registered."""
+
+    def __init__(self):
+        super().__init__()
+        self.second, self.first, self.last = nn.Conv2d(4, 8, 3, 2, 1), nn.Conv2d(3, 4, 3, 1, 1), nn.Linear(8, 10)
+
+    def forward(self, x):
+        return self.last(self.second(self.first(x)).mean((2, 3)))
+
+
+def test_masks_are_frozen_at_their_own_values_in_whatever_order_modules_run(natural):
+    net, x, held = attach_fsr(Late(), ("first", "second"), 10).eval(), natural[1][:4], list[list]()
+    context = Context(model=net, x=x, y=natural[2][:4], eps=EPS, seed=0, budget=BRISK)
+    context.climb = lambda *_, intervention=(), **__: held.append(intervention) or (lambda x, y, rows: x)
+    dict(GROUPS["mask"](context, {}))["frozen"](x, context.y, torch.arange(4))
+    free = net(x), net(1 - x)
+    with switched(net, intervention=held[-1]):
+        assert torch.equal(net(x), free[0]) and not torch.equal(net(1 - x), free[1])
+
+
 def test_a_stopped_audit_goes_on_and_ends_as_if_never_stopped(natural, brisk):
     net, x, y = natural[0], natural[1][:20], natural[2][:20]
     saved: dict[str, dict] = {}
@@ -159,8 +181,11 @@ def test_a_stopped_audit_goes_on_and_ends_as_if_never_stopped(natural, brisk):
     later: list[str] = []
     resumed = audit(net, x, y, EPS, done=saved, on_group=lambda name, _: later.append(name))
     assert later == list(GROUPS)[4:]
-    with pytest.raises(ZeroDivisionError):  # records of other images are not used: the first group is made again
-        audit(net, x.flip(3), y, EPS, done=saved, on_group=lambda name, _: 1 / (name != "protocol"))
+    # records of other images, or of another function of the same weights, are not used: the first group is made again
+    coarse = type("Coarse", (nn.Sequential,), {"forward": lambda self, x: nn.Sequential.forward(self, stairs(x / 8))})
+    for other, images in ((net, x.flip(3)), (coarse(*net), x)):
+        with pytest.raises(ZeroDivisionError):
+            audit(other, images, y, EPS, done=saved, on_group=lambda name, _: 1 / (name != "protocol"))
     whole = audit(net, x, y, EPS)
     for part in ("columns", "groups", "attacks"):
         again, expected = getattr(resumed, part), getattr(whole, part)

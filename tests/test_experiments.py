@@ -114,23 +114,3 @@ def test_larger_profiles_attack_every_row_of_t4_to_t6_with_autoattack(profile):
             assert replace(column, intervention=row.intervention) in planned(profile, "all", row.runs[0])
     requested = [run for run in SETS["demo"]["all"] for e in planned("demo", "all", run) if e.attack == "autoattack"]
     assert len(requested) == 13 and {run.backbone for run in requested} == {"resnet18"}
-
-
-def test_headline40_reports_its_ema_weights_and_the_others_the_last():
-    both = experiments.main_pair("headline40")[1]
-    for kind in ("deactivation", "blackbox", "settings", "strength"):
-        assert "ema" in {e.checkpoint for e in planned("headline40", kind, both)}
-    assert {e.checkpoint for e in planned("headline40", "components", both) if e.intervention} == {"ema"}
-    assert {a.checkpoint for a in experiments.analyses("headline40", "all", both)} == {"ema"}
-    for name in PROFILES:
-        reported = {e.checkpoint for e in experiments.columns(name, "whitebox").values()}
-        assert reported == {"ema" if name == "headline40" else "last"}
-
-
-def test_ci_is_small_and_paper_whole():
-    ci, paper = SETS["ci"]["all"], SETS["paper"]["whitebox"]
-    assert len(ci) <= 16 and len(paper) == 3 * 3 * 3 * 2 * 3  # data sets, backbones, methods, with FSR or not, seeds
-    assert {(r.train_size, r.test_size, r.width, r.blocks) for r in ci} == {(192, 64, 4, (1, 1, 1, 1))}
-    assert {r.epochs for r in ci} == {1, 2} and all(r.epochs == 2 for r in experiments.main_pair("ci"))
-    assert {(r.width, r.epochs, r.train_size) for r in paper} == {(None, 100, None)}
-    assert {run.lr for run in paper if run.dataset == "svhn"} == {0.01}

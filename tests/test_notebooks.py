@@ -70,11 +70,11 @@ def test_a_failing_notebook_is_named_with_its_last_error_and_the_others_run(sour
     assert len(failed) == 1 and failed[0].startswith("00-setup: ") and said[1] == "02-fine: executed"
 
 
-def test_an_unchanged_notebook_is_not_executed_again_unless_forced(sources, root, monkeypatch):
+def test_an_unchanged_notebook_is_not_executed_again(sources, root, monkeypatch):
     said = execute("02-fine")[1] + execute("02-fine")[1]
     write(sources, "02-fine", "1 + 2")
-    said += execute("02-fine")[1] + execute("02-fine", force=True)[1]
-    assert said == [f"02-fine: {state}" for state in ("executed", "unchanged", "executed", "executed")]
+    said += execute("02-fine")[1]
+    assert said == [f"02-fine: {state}" for state in ("executed", "unchanged", "executed")]
     keys = [notebooks.key("02-fine", "ci")]
     (root / "results" / "paper_values.csv").write_text("table,dataset,backbone,row,metric,value,unit,note\n")
     keys.append(notebooks.key("02-fine", "ci"))

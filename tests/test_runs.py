@@ -54,7 +54,7 @@ def test_a_second_call_changes_no_file_and_records_name_the_code_that_began(root
     assert record["commit"] == store.load_evaluation(RUN, CLEAN).record["commit"] == "before"
 
 
-def test_a_network_of_classes_that_have_other_names_now_is_not_asked(root, tmp_path):
+def test_a_network_whose_folder_holds_other_classes_or_images_now_is_not_asked(root, tmp_path):
     small = {"train_size": None, "test_size": None, "holdout": 2, "image_size": 8}
     run = replace(RUN, dataset=f"folder:{tmp_path}", **small)
     for name in ("train/cat", "train/dog", "test/cat", "test/dog"):
@@ -62,11 +62,13 @@ def test_a_network_of_classes_that_have_other_names_now_is_not_asked(root, tmp_p
         for i in range(3):
             Image.new("RGB", (8, 8)).save(tmp_path / name / f"{i}.png")
     runs.ensure_evaluated(run, CLEAN, CPU)
-    for part in ("train", "test"):
-        (tmp_path / part / "cat").rename(tmp_path / part / "fox")  # behind dog: all labels move
-    runs.options._data.cache_clear()  # as in another process
-    with pytest.raises(UsageError, match=r"names \['cat', 'dog'\]"):
-        runs.ensure_evaluated(run, FGSM, CPU)
+    for color in ("red", "black"):  # another image; then as it was, but "cat" behind "dog": all labels move
+        Image.new("RGB", (8, 8), color).save(tmp_path / "train/cat/0.png")
+        for part in ("train", "test") if color == "black" else ():
+            (tmp_path / part / "cat").rename(tmp_path / part / "fox")
+        runs.options._data.cache_clear()  # as in another process
+        with pytest.raises(UsageError, match="other images or classes than in training"):
+            runs.ensure_evaluated(run, FGSM, CPU)
 
 
 def test_data_of_another_folder_are_read_again(tmp_path, monkeypatch):

@@ -81,6 +81,8 @@ def pgd(model, x, y, *, eps, alpha=None, steps=20, loss: Loss = cross_entropy, s
     check_images(x, y)
     check_numbers(eps, steps=steps)
     x, alpha = x.detach(), 0.1 * eps if alpha is None else alpha
+    if not 0 <= alpha < float("inf") or not (start is None or bool(start.isfinite().all())):
+        raise UsageError(f"pgd needs a finite start and a finite alpha from 0, not alpha = {alpha}")
     low, high = (x - eps).clamp_min(0), (x + eps).clamp_max(1)
     x_adv = x if start is None else torch.clamp(x + start, low, high)
     for _ in range(steps):

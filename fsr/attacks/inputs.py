@@ -34,7 +34,7 @@ def check_numbers(eps: float, **counts: int) -> dict[str, Any]:
     for name, count in counts.items():
         if not isinstance(count, Integral) or not 0 <= count < 2**32:
             raise UsageError(f"{name} must be a whole number from 0, below 2^32, not {count!r}")
-    if not isinstance(eps, Real) or not 0 <= eps <= 1:
+    if not isinstance(eps, Real) or isinstance(eps, bool) or not 0 <= eps <= 1:
         raise UsageError(f"eps must lie in [0, 1], in pixels of [0, 1] such as 8/255, not {eps!r}")
     return {"eps": float(eps)} | {name: int(count) for name, count in counts.items()}
 

@@ -67,8 +67,11 @@ def mask(c: Context, details: dict) -> Found:
         return [("", NO_MASK)]
 
     def frozen(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-        values = _traced(c, x)[1][: len(masked(c.net))]
-        held = [Intervention(mask=partial(lambda value, _: value, value.detach())) for value in values]
+        values = [list[Tensor]() for _ in masked(c.net)]  # in the order of the modules, which may run in another
+        noted = [Intervention(mask=partial(lambda own, value: own.append(value) or value, own)) for own in values]
+        with torch.no_grad(), switched(c.net, intervention=noted):
+            c.net(x)
+        held = [Intervention(mask=partial(lambda own, _: own[0], own)) for own in values]
         return c.climb(slope(c.net, cross_entropy), 40, stop=False, intervention=held)(x, y, rows)
 
     def driven(end: float) -> Craft:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fsr.attacks import ATTACKS
 from fsr.attacks.gradient import is_wrong, uniform_start
 from fsr.attacks.inputs import Network, own_randomness
-from fsr.audit.ascent import Oracle, ascend
+from fsr.audit.ascent import Oracle, ascend, scale_free
 from fsr.files import UsageError
 from fsr.hardware import exact_float32, quick_float32
 from fsr.models.fsr import switched
@@ -89,13 +89,15 @@ class Context:
     surrogate: nn.Module | None = None
 
     def __post_init__(self):
-        numbers = (self.eps, self.seed, self.budget, snapshot(self.model)["weights and buffers"])
-        self.call = digest({"x": self.x, "y": self.y}, repr(numbers))  # which its records hold
         ask, some = partial(attackable, self.model, self.x, self.y), self.x[:64]
         self.reference = self.net = self.judge = ask()  # one pass; what attacks see; whose verdict counts
         with own_randomness(self.seed), torch.no_grad():
             first = self.reference(some)
             self.classes, self.randomised = first.shape[1], any(differs(first, self.reference(some)) for _ in range(4))
+        weights = [snapshot(net)["weights and buffers"] for net in (self.model, self.surrogate) if net]
+        answers = [] if self.randomised else scale_free(first[:8]).mul(100).round().int().tolist()
+        facts = repr((self.eps, self.seed, self.budget, weights, answers))
+        self.call = digest({"x": self.x, "y": self.y}, facts)  # which its records hold
         if self.randomised:
             self.net, self.judge = ask(8), ask(self.budget["draws"])
         rows = torch.arange(len(self.x), device=self.x.device)

@@ -2,7 +2,6 @@
 
 import logging
 from datetime import timedelta
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +18,6 @@ from fsr.runs import local
 from fsr.tables.analyses import audit_lines
 from fsr.tables.outcomes import metrics, of_other_weights
 
-What = StrEnum("What", ["check", "path"])
 log = logging.getLogger("fsr")
 EPILOG = "Examples:  python -m fsr run-all    python -m fsr status --profile mini    python -m fsr -v train whitebox"
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, epilog=EPILOG)
@@ -31,7 +29,6 @@ Checkpoint = Annotated[str, typer.Option(help="Which weights: last, best or ema.
 Images = Annotated[int | None, typer.Option(min=1, help="Test images; else evaluate takes all, of nattack 1,000.")]
 Budget = Annotated[str, typer.Option(help="quick or full.")]
 Only = Annotated[str | None, typer.Option(help="Only these notebooks and what they need: 05,09.")]
-Force = Annotated[bool, typer.Option("--force-notebook", help="Execute unchanged notebooks too.")]
 Readme = Annotated[bool, typer.Option("--readme", help="Also bring README's results up to date.")]
 Other = Annotated[Path, typer.Argument(metavar="ROOT", help="Another root, for example `reproduced`.")]
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint of the authors' code.")]
@@ -49,7 +46,7 @@ def everywhere(quiet: Quiet = False, verbose: Verbose = False) -> None:
 
 @app.command("run-all", epilog="Examples:  python -m fsr run-all    python -m fsr run-all -p mini --limit-minutes 60")
 @with_setting
-def run_all(setting: Setting, profile: Profile = "demo", only: Only = None, force_notebook: Force = False) -> None:
+def run_all(setting: Setting, profile: Profile = "demo", only: Only = None) -> None:
     """Train, evaluate and analyse what is missing, then execute the notebooks that are not current."""
     from fsr import notebooks, report
 
@@ -63,7 +60,7 @@ def run_all(setting: Setting, profile: Profile = "demo", only: Only = None, forc
     workers = min(4, setting.workers or hardware.cores())
     with local.stoppable() as flag:
         check = replace(setting.options, interrupted=flag.is_set).check
-        failed += notebooks.execute(names, profile, force=force_notebook, workers=workers, report=log.info, check=check)
+        failed += notebooks.execute(names, profile, workers=workers, report=log.info, check=check)
         if flag.is_set():
             check()
     if only is None:
@@ -117,6 +114,8 @@ def audit(
     setting.do([task])
     for line in () if setting.dry_run else audit_lines(store.load_analysis(task.run, analysis)[0]):
         typer.echo(line)
+    if store.has_record(task.run, analysis) and of_other_weights(task.run, analysis):
+        typer.echo("of other weights than the training on record")
 
 
 @app.command(epilog="Example:  python -m fsr status --profile mini")
@@ -163,14 +162,12 @@ def compare(other: Other, profile: Profile = "demo", root: Root = None) -> None:
     typer.echo(f"not compared: {len(mine) - len(joined)} values only here, {len(again) - len(joined)} only in {other}")
 
 
-@app.command("data", epilog="Examples:  python -m fsr data check    python -m fsr data path --data /sets")
-def data_command(what: Annotated[What, typer.Argument()] = What.check, data: DataDir = None, root: Root = None) -> None:
-    """Say which data sets are there and where missing ones belong, or print the folder."""
+@app.command("data", epilog="Example:  python -m fsr data --data /sets")
+def data_command(data: DataDir = None, root: Root = None) -> None:
+    """Say which data sets are there and where missing ones belong."""
     files.use(root=root, data=data)
-    for name, state in check().items() if what is What.check else ():
+    for name, state in check().items():
         typer.echo(f"{name:14}{state}")
-    if what is What.path:
-        typer.echo(files.data())
 
 
 @app.command("import-official", epilog="Example:  python -m fsr import-official F.pth --backbone vgg16 --dataset svhn")

@@ -41,18 +41,12 @@ def stratified_order(y: Tensor) -> Tensor:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Any image in RGB, upright, transparent parts on white; ValueError for a mode without a known range of values."""
-    kind, tags = image.format, getattr(image, "tag_v2", {})  # a TIFF's: 258 bits, 262 is 0 white, 339 signed or float
+    """An 8-bit image in RGB, upright, transparent parts on white; ValueError for a mode that may mean other values."""
+    signed = {*getattr(image, "tag_v2", {}).get(339, (1,))} - {1}  # a TIFF's sample format: signed or float
+    inverted = image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info  # or not: nothing says it
+    if image.mode[0] in "IF" or signed or inverted:  # Pillow would clip what has more than 8 bits
+        raise ValueError(f"its mode {image.mode!r} does not say what white is; save it as 8-bit RGB")
     image = ImageOps.exif_transpose(image)
-    sixteen = image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM"))
-    signed, bare = {*tags.get(339, (1,))} - {1}, kind == "JPEG" and "adobe" not in image.info
-    if (image.mode in ("I", "F") and not sixteen) or signed or kind == "FITS" or (image.mode == "CMYK" and bare):
-        raise ValueError(f"its mode {image.mode!r} does not say what white is; save it as 8-bit RGB or 16-bit grey")
-    if sixteen:  # Pillow would clip them to 8 bits; 0 is black unless the tag says that it is white
-        values = np.asarray(image).astype(np.float64)
-        grey = abs(255 * (tags.get(262) == 0) - values * 255 / (2 ** tags.get(258, (16,))[0] - 1))
-        grey[values == image.info.get("transparency", -1)] = 255
-        return Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -176,9 +176,11 @@ def attach_fsr(model: nn.Module, at, num_classes: int, spec: FSRSpec | None = No
     example: a batch for the dry run, else black images. UsageError leaves model as it was. Train it through `trace` and
     `fsr.train.objectives`; under DDP wrap an Objective, which runs the auxiliary head.
     """
-    paths = (at,) if isinstance(at, str) else tuple(at)
-    if not paths or len(set(paths)) < len(paths):
-        raise UsageError(f"at must name at least one place, each once, not {at!r}")
+    paths = (at,) if isinstance(at, str) else tuple(at) if isinstance(at, list | tuple) else ()
+    if not paths or len(set(paths)) < len(paths) or (spec and spec.at not in ((), paths)):
+        raise UsageError(f"at must name at least one place, each once, as in spec.at if that is given, not {at!r}")
+    if not isinstance(example, Tensor | None):
+        raise UsageError(f"example must be a batch of images, a tensor, not a {type(example).__name__}")
     net = model.net if isinstance(model, Classifier) else model
     like: Any = next(((p.device, p.dtype) for p in net.parameters() if p.is_floating_point()), ("cpu", torch.float32))
     black = [torch.zeros(1, 3, size, size).to(*like) for size in (32, 64, 224)]

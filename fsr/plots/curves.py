@@ -97,7 +97,7 @@ def attack_strength(profile: str) -> Figure:
                 continue
             top.fill_between(rows["x"], rows["low"], rows["high"], color=METHODS[method], alpha=0.15, linewidth=0)
             top.plot(rows["x"], rows["value"], color=METHODS[method], marker="o", label=method)
-        top.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+        top.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
         top.set(ylabel="accuracy", xscale="log" if axis == "steps" else "linear")
         if axis == "steps":
             below.set_xticks(ticks := frame[frame["axis"] == axis]["x"].unique(), [f"{x:g}" for x in ticks])
@@ -105,7 +105,9 @@ def attack_strength(profile: str) -> Figure:
         below.axhline(0, color="black", linewidth=0.8)
         below.set(title="AT + FSR − AT", xlabel=words, ylabel="points")
     note = f"{style.setting(profile)}, seed 0, {int(frame['n'].min()):,} images; usual: eps {at.eps:.3g}, 20 steps, "
-    return style.finish(figure, note + "step 0.1 eps (10 steps reach eps), no random start; 95 % intervals")
+    note += "step 0.1 eps (10 steps reach eps), no random start; 95 % intervals"
+    note += "; points that one network lacks were not run" * (frame["method"].value_counts().nunique() > 1)
+    return style.finish(figure, note)
 
 
 def gains(profile: str) -> Figure:

@@ -4,9 +4,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
-from scipy.linalg import orthogonal_procrustes
-from scipy.spatial.distance import cdist
+from scipy.spatial import procrustes
 
 from fsr import experiments, statistics
 from fsr.config import DATASETS
@@ -18,8 +16,6 @@ IMAGES = {"clean": ("clean images", style.GREY, "-"), "adv": ("adversarial image
 HEAD = "auxiliary head (trained with the network)"
 PROBES: dict[str, Any] = {"aux": {"facecolor": "white", "hatch": "///", "label": HEAD}}
 PROBES["knn"] = {"facecolor": style.VERMILION, "label": "k nearest neighbours (never trained)"}
-NAME: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7.5, "fontweight": "bold"}  # of a cluster in F8
-NAME["path_effects"] = [withStroke(linewidth=2.5, foreground="white")]
 # F9, drawn by code (Kim et al. 2023 and the authors' code): centre of a box in units of the drawing, its text
 BOXES = {
     "f": (7, 50, "backbone up to\nthe chosen stage:\nfeatures $f$"),
@@ -64,7 +60,8 @@ def attention_maps(profile: str) -> Figure:
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
             ax.set_title(title if axes is grid[0] else "", loc="center", fontsize=7.5)
-    note = f"AT + FSR, {style.setting(profile, 'ema')}, PGD-20; of {record['n']} test images, fooled ones first; "
+    chosen = f"the first of {len(fooled)} fooled" if len(fooled) else "none is fooled"
+    note = f"AT + FSR, {style.setting(profile, 'ema')}, seed 0, PGD-20 on {record['n']} test images: {chosen}; "
     maps = "maps: mean over channels of |feature| on the adversarial image, each stretched to its own range"
     return style.finish(figure, note + maps)
 
@@ -106,29 +103,17 @@ def stream_bars(profile: str) -> Figure:
     return style.finish(figure, f"{note}; bars: 95 % over {n:,} images")
 
 
-def aligned(points: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """points (n, 2) moved, turned or mirrored to lie as near as possible to target (n, 2): Procrustes without scale."""
-    centred, middle = points - points.mean(axis=0), target.mean(axis=0)
-    return centred @ orthogonal_procrustes(centred, target - middle)[0] + middle
-
-
 def feature_space(profile: str) -> Figure:
     """F8: t-SNE of pooled f- and recalibrated f- of adversarial images, the second turned onto the first."""
     ((record, arrays),) = style.analyses(profile, experiments.main_pair(profile)[1:], "features")
     shares = style.cells(profile, "T7", attack="pgd20", checkpoint="ema", probe="knn", seed=0).set_index("stream")
     figure, (axes,) = style.panels(1, 2, 3.9)
-    wide = np.array([1, 4])  # a name is about four times as wide as high
-    for ax, stream in zip(axes, ("nonrobust", "recalibrated")):
-        names = [np.array([np.inf, np.inf])]
-        points = aligned(*(arrays[f"tsne_{key}"].astype(float) for key in (stream, "nonrobust")))
+    clouds = procrustes(arrays["tsne_nonrobust"], arrays["tsne_recalibrated"])  # both of unit size
+    for ax, stream, points in zip(axes, ("nonrobust", "recalibrated"), clouds):
         for label, colour in zip(np.unique(arrays["labels"]), style.CLASSES):
             members = points[arrays["labels"] == label]
-            ax.scatter(members[:, 0], members[:, 1], s=4, color=colour, linewidths=0, alpha=0.65, rasterized=True)
-            crowd = (cdist(members, members) < np.ptp(points) / 15).sum(axis=0)  # the name goes where most of them are
-            crowd[cdist(members * wide, names * wide).min(axis=1) < np.ptp(points) / 5] = 0  # but not over another
-            names.append(members[crowd.argmax()])
-            x, y = names[-1]
-            ax.text(x, y, record["class_names"][label], color=colour, **NAME)
+            how = {"label": record["class_names"][label], "color": colour, "linewidths": 0, "alpha": 0.65}
+            ax.scatter(members[:, 0], members[:, 1], s=9, rasterized=True, **how)
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(True)
         share = measured(shares["accuracy"].get(stream))

@@ -17,7 +17,8 @@ from fsr.tables.verdict import log_gaps
 
 GAIN = ": gain over "
 MAIN = f"AT + FSR{GAIN}AT"
-NO_REASONS = ("Ensemble accuracy minus", "Recalibration changes")  # how these sentences begin
+EARLY = "last weights against AT stopped early"
+NO_REASONS = ("Ensemble accuracy minus", "Recalibration changes", "At epoch")  # how these sentences begin
 
 
 class Findings(list[str]):
@@ -49,7 +50,7 @@ def claimed() -> str:
     """The gain that the paper's abstract claims, what others found, and whether 100 epochs were run here."""
     results = reference.known_results().groupby(["kind", "metric"])["value"].first()
     text = f"The paper's abstract claims a gain of up to {results['paper', 'max_robust_gain_points']:g} points. "
-    text += f"A third party's run of their code (100 epochs) has {results['rerun', 'ensemble']:g} % in Ensemble."
+    text += f"A third party's run of their code (AT + FSR, 100 epochs): {results['rerun', 'ensemble']:g} % in Ensemble."
     done = any(main_gain(reported(name, "T1"), name) for name in ("headline", "paper"))
     return text + ("" if done else " The authors train 100 epochs on all images; that setting has not been run here.")
 
@@ -69,7 +70,8 @@ def answer(profile: str) -> str:
         return f"{setting}: not run yet."
     compared, found = _compared(numbers, gain).removesuffix(UNDECIDED), side(gain) or "undecided"
     text = f"{found} in {seeds([gain['seeds']])}. {labels.metric(gain['metric'])} accuracy {compared}"
-    return f"{setting}: {text} ({labels.WEIGHTS[gain['checkpoint']]}, {gain['n']:,.0f} images)."
+    spread = ", spread over seeds not counted" * (gain["seeds"] < MIN_SEEDS)
+    return f"{setting}: {text} ({labels.WEIGHTS[gain['checkpoint']]}, {gain['n']:,.0f} images{spread})."
 
 
 def _gains(numbers: pd.DataFrame, metric: str, base: str = "") -> dict[str, dict]:
@@ -80,11 +82,14 @@ def _gains(numbers: pd.DataFrame, metric: str, base: str = "") -> dict[str, dict
 
 
 def _listed(subject: str, gains: dict[str, dict]) -> list[str]:
-    """All gains in points; AT + FSR alone needs no list."""
+    """All gains in points, with their seeds; AT + FSR alone needs no list."""
     if set(gains) <= {"AT + FSR"}:
         return []
-    items = (f"{name} {measured(one['value'], one['low'], one['high'], sign=True)}" for name, one in gains.items())
-    return [f"{subject}, in points ({seeds([one['seeds'] for one in gains.values()])}): {'; '.join(items)}."]
+    texts = {name: measured(one["value"], one["low"], one["high"], sign=True) for name, one in gains.items()}
+    counts = {name: f" ({seeds([one['seeds']])})" for name, one in gains.items()}
+    shared = next(iter(counts.values())) if len(set(counts.values())) == 1 else ""  # said once
+    items = (f"{name} {text}{'' if shared else counts[name]}" for name, text in texts.items())
+    return [f"{subject}, in points{shared}: {'; '.join(items)}."]
 
 
 def _whitebox(profile: str, numbers: pd.DataFrame) -> list[str]:
@@ -130,29 +135,34 @@ def _minus(profile: str, base: str, *weights: str, metric: str = "ensemble", fir
 def _over_controls(profile: str, weights: str) -> list[str]:
     """What AT + FSR adds to its controls: itself without L_sep, a branch without a mask, heads; and to AT there."""
     names = ("recalibration without L_sep", *experiments.CONTROLS)
-    gains = {name: gain for name in names if "value" in (gain := _minus(profile, name, weights, weights))}
+    gains = {f"over {name}": gain for name in names if "value" in (gain := _minus(profile, name, weights, weights))}
     if not gains:
         return []
-    there = {"AT": _minus(profile, "AT", weights, weights, first=min(one["seeds"] for one in gains.values()))}
-    return _listed("AT + FSR minus AT and its controls, Ensemble", there | gains)
+    there = {"over AT": _minus(profile, "AT", weights, weights, first=min(one["seeds"] for one in gains.values()))}
+    return _listed(f"Gain of AT + FSR in Ensemble, {labels.WEIGHTS[weights]}", there | gains)
 
 
 def _by_weights(profile: str, metric: str) -> dict[str, dict]:
     """What FSR adds to AT in the overfitting study, for each kind of weights, and to AT stopped early; {} elsewhere."""
     pairs = {labels.WEIGHTS[w]: (w, w) for w in experiments.CHECKPOINTS}
-    pairs["last weights against AT stopped early"] = "last", "best"
+    if metric != "clean":
+        pairs[EARLY] = "last", "best"
     studied = pairs.items() if "T11" in tables.of_profile(profile) else ()
     gains = {name: _minus(profile, "AT", *weights, metric=metric) for name, weights in studied}
     return {name: gain for name, gain in gains.items() if "value" in gain}
 
 
 def in_short(profile: str) -> str:
-    """Where the overfitting study finds a gain, a loss or neither, in one sentence; '' without its records."""
+    """Where the overfitting study finds a gain, a loss or neither, and what stopping early does; '' without records."""
     states = defaultdict[str, list[str]](list)
     for name, gain in _by_weights(profile, "ensemble").items():
-        states[side(gain) or "undecided"].append(name)
-    found = "; ".join(f"{state} with {' and '.join(names)}" for state, names in states.items())
-    return f"Where AT overfits, with few training images: {found}." if found else ""
+        states[side(gain) or "undecided"] += [name] * (name != EARLY)
+    if not states:
+        return ""
+    found = "; ".join(f"{state} ({', '.join(names)})" for state, names in states.items() if names)
+    early = tables.table(profile, "T10").query("id == 'C22'").iloc[0]
+    images = f"{experiments.profile_of(profile).base.train_size:,} training images"
+    return f"Where AT overfits ({images}), in Ensemble: {found}. {early['claim']}: {early['verdict']}."
 
 
 def study(profile: str) -> list[str]:
@@ -191,6 +201,7 @@ def _streams(profile: str, _: pd.DataFrame) -> list[str]:
     head = f"The auxiliary head, trained to be wrong on non-robust features, is {text.format_map(means['aux'])} ones"
     near = f"Nearest neighbours, not trained, are {text}, {{recalibrated}} % from recalibrated".format_map(means["knn"])
     sentences = [f"{one} (PGD-20, {seeds([count])})." for one in (head, f"{near} ones")]
+    sentences[0] += " Nothing was separated." * bool((wide["aux", "robust"] - wide["aux", "nonrobust"]).mean() <= 0)
     return [*sentences, f"Recalibration changes the accuracy of nearest neighbours on non-robust features {step}."]
 
 
@@ -203,9 +214,9 @@ def _overhead(profile: str, numbers: pd.DataFrame) -> list[str]:
 def _audit(profile: str, numbers: pd.DataFrame) -> list[str]:
     shares = numbers.pivot_table(index=["row", "n"], columns="item", values="correct", sort=False)
     shares = shares.reindex(columns=["worst case", "authors' protocol"]).dropna()
-    falls = (f"{row} from {measured(b / n)} % to {measured(a / n)} %" for (row, n), a, b in shares.itertuples())
-    said, of = "; ".join(falls), f"{numbers['n'].max():,.0f} images, one seed"
-    return [f"The audit lowers accuracy under the authors' protocol: {said} ({of})."] if said else []
+    pairs = (f"{row} {measured(b / n)} % and {measured(a / n)} %" for (row, n), a, b in shares.itertuples())
+    said, of = "; ".join(pairs), f"{numbers['n'].max():,.0f} images, one seed"
+    return [f"Accuracy under the authors' protocol and in the audit's worst case: {said} ({of})."] if said else []
 
 
 def _verdict(profile: str, numbers: pd.DataFrame) -> list[str]:
@@ -224,8 +235,8 @@ def _training(profile: str, _: pd.DataFrame) -> list[str]:
     sentences = [f"At epoch {epoch}, the last before the learning rate falls, {text} ({seeds([len(pairs)])})."]
     if len(official(pairs[0][1])):
         ours = histories([pairs[0][1]]).set_index("epoch").loc[5:epoch]
-        text = f"Our FSR losses of epochs 5 to {ours.index[-1]} (chosen after the runs) differ from a third party's log"
-        sentences.append(f"{text} of the authors' code by at most {log_gaps(ours)[0]:.3f} on average.")
+        text = f"Our FSR losses of epochs 5 to {ours.index[-1]} (chosen after the runs) are on average within"
+        sentences.append(f"{text} {log_gaps(ours)[0]:.3f} of a third party's log of the authors' code.")
     return sentences
 
 
@@ -239,7 +250,7 @@ def reasons(profile: str) -> list[str]:
 FINDERS: dict[str, Callable[[str, pd.DataFrame], list[str]]] = {"T1": _whitebox, "T2": _deactivation, "F5": _training}
 FINDERS |= {"T3": _blackbox, "T4": _components, "T5": _sweep, "T6": _sweep, "T7": _streams, "T8": _overhead}
 FINDERS |= {"T9": _audit, "T10": _verdict}
-FINDERS["T11"] = lambda name, frame: study(name) + _components(name, frame)
+FINDERS["T11"] = lambda name, _: study(name)
 
 
 def findings(profile: str, name: str) -> Findings:

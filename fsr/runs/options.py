@@ -10,8 +10,9 @@ from filelock import FileLock, Timeout
 
 from fsr import data, files, hardware
 from fsr.attacks.inputs import own_randomness
-from fsr.config import Run, run_id
-from fsr.files import Interrupted, TimeUp
+from fsr.config import DATASETS, Run, run_id
+from fsr.files import Interrupted, MissingData, TimeUp
+from fsr.store.weights import digest
 from fsr.train import distributed
 
 
@@ -66,10 +67,23 @@ def once(run: Run, options: Options, done: Callable[[], bool], compute: Callable
         lock.release()
 
 
+def same_images(run: Run, read: data.Data, *, keep: bool = False) -> data.Data:
+    """read; of a folder: set MissingData where it trained on other images; keep: these are those of its training."""
+    path = files.run_dir(run_id(run)) / "images.json"
+    if run.dataset not in DATASETS and (keep or path.exists()):
+        parts = {name: getattr(read, name) for name in ("train_x", "train_y", "held_x", "held_y")}
+        images = digest(parts, repr(read.class_names))
+        if not path.exists():
+            files.save_json(path, {"run_id": run_id(run), "images": images})
+        if files.load_json(path)["images"] != images:
+            raise MissingData(f"{run.dataset} holds other images or classes than in training: put those back")
+    return read
+
+
 _data = functools.lru_cache(maxsize=2)(lambda run, device, _folder: data.load(run, device))
 
 
 def data_of(run: Run, device: torch.device | str = "cpu") -> data.Data:
-    """The data of a run on a device, read once per process."""
+    """The data of a run on a device, read once per process; MissingData for other images than those of its training."""
     key = {name: getattr(run, name) for name in ("dataset", "train_size", "test_size", "holdout", "image_size")}
-    return _data(Run(**key), str(device), files.data())
+    return same_images(run, _data(Run(**key), str(device), files.data()))

@@ -3,7 +3,6 @@
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -11,7 +10,7 @@ from fsr import files, hardware, store
 from fsr.config import DATASETS, FSRSpec, Run, for_dataset, replace, run_id
 from fsr.files import CorruptFile, FSRError, MissingRecord, UsageError, provenance, read_bytes, save_json, sha256
 from fsr.models import Classifier, load_official, model_of
-from fsr.runs.options import DEFAULT, Options, data_of, once
+from fsr.runs.options import DEFAULT, Options, data_of, once, same_images
 from fsr.store.weights import digest_of, load_tensors, save_tensors
 from fsr.train import Callbacks, Trainer, distributed, fit
 
@@ -42,13 +41,12 @@ def save_state(trainer: Trainer) -> None:
 
 def _save_weights(trainer: Trainer, recorded: dict[str, str]) -> dict[str, str]:
     """Write the weights and return their digests; a file that is the recorded one stays as it is."""
-    digests, meta = dict[str, str](), dict[str, Any](run_id=run_id(trainer.run))
-    if trainer.run.dataset not in DATASETS:  # whose folders can get other names
-        meta["classes"] = trainer.data.class_names
+    digests, owner = dict[str, str](), run_id(trainer.run)
     for kind, tensors in trainer.checkpoints().items():
         path = weights_path(trainer.run, kind)
         same = path.exists() and digest_of(path) == recorded.get(kind)
-        digests[kind] = recorded[kind] if same else save_tensors(path, tensors, meta | {"checkpoint": kind})
+        meta = {"run_id": owner, "checkpoint": kind}
+        digests[kind] = recorded[kind] if same else save_tensors(path, tensors, meta)
     return digests
 
 
@@ -82,6 +80,7 @@ def _train(run: Run, options: Options) -> None:
     recorded = {} if new else store.environment(run).get("checkpoints", {})
     trainer = Trainer(run, data_of(run, options.torch_device), device=options.torch_device)
     store.save_config(run)
+    same_images(run, trainer.data, keep=True)
     if distributed.decide(path.exists()):
         tensors, saved = load_tensors(path)
         if (owner := saved.pop("run_id", run_id(run))) != run_id(run):
@@ -128,10 +127,7 @@ def load_model(run: Run, checkpoint: str = "last", options: Options = DEFAULT) -
     tensors, meta = load_tensors(path)
     if (meta.get("run_id"), meta.get("checkpoint")) != (run_id(run), checkpoint):
         raise CorruptFile(f"{path} holds the weights of {meta.get('run_id')}, {meta.get('checkpoint')}; move it away")
-    names = [] if run.dataset in DATASETS else [*data_of(run, options.torch_device).class_names]
-    if (trained := meta.get("classes", names)) != names:
-        raise files.MissingData(f"{run.dataset}: other classes than in training; give its folders the names {trained}")
-    model = model_of(run, num_classes=len(names) or None)
+    model = model_of(run, None if run.dataset in DATASETS else data_of(run, options.torch_device).classes)
     model.load_state_dict(tensors)
     return model.to(options.torch_device).eval()
 

@@ -118,7 +118,7 @@ def _evaluation(run: Run, path: Path) -> tuple[Evaluation, dict]:
 
 def evaluations(run: Run) -> dict[Evaluation, dict]:
     """Every recorded evaluation of a run and its record, in the order of their names."""
-    return dict(_evaluation(run, path) for path in sorted((files.run_dir(run_id(run)) / "evals").glob("*.json")))
+    return dict(_evaluation(run, path) for path in sorted((files.run_dir(run_id(run)) / "evals").glob("[!.]*.json")))
 
 
 def _save(path: Path, run: Run, digest: str, record: dict, **arrays) -> None:

@@ -14,13 +14,14 @@ ROW = ["dataset", "network", "checkpoint", "row", "kind", "source"]
 LONG = 60  # characters; a column with longer texts wraps
 PROBES = {"aux": "auxiliary head", "knn": "k-nearest neighbours"}
 COSTS = {"dataset": "data", "network": "network", "row": "method", "params": "parameters", "macs": "multiply-adds"}
-COSTS |= {analyses.SECONDS: "seconds per epoch", analyses.LATENCY: "latency of a batch, ms"}
+COSTS |= {analyses.SECONDS: "seconds per epoch", analyses.LATENCY: "latency of 128 images, ms"}
 COSTS |= {"peak_memory_mb": "peak memory, MiB", "measured_on": "latency and memory on", "machine": "trained on"}
 LATEX = {"±": r"$\pm$", "×": r"$\times$", "≤": r"$\leq$", "≥": r"$\geq$", MINUS: "$-$"}
 LATEX |= {"†": r"$\dagger$", "‡": r"$\ddagger$"}
 LATEX |= {r"\begin{tabular}": r"\resizebox{\linewidth}{!}{\begin{tabular}", r"\end{tabular}": r"\end{tabular}}"}
 LEGEND = "Percent. In brackets: the 95 % interval over test images. ±: standard deviation over seeds."
 GAINS = "Gains are in points, paired by image and seed; from three seeds on their interval is over seeds and images."
+TIMES = "Seconds per epoch depend on what ran beside: compare methods by multiply-adds. Memory: training on 128 images."
 DOUBT = "AutoAttack is in doubt, by its own warning or because another attack breaks what it leaves (csv: flags)."
 MARKS = {"†": DOUBT, "‡": "the test was changed after the runs; the csv file has both."}
 CSS = {"th, td": "font-size: 12px; padding: 2px 7px; text-align: right; vertical-align: top", "td": "white-space: pre"}
@@ -35,7 +36,7 @@ def wide(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _robustness(frame: pd.DataFrame) -> pd.DataFrame:
-    """T1 to T6: a row per method and checkpoint, a column per attack; n, seeds: of the first column that was run."""
+    """T1 to T6, T11: a row per method and checkpoint, a column per attack; n, seeds: of the first column that ran."""
     rows, metrics = [], [labels.metric(name) for name in frame["metric"].unique()]
     for (data, network, weights, method, kind, source), part in frame.groupby(ROW, sort=False):
         cells, stated = list(part.itertuples()), f" ({kind}: {source})" * (kind in ("rerun", "anchor"))
@@ -103,8 +104,8 @@ def _verdict(frame: pd.DataFrame) -> pd.DataFrame:
         ours = NOT_RUN if pd.isna(cell.ours) else f"{number(cell.ours, **shape)} {cell.unit}"
         ours += "" if pd.isna(cell.low) else " " + span(cell.low, cell.high, **shape)
         claim = f"{cell.id}. {cell.claim}".replace("`", "") + "‡" * bool(cell.changed_after_the_runs)
-        rows.append([claim, cell.kind, stated, ours, str(cell.seeds), cell.verdict, cell.reason])
-    return pd.DataFrame(rows, columns=["claim", "by", "stated", "ours", "seeds", "verdict", "why"])
+        rows.append([claim, cell.verdict, cell.kind, stated, ours, str(cell.seeds), cell.reason])
+    return pd.DataFrame(rows, columns=["claim", "verdict", "by", "stated", "ours", "seeds", "why"])
 
 
 VIEWS = {"metric": _robustness, "stream": _streams, "macs": _overhead, "item": _audits, "verdict": _verdict}
@@ -125,8 +126,9 @@ def headed(text: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
 
 def legend(frame: pd.DataFrame) -> str:
     """What percent, brackets and the marks mean in a table; empty where it has none of them."""
-    parts, text = [LEGEND, GAINS] if "metric" in frame else [LEGEND] if "stream" in frame else [], wide(frame).to_csv()
-    parts += ["Seconds per epoch depend on what ran beside: compare methods by multiply-adds."] * ("macs" in frame)
+    parts = [LEGEND] if "metric" in frame or "stream" in frame else []
+    parts += [GAINS] * ("metric" in frame) + [TIMES] * ("macs" in frame)
+    text = wide(frame).to_csv()
     return " ".join([*parts, *(f"{mark}: {meaning}" for mark, meaning in MARKS.items() if mark in text)])
 
 

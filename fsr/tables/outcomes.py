@@ -149,9 +149,9 @@ def metrics(runs: Iterable[Run]) -> pd.DataFrame:
     for run in dict.fromkeys(runs):
         recorded = store.evaluations(run)
         for one, record in [*recorded.items()]:
-            combined = outcome(run, every := replace(one, attack="ensemble")) if one.attack == "clean" else None
-            if combined is not None:
-                recorded[every] = {"eps": record["eps"], "n": len(combined), "correct": int(combined.sum())}
+            together = replace(one, attack="ensemble")
+            if one.attack == "clean" and (combined := outcome(run, together)) is not None:
+                recorded[together] = {"eps": record["eps"], "n": len(combined), "correct": int(combined.sum())}
         for one, record in recorded.items():
             facts = {name: record.get(name) for name in ("eps", "n", "correct", "seconds")}
             own = {"run_id": run_id(run), "method": run.label, "attack_id": one.attack_id}

@@ -83,6 +83,9 @@ def test_a_cut_graph_gives_no_step_and_inference_mode_is_refused():
     assert torch.equal(ATTACKS["fgsm"](lambda x: model((x * 255).round() / 255), x, y, eps=0.1), x)
     with torch.no_grad():
         assert not torch.equal(ATTACKS["fgsm"](model, x, y, eps=0.1), x)
+    for wrong in ({"alpha": float("nan")}, {"alpha": -0.1}, {"start": x / 0}, {"eps": True}):
+        with pytest.raises(UsageError, match=r"finite start and a finite alpha|eps must lie"):
+            g.pgd(model, x, y, **{"eps": 0.1} | wrong)
     with torch.inference_mode(), pytest.raises(UsageError, match="inference_mode"):
         g.pgd(model, x, y, eps=0.1)
 

@@ -36,7 +36,7 @@ def test_overhead_has_the_latency_of_both_from_one_process(records):
     machine = "a test, threads: 1, processes: 1 and H200, shared, threads: None, processes: 1"
     costs = ["1,313", "2,072,000", "1.50", "20.50", "2.00", "a processor", machine]
     assert list(rows.loc[(NETWORK, "AT + FSR")][1:]) == costs
-    assert list(rows.loc[(NETWORK, "AT")][["latency of a batch, ms", "seconds per epoch"]]) == ["16.40", "not run"]
+    assert list(rows.loc[(NETWORK, "AT")][["latency of 128 images, ms", "seconds per epoch"]]) == ["16.40", "not run"]
 
 
 def audit_record(**changes):

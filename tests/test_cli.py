@@ -167,7 +167,9 @@ def test_status_names_every_run_once_in_the_words_of_its_table(fsr):
 
 def test_data_names_the_folder_and_what_is_missing(fsr, root):
     folder = str(root / "sets")
-    code, out, _ = fsr("data", "--data", folder)
+    code, out, _ = fsr("data", "check", "--data", folder)
+    assert fsr("data", "--data", folder)[1] == out and fsr("data", "path", "--data", folder)[1].strip() == folder
+    assert fsr("data", "chekc")[0] == 2
     assert code == 0 and "digits" in out and folder in out
     assert "download=True" not in out and "downloaded at first use" in out  # not advice to callers of torchvision
 

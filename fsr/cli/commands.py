@@ -34,6 +34,7 @@ Other = Annotated[Path, typer.Argument(metavar="ROOT", help="Another root, for e
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint of the authors' code.")]
 Network = Annotated[str, typer.Option(help="resnet18, vgg16 or wideresnet34.")]
 Trained = Annotated[str, typer.Option(help="cifar10 or svhn: what it was trained on.")]
+What = Annotated[str, typer.Argument(help="check, or path: print the folder.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Warnings, failures and results only.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also where failures come from.")]
 
@@ -162,11 +163,12 @@ def compare(other: Other, profile: Profile = "demo", root: Root = None) -> None:
     typer.echo(f"not compared: {len(mine) - len(joined)} values only here, {len(again) - len(joined)} only in {other}")
 
 
-@app.command("data", epilog="Example:  python -m fsr data --data /sets")
-def data_command(data: DataDir = None, root: Root = None) -> None:
-    """Say which data sets are there and where missing ones belong."""
+@app.command("data", epilog="Examples:  python -m fsr data check    python -m fsr data path --data /sets")
+def data_command(what: What = "check", data: DataDir = None, root: Root = None) -> None:
+    """Say which data sets are there and where missing ones belong, or print the folder."""
     files.use(root=root, data=data)
-    for name, state in check().items():
+    states = choose("word", what, {"check": check, "path": lambda: {str(files.data()): ""}})()
+    for name, state in states.items():
         typer.echo(f"{name:14}{state}")
 
 

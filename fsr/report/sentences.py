@@ -17,7 +17,6 @@ from fsr.tables.verdict import log_gaps
 
 GAIN = ": gain over "
 MAIN = f"AT + FSR{GAIN}AT"
-EARLY = "last weights against AT stopped early"
 NO_REASONS = ("Ensemble accuracy minus", "Recalibration changes", "At epoch")  # how these sentences begin
 
 
@@ -50,7 +49,7 @@ def claimed() -> str:
     """The gain that the paper's abstract claims, what others found, and whether 100 epochs were run here."""
     results = reference.known_results().groupby(["kind", "metric"])["value"].first()
     text = f"The paper's abstract claims a gain of up to {results['paper', 'max_robust_gain_points']:g} points. "
-    text += f"A third party's run of their code (AT + FSR, 100 epochs): {results['rerun', 'ensemble']:g} % in Ensemble."
+    text += f"A third party ran their code (AT + FSR, 100 epochs): {results['rerun', 'ensemble']:g} % in Ensemble."
     done = any(main_gain(reported(name, "T1"), name) for name in ("headline", "paper"))
     return text + ("" if done else " The authors train 100 epochs on all images; that setting has not been run here.")
 
@@ -146,7 +145,7 @@ def _by_weights(profile: str, metric: str) -> dict[str, dict]:
     """What FSR adds to AT in the overfitting study, for each kind of weights, and to AT stopped early; {} elsewhere."""
     pairs = {labels.WEIGHTS[w]: (w, w) for w in experiments.CHECKPOINTS}
     if metric != "clean":
-        pairs[EARLY] = "last", "best"
+        pairs["last weights against AT stopped early"] = "last", "best"
     studied = pairs.items() if "T11" in tables.of_profile(profile) else ()
     gains = {name: _minus(profile, "AT", *weights, metric=metric) for name, weights in studied}
     return {name: gain for name, gain in gains.items() if "value" in gain}
@@ -156,7 +155,7 @@ def in_short(profile: str) -> str:
     """Where the overfitting study finds a gain, a loss or neither, and what stopping early does; '' without records."""
     states = defaultdict[str, list[str]](list)
     for name, gain in _by_weights(profile, "ensemble").items():
-        states[side(gain) or "undecided"] += [name] * (name != EARLY)
+        states[side(gain) or "undecided"] += [name] * (name in labels.WEIGHTS.values())
     if not states:
         return ""
     found = "; ".join(f"{state} ({', '.join(names)})" for state, names in states.items() if names)

@@ -76,7 +76,7 @@ def same_images(run: Run, read: data.Data, *, keep: bool = False) -> data.Data:
         if not path.exists():
             files.save_json(path, {"run_id": run_id(run), "images": images})
         if files.load_json(path)["images"] != images:
-            raise MissingData(f"{run.dataset} holds other images or classes than in training: put those back")
+            raise MissingData(f"{run.dataset} holds other images or classes than in training; put the former back")
     return read
 
 

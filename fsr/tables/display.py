@@ -126,9 +126,8 @@ def headed(text: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
 
 def legend(frame: pd.DataFrame) -> str:
     """What percent, brackets and the marks mean in a table; empty where it has none of them."""
-    parts = [LEGEND] if "metric" in frame or "stream" in frame else []
-    parts += [GAINS] * ("metric" in frame) + [TIMES] * ("macs" in frame)
-    text = wide(frame).to_csv()
+    columns = {"metric": [LEGEND, GAINS], "stream": [LEGEND], "macs": [TIMES]}
+    parts, text = [part for name in columns if name in frame for part in columns[name]], wide(frame).to_csv()
     return " ".join([*parts, *(f"{mark}: {meaning}" for mark, meaning in MARKS.items() if mark in text)])
 
 

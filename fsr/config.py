@@ -230,7 +230,9 @@ def run_from_dict(data: dict) -> Run:
     try:
         module = dict(data.get("module") or {})
         kind: Any = {"FSRSpec": FSRSpec, "PeerSpec": PeerSpec}[module.pop("type")] if module else None
-        return Run(**data | {"module": kind and kind(**module)})
+        run = Run(**data | {"module": kind and kind(**module)})
+        object.__setattr__(run, "dataset", data.get("dataset", run.dataset))  # its folder may have become a link since
+        return run
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UsageError(f"not the config of a run: {error}") from None
 

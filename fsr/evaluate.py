@@ -69,8 +69,8 @@ def evaluate_attack(
     name, progress = evaluation.attack, Progress() if progress is None else progress
     if not 0 < len(x) == len(y) == len(index):
         raise UsageError(f"{len(x)} images, {len(y)} labels, {len(index)} places do not fit or are empty")
-    if name in VARIANTS and evaluation.steps is not None:
-        raise UsageError(f"{name} has steps of its own; leave out steps={evaluation.steps}")
+    if name in VARIANTS and {evaluation.steps, evaluation.surrogate, surrogate} != {None}:
+        raise UsageError(f"{name} has steps of its own and attacks the network itself; leave out steps and surrogate")
     x = x.to(device := next((p.device for p in model.parameters()), x.device))
     y, index, some = y.to(device), torch.as_tensor(index), as_float(x[: batch_size(device)])
 

@@ -38,6 +38,9 @@ def test_one_folder_of_images_gives_one_run_id(tmp_path, monkeypatch):
     names = (tmp_path, f"{tmp_path}/", name, f"{name}/../{name}", f"{tmp_path}/link", "~")
     runs = [Run(dataset=f"folder:{name}") for name in names]
     assert {run.dataset for run in runs} == {f"folder:{tmp_path}"} and len(set(map(run_id, runs))) == 1
+    record = to_dict(Run(dataset=f"folder:{tmp_path}/moved"))
+    (tmp_path / "moved").symlink_to(tmp_path)  # the images lie elsewhere now, and the record is the same run's
+    assert to_dict(run_from_dict(record)) == record
 
 
 def test_numpy_numbers_become_pythons():

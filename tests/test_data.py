@@ -165,8 +165,8 @@ def test_images_keep_their_grey_levels_and_colours(name, tmp_path):
     assert np.abs(got - (expected if expected.ndim == 3 else expected[:, :, None])).max() <= tolerance
 
 
-def _bomb() -> bytes:
-    head, body = struct.pack(">IIBBBBB", 20000, 20000, 1, 0, 0, 0, 0), zlib.compress(bytes(1000))
+def _png(width: int, depth: int, colour: int, pixels: bytes) -> bytes:
+    head, body = struct.pack(">IIBBBBB", width, width, depth, colour, 0, 0, 0), zlib.compress(pixels)
     parts = [(b"IHDR", head), (b"IDAT", body), (b"IEND", b"")]
     chunks = [struct.pack(">I", len(b)) + k + b + struct.pack(">I", zlib.crc32(k + b)) for k, b in parts]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
@@ -175,7 +175,8 @@ def _bomb() -> bytes:
 TALK = PngImagePlugin.PngInfo()
 TALK.add_text("comment", "x" * 2_000_000, zip=True)
 UNREADABLE = {"cut.jpg": _saved("JPEG", COLOURS)[:600], "talk.png": _saved("PNG", COLOURS, pnginfo=TALK)}
-UNREADABLE |= {"bomb.png": _bomb(), "header.pgm": b"P5 2x4 24 255 " + bytes(576), "text.png": b"not an image"}
+UNREADABLE |= {"RGB16.png": _png(2, 16, 2, bytes(2 * 13)), "bomb.png": _png(20000, 1, 0, bytes(1000))}
+UNREADABLE |= {"header.pgm": b"P5 2x4 24 255 " + bytes(576), "text.png": b"not an image"}
 UNREADABLE |= {"I.tiff": _saved("TIFF", RAMP.astype(np.int32)), "F.tiff": _saved("TIFF", RAMP.astype(np.float32))}
 UNREADABLE |= {f"I;16.{kind}": _saved(kind.upper(), SIXTEEN) for kind in ("png", "tiff")}
 UNREADABLE |= {"L.tiff": _saved("TIFF", EIGHT // 2, tiffinfo={339: 2}), "link.png": None}

@@ -95,9 +95,10 @@ def test_autoattack_counts_its_own_attacks_and_ends_with_all_images(monkeypatch)
 
 
 @pytest.mark.parametrize("attack", ["autoattack", "autoattack-rand", "autoattack-ci"])
-def test_steps_for_autoattack_are_refused(attack):
-    with pytest.raises(UsageError, match=f"{attack} has steps of its own; leave out steps=7"):
-        evaluate_attack(Sum(), X, Y, torch.arange(9), run=RUN, evaluation=Evaluation(attack=attack, steps=7))
+@pytest.mark.parametrize("option", [{"steps": 7}, {"surrogate": "another"}])
+def test_steps_and_a_surrogate_for_autoattack_are_refused(attack, option):
+    with pytest.raises(UsageError, match=f"{attack} has steps of its own .* leave out steps and surrogate"):
+        evaluate_attack(Sum(), X, Y, torch.arange(9), run=RUN, evaluation=Evaluation(attack=attack, **option))
 
 
 @pytest.mark.parametrize("attack", ["clean", "pgd20", "pgd100-restarts", "square", "autoattack-ci", "transfer"])

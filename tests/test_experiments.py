@@ -87,7 +87,6 @@ def test_sweeps_reach_from_weak_to_hopeless_and_never_repeat_the_default():
     eps, steps = ([v for e in requested if (v := getattr(e, name)) is not None] for name in ("eps", "steps"))
     assert min(eps) < run.eps and max(eps) >= 4 * run.eps and eps == sorted(eps)
     assert steps == sorted(set(steps)) and steps[0] == 1 and steps[-1] >= 100
-    assert len({e.attack_id for e in requested}) == len(requested)
 
 
 def test_interventions_and_analyses_of_the_main_pair():
@@ -107,10 +106,8 @@ def test_unknown_names_and_runs_outside_a_set():
 
 @pytest.mark.parametrize("profile", ["mini", "headline", "headline40", "paper"])
 def test_larger_profiles_attack_every_row_of_t4_to_t6_with_autoattack(profile):
-    """Temperature, hard masks and controls at test time are where gradients vanish first; demo: T1 and T2 alone."""
+    """Temperature, hard masks and controls at test time are where gradients vanish first."""
     for kind in ("components", "settings", "placement"):
         column = experiments.columns(profile, kind)["autoattack"]
         for row in ROWS[profile][kind]:
             assert replace(column, intervention=row.intervention) in planned(profile, "all", row.runs[0])
-    requested = [run for run in SETS["demo"]["all"] for e in planned("demo", "all", run) if e.attack == "autoattack"]
-    assert len(requested) == 13 and {run.backbone for run in requested} == {"resnet18"}

@@ -248,9 +248,7 @@ def test_fast_net_has_the_models_logits_and_input_gradients_for_any_batch_size(m
             leaf = x.clone().requires_grad_()
             gradients.append(torch.autograd.grad(F.cross_entropy(function(leaf), y), leaf)[0])
         torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6)
-        (ours, streams), (logits, theirs) = net.trace(x), model.trace(x)
-        torch.testing.assert_close(ours, logits, rtol=1e-4, atol=1e-4)
-        assert len(streams) == len(theirs)
+        torch.testing.assert_close(net.trace(x)[0], model.trace(x)[0], rtol=1e-4, atol=1e-4)
     assert net.net is not model and (net._fast not in (net.net, net.net.__call__)) == bool(backend)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from fsr import experiments, files, store, tables
 from fsr.config import run_id
-from fsr.files import UsageError, save_json
+from fsr.files import save_json
 from fsr.reference import epoch_log
 from fsr.report import answer, findings, pages, sentences
 
@@ -197,9 +197,3 @@ def test_a_full_size_history_is_compared_with_the_authors_log():
         recorded(run, rows)
     distance = findings("headline40", "F5")[-1]
     assert distance.startswith("Our FSR losses of epochs 5 to 30") and "on average within 0.500 of" in distance
-
-
-def test_unknown_names_are_refused():
-    assert sentences.seeds([1, 3, 2]) == "one to three seeds"
-    with pytest.raises(UsageError, match="unknown table or figure 'T99'"):
-        findings("demo", "T99")

@@ -1,6 +1,7 @@
 """Ensure: computes once, goes on after a stop, believes no damaged file, and needs no weights to be valid."""
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -102,13 +103,19 @@ def test_retrained_weights_that_differ_change_no_record_and_are_named_by_what_th
 
     runs.ensure_trained(RUN, CPU)
     before = snapshot(files.run_dir(run_id(RUN)))
-    monkeypatch.setattr(training, "Trainer", elsewhere)
     for path in files.checkpoint_dir(run_id(RUN)).iterdir():
         path.unlink()
-    runs.ensure_evaluated(RUN, CLEAN, CPU)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "Trainer", elsewhere)
+        runs.ensure_evaluated(RUN, CLEAN, CPU)
     judged = store.load_evaluation(RUN, CLEAN).record["weights"]
     assert judged == digest_of(runs.weights_path(RUN, "last")) != store.environment(RUN)["checkpoints"]["last"]
     assert before.items() <= snapshot(files.run_dir(run_id(RUN))).items()
+    for path in (runs.state_path(RUN), files.run_dir(run_id(RUN)) / "env.json"):
+        path.unlink()  # as if these weights were another machine's: a new record keeps them under another name
+    runs.ensure_trained(RUN, CPU)
+    kept, made = (digest_of(runs.weights_path(RUN, name)) for name in (f"last-{judged[:10]}", "last"))
+    assert (kept, made) == (judged, store.environment(RUN)["checkpoints"]["last"])
 
 
 def test_a_stop_is_clean_and_the_next_call_ends_as_an_uninterrupted_one(root, monkeypatch, tmp_path):
@@ -155,9 +162,13 @@ def test_an_imported_checkpoint_is_a_run_with_the_authors_outputs(root, tmp_path
         expected = theirs(x)
         expected = expected[0] if isinstance(expected, tuple) else expected
         torch.testing.assert_close(runs.load_model(run)(x), expected, rtol=1e-4, atol=1e-5)
-    runs.weights_path(run, "last").unlink()
-    with pytest.raises(MissingRecord, match="import-official FILE --backbone vgg16 --dataset cifar10"):
-        runs.load_model(run)
+    with pytest.raises(UsageError, match="so it has no best weights"):
+        runs.load_model(run, "best")
+    for part in (files.run_dir(name) / "env.json", runs.weights_path(run, "last")):  # killed halfway; weights lost
+        runs.import_official(file, "vgg16", "cifar10")
+        part.unlink()
+        with pytest.raises(MissingRecord, match="import-official FILE --backbone vgg16 --dataset cifar10"):
+            runs.load_model(run)
 
 
 def test_outcomes_so_far_belong_to_the_weights_of_run_and_surrogate(root, monkeypatch):
@@ -174,16 +185,18 @@ def test_outcomes_so_far_belong_to_the_weights_of_run_and_surrogate(root, monkey
         raise Interrupted("stopped")
 
     begun = {"batch": 250, "weights": own, **images, "progress": {"done": 20, "correct": [True] * 20}}
+    near, far = (Evaluation(attack="fgsm", eps=eps) for eps in (0.149996, 0.150004))  # of one file's name
     with monkeypatch.context() as patch:
         patch.setattr(evaluating, "evaluate_attack", evaluate_attack)
         cases = [(FGSM, {}), (FGSM, {"weights": other}), (transfer, {"surrogate_weights": other})]
         cases += [(transfer, {"surrogate_weights": own}), (transfer, {})]  # the second of a version that did not say
         cases += [(FGSM, {"batch": 1000})]  # begun on a GPU, whose batches AutoAttack's state is made of
-        for evaluation, made_of in cases:
-            files.save_json(evaluating.partial_path(RUN, evaluation), begun | made_of)
+        for evaluation, made_of in [*cases, (near, {}), (near, {"evaluation": asdict(far)})]:
+            own_part = {"evaluation": asdict(evaluation)}
+            files.save_json(evaluating.partial_path(RUN, evaluation), begun | own_part | made_of)
             with pytest.raises(Interrupted):
                 runs.ensure_evaluated(RUN, evaluation, CPU)
-    assert seen == [20, 0, 20, 0, 0, 0]
+    assert seen == [20, 0, 20, 0, 0, 0, 20, 0]
     for evaluation in (FGSM, transfer):
         runs.ensure_evaluated(RUN, evaluation, CPU)
     assert "surrogate_weights" not in store.load_evaluation(RUN, FGSM).record

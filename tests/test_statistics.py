@@ -64,15 +64,13 @@ def test_values_that_differ_by_rounding_alone_are_equal(values):
     assert summary.sd == 0.0 and summary.low == summary.mean == summary.high
 
 
-@pytest.mark.parametrize(
-    "message, function, wrong",
-    [
-        ("no count", s.wilson, [(1, 0), (0, 0), (-1, 5), (6, 5), (3, math.inf), (math.nan, 5)]),
-        ("one run each", s.mcnemar_exact, [([0.5, 1], [0, 1])]),
-        ("must be", s.paired_bootstrap, [([], []), ([1], [1, 0]), ([[[1]]], [[[0]]]), ([0, math.nan], [1, 1])]),
-        ("finite", s.seed_summary, [([],), ([[1.0]],), ([float("nan")],)]),
-    ],
-)
+WRONG = [("no count", s.wilson, [(1, 0), (0, 0), (-1, 5), (6, 5), (3, math.inf), (math.nan, 5)])]
+WRONG += [("one run each", s.mcnemar_exact, [([0.5, 1], [0, 1])])]
+WRONG += [("finite", s.seed_summary, [([],), ([[1.0]],), ([float("nan")],)])]
+PAIRS = [([], []), ([1], [1, 0]), ([[[1]]], [[[0]]]), ([0, math.nan], [1, 1])]
+
+
+@pytest.mark.parametrize("message, function, wrong", [*WRONG, ("must be", s.paired_bootstrap, PAIRS)])
 def test_what_makes_no_sense_is_refused(message, function, wrong):
     for arguments in wrong:
         with pytest.raises(ValueError, match=message):

@@ -177,7 +177,7 @@ def run_group(name: str, c: Context) -> dict:
 def assemble(c: Context, records: dict[str, dict], checks: dict) -> SimpleNamespace:
     """The report of all groups; tensors are (N,) bool on the CPU, in the order of the images: still correct."""
     clean, details = c.clean.cpu(), {name: record["details"] for name, record in records.items()}
-    parts = {k: {a: torch.tensor(v) for a, v in record["attacks"].items()} for k, record in records.items()}
+    parts = {k: {a: torch.tensor(v) for a, v in records[k]["attacks"].items()} for k in GROUPS}  # in their order
     correct = {name: torch.stack([clean, *each.values()]).all(dim=0) for name, each in parts.items() if each}
     accuracy = {k: float(v.double().mean()) for k, v in {**parts["protocol"], **correct}.items()}
     above = {"cw_above_pgd20": accuracy["cw"] - accuracy["pgd20"] > 0.02}

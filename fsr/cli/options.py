@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -16,7 +17,7 @@ import typer
 from fsr import experiments, files, hardware, runs, store
 from fsr.config import DATASETS, Analysis, Evaluation, Run, replace, run_id
 from fsr.data.readers import SOURCES, read
-from fsr.files import UsageError, did_you_mean
+from fsr.files import MissingData, UsageError, did_you_mean
 from fsr.runs import local, ray
 from fsr.train import distributed
 
@@ -126,8 +127,9 @@ class Setting:
             return local.run_inline(tasks, options)
         if self.executor is Executor.ray:
             return ray.run_tasks(tasks, options, address=self.address)
-        for name in sorted({task.run.dataset for task in tasks} & SOURCES.keys()):  # downloaded once, before workers
-            read(Run(dataset=name))
+        for name in sorted((every := {task.run.dataset for task in tasks}) & SOURCES.keys()):  # once, before workers
+            with suppress(*[MissingData] * (len(every) > 1)):  # the tasks of one that is missing say so
+                read(Run(dataset=name))
         if self.executor is Executor.inline:
             return local.run_inline(tasks, options)
         return local.run_tasks(tasks, options, workers=self.workers)

@@ -1,7 +1,6 @@
 """Whole data sets as uint8 tensors on the device; every random choice from one seeded generator."""
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,8 +29,8 @@ class Data:
         return len(self.class_names)
 
     def to(self, device) -> "Data":
-        values: list[Any] = [v.to(device) if isinstance(v, Tensor) else v for v in vars(self).values()]
-        return Data(*values)
+        moved: dict = {name: v.to(device) for name, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
 
 
 def as_float(x: Tensor) -> Tensor:

@@ -44,7 +44,8 @@ def _rgb(image: Image.Image) -> Image.Image:
     """An 8-bit image in RGB, upright, transparent parts on white; ValueError for a mode that may mean other values."""
     signed = {*getattr(image, "tag_v2", {}).get(339, (1,))} - {1}  # a TIFF's sample format: signed or float
     inverted = image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info  # or not: nothing says it
-    if image.mode[0] in "IF" or signed or inverted:  # Pillow would clip what has more than 8 bits
+    deep = image.mode[0] in "IF" or any(f";16{end}" in str(getattr(image, "tile", "")) for end in "BLN")
+    if deep or signed or inverted:  # Pillow would clip, or cut, what has more than 8 bits
         raise ValueError(f"its mode {image.mode!r} does not say what white is; save it as 8-bit RGB")
     image = ImageOps.exif_transpose(image)
     if image.has_transparency_data:

@@ -208,14 +208,8 @@ def _collect(profile: str, kind: str, run: Run, make: Callable[[Profile, str, Ru
     return tuple(dict.fromkeys(item for name in kinds for item in make(chosen, name, run)))
 
 
-def evaluations(profile: str, kind: str, run: Run) -> tuple[Evaluation, ...]:
-    """What the set `kind` (or `all`) evaluates on this run, in order, each once; () for a run outside the set."""
-    return _collect(profile, kind, run, _evaluations)
-
-
-def analyses(profile: str, kind: str, run: Run) -> tuple[Analysis, ...]:
-    """What the set `kind` (or `all`) analyses on this run, each once; () for a run outside the set."""
-    return _collect(profile, kind, run, _analyses)
+# (profile, kind, run): what the set `kind` (or `all`) evaluates, and what it analyses, on this run, as `_collect` says
+evaluations, analyses = partial(_collect, make=_evaluations), partial(_collect, make=_analyses)
 
 
 def main_pair(profile: str) -> tuple[Run, Run]:

@@ -133,9 +133,8 @@ class FSR(nn.Module):
     def streams(self, f: Tensor, y: Tensor | None = None, u: tuple[Tensor, Tensor] | None = None) -> Streams:
         """Everything; y is not read; u: the two uniform draws of the mask's noise, else fresh ones."""
         split = self._split(f, u)
-        head, named = self.aux, {"robust": split.robust, "nonrobust": split.nonrobust}
-        named["recalibrated"] = split.recalibrated
-        aux = {name: head(s.mean((2, 3)).to(head.weight.dtype)) for name, s in named.items() if s is not None}
+        head, names = self.aux, ("robust", "nonrobust", "recalibrated")
+        aux = {n: head(s.mean((2, 3)).to(head.weight.dtype)) for n in names if (s := getattr(split, n)) is not None}
         return split._replace(aux=aux)
 
 

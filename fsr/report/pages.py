@@ -45,8 +45,8 @@ def page(profile: str) -> str:
         sections += [{"question": question, "notebook": notebook, "parts": parts}] if parts else []
     shown = [part["name"] for section in sections for part in section["parts"]]
     facts: dict = {"profile": profile, "where": labels.setting(profile), "claimed": say.claimed()}
-    facts |= {"first": [say.answer(profile), *say.reasons(profile)], "sections": sections}
-    facts |= {"left_out": [name for name in plan if name not in shown]}
+    facts |= {"first": [say.answer(profile), *filter(None, [say.in_short(profile)]), *say.reasons(profile)]}
+    facts |= {"sections": sections, "left_out": [name for name in plan if name not in shown]}
     others, results = pd.concat([tables.table(profile, name) for name in ("T1", "T2")]), reference.known_results()
     others = others[~others["kind"].isin(OURS)].drop_duplicates()
     results = results[results["note"].str.contains("epochs") & results["source"].isin(others["source"])]

@@ -248,8 +248,7 @@ def reasons(profile: str) -> list[str]:
 
 FINDERS: dict[str, Callable[[str, pd.DataFrame], list[str]]] = {"T1": _whitebox, "T2": _deactivation, "F5": _training}
 FINDERS |= {"T3": _blackbox, "T4": _components, "T5": _sweep, "T6": _sweep, "T7": _streams, "T8": _overhead}
-FINDERS |= {"T9": _audit, "T10": _verdict}
-FINDERS["T11"] = lambda name, _: study(name)
+FINDERS |= {"T9": _audit, "T10": _verdict, "T11": lambda name, _: study(name)}
 
 
 def findings(profile: str, name: str) -> Findings:

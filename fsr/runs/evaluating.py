@@ -32,7 +32,10 @@ def _load_partial(path: Path, identity: dict) -> dict:
 
 def _network(run: Run, checkpoint: str, options: Options) -> tuple[Classifier, str]:
     """The network, trained first if need be, and the digest of its weights."""
-    return load_model(run, checkpoint, options), digest_of(weights_path(run, checkpoint))
+    model = load_model(run, checkpoint, options)
+    # Training makes cudnn try every convolution on each new batch size, of which attacks have hundreds.
+    torch.backends.cudnn.benchmark = False
+    return model, digest_of(weights_path(run, checkpoint))
 
 
 def ensure_evaluated(run: Run, part: Evaluation | Analysis, options: Options = DEFAULT) -> None:
@@ -43,11 +46,8 @@ def ensure_evaluated(run: Run, part: Evaluation | Analysis, options: Options = D
         provenance()  # of the code as it was loaded, not as it lies there when all is done
         if store.is_trained(run):
             store.save_config(run)  # a damaged one is named before anything is added to this run
-        network = _network(run, part.checkpoint, options)
-        # Training makes cudnn try every convolution on each new batch size, of which attacks have hundreds.
-        torch.backends.cudnn.benchmark = False
         make: Any = _evaluate if isinstance(part, Evaluation) else _analyse
-        make(run, part, options, *network)
+        make(run, part, options, *_network(run, part.checkpoint, options))
 
     once(run, options, path.exists, compute, path.stem)
     partial_path(run, part).unlink(missing_ok=True)
@@ -60,7 +60,7 @@ def _evaluate(run: Run, evaluation: Evaluation, options: Options, model: Classif
         plan = {run_id(one): one for sets in experiments.SETS.values() for one in sets["all"]}
         other = plan.get(evaluation.surrogate) or store.config_of(evaluation.surrogate)
         surrogate, identity["surrogate_weights"] = _network(other, "last", options)
-    resumes = identity | {"batch": batch_size(device)}  # AutoAttack's state of one device is of no use on another
+    resumes = identity | {"batch": batch_size(device), "evaluation": asdict(evaluation)}  # two eps share a file's name
     x, y, index = part_of_test(data, evaluation.images)
 
     def on_chunk(progress: Progress) -> None:

@@ -1,5 +1,6 @@
 """Train or load: a complete record is never touched, weights that are gone come back."""
 
+import json
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +12,7 @@ from fsr.config import DATASETS, FSRSpec, Run, for_dataset, replace, run_id
 from fsr.files import CorruptFile, FSRError, MissingRecord, UsageError, provenance, read_bytes, save_json, sha256
 from fsr.models import Classifier, load_official, model_of
 from fsr.runs.options import DEFAULT, Options, data_of, once, same_images
-from fsr.store.weights import digest_of, load_tensors, save_tensors
+from fsr.store.weights import digest, digest_of, load_tensors, save_tensors
 from fsr.train import Callbacks, Trainer, distributed, fit
 
 
@@ -40,13 +41,15 @@ def save_state(trainer: Trainer) -> None:
 
 
 def _save_weights(trainer: Trainer, recorded: dict[str, str]) -> dict[str, str]:
-    """Write the weights and return their digests; a file that is the recorded one stays as it is."""
-    digests, owner = dict[str, str](), run_id(trainer.run)
+    """Write the weights and return their digests; the recorded file stays, and another training's gets a new name."""
+    digests = dict[str, str]()
     for kind, tensors in trainer.checkpoints().items():
-        path = weights_path(trainer.run, kind)
-        same = path.exists() and digest_of(path) == recorded.get(kind)
-        meta = {"run_id": owner, "checkpoint": kind}
-        digests[kind] = recorded[kind] if same else save_tensors(path, tensors, meta)
+        path, meta = weights_path(trainer.run, kind), {"run_id": run_id(trainer.run), "checkpoint": kind}
+        there = digest_of(path) if path.exists() else ""
+        keeps = there in (recorded.get(kind), digest(tensors, json.dumps(meta, sort_keys=True)))
+        if there and not keeps:
+            path.rename(path.with_name(f"{kind}-{there[:10]}.safetensors"))
+        digests[kind] = there if keeps else save_tensors(path, tensors, meta)
     return digests
 
 
@@ -76,6 +79,9 @@ def _fit(trainer: Trainer, options: Options, *, new: bool) -> None:
 
 
 def _train(run: Run, options: Options) -> None:
+    if run.imported is not None:  # what it lacks no training can give
+        command = f"python -m fsr import-official FILE --backbone {run.backbone} --dataset {run.dataset}"
+        raise MissingRecord(f"{run_id(run)} is not whole; type `{command}` again (file {run.imported})")
     origin, new, path = provenance(), not store.is_trained(run), state_path(run)
     recorded = {} if new else store.environment(run).get("checkpoints", {})
     trainer = Trainer(run, data_of(run, options.torch_device), device=options.torch_device)
@@ -120,9 +126,8 @@ def has_weights(run: Run, checkpoint: str) -> bool:
 def load_model(run: Run, checkpoint: str = "last", options: Options = DEFAULT) -> Classifier:
     """The run's network with the checkpoint's weights, in eval mode, trained first when its weights are not here."""
     path = weights_path(run, checkpoint)
-    if run.imported is not None and not path.exists():
-        command = f"python -m fsr import-official FILE --backbone {run.backbone} --dataset {run.dataset}"
-        raise MissingRecord(f"{path} is gone; type `{command}` again (file {run.imported})")
+    if checkpoint == "best" and not run.holdout:
+        raise UsageError(f"{run_id(run)} holds no images out, so it has no best weights")
     once(run, options, lambda: has_weights(run, checkpoint), lambda: _train(run, options))
     tensors, meta = load_tensors(path)
     if (meta.get("run_id"), meta.get("checkpoint")) != (run_id(run), checkpoint):

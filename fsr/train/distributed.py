@@ -71,8 +71,7 @@ def gathered(value: Tensor) -> Tensor:
 
 def shard(n: int) -> slice:
     """This process's part of n images: contiguous, sizes differ by one at most, empty when n is too small."""
-    start, end = (n * number // size() for number in (rank(), rank() + 1))
-    return slice(start, end)
+    return slice(*(n * number // size() for number in (rank(), rank() + 1)))
 
 
 @torch.no_grad()
